@@ -1,0 +1,34 @@
+# `make repro` and `make test` do all the set-up; PYTHON names the interpreter that makes the environment.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(BIN):$(PATH)
+
+.PHONY: setup repro test test-gpu lint deps
+
+setup: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramgolf needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+repro: setup
+	dvc repro
+
+test: setup
+	pytest -n 2 --dist worksteal
+
+test-gpu:
+	python3 -m pytest -m gpu
+
+lint: setup
+	ruff check
+	ruff format --check
+	mypy
+
+deps: setup
+	paramgolf deps --write

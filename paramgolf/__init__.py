@@ -1,0 +1,1 @@
+"""Parameter golf as a staged, reproducible pipeline; importing the package does nothing."""

@@ -1,0 +1,52 @@
+"""The command `paramgolf` (also `python -m paramgolf.cli`): finds a command's module and runs it.
+
+Only that command's module is imported, and none of them imports torch before it must: every stage
+begins with `paramgolf check`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from paramgolf.errors import exit_on_error
+
+COMMANDS = {
+    "use": "write a recipe to params.yaml",
+    "check": "check every parameter of params.yaml",
+    "recipes": "list the recipes",
+    "deps": "compare the stages' deps in dvc.yaml with their imports",
+}
+EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit with its code: 0 done, 1 a check failed, 2 bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser(words[:1]).parse_args(words)
+    with exit_on_error():
+        raise SystemExit(options.run(options))
+
+
+def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser; only the commands in `wanted` get their own options."""
+    parser = argparse.ArgumentParser(
+        prog="paramgolf", description="Parameter golf as a staged pipeline.", epilog=EPILOG
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for name, line in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        if name in wanted:
+            module = importlib.import_module(f"paramgolf.commands.{name}")
+            command.description, command.epilog = module.__doc__, module.EXAMPLE
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    return parser
+
+
+if __name__ == "__main__":
+    main()

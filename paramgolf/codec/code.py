@@ -1,0 +1,126 @@
+"""Pack the code that an artifact needs into one self-extracting file, train_gpt.py.
+
+The file holds the modules that its entry imports, directly or not, without docstrings and comments,
+compressed behind a small loader. Modules keep their names, and tracebacks show their lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import brotli
+
+from paramgolf.codec.ledger import Part, apportion
+from paramgolf.imports import closure
+
+ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
+ENTRY = Path("paramgolf/codec/entry.py")
+LOADER = '''"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
+`python train_gpt.py train` trains it anew; --help tells more. The modules are brotli data in
+base85; `python train_gpt.py source FOLDER` writes them out."""
+import base64, importlib.abc, importlib.util, json, pathlib, sys
+import brotli
+
+PACKED = "@PACKED@"
+CONTENT = json.loads(brotli.decompress(base64.b85decode(PACKED)))
+SOURCES = CONTENT["modules"]
+
+
+class Packed(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
+    def find_spec(self, name, path=None, target=None):
+        return importlib.util.spec_from_loader(name, self) if name in SOURCES else None
+
+    def is_package(self, name):
+        return any(other.startswith(name + ".") for other in SOURCES)
+
+    def get_filename(self, name):
+        return f"{__file__}:{name}"
+
+    def get_source(self, name):
+        return SOURCES[name]
+
+
+sys.meta_path.insert(0, Packed())
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["source"]:
+        for name, source in SOURCES.items():
+            path = pathlib.Path(*sys.argv[2:3], *name.split(".")).with_suffix(".py")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(source)
+    else:
+        importlib.import_module("@ENTRY@").main(CONTENT["params"])
+'''
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCode:
+    """The bytes of train_gpt.py, and the part of the ledger that tells them apart by module."""
+
+    content: bytes
+    part: Part
+
+
+def embedded_files(entry: Path = ENTRY, root: Path = ROOT) -> list[Path]:
+    """Return the files that train_gpt.py is made of, relative to `root`, sorted.
+
+    The package stage depends on them as it does on the modules that it imports.
+    """
+    return sorted({entry, *closure(entry, root)})
+
+
+def pack_code(params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT) -> PackedCode:
+    """Return a script that runs `main(params)` of module `entry`; `params` must be JSON-able.
+
+    Compressed module sizes are shares by stripped length; the loader's own bytes are counted as
+    `loader`.
+    """
+    modules = {}
+    for path in embedded_files(entry, root):
+        modules[module_name(path)] = strip((root / path).read_text(encoding="utf-8"))
+    parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
+    content = {"params": params, "modules": dict.fromkeys(sorted(parents - {*modules}), "")}
+    content["modules"] |= modules
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    packed = base64.b85encode(brotli.compress(text.encode(), quality=11, lgwin=24))
+    loader = LOADER.replace("@ENTRY@", module_name(entry))
+    script = loader.replace("@PACKED@", packed.decode()).encode()
+    sizes = {name: len(source.encode()) for name, source in modules.items()}
+    shares = apportion(len(packed), {"params": len(json.dumps(params)), **sizes})
+    shares["loader"] = len(script) - len(packed)
+    part = Part("code", "code", len(script), len(text.encode()), "brotli", shares)
+    return PackedCode(script, part)
+
+
+def module_name(path: Path) -> str:
+    """Return the dotted name of a module's file."""
+    return ".".join(path.with_suffix("").parts)
+
+
+def strip(source: str) -> str:
+    """Return `source` without docstrings, comments and annotations nobody reads; names stay.
+
+    Functions with a decorator keep their annotations: kernels and custom operators read them. Each
+    level of indentation is one space.
+    """
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            if ast.get_docstring(node, clean=False) is not None:
+                node.body = node.body[1:]
+            if not node.body and not isinstance(node, ast.Module):
+                node.body = [ast.Pass()]
+        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
+            node.returns = None
+            for argument in ast.walk(node.args):
+                if isinstance(argument, ast.arg):
+                    argument.annotation = None
+    text = ast.unparse(tree)
+    narrow = re.sub(r"^( {4})+", lambda spaces: " " * (len(spaces[0]) // 4), text, flags=re.M)
+    assert ast.dump(ast.parse(narrow)) == ast.dump(ast.parse(text))
+    return narrow

@@ -1,0 +1,271 @@
+"""model.bin, the container of a packed model, as the decoder reads it: see docs/container.md.
+
+Nothing in the file is trusted: the checksum comes first, every number is checked before it is used,
+and what is allocated is bounded before anything is decompressed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramgolf.codec.codecs import Codec, decompress, unshuffle
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.shapes import shapes
+from paramgolf.params import convert
+from paramgolf.quant.dequantize import dequantize
+
+MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
+VERSION = 1
+PREFIX = struct.Struct("<8sI32sI")  # magic, version, SHA-256 of all that follows it, header bytes
+DIGEST_FROM = 44  # where the bytes that the SHA-256 covers begin: after itself
+MAX_HEADER_BYTES = 2**16
+MAX_WEIGHTS = 2**28  # 1 GiB as float32; sixteen million bytes hold a few tens of millions
+MAX_FILE_BYTES = 4 * MAX_WEIGHTS
+MAX_LAYERS = 1024
+ITEM_BYTES = {"int8": 1, "float16": 2}
+FIX = "pack the model again: `dvc repro -f -s package`"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEntry:
+    """A run of compressed bytes: the tensors that name it, one after another."""
+
+    codec: Codec
+    shuffled: bool
+    bytes: int
+    raw_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """A stored tensor; `bits` is the width of integers in -m..m, null for float16."""
+
+    name: str
+    dtype: Literal["int8", "float16"]
+    shape: tuple[int, ...]
+    bits: int | None
+    stream: int
+
+    @property
+    def raw_bytes(self) -> int:
+        """Bytes before compression."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """The JSON header: what the model is, and where its tensors are."""
+
+    model: ModelConfig
+    vocab_size: int
+    sequence_length: int
+    streams: tuple[StreamEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the fields together, without allocating anything."""
+        if not 1 <= self.vocab_size <= 2**16 or self.sequence_length < 1:
+            yield "vocab_size` must lie in 1..65536 and `sequence_length` be at least 1"
+            return
+        parameters = shapes(self.model, self.vocab_size)
+        if sum(math.prod(shape) for shape in parameters.values()) > MAX_WEIGHTS:
+            yield f"model` has more than {MAX_WEIGHTS} parameters"
+        if any(size < 0 for shape in parameters.values() for size in shape):
+            yield f"model` has a parameter of negative size: {parameters}"
+        stored = {entry.name: entry for entry in self.tensors}
+        if len(stored) < len(self.tensors):
+            yield "tensors` names a tensor twice"
+        expected = dict(expected_tensors(parameters, stored))
+        for name in sorted(expected.keys() | stored.keys()):
+            found = stored.get(name)
+            if found is None or (found.dtype, found.shape) != expected.get(name):
+                yield f"tensors` must hold {name} as {expected.get(name)}, found {found}"
+            elif (found.dtype == "int8") != (found.bits is not None and 2 <= found.bits <= 8):
+                yield f"tensors` must give 2..8 bits to integers alone, found {found}"
+        yield from self._stream_faults()
+
+    def _stream_faults(self) -> Iterator[str]:
+        sizes = [0] * len(self.streams)
+        for entry in self.tensors:
+            if not 0 <= entry.stream < len(sizes):
+                yield f"tensors` names stream {entry.stream} of {len(sizes)}"
+                return
+            sizes[entry.stream] += entry.raw_bytes
+        for i, (stream, size) in enumerate(zip(self.streams, sizes, strict=True)):
+            if stream.raw_bytes != size or stream.bytes < 0 or (stream.shuffled and size % 2):
+                yield f"streams.{i}` must hold the {size} bytes of its tensors, found {stream}"
+
+
+class Package(NamedTuple):
+    """A model as the evaluators load it; `state` is float32, integers times scales done."""
+
+    model: ModelConfig
+    vocab_size: int
+    sequence_length: int
+    state: dict[str, Tensor]
+
+
+def load_package(path: str | Path) -> Package:
+    """Read model.bin and return the model that it holds, on the CPU.
+
+    A missing, damaged, cut or malformed file is a ParamGolfError.
+    """
+    header, tensors = read_container(path)
+    state = dequantized(tensors)
+    names = shapes(header.model, header.vocab_size)
+    ordered = {name: state[name] for name in names}
+    return Package(header.model, header.vocab_size, header.sequence_length, ordered)
+
+
+def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return float32 parameters: NAME.integers times NAME.scales, and float16 ones as they are."""
+    state = {}
+    for name, tensor in tensors.items():
+        base, _, kind = name.partition(".")
+        if kind == "integers":
+            state[base] = dequantize(tensor, tensors[f"{base}.scales"])
+        elif not kind:
+            state[base] = tensor.float()
+    return state
+
+
+def expected_tensors(
+    parameters: dict[str, tuple[int, ...]], stored: Any
+) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """Yield (name, (dtype, shape)) of what must be stored, given which integers are."""
+    for name, shape in parameters.items():
+        if f"{name}.integers" in stored:
+            yield f"{name}.integers", ("int8", shape)
+            yield f"{name}.scales", ("float16", shape[:-1])
+        else:
+            yield name, ("float16", shape)
+
+
+def read_container(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
+    """Return the header and the stored tensors (int8 and float16) of a model.bin."""
+    path = Path(path)
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError:
+        raise ParamGolfError(f"there is no file {path}", fix=FIX) from None
+    try:
+        if size > MAX_FILE_BYTES:
+            raise ParamGolfError(f"larger than any model.bin: {size} bytes")
+        return decode(path.read_bytes())
+    except ParamGolfError as error:
+        raise ParamGolfError(
+            "model.bin cannot be decoded", where=path, found=error, fix=FIX
+        ) from None
+
+
+def decode(content: bytes) -> tuple[Header, dict[str, Tensor]]:
+    """Return the header and the stored tensors of a container's bytes."""
+    header, start = _read_header(content)
+    tensors: dict[str, Tensor] = {}
+    for i, stream in enumerate(header.streams):
+        stop = start + stream.bytes
+        raw = decompress(stream.codec, content[start:stop], stream.raw_bytes)
+        entries = [entry for entry in header.tensors if entry.stream == i]
+        tensors |= _split(unshuffle(raw) if stream.shuffled else raw, entries)
+        start = stop
+    return header, tensors
+
+
+def _read_header(content: bytes) -> tuple[Header, int]:
+    """Return the header, and where the streams begin."""
+    if len(content) < PREFIX.size:
+        raise ParamGolfError("not a model.bin: too short", found=f"{len(content)} bytes")
+    magic, version, digest, length = PREFIX.unpack_from(content)
+    if (magic, version) != (MAGIC, VERSION):
+        expected = f"{MAGIC!r}, version {VERSION}"
+        raise ParamGolfError(
+            "not a model.bin", expected=expected, found=f"{magic!r}, version {version}"
+        )
+    if hashlib.sha256(memoryview(content)[DIGEST_FROM:]).digest() != digest:
+        raise ParamGolfError("the checksum does not fit: the file is damaged or cut short")
+    start = PREFIX.size + length
+    if start > len(content):
+        raise ParamGolfError("the header is longer than the file")
+    header = _parse_header(content[PREFIX.size : start])
+    total = start + sum(stream.bytes for stream in header.streams)
+    if total != len(content):
+        raise ParamGolfError("the streams do not fill the file", expected=total, found=len(content))
+    return header, start
+
+
+def _parse_header(compressed: bytes) -> Header:
+    inflate = zlib.decompressobj()
+    try:
+        text = inflate.decompress(compressed, MAX_HEADER_BYTES)
+        if not inflate.eof or inflate.unused_data:
+            raise ParamGolfError("the header is cut short, too long or followed by something")
+        content = json.loads(text, parse_int=_bounded, parse_float=_finite, parse_constant=_refuse)
+    except (zlib.error, ValueError, RecursionError) as error:
+        raise ParamGolfError("the header is damaged", found=error) from None
+    faults: list[str] = []
+    layers = content.get("model", {}) if isinstance(content, dict) else {}
+    layers = layers.get("layers") if isinstance(layers, dict) else None
+    if isinstance(layers, int) and layers > MAX_LAYERS:  # before lists of layers are made
+        faults.append(f"`model.layers` must be at most {MAX_LAYERS}, found {layers}")
+    header = None if faults else convert(Header, content, "header", faults)
+    if header is None or faults:
+        raise ParamGolfError("the header is wrong", found="; ".join(faults[:5]))
+    return header
+
+
+def _split(raw: bytes, entries: list[TensorEntry]) -> dict[str, Tensor]:
+    """Cut a stream's bytes into its tensors, and check their values."""
+    tensors, start = {}, 0
+    for entry in entries:
+        stop = start + entry.raw_bytes
+        kind = "<f2" if entry.dtype == "float16" else "i1"
+        values = np.frombuffer(raw[start:stop], dtype=kind).astype(entry.dtype)
+        tensor = torch.from_numpy(values).view(entry.shape)
+        _check_values(entry, tensor)
+        tensors[entry.name] = tensor
+        start = stop
+    return tensors
+
+
+def _check_values(entry: TensorEntry, tensor: Tensor) -> None:
+    if tensor.numel() == 0:
+        return
+    if entry.bits is not None:
+        maximum = 2 ** (entry.bits - 1) - 1
+        if int(tensor.min()) < -maximum or int(tensor.max()) > maximum:
+            raise ParamGolfError(f"{entry.name} leaves the range of {entry.bits} bits")
+    elif not tensor.isfinite().all():
+        raise ParamGolfError(f"{entry.name} holds values that are not finite")
+    elif entry.name.endswith(".scales") and float(tensor.min()) <= 0:
+        raise ParamGolfError(f"{entry.name} holds a scale that is not positive")
+
+
+def _bounded(text: str) -> int:
+    value = int(text)
+    if abs(value) > 2 * MAX_WEIGHTS:
+        raise ValueError(f"a number out of range: {text[:20]}")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"a number out of range: {text[:20]}")
+    return value
+
+
+def _refuse(text: str) -> NoReturn:
+    raise ValueError(f"not a number: {text}")

@@ -1,0 +1,94 @@
+"""Pack a quantised model and its code, read the artifact back, and count every byte of it."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from paramgolf.codec.code import pack_code
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.container import dequantized, load_package, read_container
+from paramgolf.codec.ledger import Part
+from paramgolf.codec.writer import encode
+from paramgolf.files import read_json, write_bytes, write_json
+from paramgolf.progress import say
+from paramgolf.quant.trained import load_tensors
+from paramgolf.training.config import TrainConfig
+
+QUANTIZE_PATH = Path("artifacts/quantize")
+OUT_PATH = Path("artifacts/package")
+METRICS_PATH = Path("artifacts/metrics/package.json")
+SCHEMA = 1
+NAMED = 5  # how many of the largest parts the log names when the artifact does not fit
+FIX = "make it with `dvc repro quantize`"
+
+
+def package(config: PackageConfig, training: TrainConfig) -> None:
+    """Write model.bin, train_gpt.py and package.json (artifacts/package) and the stage's metrics.
+
+    An artifact above the limit is written all the same, with `fits` false: verify is the gate.
+    """
+    start = time.perf_counter()
+    tensors = load_tensors(QUANTIZE_PATH / "model.safetensors", fix=FIX)
+    described = read_json(QUANTIZE_PATH / "config.json", fix=FIX)
+    content, parts = encode(tensors, described, config)
+    write_bytes(OUT_PATH / "model.bin", content)
+    code = pack_code({"model": described["model"], "train": asdict(training)})
+    write_bytes(OUT_PATH / "train_gpt.py", code.content)
+    check_round_trip(OUT_PATH / "model.bin", tensors)
+    totals = count(parts, code.part, config.limit_bytes)
+    parts = [*sorted(parts, key=lambda part: -part.bytes), code.part]
+    ledger: dict[str, Any] = {
+        "schema": SCHEMA,
+        "parts": [asdict(part) for part in parts],
+        "sha256": {
+            "model.bin": hashlib.sha256(content).hexdigest(),
+            "train_gpt.py": hashlib.sha256(code.content).hexdigest(),
+        },
+        **totals,
+    }
+    write_json(OUT_PATH / "package.json", ledger)
+    write_json(METRICS_PATH, {**totals, "seconds": time.perf_counter() - start})
+    _log(totals, parts)
+
+
+def check_round_trip(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Read model.bin from disk; every integer, scale and dequantised weight must be as it was."""
+    _, stored = read_container(path)
+    _assert_equal(stored, tensors)
+    _assert_equal(load_package(path).state, dequantized(tensors))
+
+
+def count(parts: list[Part], code: Part, limit_bytes: int) -> dict[str, Any]:
+    """Return the sizes of the files, by the sums of their parts, against the limit."""
+    bytes_model = sum(part.bytes for part in parts)
+    total = bytes_model + code.bytes
+    return {
+        "bytes_model": bytes_model,
+        "bytes_code": code.bytes,
+        "bytes_total": total,
+        "limit_bytes": limit_bytes,
+        "headroom_bytes": limit_bytes - total,
+        "fits": total <= limit_bytes,
+    }
+
+
+def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys(), found.keys() ^ expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name
+
+
+def _log(totals: dict[str, Any], parts: list[Part]) -> None:
+    sizes = "{bytes_model:,} of weights + {bytes_code:,} of code = {bytes_total:,} bytes"
+    say(f"package: {sizes.format(**totals)}; limit {totals['limit_bytes']:,}")
+    if not totals["fits"]:
+        largest = ", ".join(f"{part.name} {part.bytes:,}" for part in parts[:NAMED])
+        say(f"package: does NOT fit, {-totals['headroom_bytes']:,} bytes too many; {largest}")

@@ -1,0 +1,153 @@
+"""Write model.bin: quantised tensors in, the container's bytes and a ledger of them out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import brotli
+from torch import Tensor
+
+from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.container import (
+    DIGEST_FROM,
+    MAGIC,
+    PREFIX,
+    VERSION,
+    Header,
+    StreamEntry,
+    TensorEntry,
+)
+from paramgolf.codec.ledger import Part, apportion
+from paramgolf.params import convert
+
+CANDIDATES: dict[str, tuple[Codec, ...]] = {
+    "brotli": ("brotli",),
+    "lzma": ("lzma",),
+    "auto": ("brotli", "lzma"),
+}
+DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """Tensors that are compressed together; `kind` is integers, scales or float16."""
+
+    name: str
+    kind: str
+    names: tuple[str, ...]
+    raw: bytes
+    shuffled: bool
+
+
+def encode(
+    tensors: dict[str, Tensor], config: dict[str, Any], options: PackageConfig
+) -> tuple[bytes, list[Part]]:
+    """Return the bytes of model.bin and its parts, whose bytes add up to them.
+
+    `tensors` and `config` are what quantize wrote (model.safetensors, config.json). The same input
+    gives the same bytes. With codec `auto` each stream takes the codec that makes it smallest.
+    """
+    streams = _streams(tensors, options.byte_shuffle)
+    packed = _compress(streams, CANDIDATES[options.codec])
+    content = {
+        "model": config["model"],
+        "vocab_size": config["vocab_size"],
+        "sequence_length": config["sequence_length"],
+        "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],
+        "tensors": [
+            asdict(entry) for entry in _tensor_entries(streams, tensors, config["quantize"]["bits"])
+        ],
+    }
+    _check(content)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    header = zlib.compress(text.encode(), 9)
+    body = len(header).to_bytes(4, "little") + header + b"".join(data for _, data in packed)
+    prefix = PREFIX.pack(MAGIC, VERSION, hashlib.sha256(body).digest(), 0)[:DIGEST_FROM]
+    sizes = PREFIX.size + len(header), PREFIX.size + len(text)
+    parts = [Part("header", "header", *sizes, "zlib", {"header": sizes[0]})]
+    for stream, (codec, data) in zip(streams, packed, strict=True):
+        parts.append(_part(stream, tensors, codec, len(data)))
+    return prefix + body, parts
+
+
+def _streams(tensors: dict[str, Tensor], byte_shuffle: bool) -> list[Stream]:
+    """Group tensors: integers each alone, all scales, all other float16; in the order of names.
+
+    Row by row: on trained weights, columns first compress no better (docs/container.md).
+    """
+    names = sorted(tensors)
+    integers = [name for name in names if name.endswith(".integers")]
+    scales = tuple(name for name in names if name.endswith(".scales"))
+    others = tuple(name for name in names if name not in {*integers, *scales})
+    streams = [Stream(n, "integers", (n,), _raw(tensors[n]), False) for n in integers]
+    for label, kind, group in (("scales", "scales", scales), ("vectors", "float16", others)):
+        raw = b"".join(_raw(tensors[name]) for name in group)
+        content = shuffle(raw) if byte_shuffle else raw
+        streams.append(Stream(label, kind, group, content, byte_shuffle))
+    return streams
+
+
+def _raw(tensor: Tensor) -> bytes:
+    array = tensor.contiguous().numpy()
+    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+
+
+def _compress(streams: list[Stream], codecs: tuple[Codec, ...]) -> list[tuple[Codec, bytes]]:
+    """Return for each stream its data in the codec that makes it smallest (the first of equals)."""
+    jobs = [(stream.raw, codec) for stream in streams for codec in codecs]
+    with ThreadPoolExecutor() as pool:  # both libraries let go of the interpreter's lock
+        results = list(pool.map(lambda job: compress(job[1], job[0]), jobs))
+    packed: list[tuple[Codec, bytes]] = []
+    for i in range(len(streams)):
+        choices = zip(codecs, results[i * len(codecs) : (i + 1) * len(codecs)], strict=True)
+        packed.append(min(choices, key=lambda choice: len(choice[1])))
+    return packed
+
+
+def compress(codec: Codec, raw: bytes) -> bytes:
+    """Compress at the codec's highest effort; brotli with its largest standard window, 16 MiB."""
+    if codec == "brotli":
+        return brotli.compress(raw, quality=11, lgwin=24)
+    return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA_FILTERS)
+
+
+def _stream_entry(stream: Stream, codec: Codec, data: bytes) -> StreamEntry:
+    return StreamEntry(
+        codec=codec, shuffled=stream.shuffled, bytes=len(data), raw_bytes=len(stream.raw)
+    )
+
+
+def _tensor_entries(
+    streams: list[Stream], tensors: dict[str, Tensor], bits: dict[str, int]
+) -> list[TensorEntry]:
+    return [
+        TensorEntry(
+            name=name,
+            dtype=DTYPES[str(tensors[name].dtype)],
+            shape=tuple(tensors[name].shape),
+            bits=bits[name.partition(".")[0]] if name.endswith(".integers") else None,
+            stream=i,
+        )
+        for i, stream in enumerate(streams)
+        for name in stream.names
+    ]
+
+
+def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -> Part:
+    raw = {name: tensors[name].numel() * tensors[name].element_size() for name in stream.names}
+    name = stream.name.removesuffix(".integers")
+    return Part(name, stream.kind, size, len(stream.raw), codec, apportion(size, raw))
+
+
+def _check(content: dict[str, Any]) -> None:
+    """Hold the header against the decoder's own rules, so that nothing unreadable is written."""
+    faults: list[str] = []
+    convert(Header, content, "header", faults)
+    assert not faults, faults

@@ -1,0 +1,1 @@
+"""The commands of `paramgolf`, a module each, with `configure(parser)` and `run(options)`."""

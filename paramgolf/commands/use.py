@@ -1,0 +1,72 @@
+"""Write a recipe, with changes, to params.yaml, and print what differs from the old file.
+
+Nothing is written when a parameter is at fault. Comments come from recipes/base.yaml. Then
+`dvc repro` runs the pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML, YAMLError
+
+from paramgolf.commented_yaml import dump_sections, key_comments
+from paramgolf.files import write_text
+from paramgolf.params import PARAMS_PATH
+from paramgolf.recipes import RECIPES, build, flatten, read_assignment
+
+EXAMPLE = """example:
+  paramgolf use sample
+  paramgolf use pr1296 train.seed=314 eval_ttt.mode=none
+  paramgolf use sample data.source=files 'data.files=[corpus/*.jsonl.xz]'"""
+ABSENT = "(absent)"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("name", metavar="NAME", help="a recipe (see `paramgolf recipes`)")
+    parser.add_argument(
+        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Write params.yaml and print the changes, a line each."""
+    assignments = [read_assignment(text) for text in options.assignments]
+    content = build(options.name, assignments)
+    changes = list(differences(_old_values(PARAMS_PATH), flatten(content)))
+    header = " ".join(["Written by `paramgolf use", options.name, *options.assignments]) + "`."
+    base = (RECIPES / "base.yaml").read_text(encoding="utf-8")
+    write_text(PARAMS_PATH, dump_sections(content, key_comments(base), header))
+    print("\n".join(changes) if changes else f"{PARAMS_PATH}: no parameter changed")
+    return 0
+
+
+def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for each dotted key whose value changed."""
+    if old is None:
+        yield f"{PARAMS_PATH}: written anew, {len(new)} parameters"
+        return
+    for key in [*new, *(key for key in old if key not in new)]:
+        before, after = old.get(key, ABSENT), new.get(key, ABSENT)
+        if before != after:
+            yield f"{key}: {_show(before)} -> {_show(after)}"
+
+
+def _old_values(path: Path) -> dict[str, Any] | None:
+    """Return what the file held, or None where there was none or it was no YAML mapping.
+
+    Read with YAML 1.2's numbers, as DVC does, or a written 1e-08 would differ from itself.
+    """
+    try:
+        content = YAML(typ="safe", pure=True).load(path)
+    except (FileNotFoundError, YAMLError):
+        return None
+    return flatten(content) if isinstance(content, dict) else None
+
+
+def _show(value: Any) -> str:
+    return "null" if value is None else str(value)

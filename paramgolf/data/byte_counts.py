@@ -1,0 +1,89 @@
+"""Bytes of text that each token of a SentencePiece model stands for: what bits per byte divides by.
+
+The rule (issues #897, #1143, #1545, #1719): a control, unknown or unused token counts 0 bytes;
+a byte-fallback token 1; any other its piece in UTF-8, where U+2581 stands for a space. A leading
+space is counted once, by the token that carries it, save the one that the decoder takes away again
+at the start of a document (the dummy prefix).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+
+from paramgolf.errors import ParamGolfError
+
+SPACE = "\u2581"
+# what val_bytes was made from, in the manifest
+TABLE_RULE = "token table, at most the bytes of the document's text"
+SIDECAR_RULE = "published sidecar"
+# the case transform of #1729: title, all caps, next letter; the last one escapes a literal mark
+CASE_MARKS = re.compile("\ue004(.)|[\ue001-\ue003]", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class ByteTable:
+    """Bytes of every token; the arrays are indexed by token id."""
+
+    base: np.ndarray
+    """uint16 [V]: bytes without a leading space."""
+    leading: np.ndarray
+    """bool [V]: the piece begins with a space."""
+    boundary: np.ndarray
+    """bool [V]: control, unknown or unused; the next token begins a text."""
+    fallback: np.ndarray
+    """bool [V]: a single byte."""
+    strips_first: bool
+    """The decoder drops the space of a document's first piece."""
+
+    def counts(self, tokens: np.ndarray, previous: int | None = None) -> np.ndarray:
+        """Return uint16 [n], the bytes of each of `tokens` [n].
+
+        `previous` is the token before the first; None: the first begins a text.
+        """
+        spaces = self.leading[tokens]
+        if self.strips_first:
+            begins = np.empty(len(tokens), dtype=bool)
+            begins[1:] = self.boundary[tokens[:-1]]
+            begins[:1] = previous is None or self.boundary[previous]
+            spaces = spaces & ~begins
+        return self.base[tokens] + spaces.astype(np.uint16)
+
+
+def byte_table(model: sentencepiece.SentencePieceProcessor) -> ByteTable:
+    """Return the byte table of a model; one without the piece U+2581 is refused (#897)."""
+    space = model.piece_to_id(SPACE)
+    if model.id_to_piece(space) != SPACE:
+        raise ParamGolfError(
+            "the tokenizer has no piece U+2581 alone (#897)",
+            expected="a piece for a single space",
+            found="a space would be written as the 3 bytes of U+2581",
+            fix="train the tokenizer with another vocab_size, or take another model",
+        )
+    ids = range(model.vocab_size())
+    silent = (model.is_control, model.is_unknown, model.is_unused)
+    boundary = np.array([any(kind(i) for kind in silent) for i in ids])
+    fallback = np.array([model.is_byte(i) for i in ids])
+    pieces = [model.id_to_piece(i) for i in ids]
+    leading = np.array([piece.startswith(SPACE) for piece in pieces]) & ~boundary & ~fallback
+    # a space inside a piece is 1 byte of text, not the 3 of U+2581
+    sizes = [len(piece.removeprefix(SPACE).replace(SPACE, " ").encode()) for piece in pieces]
+    base = np.where(boundary, 0, np.where(fallback, 1, sizes)).astype(np.uint16)
+    return ByteTable(base, leading, boundary, fallback, model.decode([space]) == "")
+
+
+def at_most(counts: np.ndarray, limit: int) -> np.ndarray:
+    """Return `counts` with what exceeds a sum of `limit` taken off the last ones.
+
+    A normalisation that lengthens a text would otherwise divide its bits by more bytes than it has.
+    """
+    totals = np.minimum(np.cumsum(counts, dtype=np.int64), limit)
+    return np.diff(totals, prepend=0).astype(np.uint16)
+
+
+def without_case_marks(text: str) -> str:
+    """Return a case-transformed text without its marks, as long as the original (#1729)."""
+    return CASE_MARKS.sub(lambda match: match[1] or "", text)

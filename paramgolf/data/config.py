@@ -1,0 +1,69 @@
+"""Parameters of download, retokenize and audit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubConfig:
+    """What to fetch from Hugging Face; units and meanings are in recipes/base.yaml."""
+
+    repository: str
+    revision: str
+    kind: Literal["shards", "documents"]
+    variant: str
+    train_shards: int
+    documents_file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """Where the text comes from; units and meanings are in recipes/base.yaml."""
+
+    source: Literal["sample", "files", "hub"]
+    files: tuple[str, ...]
+    validation_files: tuple[str, ...]
+    text_field: str
+    on_error: Literal["stop", "skip"]
+    validation_documents: int
+    max_documents: int | None
+    hub: HubConfig
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the fields together."""
+        if self.source == "files" and not self.files:
+            yield "files` must name at least one path when data.source is `files`"
+        if self.validation_documents < 1 and not self.validation_files:
+            yield "validation_documents` must be at least 1"
+        if self.hub.train_shards < 1:
+            yield "hub.train_shards` must be at least 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenizerConfig:
+    """How text becomes tokens; units and meanings are in recipes/base.yaml."""
+
+    source: Literal["train", "file", "published"]
+    path: str | None
+    vocab_size: int
+    training_bytes: int
+    shard_tokens: int
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the fields together."""
+        if self.source == "file" and not self.path:
+            yield "path` must name a tokenizer model when tokenizer.source is `file`"
+        if not 300 <= self.vocab_size <= 65_536:
+            yield f"vocab_size` must lie in 300..65536 (tokens are uint16), found {self.vocab_size}"
+        if self.training_bytes < 1 or self.shard_tokens < 1:
+            yield "training_bytes` and `shard_tokens` must be at least 1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditConfig:
+    """What the audit tolerates; units and meanings are in recipes/base.yaml."""
+
+    allowed_overlap: int

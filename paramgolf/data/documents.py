@@ -1,0 +1,84 @@
+"""Documents on disk: a Zstandard stream of lines, each a JSON object {"name", "text"}."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import atomic_open, read_json, sha256_file
+
+RAW_PATH = Path("data/raw")
+SCHEMA = 1
+FIX = "make it again with `dvc repro -f -s download`"
+BUFFER_BYTES = 1 << 20
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Document:
+    """A text and where it came from."""
+
+    name: str
+    text: str
+
+
+def write_documents(path: str | Path, documents: Iterable[Document]) -> dict[str, Any]:
+    """Write documents as they come; return what a manifest says of the file.
+
+    Keys: file, documents, bytes (of UTF-8 text), sha256 (of the file).
+    """
+    count = size = 0
+    compressor = zstandard.ZstdCompressor(level=3)
+    with atomic_open(path) as file, compressor.stream_writer(file, closefd=False) as writer:
+        for document in documents:
+            count, size = count + 1, size + len(document.text.encode())
+            line = json.dumps({"name": document.name, "text": document.text}, ensure_ascii=False)
+            writer.write(line.encode() + b"\n")
+    name = Path(path).name
+    return {"file": name, "documents": count, "bytes": size, "sha256": sha256_file(path)}
+
+
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a file of documents, still JSON, so that workers can parse them."""
+    try:
+        with open(path, "rb") as file:
+            raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
+            yield from io.BufferedReader(raw, BUFFER_BYTES)
+    except FileNotFoundError:
+        raise ParamGolfError("a file of documents is missing", where=path, fix=FIX) from None
+    except zstandard.ZstdError as error:
+        raise ParamGolfError(
+            "a file of documents is damaged", where=path, found=error, fix=FIX
+        ) from None
+
+
+def parse(line: bytes) -> Document:
+    """Read one line of a file that `write_documents` wrote."""
+    fields = json.loads(line)
+    return Document(fields["name"], fields["text"])
+
+
+def read_documents(path: str | Path) -> Iterator[Document]:
+    """Yield the documents of a file in order."""
+    return map(parse, read_lines(path))
+
+
+def read_manifest(folder: str | Path = RAW_PATH) -> dict[str, Any]:
+    """Read manifest.json of what download wrote, of this schema."""
+    path = Path(folder) / "manifest.json"
+    manifest = read_json(path, fix=FIX)
+    if manifest.get("schema") != SCHEMA:
+        raise ParamGolfError(
+            "a manifest of another version",
+            where=path,
+            expected=f"schema {SCHEMA}",
+            found=manifest.get("schema"),
+            fix=FIX,
+        )
+    return dict(manifest)

@@ -1,0 +1,78 @@
+"""Get the text, or published token shards, into data/raw, with a manifest of their origin."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from paramgolf.data.config import DataConfig
+from paramgolf.data.documents import RAW_PATH, SCHEMA, Document, write_documents
+from paramgolf.data.folders import fresh_folder
+from paramgolf.data.hub_documents import fetch_documents
+from paramgolf.data.hub_shards import fetch_shards
+from paramgolf.data.sample import sample_documents, versions
+from paramgolf.data.text_files import Faults, read_file, read_texts
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import write_json
+from paramgolf.progress import say
+
+
+def download(config: DataConfig, folder: str | Path = RAW_PATH) -> dict[str, Any]:
+    """Fill `folder` from the source that `config` names; return the manifest written there.
+
+    The manifest's `kind` is `documents`, with {train,val}.jsonl.zst beside it, or `shards`.
+    """
+    folder = fresh_folder(folder)
+    if config.source == "hub" and config.hub.kind == "shards":
+        manifest = fetch_shards(config.hub, folder)
+    else:
+        manifest = _write_splits(config, folder)
+    manifest |= {"schema": SCHEMA, "source": config.source}
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
+    faults = Faults(config.on_error)
+    stream, origin = _open_source(config, faults)
+    if config.validation_files:
+        validation = read_texts(config.validation_files, config.text_field, faults)
+    else:
+        validation = itertools.islice(stream, config.validation_documents)
+    val = write_documents(folder / "val.jsonl.zst", validation)
+    train = write_documents(
+        folder / "train.jsonl.zst", itertools.islice(stream, config.max_documents)
+    )
+    for name, split in (("validation", val), ("training", train)):
+        if not split["documents"]:
+            raise _too_few(config, name, val["documents"] + train["documents"])
+        say(f"{name}: {split['documents']} documents, {split['bytes']} bytes of text")
+    if faults.skipped:
+        say(f"skipped: {dict(faults.skipped)}")
+    return origin | {
+        "kind": "documents",
+        "skipped": dict(faults.skipped),
+        "train": train,
+        "val": val,
+    }
+
+
+def _open_source(config: DataConfig, faults: Faults) -> tuple[Iterator[Document], dict[str, Any]]:
+    """Return the stream of documents and what the manifest says of its origin."""
+    if config.source == "sample":
+        return sample_documents(), {"versions": versions()}
+    if config.source == "files":
+        named = {"files": [*config.files], "validation_files": [*config.validation_files]}
+        return read_texts(config.files, config.text_field, faults), named
+    path, origin = fetch_documents(config.hub)
+    return read_file(path, origin["published"]["path"], config.text_field, faults), origin
+
+
+def _too_few(config: DataConfig, split: str, found: int) -> ParamGolfError:
+    expected = "documents in both splits"
+    if not config.validation_files:
+        expected = f"more than data.validation_documents = {config.validation_documents} documents"
+    fix = "lower data.validation_documents, or give more text"
+    return ParamGolfError(f"no {split} text is left", expected=expected, found=found, fix=fix)

@@ -1,0 +1,121 @@
+"""Documents to tokens in worker processes: what comes back is in order, whatever their number."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import sentencepiece
+
+from paramgolf.data.byte_counts import ByteTable, at_most, byte_table
+from paramgolf.data.documents import parse
+from paramgolf.data.tokenizer import load_tokenizer
+from paramgolf.errors import ParamGolfError
+
+BATCH_BYTES = 1 << 19
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """The tokens of some documents, BOS before each."""
+
+    tokens: np.ndarray
+    """uint16 [n]"""
+    counts: np.ndarray | None
+    """uint16 [n]: bytes of each token, where they were asked for."""
+    documents: int
+
+
+def encode_documents(
+    lines: Iterable[bytes], model_path: Path, *, workers: int, count_bytes: bool
+) -> Iterator[Encoded]:
+    """Encode documents (lines of JSON) in batches, in order, with a bounded number under way."""
+    work = functools.partial(_encode_batch, str(model_path), count_bytes)
+    yield from ordered_map(work, batches(lines, BATCH_BYTES), workers)
+
+
+def batches(lines: Iterable[bytes], size: int) -> Iterator[list[bytes]]:
+    """Group lines into lists of at least `size` bytes; the last may be smaller."""
+    batch: list[bytes] = []
+    held = 0
+    for line in lines:
+        batch.append(line)
+        held += len(line)
+        if held >= size:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
+
+
+def ordered_map(
+    function: Callable[[Item], Result], items: Iterable[Item], workers: int
+) -> Iterator[Result]:
+    """Yield function(item) in the order of `items` from `workers` processes (0: one a core).
+
+    At most two items a worker are under way, so memory does not grow with the number of items.
+    """
+    workers = workers or _cores()
+    if workers == 1:
+        yield from map(function, items)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        pending: deque[Future[Result]] = deque()
+        queue = iter(items)
+        try:
+            for item in itertools.islice(queue, 2 * workers):
+                pending.append(pool.submit(function, item))
+            while pending:
+                result = pending.popleft().result()
+                pending.extend(pool.submit(function, item) for item in itertools.islice(queue, 1))
+                yield result
+        except BrokenProcessPool:
+            fix = "look for the system's out-of-memory messages, or lower runtime.workers"
+            raise ParamGolfError("a worker process died", fix=fix) from None
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cores() -> int:
+    """Return how many cores this process may use; only Linux can tell them from all cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@functools.cache
+def _tokenizer(path: str) -> tuple[sentencepiece.SentencePieceProcessor, ByteTable]:
+    """Load a model once a process."""
+    model = load_tokenizer(path)
+    return model, byte_table(model)
+
+
+def _encode_batch(model_path: str, count_bytes: bool, lines: list[bytes]) -> Encoded:
+    model, table = _tokenizer(model_path)
+    texts = [parse(line).text for line in lines]
+    bos = np.array([model.bos_id()], dtype=np.uint16)
+    parts: list[Any] = []
+    counts: list[np.ndarray] = []
+    for text, ids in zip(
+        texts, model.encode(texts, return_type="numpy", num_threads=1), strict=True
+    ):
+        tokens = np.concatenate([bos, ids], dtype=np.uint16, casting="unsafe")
+        parts.append(tokens)
+        if count_bytes:
+            counts.append(at_most(table.counts(tokens), len(text.encode())))
+    return Encoded(
+        np.concatenate(parts), np.concatenate(counts) if count_bytes else None, len(texts)
+    )

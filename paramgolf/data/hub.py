@@ -1,0 +1,170 @@
+"""Files of a Hugging Face dataset repository at a pinned commit, checked against the hub's hashes.
+
+The client keeps what it has fetched in its cache, so a run that was broken off fetches only the
+missing files; within a run it takes up a cut connection where it broke. huggingface_hub is imported
+when it is used: it reads its environment (HF_ENDPOINT, HF_HOME, HF_TOKEN) on import.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import sha256_file
+from paramgolf.progress import say
+
+ATTEMPTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """What the hub says of a file."""
+
+    path: str
+    size: int
+    sha256: str | None
+    """Of large files."""
+    blob: str
+    """Git's SHA-1 of the content, of small files."""
+
+
+class Repository:
+    """A dataset repository at one commit."""
+
+    def __init__(self, name: str, revision: str) -> None:
+        """Resolve `revision` (a commit, tag or branch) to a commit and list its files."""
+        from huggingface_hub import HfApi
+        from huggingface_hub.hf_api import RepoFile
+
+        self.name = name
+        api = HfApi()
+        with explained(f"{name} at {revision}"):
+            self.commit = str(api.dataset_info(name, revision=revision).sha)
+            tree = api.list_repo_tree(
+                name, recursive=True, revision=self.commit, repo_type="dataset"
+            )
+            files = [entry for entry in tree if isinstance(entry, RepoFile)]
+        self.files = {
+            file.path: HubFile(
+                file.path, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id
+            )
+            for file in files
+        }
+
+    def fetch(self, path: str) -> Path:
+        """Return the local copy of a file, fetched if it is not in the cache, its hash checked.
+
+        A copy with a wrong size or hash is fetched once more; a connection that breaks for good is
+        taken up again a few times.
+        """
+        if path not in self.files:
+            raise ParamGolfError(
+                f"there is no file {path}",
+                where=f"{self.name} at {self.commit}",
+                found=", ".join(sorted(self.files)[:20]),
+                fix="mend data.hub.documents_file or data.hub.variant",
+            )
+        file = self.files[path]
+        say(f"{path}: {file.size} bytes")
+        local = self._download(path)
+        if found := _fault(local, file):
+            say(f"{path}: {found}; fetching it again")
+            _discard(local)
+            local = self._download(path)
+            found = _fault(local, file)
+        if not found:
+            return local
+        _discard(local)
+        raise ParamGolfError(
+            "a downloaded file is damaged",
+            where=f"{self.name} at {self.commit}: {path}",
+            expected=f"{file.size} bytes, hash {file.sha256 or file.blob}",
+            found=found,
+            fix="try again later: the hub, or a proxy before it, serves another content",
+        )
+
+    def _download(self, path: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        where = f"{self.name} at {self.commit}: {path}"
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                with explained(where):
+                    local = hf_hub_download(
+                        self.name, path, repo_type="dataset", revision=self.commit
+                    )
+                return Path(local)
+            except Unreachable as error:
+                # what the client does not mend itself: a reset connection, a body cut too often
+                if attempt == ATTEMPTS:
+                    raise
+                say(f"{error}\ntrying again ({attempt + 1} of {ATTEMPTS})")
+        raise AssertionError
+
+
+def _fault(local: Path, file: HubFile) -> str | None:
+    """Return what is wrong with a local copy, or None."""
+    if (size := local.stat().st_size) != file.size:
+        return f"{size} bytes"
+    if file.sha256 is not None:
+        found, expected = sha256_file(local), file.sha256
+    else:
+        content = local.read_bytes()
+        found = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        expected = file.blob
+    return None if found == expected else f"hash {found}"
+
+
+def _discard(local: Path) -> None:
+    """Take a file out of the client's cache: the link of its name, and the content."""
+    local.resolve().unlink()
+    local.unlink(missing_ok=True)
+
+
+def _discard(local: Path) -> None:
+    """Take a file out of the client's cache: the link of its name, and the content."""
+    local.resolve().unlink()
+    local.unlink(missing_ok=True)
+
+
+def _discard(local: Path) -> None:
+    """Take a file out of the client's cache: the link of its name, and the content."""
+    local.resolve().unlink()
+    local.unlink(missing_ok=True)
+
+
+class Unreachable(ParamGolfError):
+    """The hub cannot be reached, or breaks off; it may answer later."""
+
+
+@contextlib.contextmanager
+def explained(where: str) -> Iterator[None]:
+    """Turn the client's errors into messages that say what is wrong and what to do."""
+    from huggingface_hub import constants, errors
+
+    # of the HTTP library that this version of the client uses
+    http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
+    try:
+        yield
+    except errors.GatedRepoError:
+        fix = "ask for access on its page, then `hf auth login`"
+        raise ParamGolfError("the repository is gated", where=where, fix=fix) from None
+    except errors.RepositoryNotFoundError:
+        fix = "mend data.hub.repository; for a private one, `hf auth login` first"
+        raise ParamGolfError("there is no such dataset repository", where=where, fix=fix) from None
+    except errors.RevisionNotFoundError:
+        fix = "set data.hub.revision to a commit, tag or branch of the repository"
+        raise ParamGolfError("there is no such revision", where=where, fix=fix) from None
+    except errors.HFValidationError as error:
+        raise ParamGolfError("not a repository's name", where=where, found=error) from None
+    except (OSError, http_error) as error:
+        raise Unreachable(
+            "Hugging Face cannot be reached, or broke off",
+            where=f"{where} ({constants.ENDPOINT})",
+            found=f"{type(error).__name__}: {error}",
+            fix="check the network; without one, set data.source to sample or files",
+        ) from None

@@ -1,0 +1,50 @@
+"""Training batches as a pure function of (seed, step): windows of the token stream."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from paramgolf.data.shards import Stream
+from paramgolf.errors import ParamGolfError
+
+
+class Windows:
+    """Windows of `length` + 1 tokens; window w of an epoch begins length tokens after window w - 1.
+
+    An epoch starts at a phase drawn anew and, unless `shuffled` is false, takes its windows in a
+    seeded permutation. Windows cross document bounds. Batches depend on nothing but the seed, so
+    training resumes at any step, on any number of processes.
+    """
+
+    def __init__(self, stream: Stream, length: int, *, seed: int, shuffled: bool) -> None:
+        self.count = (len(stream) - length) // length  # windows of one epoch, at any phase
+        if self.count < 1:
+            raise ParamGolfError(
+                "too little training text for one window",
+                expected=f"at least {2 * length} tokens",
+                found=f"{len(stream)} tokens",
+                fix="add text, or lower train.sequence_length",
+            )
+        self._stream = stream
+        self._length = length
+        self._seed = seed
+        self._shuffled = shuffled
+        self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
+
+    def read(self, first: int, last: int) -> np.ndarray:
+        """Return windows first..last of the endless sequence of epochs, int64 [n, length + 1]."""
+        return np.stack([self._window(index) for index in range(first, last)]).astype(np.int64)
+
+    def _window(self, index: int) -> np.ndarray:
+        epoch, place = divmod(index, self.count)
+        phase, order = self._epoch(epoch)
+        start = phase + (int(order[place]) if order is not None else place) * self._length
+        return self._stream.read(start, start + self._length + 1)
+
+    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray | None]:
+        if not self._shuffled:
+            return 0, None
+        generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+        return int(generator.integers(self._length)), generator.permutation(self.count)

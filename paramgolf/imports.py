@@ -1,0 +1,53 @@
+"""Which of the package's modules a script needs: the transitive closure of its import statements.
+
+The same answer serves as the exact deps of a DVC stage and as the contents of train_gpt.py.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+PACKAGE = "paramgolf"
+
+
+def imported_modules(source: str) -> set[str]:
+    """Return the dotted names of `paramgolf` modules that `source` imports anywhere.
+
+    `from paramgolf.a import b` names the module a, and a.b should that be a module.
+    """
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+def module_file(name: str, root: Path) -> Path | None:
+    """Return the file of a dotted module name relative to `root`, or None if it is no module."""
+    base = Path(*name.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if (root / path).is_file():
+            return path
+    return None
+
+
+def closure(script: Path, root: Path) -> list[Path]:
+    """Return the files of the package that `script` imports, directly or not, sorted.
+
+    Paths are relative to `root`, the folder that holds the package. The __init__ files, which
+    hold a docstring alone, are left out.
+    """
+    found: set[Path] = set()
+    queue = [script]
+    while queue:
+        path = queue.pop()
+        for name in imported_modules((root / path).read_text(encoding="utf-8")):
+            file = module_file(name, root)
+            if file is not None and file.name != "__init__.py" and file not in found:
+                found.add(file)
+                queue.append(file)
+    return sorted(found)

@@ -1,0 +1,1 @@
+"""The network: one block function, used by training, calibration, evaluation and adaptation."""

@@ -1,0 +1,196 @@
+"""One block of the network as functions of (state, x0, this step's weights).
+
+Training, calibration, evaluation and adaptation all call `block`; weights are inputs, so one
+compiled graph serves every layer of a kind, and recurrence needs no second one. `u` is a lane
+after it is mixed with x0. Sources: spec numbers of the records beside each parallel form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paramgolf.model.attention import Attend, exclude_own_value, rotate
+
+Tap = Callable[[str, Tensor], None]
+
+
+class Kind(NamedTuple):
+    """What is fixed when a block is compiled."""
+
+    heads: int
+    kv_heads: int
+    attention: bool
+    xsa: bool
+    parallel: str  # a ModelConfig.parallel, or "none" before the parallel part
+    head_gate: str
+    head_gate_scale: float
+    mlp_slope: float
+    attend: Attend
+
+
+class Weights(NamedTuple):
+    """One step's weights, in the compute dtype; scalars are 0-dimensional."""
+
+    qkv: Tensor  # [d + 2 kv, d]
+    o: Tensor  # [d, d]
+    up: Tensor  # [m, d]
+    down: Tensor  # [d, m]
+    attn_scale: Tensor  # [d]
+    mlp_scale: Tensor  # [d]
+    resid_mix: Tensor  # [2, d]
+    q_gain: Tensor  # [h]
+    norm_scale: Tensor  # scalar: 1 / sqrt(slot + 1)
+    head_gate: Tensor | None = None  # [h, c]
+    value_mix: Tensor | None = None  # scalar
+    lane_keep: Tensor | None = None  # [2]
+    lane_write: Tensor | None = None  # [2, 2]: sublayer, lane
+    lane_route: Tensor | None = None  # [4]
+    mlp_mix: Tensor | None = None  # [2, d]
+
+
+class Context(NamedTuple):
+    """What every step of a forward pass shares, and the values that only some steps add."""
+
+    x0: Tensor  # [B, T, d]
+    cos: Tensor  # [T, rope_dims / 2]
+    sin: Tensor
+    value_extra: Tensor | None = None  # [B, T, kv]: value embedding, scaled for this step
+    first_values: Tensor | None = None  # [B, T, K, D]: layer 0's, for value residuals
+    tap: Tap | None = None
+
+
+def norm(x: Tensor) -> Tensor:
+    """Return RMSNorm over the last dimension, without a gain."""
+    return F.rms_norm(x, (x.shape[-1],))
+
+
+def mix(x: Tensor, x0: Tensor, weights: Tensor) -> Tensor:
+    """Return weights[0] * x + weights[1] * x0, a channel at a time."""
+    return weights[0] * x + weights[1] * x0
+
+
+def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
+    """Return x weight^T; a tap sees the input first."""
+    if tap is not None:
+        tap(name, x)
+    return F.linear(x, weight)
+
+
+def values_of(n: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D]."""
+    B, T, d = n.shape
+    head_dim = d // kind.heads
+    kv = kind.kv_heads * head_dim
+    q, k, v = linear(n, w.qkv, "qkv", c.tap).split([d, kv, kv], dim=-1)
+    if c.value_extra is not None:
+        v = v + c.value_extra
+    q, k, v = (x.reshape(B, T, -1, head_dim) for x in (q, k, v))
+    if c.first_values is not None:
+        assert w.value_mix is not None
+        v = v + torch.sigmoid(w.value_mix) * c.first_values
+    return q, k, v
+
+
+def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Return the attention sublayer's output [B, T, d] for a normalised, scaled input [B, T, d]."""
+    q, k, v = values_of(n, w, c, kind)
+    q = rotate(norm(q), c.cos, c.sin) * w.q_gain[:, None]
+    y = kind.attend(q, rotate(norm(k), c.cos, c.sin), v)
+    if kind.xsa:
+        y = exclude_own_value(y, v)
+    if w.head_gate is not None:
+        y = y * head_gates(n, w.head_gate, kind).unsqueeze(-1)
+    return w.attn_scale * linear(y.flatten(2), w.o, "o", c.tap)
+
+
+def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
+    """Return a gate a head [B, T, H] from the first channels of the sublayer's input."""
+    z = F.linear(n[..., : weight.shape[-1]].contiguous(), weight)
+    match kind.head_gate:
+        case "doubled":  # #1667: starts at 1
+            return 2 * torch.sigmoid(z)
+        case "dense":  # #1736
+            return torch.sigmoid(z)
+    return torch.sigmoid(kind.head_gate_scale * z)  # sparse, #1787
+
+
+def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Return the MLP sublayer's output [B, T, d]: down(LeakyReLU(up n)^2)."""
+    hidden = F.leaky_relu(linear(n, w.up, "up", c.tap), kind.mlp_slope).square()
+    return w.mlp_scale * linear(hidden, w.down, "down", c.tap)
+
+
+State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's
+
+
+def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
+    """Run one step: a state of one lane gives one lane, of two lanes two."""
+
+    def attend(x: Tensor) -> Tensor:
+        return attention(norm(x) * w.norm_scale, w, c, kind) if kind.attention else 0 * x
+
+    def feed(x: Tensor) -> Tensor:
+        return mlp(norm(x) * w.norm_scale, w, c, kind)
+
+    match kind.parallel:
+        case "none":
+            return (_sequential(state[0], w, c, attend, feed),)
+        case "single":
+            u = mix(state[0], c.x0, w.resid_mix)
+            return (u + attend(u) + feed(u),)
+        case "merge":
+            u = mix(state[0], c.x0, w.resid_mix)
+            return u + attend(u), state[1] + feed(state[1])
+        case "routed":
+            return _routed(state, w, c, attend, feed)
+    return _simultaneous(state, w, c, attend, feed)
+
+
+Sublayer = Callable[[Tensor], Tensor]
+
+
+def _sequential(x: Tensor, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> Tensor:
+    u = mix(x, c.x0, w.resid_mix)
+    u = u + attend(u)
+    return u + feed(u)
+
+
+def _routed(state: State, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> State:
+    """Run two lanes with learned writes; the MLP sees what attention wrote (#1204)."""
+    a, b = state
+    assert w.lane_keep is not None
+    assert w.lane_write is not None
+    written = attend(mix(a, c.x0, w.resid_mix))
+    a = w.lane_keep[0] * a + w.lane_write[0, 0] * written
+    b = w.lane_keep[0] * b + w.lane_write[0, 1] * written
+    written = feed(mix(b, c.x0, w.resid_mix))
+    a = w.lane_keep[1] * a + w.lane_write[1, 0] * written
+    return a, w.lane_keep[1] * b + w.lane_write[1, 1] * written
+
+
+def _simultaneous(state: State, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> State:
+    """Run two lanes whose sublayers both read the old lanes: mixed (#1289) or lanes (#1529)."""
+    a, b = state
+    from_attention = attend(mix(a, c.x0, w.resid_mix))
+    if w.mlp_mix is not None:
+        assert w.lane_route is not None
+        from_mlp, r = feed(mix(b, c.x0, w.mlp_mix)), w.lane_route
+        return (
+            a + r[0] * from_attention + r[2] * from_mlp,
+            b + r[1] * from_attention + r[3] * from_mlp,
+        )
+    assert w.lane_keep is not None
+    assert w.lane_write is not None
+    from_mlp = feed(b)
+    first, second = (
+        w.lane_keep[lane] * state[lane]
+        + w.lane_write[0, lane] * from_attention
+        + w.lane_write[1, lane] * from_mlp
+        for lane in (0, 1)
+    )
+    return first, second

@@ -1,0 +1,25 @@
+"""How much arithmetic a token costs; needs no torch."""
+
+from __future__ import annotations
+
+from paramgolf.model.config import ModelConfig, Order
+
+TRAINING_FACTOR = 3  # backward costs twice the forward
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # dense bfloat16, by the vendor's datasheet
+
+
+def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: int) -> float:
+    """Return the operations of one token's forward pass: matrix products, and causal attention.
+
+    A token attends to `length` / 2 others on average; both products of attention count.
+    """
+    kv_width = config.kv_heads * config.head_dim
+    attention = 2 * config.width * config.width + 2 * kv_width * config.width
+    mlp = 2 * config.width * config.mlp_hidden
+    products = len(order) * (attention + mlp) + vocab_size * config.width
+    return 2.0 * products + 2.0 * len(order) * length * config.width
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Return the peak rate of a device, operations a second, or None where it is not known."""
+    return next((rate for name, rate in PEAK_FLOPS.items() if name in device_name), None)

@@ -1,0 +1,52 @@
+"""Initial values of the parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.shapes import shapes
+
+ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj")
+SMEAR = ("smear_gate", "smear_weight", "smear_scale")
+ZERO = ("o", "down", "bigram_table", "skip_gate", "value_mix", *SMEAR)
+CONSTANT = {"bigram_scale": 0.05, "value_scale": 0.1, "lane_merge": 0.5}
+
+
+def initial_parameters(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, Tensor]:
+    """Return every parameter, float32 on the CPU; the same seed gives the same bytes.
+
+    Matrices are orthogonal (gain 1), the two output projections zero, so that each block starts as
+    the identity; the embedding is N(0, 0.005^2).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: _initial(name, shape, config, generator)
+        for name, shape in shapes(config, vocab_size).items()
+    }
+
+
+def _initial(
+    name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator
+) -> Tensor:
+    if name in ORTHOGONAL:
+        tensor = torch.empty(shape)
+        for matrix in tensor if tensor.dim() == 3 else [tensor]:
+            torch.nn.init.orthogonal_(matrix, generator=generator)
+        return tensor
+    if name in ZERO or (name == "head_gate" and config.head_gate != "dense"):
+        return torch.zeros(shape)
+    if name in ("embedding", "head_gate"):
+        return torch.randn(shape, generator=generator) * 0.005
+    if name == "value_table":
+        return torch.randn(shape, generator=generator) * 0.01
+    if name in ("resid_mix", "mlp_mix"):  # all of x, nothing of x0
+        return torch.tensor([1.0, 0.0])[:, None].expand(shape).clone()
+    if name == "q_gain":
+        return torch.full(shape, config.q_gain)
+    if name == "lane_keep":  # #1204: sqrt(1.1) at each of two sublayers; #1529: 1.1 once
+        return torch.full(shape, math.sqrt(1.1) if config.parallel == "routed" else 1.1)
+    return torch.full(shape, CONSTANT.get(name, 1.0))

@@ -1,0 +1,226 @@
+"""The network: stacked parameters, and one forward pass for training, calibration and evaluation.
+
+Shapes: B rows, T tokens, d width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from paramgolf.model.attention import Attend, attend_sdpa, rotary_table
+from paramgolf.model.block import Context, Kind, State, Weights, block, mix, norm, values_of
+from paramgolf.model.config import ModelConfig, Order
+from paramgolf.model.embedding import embed, value_embedding
+from paramgolf.model.init import initial_parameters
+from paramgolf.model.plan import Step, plan, repeated_layers
+
+BOS = 1  # of every published tokenizer
+LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """Options of one forward pass.
+
+    `order` is the layer order. `tap(family, row, x)` is shown the input of each matrix product:
+    qkv, o, up, down, and embedding (the head's). A tap turns compilation off.
+    """
+
+    order: Order
+    tap: Callable[[str, int, Tensor], None] | None = None
+
+
+class Network(nn.Module):
+    """A decoder-only transformer with a tied, softcapped head.
+
+    Parameters are float32 and stacked over layers (paramgolf.model.shapes names them); a pass casts
+    them once to `compute_dtype`. `seed` None leaves them empty, to be loaded.
+    """
+
+    def __init__(self, config: ModelConfig, vocab_size: int, seed: int | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.vocab_size = vocab_size
+        self.compute_dtype = torch.float32
+        self.attend: Attend = attend_sdpa
+        self._block: Callable[..., State] = block
+        for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
+            self.register_parameter(name, nn.Parameter(tensor))
+
+    def compile_blocks(self) -> None:
+        """Compile the block; each kind of block costs one graph, whatever the number of layers."""
+        self._block = torch.compile(block, dynamic=False)
+
+    def untie_repeats(self) -> None:
+        """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (#1204)."""
+        with torch.no_grad():
+            for name in ("up", "down"):
+                matrices = self.get_parameter(name)
+                for i, layer in enumerate(repeated_layers(self.config)):
+                    matrices[self.config.layers + i].copy_(matrices[layer])
+
+    def nll(
+        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, last: int | None = None
+    ) -> Tensor:
+        """Return the negative log-likelihood of each target, nats, float32 [B, T].
+
+        `last` restricts the head to the last positions: targets and result are then [B, last].
+        """
+        logits = self.logits(tokens_BT, options, last=last)
+        nll = F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="none")
+        return nll.view(targets_BT.shape)
+
+    def logits(self, tokens_BT: Tensor, options: Pass, *, last: int | None = None) -> Tensor:
+        """Return softcapped logits, float32 [B, T, V] (or [B, last, V])."""
+        tensors = self._cast()
+        hidden = self._hidden(tokens_BT, tensors, options)
+        if last is not None:
+            hidden = hidden[:, -last:]
+        if options.tap is not None:
+            options.tap("embedding", 0, hidden)
+        z = F.linear(hidden, tensors["embedding"]).float()
+        return self.config.softcap * torch.tanh(z / self.config.softcap)
+
+    def _cast(self) -> Tensors:
+        tensors = {name: p.to(self.compute_dtype) for name, p in self.named_parameters()}
+        tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)
+        return tensors
+
+    def _hidden(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Tensor:
+        """Return the normalised output of the last step [B, T, d]."""
+        x0 = embed(tokens_BT, tensors, smear=self.config.smear, bos=BOS)
+        shared = self._shared_context(x0)
+        extra = value_embedding(tokens_BT, tensors)
+        rows = _Rows(tensors, self.config)
+        state: State = (x0,)
+        kept: list[State] = []
+        for step in plan(self.config, options.order):
+            weights = rows.of(step)
+            context = self._step_context(step, shared, extra, tensors, options)
+            if self.config.value_residual and step.layer == 0:
+                shared = shared._replace(first_values=self._first_values(state, weights, context))
+            if step.skip_row is not None and kept:
+                state = self._skip(state, kept.pop(), step.skip_row, tensors)
+            if step.parallel and self.config.parallel in LANES and len(state) == 1:
+                state = (state[0], state[0])
+            run = block if options.tap is not None else self._block
+            state = run(state, weights, context, self._kind(step))
+            if step.push:
+                kept.append(state)
+        return norm(self._join(state, tensors))
+
+    def _shared_context(self, x0: Tensor) -> Context:
+        config = self.config
+        trained = config.rope_trained_length
+        cos, sin = rotary_table(
+            x0.shape[1],
+            config.rope_dims,
+            config.rope_base,
+            trained_length=trained,
+            device=x0.device,
+        )
+        return Context(x0, cos, sin)
+
+    def _step_context(
+        self, step: Step, shared: Context, extra: Tensor | None, tensors: Tensors, options: Pass
+    ) -> Context:
+        context = shared
+        if step.value_row is not None:
+            assert extra is not None
+            context = context._replace(
+                value_extra=tensors["value_layer_scale"][step.value_row] * extra
+            )
+        if options.tap is not None:
+            context = context._replace(tap=_bind(options.tap, step))
+        return context
+
+    def _first_values(self, state: State, weights: Weights, context: Context) -> Tensor:
+        """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""
+        u = mix(state[0], context.x0, weights.resid_mix)
+        plain = context._replace(first_values=None, tap=None)
+        return values_of(norm(u) * weights.norm_scale, weights, plain, self._kind_base())[2]
+
+    def _kind_base(self) -> Kind:
+        c = self.config
+        return Kind(
+            c.heads,
+            c.kv_heads,
+            attention=True,
+            xsa=False,
+            parallel="none",
+            head_gate=c.head_gate,
+            head_gate_scale=c.head_gate_scale,
+            mlp_slope=c.mlp_slope,
+            attend=self.attend,
+        )
+
+    def _kind(self, step: Step) -> Kind:
+        parallel = self.config.parallel if step.parallel else "none"
+        return self._kind_base()._replace(attention=step.attention, xsa=step.xsa, parallel=parallel)
+
+    def _skip(self, state: State, kept: State, row: int, tensors: Tensors) -> State:
+        """Let an encoder output enter: into both lanes where both read it, else into the first."""
+        both = self.config.parallel in ("routed", "mixed")
+        weight = tensors["skip_weight"][row]
+        lanes = []
+        for index, x in enumerate(state):
+            entering = weight * kept[min(index, len(kept) - 1)]
+            if index > 0 and not both:
+                lanes.append(x)
+            elif self.config.skips == "gated":
+                lanes.append(torch.lerp(entering, x, torch.sigmoid(tensors["skip_gate"][row])))
+            else:
+                lanes.append(x + entering)
+        return tuple(lanes)
+
+    def _join(self, state: State, tensors: Tensors) -> Tensor:
+        if len(state) == 1:
+            return state[0]
+        if "lane_merge" in tensors:
+            return torch.lerp(state[1], state[0], tensors["lane_merge"])
+        return (state[0] + state[1]) / 2
+
+
+def _bind(tap: Callable[[str, int, Tensor], None], step: Step) -> Callable[[str, Tensor], None]:
+    rows = {"qkv": step.layer, "o": step.layer, "up": step.mlp_row, "down": step.mlp_row}
+    return lambda name, x: tap(name, rows[name], x)
+
+
+class _Rows:
+    """The stacked tensors, taken apart once a pass: unbind's backward is one stack."""
+
+    def __init__(self, tensors: Tensors, config: ModelConfig) -> None:
+        self._rows: dict[str, Any] = {
+            name: tensor.unbind(0)
+            for name, tensor in tensors.items()
+            if name in Weights._fields and name != "norm_scale"
+        }
+        self._first_parallel = config.parallel_start
+        slots = torch.arange(1, len(tensors["attn_scale"]) + 1, device=tensors["qkv"].device)
+        scale = slots.float().rsqrt() if config.layer_scale else torch.ones_like(slots).float()
+        self._rows["norm_scale"] = scale.unbind(0)
+
+    def of(self, step: Step) -> Weights:
+        """Return the weights of a step."""
+        rows = {
+            **dict.fromkeys(("qkv", "o"), step.layer),
+            **dict.fromkeys(("up", "down"), step.mlp_row),
+            **dict.fromkeys(
+                ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), step.slot
+            ),
+            **dict.fromkeys(("head_gate", "value_mix"), step.layer),
+        }
+        if step.parallel:
+            parallel_row = step.layer - self._first_parallel
+            rows |= dict.fromkeys(("lane_keep", "lane_write"), step.layer)
+            rows |= dict.fromkeys(("lane_route", "mlp_mix"), parallel_row)
+        return Weights(
+            **{name: self._rows[name][row] for name, row in rows.items() if name in self._rows}
+        )

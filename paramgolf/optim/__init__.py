@@ -1,0 +1,1 @@
+"""Muon, AdamW, schedules as data, weight averaging."""

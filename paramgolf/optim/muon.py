@@ -1,0 +1,82 @@
+"""Muon: momentum, then an orthogonalised update, for stacks of matrices; shared out over the ranks.
+
+The method is for matrices inside the blocks; tables, vectors and scalars take AdamW. Source:
+Jordan et al. (2024); row normalisation is MuonEq-R (#1260).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from paramgolf.optim.orthogonal import Coefficients, orthogonalise
+from paramgolf.runtime import Ranks
+
+
+class Muon:
+    """Optimiser of parameters [n, out, in]; ranks hold all momentum and share the iterations."""
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        steps: tuple[Coefficients, ...],
+        ranks: Ranks,
+        *,
+        normalise_rows: bool,
+    ) -> None:
+        self._parameters = dict(parameters)
+        self._steps = steps
+        self._ranks = ranks
+        self._normalise_rows = normalise_rows
+        self.momentum = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+
+    @torch.no_grad()
+    def step(self, *, lr: float, decay: float, momentum: float) -> None:
+        """Update every parameter from its gradient: p <- (1 - lr decay) p - lr update."""
+        for names in self._groups().values():
+            wide = torch.cat([self._direction(name, momentum) for name in names])
+            updates = self._orthogonalise(wide).split([len(self.momentum[name]) for name in names])
+            for name, update in zip(names, updates, strict=True):
+                self._apply(self._parameters[name], update, lr, decay)
+
+    def _groups(self) -> dict[tuple[int, int], list[str]]:
+        """Name the parameters of each shape; transposes of one another go together."""
+        groups: dict[tuple[int, int], list[str]] = {}
+        for name, p in self._parameters.items():
+            rows, cols = p.shape[-2:]
+            groups.setdefault((min(rows, cols), max(rows, cols)), []).append(name)
+        return groups
+
+    def _direction(self, name: str, momentum: float) -> Tensor:
+        """Return the Nesterov direction, rows <= cols, in the dtype of the iteration."""
+        grad = self._parameters[name].grad
+        assert grad is not None
+        buffer = self.momentum[name].mul_(momentum).add_(grad)
+        direction = grad.add(buffer, alpha=momentum)
+        if self._normalise_rows:
+            direction /= direction.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+        if direction.shape[-2] > direction.shape[-1]:
+            direction = direction.mT
+        return direction.to(self._ranks.compute_dtype)
+
+    def _orthogonalise(self, G: Tensor) -> Tensor:
+        """Orthogonalise a stack, each rank a part; parts are padded to equal length."""
+        ranks = self._ranks
+        if ranks.world == 1:
+            return orthogonalise(G, self._steps)
+        each = -(-len(G) // ranks.world)
+        part = G[each * ranks.rank : each * (ranks.rank + 1)]
+        mine = G.new_zeros(each, *G.shape[1:])
+        mine[: len(part)] = orthogonalise(part, self._steps)
+        whole = G.new_empty(each * ranks.world, *G.shape[1:])
+        dist.all_gather_into_tensor(whole, mine)
+        return whole[: len(G)]
+
+    def _apply(self, p: nn.Parameter, update: Tensor, lr: float, decay: float) -> None:
+        rows, cols = p.shape[-2:]
+        if rows > cols:
+            update = update.mT
+        p.mul_(1 - lr * decay).add_(update.to(p.dtype), alpha=-lr * max(1, rows / cols) ** 0.5)

@@ -1,0 +1,1 @@
+"""Hessians, GPTQ, grids: float weights in, integers and scales out."""

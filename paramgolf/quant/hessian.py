@@ -1,0 +1,53 @@
+"""Hessians of every matrix's input, gathered in one pass over some text.
+
+The Hessian of the squared output error with respect to a row of a matrix is twice the mean of x x^T
+over the matrix's inputs x; GPTQ needs it up to a factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.shapes import shapes
+from paramgolf.runtime import Ranks
+
+# the family whose input a stacked parameter reads
+FAMILIES = {"qkv": "q", "o": "o", "up": "up", "down": "down", "embedding": "embedding"}
+
+
+def empty_sums(config: ModelConfig, vocab_size: int, device: torch.device) -> dict[str, Tensor]:
+    """Return zeros by family, float32 [layers, in, in]; the embedding counts as one layer."""
+    known = shapes(config, vocab_size)
+    sizes = {family: known[name] for family, name in FAMILIES.items()}
+    return {
+        family: torch.zeros(1 if len(shape) == 2 else shape[0], shape[-1], shape[-1], device=device)
+        for family, shape in sizes.items()
+    }
+
+
+@torch.no_grad()
+def gather(network: Network, batches_BT: Iterable[Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Return the mean of x x^T over all tokens of all processes, float32 by family.
+
+    Each process passes its own batches (int64 [B, T], on its device) through the network in its
+    last layer order, recurrence active. A layer that runs several times in a pass adds x x^T each
+    time, so its mean is over tokens, not over runs.
+    """
+    sums = empty_sums(network.config, network.vocab_size, ranks.device)
+    tokens = torch.zeros((), dtype=torch.float64, device=ranks.device)
+
+    def tap(family: str, index: int, x: Tensor) -> None:
+        rows = x.flatten(0, -2).float()
+        sums[family][index].addmm_(rows.T, rows)
+
+    options = Pass(order=network.config.orders[-1], tap=tap)
+    for batch in batches_BT:
+        network.logits(batch, options)
+        tokens += batch.numel()
+    total = ranks.sum(tokens).item()
+    return {family: ranks.sum(value).div_(total) for family, value in sums.items()}

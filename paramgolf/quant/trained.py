@@ -1,0 +1,74 @@
+"""The folder that train writes, as calibrate and quantize read it: weights and configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.shapes import shapes
+from paramgolf.params import parse
+
+TRAIN_PATH = Path("artifacts/train")
+SCHEMA = 1
+FIX = "make it with `dvc repro train`"
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A trained model; `state` is float32, named and shaped as paramgolf.model.shapes says."""
+
+    model: ModelConfig
+    vocab_size: int
+    sequence_length: int
+    state: dict[str, Tensor]
+    config: dict[str, Any]  # config.json as it is, to be handed on
+
+
+def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
+    """Read config.json and model.safetensors; the tensors must be those of the configuration."""
+    config_path = Path(folder) / "config.json"
+    config = read_json(config_path, fix=FIX)
+    if config.get("schema") != SCHEMA:
+        raise ParamGolfError(
+            "a configuration of another version",
+            where=config_path,
+            expected=f"schema {SCHEMA}",
+            found=config.get("schema"),
+            fix=FIX,
+        )
+    model = parse(ModelConfig, config["model"], "model", where=config_path)
+    state = load_tensors(Path(folder) / "model.safetensors", fix=FIX)
+    expected = shapes(model, config["vocab_size"])
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != expected:
+        raise ParamGolfError(
+            "the weights do not fit their configuration",
+            where=folder,
+            expected=_differences(expected, found),
+            found=_differences(found, expected),
+            fix=FIX,
+        )
+    return Trained(model, config["vocab_size"], config["sequence_length"], state, config)
+
+
+def load_tensors(path: str | Path, *, fix: str) -> dict[str, Tensor]:
+    """Read a safetensors file; a missing or damaged one is a ParamGolfError that suggests `fix`."""
+    try:
+        return safetensors.torch.load_file(path)
+    except FileNotFoundError:
+        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+    except safetensors.SafetensorError as error:
+        raise ParamGolfError("not a safetensors file", where=path, found=error, fix=fix) from None
+
+
+def _differences(ours: dict, theirs: dict) -> str:
+    parts = [f"{name} {shape}" for name, shape in ours.items() if theirs.get(name) != shape]
+    return ", ".join(parts) or "nothing more"

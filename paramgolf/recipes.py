@@ -1,0 +1,177 @@
+"""Recipes: overlays over recipes/base.yaml that `paramgolf use` writes into params.yaml.
+
+Checking a whole parameter file needs every section's dataclass, so only the command line imports
+this module, never a stage: a stage depends on its own sections alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paramgolf.codec.config import PackageConfig
+from paramgolf.data.config import AuditConfig, DataConfig, TokenizerConfig
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import ModelConfig
+from paramgolf.params import convert, raise_faults, read_yaml
+from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
+from paramgolf.report.config import VerifyConfig
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.training.config import TrainConfig
+
+RECIPES = Path("recipes")
+NOT_RECIPES = ("base", "records")
+Assignment = tuple[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Params:
+    """A whole parameter file, a field a section."""
+
+    data: DataConfig
+    tokenizer: TokenizerConfig
+    audit: AuditConfig
+    model: ModelConfig
+    train: TrainConfig
+    calibrate: CalibrateConfig
+    quantize: QuantizeConfig
+    package: PackageConfig
+    eval_sliding: SlidingConfig
+    eval_ttt: AdaptConfig
+    verify: VerifyConfig
+    runtime: RuntimeConfig
+
+
+def check(content: Mapping[str, Any], *, where: object) -> Params:
+    """Check every section and what they must agree on; raise one error that lists all faults."""
+    params, faults = inspect(content)
+    if params is None or faults:
+        raise_faults(faults, where)
+    return params
+
+
+def inspect(content: Mapping[str, Any]) -> tuple[Params | None, list[str]]:
+    """Return the typed parameters (None where that cannot be) and every fault of `content`."""
+    faults: list[str] = []
+    params = convert(Params, content, "params", faults)
+    if params is not None:
+        faults.extend(_disagreements(params))
+    return params, [fault.replace("`params.", "`") for fault in faults]
+
+
+def _disagreements(params: Params) -> Iterator[str]:
+    published = params.data.source == "hub" and params.data.hub.kind == "shards"
+    if published != (params.tokenizer.source == "published"):
+        yield (
+            "`tokenizer.source` must be published exactly when data.source is hub and "
+            f"data.hub.kind is shards, found {params.tokenizer.source}"
+        )
+    budget = params.train.budget_seconds
+    if budget is not None and params.train.reserve_seconds >= budget:
+        yield "`train.reserve_seconds` must be below `train.budget_seconds`"
+
+
+def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
+    """Return the recipe `name` with all that it inherits through `from`."""
+    layers: dict[str, dict[str, Any]] = {}
+    parent: str | None = name
+    while parent is not None:
+        if parent in layers:
+            chain = " -> ".join([*layers, parent])
+            raise ParamGolfError("recipes inherit in a circle", where=folder, found=chain)
+        path = folder / f"{parent}.yaml"
+        if not path.is_file():
+            fix = f"choose one of: {', '.join(names(folder))}"
+            raise ParamGolfError(f"there is no recipe `{parent}`", where=folder, fix=fix)
+        layers[parent] = read_yaml(path)
+        parent = layers[parent].pop("from", None)
+    return functools.reduce(merge, reversed(layers.values()))
+
+
+def names(folder: Path = RECIPES) -> list[str]:
+    """Return the names of all recipes; base and the records' scores are none."""
+    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in NOT_RECIPES)
+
+
+def describe(name: str, folder: Path = RECIPES) -> str:
+    """Return the first line of a recipe's file, a comment that says what it is."""
+    first = (folder / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+    return first.lstrip("# ")
+
+
+def read_assignment(text: str) -> Assignment:
+    """Read `section.key=value`; the value is YAML, as with `dvc exp run -S`."""
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        fix = "write section.key=value, such as train.seed=314"
+        raise ParamGolfError(f"`{text}` is not a change of a parameter", fix=fix)
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ParamGolfError("not a YAML value", where=key, found=error) from None
+
+
+def build(
+    name: str, assignments: Sequence[Assignment] = (), folder: Path = RECIPES
+) -> dict[str, Any]:
+    """Return recipe `name` with the assignments made, checked whole and in the order of base.yaml.
+
+    Numbers come in their parameter's type (600 as 600.0). All faults are in one ParamGolfError.
+    """
+    content = compose(name, folder)
+    unknown = [fault for key, value in assignments for fault in _assign(content, key, value)]
+    params, faults = inspect(content)
+    if params is None or unknown or faults:
+        raise_faults(unknown + faults, f"recipe {name}")
+    plain = json.loads(json.dumps(dataclasses.asdict(params)))  # tuples become lists
+    return _in_order_of(compose("base", folder), plain)
+
+
+def _assign(content: dict[str, Any], key: str, value: Any) -> Iterator[str]:
+    known = flatten(content)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, n=1)
+        advice = f"; did you mean `{near[0]}`?" if near else ""
+        if any(other.startswith(f"{key}.") for other in known):
+            advice = "; it is a section, name one of its keys"
+        yield f"`{key}` is not a parameter{advice}"
+        return
+    *path, last = key.split(".")
+    for part in path:
+        content = content[part]
+    content[last] = value
+
+
+def _in_order_of(template: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _in_order_of(inner, content[key]) if isinstance(inner, Mapping) else content[key]
+        for key, inner in template.items()
+    }
+
+
+def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values by dotted key; a list is one value."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        inner = isinstance(value, Mapping)
+        flat |= flatten(value, f"{prefix}{key}.") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `below` with the values of `above` in their places; lists are replaced whole."""
+    merged = dict(below)
+    for key, value in above.items():
+        inner = merged.get(key)
+        if isinstance(inner, Mapping) and isinstance(value, Mapping):
+            value = merge(inner, value)
+        merged[key] = value
+    return merged

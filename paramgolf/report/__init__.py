@@ -1,0 +1,1 @@
+"""Checks of the rules, tables, plots and the report page."""

@@ -1,0 +1,87 @@
+"""Everything the report shows, read strictly from the files of the other stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json
+from paramgolf.params import PARAMS_PATH, parse, read_yaml
+from paramgolf.report.config import VerifyConfig
+from paramgolf.report.metrics import Metrics, load_metrics, need
+
+STAGES = ("audit", "train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
+SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:], "verify")
+LOG = Path("artifacts/train/log.jsonl")
+ERRORS = Path("artifacts/quantize/report.json")
+PACKAGE = Path("artifacts/package/package.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The training log: the environment, and each step and validation in its order."""
+
+    environment: Mapping[str, Any]
+    steps: Sequence[Mapping[str, Any]]
+    validations: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the report is made of; `params` holds the sections of params.yaml that stages read."""
+
+    metrics: Metrics
+    log: Log
+    errors: Sequence[Mapping[str, Any]]
+    package: Mapping[str, Any]
+    params: Mapping[str, Mapping[str, Any]]
+    limits: VerifyConfig
+
+
+def load_inputs(root: Path = Path()) -> Inputs:
+    """Read every input; a missing file or key is a ParamGolfError."""
+    errors = read_json(root / ERRORS, fix="make it with `dvc repro quantize`")
+    content = read_yaml(root / PARAMS_PATH)
+    return Inputs(
+        load_metrics(STAGES, root),
+        read_log(root / LOG),
+        need(errors, "tensors", ERRORS),
+        read_json(root / PACKAGE, fix="make it with `dvc repro package`"),
+        {section: need(content, section, PARAMS_PATH) for section in SECTIONS},
+        parse(VerifyConfig, content["verify"], "verify", where=PARAMS_PATH),
+    )
+
+
+def read_log(path: Path) -> Log:
+    """Read a training log; its first line is the environment."""
+    fix = "train again: `dvc repro -f -s train`"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        records = [json.loads(line) for line in lines]
+    except FileNotFoundError:
+        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+    except ValueError as error:
+        raise ParamGolfError("not a JSONL file", where=path, found=error, fix=fix) from None
+    events = [need(record, "event", path, fix=fix) for record in records]
+    if events[:1] != ["start"] or "step" not in events:
+        expected = "a first line with event `start`, and steps"
+        found = f"events {sorted(set(events))}"
+        raise ParamGolfError("not a training log", where=path, expected=expected, found=found)
+    steps = _checked(records, "step", ("step", "loss", "lr"), path)
+    validations = _checked(records, "validation", ("step", "val_loss", "val_bpb"), path)
+    environment = {key: value for key, value in records[0].items() if key != "event"}
+    return Log(environment, steps, validations)
+
+
+def _checked(
+    records: Iterable[Mapping[str, Any]], event: str, keys: Sequence[str], path: Path
+) -> list[Mapping[str, Any]]:
+    chosen = [record for record in records if record["event"] == event]
+    for record in chosen:
+        for key in keys:
+            need(record, key, path)
+    return chosen

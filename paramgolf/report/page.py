@@ -1,0 +1,107 @@
+"""The report: one offline HTML page, and the pictures for `dvc plots`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from paramgolf.files import write_text
+from paramgolf.report import views
+from paramgolf.report.inputs import LOG, Inputs, load_inputs
+from paramgolf.report.metrics import need
+from paramgolf.report.plots import write_pictures
+from paramgolf.report.style import STYLE
+from paramgolf.report.template import TEMPLATE
+
+OUT = Path("artifacts/report")
+
+
+def write_report(root: Path = Path()) -> None:
+    """Write artifacts/report: index.html, loss.png, bpb.png, bytes.png, error.png."""
+    inputs = load_inputs(root)
+    write_text(root / OUT / "index.html", render(inputs))
+    write_pictures(inputs, root / OUT)
+
+
+def render(inputs: Inputs) -> str:
+    """Return the page; the same inputs give the same text."""
+    get = inputs.metrics.get
+    scores, score_labels = views.scores(inputs)
+    limit_bytes = get("package", "limit_bytes")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.from_string(TEMPLATE).render(
+        style=jinja2.filters.Markup(STYLE),
+        bpb=get("eval_ttt", "val_bpb"),
+        facts=_facts(inputs),
+        scores=scores,
+        score_labels=score_labels,
+        partial=_partial(inputs),
+        loss=views.loss_plot(inputs.log),
+        rate=views.rate_plot(inputs.log),
+        validations=inputs.log.validations,
+        parts=views.byte_parts(inputs),
+        headroom=limit_bytes - get("package", "bytes_total"),
+        limit_bytes=limit_bytes,
+        bytes_note=_bytes_note(inputs),
+        grids=views.error_grids(inputs.errors),
+        timings=views.timings(inputs),
+        environment=[(name, _show(value)) for name, value in inputs.log.environment.items()],
+        params=[(name, _rows(section)) for name, section in inputs.params.items()],
+    )
+
+
+def _facts(inputs: Inputs) -> list[tuple[str, str, str]]:
+    """Return name, value and note of the figures at the page's head."""
+    get = inputs.metrics.get
+    headroom = get("package", "limit_bytes") - get("package", "bytes_total")
+    room = f"{headroom:,} bytes free" if headroom >= 0 else f"{-headroom:,} bytes over the limit"
+    world = get("train", "world_size")
+    device = f"{world} x {get('train', 'device')}" if world > 1 else get("train", "device")
+    lossless = "tokens give it back exactly" if get("audit", "lossless") else "tokens alter it"
+    return [
+        ("artifact", f"{get('package', 'bytes_total'):,} B", room),
+        ("parameters", f"{get('train', 'parameters'):,}", f"{_bits(inputs):.2f} bits a weight"),
+        ("training", f"{get('train', 'train_seconds'):,.1f} s", device),
+        ("steps", f"{get('train', 'steps'):,}", f"{get('train', 'tokens'):,} tokens"),
+        ("validation text", f"{get('audit', 'bytes_val_raw'):,} B", lossless),
+    ]
+
+
+def _partial(inputs: Inputs) -> str | None:
+    """Return a warning where the scores are of different parts of the validation text."""
+    if not inputs.log.validations:
+        return None
+    trained = need(inputs.log.validations[-1], "tokens_scored", LOG)
+    scored = [inputs.metrics.get(stage, "tokens_scored") for stage in ("eval_sliding", "eval_ttt")]
+    if {*scored} == {trained}:
+        return None
+    counts = f"{trained:,}, {scored[0]:,}, {scored[0]:,} and {scored[1]:,}"
+    return f"The rows do not compare: they score {counts} tokens."
+
+
+def _bits(inputs: Inputs) -> float:
+    return (
+        8 * inputs.metrics.get("package", "bytes_model") / inputs.metrics.get("train", "parameters")
+    )
+
+
+def _bytes_note(inputs: Inputs) -> str:
+    keys = ("bytes_model", "bytes_code", "bytes_total", "limit_bytes")
+    model, code, total, limit = (inputs.metrics.get("package", key) for key in keys)
+    return f"{model:,} bytes of weights and {code:,} of code, {total:,} of {limit:,} (decimal)."
+
+
+def _rows(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for key, value in section.items():
+        inner = isinstance(value, Mapping)
+        rows += _rows(value, f"{key}.") if inner else [(prefix + key, _show(value))]
+    return rows
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

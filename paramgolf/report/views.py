@@ -1,0 +1,214 @@
+"""What each part of the page shows, computed from the inputs and free of HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paramgolf.report.charts import Axis, Point, polyline, thin
+from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs, Log
+from paramgolf.report.metrics import need
+
+MATRICES = ("q", "k", "v", "o", "up", "down")
+KINDS = ("integers", "scales", "float16", "header", "code")  # of parts, in the page's order
+COLORS = 11  # --c0 to --c10 of the style sheet
+SCORES = (
+    ("Trained, averaged weights", "train", "val_bpb"),
+    ("Quantised and packed", "eval_sliding", "val_bpb_plain"),
+    ("Sliding window", "eval_sliding", "val_bpb"),
+    ("Adapted while scoring", "eval_ttt", "val_bpb"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plot:
+    """A chart of curves and dots over the training steps, in per cent of its frame."""
+
+    title: str
+    unit: str
+    summary: str
+    x_labels: Sequence[tuple[float, str]]
+    y_labels: Sequence[tuple[float, str]]
+    curve: str
+    dots: Sequence[tuple[float, float, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Bits per byte after one more step of the pipeline; `bar` is the change, from and width."""
+
+    name: str
+    value: float
+    change: float | None
+    place: float
+    bar: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds against a limit (None: there is none); widths are in per cent of the longest bar."""
+
+    name: str
+    seconds: float
+    limit: float | None
+    parts: Sequence[tuple[str, float]]
+    limit_place: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Bytes of a part; per cent of the artifact and of the limit; bits a weight; who shares it."""
+
+    name: str
+    bytes: int
+    share: float
+    of_limit: float
+    bits: float | None
+    color: int
+    shares: Sequence[tuple[str, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Errors by layer (rows) and matrix (columns); a cell is a per cent and a shade 0..1."""
+
+    title: str
+    note: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[tuple[float, float] | None]]]
+    decimals: int
+
+
+def loss_plot(log: Log) -> Plot:
+    """Return training loss as a curve and validation loss as dots, nats a token."""
+    steps = [(float(r["step"]), float(r["loss"])) for r in log.steps]
+    points = thin(steps)
+    x = _step_axis(log)
+    y = Axis.over([b for _, b in points] + [r["val_loss"] for r in log.validations])
+    dots = [
+        (
+            x.percent(r["step"]),
+            100 - y.percent(r["val_loss"]),
+            f"step {r['step']:,}: {r['val_loss']:.4f} nats, {r['val_bpb']:.4f} BPB",
+        )
+        for r in log.validations
+    ]
+    each = -(-len(steps) // len(points))
+    mean = f", each point the mean of {each} steps" if each > 1 else ""
+    summary = f"Training loss falls from {steps[0][1]:.3f} to {steps[-1][1]:.3f}{mean}."
+    curve = polyline(points, x, y)
+    return Plot("Loss", "nats a token", summary, x.labels(), y.labels(), curve, dots)
+
+
+def rate_plot(log: Log) -> Plot:
+    """Return the learning rate as a share of its peak."""
+    points: list[Point] = [(float(r["step"]), float(r["lr"])) for r in log.steps]
+    x, y = _step_axis(log), Axis.over([0.0, 1.0], ticks=2)
+    summary = f"From {points[0][1]:.2f} to {points[-1][1]:.2f} of the peak rate."
+    curve = polyline(thin(points), x, y)
+    return Plot("Learning rate", "share of its peak", summary, x.labels(), y.labels(), curve, [])
+
+
+def _step_axis(log: Log) -> Axis:
+    last = float(log.steps[-1]["step"])
+    ticks = Axis.over([0.0, last], ticks=4).ticks
+    return Axis(0.0, last, tuple(tick for tick in ticks if tick <= last))
+
+
+def scores(inputs: Inputs) -> tuple[list[Score], list[tuple[float, str]]]:
+    """Return BPB after each step of the pipeline, and the labels of their axis."""
+    values = [float(inputs.metrics.get(stage, key)) for _, stage, key in SCORES]
+    axis = Axis.over(values, ticks=4)
+    rows = []
+    for i, value in enumerate(values):
+        before = values[i - 1] if i else value
+        left, right = sorted((axis.percent(before), axis.percent(value)))
+        change = value - before if i else None
+        rows.append(Score(SCORES[i][0], value, change, axis.percent(value), (left, right - left)))
+    return rows, axis.labels()
+
+
+def timings(inputs: Inputs) -> list[Timing]:
+    """Return the seconds of each stage that has them; reading training text counts as training."""
+    get, limits = inputs.metrics.get, inputs.limits
+    train = [("training", float(get("train", "train_seconds")))]
+    calibration = ("calibration", float(get("calibrate", "seconds")))
+    rest: list[tuple[str, list[tuple[str, float]], float | None]] = []
+    if get("calibrate", "source") == "train":
+        train.append(calibration)
+    else:
+        rest.append(("Calibration, on generated text", [calibration], None))
+    for stage, name in (("quantize", "Quantising"), ("package", "Packing")):
+        rest.append((name, [(name.lower(), float(get(stage, "seconds")))], None))
+    for stage, name in (("eval_sliding", "Sliding evaluation"), ("eval_ttt", "Adapted evaluation")):
+        seconds = float(get(stage, "seconds"))
+        rest.append((name, [(name.lower(), seconds)], limits.eval_seconds))
+    rows = [("Training and calibration", train, limits.train_seconds), *rest]
+    longest = max(max(sum(s for _, s in parts), limit or 0.0) for _, parts, limit in rows)
+    return [
+        Timing(
+            name,
+            sum(seconds for _, seconds in parts),
+            limit,
+            [(part, 100 * seconds / longest) for part, seconds in parts],
+            None if limit is None else 100 * limit / longest,
+        )
+        for name, parts, limit in rows
+    ]
+
+
+def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
+    """Return the grids of both errors, in per cent; the embedding is one row of its own."""
+    texts = (
+        ("output_error", "Output error", "share of a product's energy, on calibration text"),
+        ("relative_error", "Weight error", "‖error‖ / ‖weights‖"),
+    )
+    return [_grid(errors, key, title, note) for key, title, note in texts]
+
+
+def _grid(errors: Sequence[Mapping[str, Any]], key: str, title: str, note: str) -> Grid:
+    cells = {
+        (need(e, "name", ERRORS), need(e, "layer", ERRORS)): 100 * float(need(e, key, ERRORS))
+        for e in errors
+    }
+    highest = max(cells.values()) or 1.0
+    layers = sorted({layer for name, layer in cells if name in MATRICES})
+
+    def row(layer: int) -> list[tuple[float, float] | None]:
+        values = [cells.get((name, layer)) for name in MATRICES]
+        return [None if value is None else (value, value / highest) for value in values]
+
+    rows = [(str(layer), row(layer)) for layer in layers]
+    others = [(name, value) for (name, _), value in cells.items() if name not in MATRICES]
+    decimals = max(0, 2 - math.floor(math.log10(highest)))  # three digits of the largest
+    tail = ", ".join(f"{name} {value:.{decimals}f}" for name, value in others)
+    return Grid(title, f"{note}; {tail}" if tail else note, MATRICES, rows, decimals)
+
+
+def byte_parts(inputs: Inputs) -> list[Part]:
+    """Return the parts of the artifact: matrices, the largest first, then all else."""
+    total, limit = (inputs.metrics.get("package", key) for key in ("bytes_total", "limit_bytes"))
+    parts = need(inputs.package, "parts", PACKAGE)
+    kinds = [need(part, "kind", PACKAGE) for part in parts]
+    order = sorted(
+        range(len(parts)),
+        key=lambda i: (KINDS.index(kinds[i]), -need(parts[i], "bytes", PACKAGE)),
+    )
+    rows = []
+    for color, i in enumerate(order):
+        size, raw = (need(parts[i], key, PACKAGE) for key in ("bytes", "raw_bytes"))
+        weights = raw if kinds[i] == "integers" else 0  # an integer is an int8 before compression
+        rows.append(
+            Part(
+                need(parts[i], "name", PACKAGE),
+                size,
+                100 * size / total,
+                100 * size / limit,
+                8 * size / weights if weights else None,
+                color % COLORS,
+                sorted(need(parts[i], "shares", PACKAGE).items(), key=lambda share: -share[1]),
+            )
+        )
+    return rows

@@ -1,0 +1,139 @@
+"""Where a stage runs: the device, the processes and their collectives, and how they are started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
+from paramgolf.runtime_config import RuntimeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """The processes that share a stage's work; one process on one device is the ordinary case."""
+
+    rank: int
+    world: int
+    device: torch.device
+    compile: bool = False
+    attention: str = "auto"
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this process writes the files and the log."""
+        return self.rank == 0
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """bfloat16 on a GPU, float32 on a CPU."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum `tensor` over all processes, in place, and return it."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def agree(self, value: float) -> float:
+        """Return the main process's `value` on all processes."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return float(shared)
+
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if self.world > 1:
+            dist.barrier()
+
+
+def share(count: int, ranks: Ranks) -> range:
+    """Return this process's contiguous part of `count` items; the parts cover all items once."""
+    return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+
+
+def resolve_device(config: RuntimeConfig) -> str:
+    """Return `cpu` or `cuda`; asking for an absent GPU is an error."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        fix = "set runtime.device to auto or cpu, or install a CUDA build of torch"
+        raise ParamGolfError("runtime.device is cuda, but torch sees no GPU", fix=fix)
+    if config.device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    return config.device
+
+
+def launch(config: RuntimeConfig) -> None:
+    """Start the running script once per process with torchrun, unless torchrun started it already.
+
+    With one process this returns at once and the script goes on. Otherwise it waits for the
+    processes and exits with their code; they are ended with this one.
+    """
+    if "RANK" in os.environ:
+        return
+    gpus = torch.cuda.device_count() if resolve_device(config) == "cuda" else 1
+    processes = config.processes or gpus
+    if processes == 1:
+        return
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc-per-node={processes}", *sys.argv]
+    with subprocess.Popen(command, preexec_fn=_end_with_parent) as child:
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            code = child.wait()
+        except KeyboardInterrupt:
+            child.send_signal(signal.SIGINT)
+            code = child.wait()
+    # torchrun returns 1 whatever its processes returned; they have said why
+    raise SystemExit(EXIT_USER_ERROR if code else 0)
+
+
+def _end_with_parent() -> None:
+    """Ask Linux to end this process with its parent, so that a killed stage leaves no orphan."""
+    with contextlib.suppress(OSError, AttributeError):
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def processes(config: RuntimeConfig) -> Iterator[Ranks]:
+    """Join the group of processes (one, or those of torchrun) for the length of the block."""
+    _end_with_parent()
+    kind = resolve_device(config)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    local = int(os.environ.get("LOCAL_RANK", 0))
+    device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = True
+    compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
+    if world == 1:
+        yield Ranks(0, 1, device, compiled, config.attention)
+        return
+    backend = "nccl" if kind == "cuda" else "gloo"
+    dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
+    try:
+        yield Ranks(rank, world, device, compiled, config.attention)
+    finally:
+        dist.destroy_process_group()
+
+
+def device_name(device: torch.device) -> str:
+    """Return the GPU's name, or `cpu`."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until `device` has done its work, before a clock is read."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

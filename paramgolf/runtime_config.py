@@ -1,0 +1,17 @@
+"""Parameters of the machine, apart from `runtime` so that reading them needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig:
+    """Facts of the machine, which no stage's result depends on; see recipes/base.yaml."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    processes: int
+    attention: Literal["auto", "fa3", "sdpa"]
+    compile: Literal["auto", "on", "off"]
+    workers: int

@@ -1,0 +1,1 @@
+"""Bits per byte, sliding-window and score-first adaptive evaluation, the ledger."""

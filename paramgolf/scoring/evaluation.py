@@ -1,0 +1,56 @@
+"""What the evaluators share: the model out of its package, and the metrics out of the ledger."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from paramgolf.clock import seconds_since_start
+from paramgolf.codec.container import load_package
+from paramgolf.model.network import Network
+from paramgolf.model.place import place
+from paramgolf.runtime import Ranks
+from paramgolf.scoring.bits_per_byte import Tally
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.text import Text
+from paramgolf.scoring.timing import Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Metrics, and the nats of each target of the text (float64 [N]), the same on every process."""
+
+    metrics: dict[str, Any]
+    text: Text
+    nats: np.ndarray
+
+
+def load_network(package: str | Path, ranks: Ranks) -> Network:
+    """Rebuild the network from model.bin: float32 parameters on this process's device."""
+    packed = load_package(package)
+    network = Network(packed.model, packed.vocab_size)
+    network.load_state_dict(packed.state)
+    return place(network, ranks)
+
+
+def summary(text: Text, ledger: Ledger, plain: Ledger, timing: Timing) -> dict[str, Any]:
+    """Close both ledgers and return the metrics; `plain` is without overlap and adaptation.
+
+    `seconds` counts from the start of the process: imports, decompression and compilation are in.
+    """
+    plain.close()
+    verdict = ledger.close()
+    tally = Tally.of(ledger.nats, text.byte_counts)
+    return {
+        "val_bpb": tally.bits_per_byte,
+        "val_loss": tally.loss,
+        "val_bpb_plain": Tally.of(plain.nats, text.byte_counts).bits_per_byte,
+        "tokens_scored": tally.tokens,
+        "bytes_scored": tally.byte_count,
+        "ledger": verdict,
+        **timing.metrics,
+        "seconds": seconds_since_start(),
+    }

@@ -1,0 +1,59 @@
+"""The training log: one JSON object a line, the environment first."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from paramgolf.progress import say
+from paramgolf.runtime import Ranks, device_name
+
+
+def environment(ranks: Ranks) -> dict[str, Any]:
+    """Return what a reader needs to judge whether two runs compare."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "device": device_name(ranks.device),
+        "world_size": ranks.world,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "system": platform.platform(),
+    }
+
+
+class Log:
+    """Appends to a JSONL file on the main process; keeps the lines, for a checkpoint to restore."""
+
+    def __init__(self, path: Path, *, show: bool) -> None:
+        self._path = path
+        self._show = show
+        self.lines: list[str] = []
+        self.last_loss = float("nan")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append a record; validations are shown too."""
+        if record["event"] == "step":
+            self.last_loss = record["loss"]
+        if not self._show:
+            return
+        self.lines.append(json.dumps(record))
+        mode = "a" if len(self.lines) > 1 else "w"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open(mode, encoding="utf-8") as file:
+            file.write(self.lines[-1] + "\n")
+        if record["event"] == "validation":
+            say(f"train: step={record['step']} val_bpb={record['val_bpb']:.4f}")
+
+    def restore(self, lines: list[str]) -> None:
+        """Begin the file again with the lines of a checkpoint."""
+        self.lines = list(lines)
+        if self._show:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

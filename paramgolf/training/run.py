@@ -1,0 +1,326 @@
+"""Training from tokens to averaged weights: the loop, its log, validation and resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from paramgolf.clock import Clock, seconds_since_start
+from paramgolf.data.loader import Windows
+from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import sha256_file, write_bytes, write_json
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.place import place
+from paramgolf.optim.schedule import Point, point
+from paramgolf.progress import Meter, say
+from paramgolf.runtime import Ranks, device_name, share, synchronize
+from paramgolf.scoring.bits_per_byte import Tally
+from paramgolf.training.checkpoint import Checkpoint, resume_key
+from paramgolf.training.config import TrainConfig
+from paramgolf.training.log import Log, environment
+from paramgolf.training.state import TrainState
+from paramgolf.training.validate import validate
+
+OUT = Path("artifacts/train")
+METRICS = Path("artifacts/metrics/train.json")
+SCHEMA = 1
+
+
+def train(model: ModelConfig, config: TrainConfig, ranks: Ranks) -> None:
+    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off."""
+    tokens = open_tokens()
+    run = Run(model, config, ranks, tokens)
+    run.resume()
+    run.warm_up()
+    run.loop()
+    run.finish()
+
+
+class Run:
+    """One training run. `step` steps are done and `clock` has counted their seconds."""
+
+    def __init__(
+        self, model: ModelConfig, config: TrainConfig, ranks: Ranks, tokens: TokenSet
+    ) -> None:
+        self.model, self.config, self.ranks = model, config, ranks
+        self._tokens = tokens
+        self._network = place(Network(model, tokens.vocab_size, seed=config.seed), ranks)
+        self._state = TrainState(self._network, config, ranks)
+        self._windows = Windows(
+            tokens.train(),
+            config.sequence_length,
+            seed=config.seed,
+            shuffled=config.loader == "shuffled",
+        )
+        key = resume_key(
+            dataclasses.asdict(model),
+            dataclasses.asdict(config),
+            sha256_file(tokens.folder / "manifest.json"),
+            [ranks.world, str(ranks.device.type)],
+        )
+        self._checkpoint = Checkpoint("train", key)
+        self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
+        self.step = 0
+        self.phase = 0
+        self.clock = Clock()
+        self._spent = 0.0  # seconds before a resume
+        self._startup_seconds = 0.0
+        self._pending: tuple[Point, Tensor, float] | None = None
+        self._step_ms: list[float] = []
+
+    @property
+    def _order_pass(self) -> Pass:
+        return Pass(self.model.orders[self.phase])
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the same parameters, data and code, if any."""
+        saved = self._checkpoint.load(self.ranks.device)
+        if saved is None:
+            self._log.write({"event": "start", **environment(self.ranks)})
+            return
+        self._state.load(saved["state"])
+        self.step, self.phase = saved["step"], saved["phase"]
+        self._spent = saved["elapsed"]
+        self._log.restore(saved["log"])
+        self._step_ms = saved["step_ms"]
+        if self.ranks.is_main:
+            say(f"train: resumed at step {self.step} from {self._checkpoint.path}")
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint, unless the newest loss is not finite."""
+        self._flush()
+        if self.ranks.is_main:
+            self._checkpoint.save(
+                {
+                    "state": self._state.state(),
+                    "step": self.step,
+                    "phase": self.phase,
+                    "elapsed": self.clock.elapsed,
+                    "log": self._log.lines,
+                    "step_ms": self._step_ms,
+                }
+            )
+        self.ranks.barrier()
+
+    def warm_up(self) -> None:
+        """Compile every phase's graphs on random tokens, then start the clock.
+
+        Weights, moments and batches stay as they are.
+        """
+        if self.ranks.compile:
+            generator = torch.Generator().manual_seed(0)
+            rows = self._micro_windows
+            shape = (rows, self.config.sequence_length + 1)
+            batch = torch.randint(self._tokens.vocab_size, shape, generator=generator)
+            for order in self.model.orders:
+                self._state.zero_grad()
+                self._backward(batch.to(self.ranks.device), Pass(order))
+        self._state.zero_grad()
+        synchronize(self.ranks.device)
+        self._startup_seconds = seconds_since_start()
+        self.clock = Clock(spent=self._spent)
+
+    def loop(self) -> None:
+        """Take steps until the budget of steps or seconds is spent."""
+        meter = Meter("train", show=self.ranks.is_main)
+        if self.step == 0:
+            self._validate(self.config.validation_tokens)
+        before = self.clock.elapsed
+        while True:
+            at = point(self.config, self.step, self._agreed_seconds())
+            if at.fraction >= 1:
+                break
+            self._enter_phase(at)
+            loss = self._forward_backward()
+            multiplier = self._state.step(at)
+            self.step += 1
+            # Reading the loss of the step before keeps the host one step ahead of the device.
+            self._flush()
+            self._pending = (at, loss, multiplier)
+            meter.update(at.fraction, f"step {self.step} loss {self._log.last_loss:.4f}")
+            now = self.clock.elapsed
+            self._step_ms.append(1000 * (now - before))
+            self._pause_for_records()
+            before = self.clock.elapsed
+        self._flush()
+        synchronize(self.ranks.device)
+        meter.close()
+
+    def _agreed_seconds(self) -> float:
+        """Return the main process's clock, so that all processes end at one step."""
+        if self.config.budget_seconds is None:
+            return self.clock.elapsed
+        return self.ranks.agree(self.clock.elapsed)
+
+    def _enter_phase(self, at: Point) -> None:
+        phase = self.model.phase_at(at.fraction, at.step)
+        if phase > self.phase and self.phase == 0 and self.model.untied_repeats:
+            self._state.begin_recurrence()
+        self.phase = phase
+
+    @property
+    def _micro_windows(self) -> int:
+        return max(1, self.config.micro_batch_tokens // self.config.sequence_length)
+
+    def _forward_backward(self) -> Tensor:
+        """Accumulate the gradient of the global batch's mean loss; return the loss (scalar)."""
+        self._state.zero_grad()
+        windows = self.config.batch_tokens // self.config.sequence_length
+        mine = share(windows, self.ranks)
+        loss = torch.zeros((), device=self.ranks.device)
+        for first in range(mine.start, mine.stop, self._micro_windows):
+            last = min(first + self._micro_windows, mine.stop)
+            offset = self.step * windows
+            batch = torch.from_numpy(self._windows.read(offset + first, offset + last))
+            loss += self._backward(batch.to(self.ranks.device), self._order_pass)
+        return self.ranks.sum(loss)
+
+    def _backward(self, batch: Tensor, options: Pass) -> Tensor:
+        """Add the gradient of a micro-batch [n, T + 1]; return its share of the global mean."""
+        nll = self._network.nll(batch[:, :-1], batch[:, 1:], options)
+        loss = nll.sum() / self.config.batch_tokens
+        loss.backward()
+        return loss.detach()
+
+    def _flush(self) -> None:
+        """Read and log the loss that is still pending; a loss that is not finite is an error."""
+        if self._pending is None:
+            return
+        (at, loss, multiplier), self._pending = self._pending, None
+        value = float(loss)
+        self._check_finite(at.step + 1, value)
+        self._log.write(
+            {
+                "event": "step",
+                "step": at.step + 1,
+                "loss": value,
+                "lr": multiplier,
+                "seconds": self.clock.elapsed,
+                "tokens": (at.step + 1) * self.config.batch_tokens,
+            }
+        )
+
+    def _check_finite(self, step: int, loss: float) -> None:
+        if loss == loss and abs(loss) != float("inf"):
+            return
+        kept = self._checkpoint.path if self._checkpoint.path.is_file() else "none was written yet"
+        raise ParamGolfError(
+            "training diverged: the loss is not finite",
+            where=f"step {step}",
+            found=loss,
+            fix=f"lower train.matrix_lr or train.token_lr (last good checkpoint: {kept})",
+        )
+
+    def _pause_for_records(self) -> None:
+        """Validate and save a checkpoint when they are due; neither counts as training time."""
+        every, save_every = self.config.validate_every, self.config.checkpoint_every
+        if every and self.step % every == 0:
+            self._validate(self.config.validation_tokens)
+        if save_every and self.step % save_every == 0:
+            with self.clock.paused():
+                self.save_checkpoint()
+
+    def _validate(self, max_tokens: int | None) -> Tally:
+        synchronize(self.ranks.device)
+        with self.clock.paused():
+            score = validate(
+                self._network,
+                self._tokens.val(),
+                self._tokens.val_bytes(),
+                self._order_pass,
+                self.ranks,
+                length=self.config.sequence_length,
+                batch_windows=self._micro_windows,
+                max_tokens=max_tokens,
+            )
+        found = {"step": self.step, "val_loss": score.loss, "val_bpb": score.bits_per_byte}
+        self._log.write({"event": "validation", **found, "tokens_scored": score.tokens})
+        return score
+
+    def finish(self) -> None:
+        """Average the weights, validate in full, write the model and the metrics."""
+        seconds = self.clock.elapsed
+        self._state.load_average()
+        score = self._validate(None)
+        if self.ranks.is_main:
+            self._write_model()
+            write_json(METRICS, self._metrics(seconds, score))
+            self._checkpoint.remove()
+        self.ranks.barrier()
+
+    def _write_model(self) -> None:
+        model, tensors = reached(self.model, self.phase, self._network.state_dict())
+        write_bytes(OUT / "model.safetensors", save(tensors))
+        content = {
+            "schema": SCHEMA,
+            "vocab_size": self._tokens.vocab_size,
+            "sequence_length": self.config.sequence_length,
+            "model": dataclasses.asdict(model),
+        }
+        write_json(OUT / "config.json", content)
+        if self.phase < len(self.model.recurrence):
+            say(f"train: the budget ended in phase {self.phase} of recurrence; the model keeps it")
+
+    def _metrics(self, seconds: float, score: Tally) -> dict[str, Any]:
+        total = self.step * self.config.batch_tokens
+        speed = total / seconds if seconds else 0.0
+        name = device_name(self.ranks.device)
+        order = self._order_pass.order
+        flops = TRAINING_FACTOR * forward_flops(
+            self.model, self._tokens.vocab_size, order, self.config.sequence_length
+        )
+        peak = peak_flops(name)
+        return {
+            "parameters": sum(p.numel() for p in self._network.parameters()),
+            "steps": self.step,
+            "tokens": total,
+            "train_seconds": seconds,
+            "tokens_per_second": speed,
+            "step_ms_median": statistics.median(self._step_ms) if self._step_ms else 0.0,
+            "startup_seconds": self._startup_seconds,
+            "peak_memory_bytes": peak_memory(self.ranks.device),
+            "mfu": speed * flops / peak / self.ranks.world if peak else None,
+            "val_bpb": score.bits_per_byte,
+            "val_loss": score.loss,
+            "world_size": self.ranks.world,
+            "device": name,
+        }
+
+
+def reached(
+    model: ModelConfig, phase: int, tensors: dict[str, Tensor]
+) -> tuple[ModelConfig, dict[str, Tensor]]:
+    """Return the configuration and the tensors of a model whose training ended in `phase`.
+
+    Phases of recurrence that never began leave the configuration, or evaluation would run an
+    order that was never trained; the rows of their untied repeats leave the tensors.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    if phase == len(model.recurrence):
+        return model, tensors
+    config = dataclasses.replace(
+        model, recurrence=model.recurrence[:phase], skip_rows=model.skip_count
+    )
+    if model.untied_repeats:
+        rows = max(len(order) for order in config.orders)
+        tensors |= {name: tensors[name][:rows].contiguous() for name in ("up", "down")}
+    return config, tensors
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most memory in use so far, bytes: of the GPU, or of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # POSIX only
+
+    kilobytes_per_unit = 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes_per_unit

@@ -1,0 +1,17 @@
+"""Count every validation byte twice; prove the splits disjoint: `python stages/audit.py`."""
+
+from paramgolf.data.audit import audit
+from paramgolf.data.config import AuditConfig
+from paramgolf.errors import exit_on_error
+from paramgolf.files import write_json
+from paramgolf.params import load
+
+
+def main() -> None:
+    """Read params.yaml, write artifacts/metrics/audit.json."""
+    write_json("artifacts/metrics/audit.json", audit(load(AuditConfig, "audit")))
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

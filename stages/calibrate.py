@@ -1,0 +1,21 @@
+"""Gather the Hessians of every matrix's input: `python stages/calibrate.py` (one process a GPU)."""
+
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+from paramgolf.quant.calibrate import calibrate
+from paramgolf.quant.config import CalibrateConfig
+from paramgolf.runtime import launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+
+
+def main() -> None:
+    """Read params.yaml, calibrate, write artifacts/calibrate and the metrics."""
+    runtime = load(RuntimeConfig, "runtime")
+    launch(runtime)
+    with processes(runtime) as ranks:
+        calibrate(load(CalibrateConfig, "calibrate"), ranks)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

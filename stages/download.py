@@ -1,0 +1,16 @@
+"""Fetch or make the text, or fetch published shards: `python stages/download.py`."""
+
+from paramgolf.data.config import DataConfig
+from paramgolf.data.download import download
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+
+
+def main() -> None:
+    """Read params.yaml, write data/raw."""
+    download(load(DataConfig, "data"))
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

@@ -1,0 +1,25 @@
+"""Score the packed model by a sliding window: `python stages/eval_sliding.py`."""
+
+from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+from paramgolf.runtime import launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.config import SlidingConfig
+from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.stage import PACKAGE_PATH, write_evaluation
+
+
+def main() -> None:
+    """Read params.yaml, score, write artifacts/eval_sliding and its metrics."""
+    runtime = load(RuntimeConfig, "runtime")
+    config = load(SlidingConfig, "eval_sliding")
+    launch(runtime)
+    with processes(runtime) as ranks:
+        evaluation = score_sliding(PACKAGE_PATH, TOKENS_PATH, config, ranks)
+        write_evaluation("eval_sliding", evaluation, ranks)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

@@ -1,0 +1,25 @@
+"""Score the packed model while it learns from what is scored: `python stages/eval_ttt.py`."""
+
+from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+from paramgolf.runtime import launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.adapt import score_adaptive
+from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.stage import PACKAGE_PATH, write_evaluation
+
+
+def main() -> None:
+    """Read params.yaml, score and adapt, write artifacts/eval_ttt and its metrics."""
+    runtime = load(RuntimeConfig, "runtime")
+    config = load(AdaptConfig, "eval_ttt")
+    launch(runtime)
+    with processes(runtime) as ranks:
+        evaluation = score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, ranks)
+        write_evaluation("eval_ttt", evaluation, ranks)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

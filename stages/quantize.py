@@ -1,0 +1,21 @@
+"""Quantise the trained weights to integers and scales: `python stages/quantize.py`."""
+
+import torch
+
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.quantize import quantize
+from paramgolf.runtime import resolve_device
+from paramgolf.runtime_config import RuntimeConfig
+
+
+def main() -> None:
+    """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
+    device = torch.device(resolve_device(load(RuntimeConfig, "runtime")))
+    quantize(load(QuantizeConfig, "quantize"), device)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

@@ -1,0 +1,14 @@
+"""Make the report of the whole run: `python stages/report.py`."""
+
+from paramgolf.errors import exit_on_error
+from paramgolf.report.page import write_report
+
+
+def main() -> None:
+    """Read the other stages' files, write artifacts/report."""
+    write_report()
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

@@ -1,0 +1,17 @@
+"""Make the tokenizer and the token shards: `python stages/retokenize.py`."""
+
+from paramgolf.data.config import TokenizerConfig
+from paramgolf.data.retokenize import retokenize
+from paramgolf.errors import exit_on_error
+from paramgolf.params import load
+from paramgolf.runtime_config import RuntimeConfig
+
+
+def main() -> None:
+    """Read params.yaml, write data/tokens."""
+    retokenize(load(TokenizerConfig, "tokenizer"), load(RuntimeConfig, "runtime").workers)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

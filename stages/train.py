@@ -1,0 +1,22 @@
+"""Train the network: `python stages/train.py` (one process a GPU, started as needed)."""
+
+from paramgolf.errors import exit_on_error
+from paramgolf.model.config import ModelConfig
+from paramgolf.params import load
+from paramgolf.runtime import launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.training.config import TrainConfig
+from paramgolf.training.run import train
+
+
+def main() -> None:
+    """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
+    runtime = load(RuntimeConfig, "runtime")
+    launch(runtime)
+    with processes(runtime) as ranks:
+        train(load(ModelConfig, "model"), load(TrainConfig, "train"), ranks)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()

@@ -1,0 +1,297 @@
+"""The audit, held against each published accounting bug: it must name the fault or show it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import sentencepiece
+import token_case
+
+from paramgolf.data.audit import audit
+from paramgolf.data.byte_counts import ByteTable, byte_table
+from paramgolf.data.config import AuditConfig
+from paramgolf.data.overlap import compare
+from paramgolf.data.shards import read_shard, write_shard
+from paramgolf.data.tokenizer import load_tokenizer
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json, sha256_file, write_json
+
+VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
+STRICT = AuditConfig(allowed_overlap=0)
+Counter = Callable[[ByteTable, np.ndarray], np.ndarray]
+
+
+class Case:
+    """A folder of documents and one of tokens, and ways to break them."""
+
+    def __init__(self, folder: Path, model: bytes | None = None) -> None:
+        self.raw = token_case.write_raw(folder / "raw", VAL, TRAIN)
+        self.tokens = token_case.write_tokens(
+            self.raw, folder / "tokens", model or token_case.trained()
+        )
+
+    def audit(self, config: AuditConfig = STRICT) -> dict[str, Any]:
+        return audit(config, self.raw, self.tokens)
+
+    def refuse(self, expected: str) -> None:
+        with pytest.raises(ParamGolfError) as caught:
+            self.audit()
+        assert re.search(expected, str(caught.value)), caught.value
+
+    def model(self) -> sentencepiece.SentencePieceProcessor:
+        return load_tokenizer(self.tokens / "tokenizer.model")
+
+    def split(self, name: str) -> np.ndarray:
+        files = read_json(self.tokens / "manifest.json")[name]["files"]
+        return np.concatenate([read_shard(self.tokens / file["name"]) for file in files])
+
+    def replace(self, name: str, values: np.ndarray, **changes: Any) -> None:
+        """Write other values of a split in one shard, with a manifest that hides it."""
+        path = self.tokens / f"{name}_000000.bin"
+        write_shard(path, values.astype(np.uint16))
+        manifest = read_json(self.tokens / "manifest.json")
+        file = {"name": path.name, "tokens": len(values), "sha256": sha256_file(path)}
+        manifest[name] |= {"files": [file]} | changes
+        if name != "val_bytes":
+            manifest[name] |= {"tokens": len(values)}
+        write_json(self.tokens / "manifest.json", manifest)
+
+    def recount(self, count: Counter) -> None:
+        """Count the validation bytes by a false rule."""
+        self.replace("val_bytes", count(byte_table(self.model()), self.split("val")))
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    return Case(tmp_path)
+
+
+def test_a_sound_set_gives_its_figures(case: Case) -> None:
+    total = sum(len(text.encode()) for text in VAL)
+    assert case.audit() == {
+        "documents_train": 40,
+        "documents_val": 12,
+        "bytes_val_raw": total,
+        "bytes_val_counted": total,
+        "bytes_lost": 0,
+        "bytes_per_token": total / len(case.split("val")),
+        "bytes_scored_rule": "token table, at most the bytes of the document's text",
+        "lossless": True,
+        "train_val_overlap": 0,
+    }
+
+
+def twice_the_space(table: ByteTable, ids: np.ndarray) -> np.ndarray:
+    return table.counts(ids) + table.leading[ids]
+
+
+def three_a_fallback(table: ByteTable, ids: np.ndarray) -> np.ndarray:
+    return table.counts(ids) + 2 * table.fallback[ids]
+
+
+def no_space(table: ByteTable, ids: np.ndarray) -> np.ndarray:
+    return table.base[ids]
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (twice_the_space, r"each leading space is counted twice \(#1545\)"),
+        (three_a_fallback, r"byte-fallback tokens are counted as 3 bytes \(#1143\)"),
+        (no_space, "leading spaces are not counted"),
+    ],
+)
+def test_a_false_count_is_named_with_its_first_document(
+    case: Case, count: Counter, name: str
+) -> None:
+    case.recount(count)
+    case.refuse(rf"differ from its text: {name}\n  where: val:1\n")
+
+
+@pytest.mark.parametrize("change", [-1, 1])
+def test_one_byte_too_many_or_too_few_is_found(case: Case, change: int) -> None:
+    def count(table: ByteTable, ids: np.ndarray) -> np.ndarray:
+        counts = table.counts(ids).astype(np.int64)
+        counts[np.flatnonzero(ids == 1)[7] + 1] += change
+        return counts
+
+    case.recount(count)
+    expected = len(VAL[7].encode())
+    case.refuse(rf"where: val:8\n  expected: {expected} bytes\n  found: {expected + change} bytes")
+
+
+def test_a_control_token_that_counts_is_found(case: Case) -> None:
+    case.recount(lambda table, ids: table.counts(ids) + (ids == 1))
+    case.refuse("the byte counts of a validation document differ from its text")
+
+
+def test_a_tokenizer_without_a_space_piece_is_refused(case: Case) -> None:
+    (case.tokens / "tokenizer.model").write_bytes(token_case.spaceless())
+    case.refuse(r"no piece U\+2581 alone \(#897\)")
+
+
+@pytest.mark.parametrize("split", ["val", "train"])
+def test_missing_bos_is_named(case: Case, split: str) -> None:
+    tokens = case.split(split)
+    case.replace(split, tokens[tokens != 1])
+    case.refuse(rf"the {split} shards are cut, or BOS is missing before documents \(#1779\)")
+
+
+def test_missing_bos_is_named_even_where_the_manifest_hides_it(case: Case) -> None:
+    tokens, counts = case.split("val"), case.split("val_bytes")
+    case.replace("val_bytes", counts[tokens != 1])
+    case.replace("val", tokens[tokens != 1], documents=0)
+    case.refuse("the val shards do not hold all documents of the source")
+
+
+def cut_file(case: Case) -> None:
+    path = case.tokens / "val_000000.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def drop_documents(case: Case) -> None:
+    stop = np.flatnonzero(case.split("val") == 1)[9]
+    case.replace("val_bytes", case.split("val_bytes")[:stop])
+    case.replace("val", case.split("val")[:stop], documents=9)
+
+
+def drop_tail(case: Case) -> None:
+    case.replace("val_bytes", case.split("val_bytes")[:-5])
+    case.replace("val", case.split("val")[:-5])
+
+
+def shorten_quietly(case: Case) -> None:
+    write_shard(case.tokens / "val_000000.bin", case.split("val")[:-5])
+
+
+@pytest.mark.parametrize(
+    ("cut", "expected"),
+    [
+        (cut_file, "a shard is cut short or too long"),
+        (drop_documents, "the val shards do not hold all documents of the source"),
+        (drop_tail, "the validation tokens are not those of the validation text\n  where: val:12"),
+        (shorten_quietly, "the val shards are cut"),
+    ],
+)
+def test_a_truncated_validation_shard_is_refused(
+    case: Case, cut: Callable[[Case], None], expected: str
+) -> None:
+    case.replace("val", case.split("val"))  # one shard, so that all of it is in reach
+    cut(case)
+    case.refuse(expected)
+
+
+def test_validation_documents_in_another_order_are_refused(case: Case) -> None:
+    # parallel preparation made another validation set (#2109)
+    tokens, counts = case.split("val"), case.split("val_bytes")
+    stop = np.flatnonzero(tokens == 1)[1]
+    case.replace("val", np.roll(tokens, -stop))
+    case.replace("val_bytes", np.roll(counts, -stop))
+    case.refuse("the validation tokens are not those of the validation text\n  where: val:1\n")
+
+
+def test_an_exchanged_shard_is_refused(case: Case) -> None:
+    counts = case.split("val_bytes")
+    path = read_json(case.tokens / "manifest.json")["val_bytes"]["files"][0]["name"]
+    size = len(read_shard(case.tokens / path))
+    write_shard(case.tokens / path, np.roll(counts, 1)[:size])
+    case.refuse("val_bytes_000000.bin is not the file of the manifest")
+
+
+def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
+    # preparation with 10,000 validation documents leaves the rest of the 50,000 in training (#2127)
+    texts = token_case.make_texts(4, 50)
+    raw = token_case.write_raw(tmp_path / "raw", texts, texts[10:] + TRAIN)
+    tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())
+    with pytest.raises(ParamGolfError) as caught:
+        audit(STRICT, raw, tokens)
+    assert "the training text holds validation documents (#2127)" in str(caught.value)
+    assert "train:1 (training) = val:11 (validation)" in str(caught.value)
+    assert "found: 40 documents" in str(caught.value)
+    assert audit(AuditConfig(allowed_overlap=40), raw, tokens)["train_val_overlap"] == 40
+
+
+def test_overlap_is_that_of_brute_force() -> None:
+    rng = np.random.default_rng(0)
+    val, train = (
+        [(str(i), bytes(row)) for i, row in enumerate(rng.integers(0, 3, (size, 3)))]
+        for size in (20, 50)
+    )
+    found = compare(val, train)
+    held = [content for _, content in val]
+    assert found.documents == sum(content in held for _, content in train)
+    assert found.documents_train == 50
+
+
+@pytest.mark.parametrize("dummy", [False, True])
+def test_a_lossy_tokenizer_is_measured(tmp_path: Path, dummy: bool) -> None:
+    model = token_case.other(**token_case.PUBLISHED, add_dummy_prefix=dummy)
+    case = Case(tmp_path, model)
+    metrics = case.audit()
+    raw = sum(len(text.encode()) for text in VAL)
+    assert not metrics["lossless"]
+    assert metrics["bytes_val_raw"] == raw
+    processor = token_case.processor(model)
+    decoded = [len(processor.decode(processor.encode(text)).encode()) for text in VAL]
+    smaller = sum(min(d, len(text.encode())) for d, text in zip(decoded, VAL, strict=True))
+    assert metrics["bytes_val_counted"] == smaller < raw
+    assert metrics["bytes_lost"] == raw - smaller
+
+
+def test_a_normalisation_that_lengthens_does_not_flatter(tmp_path: Path) -> None:
+    texts = ["\u00bd of the and"] * 1 + VAL  # 1/2 has more bytes than U+00BD
+    raw = token_case.write_raw(tmp_path / "raw", texts, TRAIN)
+    model = token_case.other(**token_case.PUBLISHED)
+    tokens = token_case.write_tokens(raw, tmp_path / "tokens", model)
+    audit(STRICT, raw, tokens)
+    found = read_shard(tokens / "val_bytes_000000.bin")
+    ids = read_shard(tokens / "val_000000.bin")
+    stop = int(np.flatnonzero(ids == 1)[1])
+    assert (
+        found[:stop].sum()
+        == len(texts[0].encode())
+        < byte_table(load_tokenizer(tokens / "tokenizer.model")).counts(ids[:stop]).sum()
+    )
+
+
+def published(case: Case, folder: Path) -> None:
+    """Turn the case into published shards: no raw text, only what the manifest says."""
+    shutil.rmtree(case.raw)
+    val = {"documents": 12}
+    write_json(case.raw / "manifest.json", {"schema": 1, "kind": "shards", "val": val, "train": {}})
+
+
+def test_published_shards_are_counted_by_decoding(case: Case, tmp_path: Path) -> None:
+    published(case, tmp_path)
+    metrics = case.audit()
+    assert metrics["bytes_val_raw"] == sum(len(text.encode()) for text in VAL)
+    assert metrics["documents_train"] == 40
+    assert metrics["lossless"]
+    case.recount(twice_the_space)
+    case.refuse(r"counted twice \(#1545\)\n  where: validation document 0")
+
+
+def test_published_shards_that_leak_are_refused(case: Case, tmp_path: Path) -> None:
+    published(case, tmp_path)
+    case.replace("train", case.split("val"), documents=12)
+    case.refuse(r"holds validation documents \(#2127\)(.|\n)*found: 12 documents")
+
+
+def test_a_published_sidecar_may_count_less_but_never_more(case: Case, tmp_path: Path) -> None:
+    published(case, tmp_path)
+    rule = "published sidecar"
+    counts = case.split("val_bytes").astype(np.int64)
+    counts[3] -= 1
+    case.replace("val_bytes", counts, rule=rule)
+    metrics = case.audit()
+    assert metrics["bytes_lost"] == 1
+    assert metrics["bytes_scored_rule"] == rule
+    counts[3] += 2
+    case.replace("val_bytes", counts, rule=rule)
+    case.refuse("the byte counts of a validation document differ")

@@ -1,0 +1,97 @@
+"""Bytes of tokens: the table against what the tokenizer itself decodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import token_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramgolf.data.byte_counts import SPACE, at_most, byte_table, without_case_marks
+from paramgolf.errors import ParamGolfError
+
+MODELS = {
+    "ours": {},
+    "published": token_case.PUBLISHED,
+    "dummy prefix": {"add_dummy_prefix": True},
+    "published with dummy prefix": token_case.PUBLISHED | {"add_dummy_prefix": True},
+    "whitespace pieces": {"allow_whitespace_only_pieces": True},
+    "no byte fallback": {"byte_fallback": False, "vocab_size": 80},
+}
+TEXT = st.text(
+    st.one_of(st.sampled_from(" \n\tthe of and12é語"), st.characters(exclude_categories=["Cs"]))
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@given(text=TEXT)
+@settings(max_examples=60, deadline=None)
+def test_counts_are_the_bytes_of_the_decoded_text(name: str, text: str) -> None:
+    model = token_case.processor(token_case.other(**MODELS[name]))
+    ids = np.array([model.bos_id(), *model.encode(text)], dtype=np.uint16)
+    counts = byte_table(model).counts(ids)
+    known = [int(i) for i in ids[1:] if i != model.unk_id()]
+    assert counts.dtype == np.uint16
+    assert counts[0] == 0
+    assert counts.sum() == len(model.decode(known).encode())
+
+
+def test_our_tokenizers_give_every_byte_back() -> None:
+    model = token_case.processor(token_case.trained())
+    table = byte_table(model)
+    for text in ("  two  spaces ", "\ttab\r\n\n", "nul\0", "\U0010ffff\ufeff", " </s><0x41>", "语"):
+        ids = np.array([model.bos_id(), *model.encode(text)], dtype=np.uint16)
+        assert model.decode(ids[1:].tolist()) == text
+        assert table.counts(ids).sum() == len(text.encode())
+
+
+def test_counts_do_not_depend_on_where_a_stream_is_cut() -> None:
+    model = token_case.processor(token_case.other(add_dummy_prefix=True))
+    table = byte_table(model)
+    documents = [[model.bos_id(), *model.encode(text)] for text in token_case.make_texts(3, 4)]
+    ids = np.concatenate(documents).astype(np.uint16)
+    whole = table.counts(ids)
+    for cut in (1, 2, len(documents[0]), len(documents[0]) + 1, len(ids) - 1):
+        parts = table.counts(ids[:cut]), table.counts(ids[cut:], int(ids[cut - 1]))
+        assert np.array_equal(np.concatenate(parts), whole)
+
+
+def test_a_space_inside_a_piece_is_one_byte() -> None:
+    model = token_case.processor(token_case.other(user_defined_symbols="a\u2581b,\u2581\u2581"))
+    table = byte_table(model)
+    assert table.counts(np.array([model.piece_to_id("a\u2581b")])).tolist() == [3]
+    assert table.counts(np.array([model.piece_to_id("\u2581\u2581")])).tolist() == [2]
+
+
+def test_a_tokenizer_without_a_space_piece_is_refused() -> None:
+    model = token_case.processor(token_case.spaceless())
+    assert len(model.encode("a b")) == 5  # the space has become the 3 bytes of U+2581
+    with pytest.raises(ParamGolfError, match=r"no piece U\+2581 alone \(#897\)"):
+        byte_table(model)
+
+
+@given(st.lists(st.integers(0, 9), max_size=20), st.integers(0, 100))
+@settings(max_examples=100, deadline=None)
+def test_at_most_takes_the_excess_off_the_end(counts: list[int], limit: int) -> None:
+    before = np.array(counts, dtype=np.uint16)
+    after = at_most(before, limit)
+    assert after.dtype == np.uint16
+    assert after.sum() == min(limit, before.sum())
+    assert (after <= before).all()
+    changed = np.flatnonzero(after != before)
+    assert len(changed) == 0 or (after[changed[0] + 1 :] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("marked", "plain"),
+    [
+        ("\ue001the \ue002usa", "the usa"),
+        ("i\ue003phone", "iphone"),
+        ("\ue004\ue001", "\ue001"),
+        ("\ue004\ue004x", "\ue004x"),
+        ("no marks " + SPACE, "no marks " + SPACE),
+    ],
+)
+def test_case_marks_stand_for_no_bytes(marked: str, plain: str) -> None:
+    assert without_case_marks(marked) == plain

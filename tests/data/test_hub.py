@@ -1,0 +1,249 @@
+"""Downloads with the real client from a local hub: whole, cut, corrupt, or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hub_server
+import numpy as np
+import pytest
+import yaml
+from hub_server import COMMIT, NAME, Hub
+
+from paramgolf.data.audit import audit
+from paramgolf.data.config import AuditConfig, TokenizerConfig
+from paramgolf.data.retokenize import retokenize
+from paramgolf.data.shards import write_shard
+from paramgolf.data.tokenizer import load_tokenizer, train_tokenizer
+from paramgolf.files import read_json
+from paramgolf.recipes import compose, merge
+
+ROOT = Path(__file__).parents[2]
+BASE = "datasets/datasets/fineweb10B_sp400"
+TRAIN = [f"{BASE}/fineweb_train_{index:06d}.bin" for index in range(3)]
+VAL = f"{BASE}/fineweb_val_000000.bin"
+MODEL = "datasets/tokenizers/fineweb_400_bpe.model"
+WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "far"]
+
+
+def make_texts(seed: int, count: int) -> list[str]:
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, 40)) + f" {seed}.{index} é" for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The files of a repository with two variants, one of them real."""
+    folder = tmp_path_factory.mktemp("published")
+    model_bytes = train_tokenizer(make_texts(0, 200), 320)
+    (folder / "m.model").write_bytes(model_bytes)
+    model = load_tokenizer(folder / "m.model")
+
+    def shard(seed: int, count: int) -> bytes:
+        ids = [[1, *model.encode(text)] for text in make_texts(seed, count)]
+        write_shard(folder / "shard.bin", np.concatenate(ids).astype(np.uint16))
+        return (folder / "shard.bin").read_bytes()
+
+    files = {path: shard(index + 1, 30) for index, path in enumerate(TRAIN)}
+    return files | {
+        VAL: shard(9, 20),
+        MODEL: model_bytes,
+        "datasets/datasets/fineweb10B_sp999/fineweb_val_000000.bin": b"x",
+        "datasets/docs_selected.jsonl": documents(make_texts(5, 30)),
+    }
+
+
+def documents(texts: list[str]) -> bytes:
+    return b"".join(json.dumps({"text": text}).encode() + b"\n" for text in texts)
+
+
+class Client:
+    """Runs stages/download.py against a hub, in a folder of its own."""
+
+    def __init__(self, hub: Hub, folder: Path) -> None:
+        self.hub, self.folder = hub, folder
+        self._server, self.address = hub_server.start(hub)
+
+    def stop(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    def download(self, **hub: Any) -> subprocess.CompletedProcess[str]:
+        changes = {"repository": NAME, "variant": "sp400", "train_shards": 2} | hub
+        data = {"source": "hub", "validation_documents": 10, "hub": changes}
+        params = merge(compose("sample", ROOT / "recipes"), {"data": data})
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
+        environment = os.environ | {
+            "HF_ENDPOINT": self.address,
+            "HF_HOME": str(self.folder / "cache"),
+            "HF_HUB_ETAG_TIMEOUT": "5",
+            "HF_HUB_DOWNLOAD_TIMEOUT": "5",
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = [sys.executable, ROOT / "stages" / "download.py"]
+        return subprocess.run(
+            command, cwd=self.folder, env=environment, capture_output=True, text=True, timeout=120
+        )
+
+    def gets(self) -> Counter[str]:
+        return Counter(path for method, path, _ in self.hub.requests if method == "GET")
+
+
+@pytest.fixture
+def client(published: dict[str, bytes], tmp_path: Path) -> Iterator[Client]:
+    client = Client(Hub(dict(published)), tmp_path)
+    yield client
+    client.stop()
+
+
+def succeed(run: subprocess.CompletedProcess[str]) -> None:
+    assert run.returncode == 0, run.stderr
+
+
+def message(run: subprocess.CompletedProcess[str]) -> str:
+    assert run.returncode == 2, run.stderr
+    assert "Traceback" not in run.stderr
+    return run.stderr
+
+
+def test_shards_go_all_the_way_to_the_audit(client: Client, published: dict[str, bytes]) -> None:
+    succeed(client.download())
+    raw, tokens = client.folder / "data/raw", client.folder / "data/tokens"
+    manifest = read_json(raw / "manifest.json")
+    assert manifest["commit"] == COMMIT
+    assert [file["name"] for file in manifest["train"]["files"]] == [
+        "fineweb_train_000000.bin",
+        "fineweb_train_000001.bin",
+    ]
+    assert (raw / "fineweb_val_000000.bin").read_bytes() == published[VAL]
+    config = TokenizerConfig(
+        source="published", path=None, vocab_size=320, training_bytes=1, shard_tokens=1000
+    )
+    written = retokenize(config, 1, raw, tokens)
+    assert written["val"]["documents"] == 20
+    assert (tokens / "train_000001.bin").read_bytes() == published[TRAIN[1]]
+    metrics = audit(AuditConfig(allowed_overlap=0), raw, tokens)
+    assert metrics["bytes_val_counted"] == sum(len(t.encode()) for t in make_texts(9, 20))
+    assert metrics["documents_train"] == 60
+    assert metrics["lossless"]
+
+
+def test_documents_become_splits(client: Client) -> None:
+    succeed(client.download(kind="documents"))
+    manifest = read_json(client.folder / "data/raw/manifest.json")
+    assert manifest["val"]["documents"] == 10
+    assert manifest["train"]["documents"] == 20
+    assert manifest["commit"] == COMMIT
+    assert manifest["published"]["path"] == "datasets/docs_selected.jsonl"
+
+
+def test_a_cut_connection_is_taken_up_by_range(client: Client) -> None:
+    # the client writes in pieces of 10 MiB; what it has written it does not ask for again
+    large = documents([f"{index} " + "word " * 20_000 for index in range(240)])
+    client.hub.files["datasets/docs_selected.jsonl"] = large
+    client.hub.cuts["datasets/docs_selected.jsonl"] = 1
+    succeed(client.download(kind="documents"))
+    ranges = [wanted for method, _, wanted in client.hub.requests if method == "GET"]
+    assert ranges == [None, "bytes=10485760-"]
+    assert read_json(client.folder / "data/raw/manifest.json")["train"]["documents"] == 230
+
+
+def test_a_run_that_broke_off_fetches_only_what_is_missing(client: Client) -> None:
+    client.hub.reset = True
+    client.hub.cuts[TRAIN[1]] = 100
+    assert "broke off" in message(client.download())
+    client.hub.cuts.clear()
+    before = client.gets()
+    succeed(client.download())
+    assert client.gets() - before == Counter([TRAIN[1], VAL, MODEL])
+
+
+def test_a_reset_connection_is_tried_again(client: Client, published: dict[str, bytes]) -> None:
+    client.hub.reset = True
+    client.hub.cuts[TRAIN[1]] = 2
+    succeed(client.download())
+    found = client.folder / "data/raw/fineweb_train_000001.bin"
+    assert found.read_bytes() == published[TRAIN[1]]
+
+
+def test_a_file_damaged_on_the_way_is_fetched_again(
+    client: Client, published: dict[str, bytes]
+) -> None:
+    client.hub.corrupt_once = {VAL}
+    succeed(client.download())
+    assert (client.folder / "data/raw/fineweb_val_000000.bin").read_bytes() == published[VAL]
+    assert client.gets()[VAL] == 2
+
+
+def test_a_file_that_stays_damaged_is_refused(client: Client) -> None:
+    truth = client.hub.files[VAL]
+    client.hub.served[VAL] = truth[:-2] + b"\0\0"
+    assert re.search(rf"a downloaded file is damaged\n.*{VAL}", message(client.download()))
+    client.hub.served.clear()
+    succeed(client.download())  # nothing of the damaged copy stays in the cache
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({3: 7}, "not a shard"),  # the magic number
+        ({4: 2}, "not a shard"),  # the version
+        ({8: 1, 9: 0}, "a shard is cut short or too long"),  # the token count
+    ],
+)
+def test_a_false_header_is_refused(client: Client, change: dict[int, int], expected: str) -> None:
+    content = bytearray(client.hub.files[VAL])
+    for offset, value in change.items():
+        content[offset] = value
+    client.hub.files[VAL] = bytes(content)
+    assert expected in message(client.download())
+
+
+@pytest.mark.parametrize(
+    ("hub", "expected"),
+    [
+        ({"variant": "sp8192"}, "no variant `sp8192`(.|\n)*one of: sp400, sp999"),
+        ({"variant": "sp999", "train_shards": 1}, "fewer training shards than asked"),
+        ({"train_shards": 9}, "fewer training shards(.|\n)*found: 3"),
+        ({"repository": "no/body"}, "no such dataset repository(.|\n)*no/body"),
+        ({"repository": "a/b/c"}, "not a repository's name"),
+        ({"revision": "v9"}, "no such revision(.|\n)*v9"),
+        ({"kind": "documents", "documents_file": "x.jsonl"}, "there is no file x.jsonl"),
+    ],
+)
+def test_what_is_not_there_is_named(client: Client, hub: dict[str, Any], expected: str) -> None:
+    assert re.search(expected, message(client.download(**hub)))
+
+
+def test_without_network_it_says_so(client: Client) -> None:
+    client.address = "http://127.0.0.1:9"
+    assert "Hugging Face cannot be reached" in message(client.download())
+
+
+def manifest(**stats: int) -> bytes:
+    dataset = {"name": "fineweb10B_sp400", "tokenizer_name": "mine", "stats": stats}
+    tokenizer = {"name": "mine", "model_path": "tokenizers/other.model"}
+    return json.dumps({"datasets": [dataset], "tokenizers": [tokenizer]}).encode()
+
+
+def test_the_repository_s_manifest_names_the_tokenizer(client: Client) -> None:
+    client.hub.files["datasets/tokenizers/other.model"] = client.hub.files[MODEL] + b""
+    client.hub.files["datasets/manifest.json"] = manifest(files_val=1, docs_val=20)
+    succeed(client.download())
+    raw = read_json(client.folder / "data/raw/manifest.json")
+    assert raw["tokenizer"]["published"] == "datasets/tokenizers/other.model"
+    assert raw["val"]["documents"] == 20
+
+
+def test_a_validation_split_below_the_manifest_s_promise_is_refused(client: Client) -> None:
+    client.hub.files["datasets/tokenizers/other.model"] = client.hub.files[MODEL]
+    client.hub.files["datasets/manifest.json"] = manifest(files_val=2)
+    assert "not what the repository's manifest promises" in message(client.download())

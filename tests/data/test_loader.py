@@ -1,0 +1,47 @@
+"""The loader is a pure function of seed and index, and an epoch reads every window once."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from paramgolf.data.loader import Windows
+from paramgolf.data.shards import Stream, write_shard
+from paramgolf.errors import ParamGolfError
+
+
+@pytest.fixture
+def stream(tmp_path):
+    values = np.arange(1000, dtype=np.uint16)
+    for i, part in enumerate(np.split(values, [130, 131, 700])):
+        write_shard(tmp_path / f"{i}.bin", part)
+    return Stream([tmp_path / f"{i}.bin" for i in range(4)])
+
+
+def test_windows_are_a_function_of_seed_and_index(stream):
+    one, two = (Windows(stream, 16, seed=3, shuffled=True) for _ in range(2))
+    whole = one.read(0, 2 * one.count)
+    backwards = [two.read(i, i + 1)[0] for i in reversed(range(2 * two.count))]
+    assert np.array_equal(whole, np.stack(backwards[::-1]))
+    other = Windows(stream, 16, seed=4, shuffled=True).read(0, one.count)
+    assert not np.array_equal(whole[: one.count], other)
+
+
+def test_an_epoch_reads_each_window_once_and_epochs_differ(stream):
+    windows = Windows(stream, 16, seed=3, shuffled=True)
+    first, second = (windows.read(e * windows.count, (e + 1) * windows.count) for e in (0, 1))
+    for epoch in (first, second):
+        assert np.array_equal(epoch, epoch[:, :1] + np.arange(17))
+        assert len(set(epoch[:, 0])) == windows.count
+        assert np.all(np.diff(np.sort(epoch[:, 0])) == 16)
+    assert not np.array_equal(first, second)
+
+
+def test_sequential_windows_follow_the_stream(stream):
+    windows = Windows(stream, 16, seed=3, shuffled=False)
+    assert windows.read(0, 3)[:, 0].tolist() == [0, 16, 32]
+
+
+def test_a_short_stream_is_refused(stream):
+    with pytest.raises(ParamGolfError, match="too little training text"):
+        Windows(stream, 600, seed=0, shuffled=True)

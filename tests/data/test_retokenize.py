@@ -1,0 +1,252 @@
+"""retokenize: round trips, the same bytes from any number of workers, faults of tokenizers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import token_case
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramgolf.data import encode
+from paramgolf.data.encode import batches, ordered_map
+from paramgolf.data.retokenize import retokenize
+from paramgolf.data.shard_writer import ShardWriter
+from paramgolf.data.shards import Stream, write_shard
+from paramgolf.data.token_documents import split_documents
+from paramgolf.data.tokenizer import draw_texts, load_tokenizer, train_tokenizer
+from paramgolf.data.tokens import open_tokens
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json, sha256_file, write_json
+
+VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 80)
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return token_case.write_raw(tmp_path_factory.mktemp("raw"), VAL, TRAIN)
+
+
+@pytest.fixture(scope="module")
+def tokens(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "tokens"
+    retokenize(token_case.config(), 1, raw, folder)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_shards_decode_to_the_documents(tokens: Path) -> None:
+    found, model = open_tokens(tokens), load_tokenizer(tokens / "tokenizer.model")
+    for stream, texts in ((found.val(), VAL), (found.train(), TRAIN)):
+        documents = [ids for _, ids in split_documents(stream, found.bos)]
+        assert all(ids[0] == found.bos for ids in documents)
+        assert [model.decode(ids[1:].tolist()) for ids in documents] == texts
+
+
+def test_every_validation_byte_is_counted(tokens: Path) -> None:
+    found = open_tokens(tokens)
+    counts = found.val_bytes().read(0, len(found.val_bytes()))
+    starts = [start for start, _ in split_documents(found.val(), found.bos)]
+    sums = np.add.reduceat(counts.astype(np.int64), starts)
+    assert sums.tolist() == [len(text.encode()) for text in VAL]
+    assert counts[starts].tolist() == [0] * len(VAL)
+
+
+def test_the_manifest_says_what_lies_there(tokens: Path) -> None:
+    manifest = read_json(tokens / "manifest.json")
+    assert manifest["vocab_size"] == 320
+    assert manifest["bos"] == 1
+    assert manifest["val"]["documents"] == len(VAL)
+    assert manifest["val_bytes"]["bytes"] == sum(len(text.encode()) for text in VAL)
+    assert len(manifest["train"]["files"]) > 2
+    files = [file for split in ("train", "val", "val_bytes") for file in manifest[split]["files"]]
+    for file in files:
+        assert file["sha256"] == sha256_file(tokens / file["name"])
+        assert len(Stream([tokens / file["name"]])) == file["tokens"]
+    listed = {file["name"] for file in files} | {"manifest.json", "tokenizer.model"}
+    assert {path.name for path in tokens.iterdir()} == listed
+    assert all(file["tokens"] == 1000 for file in manifest["train"]["files"][:-1])
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    workers: int, raw: Path, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "BATCH_BYTES", 700)  # many batches, so that order is at stake
+    retokenize(token_case.config(), workers, raw, tmp_path / "tokens")
+    assert contents(tmp_path / "tokens") == contents(tokens)
+
+
+def test_the_tokenizer_never_sees_validation_text(raw: Path, tokens: Path, tmp_path: Path) -> None:
+    other = token_case.write_raw(tmp_path / "raw", ["something else entirely"] * 3, TRAIN)
+    retokenize(token_case.config(), 1, other, tmp_path / "tokens")
+    model = "tokenizer.model"
+    assert (tmp_path / "tokens" / model).read_bytes() == (tokens / model).read_bytes()
+
+
+def test_a_lossy_tokenizer_never_counts_more_than_the_raw_bytes(tmp_path: Path) -> None:
+    # U+00BD is 2 bytes and becomes 1/2 with U+2044, 5 bytes; runs of spaces shrink
+    texts = ["\u00bd of it " * 3, "the   of   and", "plain text"]
+    raw = token_case.write_raw(tmp_path / "raw", texts, TRAIN)
+    folder = token_case.write_tokens(
+        raw, tmp_path / "tokens", token_case.other(**token_case.PUBLISHED)
+    )
+    found = open_tokens(folder)
+    starts = [start for start, _ in split_documents(found.val(), found.bos)]
+    counts = found.val_bytes().read(0, len(found.val_bytes())).astype(np.int64)
+    expected = [len(texts[0].encode()), len("the of and"), len("plain text")]
+    assert np.add.reduceat(counts, starts).tolist() == expected
+
+
+def test_a_given_tokenizer_is_taken_as_it_is(raw: Path, tmp_path: Path) -> None:
+    folder = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained(330))
+    assert (folder / "tokenizer.model").read_bytes() == token_case.trained(330)
+    assert open_tokens(folder).vocab_size == 330
+
+
+def test_a_given_tokenizer_is_found_in_the_project_when_run_elsewhere(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "my.model").write_bytes(token_case.trained())
+    monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
+    config = token_case.config(source="file", path="my.model")
+    assert retokenize(config, 1, raw, tmp_path / "tokens")["vocab_size"] == 320
+
+
+def test_a_given_tokenizer_of_another_size_is_refused(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "m.model").write_bytes(token_case.trained(330))
+    config = token_case.config(source="file", path=str(tmp_path / "m.model"))
+    with pytest.raises(ParamGolfError, match=r"set tokenizer\.vocab_size to 330"):
+        retokenize(config, 1, raw, tmp_path / "tokens")
+
+
+def test_a_tokenizer_without_bos_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.model").write_bytes(token_case.other(bos_id=-1))
+    with pytest.raises(ParamGolfError, match="has no BOS token"):
+        load_tokenizer(tmp_path / "m.model")
+
+
+@pytest.mark.parametrize(("content", "expected"), [(None, "there is no"), (b"x", "not a Sentence")])
+def test_what_is_no_model_is_refused(content: bytes | None, expected: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "m.model").write_bytes(content)
+    with pytest.raises(ParamGolfError, match=expected):
+        load_tokenizer(tmp_path / "m.model")
+
+
+@pytest.mark.parametrize("texts", [[], ["too little text"]])
+def test_too_little_text_for_a_vocabulary(texts: list[str]) -> None:
+    with pytest.raises(
+        ParamGolfError, match=r"cannot train a tokenizer of 4096 pieces(.|\n)*lower"
+    ):
+        train_tokenizer(texts, 4096)
+
+
+def test_documents_have_no_published_tokenizer(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParamGolfError, match="documents come without a published tokenizer"):
+        retokenize(token_case.config(source="published"), 1, raw, tmp_path / "tokens")
+
+
+def test_a_cut_file_of_documents_is_refused(tmp_path: Path) -> None:
+    raw = token_case.write_raw(tmp_path / "raw", VAL, TRAIN)
+    manifest = read_json(raw / "manifest.json")
+    manifest["val"]["documents"] += 1
+    write_json(raw / "manifest.json", manifest)
+    with pytest.raises(ParamGolfError, match="a file of documents is cut short"):
+        retokenize(token_case.config(), 1, raw, tmp_path / "tokens")
+
+
+def test_the_draw_is_spread_over_the_whole_stream() -> None:
+    lines = [json.dumps({"name": "", "text": f"{index:04d}"}).encode() for index in range(1000)]
+    total = sum(map(len, lines))
+    drawn = list(draw_texts(lines, total_bytes=total, limit_bytes=total // 10))
+    assert drawn == [f"{index:04d}" for index in range(0, 1000, 10)]
+    everything = draw_texts(lines, total_bytes=total, limit_bytes=2 * total)
+    assert len(list(everything)) == 1000
+
+
+@given(st.lists(st.binary(max_size=30)), st.integers(1, 50))
+@settings(max_examples=50, deadline=None)
+def test_batches_hold_every_line_once(lines: list[bytes], size: int) -> None:
+    grouped = list(batches(lines, size))
+    assert [line for batch in grouped for line in batch] == lines
+    assert all(sum(map(len, batch)) >= size for batch in grouped[:-1])
+
+
+def test_ordered_map_takes_no_more_than_it_needs() -> None:
+    taken = 0
+
+    def items() -> Iterator[int]:
+        nonlocal taken
+        for item in range(1000):
+            taken += 1
+            yield item
+
+    results = ordered_map(abs, items(), 2)
+    assert [next(results) for _ in range(10)] == list(range(10))
+    assert taken <= 10 + 2 * 2
+    results.close()  # type: ignore[attr-defined]
+
+
+def test_a_dead_worker_is_a_message() -> None:
+    with pytest.raises(ParamGolfError, match="a worker process died"):
+        list(ordered_map(os._exit, [1, 1, 1], 2))
+
+
+@given(st.lists(st.lists(st.integers(0, 65535), max_size=12)), st.integers(1, 10))
+@settings(max_examples=40, deadline=None)
+def test_shards_hold_what_was_appended(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[int]], capacity: int
+) -> None:
+    folder = tmp_path_factory.mktemp("shards")
+    with ShardWriter(folder, "val", capacity) as writer:
+        for part in parts:
+            writer.append(np.array(part, dtype=np.uint16))
+    values = [value for part in parts for value in part]
+    stream = Stream([folder / entry["name"] for entry in writer.entries])
+    assert stream.read(0, len(stream)).tolist() == values
+    assert writer.total == len(values)
+    assert all(entry["tokens"] == capacity for entry in writer.entries[:-1])
+
+
+def test_a_written_shard_is_that_of_write_shard(tmp_path: Path) -> None:
+    values = np.arange(100, dtype=np.uint16)
+    write_shard(tmp_path / "a.bin", values)
+    with ShardWriter(tmp_path, "b", 100) as writer:
+        writer.append(values)
+    assert (tmp_path / "b_000000.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
+
+
+def test_a_failed_write_leaves_no_shard(tmp_path: Path) -> None:
+    def fail() -> None:
+        with ShardWriter(tmp_path, "val", 100) as writer:
+            writer.append(np.arange(10, dtype=np.uint16))
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list(tmp_path.iterdir()) == []
+
+
+@given(st.lists(st.lists(st.integers(2, 9), max_size=5), max_size=9), st.integers(1, 7))
+@settings(max_examples=40, deadline=None)
+def test_documents_are_found_whatever_the_block(
+    tmp_path_factory: pytest.TempPathFactory, bodies: list[list[int]], block: int
+) -> None:
+    values = [token for body in bodies for token in (1, *body)]
+    path = tmp_path_factory.mktemp("stream") / "a.bin"
+    write_shard(path, np.array(values, dtype=np.uint16))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("paramgolf.data.token_documents.BLOCK_TOKENS", block)
+        found = list(split_documents(Stream([path]), 1))
+    assert [ids[1:].tolist() for _, ids in found] == bodies
+    assert all(values[start] == 1 for start, _ in found)

@@ -1,0 +1,193 @@
+"""The user's own files: every kind and compression, and each fault named by file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+import zstandard
+
+from paramgolf.data.documents import Document
+from paramgolf.data.text_files import Faults, read_texts
+from paramgolf.errors import ParamGolfError
+
+TEXTS = ["first\ntext", "zweiter Ümlaut 語", "third \u2028 line"]
+COMPRESS: dict[str, Callable[[bytes], bytes]] = {
+    "": lambda content: content,
+    ".gz": gzip.compress,
+    ".xz": lzma.compress,
+    ".zst": lambda content: zstandard.ZstdCompressor().compress(content),
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "project").mkdir()
+    monkeypatch.chdir(tmp_path / "project")
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    return tmp_path / "project"
+
+
+def jsonl(texts: Iterable[object], field: str = "text") -> bytes:
+    return b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in texts)
+
+
+def parquet(texts: Iterable[object], kind: pyarrow.DataType | None = None) -> bytes:
+    sink = pyarrow.BufferOutputStream()
+    table = pyarrow.table({"text": pyarrow.array(list(texts), kind)})
+    pyarrow.parquet.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def read(*patterns: str, on_error: str = "stop", field: str = "text") -> list[Document]:
+    return list(read_texts(patterns, field, Faults(on_error)))  # type: ignore[arg-type]
+
+
+def write(name: str, content: bytes) -> None:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_jsonl_gives_a_document_a_line(suffix: str) -> None:
+    write(f"a.jsonl{suffix}", COMPRESS[suffix](jsonl(TEXTS)))
+    found = read(f"a.jsonl{suffix}")
+    assert [document.text for document in found] == TEXTS
+    assert [document.name for document in found] == [f"a.jsonl{suffix}:{n}" for n in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_parquet_gives_a_document_a_row(suffix: str) -> None:
+    write(f"a.parquet{suffix}", COMPRESS[suffix](parquet(TEXTS)))
+    found = read(f"a.parquet{suffix}")
+    assert [document.text for document in found] == TEXTS
+    assert found[2].name == f"a.parquet{suffix}:row 3"
+
+
+@pytest.mark.parametrize("suffix", COMPRESS)
+def test_txt_is_one_document(suffix: str) -> None:
+    write(f"a.txt{suffix}", COMPRESS[suffix](b"one\n\ntwo\r\n"))
+    assert read(f"a.txt{suffix}") == [Document(f"a.txt{suffix}", "one\n\ntwo\r\n")]
+
+
+def test_zstandard_frames_follow_each_other() -> None:
+    frame = COMPRESS[".zst"](jsonl(TEXTS))
+    write("a.jsonl.zst", frame + frame)
+    assert len(read("a.jsonl.zst")) == 6
+
+
+def test_folders_and_globs_come_sorted_and_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("b.txt", "a.txt", "deep/c.txt"):
+        write(f"texts/{name}", name.encode())
+    write("texts/readme.md", b"no text")
+    names = ["texts/a.txt", "texts/b.txt", "texts/deep/c.txt"]
+    assert [document.name for document in read("texts")] == names
+    assert "1 files of other kinds are left alone" in capsys.readouterr().err
+    assert [document.name for document in read("texts/*.txt", "texts/**/*.txt")] == names
+
+
+def test_a_field_of_another_name() -> None:
+    write("a.jsonl", jsonl(TEXTS, "content"))
+    assert [document.text for document in read("a.jsonl", field="content")] == TEXTS
+
+
+def test_paths_are_found_in_the_project_when_run_elsewhere(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("corpus/a.jsonl", jsonl(TEXTS))
+    at_home = read("corpus/*.jsonl")
+    (tmp_path / "copy").mkdir()
+    monkeypatch.chdir(tmp_path / "copy")
+    monkeypatch.setenv("DVC_ROOT", str(here))
+    assert read("corpus/*.jsonl") == at_home
+    write("corpus/a.jsonl", jsonl(["the copy's own"]))
+    assert read("corpus/*.jsonl")[0].text == "the copy's own"
+
+
+FAULTS = {
+    "not JSON": (b'{"text": "good"}\n{"text": bad}\n', "a.jsonl:2"),
+    "bad UTF-8": (b'{"text": "good"}\n\n{"text": "\xff"}\n'.replace(b"\n\n", b"\n"), "a.jsonl:2"),
+    "empty document": (b'{"text": "good"}\n{"text": " \\n"}\n', "a.jsonl:2"),
+    "missing field": (b'{"text": "good"}\n{"txt": "x"}\n', "a.jsonl:2"),
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_fault_stops_the_run_or_is_counted(kind: str) -> None:
+    content, place = FAULTS[kind]
+    write("a.jsonl", content + b'{"text": "last"}\n')
+    with pytest.raises(ParamGolfError, match=f"cannot read a document: {kind}\n  where: {place}\n"):
+        read("a.jsonl")
+    faults = Faults("skip")
+    found = [document.text for document in read_texts(["a.jsonl"], "text", faults)]
+    assert found == ["good", "last"]
+    assert faults.skipped == {kind: 1}
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"3", b"null", b'{"text": 5}', b'{"text": null}'])
+def test_a_line_without_text_is_a_missing_field(line: bytes) -> None:
+    write("a.jsonl", line + b"\n")
+    with pytest.raises(ParamGolfError, match="missing field"):
+        read("a.jsonl")
+
+
+def test_half_a_surrogate_pair_is_bad_utf8() -> None:
+    write("a.jsonl", b'{"text": "\\ud800"}\n')
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.jsonl:1"):
+        read("a.jsonl")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
+def test_bad_utf8_in_parquet_is_named_by_row(kind: pyarrow.DataType) -> None:
+    raw = pyarrow.array([b"good", b"\xff", b"last"], pyarrow.binary())
+    wide = raw.cast(pyarrow.large_binary())
+    column = wide.view(kind) if kind == pyarrow.large_string() else raw.view(kind)
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2"):
+        read("a.parquet")
+    assert [document.text for document in read("a.parquet", on_error="skip")] == ["good", "last"]
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_cut_compressed_file_is_damaged_not_short(suffix: str) -> None:
+    whole = COMPRESS[suffix](jsonl(f"{index} {index * index}" for index in range(20_000)))
+    write(f"a.jsonl{suffix}", whole[: len(whole) // 2])
+    with pytest.raises(ParamGolfError, match=f"a file is damaged\n  where: a.jsonl{suffix}"):
+        read(f"a.jsonl{suffix}", on_error="skip")
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.xz", "a.txt.zst", "a.parquet"])
+def test_a_file_of_another_content_is_damaged(name: str) -> None:
+    write(name, b"this is not what the name says")
+    with pytest.raises(ParamGolfError, match="a file is damaged"):
+        read(name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("none.jsonl", "there is no such file\n  where: none.jsonl"),
+        ("none/*.jsonl", "no file matches a pattern"),
+        ("a.csv", "a file of an unknown kind"),
+        ("*.csv", "a file of an unknown kind"),
+        ("empty", "a folder holds no text"),
+    ],
+)
+def test_what_is_not_text_is_refused(pattern: str, expected: str) -> None:
+    write("a.csv", b"1,2")
+    Path("empty").mkdir()
+    with pytest.raises(ParamGolfError, match=expected.replace("*", r"\*")):
+        read(pattern)
+
+
+def test_a_parquet_column_that_is_not_there_is_named() -> None:
+    write("a.parquet", parquet(TEXTS))
+    with pytest.raises(ParamGolfError, match=r"no column `body`(.|\n)*columns text"):
+        read("a.parquet", field="body")

@@ -1,0 +1,92 @@
+"""Small tokenizers and folders of documents and tokens, for the tests of retokenize and audit."""
+
+from __future__ import annotations
+
+import functools
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+
+from paramgolf.data.config import TokenizerConfig
+from paramgolf.data.documents import SCHEMA, Document, write_documents
+from paramgolf.data.retokenize import retokenize
+from paramgolf.data.tokenizer import OPTIONS, train_tokenizer
+from paramgolf.files import write_json
+
+WORDS = ["the", "of", "and", "in", "to", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
+PUBLISHED = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
+
+
+def make_text(rng: np.random.Generator) -> str:
+    """A text with runs of spaces, newlines, tabs, digits and characters beyond the vocabulary."""
+    parts = rng.choice([*WORDS, "\n\n", "\t", "  x", "é", "語", "12", "\U0001f600"], 30)
+    return " ".join(parts)
+
+
+def make_texts(seed: int, count: int) -> list[str]:
+    """Distinct texts, each with a rare character but for seed 0, which tokenizers are made of."""
+    rng = np.random.default_rng(seed)
+    rare = " \u2603" if seed else ""
+    return [f"{make_text(rng)}{rare} {seed}.{index}" for index in range(count)]
+
+
+@functools.cache
+def trained(vocab_size: int = 320) -> bytes:
+    """A tokenizer as retokenize trains it."""
+    return train_tokenizer(make_texts(0, 100), vocab_size)
+
+
+@functools.cache
+def other(**options: Any) -> bytes:
+    """A tokenizer with other options than ours."""
+    model = io.BytesIO()
+    arguments: dict[str, Any] = OPTIONS | {"vocab_size": 330} | options
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(make_texts(0, 100)), model_writer=model, **arguments
+    )
+    return model.getvalue()
+
+
+@functools.cache
+def spaceless() -> bytes:
+    """A tokenizer of a text without spaces: it has no piece U+2581 (issue #897)."""
+    texts = ["".join(text.split()) for text in make_texts(0, 100)]
+    return train_tokenizer(texts, 320)
+
+
+def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_proto=model)
+
+
+def write_raw(folder: Path, val: list[str], train: list[str]) -> Path:
+    """Write data/raw with the given texts."""
+    manifest: dict[str, Any] = {"schema": SCHEMA, "kind": "documents", "source": "files"}
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, texts in (("val", val), ("train", train)):
+        documents = (Document(f"{split}:{i}", text) for i, text in enumerate(texts, 1))
+        manifest[split] = write_documents(folder / f"{split}.jsonl.zst", documents)
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def config(**changes: Any) -> TokenizerConfig:
+    fields: dict[str, Any] = {
+        "source": "train",
+        "path": None,
+        "vocab_size": 320,
+        "training_bytes": 1_000_000,
+        "shard_tokens": 1000,
+    }
+    return TokenizerConfig(**(fields | changes))
+
+
+def write_tokens(raw: Path, folder: Path, model: bytes) -> Path:
+    """Retokenize `raw` with a given model."""
+    path = folder.parent / "given.model"
+    path.write_bytes(model)
+    size = processor(model).vocab_size()
+    retokenize(config(source="file", path=str(path), vocab_size=size), 1, raw, folder)
+    return folder

@@ -1,0 +1,321 @@
+"""The network against its formulas: counts, first loss, causality, each lane form."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from paramgolf.model.attention import attend_sdpa, exclude_own_value, rotary_table, rotate
+from paramgolf.model.config import RecurrencePhase
+from paramgolf.model.embedding import embed
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.plan import plan
+from paramgolf.model.shapes import count, shapes
+from paramgolf.recipes import check, compose
+
+VOCAB = 64
+PARALLEL = ("none", "single", "merge", "routed", "mixed", "lanes")
+EXTRAS = {
+    "plain": {},
+    "rich": {
+        "smear": "token",
+        "bigram_buckets": 16,
+        "bigram_dim": 8,
+        "value_embedding_dim": 8,
+        "value_embedding_layers": (2, 3),
+        "value_residual": True,
+        "head_gate": "sparse",
+    },
+    "old": {
+        "smear": "channel",
+        "head_gate": "dense",
+        "virtual_scalars": True,
+        "untied_repeats": True,
+        "first_attention": False,
+    },
+}
+
+
+def randomised(network: Network, seed: int = 0) -> Network:
+    """Move every parameter away from its start, so that no path is silent."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
+    return torch.randint(4, VOCAB, (rows, length + 1), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "vocab", "expected"),
+    [
+        ({}, 8192, 35_944_536),  # pr1493
+        ({"skip_rows": 7}, 8192, 35_943_512),  # pr1394
+        ({"skip_rows": 7, "parallel": "merge"}, 8192, 35_943_513),  # pr1477
+        ({"skip_rows": 5, "value_embedding_layers": (9, 10)}, 4096, 34_401_371),  # pr1218
+        (
+            {"skip_rows": 5, "value_embedding_layers": (9, 10), "parallel": "merge"},
+            4096,
+            34_401_372,
+        ),  # pr1296
+        (
+            {
+                "mlp_hidden": 1536,
+                "recurrence": (),
+                "skips": "additive",
+                "parallel": "none",
+                "smear": "channel",
+                "bigram_buckets": 3072,
+                "bigram_dim": 112,
+                "value_embedding_layers": (9, 10),
+            },
+            1024,
+            27_067_484,
+        ),  # pr1019
+        (
+            {
+                "mlp_hidden": 1536,
+                "recurrence": (
+                    RecurrencePhase(at=3000, order=(0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10)),
+                ),
+                "parallel": "routed",
+                "smear": "channel",
+                "bigram_buckets": 2816,
+                "bigram_dim": 160,
+                "value_embedding_layers": (9, 10),
+                "untied_repeats": True,
+                "virtual_scalars": True,
+            },
+            1024,
+            30_352_046,
+        ),  # pr1204
+        (
+            {"parallel": "lanes", "smear": "token", "head_gate": "sparse"},
+            8192,
+            35_945_671,
+        ),  # pr1855
+    ],
+)
+def test_parameter_counts_are_the_published_ones(changes, vocab, expected):
+    base = check(compose("base"), where="base").model
+    assert count(dataclasses.replace(base, **changes), vocab) == expected
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_first_loss_is_a_uniform_guess_and_all_parameters_learn(tiny_model, parallel, extras):
+    config = tiny_model(parallel=parallel, **EXTRAS[extras])
+    network = Network(config, VOCAB, seed=1)
+    assert {n: tuple(p.shape) for n, p in network.named_parameters()} == shapes(config, VOCAB)
+    batch = tokens()
+    last = Pass(config.orders[-1])
+    loss = network.nll(batch[:, :-1], batch[:, 1:], last).mean()
+    assert abs(loss.item() - math.log(VOCAB)) < 0.05
+    randomised(network).nll(batch[:, :-1], batch[:, 1:], last).mean().backward()
+    silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
+    assert not silent
+
+
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("parallel", PARALLEL)
+@pytest.mark.parametrize("skips", ["none", "additive", "gated"])
+def test_no_token_sees_the_future(tiny_model, parallel, extras, skips):
+    config = tiny_model(parallel=parallel, skips=skips, **EXTRAS[extras])
+    network = randomised(Network(config, VOCAB, seed=1))
+    batch = tokens()
+    changed = batch.clone()
+    changed[:, 15] = (changed[:, 15] + 1) % VOCAB
+    for order in config.orders:
+        with torch.no_grad():
+            before = network.logits(batch[:, :-1], Pass(order))
+            after = network.logits(changed[:, :-1], Pass(order))
+        assert torch.equal(before[:, :15], after[:, :15])
+        assert not torch.equal(before[:, 15:], after[:, 15:])
+
+
+@pytest.mark.parametrize("smear", ["token", "channel"])
+def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
+    config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
+    network = randomised(Network(config, VOCAB, seed=1))
+    batch = tokens(rows=1)
+    batch[0, 10] = 1  # BOS
+    changed = batch.clone()
+    changed[0, 9] = 5
+    tensors = dict(network.named_parameters())
+    before, after = (embed(x, tensors, smear=smear, bos=1) for x in (batch, changed))
+    assert torch.equal(before[:, 10:], after[:, 10:])
+    assert not torch.equal(before[:, 9], after[:, 9])
+
+
+def test_attention_is_the_plain_formula():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, h, 4, generator=generator).double() for h in (4, 2, 2))
+    y = attend_sdpa(q, k, v)
+    for t in range(6):
+        for head in range(4):
+            scores = k[0, : t + 1, head // 2] @ q[0, t, head] / 2
+            expected = scores.softmax(0) @ v[0, : t + 1, head // 2]
+            torch.testing.assert_close(y[0, t, head], expected)
+
+
+def test_rotation_depends_on_distance_alone():
+    cos, sin = rotary_table(9, 4, 100.0, trained_length=None, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 8, generator=generator)
+    rows = torch.stack([q, k])[:, None, None].expand(2, 9, 1, 8)
+    turned_q, turned_k = rotate(rows, cos, sin).squeeze(2)
+    products = turned_q @ turned_k.T
+    for shift in range(4):
+        torch.testing.assert_close(products[5, 3], products[5 + shift, 3 + shift])
+    assert torch.equal(turned_q[:, 4:], q[4:].expand(9, 4))  # the rest of the head is not turned
+    scaled, _ = rotary_table(16, 4, 100.0, trained_length=8, device=torch.device("cpu"))
+    base = 100.0 * 2 ** (4 / 2)
+    torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
+
+
+def test_own_value_is_taken_out():
+    generator = torch.Generator().manual_seed(0)
+    y, v = (
+        torch.randn(1, 5, 4, 8, generator=generator),
+        torch.randn(1, 5, 2, 8, generator=generator),
+    )
+    out = exclude_own_value(y, v)
+    for t in range(5):
+        for head in range(4):
+            unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
+            expected = y[0, t, head] - (y[0, t, head] @ unit) * unit
+            torch.testing.assert_close(out[0, t, head], expected)
+            assert abs(float(out[0, t, head] @ unit)) < 1e-5
+
+
+def sublayers(network: Network, layer: int, x0: torch.Tensor):
+    """Return attention and MLP of a layer as plain functions of an unscaled lane, and its mix."""
+    c, p = network.config, dict(network.named_parameters())
+    rms = lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps)  # noqa: E731
+    s = 1 / math.sqrt(layer + 1)
+    cos, sin = rotary_table(
+        x0.shape[1], c.rope_dims, c.rope_base, trained_length=None, device=x0.device
+    )
+
+    def attention(x):
+        n = rms(x) * s
+        heads = lambda w: (n @ w.T).unflatten(-1, (-1, c.head_dim))  # noqa: E731
+        q, k, v = heads(p["q"][layer]), heads(p["k"][layer]), heads(p["v"][layer])
+        q = rotate(rms(q), cos, sin) * p["q_gain"][layer][:, None]
+        y = exclude_own_value(attend_sdpa(q, rotate(rms(k), cos, sin), v), v)
+        return p["attn_scale"][layer] * (y.flatten(2) @ p["o"][layer].T)
+
+    def mlp(x):
+        h = (rms(x) * s) @ p["up"][layer].T
+        h = torch.where(h > 0, h, c.mlp_slope * h) ** 2
+        return p["mlp_scale"][layer] * (h @ p["down"][layer].T)
+
+    def mixed(x, weights=p["resid_mix"][layer]):
+        return weights[0] * x + weights[1] * x0
+
+    return attention, mlp, mixed, rms
+
+
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_each_parallel_form_is_its_formula(tiny_model, parallel):
+    config = tiny_model(parallel=parallel, skips="none", recurrence=())
+    network = randomised(Network(config, VOCAB, seed=2))
+    p = dict(network.named_parameters())
+    batch = tokens()[:, :-1]
+    e = p["embedding"][batch]
+    x0 = e * torch.rsqrt(e.square().mean(-1, keepdim=True) + torch.finfo(e.dtype).eps)
+    x = x0
+    for layer in range(3):
+        attention, mlp, mixed, rms = sublayers(network, layer, x0)
+        u = mixed(x)
+        u = u + attention(u)
+        x = u + mlp(u)
+    attention, mlp, mixed, rms = sublayers(network, 3, x0)
+    a = b = x
+    match parallel:
+        case "none":
+            u = mixed(x)
+            u = u + attention(u)
+            x = u + mlp(u)
+        case "single":
+            u = mixed(x)
+            x = u + attention(u) + mlp(u)
+        case "merge":
+            u = mixed(a)
+            m = p["lane_merge"]
+            x = m * (u + attention(u)) + (1 - m) * (b + mlp(b))
+        case "routed":
+            keep, write = p["lane_keep"][3], p["lane_write"][3]
+            out = attention(mixed(a))
+            a, b = keep[0] * a + write[0, 0] * out, keep[0] * b + write[0, 1] * out
+            out = mlp(mixed(b))
+            a, b = keep[1] * a + write[1, 0] * out, keep[1] * b + write[1, 1] * out
+            x = (a + b) / 2
+        case "mixed":
+            r, m = p["lane_route"][0], p["lane_merge"]
+            from_a, from_m = attention(mixed(a)), mlp(mixed(b, p["mlp_mix"][0]))
+            a, b = a + r[0] * from_a + r[2] * from_m, b + r[1] * from_a + r[3] * from_m
+            x = m * a + (1 - m) * b
+        case "lanes":
+            keep, write = p["lane_keep"][3], p["lane_write"][3]
+            from_a, from_m = attention(mixed(a)), mlp(b)
+            a, b = (
+                keep[lane] * x + write[0, lane] * from_a + write[1, lane] * from_m
+                for lane in (0, 1)
+            )
+            x = (a + b) / 2
+    z = rms(x) @ p["embedding"].T
+    expected = config.softcap * torch.tanh(z / config.softcap)
+    torch.testing.assert_close(network.logits(batch, Pass(config.orders[0])), expected)
+
+
+def test_skips_pair_the_newest_with_the_first_decoder_step(tiny_model):
+    config = tiny_model(skips="gated")
+    steps = plan(config, (0, 1, 2, 1, 2, 3))
+    assert [step.push for step in steps] == [True] * 3 + [False] * 3
+    assert [step.skip_row for step in steps] == [None, None, None, 0, 1, 2]
+    fewer = plan(dataclasses.replace(config, skip_rows=2), (0, 1, 2, 1, 2, 3))
+    assert [step.skip_row for step in fewer] == [None, None, None, 0, 1, None]
+
+
+def test_untied_repeats_start_as_their_layers(tiny_model):
+    shared = tiny_model(parallel="none")
+    untied = dataclasses.replace(shared, untied_repeats=True)
+    one = randomised(Network(shared, VOCAB, seed=1))
+    two = Network(untied, VOCAB, seed=1)
+    with torch.no_grad():
+        for name, p in one.named_parameters():
+            two.get_parameter(name)[: len(p)].copy_(p)
+    two.untie_repeats()
+    batch, order = tokens()[:, :-1], Pass(shared.orders[-1])
+    assert torch.equal(one.logits(batch, order), two.logits(batch, order))
+    with torch.no_grad():
+        two.get_parameter("up")[4:].add_(0.1)
+    assert not torch.equal(one.logits(batch, order), two.logits(batch, order))
+
+
+def test_probabilities_sum_to_one_and_taps_see_every_product(tiny_model):
+    config = tiny_model()
+    network = randomised(Network(config, VOCAB, seed=1))
+    seen: list[tuple[str, int]] = []
+    options = Pass(config.orders[-1], tap=lambda name, row, x: seen.append((name, row)))
+    logits = network.logits(tokens()[:, :-1], options)
+    torch.testing.assert_close(logits.double().softmax(-1).sum(-1), torch.ones(2, 24).double())
+    for family in ("qkv", "o", "up", "down"):
+        assert [row for name, row in seen if name == family] == [0, 1, 2, 1, 2, 3]
+    assert seen[-1] == ("embedding", 0)
+
+
+def test_last_positions_alone_score_the_same(tiny_model):
+    config = tiny_model()
+    network = randomised(Network(config, VOCAB, seed=1))
+    batch, options = tokens(), Pass(config.orders[-1])
+    whole = network.nll(batch[:, :-1], batch[:, 1:], options)
+    tail = network.nll(batch[:, :-1], batch[:, -5:], options, last=5)
+    torch.testing.assert_close(tail, whole[:, -5:])

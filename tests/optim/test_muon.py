@@ -1,0 +1,95 @@
+"""Muon against its formula, one matrix at a time; the sharded update against the whole one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from paramgolf.optim.muon import Muon
+from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalise
+from paramgolf.runtime import Ranks, processes
+from paramgolf.runtime_config import RuntimeConfig
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16)}
+
+
+def make(seed: int = 0) -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(seed)
+    parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in SHAPES.items()}
+    for p in parameters.values():
+        p.grad = torch.randn(p.shape, generator=generator)
+    return parameters
+
+
+@pytest.mark.parametrize("normalise_rows", [False, True])
+def test_update_is_the_formula(normalise_rows):
+    parameters = make()
+    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalise_rows=normalise_rows)
+    expected = {}
+    for name, p in parameters.items():
+        rows = []
+        for matrix, grad in zip(p.detach(), p.grad, strict=True):
+            N = grad + 0.9 * grad  # first step: the buffer is the gradient
+            if normalise_rows:
+                N = N / N.norm(dim=1, keepdim=True)
+            X = N / N.norm()
+            X = X.T if X.shape[0] > X.shape[1] else X
+            a, b, c = NEWTON_SCHULZ
+            for _ in range(5):
+                A = X @ X.T
+                X = a * X + (b * A + c * A @ A) @ X
+            X = X.T if matrix.shape[0] > matrix.shape[1] else X
+            scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
+            rows.append(matrix * (1 - 0.02 * 0.1) - 0.02 * scale * X)
+        expected[name] = torch.stack(rows)
+    muon.step(lr=0.02, decay=0.1, momentum=0.9)
+    for name, p in parameters.items():
+        torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-5)
+
+
+def test_momentum_gathers_gradients():
+    parameters = make()
+    first = {name: p.grad.clone() for name, p in parameters.items()}
+    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalise_rows=False)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5)
+    for name, buffer in muon.momentum.items():
+        torch.testing.assert_close(buffer, 1.5 * first[name])
+
+
+@pytest.mark.parametrize("name", ["newton_schulz", "polar_express"])
+def test_singular_values_move_near_one(name):
+    G = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(G, coefficients(name, 5)))
+    assert values.min() > 0.5
+    assert values.max() < 1.4
+
+
+def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    runtime = RuntimeConfig(device="cpu", processes=2, attention="auto", compile="off", workers=0)
+    with processes(runtime) as ranks:
+        parameters = make()
+        muon = Muon(parameters, coefficients("polar_express", 5), ranks, normalise_rows=True)
+        for _ in range(3):
+            muon.step(lr=0.02, decay=0.1, momentum=0.9)
+        torch.save({n: p.detach() for n, p in parameters.items()}, out / f"{rank}.pt")
+
+
+def test_two_processes_equal_one(tmp_path, free_port):
+    mp.spawn(_run_rank, args=(2, free_port, tmp_path), nprocs=2)
+    parameters = make()
+    muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalise_rows=True)
+    for _ in range(3):
+        muon.step(lr=0.02, decay=0.1, momentum=0.9)
+    for rank in range(2):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        for name, p in parameters.items():
+            torch.testing.assert_close(found[name], p.detach(), atol=1e-6, rtol=0)

@@ -1,0 +1,197 @@
+"""GPTQ against a column loop in float64, against rounding, and on Hessians that are degenerate."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.quant.dequantize import dequantize
+from paramgolf.quant.gptq import factorise, quantize_rows, row_errors, solve
+from paramgolf.quant.grids import Grid, nearest, row_scales
+
+
+def make_hessian(generator, columns, *, tokens=None):
+    """Inputs whose channels differ in size and depend on each other."""
+    x = torch.randn(tokens or 4 * columns, columns, generator=generator)
+    x = x * torch.rand(columns, generator=generator) + 0.5 * x.roll(1, 1) + x[:, :1]
+    return x.T @ x / len(x)
+
+
+def make_case(seed, *, matrices=2, rows=5, columns=12, bits=4, clip=3.0, tokens=None):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(matrices, rows, columns, generator=generator)
+    hessian = torch.stack([make_hessian(generator, columns, tokens=tokens) for _ in weight])
+    grid = Grid(kind="sdclip", bits=bits, clip=clip)
+    scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
+    return weight, hessian, scale, torch.full(scale.shape, float(grid.maximum))
+
+
+def brute_force(weight, hessian, scale, maximum, *, damping, act_order):
+    """One matrix, in float64: after each column the inverse of what is left, by elimination."""
+    weight, hessian = weight.double().numpy().copy(), hessian.double().numpy().copy()
+    scale = scale.double().numpy()
+    order = np.argsort(-np.diag(hessian), kind="stable") if act_order else np.arange(len(hessian))
+    hessian[np.diag_indices_from(hessian)] += damping * np.diag(hessian).mean()
+    inverse = np.linalg.inv(hessian[np.ix_(order, order)])
+    work, integers = weight[:, order], np.zeros_like(weight)
+    for j in range(len(order)):
+        integers[:, j] = np.clip(np.round(work[:, j] / scale), -maximum, maximum)
+        error = (work[:, j] - integers[:, j] * scale) / inverse[j, j]
+        work[:, j:] -= np.outer(error, inverse[j, j:])
+        inverse -= np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
+    result = np.zeros_like(integers)
+    result[:, order] = integers
+    return result
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize("block_columns", [1, 5, 64])
+@pytest.mark.parametrize("seed", range(3))
+def test_solve_equals_the_column_loop(seed, block_columns, act_order):
+    weight, hessian, scale, maximum = make_case(seed)
+    factors = factorise(hessian, damping=0.01, act_order=act_order, family="up")
+    found = solve(weight, scale, maximum, factors, block_columns=block_columns)
+    for i in range(len(weight)):
+        expected = brute_force(
+            weight[i], hessian[i], scale[i], maximum[i, 0].item(), damping=0.01, act_order=act_order
+        )
+        np.testing.assert_array_equal(found[i].numpy(), expected)
+
+
+def test_factors_invert_the_damped_hessian():
+    _, hessian, _, _ = make_case(0)
+    factors = factorise(hessian, damping=0.05, act_order=True, family="o")
+    for i, h in enumerate(hessian):
+        order = factors.order[i]
+        assert (h.diagonal()[order].diff() <= 0).all()
+        upper = factors.upper[i]
+        assert torch.equal(upper, upper.triu())
+        damped = h[order][:, order] + 0.05 * h.diagonal().mean() * torch.eye(len(h))
+        torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(len(h)), atol=1e-3, rtol=0)
+        assert factors.condition[i] == pytest.approx(torch.linalg.cond(damped).item(), rel=0.1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    rows=st.integers(1, 6),
+    columns=st.integers(1, 24),
+    bits=st.integers(2, 8),
+    clip=st.floats(0.3, 20.0),
+    tokens=st.integers(1, 64),
+    act_order=st.booleans(),
+)
+def test_never_worse_than_rounding(seed, rows, columns, bits, clip, tokens, act_order):
+    weight, hessian, scale, maximum = make_case(
+        seed, rows=rows, columns=columns, bits=bits, clip=clip, tokens=tokens
+    )
+    factors = factorise(hessian, damping=0.01, act_order=act_order, family="q")
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=8)
+    rounded = nearest(weight, scale, maximum)
+    assert found.abs().max() <= 2 ** (bits - 1) - 1
+    assert torch.equal(found, found.round())
+    for i in range(len(weight)):
+        ours, theirs = (
+            row_errors((weight[i] - dequantize(q[i], scale[i])).double(), hessian[i].double()).sum()
+            for q in (found, rounded)
+        )
+        assert ours <= theirs * (1 + 1e-4) + 1e-9
+
+
+def test_compensation_pays_where_inputs_depend_on_each_other():
+    weight, hessian, scale, maximum = make_case(1, rows=64, columns=48, bits=4)
+    factors = factorise(hessian, damping=0.01, act_order=True, family="q")
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=16)
+    rounded = nearest(weight, scale, maximum)
+    ours, theirs = (
+        row_errors(weight - dequantize(q, scale), hessian).sum() for q in (found, rounded)
+    )
+    assert ours < 0.6 * theirs
+
+
+def test_members_of_a_family_do_not_disturb_each_other():
+    weight, hessian, scale, maximum = make_case(2)
+    factors = factorise(hessian, damping=0.01, act_order=True, family="qkv")
+    together = solve(weight, scale, maximum, factors, block_columns=4)
+    alone = solve(weight[:, :2], scale[:, :2], maximum[:, :2], factors, block_columns=4)
+    assert torch.equal(together[:, :2], alone)
+
+
+def test_dead_columns_become_zero_and_leave_the_others_alone():
+    weight, hessian, scale, maximum = make_case(3)
+    hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
+    factors = factorise(hessian, damping=0.01, act_order=True, family="down")
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    assert factors.dead.sum() == 1
+    assert (found[0, :, 4] == 0).all()
+    kept = [j for j in range(12) if j != 4]
+    reduced = factorise(hessian[:1, kept][:, :, kept], damping=0.01, act_order=True, family="down")
+    without = quantize_rows(
+        weight[:1, :, kept],
+        scale[:1],
+        maximum[:1],
+        hessian[:1, kept][:, :, kept],
+        reduced,
+        block_columns=4,
+    )
+    assert torch.equal(found[:1, :, kept], without)
+
+
+def test_a_matrix_that_nothing_reads_becomes_zero():
+    weight, hessian, scale, maximum = make_case(4)
+    hessian[1] = 0.0
+    factors = factorise(hessian, damping=0.01, act_order=True, family="qkv")
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    assert (found[1] == 0).all()
+    assert found[0].abs().sum() > 0
+
+
+def test_a_row_of_zeros_stays_zero():
+    weight, hessian, _, maximum = make_case(5)
+    weight[0, 2] = 0.0
+    grid = Grid(kind="sdclip", bits=4, clip=3.0)
+    scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
+    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    assert (found[0, 2] == 0).all()
+    assert scale.isfinite().all()
+
+
+def test_a_singular_hessian_is_solved_with_damping_alone(capsys):
+    weight, hessian, scale, maximum = make_case(6, tokens=2)  # rank 2 of 12
+    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
+    assert factors.damping == [0.01, 0.01]
+    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    assert found.isfinite().all()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_ladder_climbs_and_names_family_and_layer(capsys):
+    _, hessian, _, _ = make_case(7)
+    hessian[1] -= 0.3 * hessian[1].diagonal().mean() * torch.eye(12)  # indefinite
+    factors = factorise(hessian, damping=0.01, act_order=False, family="down")
+    assert factors.damping[0] == 0.01
+    assert factors.damping[1] in (0.1, 1.0)
+    assert "down, layer 1" in capsys.readouterr().err
+
+
+def test_no_damping_climbs_from_its_smallest_step():
+    hessian = torch.ones(1, 6, 6)  # rank 1: singular, and not by rounding
+    factors = factorise(hessian - torch.eye(6) * 1e-4, damping=0.0, act_order=False, family="o")
+    assert 0 < factors.damping[0] <= 1e-2
+
+
+def test_the_ladder_ends_with_family_and_layer():
+    hessian = torch.stack([torch.eye(4), torch.eye(4) - 1e5 * (1 - torch.eye(4))])
+    with pytest.raises(ParamGolfError, match=r"(?s)factorised.*up, layer 1.*0\.01, 0\.1, 1, 10"):
+        factorise(hessian, damping=0.01, act_order=True, family="up")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_hessian_that_is_not_finite_is_named(value):
+    hessian = torch.eye(4).repeat(3, 1, 1)
+    hessian[2, 0, 1] = value
+    with pytest.raises(ParamGolfError, match=r"(?s)not finite.*embedding, layers \[2\]"):
+        factorise(hessian, damping=0.01, act_order=True, family="embedding")

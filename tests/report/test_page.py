@@ -1,0 +1,205 @@
+"""The report: every figure of a made-up run is on the page, which needs nothing but itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+from run_files import log_lines, metrics, write_run
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.report import views
+from paramgolf.report.inputs import Inputs, load_inputs, read_log
+from paramgolf.report.page import render, write_report
+
+VOID = {"meta"}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
+    root = tmp_path_factory.mktemp("run")
+    write_run(root)
+    return load_inputs(root)
+
+
+@pytest.fixture(scope="module")
+def page(inputs: Inputs) -> str:
+    return render(inputs)
+
+
+class Balance(HTMLParser):
+    """Checks that tags are closed in order, and keeps the text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list) -> None:
+        """A tag that closes itself."""
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, self.getpos()
+
+    def handle_data(self, data: str) -> None:
+        self.text += data + " "
+
+
+def test_the_page_is_well_formed_and_shows_the_figures(page):
+    parser = Balance()
+    parser.feed(page)
+    assert parser.open == []
+    shown = " ".join(parser.text.split())
+    for figure in ("1.7702 bits per byte", "578,000", "15,422,000", "+0.0115", "−0.0196", "102.8"):
+        assert figure in shown
+    for heading in ("Score, step by step", "Where the bytes went", "Configuration", "Environment"):
+        assert heading in shown
+    assert "layers 6" in shown
+    assert "torch 2.13.0" in shown
+
+
+def test_the_page_needs_nothing_but_itself(page):
+    assert not re.search(r"(src|href)\s*=|url\(|@import|<script|https?:", page)
+
+
+def test_each_picture_has_words(page):
+    assert page.count('role="img" aria-label="') == page.count("<svg") == 2
+    assert page.count('aria-hidden="true"') >= page.count("<svg")
+
+
+def test_the_same_inputs_give_the_same_bytes(tmp_path, page, inputs):
+    write_run(tmp_path)
+    write_report(tmp_path)
+    folder = tmp_path / "artifacts/report"
+    first = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(first) == ["bpb.png", "bytes.png", "error.png", "index.html", "loss.png"]
+    assert first["index.html"].decode() == page
+    write_report(tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == first
+
+
+def test_text_from_outside_is_escaped(inputs):
+    log = dataclasses.replace(inputs.log, environment={"device": "<b>GPU</b>"})
+    assert "&lt;b&gt;GPU&lt;/b&gt;" in render(dataclasses.replace(inputs, log=log))
+
+
+def test_scores_are_a_chain_of_changes(inputs):
+    rows, _ = views.scores(inputs)
+    assert [row.value for row in rows] == [1.8012, 1.8127, 1.7931, 1.7702]
+    assert sum(row.change or 0 for row in rows) == pytest.approx(1.7702 - 1.8012)
+    for before, row in itertools.pairwise(rows):
+        left, width = row.bar
+        assert [left, left + width] == pytest.approx(sorted((before.place, row.place)))
+
+
+def test_bytes_add_up_to_the_artifact(inputs):
+    parts = views.byte_parts(inputs)
+    assert sum(part.bytes for part in parts) == metrics()["package"]["bytes_total"]
+    assert sum(part.share for part in parts) == pytest.approx(100)
+    assert [part.name for part in parts[-4:]] == ["scales", "vectors", "header", "code"]
+    assert parts[0].bits == pytest.approx(8 * 0.43, abs=0.01)
+    assert len({part.color for part in parts}) == len(parts)
+
+
+def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs):
+    rows = {row.name: row for row in views.timings(inputs)}
+    assert rows["Training and calibration"].seconds == 96.5 + 6.25
+    assert rows["Training and calibration"].limit_place == 100
+    by_stage = metrics() | {"calibrate": {"seconds": 200.0, "source": "generate"}}
+    changed = dataclasses.replace(
+        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
+    )
+    rows = {row.name: row for row in views.timings(changed)}
+    assert rows["Training and calibration"].seconds == 96.5
+    assert rows["Calibration, on generated text"].limit is None
+
+
+def test_an_artifact_above_the_limit_is_said_to_be(inputs):
+    package = metrics()["package"] | {"limit_bytes": 500_000}
+    by_stage = metrics() | {"package": package}
+    changed = dataclasses.replace(
+        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
+    )
+    text = render(changed)
+    assert "78,000 bytes over the limit" in text
+    assert "15.60 %" in text
+
+
+def test_errors_are_laid_out_by_layer_and_matrix(inputs):
+    for grid, key in zip(
+        views.error_grids(inputs.errors), ("output_error", "relative_error"), strict=True
+    ):
+        cells = {(e["name"], e["layer"]): 100 * e[key] for e in inputs.errors}
+        assert len(grid.rows) == 6
+        for layer, (_, row) in enumerate(grid.rows):
+            for name, cell in zip(grid.columns, row, strict=True):
+                assert cell is not None
+                assert cell[0] == cells[name, layer]
+                assert 0 <= cell[1] <= 1
+        assert "embedding" in grid.note
+
+
+def test_long_logs_are_thinned(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text("\n".join(map(json.dumps, log_lines(5000))))
+    plot = views.loss_plot(read_log(path))
+    assert len(plot.curve.split()) <= 400
+    assert "each point the mean of 13 steps" in plot.summary
+    assert plot.x_labels[-1] == (80.0, "4,000")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("artifacts/train/log.jsonl", None, "there is no file"),
+        ("artifacts/train/log.jsonl", "{", "not a JSONL file"),
+        ("artifacts/train/log.jsonl", '{"event": "step"}', "not a training log"),
+        ("artifacts/train/log.jsonl", '{"step": 1}', "`event` is missing"),
+        (
+            "artifacts/train/log.jsonl",
+            '{"event": "start"}\n{"event": "step", "step": 1, "lr": 1}',
+            "`loss` is missing",
+        ),
+        ("artifacts/quantize/report.json", "{}", "`tensors` is missing"),
+        ("artifacts/package/package.json", "{}", "`parts` is missing"),
+        ("artifacts/metrics/quantize.json", "{}", "`seconds` is missing"),
+        ("artifacts/metrics/eval_ttt.json", None, "there is no file"),
+        ("params.yaml", "train: {}", "is missing"),
+    ],
+)
+def test_a_bad_input_is_named(file, content, message, tmp_path):
+    write_run(tmp_path)
+    path: Path = tmp_path / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(ParamGolfError, match=message) as caught:
+        render(load_inputs(tmp_path))
+    assert Path(file).name in str(caught.value)
+
+
+def test_limits_of_params_yaml_are_shown(tmp_path):
+    write_run(tmp_path)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["verify"]["eval_seconds"] = 123
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    rows = {row.name: row for row in views.timings(load_inputs(tmp_path))}
+    assert rows["Adapted evaluation"].limit == 123.0
+
+
+def test_scores_of_different_parts_of_the_text_are_said_not_to_compare(inputs, page):
+    assert "do not compare" not in page
+    by_stage = metrics()
+    by_stage["eval_ttt"]["tokens_scored"] = 1000
+    changed = dataclasses.replace(
+        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
+    )
+    assert "they score 2,000, 2,000, 2,000 and 1,000 tokens" in render(changed)

@@ -1,0 +1,63 @@
+"""A small live network, a text with documents in it, and one process to score them."""
+
+import numpy as np
+import torch
+
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.network import Network
+from paramgolf.params import parse, read_yaml
+from paramgolf.runtime import Ranks
+from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.text import Text
+
+VOCAB, WINDOW, STRIDE = 61, 16, 4
+ALONE = Ranks(0, 1, torch.device("cpu"))
+SMALL = {
+    "layers": 3,
+    "width": 16,
+    "heads": 2,
+    "kv_heads": 1,
+    "mlp_hidden": 32,
+    "rope_dims": 4,
+    "parallel_start": 2,
+    "recurrence": [{"at": 0.5, "order": [0, 1, 1, 2]}],
+}
+
+
+def make_network(**changes) -> Network:
+    """Every part of the network is alive: parameters that begin at 0 would hide a leak."""
+    section = {**read_yaml("recipes/base.yaml")["model"], **SMALL, **changes}
+    network = Network(parse(ModelConfig, section, "model"), VOCAB, seed=3)
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return network
+
+
+def make_text(count: int, seed: int = 5) -> Text:
+    """`count` targets in documents of about 20 tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, VOCAB, count + 1).astype(np.uint16)
+    tokens[rng.random(count + 1) < 0.05] = 1
+    tokens[0] = 1
+    byte_counts = rng.integers(1, 9, count).astype(np.uint16)
+    byte_counts[tokens[1:] == 1] = 0
+    return Text(tokens, byte_counts, bos=1)
+
+
+def make_config(**changes) -> AdaptConfig:
+    fields = {
+        "mode": "sgd",
+        "window": WINDOW,
+        "stride": STRIDE,
+        "batch_windows": 5,
+        "max_tokens": None,
+        "chunk_tokens": 48,
+        "epochs": 2,
+        "batch_sequences": 2,
+        "lr": 0.02,
+        "momentum": 0.9,
+        "clip_norm": 1.0,
+    }
+    return AdaptConfig(**{**fields, **changes})

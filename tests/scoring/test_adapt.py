@@ -1,0 +1,139 @@
+"""Adaptive scores: score first, causal, reproducible, and illegal orders refused."""
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_config, make_network, make_text
+
+from paramgolf.scoring.adapt import SgdAdapter, score_and_adapt
+from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.sliding import score_fixed, score_windows
+from paramgolf.scoring.text import Text
+from paramgolf.scoring.timing import Timing
+from paramgolf.scoring.windows import sliding_windows, split_chunks
+
+
+def adapt(text, ranks, network=None, **changes):
+    timing = Timing(ranks.device)
+    network = network or make_network()
+    ledger = score_and_adapt(network, text, make_config(**changes), ranks, timing)
+    return ledger
+
+
+def test_rate_zero_scores_as_the_sliding_window_does():
+    text = make_text(170)
+    fixed = score_fixed(make_network(), text, ALONE, window=WINDOW, stride=STRIDE, rows=5)
+    np.testing.assert_allclose(adapt(text, ALONE, lr=0.0).nats, fixed.nats, atol=1e-5)
+    assert (adapt(text, ALONE, lr=0.0).nats == adapt(text, ALONE, mode="none").nats).all()
+
+
+def test_the_first_chunk_is_scored_before_anything_is_learned():
+    text = make_text(170)
+    frozen, adapted = adapt(text, ALONE, mode="none").nats, adapt(text, ALONE).nats
+    assert (frozen[:48] == adapted[:48]).all()
+    assert (frozen[48:] != adapted[48:]).mean() > 0.99
+
+
+def test_learning_helps_on_a_text_that_repeats_itself():
+    tokens = np.tile(make_text(24).tokens[:24], 20)
+    text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
+    assert adapt(text, ALONE).nats.sum() < 0.9 * adapt(text, ALONE, mode="none").nats.sum()
+
+
+def test_the_record_of_updates():
+    ledger = adapt(make_text(170), ALONE)
+    # 4 chunks of 48 targets, the last not learned from; 3 sequences a chunk, 2 an update, 2 epochs
+    assert ledger.close()["updates"] == 3 * 2 * 2
+    assert ledger.close()["targets_trained"] == 3 * 48
+    assert [(int(u.start[0]), int(u.stop[0])) for u in ledger.updates[:4]] == [
+        (0, 32),
+        (32, 48),
+    ] * 2
+    assert ledger.weights_version()[[0, 47, 48, 96, 169]].tolist() == [0, 0, 4, 8, 12]
+
+
+def test_the_same_run_gives_the_same_bits():
+    text = make_text(120)
+    assert (adapt(text, ALONE).nats == adapt(text, ALONE).nats).all()
+
+
+@pytest.mark.parametrize("position", [47, 49, 60, 100])
+def test_no_past_score_moves_with_a_future_token(position):
+    text = make_text(160)
+    tokens = text.tokens.copy()
+    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+    before = adapt(text, ALONE).nats
+    after = adapt(Text(tokens, text.byte_counts, 1), ALONE).nats
+    assert (before[: position - 1] == after[: position - 1]).all()
+    # the flipped token was learned from: later chunks all feel it
+    assert (before[144:] != after[144:]).all()
+
+
+def test_a_text_cut_short_has_the_scores_of_the_whole():
+    # the rate follows the number of chunks, so the cut must leave that as it is
+    text = make_text(190)
+    cut = Text(text.tokens[:161], text.byte_counts[:160], 1)
+    assert (adapt(text, ALONE).nats[:144] == adapt(cut, ALONE).nats[:144]).all()
+
+
+def test_every_parameter_learns():
+    network, fresh = make_network(), make_network()
+    adapt(make_text(160), ALONE, network)
+    reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
+    before = dict(fresh.named_parameters())
+    moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
+    assert moved >= reached
+    assert {"embedding", "q", "k", "v", "o", "up", "down", "attn_scale"} <= moved
+
+
+def test_rate_falls_as_a_cosine_over_the_chunks(monkeypatch):
+    rates = []
+    step = torch.optim.SGD.step
+    monkeypatch.setattr(
+        torch.optim.SGD,
+        "step",
+        lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1],
+    )
+    adapt(make_text(48 * 5), ALONE, epochs=1, batch_sequences=3, lr=0.04)
+    expected = 0.02 * (1 + np.cos(np.pi * np.arange(4) / 4))
+    np.testing.assert_allclose(rates, expected, rtol=1e-12)
+
+
+class TestPlantedViolations:
+    @pytest.fixture
+    def parts(self):
+        text, network, config = make_text(170), make_network(), make_config()
+        ledger = Ledger(len(text))
+        tokens = text.rows_source(WINDOW, ALONE.device)
+        chunks = list(split_chunks(sliding_windows(len(text), WINDOW, STRIDE), config.chunk_tokens))
+        adapter = SgdAdapter(network, tokens, config, ALONE, ledger)
+
+        def score(chunk):
+            score_windows(network, tokens, chunk, ALONE, ledger, rows=5)
+
+        return adapter, score, chunks
+
+    def test_learning_before_scoring(self, parts):
+        adapter, _, chunks = parts
+        with pytest.raises(LedgerError, match="learn from targets not scored yet"):
+            adapter.adapt(chunks[0].targets, progress=0.0)
+
+    def test_learning_from_the_next_chunk(self, parts):
+        adapter, score, chunks = parts
+        score(chunks[0])
+        with pytest.raises(LedgerError, match="learn from targets not scored yet"):
+            adapter.adapt(range(0, 96), progress=0.0)
+
+    def test_score_of_the_last_epoch(self, parts):
+        adapter, score, chunks = parts
+        score(chunks[0])
+        adapter.adapt(chunks[0].targets, progress=0.0)
+        with pytest.raises(LedgerError, match="scored a second time"):
+            score(chunks[0])
+
+    def test_weights_stay_as_they_were_when_an_update_is_refused(self, parts):
+        adapter, _, chunks = parts
+        before = [p.clone() for p in adapter._parameters]
+        with pytest.raises(LedgerError):
+            adapter.adapt(chunks[1].targets, progress=0.0)
+        assert all(torch.equal(a, b) for a, b in zip(before, adapter._parameters, strict=True))

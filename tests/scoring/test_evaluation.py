@@ -1,0 +1,121 @@
+"""Both evaluators from model.bin and a folder of tokens to metrics and Parquet."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from scoring_case import ALONE, VOCAB, make_config, make_network, make_text
+
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.writer import encode
+from paramgolf.data.shards import write_shard
+from paramgolf.model.network import Network
+from paramgolf.model.shapes import MATRICES
+from paramgolf.quant.dequantize import dequantize
+from paramgolf.scoring.adapt import score_adaptive
+from paramgolf.scoring.bits_per_byte import bits_per_byte
+from paramgolf.scoring.config import SlidingConfig
+from paramgolf.scoring.sliding import score_fixed, score_sliding
+from paramgolf.scoring.stage import write_evaluation
+
+SLIDING = SlidingConfig(window=16, stride=4, batch_windows=5, max_tokens=None)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """A package, tokens, and the network that the package must turn into."""
+    folder = tmp_path_factory.mktemp("packed")
+    network = make_network()
+    tensors, bits = {}, {}
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in (*MATRICES, "embedding"):
+                scales = (parameter.abs().amax(-1) / 127).half()
+                integers = (parameter / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
+                tensors |= {f"{name}.integers": integers.to(torch.int8), f"{name}.scales": scales}
+                bits[name] = 8
+                parameter.copy_(dequantize(tensors[f"{name}.integers"], scales))
+            else:
+                tensors[name] = parameter.detach().half()
+                parameter.copy_(tensors[name])
+    config = {
+        "model": dataclasses.asdict(network.config),
+        "vocab_size": VOCAB,
+        "sequence_length": 16,
+        "quantize": {"bits": bits},
+    }
+    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6)
+    (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
+    write_tokens(folder)
+    return folder, network
+
+
+def write_tokens(folder):
+    text = make_text(170)
+    write_shard(folder / "val.bin", text.tokens)
+    write_shard(folder / "bytes.bin", np.concatenate([[0], text.byte_counts]).astype(np.uint16))
+    manifest = {
+        "schema": 1,
+        "vocab_size": VOCAB,
+        "bos": 1,
+        "train": {"files": []},
+        "val": {"files": [{"name": "val.bin"}]},
+        "val_bytes": {"files": [{"name": "bytes.bin"}]},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def reference(network: Network, stride: int) -> float:
+    ledger = score_fixed(network, make_text(170), ALONE, window=16, stride=stride, rows=5)
+    return bits_per_byte(ledger.nats.sum(), int(make_text(170).byte_counts.sum()))
+
+
+def test_sliding_scores_what_the_package_holds(packed):
+    folder, network = packed
+    metrics = score_sliding(folder / "model.bin", folder, SLIDING, ALONE).metrics
+    assert metrics["val_bpb"] == reference(network, 4)
+    assert metrics["val_bpb_plain"] == reference(network, 16)
+    assert metrics["val_bpb"] != metrics["val_bpb_plain"]
+    assert metrics["tokens_scored"] == 170
+    assert metrics["bytes_scored"] == make_text(170).byte_counts.sum()
+    assert metrics["ledger"]["scored_once"] is True
+    assert metrics["ledger"]["updates"] == 0
+    parts = [metrics[f"seconds_{part}"] for part in ("load", "plain", "score")]
+    assert 0 < sum(parts) < metrics["seconds"]
+
+
+def test_adaptive_scores_what_the_package_holds(packed):
+    folder, network = packed
+    metrics = score_adaptive(folder / "model.bin", folder, make_config(), ALONE).metrics
+    assert metrics["val_bpb_plain"] == reference(network, 16)
+    assert metrics["updates"] == metrics["ledger"]["updates"] == 12
+    assert metrics["ledger"]["score_first"] is True
+    assert metrics["seconds_adapt"] > 0
+    frozen = score_adaptive(folder / "model.bin", folder, make_config(mode="none"), ALONE).metrics
+    assert frozen["val_bpb"] == pytest.approx(reference(network, 4), abs=1e-6)
+    assert metrics["val_bpb"] != frozen["val_bpb"]
+
+
+def test_max_tokens_is_said_in_the_metrics(packed):
+    folder, _ = packed
+    config = dataclasses.replace(SLIDING, max_tokens=100)
+    evaluation = score_sliding(folder / "model.bin", folder, config, ALONE)
+    assert evaluation.metrics["tokens_scored"] == len(evaluation.nats) == 100
+    whole = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)
+    np.testing.assert_allclose(evaluation.nats, whole.nats[:100], atol=1e-5)
+
+
+def test_files_of_the_stage(packed, tmp_path, monkeypatch):
+    folder, _ = packed
+    monkeypatch.chdir(tmp_path)
+    evaluation = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)
+    write_evaluation("eval_sliding", evaluation, ALONE)
+    metrics = json.loads((tmp_path / "artifacts/metrics/eval_sliding.json").read_text())
+    assert metrics == evaluation.metrics
+    table = pq.read_table(tmp_path / "artifacts/eval_sliding/documents.parquet").to_pydict()
+    score = bits_per_byte(sum(table["nats"]), sum(table["bytes"]))
+    assert score == pytest.approx(metrics["val_bpb"], rel=1e-12)
+    assert sum(table["tokens"]) == metrics["tokens_scored"]

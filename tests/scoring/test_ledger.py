@@ -1,0 +1,100 @@
+"""The ledger: what it proves of a legal evaluation, and each illegal one refused by name."""
+
+import numpy as np
+import pytest
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.scoring.ledger import Ledger, LedgerError
+
+
+def entry(ledger: Ledger, start: int, stop: int, nats: float = 1.0) -> None:
+    ledger.score(start, np.full(stop - start, nats), np.ones(stop - start))
+
+
+def update(ledger: Ledger, start: int, stop: int) -> None:
+    ledger.update(np.array([start]), np.array([stop]))
+
+
+def test_a_legal_evaluation_is_recorded_and_proven():
+    ledger = Ledger(10)
+    entry(ledger, 0, 4)
+    update(ledger, 0, 4)
+    update(ledger, 0, 4)
+    entry(ledger, 4, 8)
+    update(ledger, 4, 6)
+    entry(ledger, 8, 10)
+    verdict = ledger.close()
+    expected = {"scored_once": True, "score_first": True, "targets": 10, "entries": 3}
+    assert verdict == {**expected, "updates": 3, "targets_trained": 6}
+    assert ledger.entry.tolist() == [1] * 4 + [2] * 4 + [3] * 2
+    assert ledger.weights_version().tolist() == [0] * 4 + [2] * 4 + [3] * 2
+
+
+def test_adaptation_before_scoring_is_refused():
+    ledger = Ledger(10)
+    entry(ledger, 0, 4)
+    with pytest.raises(
+        LedgerError, match=r"learn from targets not scored yet(.|\n)*first 4, the last 7"
+    ):
+        update(ledger, 0, 8)
+    assert ledger.updates == []
+
+
+def test_a_second_score_is_refused_even_if_it_is_better():
+    ledger = Ledger(10)
+    entry(ledger, 0, 10, 2.0)
+    with pytest.raises(LedgerError, match=r"scored a second time(.|\n)*1 targets, the first 9"):
+        entry(ledger, 9, 10, 1.0)
+    assert (ledger.nats == 2.0).all()
+
+
+def test_two_scores_within_one_entry_are_refused():
+    with pytest.raises(LedgerError, match="scored a second time"):
+        Ledger(3).score(0, np.ones(3), np.array([1, 2, 1]))
+
+
+def test_the_score_of_a_later_epoch_is_refused():
+    ledger = Ledger(4)
+    entry(ledger, 0, 4)
+    update(ledger, 0, 4)
+    with pytest.raises(LedgerError, match="scored a second time"):
+        entry(ledger, 0, 4)
+
+
+def test_a_dropped_tail_is_refused():
+    ledger = Ledger(10)
+    entry(ledger, 0, 8)
+    with pytest.raises(LedgerError, match=r"never scored(.|\n)*2 targets, the first 8, the last 9"):
+        ledger.close()
+
+
+def test_targets_left_out_within_an_entry_count_as_missing():
+    ledger = Ledger(3)
+    ledger.score(0, np.ones(3), np.array([1, 0, 1]))
+    with pytest.raises(LedgerError, match=r"never scored(.|\n)*first 1, the last 1"):
+        ledger.close()
+
+
+@pytest.mark.parametrize("start", [-1, 8])
+def test_targets_outside_of_the_text_are_refused(start):
+    with pytest.raises(LedgerError, match="outside of the text"):
+        entry(Ledger(10), start, start + 4)
+
+
+@pytest.mark.parametrize("nats", [np.nan, np.inf, -0.5])
+def test_a_score_that_no_probability_has_is_refused(nats):
+    with pytest.raises(LedgerError, match=r"not the -ln of a probability(.|\n)*first 2"):
+        entry(Ledger(4), 2, 3, nats)
+
+
+def test_a_record_that_was_tampered_with_does_not_pass_as_score_first():
+    ledger = Ledger(4)
+    entry(ledger, 0, 2)
+    update(ledger, 0, 2)
+    entry(ledger, 2, 4)
+    ledger.updates[0].stop[0] = 4
+    assert ledger.close()["score_first"] is False
+
+
+def test_a_refusal_is_an_error_for_users():
+    assert issubclass(LedgerError, ParamGolfError)

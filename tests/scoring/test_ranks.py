@@ -1,0 +1,40 @@
+"""Two processes (gloo, CPU) score as one does, and hold the same weights after adapting."""
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from scoring_case import ALONE, STRIDE, WINDOW, make_config, make_network, make_text
+
+from paramgolf.runtime import Ranks
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.sliding import score_fixed
+from paramgolf.scoring.timing import Timing
+
+
+def evaluate(ranks: Ranks) -> dict[str, np.ndarray]:
+    network, text = make_network(), make_text(170)
+    fixed = score_fixed(network, text, ranks, window=WINDOW, stride=STRIDE, rows=3)
+    # one sequence in the second update of an epoch: a process has nothing to do, but must join in
+    adapted = score_and_adapt(network, text, make_config(), ranks, Timing(ranks.device))
+    weights = torch.cat([p.detach().flatten() for p in network.parameters()])
+    return {"fixed": fixed.nats, "adapted": adapted.nats, "weights": weights.numpy()}
+
+
+def work(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    np.savez(f"{folder}/{rank}.npz", **evaluate(Ranks(rank, 2, torch.device("cpu"))))
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_scores_of_one(tmp_path):
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    one = evaluate(ALONE)
+    first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
+    for name in one:
+        assert (first[name] == second[name]).all()
+    assert (first["fixed"] == one["fixed"]).all()
+    np.testing.assert_allclose(first["adapted"], one["adapted"], atol=1e-4)
+    np.testing.assert_allclose(first["weights"], one["weights"], atol=1e-4)

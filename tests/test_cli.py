@@ -1,0 +1,201 @@
+"""The command line: light, with an example each; bad input is one message and exit code 2."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from paramgolf.cli import COMMANDS, main
+from paramgolf.commands import deps, use
+from paramgolf.params import read_yaml
+from paramgolf.report.inputs import SECTIONS
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the recipes, the working directory of the test."""
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def code_of(*arguments: str) -> int:
+    """Run a command and return its exit code."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    return int(caught.value.code or 0)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_an_example(name, capsys):
+    assert code_of(name, "--help") == 0
+    text = capsys.readouterr().out
+    assert f"example:\n  paramgolf {name}" in text
+
+
+def test_help_lists_every_command(capsys):
+    assert code_of("--help") == 0
+    text = capsys.readouterr().out
+    assert all(line in text for line in COMMANDS.values())
+
+
+@pytest.mark.parametrize("command", ["--help", "check", "use --help", "recipes --help"])
+def test_a_light_command_imports_nothing_heavy(command):
+    script = f"""
+import sys
+from paramgolf.cli import main
+try:
+    main({command.split()!r})
+except SystemExit:
+    pass
+heavy = {{"torch", "numpy", "dvc", "matplotlib", "scipy", "jinja2"}} & sys.modules.keys()
+print("heavy:", sorted(heavy))
+"""
+    command_line = [sys.executable, "-c", script]
+    result = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("heavy: []\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["use"], "the following arguments are required: NAME"),
+        (["use", "pr9"], "there is no recipe `pr9`"),
+        (["use", "sample", "train.sed=1"], "did you mean `train.seed`?"),
+        (["use", "sample", "seed"], "`seed` is not a change of a parameter"),
+        (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
+        (["check"], "there is no file params.yaml"),
+        (["check", "recipes/sample.yaml"], "`audit` is missing"),
+        (["deps"], "there is no file dvc.yaml"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys):
+    assert code_of(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (project / "params.yaml").exists()
+
+
+def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):
+    assert code_of("use", "sample") == 0
+    assert "params.yaml: written anew" in capsys.readouterr().out
+    assert code_of("use", "sample", "train.seed=3", "train.adam_eps=1e-5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["train.seed: 1337 -> 3", "train.adam_eps: 1e-08 -> 1e-05"]
+    text = (project / "params.yaml").read_text()
+    assert text.startswith("# Written by `paramgolf use sample train.seed=3 train.adam_eps=1e-5`.")
+    assert "  # steps; null: until the budget is spent\n  steps: " in text
+    assert code_of("use", "sample", "train.seed=3", "train.adam_eps=1e-5") == 0
+    assert capsys.readouterr().out == "params.yaml: no parameter changed\n"
+    assert code_of("check") == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_use_changes_nothing_when_a_parameter_is_at_fault(project, capsys):
+    code_of("use", "sample")
+    before = (project / "params.yaml").read_bytes()
+    assert code_of("use", "sample", "model.heads=3", "train.sed=1") == 2
+    assert (project / "params.yaml").read_bytes() == before
+    error = capsys.readouterr().err
+    assert error.count("\n  - ") == 3
+    assert "Traceback" not in error
+
+
+def test_use_replaces_a_file_that_is_no_yaml(project):
+    (project / "params.yaml").write_text("a: [")
+    assert code_of("use", "sample") == 0
+    assert read_yaml("params.yaml")["train"]["seed"] == 1337
+
+
+def test_differences_show_what_came_and_went():
+    lines = list(use.differences({"a": 1, "b": None, "c": [1]}, {"a": 1, "b": 2, "d": "x"}))
+    assert lines == ["b: null -> 2", "d: (absent) -> x", "c: [1] -> (absent)"]
+
+
+def test_recipes_are_listed_with_their_size_and_score(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert code_of("recipes") == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert "embedded sample" in rows["sample"]
+    assert "1,2" in rows["sample"]  # million parameters
+
+
+def test_deps_of_dvc_yaml_are_exact():
+    lines = deps.differences(deps.read_pipeline(ROOT)["stages"], ROOT)
+    assert lines == [], "run `paramgolf deps --write`"
+
+
+STAGE = """\
+# The plan.
+stages:
+  one:
+    desc: "A stage: first"
+    cmd:
+      - python -m paramgolf.cli check
+      - python stages/one.py
+    deps:
+      - data/raw # input
+      - paramgolf/gone.py
+      - stages/one.py
+    params:
+      - one
+    outs:
+      - out:
+          cache: false
+# the end
+metrics:
+  - out
+"""
+
+
+@pytest.fixture
+def small_project(project: Path) -> Path:
+    """A project of one stage whose deps lack a module and name one too many."""
+    (project / "stages").mkdir()
+    (project / "paramgolf").mkdir()
+    (project / "stages/one.py").write_text("from paramgolf.b import x\n")
+    (project / "paramgolf/b.py").write_text("import paramgolf.c\n")
+    (project / "paramgolf/c.py").write_text("")
+    (project / "dvc.yaml").write_text(STAGE)
+    return project
+
+
+def test_deps_names_what_is_missing_and_what_is_too_many(small_project, capsys):
+    assert code_of("deps") == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "one: lacks paramgolf/b.py",
+        "one: lacks paramgolf/c.py",
+        "one: has no use for paramgolf/gone.py",
+    ]
+    assert (small_project / "dvc.yaml").read_text() == STAGE
+
+
+def test_deps_written_change_nothing_else(small_project, capsys):
+    assert code_of("deps", "--write") == 0
+    fixed = STAGE.replace(" # input", "").replace("gone.py", "b.py\n      - paramgolf/c.py")
+    assert (small_project / "dvc.yaml").read_text() == fixed
+    capsys.readouterr()
+    assert code_of("deps") == 0
+    assert capsys.readouterr().out == "dvc.yaml: every stage's deps are exact\n"
+
+
+def test_a_stage_without_its_script_is_named(small_project, capsys):
+    (small_project / "stages/one.py").unlink()
+    assert code_of("deps") == 2
+    assert "there is no script stages/one.py" in capsys.readouterr().err
+
+
+def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
+    """runtime is nobody's parameter: no result depends on it."""
+    for name, stage in deps.read_pipeline(ROOT)["stages"].items():
+        source = (ROOT / deps.script_of(stage)).read_text()
+        read = set(re.findall(r'load\(\w+, "(\w+)"\)', source)) - {"runtime"}
+        assert set(stage.get("params", [])) == (read or set(SECTIONS)), name

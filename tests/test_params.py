@@ -1,0 +1,176 @@
+"""params.py: strict typed parameters; every fault is named, with its dotted key, in one message."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.params import load, parse
+from paramgolf.recipes import check, compose
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = compose("sample", ROOT / "recipes")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inner:
+    count: int
+    rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outer:
+    name: str
+    rate: float
+    flag: bool
+    kind: Literal["a", "b"]
+    limit: int | None
+    inner: Inner
+
+
+GOOD: dict[str, Any] = {
+    "name": "x",
+    "rate": 1,
+    "flag": False,
+    "kind": "b",
+    "limit": None,
+    "inner": {"count": 2, "rates": [1, 2.5, "1e-05"]},
+}
+
+
+def faults_of(changes: dict[str, Any]) -> str:
+    """Return the message about the sample recipe with `changes`, by dotted key."""
+    content = copy.deepcopy(SAMPLE)
+    for key, value in changes.items():
+        *path, last = key.split(".")
+        section = content
+        for part in path:
+            section = section[part]
+        section[last] = value
+    with pytest.raises(ParamGolfError) as caught:
+        check(content, where="params.yaml")
+    return str(caught.value)
+
+
+def test_values_take_the_type_of_their_field():
+    value = parse(Outer, GOOD, "outer")
+    inner = Inner(count=2, rates=(1.0, 2.5, 1e-05))
+    assert value == Outer(name="x", rate=1.0, flag=False, kind="b", limit=None, inner=inner)
+    assert type(value.rate) is float
+
+
+@pytest.mark.parametrize("text", ["1e-05", "1E5", "-2e3", "+1.5e+2", "1.e-3"])
+def test_an_exponent_without_a_point_is_a_number(text):
+    assert parse(Outer, GOOD | {"rate": text}, "outer").rate == float(text)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rate": "fast"}, "`outer.rate` must be a number, found 'fast'"),
+        ({"rate": float("nan")}, "`outer.rate` must be a number, found nan"),
+        ({"rate": True}, "`outer.rate` must be a number, found True"),
+        ({"flag": "yes"}, "`outer.flag` must be true or false, found 'yes'"),
+        ({"name": 3}, "`outer.name` must be a text, found 3"),
+        ({"kind": "c"}, "`outer.kind` must be one of a, b, found 'c'"),
+        ({"limit": 2.0}, "`outer.limit` must be a whole number, found 2.0"),
+        ({"inner": 5}, "`outer.inner` must be a mapping, found 5"),
+        ({"inner": {"count": 2}}, "`outer.inner.rates` is missing"),
+        ({"inner": {"count": True, "rates": []}}, "`outer.inner.count` must be a whole number"),
+        ({"inner": {"count": 1, "rates": 3}}, "`outer.inner.rates` must be a list, found 3"),
+        ({"inner": {"count": 1, "rates": [0, "x"]}}, "`outer.inner.rates.1` must be a number"),
+        ({"nmae": 1}, "`outer.nmae` is not a parameter; did you mean `outer.name`?"),
+        ({"zzz": 1}, "`outer.zzz` is not a parameter; known: name, rate"),
+    ],
+)
+def test_a_bad_value_is_named(change, message):
+    with pytest.raises(ParamGolfError) as caught:
+        parse(Outer, GOOD | change, "outer")
+    assert message in str(caught.value)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sets(st.sampled_from(sorted(GOOD)), min_size=1))
+def test_every_missing_key_is_listed(missing):
+    content = {key: value for key, value in GOOD.items() if key not in missing}
+    with pytest.raises(ParamGolfError) as caught:
+        parse(Outer, content, "outer")
+    assert all(f"`outer.{key}` is missing" in str(caught.value) for key in missing)
+    assert str(caught.value).count("\n  - ") == len(missing)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train.sed": 1}, "`train.sed` is not a parameter; did you mean `train.seed`?"),
+        ({"train.seed": "one"}, "`train.seed` must be a whole number, found 'one'"),
+        ({"model.heads": 3}, "`model.heads` must divide `width`: 3 does not divide 128"),
+        (
+            {"model.recurrence": [{"at": 0.5, "order": [*range(6), 17]}]},
+            "`model.recurrence.0.order` names layers that do not exist: [17]",
+        ),
+        (
+            {"model.recurrence": [{"at": 0.5, "order": [0, 1, 2]}]},
+            "`model.recurrence.0.order` leaves out layers: [3, 4, 5]",
+        ),
+        ({"model.parallel_start": 1}, "`model.parallel_start` must lie in the decoder, 4..5"),
+        ({"train.steps": None}, "`train.steps` or `budget_seconds` must be set"),
+        ({"train.batch_tokens": 1000}, "`train.batch_tokens` must be a multiple"),
+        ({"eval_sliding.stride": 0}, "`eval_sliding.stride` must lie in 1..window (256)"),
+        ({"eval_ttt.chunk_tokens": 1000}, "`eval_ttt.chunk_tokens` must be a multiple"),
+        ({"quantize.matrix_bits": 9}, "`quantize.matrix_bits` must lie in 2..8, found 9"),
+        ({"data.source": "files"}, "`data.files` must name at least one path"),
+        ({"tokenizer.vocab_size": 70_000}, "`tokenizer.vocab_size` must lie in 300..65536"),
+        ({"package.limit_bytes": 0}, "`package.limit_bytes` must be at least 1"),
+        ({"calibrate.temperature": 0}, "`calibrate.temperature` must be above 0"),
+    ],
+)
+def test_a_fault_of_the_pipeline_parameters_is_named(changes, message):
+    assert message in faults_of(changes)
+
+
+def test_all_faults_come_in_one_message():
+    message = faults_of(
+        {"train.sed": 1, "train.seed": "one", "model.heads": 3, "model.parallel_start": 1}
+    )
+    assert message.startswith("5 faults in the parameters\n  - ")  # 3 heads also break kv_heads
+    assert message.count("\n  - ") == 5
+    assert message.endswith("where: params.yaml")
+
+
+def test_sections_that_disagree_are_named():
+    changes = {
+        "tokenizer.source": "published",
+        "train.budget_seconds": 5,
+        "train.reserve_seconds": 9,
+    }
+    message = faults_of(changes)
+    assert "`tokenizer.source` must be published exactly when data.source is hub" in message
+    assert "`train.reserve_seconds` must be below `train.budget_seconds`" in message
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file"),
+        ("a: [", "not a YAML file"),
+        ("- 1", "not a YAML mapping"),
+        ("train: 1", "section `outer` is missing"),
+        ("outer: 1", "`outer` must be a mapping, found 1"),
+    ],
+)
+def test_a_bad_file_is_named(content, message, tmp_path):
+    path = tmp_path / "params.yaml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(ParamGolfError) as caught:
+        load(Outer, "outer", path)
+    assert message in str(caught.value)
+    assert str(path) in str(caught.value)
