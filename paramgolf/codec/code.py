@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ ENTRY = Path("paramgolf/codec/entry.py")
 LOADER = '''"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
 `python train_gpt.py train` trains it anew; --help tells more. The modules are brotli data in
 base85; `python train_gpt.py source FOLDER` writes them out."""
-import base64, importlib.abc, importlib.util, json, pathlib, sys
+import base64, importlib.abc, importlib.util, json, pathlib, sys, traceback
 import brotli
 
 PACKED = "@PACKED@"
-CONTENT = json.loads(brotli.decompress(base64.b85decode(PACKED)))
-SOURCES = CONTENT["modules"]
+PARAMS, *CONTENT = brotli.decompress(base64.b85decode(PACKED)).decode().split("\\0")
+SOURCES = dict(zip(CONTENT[0::2], CONTENT[1::2]))
 
 
 class Packed(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
@@ -48,13 +49,14 @@ class Packed(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 
 sys.meta_path.insert(0, Packed())
 if __name__ == "__main__":
+    sys.excepthook = traceback.print_exception  # unlike the built-in hook, it asks get_source
     if sys.argv[1:2] == ["source"]:
-        for name, source in SOURCES.items():
+        for name, source in filter(lambda item: item[1], SOURCES.items()):
             path = pathlib.Path(*sys.argv[2:3], *name.split(".")).with_suffix(".py")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source)
     else:
-        importlib.import_module("@ENTRY@").main(CONTENT["params"])
+        importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
 '''
 
 
@@ -84,14 +86,15 @@ def pack_code(params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT) ->
     for path in embedded_files(entry, root):
         modules[module_name(path)] = strip((root / path).read_text(encoding="utf-8"))
     parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
-    content = {"params": params, "modules": dict.fromkeys(sorted(parents - {*modules}), "")}
-    content["modules"] |= modules
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    frozen = json.dumps(params, separators=(",", ":"), allow_nan=False)
+    everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
+    # not JSON: escaped line ends would cost 2 %; source code holds no NUL
+    text = "\0".join([frozen, *itertools.chain(*everything.items())])
     packed = base64.b85encode(brotli.compress(text.encode(), quality=11, lgwin=24))
     loader = LOADER.replace("@ENTRY@", module_name(entry))
     script = loader.replace("@PACKED@", packed.decode()).encode()
     sizes = {name: len(source.encode()) for name, source in modules.items()}
-    shares = apportion(len(packed), {"params": len(json.dumps(params)), **sizes})
+    shares = apportion(len(packed), {"params": len(frozen), **sizes})
     shares["loader"] = len(script) - len(packed)
     part = Part("code", "code", len(script), len(text.encode()), "brotli", shares)
     return PackedCode(script, part)

@@ -11,7 +11,7 @@ from paramgolf.errors import ParamGolfError
 
 Codec = Literal["brotli", "lzma"]
 # raw LZMA2: the container has its own lengths and checksum, .xz would count them twice
-LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**24}]
 
 
 def decompress(codec: Codec, data: bytes, size: int) -> bytes:

@@ -33,7 +33,8 @@ from paramgolf.training.run import train
 
 # the defaults of recipes/base.yaml; the window is the model's sequence length
 RUNTIME = {"device": "auto", "processes": 0, "attention": "auto", "compile": "auto", "workers": 0}
-SLIDING = {"stride": 64, "batch_windows": 32, "max_tokens": None}
+STRIDE = 64
+SLIDING = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None}
 ADAPT = {
     **SLIDING,
     "mode": "sgd",
@@ -86,7 +87,8 @@ def _parser(window: int) -> argparse.ArgumentParser:
         command.add_argument("--model", type=Path, default=Path(sys.argv[0]).parent / "model.bin")
         command.add_argument("--data", type=Path, default=TOKENS_PATH, help="folder of tokens")
         command.add_argument("--json", type=Path, help="file to write the metrics to")
-        _add_options(command, {"window": window, **defaults, **RUNTIME})
+        stride = min(STRIDE, window)
+        _add_options(command, {"window": window, **defaults, "stride": stride, **RUNTIME})
     trainer = commands.add_parser("train", help=f"train on {TOKENS_PATH} into artifacts/train")
     _add_options(trainer, RUNTIME)
     return parser

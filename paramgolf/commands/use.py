@@ -7,6 +7,7 @@ Nothing is written when a parameter is at fault. Comments come from recipes/base
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,4 +70,4 @@ def _old_values(path: Path) -> dict[str, Any] | None:
 
 
 def _show(value: Any) -> str:
-    return "null" if value is None else str(value)
+    return value if isinstance(value, str) else json.dumps(value)

@@ -38,6 +38,14 @@ class DataConfig:
             yield "files` must name at least one path when data.source is `files`"
         if self.validation_documents < 1 and not self.validation_files:
             yield "validation_documents` must be at least 1"
+        if self.max_documents is not None and self.max_documents < 1:
+            yield "max_documents` must be at least 1, or null"
+        published = self.source == "hub" and self.hub.kind == "shards"
+        if published and (self.validation_files or self.max_documents is not None):
+            yield (
+                "validation_files` and `data.max_documents` must be empty where data.hub.kind is "
+                "`shards`; data.hub.train_shards says how many to take"
+            )
         if self.hub.train_shards < 1:
             yield "hub.train_shards` must be at least 1"
 

@@ -54,6 +54,7 @@ def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
     return origin | {
         "kind": "documents",
         "skipped": dict(faults.skipped),
+        "validation_files": [*config.validation_files],
         "train": train,
         "val": val,
     }
@@ -64,8 +65,7 @@ def _open_source(config: DataConfig, faults: Faults) -> tuple[Iterator[Document]
     if config.source == "sample":
         return sample_documents(), {"versions": versions()}
     if config.source == "files":
-        named = {"files": [*config.files], "validation_files": [*config.validation_files]}
-        return read_texts(config.files, config.text_field, faults), named
+        return read_texts(config.files, config.text_field, faults), {"files": [*config.files]}
     path, origin = fetch_documents(config.hub)
     return read_file(path, origin["published"]["path"], config.text_field, faults), origin
 

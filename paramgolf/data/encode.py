@@ -6,6 +6,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -72,7 +73,7 @@ def ordered_map(
         yield from map(function, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_watch_parent) as pool:
         pending: deque[Future[Result]] = deque()
         queue = iter(items)
         try:
@@ -87,6 +88,18 @@ def ordered_map(
             raise ParamGolfError("a worker process died", fix=fix) from None
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _watch_parent() -> None:
+    """End this worker when its parent is killed; it would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _cores() -> int:

@@ -125,18 +125,6 @@ def _discard(local: Path) -> None:
     local.unlink(missing_ok=True)
 
 
-def _discard(local: Path) -> None:
-    """Take a file out of the client's cache: the link of its name, and the content."""
-    local.resolve().unlink()
-    local.unlink(missing_ok=True)
-
-
-def _discard(local: Path) -> None:
-    """Take a file out of the client's cache: the link of its name, and the content."""
-    local.resolve().unlink()
-    local.unlink(missing_ok=True)
-
-
 class Unreachable(ParamGolfError):
     """The hub cannot be reached, or breaks off; it may answer later."""
 

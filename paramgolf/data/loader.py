@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import functools
+import math
+from typing import Literal
 
 import numpy as np
 
 from paramgolf.data.shards import Stream
 from paramgolf.errors import ParamGolfError
 
+Arrangement = Literal["shuffled", "coprime", "sequential"]
+
 
 class Windows:
     """Windows of `length` + 1 tokens; window w of an epoch begins length tokens after window w - 1.
 
-    An epoch starts at a phase drawn anew and, unless `shuffled` is false, takes its windows in a
-    seeded permutation. Windows cross document bounds. Batches depend on nothing but the seed, so
-    training resumes at any step, on any number of processes.
+    The arrangement of an epoch is `sequential`, as in the stream; or, from a phase drawn anew each
+    epoch, `shuffled`, a seeded permutation, or `coprime`, a seeded stride that has no divisor in
+    common with the number of windows. Windows cross document bounds. Batches depend on nothing but
+    the seed, so training resumes at any step, on any number of processes.
     """
 
-    def __init__(self, stream: Stream, length: int, *, seed: int, shuffled: bool) -> None:
+    def __init__(self, stream: Stream, length: int, *, seed: int, arrangement: Arrangement) -> None:
         self.count = (len(stream) - length) // length  # windows of one epoch, at any phase
         if self.count < 1:
             raise ParamGolfError(
@@ -30,7 +35,7 @@ class Windows:
         self._stream = stream
         self._length = length
         self._seed = seed
-        self._shuffled = shuffled
+        self._arrangement = arrangement
         self._epoch = functools.lru_cache(maxsize=2)(self._draw_epoch)
 
     def read(self, first: int, last: int) -> np.ndarray:
@@ -40,11 +45,18 @@ class Windows:
     def _window(self, index: int) -> np.ndarray:
         epoch, place = divmod(index, self.count)
         phase, order = self._epoch(epoch)
-        start = phase + (int(order[place]) if order is not None else place) * self._length
+        start = phase + int(order[place]) * self._length
         return self._stream.read(start, start + self._length + 1)
 
-    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray | None]:
-        if not self._shuffled:
-            return 0, None
+    def _draw_epoch(self, epoch: int) -> tuple[int, np.ndarray]:
+        """Return an epoch's phase, in tokens, and the order of its windows [count]."""
+        if self._arrangement == "sequential":
+            return 0, np.arange(self.count)
         generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-        return int(generator.integers(self._length)), generator.permutation(self.count)
+        phase = int(generator.integers(self._length))
+        if self._arrangement == "shuffled":
+            return phase, generator.permutation(self.count)
+        first, stride = (int(n) for n in generator.integers(self.count, size=2))
+        while math.gcd(stride, self.count) != 1:
+            stride += 1
+        return phase, (first + stride * np.arange(self.count)) % self.count

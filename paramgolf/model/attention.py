@@ -6,36 +6,94 @@ Shapes: B rows, T tokens, H query heads, K key and value heads, D channels a hea
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+BOUNDS_MULTIPLE = 64  # bounds are padded, so that compiled code sees few shapes
 
 
-def attend_sdpa(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
-    """Return causal attention [B, T, H, D] by PyTorch; the heads of a group share k and v."""
+class Segments(NamedTuple):
+    """Parts of a batch that attention does not cross: documents, cut where they grow too long.
+
+    `bounds` [n + 1] int32 are the first positions of the segments in the flattened batch, and its
+    end; repeats of the end are padding. `longest` is an upper bound of a segment's tokens.
+    """
+
+    bounds: Tensor
+    longest: int
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
+
+
+def find_segments(tokens_BT: Tensor, bos: int, longest: int) -> Segments:
+    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one."""
+    B, T = tokens_BT.shape
+    starts = tokens_BT == bos
+    starts[:, 0] = True
+    first = starts.flatten().nonzero().flatten().cpu()
+    ends = torch.cat([first[1:], torch.tensor([B * T])])
+    pieces = (ends - first + longest - 1) // longest
+    within = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
+    bounds = first.repeat_interleave(pieces) + within * longest
+    padding = BOUNDS_MULTIPLE - len(bounds) % BOUNDS_MULTIPLE
+    bounds = torch.cat([bounds, torch.full((padding,), B * T)]).int()
+    return Segments(bounds.to(tokens_BT.device), longest)
+
+
+def attend_sdpa(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments | None = None
+) -> Tensor:
+    """Return causal attention [B, T, H, D] by PyTorch; the heads of a group share k and v.
+
+    With segments the mask has T^2 entries a row: meant for short rows, on a CPU.
+    """
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
     grouped = q.shape[1] != k.shape[1]
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped).transpose(
-        1, 2
+    mask = None if segments is None else _segment_mask(q, segments)
+    y = F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=grouped
     )
+    return y.transpose(1, 2)
 
 
-def attend_fa3(q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor) -> Tensor:
+def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
+    """Return which position may see which, bool [B, 1, T, T]: itself and its segment's past."""
+    B, _, T, _ = q_BHTD.shape
+    positions = torch.arange(B * T, device=q_BHTD.device, dtype=torch.int32)
+    owner = torch.searchsorted(segments.bounds, positions, right=True).view(B, T)
+    return (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+
+
+def attend_fa3(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments | None = None
+) -> Tensor:
     """Return causal attention [B, T, H, D] by FlashAttention-3 (Hopper, bfloat16)."""
-    result = _flash_attention()(q_BTHD, k_BTKD, v_BTKD, causal=True)
-    return result[0] if isinstance(result, tuple) else result
+    kernels = _flash_attention()
+    if segments is None:
+        result = kernels.flash_attn_func(q_BTHD, k_BTKD, v_BTKD, causal=True)
+    else:
+        result = kernels.flash_attn_varlen_func(
+            *(x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD)),
+            cu_seqlens_q=segments.bounds,
+            cu_seqlens_k=segments.bounds,
+            max_seqlen_q=segments.longest,
+            max_seqlen_k=segments.longest,
+            causal=True,
+            num_splits=1,
+        )
+    y: Tensor = result[0] if isinstance(result, tuple) else result
+    return y.view(q_BTHD.shape)
 
 
 @functools.cache
-def _flash_attention() -> Callable[..., Any]:
-    from flash_attn_interface import flash_attn_func  # present on Hopper machines only
-
-    return flash_attn_func
+def _flash_attention() -> Any:
+    return importlib.import_module("flash_attn_interface")  # present on Hopper machines only
 
 
 def rotary_table(

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.attention import Attend, exclude_own_value, rotate
+from paramgolf.model.attention import Attend, Segments, exclude_own_value, rotate
 
 Tap = Callable[[str, Tensor], None]
 
@@ -61,6 +61,7 @@ class Context(NamedTuple):
     sin: Tensor
     value_extra: Tensor | None = None  # [B, T, kv]: value embedding, scaled for this step
     first_values: Tensor | None = None  # [B, T, K, D]: layer 0's, for value residuals
+    segments: Segments | None = None  # parts that attention does not cross
     tap: Tap | None = None
 
 
@@ -100,7 +101,7 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     """Return the attention sublayer's output [B, T, d] for a normalised, scaled input [B, T, d]."""
     q, k, v = values_of(n, w, c, kind)
     q = rotate(norm(q), c.cos, c.sin) * w.q_gain[:, None]
-    y = kind.attend(q, rotate(norm(k), c.cos, c.sin), v)
+    y = kind.attend(q, rotate(norm(k), c.cos, c.sin), v, c.segments)
     if kind.xsa:
         y = exclude_own_value(y, v)
     if w.head_gate is not None:

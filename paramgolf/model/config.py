@@ -35,6 +35,7 @@ class ModelConfig:
     xsa_layers: int
     layer_scale: bool
     softcap: float
+    asymmetric_softcap: bool
     skips: Literal["none", "additive", "gated"]
     skip_rows: int | None
     parallel: Literal["none", "single", "merge", "routed", "mixed", "lanes"]

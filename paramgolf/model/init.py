@@ -45,8 +45,8 @@ def _initial(
         return torch.randn(shape, generator=generator) * 0.01
     if name in ("resid_mix", "mlp_mix"):  # all of x, nothing of x0
         return torch.tensor([1.0, 0.0])[:, None].expand(shape).clone()
-    if name == "q_gain":
-        return torch.full(shape, config.q_gain)
+    if name in ("q_gain", "softcaps"):
+        return torch.full(shape, config.q_gain if name == "q_gain" else config.softcap)
     if name == "lane_keep":  # #1204: sqrt(1.1) at each of two sublayers; #1529: 1.1 once
         return torch.full(shape, math.sqrt(1.1) if config.parallel == "routed" else 1.1)
     return torch.full(shape, CONSTANT.get(name, 1.0))

@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paramgolf.model.attention import Attend, attend_sdpa, rotary_table
+from paramgolf.model.attention import Attend, attend_sdpa, find_segments, rotary_table
 from paramgolf.model.block import Context, Kind, State, Weights, block, mix, norm, values_of
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, value_embedding
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import Step, plan, repeated_layers
+from paramgolf.model.shapes import MATRICES
 
 BOS = 1  # of every published tokenizer
 LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
@@ -30,11 +31,13 @@ class Pass:
     """Options of one forward pass.
 
     `order` is the layer order. `tap(family, row, x)` is shown the input of each matrix product:
-    qkv, o, up, down, and embedding (the head's). A tap turns compilation off.
+    qkv, o, up, down, and embedding (the head's). A tap turns compilation off. With
+    `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     """
 
     order: Order
     tap: Callable[[str, int, Tensor], None] | None = None
+    document_tokens: int | None = None
 
 
 class Network(nn.Module):
@@ -50,6 +53,7 @@ class Network(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = torch.float32
         self.attend: Attend = attend_sdpa
+        self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
         self._block: Callable[..., State] = block
         for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
             self.register_parameter(name, nn.Parameter(tensor))
@@ -86,17 +90,24 @@ class Network(nn.Module):
         if options.tap is not None:
             options.tap("embedding", 0, hidden)
         z = F.linear(hidden, tensors["embedding"]).float()
-        return self.config.softcap * torch.tanh(z / self.config.softcap)
+        if not self.config.asymmetric_softcap:
+            return self.config.softcap * torch.tanh(z / self.config.softcap)
+        above, below = self.get_parameter("softcaps")
+        cap = torch.where(z > 0, above, below)
+        return cap * torch.tanh(z / cap)
 
     def _cast(self) -> Tensors:
-        tensors = {name: p.to(self.compute_dtype) for name, p in self.named_parameters()}
+        parameters: Tensors = dict(self.named_parameters())
+        if self.requantise is not None:
+            parameters |= {name: self.requantise(parameters[name]) for name in MATRICES}
+        tensors = {name: p.to(self.compute_dtype) for name, p in parameters.items()}
         tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)
         return tensors
 
     def _hidden(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Tensor:
         """Return the normalised output of the last step [B, T, d]."""
         x0 = embed(tokens_BT, tensors, smear=self.config.smear, bos=BOS)
-        shared = self._shared_context(x0)
+        shared = self._shared_context(x0, tokens_BT, options)
         extra = value_embedding(tokens_BT, tensors)
         rows = _Rows(tensors, self.config)
         state: State = (x0,)
@@ -116,8 +127,9 @@ class Network(nn.Module):
                 kept.append(state)
         return norm(self._join(state, tensors))
 
-    def _shared_context(self, x0: Tensor) -> Context:
+    def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
+        longest = options.document_tokens
         trained = config.rope_trained_length
         cos, sin = rotary_table(
             x0.shape[1],
@@ -126,7 +138,8 @@ class Network(nn.Module):
             trained_length=trained,
             device=x0.device,
         )
-        return Context(x0, cos, sin)
+        segments = None if longest is None else find_segments(tokens_BT, BOS, longest)
+        return Context(x0, cos, sin, segments=segments)
 
     def _step_context(
         self, step: Step, shared: Context, extra: Tensor | None, tensors: Tensors, options: Pass

@@ -9,6 +9,8 @@ from paramgolf.model.config import ModelConfig
 Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
+PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
+FROZEN = ("softcaps",)  # trained by nothing but adaptation at evaluation (#1923)
 TABLES = ("embedding", "bigram_table", "value_table")  # one row a token or bucket
 GATE_CHANNELS = 12  # channels that a sparse gate reads (#1667)
 
@@ -78,6 +80,8 @@ def _lane_vectors(config: ModelConfig) -> dict[str, Shape]:
 
 def _embedding_extras(config: ModelConfig, vocab_size: int, kv_width: int) -> dict[str, Shape]:
     extras: dict[str, Shape] = {}
+    if config.asymmetric_softcap:
+        extras["softcaps"] = (2,)
     if config.smear == "channel":
         extras["smear_gate"] = (config.width,)
     if config.smear == "token":

@@ -17,7 +17,10 @@ from paramgolf.runtime import Ranks
 
 
 class Muon:
-    """Optimiser of parameters [n, out, in]; ranks hold all momentum and share the iterations."""
+    """Optimiser of parameters [n, out, in] or [out, in].
+
+    All ranks hold all momentum and share the iterations.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Muon:
         self._steps = steps
         self._ranks = ranks
         self._normalise_rows = normalise_rows
-        self.momentum = {name: torch.zeros_like(p) for name, p in self._parameters.items()}
+        self.momentum = {n: torch.zeros_like(_stack(p)) for n, p in self._parameters.items()}
 
     @torch.no_grad()
     def step(self, *, lr: float, decay: float, momentum: float) -> None:
@@ -54,8 +57,8 @@ class Muon:
         """Return the Nesterov direction, rows <= cols, in the dtype of the iteration."""
         grad = self._parameters[name].grad
         assert grad is not None
-        buffer = self.momentum[name].mul_(momentum).add_(grad)
-        direction = grad.add(buffer, alpha=momentum)
+        buffer = self.momentum[name].mul_(momentum).add_(_stack(grad))
+        direction = _stack(grad).add(buffer, alpha=momentum)
         if self._normalise_rows:
             direction /= direction.norm(dim=-1, keepdim=True).clamp_min(1e-7)
         if direction.shape[-2] > direction.shape[-1]:
@@ -79,4 +82,10 @@ class Muon:
         rows, cols = p.shape[-2:]
         if rows > cols:
             update = update.mT
+        update = update.reshape(p.shape)
         p.mul_(1 - lr * decay).add_(update.to(p.dtype), alpha=-lr * max(1, rows / cols) ** 0.5)
+
+
+def _stack(x: Tensor) -> Tensor:
+    """Return a view of x with three dimensions: one matrix is a stack of one."""
+    return x.detach().view(-1, *x.shape[-2:])

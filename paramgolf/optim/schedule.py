@@ -40,6 +40,12 @@ def lr_multiplier(config: TrainConfig, at: Point) -> float:
     return max(config.min_lr, min(1.0, left / config.warmdown))
 
 
+def decay_multiplier(config: TrainConfig, at: Point) -> float:
+    """Return the share of the matrices' weight decay: 1, then a linear fall (#1729)."""
+    start, floor = config.decay_taper_start, config.decay_taper_share
+    return 1 - (1 - floor) * max(0.0, (at.fraction - start) / (1 - start))
+
+
 def muon_momentum(config: TrainConfig, step: int) -> float:
     """Return Muon's momentum: a linear rise over the first steps."""
     if step >= config.muon_momentum_steps:

@@ -92,7 +92,7 @@ def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.nda
         )
     generator = np.random.default_rng(seed)
     offset = generator.integers(tokens % length + 1)
-    windows = (tokens - offset) // length
+    windows = tokens // length
     if windows < sequences:
         say(f"calibrate: the training tokens hold {windows} sequences, not {sequences}; using all")
     chosen = generator.permutation(windows)[:sequences]

@@ -10,12 +10,12 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
-from paramgolf.params import PARAMS_PATH, parse, read_yaml
+from paramgolf.params import PARAMS_PATH, load, read_yaml
 from paramgolf.report.config import VerifyConfig
 from paramgolf.report.metrics import Metrics, load_metrics, need
 
 STAGES = ("audit", "train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
-SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:], "verify")
+SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 LOG = Path("artifacts/train/log.jsonl")
 ERRORS = Path("artifacts/quantize/report.json")
 PACKAGE = Path("artifacts/package/package.json")
@@ -32,7 +32,10 @@ class Log:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the report is made of; `params` holds the sections of params.yaml that stages read."""
+    """What the report is made of; `params` holds the sections of params.yaml that make a result.
+
+    Of the limits it reads the seconds, and dvc.yaml lists those alone.
+    """
 
     metrics: Metrics
     log: Log
@@ -52,7 +55,7 @@ def load_inputs(root: Path = Path()) -> Inputs:
         need(errors, "tensors", ERRORS),
         read_json(root / PACKAGE, fix="make it with `dvc repro package`"),
         {section: need(content, section, PARAMS_PATH) for section in SECTIONS},
-        parse(VerifyConfig, content["verify"], "verify", where=PARAMS_PATH),
+        load(VerifyConfig, "verify", root / PARAMS_PATH),
     )
 
 

@@ -200,8 +200,8 @@ RULES: dict[str, tuple[str, Callable[[Run], Verdict]]] = {
 def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
     """Check every rule, print the list, write artifacts/metrics/verify.json; tell if all are kept.
 
-    The file has passed, failed (how many) and rules, a list of rule, name, outcome and reason: a
-    list, because `dvc metrics` shows every entry of a mapping as a column.
+    The file has passed, failed (how many), rules (the outcome by rule) and reasons, a list that
+    `dvc metrics` leaves out of its table.
     """
     run = load_run(limits, root)
     verdicts = {rule: check(run) for rule, (_, check) in RULES.items()}
@@ -209,10 +209,14 @@ def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
         print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}", flush=True)
     broken = [rule for rule, verdict in verdicts.items() if verdict.passed is False]
     print(f"broken: {', '.join(broken)}" if broken else "no rule is broken", flush=True)
-    rules = [
-        {"rule": rule, "name": RULES[rule][0], "outcome": v.outcome, "reason": v.reason}
-        for rule, v in verdicts.items()
-    ]
-    content = {"passed": not broken, "failed": len(broken), "rules": rules}
+    content = {
+        "passed": not broken,
+        "failed": len(broken),
+        "rules": {rule: verdict.outcome for rule, verdict in verdicts.items()},
+        "reasons": [
+            {"rule": rule, "name": RULES[rule][0], "reason": verdict.reason}
+            for rule, verdict in verdicts.items()
+        ],
+    }
     write_json(root / METRICS / "verify.json", content)
     return not broken

@@ -97,7 +97,7 @@ def loss_plot(log: Log) -> Plot:
     ]
     each = -(-len(steps) // len(points))
     mean = f", each point the mean of {each} steps" if each > 1 else ""
-    summary = f"Training loss falls from {steps[0][1]:.3f} to {steps[-1][1]:.3f}{mean}."
+    summary = f"Training loss, from {steps[0][1]:.3f} to {steps[-1][1]:.3f}{mean}."
     curve = polyline(points, x, y)
     return Plot("Loss", "nats a token", summary, x.labels(), y.labels(), curve, dots)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ from safetensors.torch import save
 from torch import Tensor
 
 from paramgolf.clock import Clock, seconds_since_start
-from paramgolf.data.loader import Windows
 from paramgolf.data.tokens import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
@@ -22,8 +22,9 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.model.place import place
 from paramgolf.optim.schedule import Point, point
 from paramgolf.progress import Meter, say
-from paramgolf.runtime import Ranks, device_name, share, synchronize
+from paramgolf.runtime import Ranks, device_name, synchronize
 from paramgolf.scoring.bits_per_byte import Tally
+from paramgolf.training.batches import Batches
 from paramgolf.training.checkpoint import Checkpoint, resume_key
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.log import Log, environment
@@ -55,12 +56,7 @@ class Run:
         self._tokens = tokens
         self._network = place(Network(model, tokens.vocab_size, seed=config.seed), ranks)
         self._state = TrainState(self._network, config, ranks)
-        self._windows = Windows(
-            tokens.train(),
-            config.sequence_length,
-            seed=config.seed,
-            shuffled=config.loader == "shuffled",
-        )
+        self._batches = Batches(tokens.train(), config, ranks)
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),
@@ -70,16 +66,20 @@ class Run:
         self._checkpoint = Checkpoint("train", key)
         self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
         self.step = 0
+        self.tokens = 0  # trained on so far
         self.phase = 0
+        self._sizes = config.sizes[0]
+        self._sizes_since = 0  # the step at which the sizes changed
         self.clock = Clock()
         self._spent = 0.0  # seconds before a resume
         self._startup_seconds = 0.0
-        self._pending: tuple[Point, Tensor, float] | None = None
+        self._pending: tuple[dict[str, Any], Tensor] | None = None  # a step whose loss is unread
         self._step_ms: list[float] = []
 
     @property
-    def _order_pass(self) -> Pass:
-        return Pass(self.model.orders[self.phase])
+    def _pass(self) -> Pass:
+        order = self.model.orders[self.phase]
+        return Pass(order, document_tokens=self._batches.document_tokens(self._sizes))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same parameters, data and code, if any."""
@@ -88,7 +88,9 @@ class Run:
             self._log.write({"event": "start", **environment(self.ranks)})
             return
         self._state.load(saved["state"])
-        self.step, self.phase = saved["step"], saved["phase"]
+        self.step, self.tokens, self.phase = saved["step"], saved["tokens"], saved["phase"]
+        self._sizes = self.config.sizes[saved["sizes"]]
+        self._sizes_since = saved["sizes_since"]
         self._spent = saved["elapsed"]
         self._log.restore(saved["log"])
         self._step_ms = saved["step_ms"]
@@ -103,7 +105,10 @@ class Run:
                 {
                     "state": self._state.state(),
                     "step": self.step,
+                    "tokens": self.tokens,
                     "phase": self.phase,
+                    "sizes": self.config.sizes.index(self._sizes),
+                    "sizes_since": self._sizes_since,
                     "elapsed": self.clock.elapsed,
                     "log": self._log.lines,
                     "step_ms": self._step_ms,
@@ -117,13 +122,11 @@ class Run:
         Weights, moments and batches stay as they are.
         """
         if self.ranks.compile:
-            generator = torch.Generator().manual_seed(0)
-            rows = self._micro_windows
-            shape = (rows, self.config.sequence_length + 1)
-            batch = torch.randint(self._tokens.vocab_size, shape, generator=generator)
-            for order in self.model.orders:
+            for sizes, order in itertools.product(self.config.sizes, self.model.orders):
                 self._state.zero_grad()
-                self._backward(batch.to(self.ranks.device), Pass(order))
+                batch = self._batches.random(sizes, self._tokens.vocab_size)
+                options = Pass(order, document_tokens=self._batches.document_tokens(sizes))
+                self._backward(batch, options, sizes.batch_tokens)
         self._state.zero_grad()
         synchronize(self.ranks.device)
         self._startup_seconds = seconds_since_start()
@@ -141,11 +144,13 @@ class Run:
                 break
             self._enter_phase(at)
             loss = self._forward_backward()
-            multiplier = self._state.step(at)
+            multiplier = self._state.step(at, rewarm=self._rewarm())
             self.step += 1
+            self.tokens += self._sizes.batch_tokens
             # Reading the loss of the step before keeps the host one step ahead of the device.
             self._flush()
-            self._pending = (at, loss, multiplier)
+            done = {"step": self.step, "lr": multiplier, "tokens": self.tokens}
+            self._pending = (done, loss)
             meter.update(at.fraction, f"step {self.step} loss {self._log.last_loss:.4f}")
             now = self.clock.elapsed
             self._step_ms.append(1000 * (now - before))
@@ -166,28 +171,29 @@ class Run:
         if phase > self.phase and self.phase == 0 and self.model.untied_repeats:
             self._state.begin_recurrence()
         self.phase = phase
+        sizes = self._batches.sizes(at)
+        if sizes != self._sizes:
+            self._sizes, self._sizes_since = sizes, self.step
+        self._state.requantise(at)
 
-    @property
-    def _micro_windows(self) -> int:
-        return max(1, self.config.micro_batch_tokens // self.config.sequence_length)
+    def _rewarm(self) -> float:
+        """Return the share of the rate after a change of sizes: a linear rise (#2014)."""
+        if self._sizes_since == 0 or self.config.rewarm_steps == 0:
+            return 1.0
+        return min(1.0, (self.step - self._sizes_since + 1) / self.config.rewarm_steps)
 
     def _forward_backward(self) -> Tensor:
         """Accumulate the gradient of the global batch's mean loss; return the loss (scalar)."""
         self._state.zero_grad()
-        windows = self.config.batch_tokens // self.config.sequence_length
-        mine = share(windows, self.ranks)
         loss = torch.zeros((), device=self.ranks.device)
-        for first in range(mine.start, mine.stop, self._micro_windows):
-            last = min(first + self._micro_windows, mine.stop)
-            offset = self.step * windows
-            batch = torch.from_numpy(self._windows.read(offset + first, offset + last))
-            loss += self._backward(batch.to(self.ranks.device), self._order_pass)
+        for batch in self._batches.read(self._sizes, self.tokens):
+            loss += self._backward(batch, self._pass, self._sizes.batch_tokens)
         return self.ranks.sum(loss)
 
-    def _backward(self, batch: Tensor, options: Pass) -> Tensor:
+    def _backward(self, batch: Tensor, options: Pass, global_tokens: int) -> Tensor:
         """Add the gradient of a micro-batch [n, T + 1]; return its share of the global mean."""
         nll = self._network.nll(batch[:, :-1], batch[:, 1:], options)
-        loss = nll.sum() / self.config.batch_tokens
+        loss = nll.sum() / global_tokens
         loss.backward()
         return loss.detach()
 
@@ -195,19 +201,10 @@ class Run:
         """Read and log the loss that is still pending; a loss that is not finite is an error."""
         if self._pending is None:
             return
-        (at, loss, multiplier), self._pending = self._pending, None
+        (done, loss), self._pending = self._pending, None
         value = float(loss)
-        self._check_finite(at.step + 1, value)
-        self._log.write(
-            {
-                "event": "step",
-                "step": at.step + 1,
-                "loss": value,
-                "lr": multiplier,
-                "seconds": self.clock.elapsed,
-                "tokens": (at.step + 1) * self.config.batch_tokens,
-            }
-        )
+        self._check_finite(done["step"], value)
+        self._log.write({"event": "step", **done, "loss": value, "seconds": self.clock.elapsed})
 
     def _check_finite(self, step: int, loss: float) -> None:
         if loss == loss and abs(loss) != float("inf"):
@@ -236,10 +233,10 @@ class Run:
                 self._network,
                 self._tokens.val(),
                 self._tokens.val_bytes(),
-                self._order_pass,
+                self._pass,
                 self.ranks,
-                length=self.config.sequence_length,
-                batch_windows=self._micro_windows,
+                length=self._sizes.sequence_length,
+                batch_windows=max(1, self.config.micro_batch_tokens // self._sizes.sequence_length),
                 max_tokens=max_tokens,
             )
         found = {"step": self.step, "val_loss": score.loss, "val_bpb": score.bits_per_byte}
@@ -263,7 +260,7 @@ class Run:
         content = {
             "schema": SCHEMA,
             "vocab_size": self._tokens.vocab_size,
-            "sequence_length": self.config.sequence_length,
+            "sequence_length": self._sizes.sequence_length,
             "model": dataclasses.asdict(model),
         }
         write_json(OUT / "config.json", content)
@@ -271,10 +268,9 @@ class Run:
             say(f"train: the budget ended in phase {self.phase} of recurrence; the model keeps it")
 
     def _metrics(self, seconds: float, score: Tally) -> dict[str, Any]:
-        total = self.step * self.config.batch_tokens
-        speed = total / seconds if seconds else 0.0
+        speed = self.tokens / seconds if seconds else 0.0
         name = device_name(self.ranks.device)
-        order = self._order_pass.order
+        order = self._pass.order
         flops = TRAINING_FACTOR * forward_flops(
             self.model, self._tokens.vocab_size, order, self.config.sequence_length
         )
@@ -282,7 +278,7 @@ class Run:
         return {
             "parameters": sum(p.numel() for p in self._network.parameters()),
             "steps": self.step,
-            "tokens": total,
+            "tokens": self.tokens,
             "train_seconds": seconds,
             "tokens_per_second": speed,
             "step_ms_median": statistics.median(self._step_ms) if self._step_ms else 0.0,

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import MATRICES, TABLES
+from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, TABLES
+from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import coefficients
-from paramgolf.optim.schedule import Point, ema_decay, lr_multiplier, muon_momentum
+from paramgolf.optim.schedule import (
+    Point,
+    decay_multiplier,
+    ema_decay,
+    lr_multiplier,
+    muon_momentum,
+)
 from paramgolf.runtime import Ranks
 from paramgolf.training.config import TrainConfig
 
@@ -29,15 +38,18 @@ class TrainState:
         self._ranks = ranks
         self._parameters = dict(network.named_parameters())
         steps = coefficients(config.muon_coefficients, config.muon_iterations)
-        matrices = {name: self._parameters[name] for name in MATRICES}
+        self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
+        matrices = {n: p for n, p in self._parameters.items() if n in self._matrices}
         self._muon = Muon(matrices, steps, ranks, normalise_rows=config.muon_normalise_rows)
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._averaged = 0  # weights that swa has taken
 
     def _make_adam(self) -> torch.optim.AdamW:
         c = self._config
         tables = [p for name, p in self._parameters.items() if name in TABLES]
-        rest = [p for name, p in self._parameters.items() if name not in (*TABLES, *MATRICES)]
+        others = (*TABLES, *self._matrices, *FROZEN)
+        rest = [p for name, p in self._parameters.items() if name not in others]
         groups = [
             {"params": tables, "peak_lr": c.token_lr, "weight_decay": c.token_decay},
             {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay},
@@ -51,22 +63,41 @@ class TrainState:
         for p in self._parameters.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
-    def step(self, at: Point) -> float:
+    def step(self, at: Point, *, rewarm: float = 1.0) -> float:
         """Sum gradients over ranks, clip, update weights and average; return the rate's share."""
+        if self._config.clip_scope == "process":
+            # a part of 1 / world of the mean gradient is clipped as if it were the whole
+            self._clip(self._config.clip_norm / self._ranks.world)
         self._reduce_gradients()
-        if self._config.clip_norm > 0:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self._config.clip_norm)
-        multiplier = lr_multiplier(self._config, at)
+        if self._config.clip_scope == "global":
+            self._clip(self._config.clip_norm)
+        multiplier = lr_multiplier(self._config, at) * rewarm
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
         self._adam.step()
         self._muon.step(
             lr=self._config.matrix_lr * multiplier,
-            decay=self._config.matrix_decay,
+            decay=self._config.matrix_decay * decay_multiplier(self._config, at),
             momentum=muon_momentum(self._config, at.step),
         )
-        self._update_average(ema_decay(self._config, at.step))
+        self._update_average(at, multiplier)
         return multiplier
+
+    def requantise(self, at: Point) -> None:
+        """Let the next passes see rounded matrices, if late quantisation-aware training is due."""
+        c = self._config
+        multiplier = lr_multiplier(c, at)
+        if multiplier >= c.qat_below:
+            self.network.requantise = None
+        elif c.qat_rounding == "ste":
+            self.network.requantise = lambda w: straight_through(w, c.qat_bits)
+        else:
+            sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
+            self.network.requantise = lambda w: soft_round(w, c.qat_bits, sharpness)
+
+    def _clip(self, norm: float) -> None:
+        if norm > 0:
+            nn.utils.clip_grad_norm_(self._parameters.values(), norm)
 
     def _reduce_gradients(self) -> None:
         if self._ranks.world == 1:
@@ -78,9 +109,16 @@ class TrainState:
             grad.copy_(part.view_as(grad))
 
     @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
+    def _update_average(self, at: Point, multiplier: float) -> None:
         weights: list[Tensor] = list(self._parameters.values())
-        torch._foreach_lerp_(list(self.average.values()), weights, 1 - decay)
+        if self._config.average == "ema":
+            weight = 1 - ema_decay(self._config, at.step)
+        elif multiplier < self._config.swa_below and at.step % self._config.swa_every == 0:
+            self._averaged += 1
+            weight = 1 / self._averaged
+        else:
+            return
+        torch._foreach_lerp_(list(self.average.values()), weights, weight)
 
     def begin_recurrence(self) -> None:
         """Give untied repeats their layers' MLPs, in the weights and in the average."""
@@ -91,6 +129,9 @@ class TrainState:
 
     def load_average(self) -> None:
         """Replace the weights by their average, for validation and the final model."""
+        self.network.requantise = None
+        if self._config.average == "swa" and self._averaged == 0:
+            return  # the rate never fell so far: the last weights are the model
         with torch.no_grad():
             for name, p in self._parameters.items():
                 p.copy_(self.average[name])
@@ -102,9 +143,10 @@ class TrainState:
             "average": self.average,
             "momentum": self._muon.momentum,
             "adam": self._adam.state_dict(),
+            "averaged": self._averaged,
         }
 
-    def load(self, state: dict[str, dict]) -> None:
+    def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` returned."""
         with torch.no_grad():
             for name, p in self._parameters.items():
@@ -113,3 +155,4 @@ class TrainState:
             for name, buffer in self._muon.momentum.items():
                 buffer.copy_(state["momentum"][name])
         self._adam.load_state_dict(state["adam"])
+        self._averaged = state["averaged"]

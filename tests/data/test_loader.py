@@ -19,16 +19,17 @@ def stream(tmp_path):
 
 
 def test_windows_are_a_function_of_seed_and_index(stream):
-    one, two = (Windows(stream, 16, seed=3, shuffled=True) for _ in range(2))
+    one, two = (Windows(stream, 16, seed=3, arrangement="shuffled") for _ in range(2))
     whole = one.read(0, 2 * one.count)
     backwards = [two.read(i, i + 1)[0] for i in reversed(range(2 * two.count))]
     assert np.array_equal(whole, np.stack(backwards[::-1]))
-    other = Windows(stream, 16, seed=4, shuffled=True).read(0, one.count)
+    other = Windows(stream, 16, seed=4, arrangement="shuffled").read(0, one.count)
     assert not np.array_equal(whole[: one.count], other)
 
 
-def test_an_epoch_reads_each_window_once_and_epochs_differ(stream):
-    windows = Windows(stream, 16, seed=3, shuffled=True)
+@pytest.mark.parametrize("arrangement", ["shuffled", "coprime"])
+def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement):
+    windows = Windows(stream, 16, seed=3, arrangement=arrangement)
     first, second = (windows.read(e * windows.count, (e + 1) * windows.count) for e in (0, 1))
     for epoch in (first, second):
         assert np.array_equal(epoch, epoch[:, :1] + np.arange(17))
@@ -38,10 +39,10 @@ def test_an_epoch_reads_each_window_once_and_epochs_differ(stream):
 
 
 def test_sequential_windows_follow_the_stream(stream):
-    windows = Windows(stream, 16, seed=3, shuffled=False)
+    windows = Windows(stream, 16, seed=3, arrangement="sequential")
     assert windows.read(0, 3)[:, 0].tolist() == [0, 16, 32]
 
 
 def test_a_short_stream_is_refused(stream):
     with pytest.raises(ParamGolfError, match="too little training text"):
-        Windows(stream, 600, seed=0, shuffled=True)
+        Windows(stream, 600, seed=0, arrangement="shuffled")

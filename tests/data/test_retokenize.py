@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import token_case
 from hypothesis import given, settings
@@ -200,6 +203,25 @@ def test_ordered_map_takes_no_more_than_it_needs() -> None:
 def test_a_dead_worker_is_a_message() -> None:
     with pytest.raises(ParamGolfError, match="a worker process died"):
         list(ordered_map(os._exit, [1, 1, 1], 2))
+
+
+def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "work.py"
+    script.write_text(
+        "import time\n"
+        "from paramgolf.data.encode import ordered_map\n"
+        "if __name__ == '__main__':\n"
+        "    for _ in ordered_map(time.sleep, [0, 0, 60, 60], 2):\n"
+        "        print(flush=True)\n"
+    )
+    with subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        assert len(workers) >= 2
+        parent.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
 
 
 @given(st.lists(st.lists(st.integers(0, 65535), max_size=12)), st.integers(1, 10))

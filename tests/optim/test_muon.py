@@ -16,7 +16,7 @@ from paramgolf.runtime import Ranks, processes
 from paramgolf.runtime_config import RuntimeConfig
 
 CPU = Ranks(0, 1, torch.device("cpu"))
-SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16)}
+SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
 
 
 def make(seed: int = 0) -> dict[str, nn.Parameter]:
@@ -34,7 +34,8 @@ def test_update_is_the_formula(normalise_rows):
     expected = {}
     for name, p in parameters.items():
         rows = []
-        for matrix, grad in zip(p.detach(), p.grad, strict=True):
+        shape = (-1, *p.shape[-2:])
+        for matrix, grad in zip(p.detach().view(shape), p.grad.view(shape), strict=True):
             N = grad + 0.9 * grad  # first step: the buffer is the gradient
             if normalise_rows:
                 N = N / N.norm(dim=1, keepdim=True)
@@ -47,7 +48,7 @@ def test_update_is_the_formula(normalise_rows):
             X = X.T if matrix.shape[0] > matrix.shape[1] else X
             scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
             rows.append(matrix * (1 - 0.02 * 0.1) - 0.02 * scale * X)
-        expected[name] = torch.stack(rows)
+        expected[name] = torch.stack(rows).view(p.shape)
     muon.step(lr=0.02, decay=0.1, momentum=0.9)
     for name, p in parameters.items():
         torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-5)
@@ -60,7 +61,7 @@ def test_momentum_gathers_gradients():
     muon.step(lr=0.0, decay=0.0, momentum=0.5)
     muon.step(lr=0.0, decay=0.0, momentum=0.5)
     for name, buffer in muon.momentum.items():
-        torch.testing.assert_close(buffer, 1.5 * first[name])
+        torch.testing.assert_close(buffer.view(first[name].shape), 1.5 * first[name])
 
 
 @pytest.mark.parametrize("name", ["newton_schulz", "polar_express"])

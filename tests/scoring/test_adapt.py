@@ -5,6 +5,7 @@ import pytest
 import torch
 from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_config, make_network, make_text
 
+from paramgolf.model.network import Pass
 from paramgolf.scoring.adapt import SgdAdapter, score_and_adapt
 from paramgolf.scoring.ledger import Ledger, LedgerError
 from paramgolf.scoring.sliding import score_fixed, score_windows
@@ -84,6 +85,30 @@ def test_every_parameter_learns():
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
     assert moved >= reached
     assert {"embedding", "q", "k", "v", "o", "up", "down", "attn_scale"} <= moved
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 0.5])
+def test_updates_are_sgd_on_the_mean_loss_of_their_sequences(clip_norm):
+    network, text = make_network(), make_text(96)
+    adapt(text, network, clip_norm=clip_norm, epochs=1, lr=0.004)
+    expected = make_network()
+    tokens = torch.from_numpy(text.tokens.astype(np.int64))
+    options = Pass(order=expected.config.orders[-1])
+    parameters = list(expected.parameters())
+    velocity = [torch.zeros_like(p) for p in parameters]
+    for starts in ((0, 16), (32,)):
+        inputs = torch.stack([tokens[s : s + 16] for s in starts])
+        targets = torch.stack([tokens[s + 1 : s + 17] for s in starts])
+        gradients = torch.autograd.grad(expected.nll(inputs, targets, options).mean(), parameters)
+        norm = torch.stack([g.norm() for g in gradients]).norm().item()
+        assert norm > 0.5
+        scale = clip_norm / norm if clip_norm else 1.0
+        with torch.no_grad():
+            for p, v, g in zip(parameters, velocity, gradients, strict=True):
+                v.mul_(0.9).add_(scale * g)
+                p.sub_(0.004 * v)
+    for name, parameter in network.named_parameters():
+        torch.testing.assert_close(parameter, dict(expected.named_parameters())[name])
 
 
 def test_rate_falls_as_a_cosine_over_the_chunks(monkeypatch):

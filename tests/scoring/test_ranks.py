@@ -15,8 +15,10 @@ from paramgolf.scoring.timing import Timing
 def evaluate(ranks: Ranks) -> dict[str, np.ndarray]:
     network, text = make_network(), make_text(170)
     fixed = score_fixed(network, text, ranks, window=WINDOW, stride=STRIDE, rows=3)
-    # one sequence in the second update of an epoch: a process has nothing to do, but must join in
-    adapted = score_and_adapt(network, text, make_config(), ranks, Timing(ranks.device))
+    # one sequence in the second update of an epoch: a process has nothing to do, but must join in;
+    # not clipped, since clipping would hide gradients that are summed instead of averaged
+    config = make_config(clip_norm=0.0, lr=0.002)
+    adapted = score_and_adapt(network, text, config, ranks, Timing(ranks.device))
     weights = torch.cat([p.detach().flatten() for p in network.parameters()])
     return {"fixed": fixed.nats, "adapted": adapted.nats, "weights": weights.numpy()}
 

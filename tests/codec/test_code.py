@@ -1,0 +1,207 @@
+"""train_gpt.py: what goes in, what is stripped, and that it runs alone in an empty folder."""
+
+import ast
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from package_case import VOCAB, make_options, make_quantized
+
+from paramgolf.codec.code import ENTRY, ROOT, embedded_files, pack_code, strip
+from paramgolf.codec.entry import ADAPT, RUNTIME, SLIDING
+from paramgolf.codec.writer import encode
+from paramgolf.params import parse, read_yaml
+from paramgolf.runtime import Ranks
+from paramgolf.scoring.adapt import score_adaptive
+from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.scoring.sliding import score_sliding
+
+LIMIT_BYTES = 35_000  # of code, for the whole pipeline's evaluators and training
+WHERE = """
+import runpy, sys
+sys.argv = ["train_gpt.py", *sys.argv[1:]]
+runpy.run_path("train_gpt.py", run_name="__main__")
+modules = [m for n, m in sys.modules.items() if n.split(".")[0] == "paramgolf"]
+print("modules", len(modules), {m.__spec__.origin.partition(":")[0] for m in modules})
+"""
+
+
+@pytest.fixture
+def packed_params(sample, tiny_model):
+    """Parameters frozen into the code: two steps of a tiny network."""
+    train = dataclasses.replace(
+        sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
+    )
+    return {"model": dataclasses.asdict(tiny_model()), "train": dataclasses.asdict(train)}
+
+
+@pytest.fixture
+def artifact(tmp_path, tiny_model, packed_params):
+    """A folder that holds model.bin and train_gpt.py and nothing else."""
+    folder = tmp_path / "artifact"
+    folder.mkdir()
+    content, _ = encode(*make_quantized(tiny_model()), make_options())
+    (folder / "model.bin").write_bytes(content)
+    (folder / "train_gpt.py").write_bytes(pack_code(packed_params).content)
+    return folder
+
+
+def run(*arguments, cwd):
+    # -I: no PYTHONPATH, no user site, not the script's folder
+    command = [sys.executable, "-I", *map(str, arguments)]
+    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("command", "extra"),
+    [
+        ("eval", []),
+        ("eval_ttt", ["--chunk-tokens", "320", "--epochs", "1", "--lr", "1e-3"]),
+    ],
+)
+def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
+    common = ["--data", tokens_folder, "--stride", "16", "--max-tokens", "1000", "--device", "cpu"]
+    found = run("train_gpt.py", command, *common, *extra, "--json", "out.json", cwd=artifact)
+    assert found.returncode == 0, found.stderr
+    sliding = {"window": 32, **SLIDING, "stride": 16, "max_tokens": 1000}
+    adapt = {**ADAPT, **sliding, "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
+    alone, model = Ranks(0, 1, torch.device("cpu")), artifact / "model.bin"
+    if command == "eval":
+        config = parse(SlidingConfig, sliding, "eval")
+        expected = score_sliding(model, tokens_folder, config, alone).metrics
+    else:
+        config = parse(AdaptConfig, adapt, "eval_ttt")
+        expected = score_adaptive(model, tokens_folder, config, alone).metrics
+    written = json.loads((artifact / "out.json").read_text())
+    for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
+        assert written[key] == expected[key]
+    assert json.loads(found.stdout) == written
+
+
+def test_it_trains_from_its_own_modules(artifact, tokens_folder):
+    (artifact / "data").mkdir()
+    (artifact / "data/tokens").symlink_to(tokens_folder)
+    found = run("-c", WHERE, "train", "--device", "cpu", cwd=artifact)
+    assert found.returncode == 0, found.stderr
+    assert (artifact / "artifacts/train/model.safetensors").is_file()
+    config = json.loads((artifact / "artifacts/train/config.json").read_text())
+    assert (config["vocab_size"], config["model"]["width"]) == (VOCAB, 32)
+    _, count, where = found.stdout.splitlines()[-1].split(maxsplit=2)
+    assert int(count) > 30
+    assert ast.literal_eval(where) == {"train_gpt.py"}
+
+
+def test_errors_are_one_message(artifact):
+    found = run("train_gpt.py", "eval", "--stride", "0", "--device", "cpu", cwd=artifact)
+    assert found.returncode == 2
+    assert "stride` must lie in 1..window" in found.stderr
+    assert "Traceback" not in found.stderr
+    (artifact / "model.bin").write_bytes(b"nothing")
+    found = run("train_gpt.py", "eval", "--device", "cpu", cwd=artifact)
+    assert found.returncode == 2
+    assert "not a model.bin: too short" in found.stderr
+
+
+def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
+    (tmp_path / "paramgolf").mkdir()
+    (tmp_path / "paramgolf/__init__.py").write_text("")
+    (tmp_path / "paramgolf/other.py").write_text("def fall():\n    return 1 / 0  # on purpose\n")
+    entry = tmp_path / "paramgolf/entry.py"
+    entry.write_text("from paramgolf.other import fall\n\ndef main(params):\n    fall()\n")
+    code = pack_code({}, entry=Path("paramgolf/entry.py"), root=tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/train_gpt.py").write_bytes(code.content)
+    found = run("train_gpt.py", cwd=tmp_path / "empty")
+    assert "paramgolf.other" in found.stderr
+    assert "return 1 / 0" in found.stderr
+    assert run("train_gpt.py", "source", "out", cwd=tmp_path / "empty").returncode == 0
+    written = tmp_path / "empty/out/paramgolf/other.py"
+    assert written.read_text() == "def fall():\n return 1 / 0"
+    assert not (tmp_path / "empty/out/paramgolf.py").exists()
+
+
+def test_size_and_shares(packed_params):
+    code = pack_code(packed_params)
+    assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
+    assert len(code.content) < LIMIT_BYTES
+    assert code.content == pack_code(packed_params).content
+    assert code.content.isascii()
+    assert len(code.part.shares) == len(embedded_files()) + 2  # params, loader
+
+
+def test_only_what_the_entry_imports_is_embedded():
+    files = embedded_files()
+    assert files == sorted(set(files))
+    assert ENTRY in files
+    assert Path("paramgolf/codec/container.py") in files
+    for absent in ("codec/writer.py", "codec/code.py", "quant/gptq.py", "report/page.py", "cli.py"):
+        assert (ROOT / "paramgolf" / absent).is_file()
+        assert Path("paramgolf", absent) not in files
+
+
+def test_defaults_are_those_of_the_base_recipe():
+    base = read_yaml(ROOT / "recipes/base.yaml")
+    for section, defaults in (("eval_sliding", SLIDING), ("eval_ttt", ADAPT), ("runtime", RUNTIME)):
+        expected = {key: value for key, value in base[section].items() if key != "window"}
+        assert defaults == expected
+
+
+SOURCE = '''"""Module."""
+from __future__ import annotations
+import functools
+
+class Empty(Exception):
+    """Only a docstring."""
+
+class Kept:
+    """Doc."""
+    field: int = 3  # annotation of a field stays
+
+    def method(self, x: int, *rest: str, key: float = 1.0, **more: object) -> str:
+        """Doc."""
+        local: int = x
+        text = """a
+    b"""
+        return f"{local}{text}{key}"
+
+@functools.cache
+def kernel(x: int) -> int:
+    return x
+
+def nothing() -> None:
+    """Only a docstring."""
+'''
+
+
+def test_strip_keeps_behaviour_and_drops_words():
+    stripped = strip(SOURCE)
+    scope: dict = {}
+    exec(compile(stripped, "stripped", "exec"), scope)
+    assert scope["Kept"].__annotations__ == {"field": "int"}
+    assert scope["kernel"].__annotations__ == {"x": "int", "return": "int"}
+    assert scope["Kept"]().method(1, key=2.0) == "1a\n    b2.0"
+    assert scope["Kept"].method.__annotations__ == {}
+    assert scope["nothing"]() is None
+    assert issubclass(scope["Empty"], Exception)
+    assert "Doc" not in stripped
+    assert "docstring" not in stripped
+    assert "stays" not in stripped
+
+
+@pytest.mark.parametrize("path", embedded_files(), ids=str)
+def test_stripped_modules_have_the_same_names(path):
+    def names(source):
+        return {
+            node.id if isinstance(node, ast.Name) else node.name
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        }
+
+    source = (ROOT / path).read_text()
+    assert names(strip(source)) == names(source)

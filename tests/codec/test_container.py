@@ -1,0 +1,324 @@
+"""model.bin: round trips, and files that are damaged, cut or made to deceive."""
+
+import hashlib
+import json
+import lzma
+import random
+import tracemalloc
+import zlib
+
+import brotli
+import pytest
+import torch
+from package_case import LENGTH, VOCAB, make_options, make_quantized
+
+from paramgolf.codec.codecs import decompress, shuffle, unshuffle
+from paramgolf.codec.container import (
+    DIGEST_FROM,
+    MAGIC,
+    MAX_WEIGHTS,
+    PREFIX,
+    VERSION,
+    decode,
+    dequantized,
+    load_package,
+    read_container,
+)
+from paramgolf.codec.writer import compress, encode
+from paramgolf.errors import ParamGolfError
+
+CODECS = ("brotli", "lzma")
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model()
+
+
+@pytest.fixture
+def packed(model):
+    tensors, config = make_quantized(model)
+    return encode(tensors, config, make_options())[0]
+
+
+def seal(body: bytes) -> bytes:
+    """Put a right prefix before what follows the checksum."""
+    digest = hashlib.sha256(body).digest()
+    return PREFIX.pack(MAGIC, VERSION, digest, 0)[:DIGEST_FROM] + body
+
+
+def split(content: bytes) -> tuple[dict, bytes]:
+    """Return the header and the streams of a container."""
+    length = int.from_bytes(content[DIGEST_FROM : PREFIX.size], "little")
+    end = PREFIX.size + length
+    return json.loads(zlib.decompress(content[PREFIX.size : end])), content[end:]
+
+
+def join(header: object, streams: bytes) -> bytes:
+    """Make a container with a right checksum of any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    compressed = zlib.compress(text)
+    return seal(len(compressed).to_bytes(4, "little") + compressed + streams)
+
+
+@pytest.mark.parametrize("codec", [*CODECS, "auto"])
+@pytest.mark.parametrize("byte_shuffle", [False, True])
+def test_round_trip(model, tmp_path, codec, byte_shuffle):
+    tensors, config = make_quantized(model)
+    options = make_options(codec=codec, byte_shuffle=byte_shuffle)
+    content, parts = encode(tensors, config, options)
+    (tmp_path / "model.bin").write_bytes(content)
+    header, stored = read_container(tmp_path / "model.bin")
+    assert stored.keys() == tensors.keys()
+    assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
+    assert header.model == model
+    package = load_package(tmp_path / "model.bin")
+    assert (package.model, package.vocab_size, package.sequence_length) == (model, VOCAB, LENGTH)
+    expected = tensors["up.integers"].float() * tensors["up.scales"].float()[..., None]
+    assert torch.equal(package.state["up"], expected)
+    assert torch.equal(package.state["q_gain"], tensors["q_gain"].float())
+    assert all(tensor.dtype == torch.float32 for tensor in package.state.values())
+    assert sum(part.bytes for part in parts) == len(content)
+    for part in parts:
+        assert sum(part.shares.values()) == part.bytes
+    assert encode(tensors, config, options)[0] == content
+
+
+def test_state_has_the_order_and_the_names_of_the_network(model, packed):
+    from paramgolf.model.network import Network
+
+    network = Network(model, VOCAB, seed=0)
+    state = dequantized(decode(packed)[1])
+    assert state.keys() == network.state_dict().keys()
+    network.load_state_dict(state)
+
+
+def test_auto_is_never_larger_than_either(model):
+    tensors, config = make_quantized(model)
+    tensors["embedding.integers"] = torch.zeros_like(tensors["embedding.integers"])
+    sizes = {c: len(encode(tensors, config, make_options(codec=c))[0]) for c in (*CODECS, "auto")}
+    header = 40  # names of codecs in the compressed header
+    assert sizes["auto"] <= min(sizes["brotli"], sizes["lzma"]) + header
+
+
+@pytest.mark.parametrize("fill", [0, 31, -31])
+def test_constant_integers(model, fill):
+    tensors, config = make_quantized(model)
+    for name, tensor in tensors.items():
+        if name.endswith(".integers"):
+            tensor.fill_(fill)
+    _, stored = decode(encode(tensors, config, make_options())[0])
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+
+
+def test_empty_tensors(tiny_model):
+    """A network of one layer has no row of skip weights."""
+    model = tiny_model(
+        layers=1, recurrence=(), parallel="none", parallel_start=0, skips="gated", skip_rows=None
+    )
+    tensors, config = make_quantized(model)
+    assert tensors["skip_weight"].numel() == 0
+    _, stored = decode(encode(tensors, config, make_options())[0])
+    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+
+
+def test_float16_keeps_its_bits(model):
+    tensors, config = make_quantized(model)
+    extremes = torch.tensor([-0.0, 65504.0, -65504.0, 6e-8], dtype=torch.float16)
+    tensors["q_gain"] = extremes.repeat(4, 1)
+    _, stored = decode(encode(tensors, config, make_options())[0])
+    found, expected = stored["q_gain"].view(torch.int16), tensors["q_gain"].view(torch.int16)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("raw", [b"", b"\0", b"\0" * 100_000, bytes(range(256)) * 40])
+def test_codecs_round_trip_and_are_strict(codec, raw):
+    data = compress(codec, raw)
+    assert decompress(codec, data, len(raw)) == raw
+    for size in {len(raw) - 1, len(raw) + 1, 0} - {len(raw), -1}:
+        with pytest.raises(ParamGolfError, match="another length"):
+            decompress(codec, data, size)
+    with pytest.raises(ParamGolfError):
+        decompress(codec, data + b"x", len(raw))
+    with pytest.raises(ParamGolfError):
+        decompress(codec, data[:-1], len(raw))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_bomb_is_cut_off(codec):
+    """64 MiB of zeros behind a declared megabyte: memory stays near what was declared."""
+    zeros = b"\0" * 2**26
+    if codec == "brotli":
+        bomb = brotli.compress(zeros, quality=1)
+    else:
+        filters = [{"id": lzma.FILTER_LZMA2, "preset": 0}]
+        bomb = lzma.compress(zeros, format=lzma.FORMAT_RAW, filters=filters)
+    assert len(bomb) < 2**17
+    tracemalloc.start()
+    with pytest.raises(ParamGolfError, match="another length"):
+        decompress(codec, bomb, 2**20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert 2**20 <= peak < 2**25  # the dictionary of LZMA is 16 MiB
+
+
+@pytest.mark.parametrize("raw", [b"", b"ab", b"abcdef"])
+def test_shuffle(raw):
+    assert unshuffle(shuffle(raw)) == raw
+    assert shuffle(b"abcdef") == b"acebdf"
+
+
+def test_every_truncation_is_refused(packed):
+    for size in [*range(0, 400), *range(400, len(packed), 997), len(packed) - 1]:
+        with pytest.raises(ParamGolfError):
+            decode(packed[:size])
+
+
+def test_whatever_follows_is_refused(packed):
+    with pytest.raises(ParamGolfError, match="checksum"):
+        decode(packed + b"\0")
+    with pytest.raises(ParamGolfError, match="do not fill the file"):
+        decode(seal(packed[DIGEST_FROM:] + b"\0"))
+
+
+def test_mutations_are_refused(packed):
+    rng = random.Random(0)
+    for _ in range(300):
+        content = bytearray(packed)
+        for _ in range(rng.choice((1, 1, 2, 20))):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        if bytes(content) != packed:
+            with pytest.raises(ParamGolfError):
+                decode(bytes(content))
+
+
+def test_mutations_under_a_right_checksum_do_not_crash(packed):
+    """The checks behind the checksum hold too; what passes them is a file of other weights."""
+    rng = random.Random(1)
+    refused = 0
+    header, streams = split(packed)
+    text = json.dumps(header).encode()
+    for i in range(400):
+        if i % 2:
+            content = bytearray(packed[DIGEST_FROM:])
+            content[rng.randrange(len(content))] = rng.randrange(256)
+            mutant = seal(bytes(content))
+        else:
+            content = bytearray(text)
+            place = rng.randrange(len(content))
+            content[place : place + rng.randrange(3)] = rng.choice((b"9", b"-", b"", b'"', b"]"))
+            mutant = join(bytes(content), streams)
+        try:
+            decode(mutant)
+        except ParamGolfError:
+            refused += 1
+    assert refused > 250
+
+
+def edit(header, path, value):
+    """Return a copy of `header` with the item at a dotted path replaced."""
+    copy = json.loads(json.dumps(header))
+    *parents, last = [int(key) if key.isdigit() else key for key in path.split(".")]
+    item = copy
+    for key in parents:
+        item = item[key]
+    item[last] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("model.layers", 10**6, "model.layers` must be at most"),
+        ("model.layers", 10**12, "out of range"),
+        ("model.width", 2**28, "at most|divide|more than"),
+        ("model.mlp_hidden", 2**28, "more than"),
+        ("model.skip_rows", -3, "negative size"),
+        ("model.softcap", "warm", "softcap"),
+        ("model.colour", 1, "not a parameter"),
+        ("model", [], "must be a mapping"),
+        ("vocab_size", 0, "vocab_size"),
+        ("vocab_size", 2**17, "vocab_size"),
+        ("vocab_size", 63, "embedding"),
+        ("sequence_length", 0, "sequence_length"),
+        ("streams.0.codec", "zip", "codec"),
+        ("streams.0.bytes", 2**27, "do not fill the file"),
+        ("streams.0.bytes", -1, "must hold"),
+        ("streams.0.raw_bytes", 2**27, "must hold"),
+        ("streams", [], "names stream 0 of 0"),
+        ("tensors.0.stream", 99, "names stream 99"),
+        ("tensors.0.stream", -1, "names stream -1"),
+        ("tensors.0.shape", [2**14, 2**14], "must hold down.integers"),
+        ("tensors.0.shape", [-4, -32, 64], "must hold down.integers"),
+        ("tensors.0.dtype", "float64", "dtype"),
+        ("tensors.0.dtype", "float16", "must hold down.integers"),
+        ("tensors.0.bits", None, "2..8 bits"),
+        ("tensors.0.bits", 9, "2..8 bits"),
+        ("tensors.0.bits", 2, "leaves the range of 2 bits"),
+        ("tensors.0.name", "up.integers", "twice"),
+        ("tensors.0.name", "down", "must hold down as"),
+        ("tensors.0.name", "../down", "must hold"),
+        ("tensors", [], "must hold"),
+        ("tensors", None, "must be a list"),
+    ],
+)
+def test_a_header_that_lies_is_named(packed, path, value, message):
+    header, streams = split(packed)
+    with pytest.raises(ParamGolfError, match=message):
+        decode(join(edit(header, path, value), streams))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"",
+        b"{",
+        b"[" * 60_000,
+        b"null",
+        b"[]",
+        b'"text"',
+        b'{"vocab_size": NaN}',
+        b'{"vocab_size": 1e999}',
+        b'{"vocab_size": ' + b"9" * 5000 + b"}",
+        b"\xff\xfe",
+        b" " * 100_000,
+        b'{"model": {"layers": {}}}',
+    ],
+)
+def test_a_header_that_is_no_header_is_refused(packed, header):
+    with pytest.raises(ParamGolfError, match="header"):
+        decode(join(header, split(packed)[1]))
+
+
+def test_header_bytes_that_lie_are_refused(packed):
+    body = packed[PREFIX.size :]
+    for length in (0, 1, len(body) + 1, 2**32 - 1):
+        with pytest.raises(ParamGolfError, match="header"):
+            decode(seal(length.to_bytes(4, "little") + body))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("scales", 0.0), ("scales", -1.0), ("", "nan")])
+def test_values_that_cannot_be_are_refused(model, kind, value):
+    tensors, config = make_quantized(model)
+    name = "q.scales" if kind else "q_gain"
+    tensors[name].view(-1)[0] = float(value)
+    content, _ = encode(tensors, config, make_options())
+    with pytest.raises(ParamGolfError, match=f"{name} holds"):
+        decode(content)
+
+
+def test_the_message_names_the_file_and_what_to_do(packed, tmp_path):
+    path = tmp_path / "model.bin"
+    with pytest.raises(ParamGolfError, match=r"(?s)there is no file.*dvc repro"):
+        load_package(path)
+    path.write_bytes(packed[:-1])
+    with pytest.raises(ParamGolfError, match=r"(?s)model\.bin cannot be decoded.*checksum.*dvc"):
+        load_package(path)
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1, padded to the prefix's length")
+    with pytest.raises(ParamGolfError, match=r"(?s)not a model\.bin.*version"):
+        load_package(path)
+    with path.open("wb") as file:
+        file.truncate(5 * MAX_WEIGHTS)  # sparse
+    with pytest.raises(ParamGolfError, match="larger than any"):
+        load_package(path)

@@ -1,0 +1,120 @@
+"""Published shards in data/raw become data/tokens: linked, checked, their bytes counted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import token_case
+
+from paramgolf.data.audit import audit
+from paramgolf.data.byte_counts import byte_table
+from paramgolf.data.config import AuditConfig
+from paramgolf.data.retokenize import retokenize
+from paramgolf.data.shards import read_shard, write_shard
+from paramgolf.data.tokens import open_tokens
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json, sha256_file, write_json
+
+CONFIG = token_case.config(source="published")
+
+
+class Raw:
+    """data/raw of published shards: 3 training shards, and 2 of validation that cut a document."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.model = folder, token_case.processor(token_case.trained())
+        folder.mkdir()
+        (folder / "tokenizer.model").write_bytes(token_case.trained())
+        self.val, train = self.tokens(1, 10), self.tokens(2, 30)
+        self.manifest: dict[str, Any] = {"schema": 1, "kind": "shards", "source": "hub"}
+        self.manifest["tokenizer"] = {"file": "tokenizer.model"}
+        self.add("val", np.array_split(self.val, 2), documents=10)
+        self.add("train", np.array_split(train, 3))
+        self.add("val_bytes", [])
+
+    def tokens(self, seed: int, count: int) -> np.ndarray:
+        texts = token_case.make_texts(seed, count)
+        ids = [token for text in texts for token in (1, *self.model.encode(text))]
+        return np.array(ids, dtype=np.uint16)
+
+    def add(self, split: str, shards: list[np.ndarray], **more: Any) -> None:
+        files = []
+        for index, values in enumerate(shards):
+            path = self.folder / f"fineweb_{split}_{index:06d}.bin"
+            write_shard(path, values)
+            files.append({"name": path.name, "tokens": len(values), "sha256": sha256_file(path)})
+        tokens = sum(map(len, shards))
+        self.manifest[split] = {"files": files, "tokens": tokens} | more
+        write_json(self.folder / "manifest.json", self.manifest)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Raw:
+    return Raw(tmp_path / "raw")
+
+
+def test_shards_are_linked_and_their_bytes_counted(raw: Raw, tmp_path: Path) -> None:
+    manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    found = open_tokens(tmp_path / "tokens")
+    assert found.val().read(0, len(found.val())).tolist() == raw.val.tolist()
+    assert (tmp_path / "tokens/val_000001.bin").stat().st_nlink == 2
+    expected = byte_table(raw.model).counts(raw.val)
+    assert found.val_bytes().read(0, len(raw.val)).tolist() == expected.tolist()
+    assert manifest["val"]["documents"] == 10
+    assert manifest["train"]["documents"] == 30
+    metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+    texts = token_case.make_texts(1, 10)
+    assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in texts)
+
+
+def test_published_byte_counts_are_taken(raw: Raw, tmp_path: Path) -> None:
+    counts = np.minimum(byte_table(raw.model).counts(raw.val), 1)
+    raw.add("val_bytes", np.array_split(counts, 2))
+    manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    assert manifest["val_bytes"]["rule"] == "published sidecar"
+    assert manifest["val_bytes"]["bytes"] == int(counts.sum())
+    found = read_shard(tmp_path / "tokens/val_bytes_000000.bin")
+    assert found.tolist() == np.array_split(counts, 2)[0].tolist()
+
+
+def test_byte_counts_of_another_length_are_refused(raw: Raw, tmp_path: Path) -> None:
+    raw.add("val_bytes", [raw.val[:-1]])
+    with pytest.raises(ParamGolfError, match="byte counts do not fit the validation shards"):
+        retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+
+
+def test_a_token_outside_the_vocabulary_is_refused(raw: Raw, tmp_path: Path) -> None:
+    raw.add("train", [np.array([1, 320], dtype=np.uint16)])
+    with pytest.raises(ParamGolfError, match=r"does not have(.|\n)*tokens below 320(.|\n)*320"):
+        retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+
+
+def test_a_validation_split_below_the_published_number_is_refused(raw: Raw, tmp_path: Path) -> None:
+    # a shard of 9.66 M tokens was scored in the place of 40.5 M and nobody saw it (#1923)
+    raw.add("val", np.array_split(raw.val, 2)[:1], documents=10)
+    retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    with pytest.raises(ParamGolfError, match="val shards do not hold all documents of the source"):
+        audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+
+
+def test_the_case_transform_is_counted_without_its_marks(tmp_path: Path) -> None:
+    marks = "\ue001,\ue002,\ue003,\ue004"
+    model_bytes = token_case.other(user_defined_symbols=marks)
+    model = token_case.processor(model_bytes)
+    ids = np.array([1, *model.encode("\ue001the \ue002of \ue004\ue001")], dtype=np.uint16)
+    raw = Raw(tmp_path / "raw")
+    (raw.folder / "tokenizer.model").write_bytes(model_bytes)
+    raw.add("val", [ids], documents=1)
+    original = len("The OF \ue001".encode())
+    sidecar = np.zeros(len(ids), dtype=np.uint16)
+    sidecar[1] = original
+    raw.add("val_bytes", [sidecar])
+    config = token_case.config(source="published", vocab_size=model.vocab_size())
+    retokenize(config, 1, raw.folder, tmp_path / "tokens")
+    metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == original
+    assert metrics["lossless"]
+    assert read_json(tmp_path / "tokens/manifest.json")["val_bytes"]["bytes"] == original

@@ -1,0 +1,78 @@
+"""Late quantisation-aware training rounds what the forward pass sees; gradients pass."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from paramgolf.data.tokens import open_tokens
+from paramgolf.model.network import Network, Pass
+from paramgolf.optim.fake_quant import soft_round, straight_through
+from paramgolf.optim.schedule import point
+from paramgolf.runtime import Ranks
+from paramgolf.training.state import TrainState
+
+CPU = Ranks(0, 1, torch.device("cpu"))
+
+
+def weights() -> torch.Tensor:
+    return torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(0), requires_grad=True)
+
+
+def test_rounded_rows_lie_on_their_grid_and_the_gradient_is_one():
+    w = weights()
+    rounded = straight_through(w, bits=4)
+    steps = rounded / (w.detach().abs().amax(-1, keepdim=True) / 7)
+    torch.testing.assert_close(steps, steps.round())
+    rounded.sum().backward()
+    assert torch.equal(w.grad, torch.ones_like(w))
+
+
+def test_soft_rounding_sharpens_to_hard_rounding():
+    w = weights()
+    hard = straight_through(w, bits=6).detach()
+    errors = [float((soft_round(w, 6, s) - hard).abs().mean()) for s in (1.0, 16.0, 1000.0)]
+    assert errors[0] > errors[1] > errors[2]
+    soft_round(w, 6, 16.0).sum().backward()
+    assert w.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled):
+    config = dataclasses.replace(sample.train, steps=100, warmdown=1.0, qat_below=0.2, qat_bits=2)
+    network = Network(tiny_model(), 64, seed=1)
+    if compiled:
+        network._block = torch.compile(network._block, backend="eager")
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1)
+    state = TrainState(network, config, CPU)
+    tokens = torch.arange(4, 40)[None]
+    options = Pass(network.config.orders[0])
+    plain = network.logits(tokens, options)
+    state.requantise(point(config, 10, 0.0))
+    assert torch.equal(network.logits(tokens, options), plain)
+    state.requantise(point(config, 90, 0.0))
+    assert not torch.equal(network.logits(tokens, options), plain)
+
+
+def test_stochastic_weight_average_is_applied(tiny_model, sample, tokens_folder):
+    assert open_tokens(tokens_folder).vocab_size == 64
+    config = dataclasses.replace(
+        sample.train, steps=10, warmdown=1.0, average="swa", swa_every=2, swa_below=0.5
+    )
+    network = Network(tiny_model(), 64, seed=1)
+    state = TrainState(network, config, CPU)
+    taken = []
+    for step in range(10):
+        state.zero_grad()
+        network.nll(
+            torch.arange(4, 20)[None], torch.arange(5, 21)[None], Pass((0, 1, 2, 3))
+        ).mean().backward()
+        state.step(point(config, step, 0.0))
+        if step in (6, 8):  # the rate is below half of its peak, on even steps
+            taken.append(network.get_parameter("up").detach().clone())
+    state.load_average()
+    torch.testing.assert_close(network.get_parameter("up").detach(), (taken[0] + taken[1]) / 2)

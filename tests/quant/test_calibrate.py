@@ -1,0 +1,235 @@
+"""Hessians against the inputs that a plain forward pass multiplies, and the text that they see."""
+
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.overrides import TorchFunctionMode
+
+from paramgolf.data.tokens import open_tokens
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import ModelConfig, RecurrencePhase
+from paramgolf.model.network import Network, Pass
+from paramgolf.params import parse
+from paramgolf.quant.calibrate import calibrate, collect, window_starts, write_text
+from paramgolf.quant.config import CalibrateConfig
+from paramgolf.quant.hessian import gather
+from paramgolf.quant.trained import Trained
+from paramgolf.runtime import Ranks
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+VOCAB, LENGTH = 64, 16
+
+
+def make_config(**changes):
+    values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
+    return CalibrateConfig(**{**values, "seed": 5, **changes})
+
+
+def make_trained(model):
+    network = Network(model, VOCAB, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator)
+        for name, p in network.named_parameters()
+    }
+    return Trained(model, VOCAB, LENGTH, state, {})
+
+
+def make_network(trained):
+    network = Network(trained.model, VOCAB)
+    network.load_state_dict(trained.state)
+    return network
+
+
+class Products(TorchFunctionMode):
+    """Sums x^T x of every F.linear, by the parameter that its weight equals."""
+
+    def __init__(self, trained):
+        super().__init__()
+        state = trained.state
+        self.weights = {
+            ("qkv", i): torch.cat([state[n][i] for n in "qkv"]) for i in range(len(state["q"]))
+        }
+        self.weights |= {(n, i): w for n in ("o", "up", "down") for i, w in enumerate(state[n])}
+        self.weights["embedding", 0] = state["embedding"]
+        self.sums = dict.fromkeys(self.weights, 0.0)
+        self.calls = dict.fromkeys(self.weights, 0)
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is torch.nn.functional.linear:
+            x = args[0].detach().double().flatten(0, -2)
+            for key, weight in self.weights.items():
+                if weight.shape == args[1].shape and torch.equal(weight, args[1]):
+                    self.sums[key] = self.sums[key] + x.T @ x
+                    self.calls[key] += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_hessians_are_the_mean_outer_products_of_the_inputs(tiny_model, untied):
+    trained = make_trained(tiny_model(untied_repeats=untied))
+    network = make_network(trained)
+    tokens = torch.randint(VOCAB, (6, LENGTH), generator=torch.Generator().manual_seed(2))
+    found = gather(network, [tokens[:4], tokens[4:]], ALONE)
+    with Products(trained) as products, torch.no_grad():
+        network.logits(tokens, Pass(order=trained.model.orders[-1]))
+    assert products.calls["qkv", 1] == 2  # layer 1 runs twice
+    assert products.calls["up", 1] == (1 if untied else 2)
+    assert sum(map(len, found.values())) == len(products.weights)
+    for (family, index), total in products.sums.items():
+        expected = (total / tokens.numel()).float()
+        assert expected.abs().sum() > 0
+        torch.testing.assert_close(found[family][index], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_0_without_attention_leaves_zeros(tiny_model):
+    trained = make_trained(tiny_model(first_attention=False))
+    found = gather(make_network(trained), [torch.ones(1, 8, dtype=torch.int64)], ALONE)
+    assert (found["qkv"][0] == 0).all()
+    assert found["qkv"][1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("source", ["train", "generate"])
+def test_validation_files_are_not_opened(tiny_model, tokens_folder, source):
+    for path in [*tokens_folder.glob("val_*.bin")]:
+        path.unlink()
+    found, count = collect(
+        make_trained(tiny_model()), open_tokens(tokens_folder), make_config(source=source), ALONE
+    )
+    assert count == 6 * LENGTH
+    assert all(value.isfinite().all() for value in found.values())
+
+
+def test_the_seed_alone_chooses_the_windows(tiny_model, tokens_folder):
+    trained, tokens = make_trained(tiny_model()), open_tokens(tokens_folder)
+    one, _ = collect(trained, tokens, make_config(), ALONE)
+    again, _ = collect(trained, tokens, make_config(batch_sequences=1), ALONE)
+    other, _ = collect(trained, tokens, make_config(seed=6), ALONE)
+    torch.testing.assert_close(one["down"], again["down"])
+    assert not torch.allclose(one["down"], other["down"])
+
+
+@pytest.mark.parametrize("tokens", [16, 17, 31, 32, 1000])
+@pytest.mark.parametrize("sequences", [1, 7, 100])
+def test_windows_do_not_overlap_nor_leave_the_stream(tokens, sequences, capsys):
+    starts = window_starts(tokens, LENGTH, sequences, seed=3)
+    assert (np.diff(starts) >= LENGTH).all()
+    assert starts[0] >= 0
+    assert starts[-1] + LENGTH <= tokens
+    possible = tokens // LENGTH
+    assert len(starts) == min(sequences, possible)
+    assert ("using all" in capsys.readouterr().err) == (possible < sequences)
+
+
+def test_too_few_tokens_are_named():
+    with pytest.raises(ParamGolfError, match=r"(?s)one sequence.*at least 16 tokens.*found: 15"):
+        window_starts(15, LENGTH, 1, seed=0)
+
+
+def test_written_text_does_not_depend_on_its_batch(tiny_model):
+    network = make_network(make_trained(tiny_model()))
+    config = make_config(source="generate")
+    together = write_text(network, range(0, 5), LENGTH, 1, config)
+    apart = torch.cat(
+        [write_text(network, range(a, b), LENGTH, 1, config) for a, b in ((0, 2), (2, 5))]
+    )
+    assert torch.equal(together, apart)
+    assert (together[:, 0] == 1).all()
+    assert len({tuple(row) for row in together.tolist()}) == 5
+    assert together.min() >= 0
+    assert together.max() < VOCAB
+
+
+def test_written_text_follows_the_model(tiny_model):
+    """Frequencies of the second token are those of the model after BOS, at the temperature."""
+    network = make_network(make_trained(tiny_model()))
+    config = make_config(source="generate", temperature=0.5)
+    text = write_text(network, range(4000), 2, 1, config)
+    counts = torch.bincount(text[:, 1], minlength=VOCAB) / len(text)
+    with torch.no_grad():
+        logits = network.logits(torch.tensor([[1]]), Pass(order=network.config.orders[-1]))[0, -1]
+    expected = torch.softmax(logits / 0.5, dim=-1)
+    assert (counts - expected).abs().max() < 4 * (expected / len(text)).sqrt().max()
+    assert expected.max() > 2 / VOCAB  # not uniform: the comparison says something
+
+
+def test_tokens_of_another_vocabulary_are_refused(tiny_model, tokens_folder):
+    trained = make_trained(tiny_model())
+    trained = Trained(trained.model, VOCAB + 1, LENGTH, trained.state, {})
+    with pytest.raises(ParamGolfError, match=r"(?s)vocabulary of 65.*found: 64"):
+        collect(trained, open_tokens(tokens_folder), make_config(), ALONE)
+
+
+def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatch):
+    folder = tokens_folder.parents[1]
+    monkeypatch.chdir(folder)
+    trained = make_trained(tiny_model())
+    write_trained(folder / "artifacts/train", trained)
+    calibrate(make_config(), ALONE)
+    metrics = json.loads((folder / "artifacts/metrics/calibrate.json").read_text())
+    assert metrics.keys() == {"seconds", "tokens", "source"}
+    assert (metrics["tokens"], metrics["source"]) == (96, "train")
+    path = folder / "artifacts/calibrate/hessians.safetensors"
+    shapes = {n: tuple(t.shape) for n, t in safetensors.torch.load_file(path).items()}
+    expected = {"qkv": (4, 32, 32), "o": (4, 32, 32), "up": (4, 32, 32), "down": (4, 64, 64)}
+    assert shapes == {**expected, "embedding": (1, 32, 32)}
+    before = path.read_bytes()
+    calibrate(make_config(), ALONE)
+    assert path.read_bytes() == before
+
+
+def write_trained(folder, trained):
+    folder.mkdir(parents=True)
+    model = json.loads(json.dumps(trained.model, default=_as_dict))
+    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": LENGTH, "model": model}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(trained.state))
+
+
+def _as_dict(value):
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def work(rank, folder, model):
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    trained = make_trained(parse(ModelConfig, model, "model"))
+    ranks = Ranks(rank, 2, torch.device("cpu"))
+    tokens = open_tokens(f"{folder}/data/tokens")
+    found, _ = collect(trained, tokens, make_config(sequences=5, batch_sequences=2), ranks)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_the_sequences(tiny_model, tokens_folder):
+    folder, model = tokens_folder.parents[1], tiny_model()
+    mp.spawn(work, args=(str(folder), json.loads(json.dumps(model, default=_as_dict))), nprocs=2)
+    first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
+    config = make_config(sequences=5, batch_sequences=2)
+    one, _ = collect(make_trained(model), open_tokens(tokens_folder), config, ALONE)
+    for family, expected in one.items():
+        assert torch.equal(first[family], second[family])
+        torch.testing.assert_close(first[family], expected, rtol=1e-4, atol=1e-6)
+
+
+def test_recurrence_is_active(tiny_model):
+    model = tiny_model(recurrence=(RecurrencePhase(at=0.5, order=(0, 1, 2, 3)),))
+    repeated = tiny_model(recurrence=(RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3)),))
+    tokens = torch.ones(1, 4, dtype=torch.int64)
+    traces = []
+    for each in (model, repeated):
+        trained = make_trained(repeated)
+        network = make_network(Trained(each, VOCAB, LENGTH, _fit(trained.state, each), {}))
+        traces.append(gather(network, [tokens], ALONE)["qkv"][1].trace())
+    assert traces[1] > 1.5 * traces[0]
+
+
+def _fit(state, model):
+    """Cut the skip weights to the rows of a model with a shorter order."""
+    return {n: t[: model.skip_count] if n.startswith("skip") else t for n, t in state.items()}

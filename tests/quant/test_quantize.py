@@ -1,0 +1,214 @@
+"""The quantize stage: what it writes, its report, and what it refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.network import Network
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.dequantize import dequantize
+from paramgolf.quant.hessian import empty_sums
+from paramgolf.quant.quantize import quantize, quantize_model
+from paramgolf.quant.report import entropy_bits, summary
+from paramgolf.quant.trained import Trained, load_trained
+
+CPU = torch.device("cpu")
+VOCAB = 64
+
+
+def make_config(**changes):
+    values = {
+        "method": "gptq",
+        "grid": "sdclip",
+        "matrix_bits": 6,
+        "embedding_bits": 8,
+        "attention_clip": 12.85,
+        "mlp_clip": 12.85,
+        "embedding_clip": 20.0,
+        "hessian_clip": 0.0,
+        "damping": 0.01,
+        "block_columns": 16,
+        "act_order": True,
+    }
+    return QuantizeConfig(**{**values, **changes})
+
+
+@pytest.fixture
+def trained(tiny_model):
+    model = tiny_model()
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator)
+        for name, p in Network(model, VOCAB, seed=0).named_parameters()
+    }
+    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16}
+    config["model"] = dataclasses.asdict(model)
+    return Trained(model, VOCAB, 16, state, config)
+
+
+@pytest.fixture
+def hessians(trained):
+    generator = torch.Generator().manual_seed(1)
+    sums = empty_sums(trained.model, VOCAB, CPU)
+    for stack in sums.values():
+        for hessian in stack:
+            x = torch.randn(300, len(hessian), generator=generator)
+            x = x + x[:, :1] + x.roll(1, 1)
+            hessian += x.T @ x / 300
+    return sums
+
+
+def test_everything_is_stored_once(trained, hessians):
+    tensors, _ = quantize_model(trained, hessians, make_config(), CPU)
+    names = {name.partition(".")[0] for name in tensors}
+    assert names == trained.state.keys()
+    for name, tensor in trained.state.items():
+        if name in ("q", "k", "v", "o", "up", "down", "embedding"):
+            integers, scales = tensors[f"{name}.integers"], tensors[f"{name}.scales"]
+            assert (integers.dtype, integers.shape) == (torch.int8, tensor.shape)
+            assert (scales.dtype, scales.shape) == (torch.float16, tensor.shape[:-1])
+            error = (dequantize(integers, scales) - tensor).norm() / tensor.norm()
+            assert 0 < error < 0.35
+        else:
+            assert torch.equal(tensors[name], tensor.half())
+
+
+@pytest.mark.parametrize("method", ["gptq", "nearest"])
+def test_report_tells_what_a_plain_computation_tells(trained, hessians, method):
+    tensors, reports = quantize_model(trained, hessians, make_config(method=method), CPU)
+    found = {(report["name"], report["layer"]): report for report in reports}
+    assert len(found) == len(reports) == 6 * 4 + 1
+    weight = trained.state["k"][2].double()
+    error = weight - dequantize(tensors["k.integers"], tensors["k.scales"])[2].double()
+    hessian = hessians["qkv"][2].double()
+    report = found["k", 2]
+    assert report["shape"] == [16, 32]
+    assert report["bits"] == 6
+    assert report["relative_error"] == pytest.approx((error.norm() / weight.norm()).item(), 1e-4)
+    expected = (error @ hessian @ error.T).trace() / (weight @ hessian @ weight.T).trace()
+    assert report["output_error"] == pytest.approx(expected.item(), 1e-3)
+    _, counts = np.unique(tensors["k.integers"][2].numpy(), return_counts=True)
+    chances = counts / counts.sum()
+    assert report["entropy_bits"] == pytest.approx(-(chances * np.log2(chances)).sum())
+    assert report["damping"] == 0.01
+    assert report["condition"] > 1
+    assert found["embedding", 0]["bits"] == 8
+
+
+def test_gptq_beats_rounding_in_every_matrix(trained, hessians):
+    _, ours = quantize_model(trained, hessians, make_config(), CPU)
+    _, rounded = quantize_model(trained, hessians, make_config(method="nearest"), CPU)
+    assert all(a["output_error"] < b["output_error"] for a, b in zip(ours, rounded, strict=True))
+
+
+@pytest.mark.parametrize(("matrix_bits", "embedding_bits"), [(4, 8), (8, 5)])
+def test_bits_belong_to_their_family(trained, hessians, matrix_bits, embedding_bits):
+    config = make_config(
+        matrix_bits=matrix_bits, embedding_bits=embedding_bits, grid="absmax", method="nearest"
+    )
+    tensors, _ = quantize_model(trained, hessians, config, CPU)
+    assert tensors["up.integers"].abs().max() == 2 ** (matrix_bits - 1) - 1
+    assert tensors["embedding.integers"].abs().max() == 2 ** (embedding_bits - 1) - 1
+
+
+def test_clips_belong_to_their_family(trained, hessians):
+    def scales(**changes):
+        tensors, _ = quantize_model(
+            trained, hessians, make_config(method="nearest", **changes), CPU
+        )
+        return {name: t.float().mean() for name, t in tensors.items() if name.endswith(".scales")}
+
+    plain = scales()
+    for key, names in {
+        "attention_clip": {"q.scales", "k.scales", "v.scales", "o.scales"},
+        "mlp_clip": {"up.scales", "down.scales"},
+        "embedding_clip": {"embedding.scales"},
+    }.items():
+        changed = scales(**{key: 40.0})
+        assert {name for name in plain if changed[name] != plain[name]} == names
+
+
+def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
+    hessians["qkv"][0] = 0.0
+    tensors, reports = quantize_model(trained, hessians, make_config(), CPU)
+    assert (tensors["q.integers"][0] == 0).all()
+    unused = [r for r in reports if r["dead_columns"] == 32]
+    assert {(r["name"], r["layer"]) for r in unused} == {("q", 0), ("k", 0), ("v", 0)}
+    assert all(r["output_error"] == 0 and r["entropy_bits"] == 0 for r in unused)
+    used = [r["relative_error"] for r in reports if r["dead_columns"] == 0]
+    assert summary(reports)["mean_relative_error"] == pytest.approx(np.mean(used))
+
+
+def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_inputs(tmp_path, trained, hessians)
+    quantize(make_config(), CPU)
+    folder = tmp_path / "artifacts/quantize"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.keys() == {"model.safetensors", "config.json", "report.json"}
+    config = json.loads(files["config.json"])
+    assert config["quantize"]["bits"]["down"] == 6
+    assert config["model"] == json.loads(json.dumps(trained.config["model"]))
+    metrics = json.loads((tmp_path / "artifacts/metrics/quantize.json").read_text())
+    assert metrics.keys() == {"seconds", "bits_per_weight", "mean_relative_error"}
+    report = json.loads(files["report.json"])
+    sizes = [np.prod(r["shape"]) for r in report["tensors"]]
+    bits = np.average([r["entropy_bits"] for r in report["tensors"]], weights=sizes)
+    assert metrics["bits_per_weight"] == pytest.approx(bits)
+    quantize(make_config(), CPU)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
+
+
+def write_inputs(root, trained, hessians):
+    (root / "artifacts/train").mkdir(parents=True)
+    (root / "artifacts/calibrate").mkdir()
+    (root / "artifacts/train/config.json").write_text(json.dumps(trained.config))
+    weights = safetensors.torch.save(trained.state)
+    (root / "artifacts/train/model.safetensors").write_bytes(weights)
+    stored = safetensors.torch.save(hessians)
+    (root / "artifacts/calibrate/hessians.safetensors").write_bytes(stored)
+
+
+def test_entropy():
+    assert entropy_bits(torch.zeros(10)) == 0
+    assert entropy_bits(torch.tensor([-127.0, 127.0, 0.0, 1.0])) == 2
+
+
+def test_weights_that_are_not_finite_are_named(trained, hessians):
+    trained.state["up"][1, 0, 0] = float("nan")
+    with pytest.raises(ParamGolfError, match=r"(?s)not finite.*where: up"):
+        quantize_model(trained, hessians, make_config(), CPU)
+
+
+def test_vectors_too_large_for_float16_are_named(trained, hessians):
+    trained.state["q_gain"][0, 0] = 1e6
+    with pytest.raises(ParamGolfError, match=r"(?s)float16.*q_gain.*1000000"):
+        quantize_model(trained, hessians, make_config(), CPU)
+
+
+def test_hessians_of_another_model_are_refused(trained, hessians):
+    hessians["o"] = hessians["o"][:3]
+    with pytest.raises(
+        ParamGolfError, match=r"(?s)do not fit.*, o\n.*\(4, 32, 32\).*\(3, 32, 32\)"
+    ):
+        quantize_model(trained, hessians, make_config(), CPU)
+
+
+def test_weights_that_do_not_fit_their_configuration_are_named(trained, hessians, tmp_path):
+    del trained.state["q_gain"]
+    write_inputs(tmp_path, trained, hessians)
+    with pytest.raises(ParamGolfError, match=r"(?s)expected: q_gain \(4, 4\).*found: nothing more"):
+        load_trained(tmp_path / "artifacts/train")
+
+
+def test_a_damaged_file_is_named(trained, hessians, tmp_path):
+    write_inputs(tmp_path, trained, hessians)
+    path = tmp_path / "artifacts/train/model.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ParamGolfError, match=r"(?s)not a safetensors file.*model\.safetensors"):
+        load_trained(tmp_path / "artifacts/train")

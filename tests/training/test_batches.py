@@ -1,0 +1,62 @@
+"""Batches by phase of the curriculum, the same for any number of processes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.data.tokens import open_tokens
+from paramgolf.optim.schedule import Point
+from paramgolf.runtime import Ranks
+from paramgolf.training.batches import Batches
+from paramgolf.training.config import BatchPhase
+
+
+@pytest.fixture
+def stream(tokens_folder):
+    return open_tokens(tokens_folder).train()
+
+
+def config_of(sample, **changes):
+    sizes = {"batch_tokens": 256, "micro_batch_tokens": 128, "sequence_length": 32}
+    return dataclasses.replace(sample.train, **{**sizes, **changes})
+
+
+def read(stream, config, sizes, consumed, world=1):
+    parts = []
+    for rank in range(world):
+        batches = Batches(stream, config, Ranks(rank, world, torch.device("cpu")))
+        parts += list(batches.read(sizes, consumed))
+    return torch.cat(parts)
+
+
+@pytest.mark.parametrize("loader", ["shuffled", "coprime", "sequential", "documents"])
+def test_processes_share_one_global_batch(stream, sample, loader):
+    config = config_of(sample, loader=loader)
+    sizes = config.sizes[0]
+    one = read(stream, config, sizes, 512)
+    assert torch.equal(one, read(stream, config, sizes, 512, world=2))
+    assert one[:, :-1].numel() == 256
+    assert not torch.equal(one, read(stream, config, sizes, 768))
+
+
+def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
+    config = config_of(sample, loader="documents")
+    batches = Batches(stream, config, Ranks(0, 1, torch.device("cpu")))
+    sizes = config.sizes[0]
+    rows = read(stream, config, sizes, 256)
+    assert rows.shape == (2, 129)
+    assert np.array_equal(rows[0].numpy(), stream.read(256, 385))
+    assert batches.document_tokens(sizes) == 32
+
+
+def test_the_curriculum_changes_sizes_at_its_fractions(stream, sample):
+    later = BatchPhase(at=0.5, batch_tokens=512, sequence_length=64)
+    config = config_of(sample, curriculum=(later,))
+    batches = Batches(stream, config, Ranks(0, 1, torch.device("cpu")))
+    assert batches.sizes(Point(0, 0.49, 1.0)) == config.sizes[0]
+    assert batches.sizes(Point(0, 0.5, 1.0)) == later
+    assert read(stream, config, later, 0).shape == (8, 65)
