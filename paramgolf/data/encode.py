@@ -13,7 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import sentencepiece
@@ -22,6 +22,7 @@ from paramgolf.data.byte_counts import ByteTable, at_most, byte_table
 from paramgolf.data.documents import parse
 from paramgolf.data.tokenizer import load_tokenizer
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import sha256_file
 
 BATCH_BYTES = 1 << 19
 Item = TypeVar("Item")
@@ -43,7 +44,8 @@ def encode_documents(
     lines: Iterable[bytes], model_path: Path, *, workers: int, count_bytes: bool
 ) -> Iterator[Encoded]:
     """Encode documents (lines of JSON) in batches, in order, with a bounded number under way."""
-    work = functools.partial(_encode_batch, str(model_path), count_bytes)
+    model = str(model_path), sha256_file(model_path)
+    work = functools.partial(_encode_batch, model, count_bytes)
     yield from ordered_map(work, batches(lines, BATCH_BYTES), workers)
 
 
@@ -109,22 +111,21 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-@functools.cache
-def _tokenizer(path: str) -> tuple[sentencepiece.SentencePieceProcessor, ByteTable]:
-    """Load a model once a process."""
+@functools.lru_cache(maxsize=1)
+def _tokenizer(path: str, _sha256: str) -> tuple[sentencepiece.SentencePieceProcessor, ByteTable]:
+    """Load a model once a process; another content under the same path is another model."""
     model = load_tokenizer(path)
     return model, byte_table(model)
 
 
-def _encode_batch(model_path: str, count_bytes: bool, lines: list[bytes]) -> Encoded:
-    model, table = _tokenizer(model_path)
+def _encode_batch(model_file: tuple[str, str], count_bytes: bool, lines: list[bytes]) -> Encoded:
+    model, table = _tokenizer(*model_file)
     texts = [parse(line).text for line in lines]
     bos = np.array([model.bos_id()], dtype=np.uint16)
-    parts: list[Any] = []
+    parts: list[np.ndarray] = []
     counts: list[np.ndarray] = []
-    for text, ids in zip(
-        texts, model.encode(texts, return_type="numpy", num_threads=1), strict=True
-    ):
+    encoded = model.encode(texts, return_type="numpy", num_threads=1)
+    for text, ids in zip(texts, encoded, strict=True):
         tokens = np.concatenate([bos, ids], dtype=np.uint16, casting="unsafe")
         parts.append(tokens)
         if count_bytes:

@@ -5,10 +5,9 @@ Shapes: B rows, T tokens, H query heads, K key and value heads, D channels a hea
 
 from __future__ import annotations
 
-import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,30 +69,27 @@ def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
     return (owner[:, None, :, None] == owner[:, None, None, :]).tril()
 
 
-def attend_fa3(
-    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments | None = None
-) -> Tensor:
-    """Return causal attention [B, T, H, D] by FlashAttention-3 (Hopper, bfloat16)."""
-    kernels = _flash_attention()
-    if segments is None:
-        result = kernels.flash_attn_func(q_BTHD, k_BTKD, v_BTKD, causal=True)
-    else:
-        result = kernels.flash_attn_varlen_func(
-            *(x.flatten(0, 1) for x in (q_BTHD, k_BTKD, v_BTKD)),
-            cu_seqlens_q=segments.bounds,
-            cu_seqlens_k=segments.bounds,
-            max_seqlen_q=segments.longest,
-            max_seqlen_k=segments.longest,
-            causal=True,
-            num_splits=1,
-        )
-    y: Tensor = result[0] if isinstance(result, tuple) else result
-    return y.view(q_BTHD.shape)
+def flash_attention_3() -> Attend:
+    """Load FlashAttention-3 (Hopper, bfloat16) and return causal attention [B, T, H, D] by it."""
+    kernels = importlib.import_module("flash_attn_interface")  # present on Hopper machines only
 
+    def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+        if segments is None:
+            result = kernels.flash_attn_func(q, k, v, causal=True)
+        else:
+            result = kernels.flash_attn_varlen_func(
+                *(x.flatten(0, 1) for x in (q, k, v)),
+                cu_seqlens_q=segments.bounds,
+                cu_seqlens_k=segments.bounds,
+                max_seqlen_q=segments.longest,
+                max_seqlen_k=segments.longest,
+                causal=True,
+                num_splits=1,
+            )
+        y: Tensor = result[0] if isinstance(result, tuple) else result  # some builds add the sums
+        return y.view(q.shape)
 
-@functools.cache
-def _flash_attention() -> Any:
-    return importlib.import_module("flash_attn_interface")  # present on Hopper machines only
+    return attend
 
 
 def rotary_table(

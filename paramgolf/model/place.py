@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.attention import attend_fa3, attend_sdpa
+from paramgolf.model.attention import attend_sdpa, flash_attention_3
 from paramgolf.model.network import Network
 from paramgolf.runtime import Ranks
 
@@ -14,7 +14,7 @@ def place(network: Network, ranks: Ranks) -> Network:
     """Move `network` to this process's device, in its precision and with its kernels."""
     network.to(ranks.device)
     network.compute_dtype = ranks.compute_dtype
-    network.attend = attend_fa3 if _use_fa3(ranks) else attend_sdpa
+    network.attend = flash_attention_3() if _use_fa3(ranks) else attend_sdpa
     if ranks.compile:
         network.compile_blocks()
     return network

@@ -44,14 +44,15 @@ class AdaptConfig:
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the fields together."""
+        if min(self.chunk_tokens, self.batch_windows, self.epochs, self.batch_sequences) < 1:
+            names = "`batch_windows`, `epochs` and `batch_sequences`"
+            yield f"chunk_tokens`, {names} must be at least 1"
         if not 1 <= self.stride <= self.window:
             yield f"stride` must lie in 1..window ({self.window}), found {self.stride}"
-        elif self.chunk_tokens % self.stride or (self.window - self.stride) % self.stride:
-            yield "stride` must divide `chunk_tokens` and `window`, or a chunk would spill over"
-        if self.chunk_tokens % self.window:
+        elif self.window % self.stride:
+            yield "stride` must divide `window`, or a chunk's scores would spill over its edge"
+        elif self.chunk_tokens % self.window:
             yield "chunk_tokens` must be a multiple of `window`, the length of a training sequence"
-        if min(self.batch_windows, self.epochs, self.batch_sequences) < 1:
-            yield "batch_windows`, `epochs` and `batch_sequences` must be at least 1"
         if self.max_tokens is not None and self.max_tokens < 1:
             yield f"max_tokens` must be at least 1, or null for all, found {self.max_tokens}"
         if self.lr < 0 or self.clip_norm < 0 or not 0 <= self.momentum < 1:

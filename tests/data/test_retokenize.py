@@ -115,6 +115,15 @@ def test_a_given_tokenizer_is_taken_as_it_is(raw: Path, tmp_path: Path) -> None:
     assert open_tokens(folder).vocab_size == 330
 
 
+def test_a_new_tokenizer_under_the_old_path_is_used(raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    for size in (330, 320):
+        token_case.write_tokens(raw, folder, token_case.trained(size))
+    found, model = open_tokens(folder), load_tokenizer(folder / "tokenizer.model")
+    _, ids = next(split_documents(found.val(), found.bos))
+    assert ids[1:].tolist() == model.encode(VAL[0])
+
+
 def test_a_given_tokenizer_is_found_in_the_project_when_run_elsewhere(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -90,7 +90,7 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_updates_are_sgd_on_the_mean_loss_of_their_sequences(clip_norm):
     network, text = make_network(), make_text(96)
-    adapt(text, network, clip_norm=clip_norm, epochs=1, lr=0.004)
+    adapt(text, ALONE, network, clip_norm=clip_norm, epochs=1, lr=0.004)
     expected = make_network()
     tokens = torch.from_numpy(text.tokens.astype(np.int64))
     options = Pass(order=expected.config.orders[-1])

@@ -1,0 +1,66 @@
+"""Where benchmarks write their figures: results/NAME.json, and a table NAME.md made from it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from paramgolf.files import read_json, write_json, write_text
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure, beside what it is compared with and what it should reach (None: nothing)."""
+
+    figure: str
+    value: float
+    unit: str
+    reference: float | None
+    target: float | None
+    better: Literal["higher", "lower"]
+
+
+def device_name() -> str:
+    """Return the GPU's name, or the processor's cores and kind."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cores = len(os.sched_getaffinity(0))
+    return f"{cores} cores, {platform.machine()}, Python {platform.python_version()}"
+
+
+def write_results(name: str, rows: list[Row], command: str) -> None:
+    """Write the figures and print their table; figures of that name measured before are replaced."""
+    path = RESULTS / f"{name}.json"
+    fresh = {row.figure: asdict(row) for row in rows}
+    before = read_json(path)["rows"] if path.is_file() else []
+    kept = [fresh.pop(row["figure"], row) for row in before]
+    content = {
+        "device": device_name(),
+        "torch": torch.__version__,
+        "command": command,
+        "rows": [*kept, *fresh.values()],
+    }
+    write_json(path, content)
+    table = markdown(content)
+    write_text(RESULTS / f"{name}.md", table)
+    print(table)
+
+
+def markdown(content: dict) -> str:
+    """Return the table of a result file."""
+    lines = [f"`{content['command']}` on {content['device']}, torch {content['torch']}", ""]
+    lines += ["| figure | value | reference | target |", "|---|---|---|---|"]
+    for row in content["rows"]:
+        sign = {"higher": ">=", "lower": "<="}[row["better"]]
+        target = "" if row["target"] is None else f"{sign} {row['target']:,.4g} {row['unit']}"
+        reference = "" if row["reference"] is None else f"{row['reference']:,.4g}"
+        value = f"{row['value']:,.5g} {row['unit']}"
+        lines.append(f"| {row['figure']} | {value} | {reference} | {target} |")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,75 @@
+"""On a GPU: attention kernels against each other, and the compiled bf16 network against fp32."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+
+import pytest
+import torch
+
+from paramgolf.model.attention import attend_sdpa, find_segments, flash_attention_3
+from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.place import place
+from paramgolf.runtime import Ranks
+
+pytestmark = pytest.mark.gpu
+GPU = torch.device("cuda")
+needs_fa3 = pytest.mark.skipif(
+    importlib.util.find_spec("flash_attn_interface") is None, reason="needs flash_attn_3"
+)
+
+
+def heads(rows: int, length: int, count: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator(GPU).manual_seed(seed)
+    x = torch.randn(rows, length, count, 64, generator=generator, device=GPU)
+    return x.bfloat16().requires_grad_()
+
+
+def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    difference = found.detach().float() - expected.detach().float()
+    return float(difference.norm() / expected.detach().float().norm())
+
+
+@needs_fa3
+@pytest.mark.parametrize(("rows", "length"), [(2, 2048), (3, 1000), (1, 77)])
+@pytest.mark.parametrize("packed", [False, True])
+def test_flash_attention_equals_the_reference(rows, length, packed):
+    q, k, v = (heads(rows, length, n, seed) for n, seed in ((8, 0), (4, 1), (4, 2)))
+    tokens = torch.randint(0, 40, (rows, length), device=GPU)
+    segments = find_segments(tokens, BOS, 256) if packed else None
+    reference = [x.detach().float().requires_grad_() for x in (q, k, v)]
+    found, expected = flash_attention_3()(q, k, v, segments), attend_sdpa(*reference, segments)
+    assert relative(found, expected) < 1e-2
+    weight = torch.randn_like(expected)
+    (found.float() * weight).sum().backward()
+    (expected * weight).sum().backward()
+    for x, y in zip((q, k, v), reference, strict=True):
+        assert relative(x.grad, y.grad) < 2e-2
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("parallel", ["single", "lanes"])
+@pytest.mark.parametrize("documents", [None, 64])
+def test_the_network_on_a_gpu_equals_fp32_on_a_cpu(tiny_model, compiled, parallel, documents):
+    config = dataclasses.replace(
+        tiny_model(parallel=parallel), width=256, heads=4, kv_heads=2, mlp_hidden=512
+    )
+    network = Network(config, 512, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=generator))
+    tokens = torch.randint(1, 64, (2, 257), generator=generator)
+    options = Pass(config.orders[-1], document_tokens=documents)
+    expected = network.nll(tokens[:, :-1], tokens[:, 1:], options).mean()
+    expected.backward()
+    gradients = {n: p.grad.clone() for n, p in network.named_parameters()}
+    network.zero_grad()
+    place(network, Ranks(0, 1, GPU, compile=compiled))
+    on_gpu = tokens.to(GPU)
+    found = network.nll(on_gpu[:, :-1], on_gpu[:, 1:], options).mean()
+    found.backward()
+    assert abs(found.item() - expected.item()) < 0.02
+    for name in ("q", "k", "v", "o", "up", "down", "embedding"):
+        assert relative(network.get_parameter(name).grad.cpu(), gradients[name]) < 0.1
