@@ -8,20 +8,37 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+_VARIABLE = "PARAMGOLF_START_TIME"
 _START_FIELD = 19  # of /proc/self/stat after the name: start time in clock ticks since boot
 
 
-def seconds_since_start() -> float:
-    """Return the seconds since the process started, imports included.
+def start_time() -> float:
+    """Return when the command started, seconds since boot.
 
-    Where /proc is absent, the processor time used so far.
+    That is when this process started, or what `pass_on_start_time` left in the environment: a
+    launcher's processes count from the launcher. Where /proc is absent, now.
     """
+    if _VARIABLE in os.environ:
+        return float(os.environ[_VARIABLE])
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
-        return time.process_time()
-    started = int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
-    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+        return _now()
+    return int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+
+
+def pass_on_start_time() -> None:
+    """Let processes that are started from here count from this one's start."""
+    os.environ[_VARIABLE] = str(start_time())
+
+
+def seconds_since_start() -> float:
+    """Return the seconds since the command started, imports and launcher included."""
+    return _now() - start_time()
+
+
+def _now() -> float:
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Clock:

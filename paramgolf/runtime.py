@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from paramgolf.clock import pass_on_start_time
 from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -85,6 +86,7 @@ def launch(config: RuntimeConfig) -> None:
     processes = config.processes or gpus
     if processes == 1:
         return
+    pass_on_start_time()
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += [f"--nproc-per-node={processes}", *sys.argv]
     with subprocess.Popen(command, preexec_fn=_end_with_parent) as child:

@@ -22,6 +22,7 @@ from paramgolf.model.plan import Step, plan, repeated_layers
 from paramgolf.model.shapes import MATRICES
 
 BOS = 1  # of every published tokenizer
+GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
 LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
 Tensors = dict[str, Tensor]
 
@@ -60,6 +61,7 @@ class Network(nn.Module):
 
     def compile_blocks(self) -> None:
         """Compile the block; each kind of block costs one graph, whatever the number of layers."""
+        torch._dynamo.config.recompile_limit = GRAPHS
         self._block = torch.compile(block, dynamic=False)
 
     def untie_repeats(self) -> None:

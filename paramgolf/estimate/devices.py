@@ -1,0 +1,53 @@
+"""Kinds of device that an estimate is made for. To replace a figure by your own measurement, edit
+its line here: `mfu` of artifacts/metrics/train.json is the utilisation of a real run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from paramgolf.model.flops import PEAK_FLOPS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """A device's arithmetic, bfloat16 on a GPU and float32 on a CPU, and its memory.
+
+    `utilisation` is the share of `peak_flops` that a whole training step reaches, in the counting
+    of paramgolf.model.flops. A step never takes less than `shortest_step` seconds: small networks
+    wait for kernels to be launched.
+    """
+
+    peak_flops: float
+    utilisation: float
+    memory_bytes: float | None  # None: whatever the machine has
+    compute_bytes: int  # of one activation
+    shortest_step: float
+
+
+GIB = 2**30
+DEVICES = {
+    # 27 %: the logs of #1218 to #1493 on 8xH100 (26.9 to 28.3 %)
+    "H100": Device(
+        peak_flops=PEAK_FLOPS["H100"],
+        utilisation=0.27,
+        memory_bytes=79 * GIB,
+        compute_bytes=2,
+        shortest_step=0.010,
+    ),
+    # the same arithmetic as an H100, so taken to be as fast
+    "H200": Device(
+        peak_flops=PEAK_FLOPS["H200"],
+        utilisation=0.27,
+        memory_bytes=140 * GIB,
+        compute_bytes=2,
+        shortest_step=0.010,
+    ),
+    # a laptop: two cores of 40 GFLOP/s, half of it reached
+    "cpu": Device(
+        peak_flops=80e9,
+        utilisation=0.5,
+        memory_bytes=None,
+        compute_bytes=4,
+        shortest_step=0.0,
+    ),
+}

@@ -1,0 +1,75 @@
+"""Bytes of one device's memory while it trains."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from paramgolf.estimate.devices import Device
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
+from paramgolf.training.config import TrainConfig
+
+FLOAT32 = 4
+# Activations that a block keeps for its backward pass, values a token and pass. Of the width: the
+# input, its mix with x0, its norm, q before and after norm and rotation, attention's output before
+# and after XSA and projected, the second residual, its norm, and the MLP's output. Of the
+# key/value width: k before and after its norm, v, and v's direction. Of the MLP: before and after
+# the activation.
+WIDTH_VALUES, KV_VALUES, MLP_VALUES = 11, 4, 2
+# The head, bytes a token and word: the softcap's float32 output, the log-softmax's, and two
+# gradients of them at once.
+HEAD_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Expected bytes at the peak, the last backward pass of a step, on each device.
+
+    The optimiser's own scratch space comes when the activations are gone, and is not counted; nor
+    are the libraries' contexts (1 to 2 GB on a GPU) and what the allocator cannot use.
+    """
+
+    weights: int  # float32, and their copy in the dtype of computation
+    gradients: int
+    optimiser: int  # Muon: one momentum; AdamW: two moments
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return (
+            self.weights + self.gradients + self.optimiser + self.average + self.activations
+        )
+
+
+def training_memory(
+    model: ModelConfig, train: TrainConfig, vocab_size: int, device: Device, count: int
+) -> Memory:
+    """Return the memory of one of `count` devices, in the longest layer order."""
+    sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
+    parameters = sum(sizes.values())
+    muon_names = MATRICES if train.muon_blocks_only else (*MATRICES, *PROJECTIONS)
+    muon = sum(size for name, size in sizes.items() if name in muon_names)
+    copy = device.compute_bytes if device.compute_bytes < FLOAT32 else 0
+    gathered = FLOAT32 if count > 1 else 0  # gradients side by side, to be summed over processes
+    return Memory(
+        weights=(FLOAT32 + copy) * parameters,
+        gradients=(FLOAT32 + copy + gathered) * parameters,
+        optimiser=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
+        average=FLOAT32 * parameters,
+        activations=activation_bytes(model, train, vocab_size, device, count),
+    )
+
+
+def activation_bytes(
+    model: ModelConfig, train: TrainConfig, vocab_size: int, device: Device, count: int
+) -> int:
+    """Return the bytes that a micro-batch's forward pass keeps, and the head's peak."""
+    largest = max(sizes.batch_tokens for sizes in train.sizes)
+    tokens = min(train.micro_batch_tokens, -(-largest // count))
+    kv_width = model.kv_heads * model.head_dim
+    values = WIDTH_VALUES * model.width + KV_VALUES * kv_width + MLP_VALUES * model.mlp_hidden
+    passes = max(map(len, model.orders))
+    return tokens * (device.compute_bytes * passes * values + HEAD_BYTES * vocab_size)

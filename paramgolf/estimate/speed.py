@@ -1,0 +1,83 @@
+"""How far training gets in its budget: steps, tokens and seconds, phase by phase."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from paramgolf.estimate.devices import Device
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
+from paramgolf.optim.schedule import point
+from paramgolf.training.config import BatchPhase, TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """A part of training in which the layer order and the batch stay the same."""
+
+    phase: int  # of recurrence: an index into ModelConfig.orders
+    sequence_length: int
+    batch_tokens: int
+    steps: int
+    step_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Devices that train together; compilation and the start of processes are not counted."""
+
+    device: Device
+    count: int
+
+    def step_seconds(self, flops: float) -> float:
+        """Return the seconds of an optimiser step of `flops` operations."""
+        rate = self.device.peak_flops * self.device.utilisation * self.count
+        return max(flops / rate, self.device.shortest_step)
+
+
+def training_flops(model: ModelConfig, vocab_size: int, phase: int, length: int) -> float:
+    """Return the operations of a token's forward and backward pass in a phase of recurrence."""
+    return TRAINING_FACTOR * forward_flops(model, vocab_size, model.orders[phase], length)
+
+
+def stretches(
+    model: ModelConfig, train: TrainConfig, vocab_size: int, machine: Machine
+) -> list[Stretch]:
+    """Return what training does until its budget of steps or seconds is spent."""
+    done: list[Stretch] = []
+    step, seconds = 0, 0.0
+    while (at := point(train, step, seconds)).fraction < 1:
+        phase = model.phase_at(at.fraction, step)
+        sizes = [sizes for sizes in train.sizes if sizes.at <= at.fraction][-1]
+        flops = training_flops(model, vocab_size, phase, sizes.sequence_length)
+        step_seconds = machine.step_seconds(flops * sizes.batch_tokens)
+        ends = [math.ceil(end) for end in _ends(model, train, step, seconds, step_seconds)]
+        steps = max(1, min(end for end in ends if end > 0))
+        done.append(_stretch(phase, sizes, steps, step_seconds))
+        step, seconds = step + steps, seconds + steps * step_seconds
+    return done
+
+
+def _stretch(phase: int, sizes: BatchPhase, steps: int, step_seconds: float) -> Stretch:
+    return Stretch(phase, sizes.sequence_length, sizes.batch_tokens, steps, step_seconds)
+
+
+def _ends(
+    model: ModelConfig, train: TrainConfig, step: int, seconds: float, step_seconds: float
+) -> Iterator[float]:
+    """Yield in how many steps from here each later phase begins, and the budget ends."""
+    by_fraction = model.recurrence_unit == "fraction"
+    fractions = {1.0, *(sizes.at for sizes in train.curriculum)}
+    for phase in model.recurrence:
+        if by_fraction:
+            fractions.add(phase.at)
+        else:
+            yield phase.at - step
+    for fraction in fractions:
+        if train.steps is not None:
+            yield fraction * train.steps - step
+        if train.budget_seconds is not None:
+            budget = train.budget_seconds - train.reserve_seconds
+            yield (fraction * budget - seconds) / step_seconds
