@@ -17,6 +17,8 @@ COMMANDS = {
     "use": "write a recipe to params.yaml",
     "check": "check every parameter of params.yaml",
     "recipes": "list the recipes",
+    "estimate": "what a recipe will cost, before any GPU is used",
+    "doctor": "what this machine can run, and what to mend",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."

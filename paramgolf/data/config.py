@@ -56,6 +56,8 @@ class TokenizerConfig:
 
     source: Literal["train", "file", "published"]
     path: str | None
+    transform: Literal["none", "caseops"]
+    fuse_markers: bool
     vocab_size: int
     training_bytes: int
     shard_tokens: int
@@ -64,6 +66,11 @@ class TokenizerConfig:
         """Yield what is wrong with the fields together."""
         if self.source == "file" and not self.path:
             yield "path` must name a tokenizer model when tokenizer.source is `file`"
+        foreign = self.source == "file" and str(self.path).endswith((".json", ".txt"))
+        if self.transform == "caseops" and foreign:
+            yield "transform` must be none for a tokenizer that is not a SentencePiece model"
+        if self.fuse_markers and self.transform != "caseops":
+            yield "fuse_markers` needs tokenizer.transform caseops"
         if not 300 <= self.vocab_size <= 65_536:
             yield f"vocab_size` must lie in 300..65536 (tokens are uint16), found {self.vocab_size}"
         if self.training_bytes < 1 or self.shard_tokens < 1:

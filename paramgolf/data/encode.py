@@ -12,15 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import sentencepiece
 
-from paramgolf.data.byte_counts import ByteTable, at_most, byte_table
 from paramgolf.data.documents import parse
-from paramgolf.data.tokenizer import load_tokenizer
+from paramgolf.data.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 
@@ -41,11 +38,11 @@ class Encoded:
 
 
 def encode_documents(
-    lines: Iterable[bytes], model_path: Path, *, workers: int, count_bytes: bool
+    lines: Iterable[bytes], file: TokenizerFile, *, workers: int, count_bytes: bool
 ) -> Iterator[Encoded]:
     """Encode documents (lines of JSON) in batches, in order, with a bounded number under way."""
-    model = str(model_path), sha256_file(model_path)
-    work = functools.partial(_encode_batch, model, count_bytes)
+    content = sha256_file(file.path)
+    work = functools.partial(_encode_batch, file, content, count_bytes)
     yield from ordered_map(work, batches(lines, BATCH_BYTES), workers)
 
 
@@ -112,24 +109,19 @@ def _cores() -> int:
 
 
 @functools.lru_cache(maxsize=1)
-def _tokenizer(path: str, _sha256: str) -> tuple[sentencepiece.SentencePieceProcessor, ByteTable]:
-    """Load a model once a process; another content under the same path is another model."""
-    model = load_tokenizer(path)
-    return model, byte_table(model)
+def _tokenizer(file: TokenizerFile, _sha256: str) -> TextTokenizer:
+    """Open a tokenizer once a process; another content under the same path is another one."""
+    return open_tokenizer(file)
 
 
-def _encode_batch(model_file: tuple[str, str], count_bytes: bool, lines: list[bytes]) -> Encoded:
-    model, table = _tokenizer(*model_file)
+def _encode_batch(
+    file: TokenizerFile, sha256: str, count_bytes: bool, lines: list[bytes]
+) -> Encoded:
     texts = [parse(line).text for line in lines]
-    bos = np.array([model.bos_id()], dtype=np.uint16)
-    parts: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    encoded = model.encode(texts, return_type="numpy", num_threads=1)
-    for text, ids in zip(texts, encoded, strict=True):
-        tokens = np.concatenate([bos, ids], dtype=np.uint16, casting="unsafe")
-        parts.append(tokens)
-        if count_bytes:
-            counts.append(at_most(table.counts(tokens), len(text.encode())))
+    encoded = list(_tokenizer(file, sha256).encode(texts, count_bytes=count_bytes))
+    counts = [counts for _, counts in encoded if counts is not None]
     return Encoded(
-        np.concatenate(parts), np.concatenate(counts) if count_bytes else None, len(texts)
+        np.concatenate([tokens for tokens, _ in encoded]),
+        np.concatenate(counts) if counts else None,
+        len(texts),
     )

@@ -1,5 +1,8 @@
-"""Kinds of device that an estimate is made for. To replace a figure by your own measurement, edit
-its line here: `mfu` of artifacts/metrics/train.json is the utilisation of a real run."""
+"""Kinds of device that an estimate is made for.
+
+To replace a figure by your own measurement, edit its line here: `mfu` in
+artifacts/metrics/train.json is the utilisation of a real run.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +45,10 @@ DEVICES = {
         compute_bytes=2,
         shortest_step=0.010,
     ),
-    # a laptop: two cores of 40 GFLOP/s, half of it reached
+    # two cores of a laptop
     "cpu": Device(
         peak_flops=80e9,
-        utilisation=0.5,
+        utilisation=0.25,
         memory_bytes=None,
         compute_bytes=4,
         shortest_step=0.0,

@@ -11,14 +11,15 @@ from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
 from paramgolf.training.config import TrainConfig
 
 FLOAT32 = 4
-# Activations that a block keeps for its backward pass, values a token and pass. Of the width: the
-# input, its mix with x0, its norm, q before and after norm and rotation, attention's output before
-# and after XSA and projected, the second residual, its norm, and the MLP's output. Of the
-# key/value width: k before and after its norm, v, and v's direction. Of the MLP: before and after
-# the activation.
-WIDTH_VALUES, KV_VALUES, MLP_VALUES = 11, 4, 2
+# Activations that a compiled block keeps for its backward pass, values a token and pass. Of the
+# width: the input, its mix with x0, its norm, q before and after norm and rotation, attention's
+# output before and after XSA and projected, the second residual, its norm, the MLP's output and the
+# block's. Of the key/value width: k before and after its norm, v, and v's direction. Of the MLP:
+# before and after the activation. Measured on an H100 at d 512, kv 256, m 2048: 11,320 values,
+# where this counts 11,264; parallel layers keep a little less.
+WIDTH_VALUES, KV_VALUES, MLP_VALUES = 12, 4, 2
 # The head, bytes a token and word: the softcap's float32 output, the log-softmax's, and two
-# gradients of them at once.
+# gradients of them at once. Measured on an H100 at 8,192 words: 15.2 to 16.1.
 HEAD_BYTES = 16
 
 
@@ -39,9 +40,7 @@ class Memory:
     @property
     def total(self) -> int:
         """All of them."""
-        return (
-            self.weights + self.gradients + self.optimiser + self.average + self.activations
-        )
+        return self.weights + self.gradients + self.optimiser + self.average + self.activations
 
 
 def training_memory(

@@ -53,6 +53,26 @@ class Weights(NamedTuple):
     mlp_mix: Tensor | None = None  # [2, d]
 
 
+class Pair(NamedTuple):
+    """A low-rank addition to a projection, for each row of the batch or (B = 1) for all.
+
+    A step's is a [B, r, in] and b [B, out, r]; a stack over places has one dimension more in front.
+    """
+
+    a: Tensor
+    b: Tensor
+
+
+class Adapters(NamedTuple):
+    """The adapters of one step (LoRA, #1530); o and mlp read the sublayer's input."""
+
+    q: Pair | None = None
+    k: Pair | None = None
+    v: Pair | None = None
+    o: Pair | None = None
+    mlp: Pair | None = None
+
+
 class Context(NamedTuple):
     """What every step of a forward pass shares, and the values that only some steps add."""
 
@@ -63,6 +83,7 @@ class Context(NamedTuple):
     first_values: Tensor | None = None  # [B, T, K, D]: layer 0's, for value residuals
     segments: Segments | None = None  # parts that attention does not cross
     tap: Tap | None = None
+    adapters: Adapters | None = None
 
 
 def norm(x: Tensor) -> Tensor:
@@ -82,12 +103,25 @@ def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
     return F.linear(x, weight)
 
 
+def low_rank(x: Tensor, pair: Pair) -> Tensor:
+    """Return (x a^T) b^T [B, T, out], each row by its own matrices."""
+    return x @ pair.a.mT @ pair.b.mT
+
+
+def adapt(y: Tensor, n: Tensor, name: str, adapters: Adapters | None) -> Tensor:
+    """Return y [B, T, out], plus what adapter `name` makes of n [B, T, in] where there is one."""
+    pair = None if adapters is None else getattr(adapters, name)
+    return y if pair is None else y + low_rank(n, pair)
+
+
 def values_of(n: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
     """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D]."""
     B, T, d = n.shape
     head_dim = d // kind.heads
     kv = kind.kv_heads * head_dim
     q, k, v = linear(n, w.qkv, "qkv", c.tap).split([d, kv, kv], dim=-1)
+    q, k = adapt(q, n, "q", c.adapters), adapt(k, n, "k", c.adapters)
+    v = adapt(v, n, "v", c.adapters)
     if c.value_extra is not None:
         v = v + c.value_extra
     q, k, v = (x.reshape(B, T, -1, head_dim) for x in (q, k, v))
@@ -106,7 +140,7 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         y = exclude_own_value(y, v)
     if w.head_gate is not None:
         y = y * head_gates(n, w.head_gate, kind).unsqueeze(-1)
-    return w.attn_scale * linear(y.flatten(2), w.o, "o", c.tap)
+    return w.attn_scale * adapt(linear(y.flatten(2), w.o, "o", c.tap), n, "o", c.adapters)
 
 
 def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
@@ -123,7 +157,7 @@ def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
 def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     """Return the MLP sublayer's output [B, T, d]: down(LeakyReLU(up n)^2)."""
     hidden = F.leaky_relu(linear(n, w.up, "up", c.tap), kind.mlp_slope).square()
-    return w.mlp_scale * linear(hidden, w.down, "down", c.tap)
+    return w.mlp_scale * adapt(linear(hidden, w.down, "down", c.tap), n, "mlp", c.adapters)
 
 
 State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's

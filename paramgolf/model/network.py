@@ -5,7 +5,7 @@ Shapes: B rows, T tokens, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paramgolf.model.attention import Attend, attend_sdpa, find_segments, rotary_table
-from paramgolf.model.block import Context, Kind, State, Weights, block, mix, norm, values_of
+from paramgolf.model.block import (
+    Adapters,
+    Context,
+    Kind,
+    Pair,
+    State,
+    Weights,
+    block,
+    low_rank,
+    mix,
+    norm,
+    values_of,
+)
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, value_embedding
 from paramgolf.model.init import initial_parameters
@@ -34,11 +46,14 @@ class Pass:
     `order` is the layer order. `tap(family, row, x)` is shown the input of each matrix product:
     qkv, o, up, down, and embedding (the head's). A tap turns compilation off. With
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
+    `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
+    of the order.
     """
 
     order: Order
     tap: Callable[[str, int, Tensor], None] | None = None
     document_tokens: int | None = None
+    adapters: Mapping[str, Pair] | None = None
 
 
 class Network(nn.Module):
@@ -73,25 +88,29 @@ class Network(nn.Module):
                     matrices[self.config.layers + i].copy_(matrices[layer])
 
     def nll(
-        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, last: int | None = None
+        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, part: slice | None = None
     ) -> Tensor:
         """Return the negative log-likelihood of each target, nats, float32 [B, T].
 
-        `last` restricts the head to the last positions: targets and result are then [B, last].
+        `part` restricts the head to some positions: targets and result are then theirs alone.
         """
-        logits = self.logits(tokens_BT, options, last=last)
+        logits = self.logits(tokens_BT, options, part=part)
         nll = F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="none")
         return nll.view(targets_BT.shape)
 
-    def logits(self, tokens_BT: Tensor, options: Pass, *, last: int | None = None) -> Tensor:
-        """Return softcapped logits, float32 [B, T, V] (or [B, last, V])."""
+    def logits(self, tokens_BT: Tensor, options: Pass, *, part: slice | None = None) -> Tensor:
+        """Return softcapped logits, float32 [B, T, V], of the positions `part` or of all."""
         tensors = self._cast()
         hidden = self._hidden(tokens_BT, tensors, options)
-        if last is not None:
-            hidden = hidden[:, -last:]
+        if part is not None:
+            hidden = hidden[:, part]
         if options.tap is not None:
             options.tap("embedding", 0, hidden)
-        z = F.linear(hidden, tensors["embedding"]).float()
+        z = F.linear(hidden, tensors["embedding"])
+        if options.adapters is not None and "head" in options.adapters:
+            a, b = (x.to(self.compute_dtype)[0] for x in options.adapters["head"])
+            z = z + low_rank(hidden, Pair(a, b))
+        z = z.float()
         if not self.config.asymmetric_softcap:
             return self.config.softcap * torch.tanh(z / self.config.softcap)
         above, below = self.get_parameter("softcaps")
@@ -112,11 +131,13 @@ class Network(nn.Module):
         shared = self._shared_context(x0, tokens_BT, options)
         extra = value_embedding(tokens_BT, tensors)
         rows = _Rows(tensors, self.config)
+        adapters = self._cast_adapters(options.adapters, len(options.order))
         state: State = (x0,)
         kept: list[State] = []
-        for step in plan(self.config, options.order):
+        for step, adapter in zip(plan(self.config, options.order), adapters, strict=True):
             weights = rows.of(step)
             context = self._step_context(step, shared, extra, tensors, options)
+            context = context._replace(adapters=adapter)
             if self.config.value_residual and step.layer == 0:
                 shared = shared._replace(first_values=self._first_values(state, weights, context))
             if step.skip_row is not None and kept:
@@ -155,6 +176,22 @@ class Network(nn.Module):
         if options.tap is not None:
             context = context._replace(tap=_bind(options.tap, step))
         return context
+
+    def _cast_adapters(
+        self, adapters: Mapping[str, Pair] | None, places: int
+    ) -> Sequence[Adapters | None]:
+        """Return the adapters of each place of the order, in the compute dtype."""
+        if adapters is None:
+            return [None] * places
+        split = {
+            name: [x.to(self.compute_dtype).unbind(0) for x in pair]
+            for name, pair in adapters.items()
+            if name != "head"
+        }
+        return [
+            Adapters(**{name: Pair(a[place], b[place]) for name, (a, b) in split.items()})
+            for place in range(places)
+        ]
 
     def _first_values(self, state: State, weights: Weights, context: Context) -> Tensor:
         """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""

@@ -120,7 +120,7 @@ def write_text(
     draws_BT = torch.from_numpy(np.stack(draws)).to(device)
     text_BT = torch.full((len(numbers), length), bos, dtype=torch.int64, device=device)
     for position in range(1, length):
-        logits = network.logits(text_BT[:, :position], options, last=1)[:, -1]
+        logits = network.logits(text_BT[:, :position], options, part=slice(-1, None))[:, -1]
         chances = torch.softmax(logits.double() / config.temperature, dim=-1)
         text_BT[:, position] = _draw(chances, draws_BT[:, position])
     return text_BT

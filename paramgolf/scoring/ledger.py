@@ -7,14 +7,18 @@ been scored. What the ledger refuses never reaches the result, because the resul
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
+import torch
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.runtime import Ranks
 
 ROUNDING_NATS = 1e-3  # how far below 0 a score may lie: cross entropy in float32 rounds
+REPLAYED = 1024  # updates checked at a time
 
 
 class LedgerError(ParamGolfError):
@@ -25,12 +29,14 @@ class LedgerError(ParamGolfError):
 class Update:
     """One update of the weights: the last entry of scores before it, and what it learned from.
 
-    `start` and `stop` are int64 [n]: the targets start[i]..stop[i].
+    `start` and `stop` are int64 [n]: the targets start[i]..stop[i]. An `own` update is this
+    process's alone; the others were made by all processes alike.
     """
 
     entry: int
     start: np.ndarray
     stop: np.ndarray
+    own: bool = False
 
 
 class Ledger:
@@ -41,6 +47,8 @@ class Ledger:
         entry: int32 [count], the number of the entry that scored the target, from 1; 0 is none.
         weights: the version of the weights behind each entry, a version an update.
         updates: the updates, in order.
+
+    Processes that score different targets each keep a ledger, and merge() them.
     """
 
     def __init__(self, count: int) -> None:
@@ -48,6 +56,8 @@ class Ledger:
         self.entry = np.zeros(count, dtype=np.int32)
         self.weights = [0]
         self.updates: list[Update] = []
+        self._merged = (0, 0)  # entries and updates that the last merge told the others
+        self._elsewhere = _Elsewhere(np.zeros(count, dtype=bool))
 
     def score(self, start: int, nats: np.ndarray, times: np.ndarray) -> None:
         """Enter scores that the present weights gave to the targets from `start` on.
@@ -56,32 +66,72 @@ class Ledger:
         were (0 or 1, or else a LedgerError). A target scored in an earlier entry, and a score that
         no probability can have, are LedgerErrors too.
         """
-        stop = start + len(nats)
-        self._inside(start, stop)
-        twice = np.flatnonzero(times + (self.entry[start:stop] > 0) > 1)
+        self._inside(np.array([start]), np.array([start + len(nats)]))
+        twice = np.flatnonzero(times > 1)
         if len(twice):
             _refuse("a target is scored a second time", start + twice)
-        new = times > 0
-        impossible = np.flatnonzero(new & ~((nats > -ROUNDING_NATS) & np.isfinite(nats)))
-        if len(impossible):
-            fix = "lower eval_ttt.lr if adaptation diverged; else the weights are damaged"
-            found = _describe(start + impossible)
+        new = np.flatnonzero(times)
+        self._enter(start + new, nats[new])
+
+    def score_at(self, targets: np.ndarray, nats: np.ndarray) -> None:
+        """Enter scores [n] that the present weights gave to `targets` [n], in any order."""
+        self._inside(targets, targets + 1)
+        once, times = np.unique(targets, return_counts=True)
+        if len(once) < len(targets):
+            _refuse("a target is scored a second time", once[times > 1])
+        self._enter(targets, nats)
+
+    def _enter(self, targets: np.ndarray, nats: np.ndarray) -> None:
+        known = self.entry[targets] > 0
+        if known.any():
+            _refuse("a target is scored a second time", targets[known])
+        impossible = ~((nats > -ROUNDING_NATS) & np.isfinite(nats))
+        if impossible.any():
+            fix = "lower the rate of eval_ttt if adaptation diverged; else the weights are damaged"
+            found = _describe(targets[impossible])
             raise LedgerError("a score is not the -ln of a probability", found=found, fix=fix)
         self.weights.append(len(self.updates))
-        self.nats[start:stop][new] = nats[new]
-        self.entry[start:stop][new] = len(self.weights) - 1
+        self.nats[targets] = nats
+        self.entry[targets] = len(self.weights) - 1
 
-    def update(self, start: np.ndarray, stop: np.ndarray) -> None:
+    def update(self, start: np.ndarray, stop: np.ndarray, *, own: bool = False) -> None:
         """Enter an update of the weights that learns from the targets start[i]..stop[i].
 
-        To be called before the optimiser's step; a target without a score is a LedgerError.
+        To be called before the optimiser's step; a target without a score is a LedgerError. `own`
+        tells that this process alone updates, what it learns is its own too.
         """
-        for begin, end in zip(start.tolist(), stop.tolist(), strict=True):
-            self._inside(begin, end)
-            unscored = np.flatnonzero(self.entry[begin:end] == 0)
-            if len(unscored):
-                _refuse("an update would learn from targets not scored yet", begin + unscored)
-        self.updates.append(Update(len(self.weights) - 1, start, stop))
+        self._inside(start, stop)
+        targets = spread(start, stop)
+        unscored = targets[self.entry[targets] == 0]
+        if len(unscored):
+            _refuse("an update would learn from targets not scored yet", unscored)
+        self.updates.append(Update(len(self.weights) - 1, start, stop, own))
+
+    def merge(self, ranks: Ranks) -> None:
+        """Exchange what each process scored and learned by itself since the last merge.
+
+        All processes call it together; then all hold the same scores. A target that two of them
+        scored is a LedgerError.
+        """
+        entries, updates = self._merged
+        mine = self.entry > entries
+        own = [update for update in self.updates[updates:] if update.own]
+        trained, score_first = self._replay(own)
+        rows = np.stack([np.where(mine, self.nats, 0.0), mine, trained])
+        nats, times, learned = ranks.sum(torch.from_numpy(rows).to(ranks.device)).cpu().numpy()
+        if (times > 1).any():
+            _refuse("a target is scored a second time", np.flatnonzero(times > 1))
+        new = len(self.weights) - 1 - entries
+        figures = torch.tensor([new, len(own), not score_first], dtype=torch.float64)
+        total = ranks.sum(figures.to(ranks.device)).tolist()
+        others = np.flatnonzero((times == 1) & ~mine)
+        if len(others):
+            self._enter(others, nats[others])
+        self._elsewhere.trained |= learned > 0
+        self._elsewhere.entries += int(total[0]) - new - (len(others) > 0)
+        self._elsewhere.updates += int(total[1]) - len(own)
+        self._elsewhere.score_first &= total[2] == 0
+        self._merged = (len(self.weights) - 1, len(self.updates))
 
     def close(self) -> dict[str, bool | int]:
         """Return the verdict for the metrics, derived once more from the record itself.
@@ -91,32 +141,65 @@ class Ledger:
         missing = np.flatnonzero(self.entry == 0)
         if len(missing):
             _refuse("targets were never scored", missing)
-        trained = np.zeros(len(self.entry), dtype=bool)
-        score_first = True
-        for update in self.updates:
-            for begin, end in zip(update.start.tolist(), update.stop.tolist(), strict=True):
-                score_first &= bool((self.entry[begin:end] <= update.entry).all())
-                trained[begin:end] = True
+        trained, score_first = self._replay(self.updates)
+        elsewhere = self._elsewhere
         return {
             "scored_once": True,
-            "score_first": score_first,
+            "score_first": score_first and elsewhere.score_first,
             "targets": len(self.entry),
-            "entries": len(self.weights) - 1,
-            "updates": len(self.updates),
-            "targets_trained": int(trained.sum()),
+            "entries": len(self.weights) - 1 + elsewhere.entries,
+            "updates": len(self.updates) + elsewhere.updates,
+            "targets_trained": int((trained | elsewhere.trained).sum()),
         }
 
     def weights_version(self) -> np.ndarray:
         """Return for each target how many updates its weights had seen, int64 [count]."""
         return np.asarray(self.weights)[self.entry]
 
-    def _inside(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= len(self.entry):
+    def _replay(self, updates: Sequence[Update]) -> tuple[np.ndarray, bool]:
+        """Return the targets that `updates` learned from, bool [count], and if all had scores."""
+        trained = np.zeros(len(self.entry), dtype=bool)
+        score_first = True
+        for begin in range(0, len(updates), REPLAYED):
+            some = updates[begin : begin + REPLAYED]
+            start, stop = (np.concatenate([getattr(u, x) for u in some]) for x in ("start", "stop"))
+            entries = np.repeat([u.entry for u in some], [len(u.start) for u in some])
+            targets = spread(start, stop)
+            score_first &= bool((self.entry[targets] <= np.repeat(entries, stop - start)).all())
+            trained[targets] = True
+        return trained, score_first
+
+    def _inside(self, start: np.ndarray, stop: np.ndarray) -> None:
+        wrong = np.flatnonzero(~((start >= 0) & (start <= stop) & (stop <= len(self.entry))))
+        if len(wrong):
             raise LedgerError(
                 "the ledger refuses targets outside of the text",
                 expected=f"targets 0..{len(self.entry)}",
-                found=f"{start}..{stop}",
+                found=f"{start[wrong[0]]}..{stop[wrong[0]]}",
             )
+
+
+@dataclass(slots=True)
+class _Elsewhere:
+    """What the other processes entered, as far as the verdict needs it."""
+
+    trained: np.ndarray
+    entries: int = 0
+    updates: int = 0
+    score_first: bool = True
+
+
+def spread(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+    """Return the members of the ranges start[i]..stop[i] one after another, int64."""
+    lengths = stop - start
+    before = np.cumsum(lengths) - lengths
+    return np.repeat(start - before, lengths) + np.arange(lengths.sum())
+
+
+def spans(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and stop of the runs of neighbours in `targets` [n], at least one."""
+    breaks = np.flatnonzero(np.diff(targets) != 1)
+    return targets[np.r_[0, breaks + 1]], targets[np.r_[breaks, len(targets) - 1]] + 1
 
 
 def _refuse(what: str, targets: np.ndarray) -> NoReturn:

@@ -101,7 +101,8 @@ def score_batch(network: Network, tokens: torch.Tensor, batch: Windows, rows: in
     with torch.no_grad():
         inputs, targets = take_rows(tokens, starts, batch.length)
         options = Pass(order=network.config.orders[-1])
-        nats = network.nll(inputs, targets[:, -last:], options, last=last)
+        part = slice(-last, None)
+        nats = network.nll(inputs, targets[:, part], options, part=part)
     return nats[: len(batch)]
 
 

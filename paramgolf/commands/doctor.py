@@ -1,0 +1,53 @@
+"""Check what this machine can run: software, GPUs, memory, disk, Git, DVC, the network, recipes.
+
+Each line is ok, a warning or a fault, with its remedy. The exit code is 1 where there is a fault.
+Nothing is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from paramgolf.doctor.examine import examine
+from paramgolf.doctor.finding import Finding
+
+EXAMPLE = """example:
+  paramgolf doctor
+  paramgolf doctor --json"""
+COLOURS = {"ok": "green", "warning": "yellow", "fault": "red"}
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the findings; code 1 where one is a fault."""
+    findings = list(examine(Path()))
+    faulty = any(finding.state == "fault" for finding in findings)
+    if options.json:
+        content = {"ok": not faulty, "findings": [dataclasses.asdict(f) for f in findings]}
+        print(json.dumps(content, indent=1))
+    else:
+        _show(findings)
+    return int(faulty)
+
+
+def _show(findings: Sequence[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    for finding in findings:
+        text = Text(finding.text)
+        if finding.remedy:
+            text.append(f"\n-> {finding.remedy}", style="bold")
+        state = Text(finding.state, style=COLOURS[finding.state])
+        table.add_row(state, Text(finding.name), text)
+    Console(highlight=False).print(table)

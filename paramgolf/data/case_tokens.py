@@ -1,0 +1,126 @@
+"""The marks of CaseOps in token streams: their bytes, and pairs with a space fused into one token.
+
+Bytes (#1729): a mark stands for none; one that an ESCAPE makes literal for its own 3 bytes. Fusion
+(#2109): a space followed by TITLE, ALL_CAPS or CAP_NEXT becomes the one token 8, 9 or 10. These are
+the byte-fallback tokens of U+0000 to U+0002; where a text holds such a character, its token is
+written after ESCAPE, which else stands before marks alone, so that `split` is an exact inverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import sentencepiece
+
+from paramgolf.data.byte_counts import SPACE
+from paramgolf.data.case_transform import MARKS
+from paramgolf.errors import ParamGolfError
+
+MARK_BYTES = 3
+# tokens 4, 5 and 6 after a space become 8, 9 and 10; 7 is ESCAPE
+FUSED_MARKS = np.array([4, 5, 6], dtype=np.uint16)
+ALIASES = np.array([8, 9, 10], dtype=np.uint16)
+ESCAPE_ID = 7
+
+
+def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    """Return the ids [4] of TITLE, ALL_CAPS, CAP_NEXT and ESCAPE.
+
+    A model that lacks one, or has a mark inside a longer piece, is refused.
+    """
+    pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
+    holders = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in MARKS)]
+    if sorted(pieces[i] for i in holders) != sorted(MARKS):
+        raise ParamGolfError(
+            "the tokenizer does not have the case marks U+E001 to U+E004 as four pieces",
+            found=", ".join(ascii(pieces[i]) for i in holders) or "none of them",
+            fix="set tokenizer.transform to none, or take a tokenizer made for caseops",
+        )
+    return np.array([pieces.index(mark) for mark in MARKS], dtype=np.uint16)
+
+
+def count_marks(ids: np.ndarray, counts: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """Return `counts` uint16 [n] of `ids` [n] with 0 for each of the `marks` that is not literal."""
+    is_mark = np.isin(ids, marks)
+    result = np.where(is_mark, 0, counts).astype(np.uint16)
+    if (ids == marks[3]).any():
+        result[is_mark & escaped(ids, marks[3])] = MARK_BYTES
+    return result
+
+
+def escaped(ids: np.ndarray, escape: int) -> np.ndarray:
+    """Return bool [n]: an ESCAPE that is not literal itself stands before the token.
+
+    The first of consecutive ESCAPEs acts, the second is its literal, and so on: a token is literal
+    where their number before it is odd.
+    """
+    positions = np.arange(len(ids))
+    others = np.where(ids != escape, positions, -1)
+    last_other = np.maximum.accumulate(np.concatenate([[-1], others]))[:-1]
+    return (positions - 1 - last_other) % 2 == 1
+
+
+@dataclass(frozen=True, slots=True)
+class Fusion:
+    """Fuses pairs of a space and a mark in the token stream of one model, and splits them again."""
+
+    space: int
+    """Token of the piece U+2581 alone."""
+
+    @property
+    def aliases(self) -> list[list[int]]:
+        """[alias, space, mark] of each fused pair."""
+        pairs = zip(ALIASES.tolist(), FUSED_MARKS.tolist(), strict=True)
+        return [[alias, self.space, mark] for alias, mark in pairs]
+
+    def fuse(
+        self, ids: np.ndarray, counts: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return fused ids and their byte counts, of the same sum, where `counts` is given.
+
+        `ids` uint16 [n] are whole documents, `counts` uint16 [n].
+        """
+        pairs = np.flatnonzero((ids[:-1] == self.space) & np.isin(ids[1:], FUSED_MARKS))
+        literal = np.flatnonzero(np.isin(ids, ALIASES))
+        fused = ids.copy()
+        fused[pairs] = ids[pairs + 1] + (ALIASES[0] - FUSED_MARKS[0])
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[pairs + 1], repeats[literal] = 0, 2
+        before = (np.cumsum(repeats) - repeats)[literal]  # where the literals' escapes go
+        fused = np.repeat(fused, repeats)
+        fused[before] = ESCAPE_ID
+        if counts is None:
+            return fused, None
+        sums = counts.copy()
+        sums[pairs] += counts[pairs + 1]
+        sums = np.repeat(sums, repeats)
+        sums[before] = 0
+        return fused, sums
+
+    def split(self, ids: np.ndarray) -> np.ndarray:
+        """Return the ids uint16 that `fuse` made `ids` from."""
+        is_alias = np.isin(ids, ALIASES)
+        literal = is_alias & escaped(ids, ESCAPE_ID)
+        repeats = np.ones(len(ids), dtype=np.int64)
+        repeats[is_alias & ~literal] = 2
+        repeats[np.flatnonzero(literal) - 1] = 0
+        ends = np.cumsum(repeats)[is_alias & ~literal]
+        whole = np.repeat(ids, repeats)
+        whole[ends - 2] = self.space
+        whole[ends - 1] -= ALIASES[0] - FUSED_MARKS[0]
+        return whole
+
+
+def fusion(model: sentencepiece.SentencePieceProcessor) -> Fusion:
+    """Return the fusion for a model; its marks must be 4..7 and its bytes 0, 1, 2 the aliases."""
+    marks = mark_ids(model).tolist()
+    if marks != [*FUSED_MARKS, ESCAPE_ID] or not all(model.is_byte(int(i)) for i in ALIASES):
+        raise ParamGolfError(
+            "marks cannot be fused in this tokenizer",
+            expected="the case marks as tokens 4 to 7, the bytes 0, 1 and 2 as tokens 8 to 10",
+            found=f"the case marks as {marks}, 8 to 10 as "
+            + ", ".join(model.id_to_piece(int(i)) for i in ALIASES),
+            fix="set tokenizer.fuse_markers to false, or train the tokenizer here",
+        )
+    return Fusion(model.piece_to_id(SPACE))

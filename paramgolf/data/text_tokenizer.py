@@ -1,0 +1,96 @@
+"""Text to tokens and back by any kind of tokenizer, with the bytes that each token stands for.
+
+A kind (SentencePiece, Hugging Face JSON, vocabulary file) gives ids of its own; here BOS comes
+before them, as token 1 of every shard, and the rules hold that all kinds share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+
+from paramgolf.data.bos import BOS, exchange
+from paramgolf.data.byte_counts import at_most
+from paramgolf.data.case_tokens import Fusion
+from paramgolf.data.vocabulary_file import VocabularyFile
+from paramgolf.data.vocabulary_json import JsonVocabulary
+from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
+
+Tokens = tuple[np.ndarray, np.ndarray | None]
+
+
+class Vocabulary(Protocol):
+    """What a kind of tokenizer gives; ids are its own, without BOS."""
+
+    size: int
+    bos: int
+    fusion: Fusion | None
+
+    def encode(self, texts: list[str], *, count_bytes: bool) -> Iterator[Tokens]:
+        """Yield the ids of each text and, where asked, their bytes, uint16 both."""
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Return the text in UTF-8; unknown tokens give nothing."""
+
+    def excesses(self, ids: np.ndarray) -> dict[int, str]:
+        """Return the bytes by which each known accounting fault would count `ids` too high."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """A tokenizer as data/tokens holds it."""
+
+    path: str
+    """The ending tells the kind: .json Hugging Face, .txt a vocabulary file, else SentencePiece."""
+    transform: Literal["none", "caseops"]
+    fuse_markers: bool
+
+
+class TextTokenizer:
+    """Encodes documents as the shards hold them: BOS, then the tokens of the text."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.size = vocabulary.size
+        self.own_bos = vocabulary.bos
+        self.fusion = vocabulary.fusion
+        self._vocabulary = vocabulary
+        self._exchange = exchange(vocabulary.size, vocabulary.bos)
+
+    def encode(self, texts: list[str], *, count_bytes: bool) -> Iterator[Tokens]:
+        """Yield tokens uint16 [n] of each text, BOS first, and their bytes uint16 [n] where asked.
+
+        The bytes of a document never sum to more than those of its text.
+        """
+        encoded = self._vocabulary.encode(texts, count_bytes=count_bytes)
+        for text, (ids, counts) in zip(texts, encoded, strict=True):
+            tokens = np.concatenate([[BOS], self._exchange[ids]], dtype=np.uint16, casting="unsafe")
+            if counts is not None:
+                counts = np.concatenate([[0], at_most(counts, len(text.encode()))], dtype=np.uint16)
+            yield self.fusion.fuse(tokens, counts) if self.fusion else (tokens, counts)
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        """Return the text of one document's tokens in UTF-8; `tokens` begin with BOS."""
+        return self._vocabulary.decode(self._own(tokens))
+
+    def known_fault(self, tokens: np.ndarray, excess: int) -> str:
+        """Name the published accounting fault that explains an excess of bytes; "" if none does."""
+        return self._vocabulary.excesses(self._own(tokens)).get(excess, "") if excess else ""
+
+    def _own(self, tokens: np.ndarray) -> np.ndarray:
+        return self._exchange[(self.fusion.split(tokens) if self.fusion else tokens)[1:]]
+
+
+def open_tokenizer(file: TokenizerFile) -> TextTokenizer:
+    """Open a tokenizer; one whose bytes cannot be counted is refused."""
+    path = Path(file.path)
+    kinds = {".json": JsonVocabulary, ".txt": VocabularyFile}
+    if path.suffix in kinds:
+        return TextTokenizer(kinds[path.suffix](path))
+    vocabulary = SentencePieceVocabulary(
+        path, transform=file.transform, fuse_markers=file.fuse_markers
+    )
+    return TextTokenizer(vocabulary)

@@ -1,0 +1,62 @@
+"""A SentencePiece model as a vocabulary, of plain text or of text in the case transform."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from paramgolf.data import case_transform
+from paramgolf.data.byte_counts import byte_table
+from paramgolf.data.case_tokens import MARK_BYTES, count_marks, fusion, mark_ids
+from paramgolf.data.tokenizer import load_tokenizer
+
+
+class SentencePieceVocabulary:
+    """Ids, text and bytes of a SentencePiece model."""
+
+    def __init__(
+        self, path: Path, *, transform: Literal["none", "caseops"], fuse_markers: bool
+    ) -> None:
+        self._model = load_tokenizer(path)
+        self._table = byte_table(self._model)
+        self._marks = mark_ids(self._model) if transform == "caseops" else None
+        self.size: int = self._model.vocab_size()
+        self.bos: int = self._model.bos_id()
+        self.fusion = fusion(self._model) if fuse_markers else None
+
+    def encode(
+        self, texts: list[str], *, count_bytes: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+        """Yield ids of each text, and their bytes by the token table where asked."""
+        if self._marks is not None:
+            texts = [case_transform.encode(text) for text in texts]
+        for ids in self._model.encode(texts, return_type="numpy", num_threads=1):
+            yield ids, self._count(ids) if count_bytes else None
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Return the text that the model decodes to, out of the case transform, in UTF-8."""
+        text = self._model.decode(ids[ids != self._model.unk_id()].tolist())
+        return (text if self._marks is None else case_transform.decode(text)).encode()
+
+    def excesses(self, ids: np.ndarray) -> dict[int, str]:
+        """Return the bytes by which the faults of issues #1545 and #1143 would count too high."""
+        spaces = int((self._table.counts(ids) - self._table.base[ids]).sum())
+        fallback = int(self._table.fallback[ids].sum())
+        faults = {
+            spaces: ": each leading space is counted twice (#1545)",
+            2 * fallback: ": byte-fallback tokens are counted as 3 bytes (#1143)",
+            -spaces: ": leading spaces are not counted",
+        }
+        if self._marks is not None:
+            marks = int((self._table.counts(ids) - self._count(ids)).sum())
+            literal = int(np.isin(ids, self._marks).sum()) * MARK_BYTES - marks
+            faults[marks] = ": case marks are counted as text (#1729)"
+            faults[-literal] = ": marks that the text itself holds are not counted"
+        return faults
+
+    def _count(self, ids: np.ndarray) -> np.ndarray:
+        counts = self._table.counts(ids)
+        return counts if self._marks is None else count_marks(ids, counts, self._marks)

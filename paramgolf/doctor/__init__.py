@@ -1,0 +1,1 @@
+"""What this machine can run: checks with a remedy each."""

@@ -1,0 +1,73 @@
+"""Which recipes this machine can run, and in about what time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from paramgolf.doctor.finding import Finding, ok, warning
+from paramgolf.doctor.software import Gpu
+from paramgolf.estimate.devices import DEVICES, GIB, Device
+from paramgolf.estimate.memory import training_memory
+from paramgolf.estimate.speed import Machine, Stretch, stretches
+from paramgolf.recipes import Params, check, compose, names
+
+CONTEST = Machine(device=DEVICES["H100"], count=8)
+LITTLE_SHARE = 0.02  # of the contest's training tokens: too few for a recipe to mean anything
+LONG = 24 * 3600.0
+HERE = "it needs GPUs; `paramgolf use sample` runs here"
+
+
+def device_of(gpus: Sequence[Gpu]) -> Device | None:
+    """Return the kind of the machine's devices, or None for a GPU without figures."""
+    if not gpus:
+        return DEVICES["cpu"]
+    return next((DEVICES[kind] for kind in DEVICES if kind in gpus[0].name), None)
+
+
+def recipe_findings(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Iterator[Finding]:
+    """Judge each recipe; `memory_bytes` is the machine's own, for a run without GPU."""
+    device = device_of(gpus)
+    for name in names(folder):
+        title = f"recipe {name}"
+        if device is None:
+            yield ok(title, f"time unknown: {gpus[0].name} is not in estimate/devices.py")
+            continue
+        params = check(compose(name, folder), where=folder / f"{name}.yaml")
+        machine = Machine(device=device, count=max(1, len(gpus)))
+        capacity = gpus[0].memory_bytes if gpus else memory_bytes
+        yield recipe_finding(title, params, machine, capacity)
+
+
+def recipe_finding(title: str, params: Params, machine: Machine, capacity: int) -> Finding:
+    """Judge one recipe on a machine whose devices have `capacity` bytes of memory."""
+    model, train, vocab_size = params.model, params.train, params.tokenizer.vocab_size
+    memory = training_memory(model, train, vocab_size, machine.device, machine.count).total
+    here = stretches(model, train, vocab_size, machine)
+    share = _tokens(here) / _tokens(stretches(model, train, vocab_size, CONTEST))
+    seconds = sum(part.steps * part.step_seconds for part in here)
+    text = f"{_steps(here):,} steps in about {duration(seconds)}"
+    if share < 1:
+        text += f", {share:.1%} of the tokens of 8 H100"
+    if share < LITTLE_SHARE or seconds > LONG:
+        return warning(title, text, HERE)
+    if memory > capacity:
+        sizes = f"{memory / GIB:.0f} GiB of memory, {capacity / GIB:.0f} are there"
+        return warning(title, f"{text}; needs {sizes}", "lower train.micro_batch_tokens")
+    return ok(title, text)
+
+
+def _tokens(parts: Sequence[Stretch]) -> int:
+    return sum(part.steps * part.batch_tokens for part in parts)
+
+
+def _steps(parts: Sequence[Stretch]) -> int:
+    return sum(part.steps for part in parts)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that reads well."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

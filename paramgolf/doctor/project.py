@@ -1,0 +1,97 @@
+"""Findings on the project's files, Git, DVC's configuration, and the servers that it names."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from paramgolf.doctor.finding import Finding, fault, ok, warning
+from paramgolf.doctor.reach import TRIED
+from paramgolf.errors import ParamGolfError
+from paramgolf.params import PARAMS_PATH, read_yaml
+from paramgolf.recipes import check
+
+Reachable = Callable[[str], bool]
+
+
+def run_quietly(command: list[str], root: Path) -> str | None:
+    """Return what a command printed, or None where it is missing, failed or took too long."""
+    try:
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return result.stdout if result.returncode == 0 else None
+
+
+def params_finding(root: Path) -> Finding:
+    """Judge the parameters of the next run."""
+    path = root / PARAMS_PATH
+    try:
+        check(read_yaml(path), where=path)
+    except ParamGolfError as error:
+        lines = " ".join(str(error).split())
+        return fault("params.yaml", lines, "mend it, or `paramgolf use sample`")
+    return ok("params.yaml", "valid")
+
+
+def git_findings(root: Path) -> list[Finding]:
+    """Judge Git: experiments are commits, so they need a repository and a name to commit by."""
+    if run_quietly(["git", "--version"], root) is None:
+        return [fault("Git", "not installed", "install git")]
+    if run_quietly(["git", "rev-parse", "HEAD"], root) is None:
+        text = "no repository with a commit here: `dvc exp` does not work"
+        return [warning("Git", text, "git init && git add --all && git commit -m start")]
+    keys = ("user.name", "user.email")
+    missing = [key for key in keys if not (run_quietly(["git", "config", key], root) or "").strip()]
+    if missing:
+        text = f"{' and '.join(missing)} not set: `dvc exp run` does not work"
+        return [warning("Git", text, f"git config --global {missing[0]} ...")]
+    return [ok("Git", "repository and identity")]
+
+
+def dvc_config(root: Path) -> dict[str, str] | None:
+    """Return DVC's merged configuration, or None where dvc does not run here."""
+    text = run_quietly([sys.executable, "-m", "dvc", "config", "--list"], root)
+    if text is None:
+        return None
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+
+def dvc_finding(config: Mapping[str, str] | None) -> Finding:
+    """Judge whether dvc runs in this folder."""
+    if config is None:
+        remedy = "run in the project's folder; install again with `make setup`"
+        return fault("DVC", "`dvc config --list` does not run here", remedy)
+    return ok("DVC", "runs")
+
+
+def remote_finding(config: Mapping[str, str], root: Path, reachable: Reachable) -> Finding:
+    """Judge the default remote, where results are shared."""
+    name = config.get("core.remote")
+    if name is None:
+        return ok("DVC remote", "none: results stay on this machine (`dvc remote add -d`)")
+    url = config.get(f"remote.{name}.url", "")
+    parts = urlsplit(url)
+    shown = f"{name}, {parts.scheme}://{parts.hostname}" if parts.hostname else f"{name}, {url}"
+    if parts.scheme in TRIED:
+        if reachable(url):
+            return ok("DVC remote", f"{shown} answers")
+        remedy = "check the network and the address: dvc remote list"
+        return warning("DVC remote", f"{shown} does not answer", remedy)
+    if parts.scheme:
+        return ok("DVC remote", f"{shown}, not tried: `dvc status --cloud` does")
+    if (root / ".dvc" / url).is_dir():
+        return ok("DVC remote", f"{shown} is there")
+    return warning("DVC remote", f"{shown} is not there", "mount it, or make the folder")
+
+
+def hub_finding(endpoint: str, reachable: Reachable) -> Finding:
+    """Judge whether the published tokens can be fetched."""
+    host = urlsplit(endpoint).hostname
+    if reachable(endpoint):
+        return ok("hub", f"{host} answers")
+    remedy = "check the network, or use data.source sample or files"
+    return warning("hub", f"{host} does not answer: data.source hub cannot work", remedy)

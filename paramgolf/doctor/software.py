@@ -1,0 +1,134 @@
+"""Findings on Python, packages, torch, the GPUs and their libraries."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from packaging.requirements import Requirement
+
+from paramgolf.doctor.finding import Finding, fault, ok, warning
+
+OLDEST_PYTHON = (3, 11)
+HOPPER = 9  # compute capability that FlashAttention-3 is written for
+OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
+GIB = 2**30
+INSTALL = "pip install -e . (or `make setup`)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gpu:
+    """A GPU as torch sees it."""
+
+    name: str
+    memory_bytes: int
+    capability: Sequence[int]
+
+
+def python_finding(version: tuple[int, ...], on_path: str | None) -> Finding:
+    """Judge the interpreter; `on_path` is the `python` that dvc.yaml's commands will run."""
+    text = ".".join(map(str, version))
+    oldest = ".".join(map(str, OLDEST_PYTHON))
+    if version < OLDEST_PYTHON:
+        return fault("Python", text, f"install Python {oldest} or newer, then `make setup`")
+    here = Path(sys.executable).parent
+    if on_path is None or Path(on_path).parent != here:
+        text += f" in {here}, but the stages would run {on_path or 'none'}"
+        return warning("Python", text, f"activate the environment: source {here}/activate")
+    return ok("Python", f"{text}, {platform.system()} {platform.machine()}")
+
+
+def package_finding(requirements: Sequence[str]) -> Finding:
+    """Judge whether the packages that pyproject.toml asks for are installed in these versions."""
+    wrong = []
+    wanted = [Requirement(text) for text in requirements]
+    wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
+    for requirement in wanted:
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement} is missing")
+            continue
+        if not requirement.specifier.contains(found, prereleases=True):
+            wrong.append(f"{requirement} is asked for, {found} is installed")
+    if wrong:
+        return fault("packages", "; ".join(wrong), INSTALL)
+    return ok("packages", f"{len(wanted)} as pyproject.toml asks for")
+
+
+def probe_torch() -> dict[str, Any]:
+    """Return what torch_probe prints, or {"error": ...} where torch does not work."""
+    command = [sys.executable, "-m", "paramgolf.doctor.torch_probe"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        return {"error": (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def driver_gpus() -> list[str]:
+    """Return the names of the GPUs that the NVIDIA driver sees; none without a driver."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=2)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+
+
+def gpus_of(facts: dict[str, Any]) -> list[Gpu]:
+    """Return the GPUs of a torch_probe."""
+    return [Gpu(**gpu) for gpu in facts.get("gpus", [])]
+
+
+def torch_findings(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Finding]:
+    """Judge torch, CUDA, the GPUs and what makes them fast; `driver` is what driver_gpus saw."""
+    if "error" in facts:
+        yield fault("torch", f"cannot be imported: {facts['error']}", INSTALL)
+        return
+    yield ok("torch", facts["version"])
+    gpus = gpus_of(facts)
+    yield _cuda_finding(facts["cuda"], gpus, driver)
+    if not gpus:
+        return
+    names = " + ".join(f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB" for gpu in gpus)
+    if min(gpu.capability[0] for gpu in gpus) < OLDEST_GPU:
+        remedy = "choose newer ones with CUDA_VISIBLE_DEVICES, or set runtime.device to cpu"
+        yield fault("GPU", f"{names}: no bfloat16 before compute capability {OLDEST_GPU}", remedy)
+    else:
+        yield ok("GPU", names)
+    yield _attention_finding(facts["flash_attention"], gpus)
+    if facts["triton"] is None:
+        remedy = "pip install triton, or set runtime.compile to off"
+        yield warning("Triton", "not installed: blocks cannot be compiled", remedy)
+    else:
+        yield ok("Triton", facts["triton"])
+    yield ok("NCCL", facts["nccl"] if len(gpus) > 1 else f"{facts['nccl']}, not used by one GPU")
+
+
+def _cuda_finding(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) -> Finding:
+    if gpus:
+        return ok("CUDA", str(cuda))
+    if not driver:
+        return ok("CUDA", "no GPU: everything runs on the CPU")
+    seen = f"the driver sees {len(driver)} x {driver[0]}, torch none"
+    if cuda is None:
+        return fault("CUDA", f"{seen}: it was built without CUDA", "install a CUDA build of torch")
+    remedy = "check CUDA_VISIBLE_DEVICES; update the driver, or install torch for an older CUDA"
+    return fault("CUDA", f"{seen} (built for CUDA {cuda})", remedy)
+
+
+def _attention_finding(problem: str | None, gpus: Sequence[Gpu]) -> Finding:
+    name = "flash_attn_3"
+    if any(gpu.capability[0] != HOPPER for gpu in gpus):
+        return ok(name, "not for these GPUs: PyTorch's attention is used")
+    if problem is None:
+        return ok(name, "installed")
+    remedy = "pip install -e .[gpu]; without it PyTorch's attention is used, a little slower"
+    return warning(name, f"cannot be imported: {problem}", remedy)

@@ -1,0 +1,101 @@
+"""All of an estimate as one plain dictionary, for the table and for --json."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from paramgolf.estimate.devices import DEVICES
+from paramgolf.estimate.memory import training_memory
+from paramgolf.estimate.size import Part, model_parts
+from paramgolf.estimate.speed import Machine, stretches, training_flops
+from paramgolf.model.flops import TRAINING_FACTOR
+from paramgolf.model.shapes import shapes
+from paramgolf.recipes import Params
+
+SCHEMA = 1
+BYTES_TOLERANCE = 0.015  # of the model's bytes; what the estimate is tested to
+
+
+def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dict[str, Any]:
+    """Return what `params` will cost on `count` devices of kind `device` (a key of DEVICES).
+
+    Sections: parameters (by name), flops_per_token (by phase of recurrence), artifact, memory (of
+    one device) and run. Bytes, seconds and operations are plain numbers.
+    """
+    model, vocab_size = params.model, params.tokenizer.vocab_size
+    sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
+    return {
+        "schema": SCHEMA,
+        "device": device,
+        "devices": count,
+        "parameters": {**sizes, "total": sum(sizes.values())},
+        "flops_per_token": _flops(params),
+        "artifact": _artifact(params, code_bytes),
+        "memory": _memory(params, device, count),
+        "run": _run(params, device, count),
+    }
+
+
+def _flops(params: Params) -> list[dict[str, Any]]:
+    length = params.train.sequence_length
+    phases = []
+    for phase, order in enumerate(params.model.orders):
+        flops = training_flops(params.model, params.tokenizer.vocab_size, phase, length)
+        at = params.model.recurrence[phase - 1].at if phase else 0
+        whole = {"forward": flops / TRAINING_FACTOR, "training": flops}
+        phases.append({"at": at, "passes": len(order), **whole})
+    return phases
+
+
+def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
+    parts = model_parts(params.model, params.tokenizer.vocab_size, params.quantize, params.package)
+    integers = [part for part in parts if part.bits is not None]
+    bytes_model = sum(part.bytes for part in parts)
+    total, limit = bytes_model + code_bytes, params.package.limit_bytes
+    tolerance = round(BYTES_TOLERANCE * bytes_model)
+    return {
+        "parts": [dataclasses.asdict(part) for part in parts],
+        "bits_per_weight": _mean_bits(integers),
+        "bytes_model": bytes_model,
+        "bytes_code": code_bytes,
+        "bytes_total": total,
+        "limit_bytes": limit,
+        "headroom_bytes": limit - total,
+        "tolerance_bytes": tolerance,
+        "fits": "unsure" if abs(limit - total) <= tolerance else "yes" if total < limit else "no",
+    }
+
+
+def _mean_bits(integers: list[Part]) -> float:
+    return 8 * sum(part.bytes for part in integers) / sum(part.weights for part in integers)
+
+
+def _memory(params: Params, device: str, count: int) -> dict[str, Any]:
+    kind = DEVICES[device]
+    memory = training_memory(params.model, params.train, params.tokenizer.vocab_size, kind, count)
+    capacity = kind.memory_bytes
+    return {
+        **dataclasses.asdict(memory),
+        "total": memory.total,
+        "capacity": capacity,
+        "fits": None if capacity is None else memory.total <= capacity,
+    }
+
+
+def _run(params: Params, device: str, count: int) -> dict[str, Any]:
+    kind = DEVICES[device]
+    parts = stretches(
+        params.model, params.train, params.tokenizer.vocab_size, Machine(device=kind, count=count)
+    )
+    seconds = sum(part.steps * part.step_seconds for part in parts)
+    tokens = sum(part.steps * part.batch_tokens for part in parts)
+    return {
+        "steps": sum(part.steps for part in parts),
+        "tokens": tokens,
+        "train_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "utilisation": kind.utilisation,
+        "stretches": [dataclasses.asdict(part) for part in parts],
+    }

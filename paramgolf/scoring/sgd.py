@@ -1,0 +1,71 @@
+"""Stochastic gradient descent on every parameter, on targets already scored (#1413, #1610)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from paramgolf.model.network import Network, Pass
+from paramgolf.runtime import Ranks, share
+from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.ledger import Ledger, spans
+
+
+class SgdAdapter:
+    """SGD with momentum on every parameter; the rate falls as a cosine over the chunks (#1413).
+
+    Momentum lives on from chunk to chunk. Processes share the sequences of an update and average
+    their gradients, so that all hold the same weights. With `document_tokens` attention stays
+    inside a document (Pass).
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        tokens: torch.Tensor,
+        config: AdaptConfig,
+        ranks: Ranks,
+        ledger: Ledger,
+        *,
+        document_tokens: int | None = None,
+    ) -> None:
+        self._network, self._tokens = network, tokens
+        self._config, self._ranks, self._ledger = config, ranks, ledger
+        self._options = Pass(network.config.orders[-1], document_tokens=document_tokens)
+        self._parameters = list(network.parameters())
+        # never None, so that a process without sequences joins the sums all the same
+        self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
+        for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
+            parameter.grad = gradient
+        self._optimiser = torch.optim.SGD(self._parameters, lr=0.0, momentum=config.momentum)
+
+    def adapt(self, targets: Sequence[int] | np.ndarray, progress: float) -> None:
+        """Learn from a chunk of targets, `epochs` times; `progress` is the share of chunks done.
+
+        The targets are cut into sequences of `window`; they need not be neighbours in the text.
+        """
+        config = self._config
+        for group in self._optimiser.param_groups:
+            group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * progress))
+        rows = np.asarray(targets).reshape(-1, config.window)
+        for _ in range(config.epochs):
+            for begin in range(0, len(rows), config.batch_sequences):
+                self._update(rows[begin : begin + config.batch_sequences])
+
+    def _update(self, rows: np.ndarray) -> None:
+        self._ledger.update(*spans(rows.ravel()))
+        self._optimiser.zero_grad(set_to_none=False)
+        mine = rows[share(len(rows), self._ranks)]
+        if len(mine):
+            index = torch.from_numpy(mine).to(self._tokens.device)
+            inputs, goals = self._tokens[index].long(), self._tokens[index + 1].long()
+            loss = self._network.nll(inputs, goals, self._options).sum() / rows.size
+            loss.backward()
+        for gradient in self._gradients:
+            self._ranks.sum(gradient)
+        if self._config.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
+        self._optimiser.step()

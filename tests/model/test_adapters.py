@@ -1,0 +1,155 @@
+"""Low-rank adapters: equal to merged weights, a row for itself, a place for itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from paramgolf.model.adapters import AdapterSet, adapter_shapes
+from paramgolf.model.block import Adapters, Context, Kind, Pair, Weights, attention, mlp
+from paramgolf.model.network import Network, Pass
+
+VOCAB = 64
+ALL = ("q", "k", "v", "o", "mlp", "head")
+
+
+def live_network(config):
+    """No parameter is 0, or it would hide what passes through it."""
+    network = Network(config, VOCAB, seed=1)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    return network
+
+
+def live_set(config, order, targets, rows=1):
+    """Adapters that add something, other things to each row."""
+    shapes = adapter_shapes(config, VOCAB, order, targets)
+    adapters = AdapterSet(shapes, rank=3, alpha=6.0, rows=rows, seed=2, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for tensor in adapters.parameters():
+            tensor.add_(0.2 * torch.randn(tensor.shape, generator=generator))
+    return adapters
+
+
+def tokens_of(rows, length=12):
+    return torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("value_residual", [False, True])
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual):
+    config = tiny_model(value_residual=value_residual)
+    network, order = live_network(config), config.orders[0]
+    adapters, tokens = live_set(config, order, [name]), tokens_of(1)
+    options = Pass(order, adapters=adapters.pairs())
+    adapted, plain = network.logits(tokens, options), network.logits(tokens, Pass(order))
+    with torch.no_grad():
+        change = 2.0 * adapters.b[name][:, 0] @ adapters.a[name][:, 0]
+        network.get_parameter(name).add_(change)
+    torch.testing.assert_close(adapted, network.logits(tokens, Pass(order)))
+    assert (adapted - plain).abs().max() > 1e-2
+
+
+def test_an_adapter_of_the_head_is_a_change_of_the_embedding_as_a_head(tiny_model):
+    config = tiny_model()
+    network, tokens, order = live_network(config), tokens_of(1), config.orders[-1]
+    adapters, seen = live_set(config, order, ["head"]), []
+    network.logits(tokens, Pass(order, tap=lambda name, _, x: seen.append((name, x))))
+    hidden = dict(seen)["embedding"]
+    head = (
+        network.get_parameter("embedding")
+        + 2.0 * adapters.b["head"][0, 0] @ adapters.a["head"][0, 0]
+    )
+    expected = config.softcap * torch.tanh(hidden @ head.T / config.softcap)
+    torch.testing.assert_close(
+        network.logits(tokens, Pass(order, adapters=adapters.pairs())), expected
+    )
+
+
+def test_the_o_and_mlp_adapters_read_the_sublayers_input():
+    g = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(shape, generator=g)
+
+    B, T, d = 2, 5, 8
+    kind = Kind(2, 1, True, False, "none", "none", 1.0, 0.5, lambda q, k, v, s: q * v)
+    qkv = draw(d + 8, d)
+    w = Weights(
+        qkv, draw(d, d), draw(16, d), draw(d, 16), draw(d), draw(d), draw(2, d), draw(2), draw()
+    )
+    c = Context(draw(B, T, d), torch.ones(T, 1), torch.zeros(T, 1))
+    pair, n = Pair(draw(B, 3, d), draw(B, d, 3)), draw(B, T, d)
+    added = torch.stack([n[i] @ pair.a[i].T @ pair.b[i].T for i in range(B)])
+    with_o, with_mlp = (c._replace(adapters=Adapters(**{name: pair})) for name in ("o", "mlp"))
+    difference = attention(n, w, with_o, kind) - attention(n, w, c, kind)
+    torch.testing.assert_close(difference, w.attn_scale * added, atol=1e-4, rtol=1e-4)
+    difference = mlp(n, w, with_mlp, kind) - mlp(n, w, c, kind)
+    torch.testing.assert_close(difference, w.mlp_scale * added, atol=1e-2, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"parallel": "routed"}, {"parallel": "mixed"}, {"first_attention": False}]
+)
+def test_rows_never_meet(tiny_model, changes):
+    config = tiny_model(**changes)
+    network, tokens, order = live_network(config), tokens_of(3), config.orders[-1]
+    adapters = live_set(config, order, ALL, rows=3)
+    loss = network.nll(tokens[:, :-1], tokens[:, 1:], Pass(order, adapters=adapters.pairs()))
+    loss.sum(dim=1)[1].backward()
+    for tensor in adapters.parameters():
+        assert not tensor.grad[:, [0, 2]].any()
+        assert tensor.grad[:, 1].any()
+    alone = {name: Pair(a[:, 1:2], b[:, 1:2]) for name, (a, b) in adapters.pairs().items()}
+    again = network.nll(tokens[1:2, :-1], tokens[1:2, 1:], Pass(order, adapters=alone))
+    torch.testing.assert_close(loss[1:2], again)
+
+
+def test_one_row_serves_the_whole_batch(tiny_model):
+    config = tiny_model()
+    network, tokens, order = live_network(config), tokens_of(3), config.orders[-1]
+    adapters = live_set(config, order, ALL)
+    options = Pass(order, adapters=adapters.pairs())
+    together = network.logits(tokens, options)
+    alone = torch.cat([network.logits(row[None], options) for row in tokens])
+    torch.testing.assert_close(together, alone)
+
+
+def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
+    config = tiny_model()
+    network, tokens, order = live_network(config), tokens_of(1), config.orders[-1]
+    adapters = live_set(config, order, ["q"])
+    assert order[1] == order[3]
+    network.logits(tokens, Pass(order, adapters=adapters.pairs())).sum().backward()
+    gradient = adapters.b["q"].grad[:, 0]
+    assert all(gradient[place].any() for place in range(len(order)))
+    assert not torch.equal(gradient[1], gradient[3])
+
+
+def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
+    config = tiny_model()
+    network, tokens, order = live_network(config), tokens_of(2), config.orders[-1]
+    shapes = adapter_shapes(config, VOCAB, order, ALL)
+    fresh = [
+        AdapterSet(shapes, rank=3, alpha=6.0, rows=rows, seed=7, device=torch.device("cpu"))
+        for rows in (1, 2)
+    ]
+    plain = network.logits(tokens, Pass(order))
+    assert torch.equal(plain, network.logits(tokens, Pass(order, adapters=fresh[1].pairs())))
+    for name in ALL:
+        assert torch.equal(fresh[0].a[name][:, 0], fresh[1].a[name][:, 1])
+        assert 0.9 < fresh[0].a[name].abs().max() * config.width**0.5 <= 1
+
+
+def test_keep_and_warm(tiny_model):
+    config = tiny_model()
+    adapters = live_set(config, config.orders[-1], ["k", "head"], rows=3)
+    before = {name: a.detach().clone() for name, a in adapters.a.items()}
+    adapters.keep(2)
+    assert adapters.rows == 2
+    assert all(torch.equal(adapters.a[name], before[name][:, :2]) for name in before)
+    adapters.warm({name: 2 * a[:, 1:] for name, a in before.items()})
+    assert all(torch.equal(adapters.a[name], 2 * before[name][:, 1:]) for name in before)
+    assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapters.parameters())

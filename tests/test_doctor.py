@@ -1,0 +1,293 @@
+"""The doctor: each finding from facts made up, and the whole examination of this machine."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paramgolf.cli import main
+from paramgolf.doctor import plans, project, reach, software, storage
+from paramgolf.doctor.finding import Finding
+from paramgolf.estimate.devices import DEVICES, GIB
+from paramgolf.recipes import compose
+
+ROOT = Path(__file__).parents[1]
+H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 79 * GIB, "capability": [9, 0]}
+FACTS = {"version": "2.11.0", "cuda": "13.0", "gpus": [H100], "nccl": "2.28", "triton": "3.6"}
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def torch_findings(driver: tuple[str, ...] = (), **changes: object) -> dict[str, Finding]:
+    facts = {**FACTS, "flash_attention": None, **changes}
+    return by_name(list(software.torch_findings(facts, driver)))
+
+
+# software
+
+
+def test_an_old_python_is_a_fault_and_another_on_the_path_a_warning():
+    here = str(Path(sys.executable).parent / "python")
+    assert software.python_finding((3, 12, 1), here).state == "ok"
+    assert software.python_finding((3, 10, 9), here).state == "fault"
+    other = software.python_finding((3, 12, 1), "/usr/bin/python")
+    assert other.state == "warning"
+    assert "/activate" in other.remedy
+
+
+@pytest.mark.parametrize(
+    ("requirement", "message"),
+    [
+        ("numpy>=999", "numpy>=999 is asked for"),
+        ("no-such-package", "no-such-package is missing"),
+        ("no-such-package; extra == 'gpu'", None),
+        ("numpy", None),
+    ],
+)
+def test_packages_must_be_there_in_the_version_asked_for(requirement, message):
+    finding = software.package_finding([requirement, "pyyaml>=6"])
+    assert finding.state == ("fault" if message else "ok")
+    assert message is None or message in finding.text
+
+
+def test_a_good_gpu_machine_is_all_ok():
+    findings = torch_findings(gpus=[H100, H100])
+    assert {finding.state for finding in findings.values()} == {"ok"}
+    assert findings["GPU"].text.count("H100") == 2
+    assert findings["NCCL"].text == "2.28"
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "state", "message"),
+    [
+        ({"gpus": []}, "CUDA", "ok", "CPU"),
+        ({"gpus": [], "driver": ("H100",)}, "CUDA", "fault", "built for CUDA 13.0"),
+        ({"gpus": [], "cuda": None, "driver": ("H100",)}, "CUDA", "fault", "without CUDA"),
+        ({"gpus": [{**H100, "capability": [7, 0]}]}, "GPU", "fault", "no bfloat16"),
+        ({"flash_attention": "No module named"}, "flash_attn_3", "warning", "No module"),
+        ({"gpus": [{**H100, "capability": [8, 0]}]}, "flash_attn_3", "ok", "PyTorch's"),
+        ({"triton": None}, "Triton", "warning", "cannot be compiled"),
+        ({"error": "No module named 'torch'"}, "torch", "fault", "No module named 'torch'"),
+    ],
+)
+def test_what_torch_sees(changes, name, state, message):
+    finding = torch_findings(**changes)[name]
+    assert finding.state == state
+    assert message in finding.text
+    assert bool(finding.remedy) == (state != "ok")
+
+
+def test_torch_is_probed_in_a_process_of_its_own():
+    facts = software.probe_torch()
+    assert facts["version"].split(".")[0].isdigit()
+    assert facts.keys() == {*FACTS, "flash_attention"}
+
+
+def test_a_torch_that_cannot_be_imported_is_a_fault(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so.13: cannot open')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert "libcudart.so.13" in software.probe_torch()["error"]
+
+
+# storage
+
+
+def test_little_memory_and_disk():
+    assert storage.memory_finding(GIB).state == "warning"
+    assert storage.memory_finding(16 * GIB).state == "ok"
+    states = [storage.disk_finding(free, Path("x")).state for free in (0, 5 * GIB, 50 * GIB)]
+    assert states == ["fault", "warning", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("kinds", "state", "text"),
+    [
+        ("hardlink,copy", "ok", "hardlink"),
+        ("symlink,copy", "ok", "symlink"),
+        ("copy", "warning", "twice"),
+        ("unknown", "fault", "none of unknown works"),
+    ],
+)
+def test_links_are_tried_in_the_order_of_the_configuration(kinds, state, text, tmp_path):
+    before = sorted(os.listdir(tmp_path))
+    finding = storage.link_finding({"cache.type": kinds}, tmp_path)
+    assert finding.state == state
+    assert text in finding.text
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_hardlink_needs_one_disk(monkeypatch, tmp_path):
+    def refuse(*_: object) -> None:
+        raise OSError("Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(storage, "_reflink", refuse)
+    finding = storage.link_finding({"cache.type": "reflink,hardlink,copy"}, tmp_path)
+    assert "one disk" in finding.remedy
+
+
+def test_the_cache_folder_may_be_elsewhere(tmp_path):
+    assert storage.cache_folder({}, tmp_path) == tmp_path / ".dvc/cache"
+    assert storage.cache_folder({"cache.dir": "/data/cache"}, tmp_path) == Path("/data/cache")
+    assert storage.free_bytes(tmp_path / "not/yet") == shutil.disk_usage(tmp_path).free
+
+
+# project and network
+
+
+def test_parameters_at_fault_are_a_fault(tmp_path):
+    assert "there is no file" in project.params_finding(tmp_path).text
+    text = json.dumps(compose("sample", ROOT / "recipes"))  # JSON is YAML
+    (tmp_path / "params.yaml").write_text(text)
+    assert project.params_finding(tmp_path).state == "ok"
+    (tmp_path / "params.yaml").write_text(text.replace('"seed"', '"sed"'))
+    assert "`train.sed` is not a parameter" in project.params_finding(tmp_path).text
+
+
+def test_git_needs_a_commit_and_an_identity(tmp_path, monkeypatch):
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert "no repository" in project.git_findings(tmp_path)[0].text
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    identity = ["-c", "user.name=a", "-c", "user.email=b"]
+    commit = ["git", *identity, "commit", "-q", "--allow-empty", "-m", "start"]
+    subprocess.run(commit, cwd=tmp_path, check=True)
+    assert "user.name and user.email not set" in project.git_findings(tmp_path)[0].text
+    for key in ("user.name", "user.email"):
+        subprocess.run(["git", "config", key, "x"], cwd=tmp_path, check=True)
+    assert project.git_findings(tmp_path)[0].state == "ok"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert project.git_findings(tmp_path)[0].state == "fault"
+
+
+@pytest.mark.parametrize(
+    ("url", "answers", "state", "text"),
+    [
+        ("ssh://me:secret@host/data", True, "ok", "ssh://host answers"),
+        ("ssh://host/data", False, "warning", "does not answer"),
+        ("s3://bucket/data", False, "ok", "not tried"),
+        ("/no/such/folder", False, "warning", "is not there"),
+        ("cache", False, "ok", "is there"),
+    ],
+)
+def test_remotes(url, answers, state, text, tmp_path):
+    (tmp_path / ".dvc/cache").mkdir(parents=True)
+    config = {"core.remote": "r", "remote.r.url": url}
+    finding = project.remote_finding(config, tmp_path, lambda _: answers)
+    assert finding.state == state
+    assert text in finding.text
+    assert "secret" not in finding.text
+
+
+def test_no_remote_and_no_dvc():
+    assert "none" in project.remote_finding({}, ROOT, lambda _: False).text
+    assert project.dvc_finding(None).state == "fault"
+
+
+@pytest.fixture
+def server() -> Iterator[int]:
+    """The port of a server on 127.0.0.1 that knows no page."""
+    service = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
+    thread = threading.Thread(target=service.serve_forever, daemon=True)
+    thread.start()
+    yield service.server_port
+    service.shutdown()
+    service.server_close()
+    thread.join()
+
+
+def test_a_server_that_refuses_answers(server, free_port, monkeypatch):
+    monkeypatch.setattr(reach, "SECONDS", 20.0)  # a loaded machine starts Python slowly
+    for scheme in ("http", "ssh", "webdav"):
+        assert reach.reachable(f"{scheme}://127.0.0.1:{server}/x")
+        assert not reach.reachable(f"{scheme}://127.0.0.1:{free_port}/x")
+
+
+def test_a_silent_server_is_given_up(monkeypatch):
+    def silent(command: list[str], **options: float) -> None:
+        raise subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(subprocess, "run", silent)
+    assert not reach.reachable("http://127.0.0.1/")
+    finding = project.hub_finding("https://hub.example/", reach.reachable)
+    assert (finding.state, finding.text[:20]) == ("warning", "hub.example does not")
+
+
+# recipes
+
+
+def gpu(name: str) -> software.Gpu:
+    return software.Gpu(name=name, memory_bytes=79 * GIB, capability=(9, 0))
+
+
+def test_recipes_by_machine():
+    folder = ROOT / "recipes"
+    on_cpu = by_name(list(plans.recipe_findings([], 16 * GIB, folder)))
+    assert on_cpu["recipe sample"].state == "ok"
+    assert on_cpu["recipe pr1493"].state == "warning"
+    contest = by_name(list(plans.recipe_findings([gpu("NVIDIA H100")] * 8, 16 * GIB, folder)))
+    assert contest["recipe pr1493"].state == "ok"
+    assert "steps in about 10 min" in contest["recipe pr1493"].text
+    one = by_name(list(plans.recipe_findings([gpu("NVIDIA H100")], 16 * GIB, folder)))
+    assert "12.5% of the tokens" in one["recipe pr1493"].text
+    unknown = by_name(list(plans.recipe_findings([gpu("NVIDIA L4")], 16 * GIB, folder)))
+    assert "NVIDIA L4 is not in" in unknown["recipe sample"].text
+
+
+def test_a_recipe_that_does_not_fit_in_memory(sample):
+    machine = plans.Machine(device=DEVICES["H100"], count=1)
+    finding = plans.recipe_finding("recipe sample", sample, machine, GIB // 100)
+    assert finding.state == "warning"
+    assert "needs" in finding.text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(90, "90 s"), (600, "10 min"), (9000, "2 h"), (432000, "5 days")]
+)
+def test_duration(seconds, text):
+    assert plans.duration(seconds) == text
+
+
+# the command
+
+
+def test_json_and_exit_code(tmp_path, monkeypatch, capsys):
+    """The project is healthy here; an empty folder is at fault."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "--json"])
+    assert caught.value.code == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is False
+    states = {line["name"]: line["state"] for line in found["findings"]}
+    assert states["params.yaml"] == "fault"
+    assert states["torch"] == "ok"
+
+
+def test_the_table_shows_a_remedy_below_its_finding(monkeypatch, capsys):
+    findings = [Finding("a", "ok", "good"), Finding("b", "warning", "[x]", "mend [y]")]
+    monkeypatch.setattr("paramgolf.commands.doctor.examine", lambda _: findings)
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor"])
+    assert caught.value.code == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["ok", "a", "good"], ["warning", "b", "[x]"], ["->", "mend", "[y]"]]
+
+
+def test_bad_input_is_one_message_and_code_2(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["doctor", "everything"])
+    assert caught.value.code == 2
+    assert "unrecognized arguments: everything" in capsys.readouterr().err

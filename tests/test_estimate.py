@@ -1,0 +1,337 @@
+"""Estimates against what is really written, run and held in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import brotli
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.cli import main
+from paramgolf.codec.writer import encode
+from paramgolf.estimate import size
+from paramgolf.estimate.devices import DEVICES, GIB
+from paramgolf.estimate.memory import training_memory
+from paramgolf.estimate.speed import Machine, Stretch, stretches, training_flops
+from paramgolf.estimate.summary import BYTES_TOLERANCE
+from paramgolf.model.config import ModelConfig, RecurrencePhase
+from paramgolf.model.network import Network
+from paramgolf.model.shapes import shapes
+from paramgolf.optim.schedule import point
+from paramgolf.quant.families import MEMBERS, QUANTIZED, grid_of
+from paramgolf.quant.grids import nearest, row_scales
+from paramgolf.quant.quantize import quantize_model
+from paramgolf.quant.trained import Trained
+from paramgolf.recipes import Params, check, compose
+from paramgolf.runtime import Ranks
+from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.state import TrainState
+
+ROOT = Path(__file__).parents[1]
+VOCAB = 1000
+
+
+@pytest.fixture(scope="module")
+def base() -> Params:
+    """The parameters of #1493."""
+    return check(compose("base", ROOT / "recipes"), where="base")
+
+
+# bytes
+
+
+def gaussian_model(model: ModelConfig, spread: float) -> Trained:
+    """A model of Gaussian rows whose deviations differ by a factor exp(N(0, spread^2))."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in shapes(model, VOCAB).items():
+        state[name] = torch.randn(shape, generator=generator)
+        if name in QUANTIZED:
+            factors = torch.exp(spread * torch.randn(shape[:-1], generator=generator))
+            state[name] *= 0.04 * factors.unsqueeze(-1)
+        elif name != "q_gain":
+            state[name] = 1 + 0.3 * state[name]
+    config = {"model": json.loads(json.dumps(dataclasses.asdict(model)))}
+    config |= {"vocab_size": VOCAB, "sequence_length": 256}
+    return Trained(model, VOCAB, 256, state, config)
+
+
+def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
+    """Hessians of inputs whose channels are mixed."""
+    generator = torch.Generator().manual_seed(1)
+    hessians = {}
+    for family, names in MEMBERS.items():
+        rows, columns = (1, *trained.state[names[0]].shape)[-3], trained.state[names[0]].shape[-1]
+        mixing = torch.eye(columns) + 0.04 * torch.randn(columns, columns, generator=generator)
+        x = torch.randn(rows, 2 * columns, columns, generator=generator) @ mixing
+        hessians[family] = x.mT @ x
+    return hessians
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"spread": 0.25},
+        {"spread": 0.0, "mlp_clip": 7.0, "attention_clip": 9.0, "embedding_clip": 14.0}
+        | {"matrix_bits": 5, "embedding_bits": 7},
+    ],
+    ids=["base", "other"],
+)
+def test_bytes_are_what_package_writes(settings, base):
+    changes = {"layers": 2, "width": 256, "mlp_hidden": 768, "rope_dims": 8}
+    changes |= {"parallel_start": 1, "recurrence": ()}
+    model = dataclasses.replace(base.model, **changes)
+    clips = {key: value for key, value in settings.items() if key != "spread"}
+    quantize = dataclasses.replace(base.quantize, **clips)
+    trained = gaussian_model(model, settings["spread"])
+    hessians = correlated_hessians(trained)
+    tensors, _ = quantize_model(trained, hessians, quantize, torch.device("cpu"))
+    bits = {name: grid_of(name, quantize).bits for name in QUANTIZED}
+    content, parts = encode(tensors, {**trained.config, "quantize": {"bits": bits}}, base.package)
+    estimated = size.model_parts(model, VOCAB, quantize, base.package)
+    assert {p.name: p.kind for p in estimated} == {p.name: p.kind for p in parts}
+    assert sum(p.bytes for p in estimated) == pytest.approx(len(content), rel=BYTES_TOLERANCE)
+    written = {part.name: part.bytes for part in parts}
+    for part in estimated:
+        if part.bits is not None:
+            assert part.bytes == pytest.approx(written[part.name], rel=0.025), part.name
+
+
+def test_bytes_of_1493_are_those_published(base):
+    parts = size.model_parts(base.model, 8192, base.quantize, base.package)
+    published, code = 15_992_694, 16_600  # mean of three seeds; its code
+    assert sum(part.bytes for part in parts) == pytest.approx(published - code, rel=0.005)
+
+
+@pytest.mark.parametrize(
+    ("bits", "clip", "expected"),
+    [(6, 10, 3.686), (6, 12.85, 3.328), (7, 15, 4.121), (8, 20, 4.715)],
+)
+def test_entropy_is_the_published_size_law(bits, clip, expected):
+    """The values are those of Gaussian rows in #1394 and later."""
+    maximum = 2 ** (bits - 1) - 1
+    chances = size.integer_chances(clip / maximum, maximum)
+    assert sum(chances) == pytest.approx(1)
+    assert size.entropy_bits(chances) == pytest.approx(expected, abs=0.001)
+    assert size.entropy_law(clip / maximum) == pytest.approx(expected, abs=0.012)
+
+
+def test_huffman_code_of_a_known_alphabet():
+    """1/2, 1/4, 1/8, 1/8 take 1, 2, 3 and 3 bits; a chance of 0 takes no word."""
+    assert size.huffman_bits([0.125, 0.5, 0.0, 0.25, 0.125]) == 1.75
+    assert size.huffman_bits([0.9, 0.1]) == 1
+    assert size.huffman_bits([1.0]) == 0
+
+
+@pytest.mark.parametrize(
+    ("grid", "bits", "columns"), [("absmax", 6, 512), ("percentile", 4, 512), ("absmax", 8, 128)]
+)
+def test_bits_of_grids_that_follow_a_rows_largest_weights(grid, bits, columns, base):
+    generator = np.random.default_rng(0)
+    weight = torch.from_numpy(generator.standard_normal((1, 131_072 // columns, columns))).float()
+    quantize = dataclasses.replace(base.quantize, grid=grid, matrix_bits=bits, method="nearest")
+    scales = row_scales(weight, torch.ones(1, columns), grid_of("q", quantize))
+    limits = torch.full_like(scales, 2 ** (bits - 1) - 1).float()
+    raw = nearest(weight, scales, limits).to(torch.int8).numpy().tobytes()
+    real = 8 * len(brotli.compress(raw, quality=11, lgwin=24)) / len(raw)
+    estimated = size.bits_per_weight("q", columns, quantize, base.package)
+    assert estimated == pytest.approx(real, rel=0.015)
+
+
+@pytest.mark.parametrize("columns", [64, 512, 2048])
+def test_expected_percentiles_are_those_of_gaussian_rows(columns):
+    rows = np.abs(np.random.default_rng(0).standard_normal((2000, columns)))
+    for share in (0.99, 0.999, 1.0):
+        simulated = np.quantile(rows, share, axis=1).mean()
+        assert size.expected_percentile(share, columns) == pytest.approx(simulated, rel=0.02)
+
+
+def test_codecs_differ_and_auto_takes_the_smaller(base):
+    found = {
+        codec: size.bits_per_weight(
+            "q", 512, base.quantize, dataclasses.replace(base.package, codec=codec)
+        )
+        for codec in ("brotli", "lzma", "auto")
+    }
+    assert found["auto"] == found["brotli"] < found["lzma"]
+
+
+@pytest.mark.parametrize("name", QUANTIZED)
+def test_grids_are_those_of_quantize(name, base):
+    quantize = dataclasses.replace(base.quantize, mlp_clip=9.0, attention_clip=11.0)
+    grid = grid_of(name, quantize)
+    assert (size.bits_of(name, quantize), size.reach(name, 64, quantize)) == (grid.bits, grid.clip)
+
+
+# steps and seconds
+
+
+def by_stepping(
+    model: ModelConfig, train: TrainConfig, machine: Machine
+) -> list[tuple[int, int, int]]:
+    """Return (phase, batch tokens, steps) of each stretch, one step at a time as train does."""
+    seconds, found = 0.0, []
+    step = 0
+    while (at := point(train, step, seconds)).fraction < 1:
+        phase = model.phase_at(at.fraction, at.step)
+        sizes = [sizes for sizes in train.sizes if sizes.at <= at.fraction][-1]
+        flops = training_flops(model, VOCAB, phase, sizes.sequence_length)
+        seconds += machine.step_seconds(flops * sizes.batch_tokens)
+        step += 1
+        if found and found[-1][:2] == (phase, sizes.batch_tokens):
+            found[-1] = (*found[-1][:2], found[-1][2] + 1)
+        else:
+            found.append((phase, sizes.batch_tokens, 1))
+    return found
+
+
+CURRICULUM = (BatchPhase(at=0.3, batch_tokens=8192, sequence_length=512),)
+
+
+@pytest.mark.parametrize(
+    "train",
+    [
+        {"steps": 97},
+        {"steps": None, "budget_seconds": 3.0, "reserve_seconds": 0.25},
+        {"steps": 97, "budget_seconds": 1.5},
+        {"steps": 97, "curriculum": CURRICULUM},
+        {"steps": None, "budget_seconds": 3.0, "curriculum": CURRICULUM},
+    ],
+)
+@pytest.mark.parametrize("unit", ["fraction", "step"])
+def test_stretches_are_the_training_loops(train, unit, sample, tiny_model):
+    """The two thresholds are 0.4 and 0.6 of the budget, or steps 5 and 12."""
+    orders = ((0, 1, 2, 1, 2, 3), (0, 1, 2, 1, 2, 1, 2, 3))
+    points = (0.4, 0.6) if unit == "fraction" else (5, 12)
+    phases = tuple(RecurrencePhase(at=at, order=o) for at, o in zip(points, orders, strict=True))
+    model = tiny_model(recurrence=phases, recurrence_unit=unit)
+    config = dataclasses.replace(sample.train, micro_batch_tokens=8192, **train)
+    machine = Machine(device=dataclasses.replace(DEVICES["cpu"], peak_flops=1e11), count=1)
+    found = stretches(model, config, VOCAB, machine)
+    assert [(s.phase, s.batch_tokens, s.steps) for s in found] == by_stepping(
+        model, config, machine
+    )
+    assert len(found) >= 2
+
+
+def test_steps_of_1493_are_near_those_published(base):
+    found = stretches(base.model, base.train, 8192, Machine(device=DEVICES["H100"], count=8))
+    assert sum(part.steps for part in found) == pytest.approx(4554, rel=0.05)
+    assert [part.phase for part in found] == [0, 1]
+
+
+def test_a_step_takes_no_less_than_the_launch_of_its_kernels(sample):
+    found = stretches(sample.model, sample.train, 1024, Machine(device=DEVICES["H100"], count=8))
+    assert {part.step_seconds for part in found} == {DEVICES["H100"].shortest_step}
+    assert found[0] == Stretch(0, 256, 4096, 125, 0.010)
+
+
+# memory
+
+
+@pytest.mark.parametrize("blocks_only", [True, False])
+def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model):
+    model = tiny_model(value_embedding_layers=(1,), bigram_buckets=64)
+    train = dataclasses.replace(sample.train, muon_blocks_only=blocks_only)
+    network = Network(model, VOCAB, seed=0)
+    state = TrainState(network, train, Ranks(0, 1, torch.device("cpu")))
+    state.zero_grad()
+    expected = training_memory(model, train, VOCAB, DEVICES["cpu"], 1)
+    parameters = 4 * sum(p.numel() for p in network.parameters())
+    assert expected.weights == expected.gradients == expected.average == parameters
+    state._adam.step()  # makes the moments
+    moments = [t for held in state._adam.state.values() for t in held.values() if t.dim()]
+    held = [*state._muon.momentum.values(), *moments]
+    assert expected.optimiser == 4 * sum(t.numel() for t in held)
+
+
+def test_activations_are_those_measured_on_a_gpu(base: Params):
+    """An H100 held 46.9 GiB at the peak of #1493's backward pass, 34.5 before recurrence."""
+    memory = training_memory(base.model, base.train, 8192, DEVICES["H100"], 1)
+    assert memory.activations / GIB == pytest.approx(46.9, rel=0.03)
+    first = dataclasses.replace(base.model, recurrence=())
+    memory = training_memory(first, base.train, 8192, DEVICES["H100"], 1)
+    assert memory.activations / GIB == pytest.approx(34.5, rel=0.03)
+
+
+def test_a_device_holds_its_share_of_a_small_batch(sample):
+    memory = [training_memory(sample.model, sample.train, 1024, DEVICES["H100"], n) for n in (1, 8)]
+    assert memory[0].activations == 8 * memory[1].activations
+    assert memory[1].gradients > memory[0].gradients  # gathered to be summed
+
+
+# the command
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `paramgolf estimate` in the project's folder; return what it prints."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["estimate", *arguments])
+        assert caught.value.code == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    return call
+
+
+def test_json_holds_the_whole_estimate(run):
+    result = json.loads(run("sample", "train.steps=40", "--gpu", "cpu", "--json"))
+    assert result["recipe"] == "sample"
+    assert result["changes"] == ["train.steps=40"]
+    assert (result["device"], result["devices"]) == ("cpu", 1)
+    artifact = result["artifact"]
+    assert artifact["bytes_total"] == artifact["bytes_model"] + artifact["bytes_code"]
+    assert artifact["fits"] == "yes"
+    assert result["run"]["steps"] == 40
+    assert result["run"]["tokens"] == 40 * 4096
+    assert [phase["passes"] for phase in result["flops_per_token"]] == [6, 8]
+    names = {*shapes(check(compose("sample"), where="").model, 1024), "total"}
+    assert result["parameters"].keys() == names
+
+
+@pytest.mark.parametrize(("clip", "fits"), [("12.85", "unsure"), ("14.5", "yes"), ("11.5", "no")])
+def test_an_estimate_within_its_tolerance_of_the_limit_is_unsure(clip, fits, run):
+    result = json.loads(run("base", f"quantize.mlp_clip={clip}", "--json"))
+    assert result["artifact"]["fits"] == fits
+
+
+def test_the_table_names_the_changes_and_what_does_not_fit(run):
+    text = run("base", "train.micro_batch_tokens=393216", "--gpu", "H200", "--gpus", "1")
+    assert text.startswith("base train.micro_batch_tokens=393216 on 1 H200\n")
+    assert "35,944,536" in text
+    assert "does NOT fit in 140" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pr9"], "there is no recipe `pr9`"),
+        (["sample", "train.sed=1"], "did you mean `train.seed`?"),
+        (["sample", "--gpu", "A100"], "invalid choice: 'A100'"),
+        (["sample", "--gpus", "0"], "--gpus must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(arguments, message, run):
+    error = run(*arguments, code=2)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_estimate_needs_no_torch():
+    script = "import sys; from paramgolf.cli import main\ntry: main(['estimate', 'sample'])\n"
+    script += "except SystemExit: pass\nprint({'torch', 'numpy', 'dvc', 'scipy'} & {*sys.modules})"
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.endswith("set()\n")
