@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import platform
 import resource
 import subprocess
 import sys
@@ -17,16 +16,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
-import torch
+from tables import Row, write_results
 
 from paramgolf.data.documents import SCHEMA, Document, write_documents
 from paramgolf.data.text_files import Faults, read_texts
-from paramgolf.files import write_json, write_text
+from paramgolf.files import write_json
 
-RESULTS = Path(__file__).parent / "results"
 SAMPLE_SECONDS = 0.05
 WORK = """
 import sys
@@ -42,6 +39,7 @@ if __name__ == "__main__" and work == "train":
     open(f"{raw}/given.model", "wb").write(model)
 elif __name__ == "__main__":
     config = TokenizerConfig(source="file", path=f"{raw}/given.model", vocab_size=int(size),
+                             transform="none", fuse_markers=False,
                              training_bytes=1, shard_tokens=100_000_000)
     retokenize(config, int(workers), raw, f"{raw}/../tokens")
 """
@@ -66,18 +64,19 @@ def main() -> None:
         before = cpu_seconds()
         encode = measure([sys.executable, f"{folder}/work.py", "encode", *map(str, options)])
         encode_cpu = cpu_seconds() - before
+    megabytes = size / 1e6
     rows = [
-        row("text encoded", size / 1e6, "MB", None, "higher"),
-        row("retokenize", size / 1e6 / encode[0], "MB/s", 5.0, "higher"),
-        row(
-            "retokenize, for each core that it had", size / 1e6 / encode_cpu, "MB/s", 2.5, "higher"
+        Row("retokenize, text encoded", megabytes, "MB", None, None, "higher"),
+        Row("retokenize", megabytes / encode[0], "MB/s", None, 5.0, "higher"),
+        Row(
+            "retokenize, for each core it had", megabytes / encode_cpu, "MB/s", None, 2.5, "higher"
         ),
-        row("retokenize, peak memory of all processes", encode[1] / 2**20, "MiB", 1024.0, "lower"),
-        row("training the tokenizer", train[0], "s", None, "lower"),
-        row("training the tokenizer, peak memory", train[1] / 2**20, "MiB", 1024.0, "lower"),
-        row("writing documents to data/raw", size / 1e6 / write_seconds, "MB/s", None, "higher"),
+        Row("retokenize, memory of all processes", encode[1] / 2**20, "MiB", None, 1024.0, "lower"),
+        Row("training the tokenizer", train[0], "s", None, None, "lower"),
+        Row("training the tokenizer, memory", train[1] / 2**20, "MiB", None, 1024.0, "lower"),
+        Row("writing data/raw", megabytes / write_seconds, "MB/s", None, None, "higher"),
     ]
-    report(rows, f"python benchmarks/retokenize.py CORPUS.jsonl.xz {options_text(arguments)}")
+    write_results("pipeline", rows, "python benchmarks/retokenize.py CORPUS.jsonl.xz")
 
 
 def write_raw(corpus: str, folder: Path, size: int) -> int:
@@ -129,34 +128,6 @@ def resident(process: psutil.Process) -> int:
     except psutil.NoSuchProcess:
         pass  # it ended between the listing and the look
     return total
-
-
-def row(figure: str, value: float, unit: str, target: float | None, better: str) -> dict[str, Any]:
-    return {
-        "figure": figure,
-        "value": value,
-        "unit": unit,
-        "reference": None,
-        "target": target,
-        "better": better,
-    }
-
-
-def options_text(arguments: argparse.Namespace) -> str:
-    return f"--megabytes {arguments.megabytes} --vocab-size {arguments.vocab_size}"
-
-
-def report(rows: list[dict[str, Any]], command: str) -> None:
-    device = f"{psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
-    result = {"device": device, "torch": torch.__version__, "command": command, "rows": rows}
-    write_json(RESULTS / "retokenize.json", result)
-    lines = [f"`{command}` on {device}", "", "| figure | value | target |", "|---|---|---|"]
-    for entry in rows:
-        bound = {"higher": "at least", "lower": "at most"}[entry["better"]]
-        target = "" if entry["target"] is None else f"{bound} {entry['target']:g} {entry['unit']}"
-        lines.append(f"| {entry['figure']} | {entry['value']:.1f} {entry['unit']} | {target} |")
-    write_text(RESULTS / "retokenize.md", "\n".join(lines) + "\n")
-    print("\n".join(lines))
 
 
 if __name__ == "__main__":

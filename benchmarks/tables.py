@@ -36,15 +36,16 @@ def device_name() -> str:
 
 
 def write_results(name: str, rows: list[Row], command: str) -> None:
-    """Write the figures and print their table; figures of that name measured before are replaced."""
+    """Write the figures and print their table; older figures of a name are replaced."""
     path = RESULTS / f"{name}.json"
     fresh = {row.figure: asdict(row) for row in rows}
-    before = read_json(path)["rows"] if path.is_file() else []
-    kept = [fresh.pop(row["figure"], row) for row in before]
+    before = read_json(path) if path.is_file() else {"rows": [], "command": command}
+    kept = [fresh.pop(row["figure"], row) for row in before["rows"]]
+    commands = dict.fromkeys([*before["command"].split("; "), command])
     content = {
         "device": device_name(),
         "torch": torch.__version__,
-        "command": command,
+        "command": "; ".join(commands),
         "rows": [*kept, *fresh.values()],
     }
     write_json(path, content)

@@ -77,6 +77,12 @@ def _disagreements(params: Params) -> Iterator[str]:
     budget = params.train.budget_seconds
     if budget is not None and params.train.reserve_seconds >= budget:
         yield "`train.reserve_seconds` must be below `train.budget_seconds`"
+    fit, package = params.quantize, params.package
+    if fit.fit_bytes is not None:
+        if fit.fit_codec != package.codec or not package.byte_shuffle:
+            yield "`quantize.fit_codec` must be `package.codec`, and `package.byte_shuffle` be true"
+        if fit.fit_bytes > package.limit_bytes:
+            yield "`quantize.fit_bytes` must be at most `package.limit_bytes`"
 
 
 def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:

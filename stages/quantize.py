@@ -8,12 +8,13 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
 from paramgolf.runtime import resolve_device
 from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.training.config import TrainConfig
 
 
 def main() -> None:
     """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
     device = torch.device(resolve_device(load(RuntimeConfig, "runtime")))
-    quantize(load(QuantizeConfig, "quantize"), device)
+    quantize(load(QuantizeConfig, "quantize"), device, load(TrainConfig, "train"))
 
 
 if __name__ == "__main__":

@@ -21,17 +21,21 @@ from paramgolf.imports import closure
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/codec/entry.py")
-# bytes that a string literal in latin-1 cannot hold as they are; base85 would cost a quarter
-ESCAPES = str.maketrans({"\0": r"\x00", "\n": r"\n", "\r": r"\r", "\\": r"\\", '"': r"\""})
-LOADER = '''# coding: latin-1
+BLIND_DECORATORS = ("property", "contextlib.contextmanager", "torch.no_grad()")
+RANS = Path("paramgolf/codec/rans.py")  # left out where no stream needs it
+SCRIPT = '''# coding: latin-1
 """The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
 `python train_gpt.py train` trains it anew; --help tells more. The modules are compressed by
 brotli; `python train_gpt.py source FOLDER` writes them out."""
-import importlib.abc, importlib.util, json, pathlib, sys, traceback
 import brotli
 
 PACKED = @PACKED@
-PARAMS, *CONTENT = brotli.decompress(PACKED.encode("latin-1")).decode().split("\\0")
+LOADER, PARAMS, *CONTENT = brotli.decompress(PACKED.encode("latin-1")).decode().split("\\0")
+exec(LOADER)
+'''
+LOADER = """
+import importlib.abc, importlib.util, json, pathlib, sys, traceback
+
 SOURCES = dict(zip(CONTENT[0::2], CONTENT[1::2]))
 
 
@@ -59,7 +63,7 @@ if __name__ == "__main__":
             path.write_text(source)
     else:
         importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
-'''
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,33 +82,44 @@ def embedded_files(entry: Path = ENTRY, root: Path = ROOT) -> list[Path]:
     return sorted({entry, *closure(entry, root)})
 
 
-def pack_code(params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT) -> PackedCode:
+def pack_code(
+    params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT, *, rans: bool = False
+) -> PackedCode:
     """Return a script that runs `main(params)` of module `entry`; `params` must be JSON-able.
 
-    Compressed module sizes are shares by stripped length; the loader's own bytes are counted as
+    The decoder of rans is left out unless asked for.
+    Compressed module sizes are shares by stripped length; what is not compressed counts as
     `loader`.
     """
     modules = {}
     for path in embedded_files(entry, root):
+        if path == RANS and not rans:
+            continue
         modules[module_name(path)] = strip((root / path).read_text(encoding="utf-8"))
     parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
-    frozen = json.dumps(params, separators=(",", ":"), allow_nan=False)
+    frozen = json.dumps(params, sort_keys=True, separators=(",", ":"), allow_nan=False)
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
+    loader = strip(LOADER.replace("@ENTRY@", module_name(entry)))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
-    text = "\0".join([frozen, *itertools.chain(*everything.items())])
+    text = "\0".join([loader, frozen, *itertools.chain(*everything.items())])
     packed = literal(brotli.compress(text.encode(), quality=11, lgwin=24))
-    loader = LOADER.replace("@ENTRY@", module_name(entry))
-    script = loader.replace("@PACKED@", packed).encode("latin-1")
+    script = SCRIPT.replace("@PACKED@", packed).encode("latin-1")
     sizes = {name: len(source.encode()) for name, source in modules.items()}
-    shares = apportion(len(packed), {"params": len(frozen), **sizes})
-    shares["loader"] = len(script) - len(packed)
+    shares = apportion(len(packed), {"params": len(frozen), "loader": len(loader), **sizes})
+    shares["loader"] += len(script) - len(packed)
     part = Part("code", "code", len(script), len(text.encode()), "brotli", shares)
     return PackedCode(script, part)
 
 
 def literal(data: bytes) -> str:
-    """Return a Python string literal whose value, encoded in latin-1, is `data`."""
-    return '"' + data.decode("latin-1").translate(ESCAPES) + '"'
+    """Return a Python string literal whose value, encoded in latin-1, is `data`.
+
+    Three of 256 bytes need an escape, which costs 1.5 %; base85 would cost a quarter.
+    """
+    text = data.decode("latin-1").replace("\\", r"\\").replace("\r", r"\r")
+    text = re.sub("\0(?=[0-7])", r"\\000", text)  # an octal escape would take the digit
+    text = re.sub(r'"(?="|\Z)', r"\"", text)  # three in a row, or one at the end, would close it
+    return '"""' + text.replace("\0", r"\0") + '"""'
 
 
 def module_name(path: Path) -> str:
@@ -113,10 +128,10 @@ def module_name(path: Path) -> str:
 
 
 def strip(source: str) -> str:
-    """Return `source` without docstrings, comments and annotations nobody reads; names stay.
+    """Return `source` without docstrings, comments, and annotations and imports nobody reads.
 
-    Functions with a decorator keep their annotations: kernels and custom operators read them. Each
-    level of indentation is one space.
+    Names stay. Annotations of fields stay, and those of functions with a decorator from elsewhere:
+    kernels and custom operators read them. Each level of indentation is one space.
     """
     tree = ast.parse(source)
     for node in ast.walk(tree):
@@ -125,12 +140,44 @@ def strip(source: str) -> str:
                 node.body = node.body[1:]
             if not node.body and not isinstance(node, ast.Module):
                 node.body = [ast.Pass()]
-        if isinstance(node, ast.FunctionDef) and not node.decorator_list:
-            node.returns = None
-            for argument in ast.walk(node.args):
-                if isinstance(argument, ast.arg):
-                    argument.annotation = None
+        if isinstance(node, ast.FunctionDef):
+            _drop_annotations(node)
+    _drop_unused_imports(tree)
     text = ast.unparse(tree)
     narrow = re.sub(r"^( {4})+", lambda spaces: " " * (len(spaces[0]) // 4), text, flags=re.M)
     assert ast.dump(ast.parse(narrow)) == ast.dump(ast.parse(text))
     return narrow
+
+
+def _drop_annotations(function: ast.FunctionDef) -> None:
+    """Drop the annotations of a function and its variables, unless a decorator may read them."""
+    if any(ast.unparse(one) not in BLIND_DECORATORS for one in function.decorator_list):
+        return
+    function.returns = None
+    for argument in ast.walk(function.args):
+        if isinstance(argument, ast.arg):
+            argument.annotation = None
+    for node in ast.walk(function):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and not isinstance(node, ast.ClassDef):
+            node.body = [_unannotated(statement) for statement in body]  # type: ignore[attr-defined]
+
+
+def _unannotated(statement: ast.stmt) -> ast.stmt:
+    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        plain = ast.Assign(targets=[statement.target], value=statement.value)
+        return ast.copy_location(plain, statement)
+    return statement
+
+
+def _drop_unused_imports(tree: ast.Module) -> None:
+    """Drop names that `from ... import` brings into a module that no longer speaks of them."""
+    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    kept: list[ast.stmt] = []
+    for statement in tree.body:
+        if isinstance(statement, ast.ImportFrom) and statement.module != "__future__":
+            statement.names = [n for n in statement.names if (n.asname or n.name) in used]
+            if not statement.names:
+                continue
+        kept.append(statement)
+    tree.body = kept

@@ -9,7 +9,7 @@ import brotli
 
 from paramgolf.errors import ParamGolfError
 
-Codec = Literal["brotli", "lzma"]
+Codec = Literal["brotli", "lzma", "rans"]
 # raw LZMA2: the container has its own lengths and checksum, .xz would count them twice
 LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": 2**24}]
 
@@ -21,8 +21,12 @@ def decompress(codec: Codec, data: bytes, size: int) -> bytes:
     a ParamGolfError.
     """
     try:
+        if codec == "rans":
+            from paramgolf.codec.rans import decode  # code packed without it has no such streams
+
+            return decode(data, size)
         content, ended = _brotli(data, size) if codec == "brotli" else _lzma(data, size)
-    except (brotli.error, lzma.LZMAError) as error:
+    except (brotli.error, lzma.LZMAError, ModuleNotFoundError) as error:
         raise ParamGolfError(f"damaged {codec} data", found=error) from None
     if not ended or len(content) != size:
         found = f"{'at least ' if not ended else ''}{len(content)} bytes"

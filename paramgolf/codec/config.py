@@ -11,9 +11,10 @@ from typing import Literal
 class PackageConfig:
     """Codec and size limit of the artifact; units and meanings are in recipes/base.yaml."""
 
-    codec: Literal["brotli", "lzma", "auto"]
+    codec: Literal["brotli", "lzma", "rans", "auto"]
     byte_shuffle: bool
     limit_bytes: int
+    prune: bool
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the fields together."""

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 from paramgolf.params import convert
-from paramgolf.quant.dequantize import dequantize
+from paramgolf.quant.dequantize import restore
 
 MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
 VERSION = 1
@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 2**16
 MAX_WEIGHTS = 2**28  # 1 GiB as float32; sixteen million bytes hold a few tens of millions
 MAX_FILE_BYTES = 4 * MAX_WEIGHTS
 MAX_LAYERS = 1024
+MAX_RANK = 64
 ITEM_BYTES = {"int8": 1, "float16": 2}
 FIX = "pack the model again: `dvc repro -f -s package`"
 
@@ -51,7 +52,7 @@ class StreamEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TensorEntry:
-    """A stored tensor; `bits` is the width of integers in -m..m, null for float16."""
+    """A stored tensor; `bits` is the width of integers, null for float16."""
 
     name: str
     dtype: Literal["int8", "float16"]
@@ -131,27 +132,54 @@ def load_package(path: str | Path) -> Package:
 
 
 def dequantized(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return float32 parameters: NAME.integers times NAME.scales, and float16 ones as they are."""
+    """Return float32 parameters: restored ones from their parts, and float16 ones as they are."""
     state = {}
     for name, tensor in tensors.items():
         base, _, kind = name.partition(".")
         if kind == "integers":
-            state[base] = dequantize(tensor, tensors[f"{base}.scales"])
+            state[base] = restore(tensors, base)
         elif not kind:
             state[base] = tensor.float()
     return state
 
 
 def expected_tensors(
-    parameters: dict[str, tuple[int, ...]], stored: Any
+    parameters: dict[str, tuple[int, ...]], stored: dict[str, TensorEntry]
 ) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
-    """Yield (name, (dtype, shape)) of what must be stored, given which integers are."""
+    """Yield (name, (dtype, shape)) of what must be stored, given which parts are."""
     for name, shape in parameters.items():
         if f"{name}.integers" in stored:
             yield f"{name}.integers", ("int8", shape)
             yield f"{name}.scales", ("float16", shape[:-1])
+            if len(shape) > 1 and min(shape) > 0:
+                yield from _expected_extras(name, (1, *shape)[-3:], stored)
         else:
             yield name, ("float16", shape)
+
+
+def _expected_extras(
+    name: str, shape: tuple[int, ...], stored: dict[str, TensorEntry]
+) -> Iterator[tuple[str, tuple[str, tuple[int, ...]]]]:
+    """Yield the finer groups and corrections; their own sizes are free within bounds."""
+    layers, rows, columns = shape
+
+    def size(key: str, most: int) -> int:
+        found = stored[key].shape[-1:] if key in stored else ()
+        return found[0] if found and 1 <= found[0] <= most else 1
+
+    def groups(key: str) -> int:
+        found = size(key, columns)
+        return found if columns % found == 0 else 1
+
+    if f"{name}.finer" in stored:
+        yield f"{name}.finer", ("int8", (layers, groups(f"{name}.finer")))
+    for key in (f"{name}.{layer}" for layer in range(layers)):
+        if f"{key}.left" in stored:
+            rank = size(f"{key}.left", MAX_RANK)
+            yield f"{key}.left", ("int8", (rows, rank))
+            yield f"{key}.left_scales", ("float16", (rank,))
+            yield f"{key}.right", ("int8", (rank, columns))
+            yield f"{key}.right_scales", ("float16", (rank, groups(f"{key}.right_scales")))
 
 
 def read_container(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
@@ -245,11 +273,12 @@ def _check_values(entry: TensorEntry, tensor: Tensor) -> None:
         return
     if entry.bits is not None:
         maximum = 2 ** (entry.bits - 1) - 1
-        if int(tensor.min()) < -maximum or int(tensor.max()) > maximum:
+        corrects = entry.name.endswith(("left", "right"))  # these alone use the lowest value
+        if int(tensor.min()) < -maximum - corrects or int(tensor.max()) > maximum:
             raise ParamGolfError(f"{entry.name} leaves the range of {entry.bits} bits")
     elif not tensor.isfinite().all():
         raise ParamGolfError(f"{entry.name} holds values that are not finite")
-    elif entry.name.endswith(".scales") and float(tensor.min()) <= 0:
+    elif entry.name.endswith("scales") and float(tensor.min()) <= 0:
         raise ParamGolfError(f"{entry.name} holds a scale that is not positive")
 
 

@@ -34,9 +34,18 @@ from paramgolf.training.run import train
 # the defaults of recipes/base.yaml; the window is the model's sequence length
 RUNTIME = {"device": "auto", "processes": 0, "attention": "auto", "compile": "auto", "workers": 0}
 STRIDE = 64
-SLIDING = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None}
+MIXTURE = {
+    "kind": "none",
+    "contexts": [15],
+    "min_count": 1,
+    "weight": 0.1,
+    "min_share": 0.8,
+    "beta": 2.625,
+}
+COMMON = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None, "mixture": MIXTURE}
+SLIDING = {**COMMON, "mode": "strided", "row_windows": 8}
 ADAPT = {
-    **SLIDING,
+    **COMMON,
     "mode": "sgd",
     "chunk_tokens": 32768,
     "epochs": 3,
@@ -44,6 +53,28 @@ ADAPT = {
     "lr": 0.005,
     "momentum": 0.9,
     "clip_norm": 1.0,
+    "adapter": {
+        "targets": ["q", "k", "v", "o", "mlp", "head"],
+        "rank": 96,
+        "alpha": 96.0,
+        "seed": 0,
+        "lr": 1e-4,
+        "beta1": 0.0,
+        "beta2": 0.999,
+        "eps": 1e-10,
+        "decay": 0.5,
+        "reset_chunks": 0,
+    },
+    "documents": {
+        "order": "length",
+        "batch_documents": 64,
+        "lanes": 8,
+        "chunk_tokens": 48,
+        "short_chunks": [],
+        "warm_a": False,
+        "phases": 0,
+        "prefix_documents": 2000,
+    },
 }
 SCORERS: dict[str, tuple[type, Callable[..., Evaluation]]] = {
     "eval": (SlidingConfig, score_sliding),

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.codec.code import pack_code
+from paramgolf.codec.artifact import Packer
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import dequantized, load_package, read_container
 from paramgolf.codec.ledger import Part
-from paramgolf.codec.writer import encode
+from paramgolf.codec.prune import prune
 from paramgolf.files import read_json, write_bytes, write_json
 from paramgolf.progress import say
 from paramgolf.quant.trained import load_tensors
@@ -37,20 +37,25 @@ def package(config: PackageConfig, training: TrainConfig) -> None:
     start = time.perf_counter()
     tensors = load_tensors(QUANTIZE_PATH / "model.safetensors", fix=FIX)
     described = read_json(QUANTIZE_PATH / "config.json", fix=FIX)
-    content, parts = encode(tensors, described, config)
-    write_bytes(OUT_PATH / "model.bin", content)
-    code = pack_code({"model": described["model"], "train": asdict(training)})
-    write_bytes(OUT_PATH / "train_gpt.py", code.content)
+    packer = Packer(described, training, config)
+    artifact, pruning = packer.pack(tensors), None
+    if config.prune:
+        pruned = prune(tensors, lambda trial: packer.pack(trial).bytes, config.limit_bytes)
+        tensors, pruning = pruned.tensors, asdict(pruned.record)
+        artifact = packer.pack(tensors)
+    write_bytes(OUT_PATH / "model.bin", artifact.model)
+    write_bytes(OUT_PATH / "train_gpt.py", artifact.code.content)
     check_round_trip(OUT_PATH / "model.bin", tensors)
-    totals = count(parts, code.part, config.limit_bytes)
-    parts = [*sorted(parts, key=lambda part: -part.bytes), code.part]
+    totals = count(artifact.parts, artifact.code.part, config.limit_bytes)
+    parts = [*sorted(artifact.parts, key=lambda part: -part.bytes), artifact.code.part]
     ledger: dict[str, Any] = {
         "schema": SCHEMA,
         "parts": [asdict(part) for part in parts],
         "sha256": {
-            "model.bin": hashlib.sha256(content).hexdigest(),
-            "train_gpt.py": hashlib.sha256(code.content).hexdigest(),
+            "model.bin": hashlib.sha256(artifact.model).hexdigest(),
+            "train_gpt.py": hashlib.sha256(artifact.code.content).hexdigest(),
         },
+        "prune": pruning,
         **totals,
     }
     write_json(OUT_PATH / "package.json", ledger)

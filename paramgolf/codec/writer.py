@@ -13,6 +13,7 @@ from typing import Any, Literal
 import brotli
 from torch import Tensor
 
+from paramgolf.codec import rans_writer
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import (
@@ -25,14 +26,19 @@ from paramgolf.codec.container import (
     TensorEntry,
 )
 from paramgolf.codec.ledger import Part, apportion
+from paramgolf.codec.rans_writer import encodable
 from paramgolf.params import convert
 
 CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "brotli": ("brotli",),
     "lzma": ("lzma",),
-    "auto": ("brotli", "lzma"),
+    "rans": ("rans", "brotli"),
+    "auto": ("brotli", "lzma", "rans"),
 }
+CODE_BITS = {"finer": 3, "left": 2, "right": 4}  # parts of a parameter beside its integers
 DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
+# compressed streams, by codec, columns and the SHA-256 of the raw ones
+Memo = dict[tuple[Codec, int, bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +50,27 @@ class Stream:
     names: tuple[str, ...]
     raw: bytes
     shuffled: bool
+    columns: int = 0  # integers in a row, where all rows are alike
 
 
 def encode(
-    tensors: dict[str, Tensor], config: dict[str, Any], options: PackageConfig
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+    options: PackageConfig,
+    memo: Memo | None = None,
+    *,
+    without_rans: bool = False,
 ) -> tuple[bytes, list[Part]]:
     """Return the bytes of model.bin and its parts, whose bytes add up to them.
 
     `tensors` and `config` are what quantize wrote (model.safetensors, config.json). The same input
-    gives the same bytes. With codec `auto` each stream takes the codec that makes it smallest.
+    gives the same bytes. With codec `auto` each stream takes the codec that makes it smallest, with
+    `rans` the smaller of that and brotli; only integers can take rans, and none `without_rans`.
+    `memo` remembers compressed streams, for callers that encode much the same again.
     """
     streams = _streams(tensors, options.byte_shuffle)
-    packed = _compress(streams, CANDIDATES[options.codec])
+    codecs = [_codecs(stream, options, without_rans=without_rans) for stream in streams]
+    packed = _compress(streams, codecs, {} if memo is None else memo)
     content = {
         "model": config["model"],
         "vocab_size": config["vocab_size"],
@@ -78,15 +93,21 @@ def encode(
 
 
 def _streams(tensors: dict[str, Tensor], byte_shuffle: bool) -> list[Stream]:
-    """Group tensors: integers each alone, all scales, all other float16; in the order of names.
+    """Group tensors: integers each alone, codes, scales, other float16; in the order of names.
 
     Row by row: on trained weights, columns first compress no better (docs/container.md).
     """
     names = sorted(tensors)
     integers = [name for name in names if name.endswith(".integers")]
-    scales = tuple(name for name in names if name.endswith(".scales"))
-    others = tuple(name for name in names if name not in {*integers, *scales})
-    streams = [Stream(n, "integers", (n,), _raw(tensors[n]), False) for n in integers]
+    codes = tuple(name for name in names if name.rpartition(".")[2] in CODE_BITS)
+    scales = tuple(name for name in names if name.endswith("scales"))
+    others = tuple(name for name in names if name not in {*integers, *codes, *scales})
+    streams = [
+        Stream(n, "integers", (n,), _raw(tensors[n]), False, tensors[n].shape[-1]) for n in integers
+    ]
+    if codes:
+        raw = b"".join(_raw(tensors[name]) for name in codes)
+        streams.append(Stream("codes", "integers", codes, raw, False))
     for label, kind, group in (("scales", "scales", scales), ("vectors", "float16", others)):
         raw = b"".join(_raw(tensors[name]) for name in group)
         content = shuffle(raw) if byte_shuffle else raw
@@ -99,20 +120,37 @@ def _raw(tensor: Tensor) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def _compress(streams: list[Stream], codecs: tuple[Codec, ...]) -> list[tuple[Codec, bytes]]:
+def _codecs(stream: Stream, options: PackageConfig, *, without_rans: bool) -> list[Codec]:
+    possible = not without_rans and encodable(len(stream.raw), stream.columns)
+    return [codec for codec in CANDIDATES[options.codec] if codec != "rans" or possible]
+
+
+def _compress(
+    streams: list[Stream], codecs: list[list[Codec]], memo: Memo
+) -> list[tuple[Codec, bytes]]:
     """Return for each stream its data in the codec that makes it smallest (the first of equals)."""
-    jobs = [(stream.raw, codec) for stream in streams for codec in codecs]
+    keys = [
+        [(codec, stream.columns, hashlib.sha256(stream.raw).digest()) for codec in row]
+        for stream, row in zip(streams, codecs, strict=True)
+    ]
+    raws = {key: s.raw for s, row in zip(streams, keys, strict=True) for key in row}
+    todo = [key for key in raws if key not in memo]
     with ThreadPoolExecutor() as pool:  # both libraries let go of the interpreter's lock
-        results = list(pool.map(lambda job: compress(job[1], job[0]), jobs))
+        results = pool.map(lambda key: compress(key[0], raws[key], key[1]), todo)
+        memo.update(zip(todo, results, strict=True))
     packed: list[tuple[Codec, bytes]] = []
-    for i in range(len(streams)):
-        choices = zip(codecs, results[i * len(codecs) : (i + 1) * len(codecs)], strict=True)
-        packed.append(min(choices, key=lambda choice: len(choice[1])))
+    for row in keys:
+        packed.append(min(((key[0], memo[key]) for key in row), key=lambda choice: len(choice[1])))
     return packed
 
 
-def compress(codec: Codec, raw: bytes) -> bytes:
-    """Compress at the codec's highest effort; brotli with its largest standard window, 16 MiB."""
+def compress(codec: Codec, raw: bytes, columns: int = 0) -> bytes:
+    """Compress at the codec's highest effort; brotli with its largest standard window, 16 MiB.
+
+    Only rans reads `columns`, the integers in a row.
+    """
+    if codec == "rans":
+        return rans_writer.encode(raw, columns)
     if codec == "brotli":
         return brotli.compress(raw, quality=11, lgwin=24)
     return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA_FILTERS)
@@ -132,12 +170,17 @@ def _tensor_entries(
             name=name,
             dtype=DTYPES[str(tensors[name].dtype)],
             shape=tuple(tensors[name].shape),
-            bits=bits[name.partition(".")[0]] if name.endswith(".integers") else None,
+            bits=_bits(name, bits),
             stream=i,
         )
         for i, stream in enumerate(streams)
         for name in stream.names
     ]
+
+
+def _bits(name: str, bits: dict[str, int]) -> int | None:
+    base, _, kind = name.rpartition(".")
+    return bits[base] if kind == "integers" else CODE_BITS.get(kind)
 
 
 def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -> Part:

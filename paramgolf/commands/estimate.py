@@ -89,6 +89,8 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "FLOPs a token", f"{millions:,.0f} million, {phase['passes']} layer passes"
     size = f"{artifact['bytes_total']:,} of {artifact['limit_bytes']:,} bytes"
     yield "artifact", f"{size}, {artifact['bits_per_weight']:.3f} bits a weight"
+    if artifact["clip_factor"] != 1:
+        yield "clips", f"times {artifact['clip_factor']:.3f}, as quantize.fit_bytes asks for"
     margin = f"{artifact['headroom_bytes']:,} bytes left, ± {artifact['tolerance_bytes']:,}"
     yield "fits", f"{artifact['fits']}: {margin}"
     yield "memory", _memory_line(memory)

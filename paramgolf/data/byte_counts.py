@@ -8,7 +8,6 @@ at the start of a document (the dummy prefix).
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,9 +18,8 @@ from paramgolf.errors import ParamGolfError
 SPACE = "\u2581"
 # what val_bytes was made from, in the manifest
 TABLE_RULE = "token table, at most the bytes of the document's text"
-SIDECAR_RULE = "published sidecar"
-# the case transform of #1729: title, all caps, next letter; the last one escapes a literal mark
-CASE_MARKS = re.compile("\ue004(.)|[\ue001-\ue003]", re.DOTALL)
+OFFSETS_RULE = "offsets of the tokens, at most the bytes of the document's text"
+SIDECAR_RULE = "published sidecar, at most the bytes of the decoded text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +80,3 @@ def at_most(counts: np.ndarray, limit: int) -> np.ndarray:
     """
     totals = np.minimum(np.cumsum(counts, dtype=np.int64), limit)
     return np.diff(totals, prepend=0).astype(np.uint16)
-
-
-def without_case_marks(text: str) -> str:
-    """Return a case-transformed text without its marks, as long as the original (#1729)."""
-    return CASE_MARKS.sub(lambda match: match[1] or "", text)

@@ -41,7 +41,7 @@ def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
 
 
 def count_marks(ids: np.ndarray, counts: np.ndarray, marks: np.ndarray) -> np.ndarray:
-    """Return `counts` uint16 [n] of `ids` [n] with 0 for each of the `marks` that is not literal."""
+    """Return `counts` uint16 [n] of `ids` [n], with 0 for `marks` that are not literal."""
     is_mark = np.isin(ids, marks)
     result = np.where(is_mark, 0, counts).astype(np.uint16)
     if (ids == marks[3]).any():

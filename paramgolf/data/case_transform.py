@@ -1,9 +1,9 @@
 """CaseOps: text with its capitals written as marks before lower-case letters, and back (#1729).
 
-Only runs of ASCII letters change, each run as one word: all capitals (two or more) is ALL_CAPS and
-the word in small letters; a first capital is TITLE; any later one is CAP_NEXT. A mark that stands in
-the text itself is written after ESCAPE. So every text has one transform, and `decode` gives every
-text back; small and capital ASCII letters have the same number of bytes.
+Only runs of ASCII letters change, each run as one word: two or more letters, all capitals, are
+ALL_CAPS and the word in small letters; else a first capital is TITLE, each later one CAP_NEXT. A
+mark that stands in the text itself is written after ESCAPE. So every text has one transform, and
+`decode` gives every text back; small and capital ASCII letters have the same number of bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
 # a run from its first capital on, whether letters stand before it or not; or a mark
 _MARKED = re.compile(r"(?<![A-Za-z])([A-Z][A-Za-z]*)|([A-Z][A-Za-z]*)|([\ue001-\ue004])")
 _CAPITAL = re.compile("[A-Z]")
-_ENCODED = re.compile("\ue004(.?)|[\ue001\ue003]([a-z]?)|\ue002([a-z]*)", re.DOTALL)
+_ENCODED = re.compile("\ue004(.?)|[\ue001\ue003]([a-z]?)|\ue002([a-z]*)")
 
 
 def encode(text: str) -> str:

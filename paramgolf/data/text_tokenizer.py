@@ -28,10 +28,10 @@ class Vocabulary(Protocol):
 
     size: int
     bos: int
-    fusion: Fusion | None
+    rule: str
 
     def encode(self, texts: list[str], *, count_bytes: bool) -> Iterator[Tokens]:
-        """Yield the ids of each text and, where asked, their bytes, uint16 both."""
+        """Yield the ids of each text, integers [n], and where asked their bytes, integers [n]."""
 
     def decode(self, ids: np.ndarray) -> bytes:
         """Return the text in UTF-8; unknown tokens give nothing."""
@@ -53,10 +53,11 @@ class TokenizerFile:
 class TextTokenizer:
     """Encodes documents as the shards hold them: BOS, then the tokens of the text."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
+    def __init__(self, vocabulary: Vocabulary, fusion: Fusion | None = None) -> None:
         self.size = vocabulary.size
         self.own_bos = vocabulary.bos
-        self.fusion = vocabulary.fusion
+        self.rule = vocabulary.rule
+        self.fusion = fusion
         self._vocabulary = vocabulary
         self._exchange = exchange(vocabulary.size, vocabulary.bos)
 
@@ -67,9 +68,9 @@ class TextTokenizer:
         """
         encoded = self._vocabulary.encode(texts, count_bytes=count_bytes)
         for text, (ids, counts) in zip(texts, encoded, strict=True):
-            tokens = np.concatenate([[BOS], self._exchange[ids]], dtype=np.uint16, casting="unsafe")
+            tokens = np.insert(self._exchange[ids], 0, BOS)
             if counts is not None:
-                counts = np.concatenate([[0], at_most(counts, len(text.encode()))], dtype=np.uint16)
+                counts = np.insert(at_most(counts, len(text.encode())), 0, 0)
             yield self.fusion.fuse(tokens, counts) if self.fusion else (tokens, counts)
 
     def decode(self, tokens: np.ndarray) -> bytes:
@@ -87,10 +88,11 @@ class TextTokenizer:
 def open_tokenizer(file: TokenizerFile) -> TextTokenizer:
     """Open a tokenizer; one whose bytes cannot be counted is refused."""
     path = Path(file.path)
-    kinds = {".json": JsonVocabulary, ".txt": VocabularyFile}
-    if path.suffix in kinds:
-        return TextTokenizer(kinds[path.suffix](path))
+    if path.suffix == ".json":
+        return TextTokenizer(JsonVocabulary(path))
+    if path.suffix == ".txt":
+        return TextTokenizer(VocabularyFile(path))
     vocabulary = SentencePieceVocabulary(
         path, transform=file.transform, fuse_markers=file.fuse_markers
     )
-    return TextTokenizer(vocabulary)
+    return TextTokenizer(vocabulary, vocabulary.fusion)

@@ -51,12 +51,19 @@ def draw_texts(lines: Iterable[bytes], *, total_bytes: int, limit_bytes: int) ->
             yield parse(line).text[:limit_bytes]
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
-    """Train a BPE model and return it serialised; too little text for `vocab_size` is an error."""
+def train_tokenizer(texts: Iterable[str], vocab_size: int, *, symbols: str = "") -> bytes:
+    """Train a BPE model and return it serialised; too little text for `vocab_size` is an error.
+
+    Each character of `symbols` becomes a token of its own, from 4 on, and never part of another.
+    """
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts), model_writer=model, vocab_size=vocab_size, **OPTIONS
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            vocab_size=vocab_size,
+            user_defined_symbols=[*symbols],
+            **OPTIONS,
         )
     except RuntimeError as error:
         raise ParamGolfError(

@@ -24,6 +24,8 @@ class TokenSet:
     train_files: tuple[str, ...]
     val_files: tuple[str, ...]
     val_bytes_files: tuple[str, ...]
+    aliases: tuple[tuple[int, int, int], ...] = ()
+    """(alias, space, mark) of each token that stands for a space and a case mark."""
 
     def train(self) -> Stream:
         """Open the training tokens; each document begins with BOS."""
@@ -44,7 +46,8 @@ class TokenSet:
 def open_tokens(folder: str | Path = TOKENS_PATH) -> TokenSet:
     """Read manifest.json of a folder of tokens.
 
-    Keys read: schema, vocab_size, bos, and {train, val, val_bytes}.files, a list of {name, ...}.
+    Keys read: schema, vocab_size, bos, {train, val, val_bytes}.files, a list of {name, ...}, and
+    aliases, where there are any.
     """
     folder = Path(folder)
     manifest = read_json(folder / "manifest.json", fix=FIX)
@@ -67,4 +70,5 @@ def open_tokens(folder: str | Path = TOKENS_PATH) -> TokenSet:
         names["train"],
         names["val"],
         names["val_bytes"],
+        tuple((alias, space, mark) for alias, space, mark in manifest.get("aliases", [])),
     )

@@ -9,13 +9,19 @@ from typing import Literal
 import numpy as np
 
 from paramgolf.data import case_transform
-from paramgolf.data.byte_counts import byte_table
+from paramgolf.data.byte_counts import TABLE_RULE, byte_table
 from paramgolf.data.case_tokens import MARK_BYTES, count_marks, fusion, mark_ids
+from paramgolf.data.case_transform import MARKS
 from paramgolf.data.tokenizer import load_tokenizer
+
+# what normalisations change: spaces at the ends and in a row, a line's end, a folded character
+PROBE = " a  b\n\u00bd "
 
 
 class SentencePieceVocabulary:
     """Ids, text and bytes of a SentencePiece model."""
+
+    rule = TABLE_RULE
 
     def __init__(
         self, path: Path, *, transform: Literal["none", "caseops"], fuse_markers: bool
@@ -27,6 +33,17 @@ class SentencePieceVocabulary:
         self.bos: int = self._model.bos_id()
         self.fusion = fusion(self._model) if fuse_markers else None
 
+    @property
+    def rewrites(self) -> bool:
+        """The model does not give every text back: it folds spaces or characters."""
+        ids = next(self.encode([PROBE], count_bytes=False))[0]
+        return self.decode(ids) != PROBE.encode()
+
+    @property
+    def has_marks(self) -> bool:
+        """The model has the marks of the case transform as pieces."""
+        return all(self._model.piece_to_id(mark) != self._model.unk_id() for mark in MARKS)
+
     def encode(
         self, texts: list[str], *, count_bytes: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
@@ -34,7 +51,12 @@ class SentencePieceVocabulary:
         if self._marks is not None:
             texts = [case_transform.encode(text) for text in texts]
         for ids in self._model.encode(texts, return_type="numpy", num_threads=1):
-            yield ids, self._count(ids) if count_bytes else None
+            yield ids, self.count(ids) if count_bytes else None
+
+    def count(self, ids: np.ndarray) -> np.ndarray:
+        """Return the bytes uint16 [n] of tokens [n] of whole documents; BOS among them counts 0."""
+        counts = self._table.counts(ids)
+        return counts if self._marks is None else count_marks(ids, counts, self._marks)
 
     def decode(self, ids: np.ndarray) -> bytes:
         """Return the text that the model decodes to, out of the case transform, in UTF-8."""
@@ -51,12 +73,8 @@ class SentencePieceVocabulary:
             -spaces: ": leading spaces are not counted",
         }
         if self._marks is not None:
-            marks = int((self._table.counts(ids) - self._count(ids)).sum())
+            marks = int((self._table.counts(ids) - self.count(ids)).sum())
             literal = int(np.isin(ids, self._marks).sum()) * MARK_BYTES - marks
             faults[marks] = ": case marks are counted as text (#1729)"
             faults[-literal] = ": marks that the text itself holds are not counted"
         return faults
-
-    def _count(self, ids: np.ndarray) -> np.ndarray:
-        counts = self._table.counts(ids)
-        return counts if self._marks is None else count_marks(ids, counts, self._marks)

@@ -1,37 +1,45 @@
 """Bytes of an artifact before anything is trained, by the entropy of quantised Gaussian rows.
 
-A row of deviation sigma on a grid of step s holds integers of about 0.5 log2(2 pi e) -
-log2(s / sigma) bits each; under SDClip s / sigma is clip / m, whatever was trained (#1394). What a
-codec makes of them follows from their chances: brotli is a Huffman code here (within 0.1 % on
-Gaussian integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have
-heavier tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here.
+Under SDClip a step is clip / m deviations, whatever was trained (#1394). What a codec makes of the
+integers follows from their chances: brotli is a Huffman code here (within 0.1 % on Gaussian
+integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have heavier
+tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here. Not
+counted: what pruning would save (package.prune).
 """
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
+import statistics
+from collections import Counter
+from dataclasses import dataclass, replace
 
 from paramgolf.codec.config import PackageConfig
+from paramgolf.estimate.entropy import (
+    best_percentile,
+    entropy_bits,
+    expected_percentile,
+    huffman_bits,
+    integer_chances,
+)
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, shapes
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, repeat_count, shapes
 from paramgolf.quant.config import QuantizeConfig
 
-NORMAL = NormalDist()
-PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # candidates of grid `percentile` (#414)
 LZMA_EXCESS_BITS = 0.16  # a weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
+RANS_EXCESS_BITS = 0.01  # its states, tables and rounded frequencies, on full-size matrices
 HEADER_BYTES = 800  # compressed JSON: the model, the streams, the tensors
 # bits of a float16 after the codec, with the bytes shuffled and without
 SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor of about 1.3
-VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gates, about 1, with their signs
+VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or spread like gates
+TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
+FINER_BITS = 2  # more, of a finer group's weights
+LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Expected bytes of a part of model.bin; `bits` is bits a weight, None but for integers."""
+    """Expected bytes of a part of model.bin; `bits` is bits a weight, None but for weights."""
 
     name: str
     kind: str  # integers, scales, float16 or header, as in package.json
@@ -44,109 +52,168 @@ def model_parts(
     model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, package: PackageConfig
 ) -> list[Part]:
     """Return the expected parts of model.bin, in the order of its parameters."""
-    parts, rows, others = [], 0, 0
-    for name, shape in shapes(model, vocab_size).items():
+    parts, rows, others, vector_bits = [], 0, 0, 0.0
+    share, shuffled = high_share(model, quantize), package.byte_shuffle
+    sizes = shapes(model, vocab_size)
+    for name, shape in sizes.items():
         weights = math.prod(shape)
-        if name in (*MATRICES, "embedding"):
-            bits = bits_per_weight(name, shape[-1], quantize, package)
-            parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
-            rows += weights // shape[-1]
-        else:
-            others += weights
-    for name, kind, count, table in (
-        ("scales", "scales", rows, SCALE_BITS),
-        ("vectors", "float16", others, VECTOR_BITS),
-    ):
-        size = round(count * table[package.byte_shuffle] / 8)
-        parts.append(Part(name, kind, count, size, None))
-    return [*parts, Part("header", "header", 0, HEADER_BYTES, None)]
+        widths = bits_of(name, quantize, share)
+        if not widths:
+            kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
+            others, vector_bits = others + weights, vector_bits + weights * kind_bits[shuffled]
+            continue
+        bits = sum(
+            part * bits_per_weight(name, shape[-1], width, quantize, package)
+            for width, part in widths.items()
+        )
+        parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
+        rows += weights // shape[-1]
+    parts += _refinements(sizes, quantize)
+    return [
+        *parts,
+        Part("scales", "scales", rows, round(rows * SCALE_BITS[shuffled] / 8), None),
+        Part("vectors", "float16", others, round(vector_bits / 8), None),
+        Part("header", "header", 0, HEADER_BYTES, None),
+    ]
+
+
+def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int, float]:
+    """Return the widths of a parameter's integers and the part that has each; {}: it is float16.
+
+    `share` is the part of the block matrices that gets quantize.matrix_bits.
+    """
+    if name == "embedding":
+        return {quantize.embedding_bits: 1.0}
+    if name in MATRICES:
+        if share == 1 or quantize.low_bits == quantize.matrix_bits:
+            return {quantize.matrix_bits: 1.0}
+        return {quantize.matrix_bits: share, quantize.low_bits: 1 - share}
+    if name == "head_gate":
+        width = quantize.gate_bits
+    else:
+        width = quantize.table_bits if name in (*TABLES, *PROJECTIONS) else None
+    return {} if width is None else {width: 1.0}
+
+
+def high_share(model: ModelConfig, quantize: QuantizeConfig) -> float:
+    """Return the expected part of the block matrices that gets quantize.matrix_bits.
+
+    Which ones do is known after calibration only; each is taken to be as likely as another.
+    """
+    if quantize.high_bits_matrices is None:
+        return 1.0
+    untied = repeat_count(model) if model.untied_repeats else 0
+    matrices = len(MATRICES) * model.layers + 2 * untied
+    share = min(1.0, quantize.high_bits_matrices / matrices)
+    if quantize.recurrent_high:
+        times = Counter(model.orders[-1])
+        repeated = len(MATRICES) * sum(count > 1 for count in times.values()) + 2 * untied
+        share += (1 - share) * repeated / matrices
+    return share
+
+
+def allocation_uncertainty(
+    model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, package: PackageConfig
+) -> int:
+    """Return by how many bytes the choice of the matrices of more bits may be off (2 sigma).
+
+    The choice is taken as a draw without replacement from matrices of different sizes.
+    """
+    share = high_share(model, quantize)
+    sizes = [
+        math.prod(shape[1:]) * (_width_bits(name, shape[-1], quantize, package) / 8)
+        for name, shape in shapes(model, vocab_size).items()
+        if name in MATRICES
+        for _ in range(shape[0])
+    ]
+    drawn, left = share * len(sizes), 1 - share
+    variance = drawn * left * statistics.pvariance(sizes) * len(sizes) / (len(sizes) - 1)
+    return round(2 * math.sqrt(variance))
+
+
+def _width_bits(name: str, columns: int, quantize: QuantizeConfig, package: PackageConfig) -> float:
+    """Return how many bits a weight's integer of matrix_bits takes more than one of low_bits."""
+    widths = quantize.matrix_bits, quantize.low_bits
+    high, low = (bits_per_weight(name, columns, width, quantize, package) for width in widths)
+    return high - low
 
 
 def bits_per_weight(
-    name: str, columns: int, quantize: QuantizeConfig, package: PackageConfig
+    name: str, columns: int, width: int, quantize: QuantizeConfig, package: PackageConfig
 ) -> float:
-    """Return the bits that the codec leaves of one integer of the parameter `name`."""
-    maximum = 2 ** (bits_of(name, quantize) - 1) - 1
-    chances = integer_chances(reach(name, columns, quantize) / maximum, maximum)
+    """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
+    maximum = 2 ** (width - 1) - 1
+    chances = integer_chances(reach(name, columns, maximum, quantize) / maximum, maximum)
     brotli, lzma = huffman_bits(chances), entropy_bits(chances) + LZMA_EXCESS_BITS
-    return {"brotli": brotli, "lzma": lzma, "auto": min(brotli, lzma)}[package.codec]
+    ours = min(entropy_bits(chances) + RANS_EXCESS_BITS, brotli)
+    sizes = {"brotli": brotli, "lzma": lzma, "rans": ours, "auto": min(ours, lzma)}
+    return sizes[package.codec]
 
 
-def bits_of(name: str, quantize: QuantizeConfig) -> int:
-    """Return the width of a parameter's integers."""
-    return quantize.embedding_bits if name == "embedding" else quantize.matrix_bits
-
-
-def reach(name: str, columns: int, quantize: QuantizeConfig) -> float:
+def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> float:
     """Return the largest representable weight of a parameter, in deviations of its row."""
-    if quantize.grid == "sdclip":
-        if name == "embedding":
-            return quantize.embedding_clip
-        return quantize.mlp_clip if name in ("up", "down") else quantize.attention_clip
-    if quantize.grid == "absmax":
+    has_hessian = name in (*MATRICES, "embedding")
+    if quantize.grid == "absmax" or not has_hessian:
         return expected_percentile(1.0, columns)
-    maximum = 2 ** (bits_of(name, quantize) - 1) - 1
-    candidates = [expected_percentile(p, columns) for p in PERCENTILES]
-    return min(candidates, key=lambda clip: expected_error(clip, maximum, columns))
+    if quantize.grid == "percentile":
+        return best_percentile(maximum, columns)
+    if name == "embedding":
+        return quantize.embedding_clip
+    return quantize.mlp_clip if name in ("up", "down") else quantize.attention_clip
 
 
-def expected_magnitude(rank: float, columns: int) -> float:
-    """Return the expected `rank`-th smallest |w| of a standard Gaussian row (Blom, 1958).
+def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part]:
+    """Return what finer groups and low-rank corrections add, on the largest matrices."""
+    matrices = [
+        shape[-2:]
+        for name in (*MATRICES, "embedding")
+        for shape in [sizes[name]] * (sizes[name][0] if len(sizes[name]) == 3 else 1)
+    ]
+    parts = []
+    if quantize.finer_groups:
+        rows = sum(rows for rows, _ in matrices) / len(matrices)
+        weights = round(quantize.finer_groups * quantize.group_columns * rows)
+        parts.append(Part("finer groups", "integers", 0, weights * FINER_BITS // 8, None))
+    corrected = sorted(matrices, key=lambda shape: -math.prod(shape))
+    codes = 0.0
+    for rows, columns in corrected[: quantize.low_rank_matrices]:
+        rank = min(quantize.low_rank, rows, columns)
+        codes += rank * (rows * LEFT_BITS + columns * RIGHT_BITS) / 8
+        codes += 2 * rank * (1 + columns / quantize.low_rank_group)  # float16 scales
+    if codes:
+        parts.append(Part("low-rank codes", "integers", 0, round(codes), None))
+    return parts
 
-    The last rank is the expected maximum: 3.1 of 512 columns, 3.5 of 2048.
+
+def fitted(
+    model: ModelConfig,
+    vocab_size: int,
+    quantize: QuantizeConfig,
+    package: PackageConfig,
+    *,
+    code_bytes: int,
+) -> tuple[QuantizeConfig, float]:
+    """Return the configuration with the clips that quantize.fit_bytes leads to, and their factor.
+
+    Without fit_bytes the clips stay, factor 1. The search ends at 1/4 and 16 times the clips.
     """
-    share = (rank - 0.375) / (columns + 0.25)
-    return NORMAL.inv_cdf((1 + share) / 2)
+    low, high = -2.0, 4.0  # doublings
+    if quantize.fit_bytes is None:
+        return quantize, 1.0
+    for _ in range(20):
+        place = (low + high) / 2
+        parts = model_parts(model, vocab_size, _scaled(quantize, 2**place), package)
+        if sum(part.bytes for part in parts) + code_bytes > quantize.fit_bytes:
+            low = place
+        else:
+            high = place
+    return _scaled(quantize, 2**high), 2**high
 
 
-def expected_percentile(share: float, columns: int) -> float:
-    """Return the expected percentile of |w| in a row, interpolated between ranks."""
-    place = 1 + share * (columns - 1)
-    low, part = int(place), place - int(place)
-    high = min(low + 1, columns)
-    return (1 - part) * expected_magnitude(low, columns) + part * expected_magnitude(high, columns)
-
-
-def expected_error(clip: float, maximum: int, columns: int) -> float:
-    """Return a row's expected squared error a weight: rounding, and what `clip` cuts off."""
-    cut = 0.0
-    for rank in range(columns, 0, -1):
-        beyond = expected_magnitude(rank, columns) - clip
-        if beyond <= 0:
-            break
-        cut += beyond**2
-    return (clip / maximum) ** 2 / 12 + cut / columns
-
-
-def integer_chances(step: float, maximum: int) -> list[float]:
-    """Return the chance of each integer -maximum..maximum of a Gaussian, `step` in deviations."""
-    return list(_chances(step, maximum))
-
-
-def _chances(step: float, maximum: int) -> Iterator[float]:
-    for q in range(-maximum, maximum + 1):
-        low = 0.0 if q == -maximum else NORMAL.cdf((q - 0.5) * step)
-        high = 1.0 if q == maximum else NORMAL.cdf((q + 0.5) * step)
-        yield high - low
-
-
-def entropy_law(step: float) -> float:
-    """Return the size law, bits a weight: it holds where the step is below about 1 deviation."""
-    return 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
-
-
-def entropy_bits(chances: Sequence[float]) -> float:
-    """Return the entropy, bits a symbol."""
-    return -sum(p * math.log2(p) for p in chances if p > 0)
-
-
-def huffman_bits(chances: Sequence[float]) -> float:
-    """Return the mean length of the best prefix code, bits a symbol."""
-    heap = [p for p in chances if p > 0]
-    heapq.heapify(heap)
-    total = 0.0
-    while len(heap) > 1:
-        joined = heapq.heappop(heap) + heapq.heappop(heap)
-        total += joined
-        heapq.heappush(heap, joined)
-    return total
+def _scaled(quantize: QuantizeConfig, factor: float) -> QuantizeConfig:
+    return replace(
+        quantize,
+        attention_clip=quantize.attention_clip * factor,
+        mlp_clip=quantize.mlp_clip * factor,
+        embedding_clip=quantize.embedding_clip * factor,
+    )

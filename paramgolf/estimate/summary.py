@@ -8,14 +8,14 @@ from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.memory import training_memory
-from paramgolf.estimate.size import Part, model_parts
+from paramgolf.estimate.size import Part, allocation_uncertainty, fitted, model_parts
 from paramgolf.estimate.speed import Machine, stretches, training_flops
 from paramgolf.model.flops import TRAINING_FACTOR
 from paramgolf.model.shapes import shapes
 from paramgolf.recipes import Params
 
 SCHEMA = 1
-BYTES_TOLERANCE = 0.015  # of the model's bytes; what the estimate is tested to
+BYTES_TOLERANCE = 0.015  # of the model's bytes; what the estimate is tested to, matrices given
 
 
 def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dict[str, Any]:
@@ -50,13 +50,17 @@ def _flops(params: Params) -> list[dict[str, Any]]:
 
 
 def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
-    parts = model_parts(params.model, params.tokenizer.vocab_size, params.quantize, params.package)
+    model, vocab_size, package = params.model, params.tokenizer.vocab_size, params.package
+    quantize, factor = fitted(model, vocab_size, params.quantize, package, code_bytes=code_bytes)
+    parts = model_parts(model, vocab_size, quantize, package)
     integers = [part for part in parts if part.bits is not None]
     bytes_model = sum(part.bytes for part in parts)
-    total, limit = bytes_model + code_bytes, params.package.limit_bytes
+    total, limit = bytes_model + code_bytes, package.limit_bytes
     tolerance = round(BYTES_TOLERANCE * bytes_model)
+    tolerance += allocation_uncertainty(model, vocab_size, quantize, package)
     return {
         "parts": [dataclasses.asdict(part) for part in parts],
+        "clip_factor": factor,
         "bits_per_weight": _mean_bits(integers),
         "bytes_model": bytes_model,
         "bytes_code": code_bytes,
@@ -64,8 +68,20 @@ def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
         "limit_bytes": limit,
         "headroom_bytes": limit - total,
         "tolerance_bytes": tolerance,
-        "fits": "unsure" if abs(limit - total) <= tolerance else "yes" if total < limit else "no",
+        "fits": _fits(limit - total, 0 if _is_fitted(params, total) else tolerance),
     }
+
+
+def _is_fitted(params: Params, total: int) -> bool:
+    """Tell whether quantize measures real bytes against the limit, and can reach it."""
+    wanted = params.quantize.fit_bytes
+    return wanted is not None and total <= wanted <= params.package.limit_bytes
+
+
+def _fits(headroom: int, tolerance: int) -> str:
+    if abs(headroom) < tolerance:
+        return "unsure"
+    return "yes" if headroom >= 0 else "no"
 
 
 def _mean_bits(integers: list[Part]) -> float:

@@ -20,11 +20,13 @@ class Segments(NamedTuple):
     """Parts of a batch that attention does not cross: documents, cut where they grow too long.
 
     `bounds` [n + 1] int32 are the first positions of the segments in the flattened batch, and its
-    end; repeats of the end are padding. `longest` is an upper bound of a segment's tokens.
+    end; repeats of the end are padding. `longest` is an upper bound of a segment's tokens. With
+    `window` a position sees no more than so many positions, its own among them.
     """
 
     bounds: Tensor
     longest: int
+    window: int | None = None
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
@@ -66,7 +68,8 @@ def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
     B, _, T, _ = q_BHTD.shape
     positions = torch.arange(B * T, device=q_BHTD.device, dtype=torch.int32)
     owner = torch.searchsorted(segments.bounds, positions, right=True).view(B, T)
-    return (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+    mask = (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+    return mask if segments.window is None else mask.triu(1 - segments.window)
 
 
 def flash_attention_3() -> Attend:
@@ -83,6 +86,7 @@ def flash_attention_3() -> Attend:
                 cu_seqlens_k=segments.bounds,
                 max_seqlen_q=segments.longest,
                 max_seqlen_k=segments.longest,
+                window_size=(-1, -1) if segments.window is None else (segments.window - 1, 0),
                 causal=True,
                 num_splits=1,
             )
@@ -93,14 +97,22 @@ def flash_attention_3() -> Attend:
 
 
 def rotary_table(
-    length: int, dims: int, base: float, *, trained_length: int | None, device: torch.device
+    length: int,
+    dims: int,
+    base: float,
+    *,
+    trained_length: int | None,
+    reach: int | None = None,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin, float32 [length, dims / 2], of the angles of positions 0..length-1.
 
-    Beyond `trained_length` tokens the base grows by (length / trained)^(dims / (dims - 2)) (NTK).
+    `reach` is how many positions attention sees (None: all). Where that is beyond `trained_length`,
+    the base grows by (reach / trained)^(dims / (dims - 2)) (NTK).
     """
-    if trained_length is not None and length > trained_length and dims > 2:
-        base = base * (length / trained_length) ** (dims / (dims - 2))
+    reach = length if reach is None else reach
+    if trained_length is not None and reach > trained_length and dims > 2:
+        base = base * (reach / trained_length) ** (dims / (dims - 2))
     exponents = torch.arange(0, dims, 2, device=device, dtype=torch.float32) / max(dims, 1)
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, base**-exponents)

@@ -19,6 +19,10 @@ from paramgolf.model.attention import Attend, Segments, exclude_own_value, rotat
 Tap = Callable[[str, Tensor], None]
 
 
+TWO_LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
+State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's
+
+
 class Kind(NamedTuple):
     """What is fixed when a block is compiled."""
 
@@ -51,6 +55,8 @@ class Weights(NamedTuple):
     lane_write: Tensor | None = None  # [2, 2]: sublayer, lane
     lane_route: Tensor | None = None  # [4]
     mlp_mix: Tensor | None = None  # [2, d]
+    skip_weight: Tensor | None = None  # [d]
+    skip_gate: Tensor | None = None  # [d]
 
 
 class Pair(NamedTuple):
@@ -84,6 +90,7 @@ class Context(NamedTuple):
     segments: Segments | None = None  # parts that attention does not cross
     tap: Tap | None = None
     adapters: Adapters | None = None
+    entering: State | None = None  # an encoder output, for the decoder step that pops it
 
 
 def norm(x: Tensor) -> Tensor:
@@ -160,11 +167,29 @@ def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     return w.mlp_scale * adapt(linear(hidden, w.down, "down", c.tap), n, "mlp", c.adapters)
 
 
-State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's
+def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
+    """Let the encoder output enter: into both lanes where both read it, else into the first.
+
+    Additive: x + w s (#1019). Gated: s(g) x + (1 - s(g)) w s, with the logistic s(g) (#1204).
+    """
+    if c.entering is None:
+        return state
+    assert w.skip_weight is not None
+    lanes = list(state)
+    for index in range(len(state) if kind.parallel in ("routed", "mixed") else 1):
+        entering = w.skip_weight * c.entering[min(index, len(c.entering) - 1)]
+        if w.skip_gate is not None:
+            lanes[index] = torch.lerp(entering, lanes[index], torch.sigmoid(w.skip_gate))
+        else:
+            lanes[index] = lanes[index] + entering
+    return tuple(lanes)
 
 
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Run one step: a state of one lane gives one lane, of two lanes two."""
+    """Run one step: let a skip enter, split the lane where two begin, run both sublayers."""
+    state = enter(state, w, c, kind)
+    if kind.parallel in TWO_LANES and len(state) == 1:
+        state = (state[0], state[0])
 
     def attend(x: Tensor) -> Tensor:
         return attention(norm(x) * w.norm_scale, w, c, kind) if kind.attention else 0 * x

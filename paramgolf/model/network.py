@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from paramgolf.model.attention import Attend, attend_sdpa, find_segments, rotary_table
@@ -22,20 +21,20 @@ from paramgolf.model.block import (
     State,
     Weights,
     block,
-    low_rank,
     mix,
     norm,
     values_of,
 )
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, value_embedding
+from paramgolf.model.head import Head, head_logits, head_nll
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import Step, plan, repeated_layers
 from paramgolf.model.shapes import MATRICES
 
 BOS = 1  # of every published tokenizer
+NO_TOKEN = -1
 GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
-LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
 Tensors = dict[str, Tensor]
 
 
@@ -47,13 +46,14 @@ class Pass:
     qkv, o, up, down, and embedding (the head's). A tap turns compilation off. With
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
-    of the order.
+    of the order. With `window` a position attends to no more than so many, its own among them.
     """
 
     order: Order
     tap: Callable[[str, int, Tensor], None] | None = None
     document_tokens: int | None = None
     adapters: Mapping[str, Pair] | None = None
+    window: int | None = None
 
 
 class Network(nn.Module):
@@ -71,13 +71,15 @@ class Network(nn.Module):
         self.attend: Attend = attend_sdpa
         self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
         self._block: Callable[..., State] = block
+        self._nll: Callable[..., Tensor] = head_nll
         for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
             self.register_parameter(name, nn.Parameter(tensor))
 
     def compile_blocks(self) -> None:
-        """Compile the block; each kind of block costs one graph, whatever the number of layers."""
+        """Compile block and head; a kind of block costs one graph, however many its layers."""
         torch._dynamo.config.recompile_limit = GRAPHS
         self._block = torch.compile(block, dynamic=False)
+        self._nll = torch.compile(head_nll, dynamic=False)
 
     def untie_repeats(self) -> None:
         """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (#1204)."""
@@ -94,28 +96,29 @@ class Network(nn.Module):
 
         `part` restricts the head to some positions: targets and result are then theirs alone.
         """
-        logits = self.logits(tokens_BT, options, part=part)
-        nll = F.cross_entropy(logits.flatten(0, 1), targets_BT.flatten(), reduction="none")
-        return nll.view(targets_BT.shape)
+        hidden, head = self._before_head(tokens_BT, options, part)
+        return self._nll(hidden, targets_BT, head)
 
     def logits(self, tokens_BT: Tensor, options: Pass, *, part: slice | None = None) -> Tensor:
         """Return softcapped logits, float32 [B, T, V], of the positions `part` or of all."""
+        hidden, head = self._before_head(tokens_BT, options, part)
+        return head_logits(hidden, head)
+
+    def _before_head(
+        self, tokens_BT: Tensor, options: Pass, part: slice | None
+    ) -> tuple[Tensor, Head]:
+        """Return what the head reads [B, T, d], and the head's weights."""
         tensors = self._cast()
         hidden = self._hidden(tokens_BT, tensors, options)
         if part is not None:
             hidden = hidden[:, part]
         if options.tap is not None:
             options.tap("embedding", 0, hidden)
-        z = F.linear(hidden, tensors["embedding"])
+        adapter = None
         if options.adapters is not None and "head" in options.adapters:
-            a, b = (x.to(self.compute_dtype)[0] for x in options.adapters["head"])
-            z = z + low_rank(hidden, Pair(a, b))
-        z = z.float()
-        if not self.config.asymmetric_softcap:
-            return self.config.softcap * torch.tanh(z / self.config.softcap)
-        above, below = self.get_parameter("softcaps")
-        cap = torch.where(z > 0, above, below)
-        return cap * torch.tanh(z / cap)
+            adapter = Pair(*(x.to(self.compute_dtype)[0] for x in options.adapters["head"]))
+        sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
+        return hidden, Head(tensors["embedding"], self.config.softcap, sides, adapter)
 
     def _cast(self) -> Tensors:
         parameters: Tensors = dict(self.named_parameters())
@@ -141,9 +144,7 @@ class Network(nn.Module):
             if self.config.value_residual and step.layer == 0:
                 shared = shared._replace(first_values=self._first_values(state, weights, context))
             if step.skip_row is not None and kept:
-                state = self._skip(state, kept.pop(), step.skip_row, tensors)
-            if step.parallel and self.config.parallel in LANES and len(state) == 1:
-                state = (state[0], state[0])
+                context = context._replace(entering=kept.pop())
             run = block if options.tap is not None else self._block
             state = run(state, weights, context, self._kind(step))
             if step.push:
@@ -152,16 +153,20 @@ class Network(nn.Module):
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
-        longest = options.document_tokens
-        trained = config.rope_trained_length
+        longest, length = options.document_tokens, x0.shape[1]
         cos, sin = rotary_table(
-            x0.shape[1],
+            length,
             config.rope_dims,
             config.rope_base,
-            trained_length=trained,
+            trained_length=config.rope_trained_length,
+            reach=min(length, options.window or length),
             device=x0.device,
         )
-        segments = None if longest is None else find_segments(tokens_BT, BOS, longest)
+        segments = None
+        if longest is not None or options.window is not None:
+            bos = BOS if longest is not None else NO_TOKEN
+            segments = find_segments(tokens_BT, bos, longest or length)
+            segments = segments._replace(window=options.window)
         return Context(x0, cos, sin, segments=segments)
 
     def _step_context(
@@ -217,21 +222,6 @@ class Network(nn.Module):
         parallel = self.config.parallel if step.parallel else "none"
         return self._kind_base()._replace(attention=step.attention, xsa=step.xsa, parallel=parallel)
 
-    def _skip(self, state: State, kept: State, row: int, tensors: Tensors) -> State:
-        """Let an encoder output enter: into both lanes where both read it, else into the first."""
-        both = self.config.parallel in ("routed", "mixed")
-        weight = tensors["skip_weight"][row]
-        lanes = []
-        for index, x in enumerate(state):
-            entering = weight * kept[min(index, len(kept) - 1)]
-            if index > 0 and not both:
-                lanes.append(x)
-            elif self.config.skips == "gated":
-                lanes.append(torch.lerp(entering, x, torch.sigmoid(tensors["skip_gate"][row])))
-            else:
-                lanes.append(x + entering)
-        return tuple(lanes)
-
     def _join(self, state: State, tensors: Tensors) -> Tensor:
         if len(state) == 1:
             return state[0]
@@ -273,6 +263,8 @@ class _Rows:
             parallel_row = step.layer - self._first_parallel
             rows |= dict.fromkeys(("lane_keep", "lane_write"), step.layer)
             rows |= dict.fromkeys(("lane_route", "mlp_mix"), parallel_row)
+        if step.skip_row is not None:
+            rows |= dict.fromkeys(("skip_weight", "skip_gate"), step.skip_row)
         return Weights(
             **{name: self._rows[name][row] for name, row in rows.items() if name in self._rows}
         )

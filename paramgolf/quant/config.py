@@ -30,9 +30,15 @@ class QuantizeConfig:
     """Grids and bits a family; units and meanings are in recipes/base.yaml."""
 
     method: Literal["gptq", "nearest"]
+    embedding_method: Literal["gptq", "nearest"] | None
     grid: Literal["sdclip", "percentile", "absmax"]
     matrix_bits: int
     embedding_bits: int
+    high_bits_matrices: int | None
+    low_bits: int
+    recurrent_high: bool
+    gate_bits: int | None
+    table_bits: int | None
     attention_clip: float
     mlp_clip: float
     embedding_clip: float
@@ -40,12 +46,28 @@ class QuantizeConfig:
     damping: float
     block_columns: int
     act_order: bool
+    finer_groups: int
+    group_columns: int
+    low_rank_matrices: int
+    low_rank: int
+    low_rank_group: int
+    low_rank_weighting: Literal["plain", "hessian"]
+    fit_bytes: int | None
+    fit_codec: Literal["brotli", "lzma", "rans", "auto"]
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the fields together."""
-        for name in ("matrix_bits", "embedding_bits"):
-            if not 2 <= getattr(self, name) <= 8:
-                yield f"{name}` must lie in 2..8, found {getattr(self, name)}"
+        for name in ("matrix_bits", "embedding_bits", "low_bits", "gate_bits", "table_bits"):
+            bits = getattr(self, name)
+            if bits is not None and not 2 <= bits <= 8:
+                yield f"{name}` must lie in 2..8, found {bits}"
+        for name in ("high_bits_matrices", "finer_groups", "low_rank_matrices"):
+            if (getattr(self, name) or 0) < 0:
+                yield f"{name}` must be 0 or more, found {getattr(self, name)}"
+        if not 1 <= self.low_rank <= 64 or min(self.low_rank_group, self.group_columns) < 1:
+            yield "low_rank` must lie in 1..64, `low_rank_group` and `group_columns` be at least 1"
+        if self.fit_bytes is not None and (self.fit_bytes < 1 or self.grid != "sdclip"):
+            yield "fit_bytes` must be at least 1, and needs `grid` sdclip, whose clips it moves"
         if min(self.attention_clip, self.mlp_clip, self.embedding_clip) <= 0:
             yield "attention_clip`, `mlp_clip` and `embedding_clip` must be above 0"
         if self.damping < 0:

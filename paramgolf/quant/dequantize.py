@@ -1,15 +1,59 @@
-"""The decoder's arithmetic, in a module of its own: the artifact carries nothing else of quant/."""
+"""The decoder's arithmetic, in a module of its own: the artifact carries nothing else of quant/.
+
+All of it is elementwise, so that the weights have the same bits on every device: nothing is left to
+the order in which a matrix multiplication adds.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 
+def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    """Return the float32 weights of a quantised parameter, from the tensors that are its parts.
+
+    NAME.integers [..., R, C] times NAME.scales [..., R]; NAME.finer [layers, groups], where there
+    is one, says how often the steps of each group of columns are halved; where there is
+    NAME.LAYER.left, the layer's low-rank correction is added.
+    """
+    integers = tensors[f"{name}.integers"]
+    weight = dequantize(integers, tensors[f"{name}.scales"])
+    stack = weight if weight.dim() == 3 else weight.unsqueeze(0)
+    if f"{name}.finer" in tensors:
+        stack.mul_(finer_factor(tensors[f"{name}.finer"], stack.shape[2]))
+    for layer, matrix in enumerate(stack):
+        if f"{name}.{layer}.left" in tensors:
+            kinds = "left", "left_scales", "right", "right_scales"
+            matrix.add_(low_rank(*(tensors[f"{name}.{layer}.{kind}"] for kind in kinds)))
+    return weight
+
+
 def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
     """Return integers [..., R, C] times scales [..., R], float32.
 
-    One IEEE multiplication a weight, of values that float32 holds exactly: the same bits on every
-    device.
+    One IEEE multiplication a weight, of values that float32 holds exactly.
     """
     return integers.to(torch.float32, copy=True).mul_(scales.float().unsqueeze(-1))
+
+
+def finer_factor(halvings: Tensor, columns: int) -> Tensor:
+    """Return what a step is multiplied by, a power of 2: float32 [layers, 1, columns]."""
+    factors = 1 / (1 << halvings.int().clamp_min(0))
+    return factors.repeat_interleave(columns // halvings.shape[1], 1).unsqueeze(1)
+
+
+def low_rank(left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Tensor) -> Tensor:
+    """Return (left * left_scales) @ (right * right_scales), float32 [R, C].
+
+    Codes left [R, r], right [r, C]; scales [r] and [r, groups of columns]. A product of two float16
+    times small integers is exact in float64, where the r products are added in their order.
+    """
+    grouped = right.double().view(*right_scales.shape, -1) * right_scales.double().unsqueeze(-1)
+    rows, columns = left.double() * left_scales.double(), grouped.flatten(1)
+    total = torch.zeros(len(rows), columns.shape[1], dtype=torch.float64, device=left.device)
+    for i in range(len(columns)):
+        total += rows[:, i : i + 1] * columns[i]
+    return total.float()

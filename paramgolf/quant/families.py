@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from paramgolf.model.shapes import PROJECTIONS, TABLES
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.grids import Grid
 
@@ -17,6 +18,15 @@ MEMBERS = {
 }
 QUANTIZED = tuple(name for names in MEMBERS.values() for name in names)
 MLP = ("up", "down")
+GATES = ("head_gate",)
+OUTER = (*(name for name in TABLES if name != "embedding"), *PROJECTIONS)
+
+
+def rounded_bits(name: str, config: QuantizeConfig) -> int | None:
+    """Return the bits of a parameter that is rounded without a Hessian; None: it stays float16."""
+    if name in GATES:
+        return config.gate_bits
+    return config.table_bits if name in OUTER else None
 
 
 def grid_of(name: str, config: QuantizeConfig) -> Grid:

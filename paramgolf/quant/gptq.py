@@ -74,15 +74,18 @@ def solve(
     factors: Factors,
     *,
     block_columns: int,
+    factor_NRC: Tensor | None = None,
 ) -> Tensor:
     """Return GPTQ's integers as float32 [N, R, C], columns in their original order.
 
     Within a block an error is carried to a column when that column's turn comes; to the columns
-    after the block all of a block's errors are carried at once. Dead columns become 0.
+    after the block all of a block's errors are carried at once. Dead columns become 0. `factor`
+    makes steps finer as in `nearest`.
     """
     columns = weight_NRC.shape[2]
-    scale = scale_NR.float()
+    step, maximum = scale_NR.float(), maximum_NR
     where = factors.order.unsqueeze(-1).expand(-1, -1, weight_NRC.shape[1])
+    factor = None if factor_NRC is None else factor_NRC.transpose(1, 2).gather(1, where)
     # column-major, so that a column of all matrices is one contiguous read
     weight = weight_NRC.float().masked_fill(factors.dead.unsqueeze(1), 0.0)
     work = weight.transpose(1, 2).gather(1, where)
@@ -96,8 +99,10 @@ def solve(
             done = j - start
             carried = upper[:, start:j, j].unsqueeze(1) @ errors[:, :done]
             column = work[:, j] - carried.squeeze(1)
-            integers[:, j] = (column / scale).round().clamp(-maximum_NR, maximum_NR)
-            errors[:, done] = (column - integers[:, j] * scale) / pivot[:, j]
+            if factor is not None:
+                step, maximum = scale_NR.float() * factor[:, j], maximum_NR / factor[:, j]
+            integers[:, j] = (column / step).round().clamp(-maximum, maximum)
+            errors[:, done] = (column - integers[:, j] * step) / pivot[:, j]
         work[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
     return torch.empty_like(integers).scatter_(1, where, integers).transpose(1, 2)
 
@@ -110,18 +115,30 @@ def quantize_rows(
     factors: Factors,
     *,
     block_columns: int,
+    factor_NRC: Tensor | None = None,
 ) -> Tensor:
     """Return integers, float32 [N, R, C]: each row's from GPTQ, or from rounding where better.
 
     GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows do not depend on
     each other, so tr(E H E^T) is never above that of rounding on the same grid.
     """
-    greedy = solve(weight_NRC, scale_NR, maximum_NR, factors, block_columns=block_columns)
     alive = weight_NRC.masked_fill(factors.dead.unsqueeze(1), 0.0)
-    rounded = nearest(alive, scale_NR, maximum_NR)
-    greedy_error = row_errors(weight_NRC - dequantize(greedy, scale_NR), hessian_NCC)
-    rounded_error = row_errors(weight_NRC - dequantize(rounded, scale_NR), hessian_NCC)
-    return torch.where((rounded_error < greedy_error).unsqueeze(-1), rounded, greedy)
+    rounded = nearest(alive, scale_NR, maximum_NR, factor_NRC)
+    greedy = solve(
+        weight_NRC,
+        scale_NR,
+        maximum_NR,
+        factors,
+        block_columns=block_columns,
+        factor_NRC=factor_NRC,
+    )
+
+    def errors(integers: Tensor) -> Tensor:
+        found = dequantize(integers, scale_NR)
+        found = found if factor_NRC is None else found * factor_NRC
+        return row_errors(weight_NRC - found, hessian_NCC)
+
+    return torch.where((errors(rounded) < errors(greedy)).unsqueeze(-1), rounded, greedy)
 
 
 def row_errors(error_NRC: Tensor, hessian_NCC: Tensor) -> Tensor:

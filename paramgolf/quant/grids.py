@@ -60,9 +60,16 @@ def round_scales(scale_NR: Tensor) -> Tensor:
     return scale_NR.clamp(SMALLEST_SCALE, LARGEST_SCALE).half()
 
 
-def nearest(weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor) -> Tensor:
-    """Round each weight to the nearest point of its row's grid: integers as float32 [N, R, C]."""
+def nearest(
+    weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor, factor_NRC: Tensor | None = None
+) -> Tensor:
+    """Round each weight to the nearest point of its row's grid: integers as float32 [N, R, C].
+
+    Where there is a `factor`, a weight's step is its row's scale times that, its reach the same.
+    """
     limit = maximum_NR.unsqueeze(-1)
+    if factor_NRC is not None:
+        weight_NRC, limit = weight_NRC / factor_NRC, limit / factor_NRC
     return (weight_NRC / scale_NR.float().unsqueeze(-1)).round().clamp(-limit, limit)
 
 

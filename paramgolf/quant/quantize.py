@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ from torch import Tensor
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.progress import say
+from paramgolf.quant.allocation import Bits, finer_columns, layer_bits
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.families import MEMBERS, QUANTIZED, grid_of, stacked
+from paramgolf.quant.dequantize import finer_factor, restore
+from paramgolf.quant.families import MEMBERS, grid_of, rounded_bits, stacked
+from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.gptq import Factors, factorise, quantize_rows
-from paramgolf.quant.grids import nearest, row_scales
-from paramgolf.quant.report import Quantized, matrix_reports, summary
+from paramgolf.quant.grids import nearest, round_scales, row_scales
+from paramgolf.quant.low_rank import add_corrections
+from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
-from paramgolf.runtime import synchronize
+from paramgolf.training.config import TrainConfig
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
@@ -27,18 +32,39 @@ METRICS_PATH = Path("artifacts/metrics/quantize.json")
 SCHEMA = 1
 
 
-def quantize(config: QuantizeConfig, device: torch.device) -> None:
-    """Write the quantised model and its report (artifacts/quantize) and the stage's metrics."""
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Matrices [N, R, C] that read the same input, and their Hessians, on the device."""
+
+    name: str
+    weights: dict[str, Tensor]
+    hessian: Tensor
+    factors: Factors
+
+
+def quantize(config: QuantizeConfig, device: torch.device, training: TrainConfig) -> None:
+    """Write the quantised model and its report (artifacts/quantize) and the stage's metrics.
+
+    `training` is frozen into the artifact's code, whose bytes a fit counts.
+    """
     trained = load_trained()
     hessians = load_tensors(HESSIANS_PATH, fix="make it with `dvc repro calibrate`")
     start = time.perf_counter()
-    tensors, reports = quantize_model(trained, hessians, config, device)
+    families = prepare(trained, hessians, config, device)
+    search = None
+    if config.fit_bytes is None:
+        tensors, reports = solve_model(trained, families, config)
+    else:
+        measure = artifact_parts(trained, training, config.fit_codec)
+        found = fit(config, lambda trial: solve_model(trained, families, trial), measure)
+        (tensors, reports), search = found
     seconds = time.perf_counter() - start
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
-    bits = {name: grid_of(name, config).bits for name in QUANTIZED}
+    bits = stored_bits(tensors, reports)
     write_json(OUT_PATH / "config.json", {**trained.config, "quantize": {"bits": bits}})
     totals = summary(reports)
-    write_json(OUT_PATH / "report.json", {"schema": SCHEMA, "tensors": reports, **totals})
+    report = {"schema": SCHEMA, "tensors": reports, "fit": search, **totals}
+    write_json(OUT_PATH / "report.json", report)
     write_json(METRICS_PATH, {"seconds": seconds, **totals})
 
 
@@ -48,52 +74,143 @@ def quantize_model(
     """Return the tensors to store and one report a matrix.
 
     A quantised NAME is stored as NAME.integers (int8, the parameter's shape) and NAME.scales
-    (float16, one a row); every other parameter as float16. All are on the CPU.
+    (float16, one a row), with NAME.finer and NAME.LAYER.left, .right and their scales where there
+    are finer groups and corrections (see `restore`); every other parameter as float16. All are on
+    the CPU.
     """
-    tensors = {}
-    for name, tensor in trained.state.items():
-        _refuse_non_finite(name, tensor)
-        if name not in QUANTIZED:
-            tensors[name] = _to_half(name, tensor)
-    reports = []
+    return solve_model(trained, prepare(trained, hessians, config, device), config)
+
+
+def prepare(
+    trained: Trained, hessians: dict[str, Tensor], config: QuantizeConfig, device: torch.device
+) -> list[Family]:
+    """Put weights and Hessians on the device and factorise: what clips and bits do not change."""
+    families = []
     for family, names in MEMBERS.items():
+        for name in names:
+            _refuse_non_finite(name, trained.state[name])
         weights = {name: stacked(trained.state[name]).to(device) for name in names}
         hessian = _hessian(hessians, family, weights[names[0]]).to(device)
         say(f"quantize: {family}, {len(hessian)} x {sum(w.shape[1] for w in weights.values())}")
         factors = factorise(
             hessian, damping=config.damping, act_order=config.act_order, family=family
         )
-        for quantized in _quantize_family(weights, hessian, factors, config):
-            name, shape = quantized.name, trained.state[quantized.name].shape
-            reports += matrix_reports(quantized, weights[name], hessian, factors)
-            integers = quantized.integers.to(torch.int8).reshape(shape)
-            tensors[f"{name}.integers"] = integers.cpu().contiguous()
-            tensors[f"{name}.scales"] = quantized.scales.reshape(shape[:-1]).cpu()
-        synchronize(device)
-    return tensors, reports
+        families.append(Family(family, weights, hessian, factors))
+    return families
 
 
-def _quantize_family(
-    weights: dict[str, Tensor], hessian_NCC: Tensor, factors: Factors, config: QuantizeConfig
-) -> list[Quantized]:
+def solve_model(
+    trained: Trained, families: list[Family], config: QuantizeConfig
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return what `quantize_model` returns, from what `prepare` made."""
+    hessians = {family.name: family.hessian for family in families}
+    weights = {name: w for family in families for name, w in family.weights.items()}
+    bits = layer_bits(hessians, trained.model, config)
+    finer = finer_columns(weights, hessians, bits, config)
+    solved = [one for family in families for one in _solve_family(family, bits, finer, config)]
+    add_corrections(solved, config)
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in trained.state.items():
+        if name not in weights:
+            tensors |= _without_hessian(name, tensor, config)
+    for one in solved:
+        shape = trained.state[one.name].shape
+        parts = {name: part.cpu().contiguous() for name, part in one.tensors.items()}
+        for kind, size in (("integers", shape), ("scales", shape[:-1])):
+            parts[f"{one.name}.{kind}"] = parts[f"{one.name}.{kind}"].view(size)
+        tensors |= parts
+    return tensors, [report for one in solved for report in matrix_reports(one)]
+
+
+def _solve_family(
+    family: Family, bits: Bits, finer: dict[str, Tensor], config: QuantizeConfig
+) -> list[Solved]:
     """Quantise matrices [N, R, C] that share a Hessian, the rows of all in one batched solve."""
-    diagonal = hessian_NCC.diagonal(dim1=1, dim2=2)
-    grids = {name: grid_of(name, config) for name in weights}
-    scales = {name: row_scales(w, diagonal, grids[name]) for name, w in weights.items()}
-    weight, scale = torch.cat(list(weights.values()), 1), torch.cat(list(scales.values()), 1)
-    maxima = [torch.full_like(s, grids[n].maximum).float() for n, s in scales.items()]
-    maximum = torch.cat(maxima, 1)
-    if config.method == "nearest":
-        integers = nearest(weight, scale, maximum)
+    weights, hessian = family.weights, family.hessian
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    scales = [_scales(name, w, diagonal, bits[name], config) for name, w in weights.items()]
+    maxima = [_maxima(w, bits[name]) for name, w in weights.items()]
+    weight, scale, maximum = (
+        torch.cat(list(parts), 1) for parts in (weights.values(), scales, maxima)
+    )
+    factor = _factor(weights, finer)
+    if _method(family.name, config) == "nearest":
+        integers = nearest(weight, scale, maximum, factor)
     else:
         integers = quantize_rows(
-            weight, scale, maximum, hessian_NCC, factors, block_columns=config.block_columns
+            weight,
+            scale,
+            maximum,
+            hessian,
+            family.factors,
+            block_columns=config.block_columns,
+            factor_NRC=factor,
         )
-    parts = integers.split([scale.shape[1] for scale in scales.values()], dim=1)
-    return [
-        Quantized(name, grids[name], part, scales[name])
-        for name, part in zip(weights, parts, strict=True)
-    ]
+    parts = integers.to(torch.int8).split([w.shape[1] for w in weights.values()], dim=1)
+    solved = []
+    for name, part, scale in zip(weights, parts, scales, strict=True):
+        tensors = {f"{name}.integers": part.contiguous(), f"{name}.scales": scale}
+        if name in finer:
+            tensors[f"{name}.finer"] = finer[name].to(part.device)
+        found = restore(tensors, name)
+        solved.append(
+            Solved(name, bits[name], tensors, weights[name], found, hessian, family.factors)
+        )
+    return solved
+
+
+def _method(family: str, config: QuantizeConfig) -> str:
+    chosen = config.embedding_method if family == "embedding" else None
+    return chosen or config.method
+
+
+def _scales(
+    name: str,
+    weight_NRC: Tensor,
+    diagonal_NC: Tensor,
+    bits: tuple[int, ...],
+    config: QuantizeConfig,
+) -> Tensor:
+    """Return the scale of each row, float16 [N, R], layers of equal bits together."""
+    scales = torch.empty(weight_NRC.shape[:2], dtype=torch.float16, device=weight_NRC.device)
+    for width in sorted(set(bits)):
+        layers = [layer for layer, of_layer in enumerate(bits) if of_layer == width]
+        grid = replace(grid_of(name, config), bits=width)
+        scales[layers] = row_scales(weight_NRC[layers], diagonal_NC[layers], grid)
+    return scales
+
+
+def _maxima(weight_NRC: Tensor, bits: tuple[int, ...]) -> Tensor:
+    """Return the largest integer of each row, float32 [N, R]."""
+    of_layers = torch.tensor([2.0 ** (b - 1) - 1 for b in bits], device=weight_NRC.device)
+    return of_layers.unsqueeze(1).expand(weight_NRC.shape[:2])
+
+
+def _factor(weights: dict[str, Tensor], finer: dict[str, Tensor]) -> Tensor | None:
+    """Return by what each weight's step is multiplied, [N, R, C]; None: no step is finer."""
+    if not any(name in finer for name in weights):
+        return None
+    factors = []
+    for name, weight in weights.items():
+        halvings = finer.get(name, torch.zeros(len(weight), 1, dtype=torch.int8))
+        factors.append(finer_factor(halvings.to(weight.device), weight.shape[2]).expand_as(weight))
+    return torch.cat(factors, 1)
+
+
+def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[str, Tensor]:
+    """Return a parameter that no Hessian belongs to: rounded by its rows' largest, or float16."""
+    _refuse_non_finite(name, tensor)
+    bits = rounded_bits(name, config)
+    if bits is None:
+        return {name: _to_half(name, tensor)}
+    weight = tensor.reshape(1, -1, tensor.shape[-1])
+    maxima = _maxima(weight, (bits,))
+    scale = round_scales(weight.abs().amax(-1) / maxima)
+    integers = nearest(weight, scale, maxima).to(torch.int8)
+    return {
+        f"{name}.integers": integers.view(tensor.shape),
+        f"{name}.scales": scale.view(tensor.shape[:-1]),
+    }
 
 
 def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Tensor:

@@ -9,53 +9,66 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.quant.dequantize import dequantize
+from paramgolf.quant.allocation import MOST_BITS
 from paramgolf.quant.gptq import Factors, row_errors
-from paramgolf.quant.grids import Grid
 
 
 @dataclass(frozen=True, slots=True)
-class Quantized:
-    """A stack of matrices on its grid: integers float32 [N, R, C], scales float16 [N, R]."""
+class Solved:
+    """A quantised parameter beside what it came from, matrices stacked [N, R, C].
+
+    `bits` holds a number a layer, `tensors` the stored parts by their full names; `found` is what
+    they decode to.
+    """
 
     name: str
-    grid: Grid
-    integers: Tensor
-    scales: Tensor
+    bits: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    weight: Tensor
+    found: Tensor
+    hessian: Tensor
+    factors: Factors
+
+    @property
+    def integers(self) -> Tensor:
+        """The integers, int8 [N, R, C]."""
+        return self.tensors[f"{self.name}.integers"].view(self.weight.shape)
 
 
-def matrix_reports(
-    quantized: Quantized, weight_NRC: Tensor, hessian_NCC: Tensor, factors: Factors
-) -> list[dict[str, Any]]:
+def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
     """Return a report for each matrix of a stack.
 
     relative_error is ||E|| / ||W|| (Frobenius); output_error is tr(E H E^T) / tr(W H W^T), the
-    share of the output's energy that quantising takes; entropy_bits is the order-0 entropy of the
-    integers, bits a weight; condition and damping are those of the damped Hessian.
+    share of the output's energy that quantising takes, and error_trace its numerator; entropy_bits
+    is the order-0 entropy of the integers, bits a weight; low_rank is the rank of the matrix's
+    correction, which the errors include; condition and damping are those of the damped Hessian.
     """
-    error = weight_NRC - dequantize(quantized.integers, quantized.scales)
-    norms = [tensor.flatten(1).norm(dim=1).tolist() for tensor in (error, weight_NRC)]
-    energies = [row_errors(tensor, hessian_NCC).sum(1).tolist() for tensor in (error, weight_NRC)]
+    error = solved.weight - solved.found
+    pair = (error, solved.weight)
+    norms = [tensor.flatten(1).norm(dim=1).tolist() for tensor in pair]
+    energies = [row_errors(tensor, solved.hessian).sum(1).tolist() for tensor in pair]
     return [
         {
-            "name": quantized.name,
+            "name": solved.name,
             "layer": layer,
-            "shape": list(weight_NRC.shape[1:]),
-            "bits": quantized.grid.bits,
-            "entropy_bits": entropy_bits(quantized.integers[layer]),
+            "shape": list(solved.weight.shape[1:]),
+            "bits": bits,
+            "entropy_bits": entropy_bits(solved.integers[layer]),
             "relative_error": _ratio(norms[0][layer], norms[1][layer]),
             "output_error": _ratio(energies[0][layer], energies[1][layer]),
-            "damping": factors.damping[layer],
-            "condition": factors.condition[layer],
-            "dead_columns": int(factors.dead[layer].sum()),
+            "error_trace": energies[0][layer],
+            "low_rank": _rank(solved, layer),
+            "damping": solved.factors.damping[layer],
+            "condition": solved.factors.condition[layer],
+            "dead_columns": int(solved.factors.dead[layer].sum()),
         }
-        for layer in range(len(weight_NRC))
+        for layer, bits in enumerate(solved.bits)
     ]
 
 
 def entropy_bits(integers: Tensor) -> float:
     """Return the empirical order-0 entropy of integers in -128..127, bits an integer."""
-    counts = torch.bincount((integers.flatten() + 128).long(), minlength=256).double()
+    counts = torch.bincount(integers.flatten().long() + 128, minlength=256).double()
     chances = counts[counts > 0] / counts.sum()
     return float(-(chances * chances.log2()).sum()) + 0.0  # no -0.0
 
@@ -73,6 +86,24 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
         "bits_per_weight": bits / sum(sizes),
         "mean_relative_error": sum(used) / len(used) if used else 0.0,
     }
+
+
+def stored_bits(tensors: dict[str, Tensor], reports: list[dict[str, Any]]) -> dict[str, int]:
+    """Return the width of each parameter's integers, the largest of its layers and groups."""
+    bits: dict[str, int] = {}
+    for report in reports:
+        name = report["name"]
+        extra = int(tensors[f"{name}.finer"].max()) if f"{name}.finer" in tensors else 0
+        bits[name] = max(bits.get(name, 0), min(report["bits"] + extra, MOST_BITS))
+    for name in tensors:
+        if name.endswith(".integers"):
+            bits.setdefault(name.removesuffix(".integers"), MOST_BITS)
+    return bits
+
+
+def _rank(solved: Solved, layer: int) -> int:
+    left = solved.tensors.get(f"{solved.name}.{layer}.left")
+    return 0 if left is None else left.shape[1]
 
 
 def _ratio(part: float, whole: float) -> float:

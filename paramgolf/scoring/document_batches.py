@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from paramgolf.scoring.config import DocumentsConfig
-from paramgolf.scoring.text import Text
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,17 +40,8 @@ class Group:
     documents_done: int
 
 
-def find_documents(text: Text) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and stop, int64 [n], of each document's targets, in the order of the text.
-
-    A document's last target is the next one's BOS, which is predicted from the document.
-    """
-    start = np.flatnonzero(text.tokens[:-1] == text.bos)
-    return start, np.append(start[1:], len(text))
-
-
 def scoring_order(lengths: np.ndarray, order: str) -> np.ndarray:
-    """Return the documents in the order in which they are scored: longest first, or as they come."""
+    """Return the documents in scoring order: the longest first, or as they come."""
     return np.argsort(-lengths, kind="stable") if order == "length" else np.arange(len(lengths))
 
 
@@ -65,7 +55,9 @@ def plan_groups(
     for begin in range(0, len(start), size):
         end = min(begin + size, len(start))
         longest_first = begin + np.argsort(-(stop - start)[begin:end], kind="stable")
-        parts = np.split(longest_first, range(config.batch_documents, end - begin, config.batch_documents))
+        parts = np.split(
+            longest_first, range(config.batch_documents, end - begin, config.batch_documents)
+        )
         # the dearest batch goes to the lane that has worked least
         lanes = np.argsort(spent, kind="stable")[: len(parts)]
         batches = [

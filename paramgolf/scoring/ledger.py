@@ -56,6 +56,7 @@ class Ledger:
         self.entry = np.zeros(count, dtype=np.int32)
         self.weights = [0]
         self.updates: list[Update] = []
+        self._place: np.ndarray | None = None
         self._merged = (0, 0)  # entries and updates that the last merge told the others
         self._elsewhere = _Elsewhere(np.zeros(count, dtype=bool))
 
@@ -71,7 +72,10 @@ class Ledger:
         if len(twice):
             _refuse("a target is scored a second time", start + twice)
         new = np.flatnonzero(times)
-        self._enter(start + new, nats[new])
+        if len(new) == len(nats):  # the ordinary case; a slice copies nothing
+            self._enter(slice(start, start + len(nats)), nats)
+        else:
+            self._enter(start + new, nats[new])
 
     def score_at(self, targets: np.ndarray, nats: np.ndarray) -> None:
         """Enter scores [n] that the present weights gave to `targets` [n], in any order."""
@@ -81,14 +85,14 @@ class Ledger:
             _refuse("a target is scored a second time", once[times > 1])
         self._enter(targets, nats)
 
-    def _enter(self, targets: np.ndarray, nats: np.ndarray) -> None:
+    def _enter(self, targets: np.ndarray | slice, nats: np.ndarray) -> None:
         known = self.entry[targets] > 0
         if known.any():
-            _refuse("a target is scored a second time", targets[known])
+            _refuse("a target is scored a second time", np.arange(len(self.entry))[targets][known])
         impossible = ~((nats > -ROUNDING_NATS) & np.isfinite(nats))
         if impossible.any():
             fix = "lower the rate of eval_ttt if adaptation diverged; else the weights are damaged"
-            found = _describe(targets[impossible])
+            found = _describe(np.arange(len(self.entry))[targets][impossible])
             raise LedgerError("a score is not the -ln of a probability", found=found, fix=fix)
         self.weights.append(len(self.updates))
         self.nats[targets] = nats
@@ -106,6 +110,15 @@ class Ledger:
         if len(unscored):
             _refuse("an update would learn from targets not scored yet", unscored)
         self.updates.append(Update(len(self.weights) - 1, start, stop, own))
+
+    def follow(self, order: np.ndarray) -> None:
+        """Declare that what is mixed in sees the targets in `order`, a permutation, int64 [count].
+
+        Then no target may be scored by weights that learned from one after it: close() refuses
+        hints that do not follow the order of the scores.
+        """
+        self._place = np.empty(len(order), dtype=np.int64)
+        self._place[order] = np.arange(len(order))
 
     def merge(self, ranks: Ranks) -> None:
         """Exchange what each process scored and learned by itself since the last merge.
@@ -141,6 +154,8 @@ class Ledger:
         missing = np.flatnonzero(self.entry == 0)
         if len(missing):
             _refuse("targets were never scored", missing)
+        if self._place is not None:
+            self._check_order(self._place)
         trained, score_first = self._replay(self.updates)
         elsewhere = self._elsewhere
         return {
@@ -155,6 +170,25 @@ class Ledger:
     def weights_version(self) -> np.ndarray:
         """Return for each target how many updates its weights had seen, int64 [count]."""
         return np.asarray(self.weights)[self.entry]
+
+    def _check_order(self, place: np.ndarray) -> None:
+        """Refuse hints for targets that come, in their order, before what the weights learned.
+
+        `place` is each target's place in the order. Updates of one process's own do not count: they
+        never leave the document that they learn from.
+        """
+        first = np.full(
+            len(self.weights) + 1, len(place)
+        )  # place of the first target from an entry on
+        np.minimum.at(first, self.entry, place)
+        first = np.minimum.accumulate(first[::-1])[::-1]
+        for update in self.updates:
+            if update.own:
+                continue
+            learned = spread(update.start, update.stop)
+            ahead = learned[place[learned] > first[update.entry + 1]]
+            if len(ahead):
+                _refuse("hints come from text that is not scored yet, in their order", ahead)
 
     def _replay(self, updates: Sequence[Update]) -> tuple[np.ndarray, bool]:
         """Return the targets that `updates` learned from, bool [count], and if all had scores."""

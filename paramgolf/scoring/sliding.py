@@ -17,9 +17,10 @@ from paramgolf.runtime import Ranks, share
 from paramgolf.scoring.config import SlidingConfig
 from paramgolf.scoring.evaluation import Evaluation, load_network, summary
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.text import Text, load_text
+from paramgolf.scoring.mixture import Mixture, build_mixture, score_tokens
+from paramgolf.scoring.text import Text, find_documents, load_text
 from paramgolf.scoring.timing import Timing
-from paramgolf.scoring.windows import Windows, sliding_windows
+from paramgolf.scoring.windows import Windows, document_windows, sliding_windows
 
 
 def score_sliding(
@@ -33,8 +34,7 @@ def score_sliding(
         text = load_text(tokens, network.vocab_size, config.max_tokens)
     with timing.part("plain"):
         plain = score_fixed(network, text, ranks, window=window, stride=window, rows=rows)
-    with timing.part("score"):
-        ledger = score_fixed(network, text, ranks, window=window, stride=config.stride, rows=rows)
+    ledger = score_text(network, text, config, ranks, timing)
     return Evaluation(summary(text, ledger, plain, timing), text, ledger.nats)
 
 
@@ -52,6 +52,45 @@ def score_fixed(
     return ledger
 
 
+def score_text(
+    network: Network, text: Text, config: SlidingConfig, ranks: Ranks, timing: Timing
+) -> Ledger:
+    """Score every target by the windows of `mode`, with the mixture; return the ledger, full."""
+    ledger = Ledger(len(text))
+    windows, options = plan_windows(network, text, config)
+    length = windows.length
+    tokens = text.rows_source(length, ranks.device)
+    with timing.part("mixture"):
+        mixture = build_mixture(text, config.mixture, ledger, padding=length, device=ranks.device)
+    with timing.part("score"):
+        score_windows(
+            network,
+            tokens,
+            windows,
+            ranks,
+            ledger,
+            rows=config.batch_windows,
+            options=options,
+            mixture=mixture,
+            show=True,
+        )
+    return ledger
+
+
+def plan_windows(network: Network, text: Text, config: SlidingConfig) -> tuple[Windows, Pass]:
+    """Return the windows of `mode`, and the options of a pass over them."""
+    order, window, stride = network.config.orders[-1], config.window, config.stride
+    match config.mode:
+        case "documents":
+            windows = document_windows(*find_documents(text), window, stride)
+            return windows, Pass(order, document_tokens=window)
+        case "windowed":
+            length = window * config.row_windows
+            windows = sliding_windows(len(text), length, length - window)
+            return windows, Pass(order, window=window)
+    return sliding_windows(len(text), window, stride), Pass(order)
+
+
 def score_windows(
     network: Network,
     tokens: torch.Tensor,
@@ -60,20 +99,24 @@ def score_windows(
     ledger: Ledger,
     *,
     rows: int,
+    options: Pass | None = None,
+    mixture: Mixture | None = None,
     show: bool = False,
 ) -> None:
     """Score what `windows` tell to score and enter it in the ledger.
 
-    `tokens` is what Text.rows_source gives. Processes share the batches of `rows` windows, not the
-    windows: a batch is the same whoever runs it, so their number cannot change a score.
+    `tokens` is what Text.rows_source gives, `options` are those of each pass. Processes share the
+    batches of `rows` windows, not the windows: a batch is the same whoever runs it, so their number
+    cannot change a score.
     """
     targets = windows.targets
     nats, times = np.zeros((2, len(targets)))
     batches = list(split_batches(windows, rows))
     mine = [batches[i] for i in share(len(batches), ranks)]
     # kept on the device until the end, so that no batch waits for the one before it
+    options = options or Pass(network.config.orders[-1])
     scores = [
-        score_batch(network, tokens, batch, rows)
+        score_batch(network, tokens, batch, options, rows=rows, mixture=mixture)
         for batch in track(mine, "score", total=len(mine), show=show and ranks.is_main)
     ]
     for batch, score in zip(mine, scores, strict=True):
@@ -91,18 +134,27 @@ def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
             yield group[begin : begin + rows]
 
 
-def score_batch(network: Network, tokens: torch.Tensor, batch: Windows, rows: int) -> torch.Tensor:
+def score_batch(
+    network: Network,
+    tokens: torch.Tensor,
+    batch: Windows,
+    options: Pass,
+    *,
+    rows: int,
+    mixture: Mixture | None = None,
+) -> torch.Tensor:
     """Return nats [B, T - offset] of the targets from the batch's offset to the windows' end.
 
     Every forward pass has `rows` rows, the last window standing in for those that are missing.
     """
     starts = np.pad(batch.start, (0, rows - len(batch)), mode="edge")
-    last = batch.length - int(batch.first[0] - batch.start[0])
+    part = slice(int(batch.first[0] - batch.start[0]), None)
+    first = torch.from_numpy(starts).to(tokens.device)
     with torch.no_grad():
         inputs, targets = take_rows(tokens, starts, batch.length)
-        options = Pass(order=network.config.orders[-1])
-        part = slice(-last, None)
-        nats = network.nll(inputs, targets[:, part], options, part=part)
+        _, nats = score_tokens(
+            network, inputs, targets, options, part=part, mixture=mixture, first=first
+        )
     return nats[: len(batch)]
 
 

@@ -34,6 +34,15 @@ class Text:
         return torch.from_numpy(padded).to(device)
 
 
+def find_documents(text: Text) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and stop, int64 [n], of each document's targets, in the order of the text.
+
+    A document's last target is the next one's BOS, which is predicted from the document.
+    """
+    start = np.flatnonzero(text.tokens[:-1] == text.bos)
+    return start, np.append(start[1:], len(text))
+
+
 def load_text(folder: str | Path, vocab_size: int, max_tokens: int | None) -> Text:
     """Read the validation split of a folder of tokens, its first `max_tokens` targets at most.
 

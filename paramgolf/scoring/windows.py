@@ -55,6 +55,27 @@ def sliding_windows(count: int, length: int, stride: int) -> Windows:
     return Windows(length, start, first, np.minimum(start + length, count))
 
 
+def document_windows(start: np.ndarray, stop: np.ndarray, length: int, stride: int) -> Windows:
+    """Return the windows that score each target once when context ends at documents.
+
+    Document i has the targets start[i]..stop[i]; documents are neighbours. A document longer than a
+    window is scored by sliding windows of its own, others share windows, whole, in their order.
+    """
+    parts = []
+    i = 0
+    while i < len(start):
+        begin = int(start[i])
+        within = int(np.searchsorted(stop, begin + length, side="right"))
+        if within > i:
+            part = sliding_windows(int(stop[within - 1]) - begin, length, length)
+        else:
+            within = i + 1
+            part = sliding_windows(int(stop[i]) - begin, length, stride)
+        parts.append((part.start + begin, part.first + begin, part.stop + begin))
+        i = within
+    return Windows(length, *(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
 def split_chunks(windows: Windows, chunk_targets: int) -> Iterator[Windows]:
     """Yield the windows of each chunk of `chunk_targets` targets, in order.
 

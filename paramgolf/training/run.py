@@ -289,6 +289,7 @@ class Run:
             "val_loss": score.loss,
             "world_size": self.ranks.world,
             "device": name,
+            "torch": torch.__version__,
         }
 
 

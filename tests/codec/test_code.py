@@ -9,9 +9,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from package_case import VOCAB, make_options, make_quantized
 
-from paramgolf.codec.code import ENTRY, ROOT, embedded_files, literal, pack_code, strip
+from paramgolf.codec.code import (
+    ENTRY,
+    RANS,
+    ROOT,
+    embedded_files,
+    literal,
+    module_name,
+    pack_code,
+    strip,
+)
 from paramgolf.codec.entry import ADAPT, RUNTIME, SLIDING
 from paramgolf.codec.writer import encode
 from paramgolf.params import parse, read_yaml
@@ -20,7 +31,7 @@ from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
 
-LIMIT_BYTES = 32_000  # of code, for the whole pipeline's evaluators and training
+LIMIT_BYTES = 35_000  # of code, for the whole pipeline's evaluators and training
 WHERE = """
 import runpy, sys
 sys.argv = ["train_gpt.py", *sys.argv[1:]]
@@ -68,8 +79,9 @@ def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
     common = ["--data", tokens_folder, "--stride", "16", "--max-tokens", "1000", "--device", "cpu"]
     found = run("train_gpt.py", command, *common, *extra, "--json", "out.json", cwd=artifact)
     assert found.returncode == 0, found.stderr
-    sliding = {"window": 32, **SLIDING, "stride": 16, "max_tokens": 1000}
-    adapt = {**ADAPT, **sliding, "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
+    common = {"window": 32, "stride": 16, "max_tokens": 1000}
+    sliding = {**SLIDING, **common}
+    adapt = {**ADAPT, **common, "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
     alone, model = Ranks(0, 1, torch.device("cpu")), artifact / "model.bin"
     if command == "eval":
         config = parse(SlidingConfig, sliding, "eval")
@@ -107,6 +119,24 @@ def test_errors_are_one_message(artifact):
     assert "not a model.bin: too short" in found.stderr
 
 
+def test_the_decoder_of_rans_comes_along_where_it_is_needed(
+    tmp_path, tiny_model, packed_params, tokens_folder, monkeypatch
+):
+    def codecs(stream, options, *, without_rans):
+        return ["rans" if stream.columns else "brotli"]
+
+    monkeypatch.setattr("paramgolf.codec.writer._codecs", codecs)
+    content, _ = encode(*make_quantized(tiny_model()), make_options(codec="rans"))
+    (tmp_path / "model.bin").write_bytes(content)
+    options = ["--data", tokens_folder, "--max-tokens", "100", "--stride", "16", "--device", "cpu"]
+    for rans in (True, False):
+        (tmp_path / "train_gpt.py").write_bytes(pack_code(packed_params, rans=rans).content)
+        found = run("train_gpt.py", "eval", *options, cwd=tmp_path)
+        assert (found.returncode, "damaged rans data" in found.stderr) == (
+            (0, False) if rans else (2, True)
+        ), found.stderr
+
+
 def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
     (tmp_path / "paramgolf").mkdir()
     (tmp_path / "paramgolf/__init__.py").write_text("")
@@ -130,7 +160,9 @@ def test_size_and_shares(packed_params):
     assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
     assert len(code.content) < LIMIT_BYTES
     assert code.content == pack_code(packed_params).content
-    assert len(code.part.shares) == len(embedded_files()) + 2  # params, loader
+    # params, loader; the decoder of rans is left out
+    assert len(code.part.shares) == len(embedded_files()) + 2 - 1
+    assert module_name(RANS) in pack_code(packed_params, rans=True).part.shares
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
@@ -140,6 +172,17 @@ def test_a_literal_keeps_every_byte(newline):
     script = b"# coding: latin-1\nfound = " + literal(data).encode("latin-1") + b"\n"
     scope: dict = {}
     exec(compile(script.replace(b"\n", newline), "script", "exec"), scope)
+    assert scope["found"].encode("latin-1") == data
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.sampled_from(list(b'\0\n\r\\"0178x\xff\x1aA'))).map(bytes))
+def test_a_literal_keeps_what_looks_like_an_escape(data):
+    scope: dict = {}
+    exec(
+        compile(b"# coding: latin-1\nfound = " + literal(data).encode("latin-1"), "s", "exec"),
+        scope,
+    )
     assert scope["found"].encode("latin-1") == data
 
 
@@ -185,6 +228,32 @@ def kernel(x: int) -> int:
 def nothing() -> None:
     """Only a docstring."""
 '''
+
+
+def test_imports_that_nothing_speaks_of_are_dropped():
+    source = "from __future__ import annotations\nfrom a import b, c as d, e\nimport f\nprint(e, d)"
+    kept = "from __future__ import annotations\nfrom a import c as d, e\nimport f\nprint(e, d)"
+    assert strip(source) == kept
+    assert strip("from a import b\nfrom c import D\nclass E:\n    f: D = 1") == (
+        "from c import D\n\nclass E:\n f: D = 1"
+    )
+
+
+def test_stripped_modules_find_what_they_import_from_each_other():
+    """A name that a module only passes on must not be dropped."""
+    trees = {path: ast.parse(strip((ROOT / path).read_text())) for path in embedded_files()}
+    defined = {
+        module_name(path): {
+            name
+            for node in ast.walk(tree)
+            for name in (getattr(node, "name", None), getattr(node, "id", None))
+        }
+        for path, tree in trees.items()
+    }
+    for tree in trees.values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.module in defined:
+                assert {alias.name for alias in node.names} <= defined[node.module]
 
 
 def test_strip_keeps_behaviour_and_drops_words():

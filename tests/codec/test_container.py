@@ -61,7 +61,7 @@ def join(header: object, streams: bytes) -> bytes:
     return seal(len(compressed).to_bytes(4, "little") + compressed + streams)
 
 
-@pytest.mark.parametrize("codec", [*CODECS, "auto"])
+@pytest.mark.parametrize("codec", [*CODECS, "rans", "auto"])
 @pytest.mark.parametrize("byte_shuffle", [False, True])
 def test_round_trip(model, tmp_path, codec, byte_shuffle):
     tensors, config = make_quantized(model)
@@ -82,6 +82,97 @@ def test_round_trip(model, tmp_path, codec, byte_shuffle):
     for part in parts:
         assert sum(part.shares.values()) == part.bytes
     assert encode(tensors, config, options)[0] == content
+
+
+def add_extras(tensors, config):
+    """Add finer groups to `up`, corrections of rank 3 to a layer of `down` and the embedding."""
+    generator = torch.Generator().manual_seed(5)
+    tensors["up.finer"] = torch.tensor([[0, 2], [0, 0], [2, 2], [0, 0]], dtype=torch.int8)
+    tensors["up.integers"][0, :, 16:] = 124
+    config["quantize"]["bits"]["up"] = 8
+    for name, rows, columns in (("down.1", 32, 64), ("embedding.0", VOCAB, 32)):
+        left = torch.randint(-2, 2, (rows, 3), generator=generator)
+        right = torch.randint(-8, 8, (3, columns), generator=generator)
+        tensors[f"{name}.left"] = left.to(torch.int8)
+        tensors[f"{name}.right"] = right.to(torch.int8)
+        tensors[f"{name}.left_scales"] = torch.rand(3, generator=generator).half() + 0.01
+        tensors[f"{name}.right_scales"] = torch.rand(3, 2, generator=generator).half() + 0.01
+    return tensors, config
+
+
+def test_finer_groups_and_corrections_round_trip(model):
+    tensors, config = add_extras(*make_quantized(model))
+    content, parts = encode(tensors, config, make_options())
+    _, stored = decode(content)
+    assert stored.keys() == tensors.keys()
+    assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
+    assert sum(part.bytes for part in parts) == len(content)
+    state = dequantized(stored)
+    plain = tensors["up.integers"].float() * tensors["up.scales"].float()[..., None]
+    expected = plain.clone()
+    expected[0, :, 16:] /= 4
+    expected[2] /= 4
+    assert torch.equal(state["up"], expected)
+    for name, layer in (("down", 1), ("embedding", 0)):
+        plain = tensors[f"{name}.integers"].float() * tensors[f"{name}.scales"].float()[..., None]
+        stack, found = (t if t.dim() == 3 else t[None] for t in (plain, state[name]))
+        key = f"{name}.{layer}"
+        left = tensors[f"{key}.left"].double() * tensors[f"{key}.left_scales"].double()
+        scales = tensors[f"{key}.right_scales"].double()
+        scales = scales.repeat_interleave(stack.shape[2] // 2, 1)
+        right = tensors[f"{key}.right"].double() * scales
+        torch.testing.assert_close(found[layer], stack[layer] + (left @ right).float())
+        others = [i for i in range(len(stack)) if i != layer]
+        assert torch.equal(found[others], stack[others])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"up.finer": torch.zeros(4, 5, dtype=torch.int8)}, "must hold up.finer"),
+        ({"up.finer": torch.zeros(3, 2, dtype=torch.int8)}, "must hold up.finer"),
+        ({"up.finer": torch.zeros(0, dtype=torch.int8)}, "must hold up.finer"),
+        ({"down.1.left": torch.zeros(32, 65, dtype=torch.int8)}, "must hold down.1.left"),
+        ({"down.1.left": torch.zeros(31, 3, dtype=torch.int8)}, "must hold down.1.left"),
+        ({"down.1.right_scales": torch.ones(3, 7).half()}, "must hold down.1.right_scales"),
+        ({"down.1.right": None}, "must hold down.1.right"),
+        ({"down.1.left": None}, "must hold down.1.left_scales"),
+        ({"down.4.left": torch.zeros(32, 3, dtype=torch.int8)}, "must hold down.4.left"),
+        ({"q_gain.finer": torch.zeros(1, 1, dtype=torch.int8)}, "must hold q_gain.finer"),
+        ({"down.1.left": torch.full((32, 3), 2, dtype=torch.int8)}, "range of 2 bits"),
+        ({"down.1.right": torch.full((3, 64), -9, dtype=torch.int8)}, "range of 4 bits"),
+        ({"down.1.left_scales": torch.zeros(3).half()}, "not positive"),
+    ],
+)
+def test_extras_that_lie_are_named(model, monkeypatch, changes, message):
+    monkeypatch.setattr("paramgolf.codec.writer._check", lambda content: None)
+    tensors, config = add_extras(*make_quantized(model))
+    tensors = {n: t for n, t in {**tensors, **changes}.items() if t is not None}
+    content, _ = encode(tensors, config, make_options())
+    with pytest.raises(ParamGolfError, match=message):
+        decode(content)
+
+
+def test_a_matrix_without_rows_takes_no_extras(tiny_model):
+    model = tiny_model(
+        layers=1, recurrence=(), parallel="none", parallel_start=0, skips="gated", skip_rows=None
+    )
+    tensors, config = make_quantized(model)
+    tensors["skip_weight.integers"] = tensors.pop("skip_weight").to(torch.int8)
+    tensors["skip_weight.scales"] = torch.ones(0).half()
+    config["quantize"]["bits"]["skip_weight"] = 8
+    state = dequantized(decode(encode(tensors, config, make_options())[0])[1])
+    assert state["skip_weight"].shape == (0, 32)
+
+
+def test_memory_of_streams_changes_nothing(model):
+    tensors, config = make_quantized(model)
+    memo = {}
+    plain = encode(tensors, config, make_options(codec="auto"))[0]
+    assert encode(tensors, config, make_options(codec="auto"), memo)[0] == plain
+    count = len(memo)
+    assert encode(tensors, config, make_options(codec="auto"), memo)[0] == plain
+    assert len(memo) == count > 10
 
 
 def test_state_has_the_order_and_the_names_of_the_network(model, packed):

@@ -14,7 +14,7 @@ import sentencepiece
 import token_case
 
 from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import ByteTable, byte_table
+from paramgolf.data.byte_counts import SIDECAR_RULE, ByteTable, byte_table
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.overlap import compare
 from paramgolf.data.shards import read_shard, write_shard
@@ -285,7 +285,7 @@ def test_published_shards_that_leak_are_refused(case: Case, tmp_path: Path) -> N
 
 def test_a_published_sidecar_may_count_less_but_never_more(case: Case, tmp_path: Path) -> None:
     published(case, tmp_path)
-    rule = "published sidecar"
+    rule = SIDECAR_RULE
     counts = case.split("val_bytes").astype(np.int64)
     counts[3] -= 1
     case.replace("val_bytes", counts, rule=rule)

@@ -8,7 +8,7 @@ import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.data.byte_counts import SPACE, at_most, byte_table, without_case_marks
+from paramgolf.data.byte_counts import at_most, byte_table
 from paramgolf.errors import ParamGolfError
 
 MODELS = {
@@ -19,9 +19,7 @@ MODELS = {
     "whitespace pieces": {"allow_whitespace_only_pieces": True},
     "no byte fallback": {"byte_fallback": False, "vocab_size": 80},
 }
-TEXT = st.text(
-    st.one_of(st.sampled_from(" \n\tthe of and12é語"), st.characters(exclude_categories=["Cs"]))
-)
+TEXT = token_case.mixed_text(" \n\tthe of and12é語")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -81,17 +79,3 @@ def test_at_most_takes_the_excess_off_the_end(counts: list[int], limit: int) -> 
     assert (after <= before).all()
     changed = np.flatnonzero(after != before)
     assert len(changed) == 0 or (after[changed[0] + 1 :] == 0).all()
-
-
-@pytest.mark.parametrize(
-    ("marked", "plain"),
-    [
-        ("\ue001the \ue002usa", "the usa"),
-        ("i\ue003phone", "iphone"),
-        ("\ue004\ue001", "\ue001"),
-        ("\ue004\ue004x", "\ue004x"),
-        ("no marks " + SPACE, "no marks " + SPACE),
-    ],
-)
-def test_case_marks_stand_for_no_bytes(marked: str, plain: str) -> None:
-    assert without_case_marks(marked) == plain

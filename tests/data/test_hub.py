@@ -15,11 +15,12 @@ from typing import Any
 import hub_server
 import numpy as np
 import pytest
+import token_case
 import yaml
 from hub_server import COMMIT, NAME, Hub
 
 from paramgolf.data.audit import audit
-from paramgolf.data.config import AuditConfig, TokenizerConfig
+from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import write_shard
 from paramgolf.data.tokenizer import load_tokenizer, train_tokenizer
@@ -124,9 +125,7 @@ def test_shards_go_all_the_way_to_the_audit(client: Client, published: dict[str,
         "fineweb_train_000001.bin",
     ]
     assert (raw / "fineweb_val_000000.bin").read_bytes() == published[VAL]
-    config = TokenizerConfig(
-        source="published", path=None, vocab_size=320, training_bytes=1, shard_tokens=1000
-    )
+    config = token_case.config(source="published")
     written = retokenize(config, 1, raw, tokens)
     assert written["val"]["documents"] == 20
     assert (tokens / "train_000001.bin").read_bytes() == published[TRAIN[1]]

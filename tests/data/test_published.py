@@ -10,13 +10,13 @@ import pytest
 import token_case
 
 from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import byte_table
+from paramgolf.data.byte_counts import SIDECAR_RULE, byte_table
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard, write_shard
 from paramgolf.data.tokens import open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file, write_json
+from paramgolf.files import sha256_file, write_json
 
 CONFIG = token_case.config(source="published")
 
@@ -74,7 +74,7 @@ def test_published_byte_counts_are_taken(raw: Raw, tmp_path: Path) -> None:
     counts = np.minimum(byte_table(raw.model).counts(raw.val), 1)
     raw.add("val_bytes", np.array_split(counts, 2))
     manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
-    assert manifest["val_bytes"]["rule"] == "published sidecar"
+    assert manifest["val_bytes"]["rule"] == SIDECAR_RULE
     assert manifest["val_bytes"]["bytes"] == int(counts.sum())
     found = read_shard(tmp_path / "tokens/val_bytes_000000.bin")
     assert found.tolist() == np.array_split(counts, 2)[0].tolist()
@@ -100,21 +100,33 @@ def test_a_validation_split_below_the_published_number_is_refused(raw: Raw, tmp_
         audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
 
 
-def test_the_case_transform_is_counted_without_its_marks(tmp_path: Path) -> None:
-    marks = "\ue001,\ue002,\ue003,\ue004"
-    model_bytes = token_case.other(user_defined_symbols=marks)
-    model = token_case.processor(model_bytes)
-    ids = np.array([1, *model.encode("\ue001the \ue002of \ue004\ue001")], dtype=np.uint16)
+def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # sidecars count surfaces, that is the raw text; of it and the decoded text the smaller counts
     raw = Raw(tmp_path / "raw")
+    model_bytes = token_case.other(**token_case.PUBLISHED)
+    model = token_case.processor(model_bytes)
     (raw.folder / "tokenizer.model").write_bytes(model_bytes)
-    raw.add("val", [ids], documents=1)
-    original = len("The OF \ue001".encode())
-    sidecar = np.zeros(len(ids), dtype=np.uint16)
-    sidecar[1] = original
-    raw.add("val_bytes", [sidecar])
-    config = token_case.config(source="published", vocab_size=model.vocab_size())
-    retokenize(config, 1, raw.folder, tmp_path / "tokens")
+    texts = ["the    of", "and the", "in  to\n\n"]
+    ids = [token for text in texts for token in (1, *model.encode(text))]
+    counts = np.zeros(len(ids), dtype=np.uint16)
+    counts[np.flatnonzero(np.array(ids) == 1) + 1] = [len(text) for text in texts]
+    raw.add("val", [np.array(ids, dtype=np.uint16)], documents=3)
+    raw.add("train", [np.array([1, 50], dtype=np.uint16)])
+    raw.add("val_bytes", [counts])
+    manifest = retokenize(
+        token_case.config(source="published", vocab_size=330), 1, raw.folder, tmp_path / "tokens"
+    )
+    decoded = len("the of") + len("and the") + len("in to")
+    assert manifest["val_bytes"]["bytes"] == decoded
+    assert f"exceed the decoded text by {int(counts.sum()) - decoded}" in capsys.readouterr().err
     metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
-    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == original
-    assert metrics["lossless"]
-    assert read_json(tmp_path / "tokens/manifest.json")["val_bytes"]["bytes"] == original
+    assert metrics["bytes_val_counted"] == decoded
+
+
+def test_published_shards_with_another_bos_are_refused(raw: Raw, tmp_path: Path) -> None:
+    (raw.folder / "tokenizer.model").write_bytes(token_case.other(bos_id=2, eos_id=1))
+    stated = token_case.config(source="published", vocab_size=330)
+    with pytest.raises(ParamGolfError, match=r"another BOS\n  expected: token 1\n  found: token 2"):
+        retokenize(stated, 1, raw.folder, tmp_path / "tokens")

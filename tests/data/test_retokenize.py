@@ -17,6 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data import encode
+from paramgolf.data.audit import audit
+from paramgolf.data.config import AuditConfig
 from paramgolf.data.encode import batches, ordered_map
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shard_writer import ShardWriter
@@ -132,6 +134,21 @@ def test_a_given_tokenizer_is_found_in_the_project_when_run_elsewhere(
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     config = token_case.config(source="file", path="my.model")
     assert retokenize(config, 1, raw, tmp_path / "tokens")["vocab_size"] == 320
+
+
+def test_bos_is_token_1_of_the_shards_whatever_the_tokenizer_calls_it(
+    raw: Path, tmp_path: Path
+) -> None:
+    model = token_case.other(bos_id=2, eos_id=1)
+    folder = token_case.write_tokens(raw, tmp_path / "tokens", model)
+    found, manifest = open_tokens(folder), read_json(folder / "manifest.json")
+    assert (found.bos, manifest["tokenizer_bos"]) == (1, 2)
+    documents = [ids for _, ids in split_documents(found.val(), 1)]
+    own = token_case.processor(model).encode(VAL)
+    assert [ids[1:].tolist() for ids in documents] == own
+    metrics = audit(AuditConfig(allowed_overlap=0), raw, folder)
+    assert metrics["lossless"]
+    assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in VAL)
 
 
 def test_a_given_tokenizer_of_another_size_is_refused(raw: Path, tmp_path: Path) -> None:

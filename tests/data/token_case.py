@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import sentencepiece
+from hypothesis import strategies as st
 
+from paramgolf.data import case_transform
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import SCHEMA, Document, write_documents
 from paramgolf.data.retokenize import retokenize
@@ -18,6 +21,15 @@ from paramgolf.files import write_json
 
 WORDS = ["the", "of", "and", "in", "to", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
 PUBLISHED = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
+
+
+def mixed_text(favoured: Sequence[str]) -> st.SearchStrategy[str]:
+    """Texts of favoured parts and of any characters, each in about half of the places.
+
+    st.text of both would merge them into one alphabet, in which the favoured ones are never drawn.
+    """
+    parts = st.one_of(st.sampled_from(favoured), st.characters(exclude_categories=["Cs"]))
+    return st.lists(parts).map("".join)
 
 
 def make_text(rng: np.random.Generator) -> str:
@@ -31,6 +43,26 @@ def make_texts(seed: int, count: int) -> list[str]:
     rng = np.random.default_rng(seed)
     rare = " \u2603" if seed else ""
     return [f"{make_text(rng)}{rare} {seed}.{index}" for index in range(count)]
+
+
+def make_cased_texts(seed: int, count: int) -> list[str]:
+    """Distinct texts with capitals of every kind, and with marks of the case transform."""
+    rng = np.random.default_rng(seed)
+    forms = [str, str.title, str.upper, str.capitalize, "m{}".format]
+    parts = [*WORDS, "  x", "É", "mcDonald", "\ue001", "\ue004\ue002", "語", "12", "\0", "\n\n"]
+
+    def word() -> str:
+        form, part = forms[rng.integers(len(forms))], parts[rng.integers(len(parts))]
+        return form(part)
+
+    return [f"{' '.join(word() for _ in range(30))} {seed}.{index}" for index in range(count)]
+
+
+@functools.cache
+def trained_on_case(vocab_size: int = 330) -> bytes:
+    """A tokenizer as retokenize trains it with tokenizer.transform caseops."""
+    texts = map(case_transform.encode, make_cased_texts(0, 100))
+    return train_tokenizer(texts, vocab_size, symbols=case_transform.MARKS)
 
 
 @functools.cache
@@ -76,6 +108,8 @@ def config(**changes: Any) -> TokenizerConfig:
     fields: dict[str, Any] = {
         "source": "train",
         "path": None,
+        "transform": "none",
+        "fuse_markers": False,
         "vocab_size": 320,
         "training_bytes": 1_000_000,
         "shard_tokens": 1000,
@@ -83,10 +117,10 @@ def config(**changes: Any) -> TokenizerConfig:
     return TokenizerConfig(**(fields | changes))
 
 
-def write_tokens(raw: Path, folder: Path, model: bytes) -> Path:
+def write_tokens(raw: Path, folder: Path, model: bytes, **changes: Any) -> Path:
     """Retokenize `raw` with a given model."""
     path = folder.parent / "given.model"
     path.write_bytes(model)
     size = processor(model).vocab_size()
-    retokenize(config(source="file", path=str(path), vocab_size=size), 1, raw, folder)
+    retokenize(config(source="file", path=str(path), vocab_size=size, **changes), 1, raw, folder)
     return folder

@@ -12,7 +12,7 @@ from paramgolf.model.network import BOS, Network, Pass
 def test_segments_begin_with_rows_documents_and_pieces():
     tokens = torch.full((2, 10), 7)
     tokens[0, 3] = tokens[1, 0] = BOS
-    bounds, longest = find_segments(tokens, BOS, longest=4)
+    bounds, longest, _ = find_segments(tokens, BOS, longest=4)
     assert bounds.tolist()[:8] == [0, 3, 7, 10, 14, 18, 20, 20]
     assert longest == 4
     assert len(bounds) % 64 == 0

@@ -13,9 +13,19 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = (
-    "download retokenize audit train calibrate quantize package eval_sliding eval_ttt report verify"
-).split()
+STAGES = [
+    "download",
+    "retokenize",
+    "audit",
+    "train",
+    "calibrate",
+    "quantize",
+    "package",
+    "eval_sliding",
+    "eval_ttt",
+    "report",
+    "verify",
+]
 SHRUNK = {
     "data": {"validation_documents": 4, "max_documents": 60},
     "tokenizer": {"vocab_size": 512, "training_bytes": 500_000},
@@ -124,7 +134,7 @@ def project(tmp_path_factory) -> Project:
 def clean(project):
     """The project, put back as it was after the test."""
     yield project
-    project.run("git", "checkout", "-q", ".")
+    project.run("git", "reset", "-q", "--hard")  # autostage puts dvc.lock into the index
     project.run("dvc", "checkout", "-q")
 
 
@@ -161,17 +171,16 @@ def test_quantize_bits_rerun_only_quantize_onward(clean):
 @pytest.mark.parametrize(
     ("section", "changes", "first"),
     [
-        ("eval_sliding", {"stride": 64}, ["eval_sliding", "report", "verify"]),
-        ("eval_ttt", {"epochs": 2}, ["eval_ttt", "report", "verify"]),
+        ("eval_sliding", {"stride": 64}, ["eval_sliding"]),
+        ("eval_ttt", {"epochs": 2}, ["eval_ttt"]),
         ("verify", {"full_validation": False}, ["verify"]),
         ("runtime", {"workers": 2}, []),
     ],
 )
 def test_a_parameter_touches_only_what_reads_it(clean, section, changes, first):
     clean.set({section: changes})
-    stages = clean.would_run()
-    # a dry run cannot know that a stage upstream will give the same bytes, so it may list more
-    assert stages[: len(first)] == first
+    # a dry run does not know what the stage will write, so what follows it may be listed or not
+    assert clean.would_run()[:1] == first
 
 
 @pytest.mark.parametrize(

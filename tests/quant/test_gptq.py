@@ -60,6 +60,31 @@ def test_solve_equals_the_column_loop(seed, block_columns, act_order):
         np.testing.assert_array_equal(found[i].numpy(), expected)
 
 
+def test_finer_columns_equal_the_column_loop_on_their_own_grid():
+    """Steps of a quarter with four times the reach are a grid of their own for these columns."""
+    weight, hessian, scale, maximum = make_case(4, matrices=1, rows=3)
+    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
+    factor = torch.ones_like(weight)
+    factor[:, :, 4:8] = 0.25
+    found = solve(weight, scale, maximum, factors, block_columns=5, factor_NRC=factor)
+    everywhere = solve(
+        weight, scale, maximum, factors, block_columns=5, factor_NRC=torch.full_like(weight, 0.25)
+    )
+    alone = solve(weight, (scale / 4).half(), maximum * 4, factors, block_columns=5)
+    torch.testing.assert_close(everywhere, alone)
+    assert found[:, :, :4].abs().max() <= 7
+    assert 7 < found[:, :, 4:8].abs().max() <= 28
+    better = quantize_rows(
+        weight, scale, maximum, hessian, factors, block_columns=5, factor_NRC=factor
+    )
+    plain = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=5)
+    fine, coarse = (
+        row_errors(weight - dequantize(q, scale) * f, hessian).sum()
+        for q, f in ((better, factor), (plain, 1.0))
+    )
+    assert fine < coarse
+
+
 def test_factors_invert_the_damped_hessian():
     _, hessian, _, _ = make_case(0)
     factors = factorise(hessian, damping=0.05, act_order=True, family="o")

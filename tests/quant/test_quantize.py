@@ -1,66 +1,28 @@
 """The quantize stage: what it writes, its report, and what it refuses."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from quantize_case import CPU, make_config, make_hessians, make_trained
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.network import Network
-from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.dequantize import dequantize
-from paramgolf.quant.hessian import empty_sums
 from paramgolf.quant.quantize import quantize, quantize_model
 from paramgolf.quant.report import entropy_bits, summary
-from paramgolf.quant.trained import Trained, load_trained
-
-CPU = torch.device("cpu")
-VOCAB = 64
-
-
-def make_config(**changes):
-    values = {
-        "method": "gptq",
-        "grid": "sdclip",
-        "matrix_bits": 6,
-        "embedding_bits": 8,
-        "attention_clip": 12.85,
-        "mlp_clip": 12.85,
-        "embedding_clip": 20.0,
-        "hessian_clip": 0.0,
-        "damping": 0.01,
-        "block_columns": 16,
-        "act_order": True,
-    }
-    return QuantizeConfig(**{**values, **changes})
+from paramgolf.quant.trained import load_trained
 
 
 @pytest.fixture
 def trained(tiny_model):
-    model = tiny_model()
-    generator = torch.Generator().manual_seed(0)
-    state = {
-        name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator)
-        for name, p in Network(model, VOCAB, seed=0).named_parameters()
-    }
-    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16}
-    config["model"] = dataclasses.asdict(model)
-    return Trained(model, VOCAB, 16, state, config)
+    return make_trained(tiny_model())
 
 
 @pytest.fixture
 def hessians(trained):
-    generator = torch.Generator().manual_seed(1)
-    sums = empty_sums(trained.model, VOCAB, CPU)
-    for stack in sums.values():
-        for hessian in stack:
-            x = torch.randn(300, len(hessian), generator=generator)
-            x = x + x[:, :1] + x.roll(1, 1)
-            hessian += x.T @ x / 300
-    return sums
+    return make_hessians(trained)
 
 
 def test_everything_is_stored_once(trained, hessians):
@@ -144,10 +106,10 @@ def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
     assert summary(reports)["mean_relative_error"] == pytest.approx(np.mean(used))
 
 
-def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeypatch):
+def test_stage_writes_its_files_alike_twice(trained, hessians, sample, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path, trained, hessians)
-    quantize(make_config(), CPU)
+    quantize(make_config(), CPU, sample.train)
     folder = tmp_path / "artifacts/quantize"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.safetensors", "config.json", "report.json"}
@@ -160,7 +122,7 @@ def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeyp
     sizes = [np.prod(r["shape"]) for r in report["tensors"]]
     bits = np.average([r["entropy_bits"] for r in report["tensors"]], weights=sizes)
     assert metrics["bits_per_weight"] == pytest.approx(bits)
-    quantize(make_config(), CPU)
+    quantize(make_config(), CPU, sample.train)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 

@@ -7,7 +7,7 @@ from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Ranks
-from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.config import AdaptConfig, AdapterConfig, DocumentsConfig, MixtureConfig
 from paramgolf.scoring.text import Text
 
 VOCAB, WINDOW, STRIDE = 61, 16, 4
@@ -21,6 +21,36 @@ SMALL = {
     "rope_dims": 4,
     "parallel_start": 2,
     "recurrence": [{"at": 0.5, "order": [0, 1, 1, 2]}],
+}
+ADAPTER = {
+    "targets": ("q", "k", "v", "o", "mlp", "head"),
+    "rank": 2,
+    "alpha": 4.0,
+    "seed": 0,
+    "lr": 0.02,
+    "beta1": 0.5,
+    "beta2": 0.9,
+    "eps": 1e-8,
+    "decay": 0.1,
+    "reset_chunks": 0,
+}
+MIXTURE = {
+    "kind": "none",
+    "contexts": (1, 2, 3),
+    "min_count": 1,
+    "weight": 0.3,
+    "min_share": 0.5,
+    "beta": 1.5,
+}
+DOCUMENTS = {
+    "order": "length",
+    "batch_documents": 4,
+    "lanes": 2,
+    "chunk_tokens": 6,
+    "short_chunks": (),
+    "warm_a": False,
+    "prefix_documents": 0,
+    "phases": 0,
 }
 
 
@@ -59,5 +89,18 @@ def make_config(**changes) -> AdaptConfig:
         "lr": 0.02,
         "momentum": 0.9,
         "clip_norm": 1.0,
+        "adapter": AdapterConfig(**ADAPTER),
+        "documents": DocumentsConfig(**DOCUMENTS),
+        "mixture": MixtureConfig(**MIXTURE),
     }
     return AdaptConfig(**{**fields, **changes})
+
+
+def make_lora_config(mode, adapter=None, documents=None, **changes) -> AdaptConfig:
+    """Make parameters of a lora mode, with changes of its two parts."""
+    return make_config(
+        mode=mode,
+        adapter=AdapterConfig(**{**ADAPTER, **(adapter or {})}),
+        documents=DocumentsConfig(**{**DOCUMENTS, **(documents or {})}),
+        **changes,
+    )

@@ -6,8 +6,9 @@ import torch
 from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_config, make_network, make_text
 
 from paramgolf.model.network import Pass
-from paramgolf.scoring.adapt import SgdAdapter, score_and_adapt
+from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.sgd import SgdAdapter
 from paramgolf.scoring.sliding import score_fixed, score_windows
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.timing import Timing

@@ -7,7 +7,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from scoring_case import ALONE, VOCAB, make_config, make_network, make_text
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    VOCAB,
+    make_config,
+    make_lora_config,
+    make_network,
+    make_text,
+)
 
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.writer import encode
@@ -17,11 +25,19 @@ from paramgolf.model.shapes import MATRICES
 from paramgolf.quant.dequantize import dequantize
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.bits_per_byte import bits_per_byte
-from paramgolf.scoring.config import SlidingConfig
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_fixed, score_sliding
 from paramgolf.scoring.stage import write_evaluation
 
-SLIDING = SlidingConfig(window=16, stride=4, batch_windows=5, max_tokens=None)
+SLIDING = SlidingConfig(
+    mode="strided",
+    window=16,
+    stride=4,
+    batch_windows=5,
+    row_windows=2,
+    max_tokens=None,
+    mixture=MixtureConfig(**MIXTURE),
+)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +63,7 @@ def packed(tmp_path_factory):
         "sequence_length": 16,
         "quantize": {"bits": bits},
     }
-    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6)
+    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6, prune=False)
     (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
     write_tokens(folder)
     return folder, network
@@ -97,6 +113,26 @@ def test_adaptive_scores_what_the_package_holds(packed):
     frozen = score_adaptive(folder / "model.bin", folder, make_config(mode="none"), ALONE).metrics
     assert frozen["val_bpb"] == pytest.approx(reference(network, 4), abs=1e-6)
     assert metrics["val_bpb"] != frozen["val_bpb"]
+
+
+def test_adapters_score_what_the_package_holds(packed):
+    folder, _ = packed
+    for mode in ("lora_stream", "lora_documents"):
+        config = make_lora_config(mode)
+        metrics = score_adaptive(folder / "model.bin", folder, config, ALONE).metrics
+        assert metrics["mode"] == mode
+        assert metrics["ledger"]["score_first"] is True
+        assert metrics["updates"] == metrics["ledger"]["updates"] > 0
+    assert metrics["order"] == "length"
+
+
+def test_a_mixture_leaves_the_plain_score_alone(packed):
+    folder, network = packed
+    config = dataclasses.replace(SLIDING, mixture=MixtureConfig(**{**MIXTURE, "kind": "ngram"}))
+    metrics = score_sliding(folder / "model.bin", folder, config, ALONE).metrics
+    assert metrics["val_bpb_plain"] == reference(network, 16)
+    assert metrics["val_bpb"] != reference(network, 4)
+    assert metrics["seconds_mixture"] > 0
 
 
 def test_max_tokens_is_said_in_the_metrics(packed):

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
+from scoring_case import ALONE
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.ledger import Ledger, LedgerError, spans, spread
 
 
 def entry(ledger: Ledger, start: int, stop: int, nats: float = 1.0) -> None:
@@ -98,3 +99,43 @@ def test_a_record_that_was_tampered_with_does_not_pass_as_score_first():
 
 def test_a_refusal_is_an_error_for_users():
     assert issubclass(LedgerError, ParamGolfError)
+
+
+def test_scores_at_scattered_targets():
+    ledger = Ledger(6)
+    ledger.score_at(np.array([4, 0]), np.array([2.0, 1.0]))
+    assert ledger.nats.tolist() == [1, 0, 0, 0, 2, 0]
+    for again in ([1, 1], [1, 4]):
+        with pytest.raises(LedgerError, match="scored a second time"):
+            ledger.score_at(np.array(again), np.ones(2))
+    with pytest.raises(LedgerError, match="outside of the text"):
+        ledger.score_at(np.array([6]), np.ones(1))
+    assert ledger.nats.sum() == 3
+
+
+def test_an_update_of_several_ranges_is_refused_for_one_of_them():
+    ledger = Ledger(10)
+    entry(ledger, 0, 4)
+    entry(ledger, 6, 8)
+    ledger.update(np.array([6, 0]), np.array([8, 2]))
+    with pytest.raises(LedgerError, match=r"not scored yet(.|\n)*1 targets, the first 4"):
+        ledger.update(np.array([6, 2]), np.array([8, 5]))
+    assert len(ledger.updates) == 1
+
+
+def test_a_merge_with_nobody_changes_nothing():
+    ledger = Ledger(4)
+    entry(ledger, 0, 4)
+    ledger.update(np.array([0]), np.array([2]), own=True)
+    before = ledger.close()
+    ledger.merge(ALONE)
+    ledger.merge(ALONE)
+    assert ledger.close() == before
+
+
+def test_ranges_and_their_members():
+    start, stop = np.array([3, 9, 0]), np.array([5, 9, 3])
+    members = spread(start, stop)
+    assert members.tolist() == [3, 4, 0, 1, 2]
+    assert [x.tolist() for x in spans(members)] == [[3, 0], [5, 3]]
+    assert [x.tolist() for x in spans(np.array([7]))] == [[7], [8]]

@@ -1,14 +1,30 @@
 """What is wrong with the evaluators' parameters is said before any work."""
 
 import pytest
-from scoring_case import make_config
+from scoring_case import ADAPTER, DOCUMENTS, MIXTURE, make_config, make_lora_config
 
-from paramgolf.scoring.config import SlidingConfig
+from paramgolf.scoring.config import (
+    AdapterConfig,
+    DocumentsConfig,
+    MixtureConfig,
+    ShortChunk,
+    SlidingConfig,
+)
+
+SLIDING = {
+    "mode": "strided",
+    "window": 8,
+    "stride": 8,
+    "row_windows": 2,
+    "batch_windows": 1,
+    "max_tokens": 1,
+}
+SLIDING["mixture"] = MixtureConfig(**MIXTURE)
 
 
 def test_good_parameters_have_no_faults():
     assert list(make_config().faults()) == []
-    assert list(SlidingConfig(window=8, stride=8, batch_windows=1, max_tokens=1).faults()) == []
+    assert list(SlidingConfig(**SLIDING).faults()) == []
 
 
 @pytest.mark.parametrize(
@@ -39,6 +55,46 @@ def test_faults_of_adaptation(changes, message):
     ],
 )
 def test_faults_of_sliding(changes, message):
-    fields = {"window": 8, "stride": 4, "batch_windows": 1, "max_tokens": None}
-    (fault,) = SlidingConfig(**{**fields, **changes}).faults()
+    (fault,) = SlidingConfig(**{**SLIDING, **changes}).faults()
     assert message in fault
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"targets": ()}, "at least one place"),
+        ({"targets": ("q", "q")}, "none twice"),
+        ({"rank": 0}, "rank` must be at least 1"),
+        ({"eps": 0.0}, "`eps` above 0"),
+        ({"beta2": 1.0}, "must lie in 0..1"),
+    ],
+)
+def test_faults_of_adapters(changes, message):
+    (fault,) = AdapterConfig(**{**ADAPTER, **changes}).faults()
+    assert message in fault
+
+
+RULES = (
+    ShortChunk(document_tokens=9, chunk_tokens=2),
+    ShortChunk(document_tokens=5, chunk_tokens=1),
+)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lanes": 0}, "at least 1"),
+        ({"short_chunks": RULES}, "rising order"),
+        ({"phases": 3, "prefix_documents": 2}, "at least as many"),
+        ({"order": "stream", "warm_a": True}, "warm_a` needs `order: length`"),
+        ({"order": "stream", "short_chunks": RULES[:1]}, "short_chunks` needs `order: length`"),
+    ],
+)
+def test_faults_of_documents(changes, message):
+    (fault,) = DocumentsConfig(**{**DOCUMENTS, **changes}).faults()
+    assert message in fault
+
+
+def test_chunks_of_documents_fit_the_window():
+    (fault,) = make_lora_config("lora_documents", documents={"chunk_tokens": 17}).faults()
+    assert "at most `window` tokens" in fault

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_network, make_text
+from scoring_case import ALONE, MIXTURE, STRIDE, VOCAB, WINDOW, make_network, make_text
 
 from paramgolf.model.network import Pass
 from paramgolf.scoring import sliding
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import LedgerError
-from paramgolf.scoring.sliding import score_fixed
-from paramgolf.scoring.text import Text
+from paramgolf.scoring.sliding import score_fixed, score_text
+from paramgolf.scoring.text import Text, find_documents
+from paramgolf.scoring.timing import Timing
 from paramgolf.scoring.windows import Windows, sliding_windows
 
 
@@ -107,3 +109,96 @@ def test_a_wrong_plan_never_becomes_a_score(monkeypatch, windows, message):
     monkeypatch.setattr(sliding, "sliding_windows", windows)
     with pytest.raises(LedgerError, match=message):
         slide(make_text(70), ALONE)
+
+
+class TestDocuments:
+    def config(self, **changes):
+        fields = {
+            "mode": "documents",
+            "window": WINDOW,
+            "stride": STRIDE,
+            "row_windows": 3,
+            "max_tokens": None,
+        }
+        fields["mixture"] = MixtureConfig(**MIXTURE)
+        return SlidingConfig(**{**fields, "batch_windows": 3, **changes})
+
+    def score(self, text, **changes):
+        timing = Timing(ALONE.device)
+        return score_text(make_network(), text, self.config(**changes), ALONE, timing).nats
+
+    def test_scores_are_those_of_documents_alone(self):
+        network, text = make_network(), make_text(200)
+        nats = self.score(text)
+        tokens = torch.from_numpy(text.tokens.astype(np.int64))
+        options = Pass(network.config.orders[-1])
+        for first, last in zip(*find_documents(text), strict=True):
+            for begin in range(first, last):
+                # which window a target is in follows from its place in its document
+                place = begin - first
+                late = max(0, -(-(place + 1 - WINDOW) // STRIDE)) * STRIDE
+                start = first + late if last - first > WINDOW else first
+                inputs, targets = tokens[start : begin + 1], tokens[start + 1 : begin + 2]
+                with torch.no_grad():
+                    expected = network.nll(inputs[None], targets[None], options)[0, -1]
+                assert nats[begin] == pytest.approx(float(expected), abs=1e-5)
+
+    def test_no_score_moves_with_a_future_token_or_another_document(self):
+        text = make_text(200)
+        start, stop = find_documents(text)
+        i = int(np.argmax(stop - start))
+        position = int(start[i] + stop[i]) // 2
+        tokens = text.tokens.copy()
+        tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+        before, after = (self.score(t) for t in (text, Text(tokens, text.byte_counts, 1)))
+        changed = np.flatnonzero(before != after)
+        assert changed.min() == position - 1
+        assert changed.max() < stop[i]
+
+    def test_batches_do_not_change_scores(self):
+        text = make_text(200)
+        nats = [self.score(text, batch_windows=n) for n in (1, 7)]
+        np.testing.assert_allclose(*nats, atol=1e-5)
+
+
+class TestWindowed:
+    def score(self, text, row_windows, network=None):
+        config = SlidingConfig(
+            mode="windowed",
+            window=WINDOW,
+            stride=1,
+            row_windows=row_windows,
+            batch_windows=2,
+            max_tokens=None,
+            mixture=MixtureConfig(**MIXTURE),
+        )
+        network = network or make_network()
+        return score_text(network, text, config, ALONE, Timing(ALONE.device)).nats
+
+    @pytest.mark.parametrize("trained", [None, WINDOW])
+    def test_one_layer_sees_exactly_the_window(self, trained):
+        # deeper, what a position saw reaches beyond the window; the rotary base follows the window
+        shallow = {
+            "layers": 1,
+            "recurrence": [],
+            "parallel": "none",
+            "rope_trained_length": trained,
+        }
+        network, text = make_network(**shallow), make_text(150)
+        nats = self.score(text, 3, network)
+        np.testing.assert_allclose(nats, slide(text, ALONE, stride=1, network=network), atol=1e-5)
+
+    def test_rows_without_a_bound_are_one_pass(self):
+        text = make_text(90)
+        whole = slide(text, ALONE, window=96, stride=96)
+        np.testing.assert_allclose(self.score(text, 6)[:WINDOW], whole[:WINDOW], atol=1e-5)
+        assert (np.abs(self.score(text, 6) - whole)[WINDOW:] > 1e-4).any()
+
+    @pytest.mark.parametrize("position", [20, 70])
+    def test_no_past_score_moves_with_a_future_token(self, position):
+        text = make_text(150)
+        tokens = text.tokens.copy()
+        tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+        before, after = self.score(text, 3), self.score(Text(tokens, text.byte_counts, 1), 3)
+        assert (before[: position - 1] == after[: position - 1]).all()
+        assert before[position - 1] != after[position - 1]

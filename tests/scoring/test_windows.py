@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from paramgolf.runtime import Ranks, share
 from paramgolf.scoring.sliding import add_scores, split_batches
-from paramgolf.scoring.windows import sliding_windows, split_chunks
+from paramgolf.scoring.windows import document_windows, sliding_windows, split_chunks
 
 lengths_and_strides = st.integers(1, 40).flatmap(
     lambda length: st.tuples(st.just(length), st.integers(1, length))
@@ -65,3 +65,34 @@ def test_a_text_shorter_than_a_window_is_one_short_window():
     windows = sliding_windows(5, 16, 4)
     assert len(windows) == 1
     assert windows.targets == range(5)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
+    length=st.integers(1, 12),
+    data=st.data(),
+)
+def test_windows_of_documents_score_each_target_once_from_its_document(lengths, length, data):
+    stride = data.draw(st.integers(1, length))
+    stop = np.cumsum(lengths)
+    start = stop - lengths
+    windows = document_windows(start, stop, length, stride)
+    times = np.zeros(stop[-1], dtype=int)
+    for begin, first, end in zip(windows.start, windows.first, windows.stop, strict=True):
+        times[first:end] += 1
+        for target in range(first, end):
+            own = start[np.searchsorted(stop, target, side="right")]
+            # all of its document, or at least what the stride promises
+            assert begin <= max(own, target - (length - stride))
+            assert target < begin + length
+    assert (times == 1).all()
+    assert (windows.first[1:] == windows.stop[:-1]).all()
+
+
+def test_short_documents_share_a_window():
+    start, stop = np.array([0, 3, 7, 20]), np.array([3, 7, 20, 24])
+    windows = document_windows(start, stop, 8, 4)
+    assert windows.start.tolist() == [0, 7, 11, 15, 20]
+    assert windows.first.tolist() == [0, 7, 15, 19, 20]
+    assert windows.stop.tolist() == [7, 15, 19, 20, 24]

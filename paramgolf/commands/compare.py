@@ -1,0 +1,80 @@
+"""Compare experiments: seeds grouped, means, deviations, Welch's test, both rules of the contest.
+
+EXP is the name of an experiment (with * several), a commit, branch or tag, or `workspace`; without
+any, the experiments that began from the current commit, and the workspace. Runs that differ by
+train.seed alone are one group. Each group is held against a published record of
+recipes/records.yaml, or against the group of an experiment; without --against, the first group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paramgolf.experiments.compare import compare
+from paramgolf.experiments.show import markdown, notes, tables, write_picture
+
+EXAMPLE = """example:
+  paramgolf compare
+  paramgolf compare 'wide-*' --against base-1
+  paramgolf compare main workspace --against pr1855 --markdown
+  paramgolf compare --against pr1493 --score eval_sliding.val_bpb --picture compare.png"""
+SCORES = (
+    *("eval_ttt.val_bpb", "eval_ttt.val_bpb_plain"),
+    *("eval_sliding.val_bpb", "eval_sliding.val_bpb_plain", "train.val_bpb"),
+)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
+    parser.add_argument("--against", metavar="NAME", help="a record (pr1855) or an experiment")
+    parser.add_argument("--score", choices=SCORES, default=SCORES[0], help="default: %(default)s")
+    parser.add_argument("--all", action="store_true", help="experiments of every commit")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print Markdown")
+    form.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument("--picture", metavar="FILE", type=Path, help="write a PNG of all runs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the comparison."""
+    result = compare(
+        options.experiments,
+        against=options.against,
+        score=options.score,
+        everywhere=options.all,
+        root=Path(),
+    )
+    if options.json:
+        print(json.dumps(result, indent=1, sort_keys=True))
+    elif options.markdown:
+        print(markdown(result), end="")
+    else:
+        _show(result)
+    if options.picture:
+        write_picture(result, options.picture)
+    return 0
+
+
+def _show(result: Mapping[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    for content in tables(result):
+        if content.title:
+            console.print(content.title)
+        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, heading in enumerate(content.headings):
+            figures = content.figures and i > 0
+            table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes(result):
+        console.print(f"- {note}")

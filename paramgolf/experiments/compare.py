@@ -1,0 +1,161 @@
+"""Groups of experiments held against one another or against a published record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.group import SEED, Group, flags, grouped
+from paramgolf.experiments.read import WORKSPACE, Experiment, Source, find, outdated, read
+from paramgolf.params import read_yaml
+from paramgolf.recipes import RECIPES
+from paramgolf.report.statistics import Sample, exact, judge, sample
+
+SCHEMA = 1
+PUBLISHED_BYTES = 151_080_891  # of the contest's validation text
+PUBLISHED_MACHINE = ("H100", 8)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the groups are held against: a group of ours, or a record (`group` None)."""
+
+    label: str
+    scores: Sample
+    group: Group | None
+
+
+def compare(
+    wanted: Sequence[str], *, against: str | None, score: str, everywhere: bool, root: Path
+) -> dict[str, Any]:
+    """Return groups, their metrics, and each group's verdict against the reference.
+
+    `score` is the metric that is tested, bits per byte. `against` names a record or an experiment;
+    None: the first group. Runs that cannot be used are listed under `left_out` with the reason.
+    """
+    records = read_yaml(root / RECIPES / "records.yaml")
+    sources = find(wanted, root, everywhere=everywhere)
+    if against is not None and against not in records:
+        sources = list(dict.fromkeys([*_named(against, records, root), *sources]))
+    left_out: dict[str, str] = {}
+    scored = []
+    for run in read(sources, root):
+        if reason := _unusable(run, score, root):
+            left_out[run.name] = reason
+        else:
+            scored.append(run)
+    if not scored:
+        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        fix = "run the pipeline first, or name experiments (`dvc exp show`)"
+        raise ParamGolfError("there is nothing to compare", found=found, fix=fix)
+    groups = grouped(scored)
+    reference = _reference(groups, against, score, records)
+    return {
+        "schema": SCHEMA,
+        "score": score,
+        "against": _described(reference),
+        "groups": [_row(group, reference, score) for group in groups],
+        "left_out": left_out,
+    }
+
+
+def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]:
+    try:
+        return find([against], root)
+    except ParamGolfError:
+        fix = f"name a record ({', '.join(records)}) or an experiment"
+        raise ParamGolfError(f"there is no record or experiment `{against}`", fix=fix) from None
+
+
+def _unusable(run: Experiment, score: str, root: Path) -> str | None:
+    """Return why a run cannot be compared, or None."""
+    if not isinstance(run.metrics.get(score), float):
+        return f"it has no {score}"
+    if run.name == WORKSPACE and (keys := outdated(run, root)):
+        return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
+    return None
+
+
+def _reference(
+    groups: Sequence[Group], against: str | None, score: str, records: Mapping[str, Any]
+) -> Reference | None:
+    """Return a record, or the first group: it holds `against` where that is an experiment."""
+    if against is None and len(groups) == 1:
+        return None
+    if against is not None and against in records:
+        return Reference(against, record_sample(records[against]), None)
+    return Reference(groups[0].label, _scores(groups[0], score), groups[0])
+
+
+def record_sample(record: Mapping[str, Any]) -> Sample:
+    """Return a record's scores; without single ones its mean, taken as exact."""
+    return sample(list(record["seeds"].values())) if "seeds" in record else exact(record["mean"])
+
+
+def _described(reference: Reference | None) -> dict[str, Any] | None:
+    if reference is None:
+        return None
+    kind = "record" if reference.group is None else "group"
+    return {"label": reference.label, "kind": kind, **dataclasses.asdict(reference.scores)}
+
+
+def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any]:
+    own = reference is not None and reference.group is group
+    metrics = {name: dataclasses.asdict(found) for name, found in group.summary().items()}
+    other = reference.group if reference is not None else None
+    notes = list(flags(group, None if own else other))
+    verdict = None
+    if reference is not None and not own:
+        verdict = judge(
+            _scores(group, score),
+            reference.scores,
+            bytes_per_token=bytes_per_token(group, score),
+            both=reference.group is not None,
+        )
+        if reference.group is None:
+            notes += _record_flags(group, reference)
+    return {
+        "label": group.label,
+        "experiments": [run.name for run in group.runs],
+        "seeds": [run.params.get(SEED) for run in group.runs],
+        "scores": group.values(score),
+        "metrics": metrics,
+        "verdict": None if verdict is None else dataclasses.asdict(verdict),
+        "flags": notes,
+    }
+
+
+def _scores(group: Group, score: str) -> Sample:
+    return sample(group.values(score))
+
+
+def bytes_per_token(group: Group, score: str) -> float:
+    """Return the bytes of a scored token: nats a token over nats a byte, of the score's stage."""
+    stage = score.partition(".")[0]
+    losses, scores = group.values(f"{stage}.val_loss"), group.values(f"{stage}.val_bpb")
+    if not losses or not scores:
+        raise ParamGolfError(f"{stage} has no val_loss and val_bpb", where=group.label)
+    return losses[0] / (scores[0] * math.log(2))
+
+
+def _record_flags(group: Group, reference: Reference) -> Iterator[str]:
+    if reference.scores.n == 0:
+        yield "the record's single scores are not known: its mean is taken as exact"
+    kind, count = PUBLISHED_MACHINE
+    devices, worlds = group.distinct("train.device"), group.distinct("train.world_size")
+    if any(kind not in str(device) for device in devices) or worlds != [count]:
+        ours = ", ".join(f"{w} x {d}" for w, d in zip(worlds, devices, strict=False))
+        yield f"machine: ours {ours}, the record's {count} x {kind}"
+    scored = group.distinct("eval_sliding.bytes_scored")
+    if any(not _near(value) for value in scored):
+        yield f"text: scored on {scored[0]:,} bytes, the record on {PUBLISHED_BYTES:,}"
+
+
+def _near(value: Any) -> bool:
+    """Tell whether the text is the contest's; tokenizers cut its end differently, by little."""
+    return isinstance(value, int) and abs(value - PUBLISHED_BYTES) < 1e-3 * PUBLISHED_BYTES

@@ -1,0 +1,117 @@
+"""Experiments that differ by their seed alone, put together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paramgolf.experiments.read import Experiment
+from paramgolf.report.statistics import Sample, sample
+
+SEED = "train.seed"
+APART = ("runtime.", "verify.")  # sections that change no result
+LABEL_LENGTH = 60
+STEPS_TOLERANCE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Runs of the same parameters but for the seed; `label` says what differs from other groups."""
+
+    label: str
+    runs: tuple[Experiment, ...]
+
+    def values(self, metric: str) -> list[float]:
+        """Return a metric of each run that has it as a number."""
+        found = (run.metrics.get(metric) for run in self.runs)
+        return [value for value in found if isinstance(value, int | float)]
+
+    def distinct(self, metric: str) -> list[Any]:
+        """Return the different values of a metric, in the order of the runs."""
+        return list(dict.fromkeys(run.metrics.get(metric) for run in self.runs))
+
+    def summary(self) -> dict[str, Sample]:
+        """Return a Sample of each numeric metric."""
+        names = sorted({name for run in self.runs for name in run.metrics})
+        values = {name: self.values(name) for name in names}
+        return {
+            name: sample(list(map(float, found)))
+            for name, found in values.items()
+            if found and not any(isinstance(value, bool) for value in found)
+        }
+
+
+def grouped(experiments: Sequence[Experiment]) -> list[Group]:
+    """Return the groups in the order of their first runs.
+
+    Equal runs (the same parameters, seed and metrics) count once: after `dvc exp run` an experiment
+    and the workspace are one and the same run.
+    """
+    runs: dict[str, list[Experiment]] = {}
+    for run in experiments:
+        members = runs.setdefault(json.dumps(_apart_from_seed(run), sort_keys=True), [])
+        if not any(_same(run, member) for member in members):
+            members.append(run)
+    firsts = [_apart_from_seed(members[0]) for members in runs.values()]
+    labels = list(_labels(firsts))
+    return [Group(label, tuple(m)) for label, m in zip(labels, runs.values(), strict=True)]
+
+
+def _apart_from_seed(run: Experiment) -> dict[str, Any]:
+    return {
+        key: value for key, value in run.params.items() if key != SEED and not key.startswith(APART)
+    }
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    return (one.params.get(SEED), one.metrics) == (other.params.get(SEED), other.metrics)
+
+
+def _labels(params: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    keys = dict.fromkeys(key for values in params for key in values)
+    shown = [k for k in keys if len({json.dumps(v.get(k, "(absent)")) for v in params}) > 1]
+    for values in params:
+        words = [f"{key}={_short(values.get(key, '(absent)'))}" for key in shown]
+        yield _joined(words) or "all runs"
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 24 else f"{text[:21]}..."
+
+
+def _joined(words: Sequence[str]) -> str:
+    text = ""
+    for i, word in enumerate(words):
+        longer = f"{text}, {word}" if text else word
+        if text and len(longer) > LABEL_LENGTH:
+            return f"{text}, and {len(words) - i} more"
+        text = longer
+    return text
+
+
+def flags(group: Group, other: Group | None) -> Iterator[str]:
+    """Yield what makes a group's scores, or two groups', hard to compare."""
+    groups = [group] if other is None else [group, other]
+    for metric, what in (
+        ("train.device", "machines"),
+        ("train.world_size", "processes"),
+        ("train.torch", "torch versions"),
+        ("eval_ttt.bytes_scored", "bytes scored"),
+        ("eval_sliding.bytes_scored", "bytes scored"),
+    ):
+        found = {str(value) for each in groups for value in each.distinct(metric)}
+        if len(found) > 1:
+            yield f"{what} differ: {', '.join(sorted(found))}"
+    steps = [value for each in groups for value in each.values("train.steps")]
+    if steps and max(steps) - min(steps) > STEPS_TOLERANCE * max(steps):
+        yield f"steps reached differ: {min(steps):,} to {max(steps):,}"
+    seeds = [run.params.get(SEED) for run in group.runs]
+    if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
+        yield f"seeds run more than once: {', '.join(twice)}"
+    if large := [run.name for run in group.runs if run.metrics.get("package.fits") is False]:
+        yield f"does not fit the limit: {', '.join(large)}"
+    if broken := [run.name for run in group.runs if run.metrics.get("verify.passed") is False]:
+        yield f"breaks a rule (see verify): {', '.join(broken)}"

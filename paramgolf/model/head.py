@@ -1,0 +1,43 @@
+"""The tied head: softcapped logits, and the negative log-likelihood of targets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paramgolf.model.block import Pair, low_rank
+
+
+class Head(NamedTuple):
+    """The weights of the head, in the compute dtype, and its caps."""
+
+    embedding: Tensor  # [V, d]
+    softcap: float
+    sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (#1923)
+    adapter: Pair | None = None
+
+
+def head_logits(hidden: Tensor, head: Head) -> Tensor:
+    """Return cap * tanh(z / cap) of z = hidden [..., d] embedding^T, float32 [..., V]."""
+    z = F.linear(hidden, head.embedding)
+    if head.adapter is not None:
+        z = z + low_rank(hidden, head.adapter)
+    z = z.float()
+    if head.sides is None:
+        return head.softcap * torch.tanh(z / head.softcap)
+    above, below = head.sides
+    cap = torch.where(z > 0, above, below)
+    return cap * torch.tanh(z / cap)
+
+
+def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
+    """Return the negative log-likelihood of targets [B, T], nats, float32.
+
+    As one compiled function: caps and softmax read the product once, in the compute dtype.
+    """
+    logits = head_logits(hidden, head)
+    nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return nll.view(targets.shape)

@@ -1,0 +1,151 @@
+"""Auto-fit: the finest clips whose real artifact, code included, ends just below a limit.
+
+One number is searched, by which all clips are multiplied: bytes fall by about an eighth of the
+weights each time it doubles, whatever was trained. A solve costs seconds and a real compression a
+minute, so the search runs on the order-0 entropy of the integers, corrected by the ratio of real
+bytes to it, and only where it expects to end does it compress.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NoReturn
+
+from torch import Tensor
+
+from paramgolf.codec.artifact import Packer
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.ledger import Part
+from paramgolf.errors import ParamGolfError
+from paramgolf.progress import say
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.report import entropy_bits, stored_bits
+from paramgolf.quant.trained import Trained
+from paramgolf.training.config import TrainConfig
+
+SLACK_BYTES = 2000  # good enough: so near below the limit
+CLOSE_BYTES = 300  # of the entropy's estimate to its target, before a real compression
+LEAST, MOST = -2.0, 4.0  # doublings of the clips: 1/4 to 16 times
+MAX_COMPRESSIONS, MAX_SOLVES = 8, 6
+NAMED = 5
+
+Tensors = dict[str, Tensor]
+Solution = tuple[Tensors, list[dict[str, Any]]]  # what solve_model returns
+Solve = Callable[[QuantizeConfig], Solution]
+Measure = Callable[[Solution], list[Part]]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A place of the search; bytes_total is None where nothing was compressed."""
+
+    multiplier: float
+    entropy_bytes: float
+    bytes_total: int | None
+
+
+def artifact_parts(trained: Trained, training: TrainConfig, codec: Any) -> Measure:
+    """Return a function that packs a solution as package will and returns the artifact's parts."""
+    options = PackageConfig(codec=codec, byte_shuffle=True, limit_bytes=1, prune=False)
+    packer = Packer(trained.config, training, options)
+
+    def measure(solution: Solution) -> list[Part]:
+        artifact = packer.pack(solution[0], stored_bits(*solution))
+        return [*artifact.parts, artifact.code.part]
+
+    return measure
+
+
+def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solution, dict[str, Any]]:
+    """Return the finest solution found whose artifact fits, and the record of the search.
+
+    Ends within SLACK_BYTES below `fit_bytes`, or where the clips reach the search's end; says so
+    when neither came about. Raises where even the coarsest clips do not fit.
+    """
+    assert config.fit_bytes is not None
+    trials: list[Trial] = []
+    best: tuple[int, float, Solution] | None = None
+    place, solution = 0.0, solve(config)
+    for _ in range(MAX_COMPRESSIONS):
+        parts = measure(solution)
+        total, entropy = sum(part.bytes for part in parts), entropy_bytes(solution[0])
+        trials.append(Trial(2**place, entropy, total))
+        say(f"quantize: clips x {2**place:.5f}: {total:,} bytes; limit {config.fit_bytes:,}")
+        if total <= config.fit_bytes and (best is None or total > best[0]):
+            best = total, place, solution
+        if config.fit_bytes - SLACK_BYTES <= total <= config.fit_bytes:
+            break
+        if total > config.fit_bytes and place >= MOST:
+            _refuse(total - config.fit_bytes, parts)
+        if total <= config.fit_bytes and place <= LEAST:
+            say("quantize: the finest clips of the search leave bytes unused")
+            break
+        # the fixed bytes (code, header) go into the offset, not into the ratio
+        fixed = sum(part.bytes for part in parts if part.kind in ("code", "header"))
+        ratio = (total - fixed) / entropy
+        target = (config.fit_bytes - SLACK_BYTES // 2 - fixed) / ratio
+        place, solution = _approach(config, solve, (place, solution), target, trials)
+    if best is None:
+        _refuse(min(t.bytes_total or 0 for t in trials if t.bytes_total) - config.fit_bytes, parts)
+    total, place, solution = best
+    record = {
+        "limit_bytes": config.fit_bytes,
+        "multiplier": 2**place,
+        "bytes_total": total,
+        "trials": [asdict(trial) for trial in trials],
+    }
+    return solution, record
+
+
+def scaled(config: QuantizeConfig, place: float) -> QuantizeConfig:
+    """Return the configuration with all clips doubled `place` times."""
+    names = "attention_clip", "mlp_clip", "embedding_clip"
+    return replace(config, **{name: getattr(config, name) * 2**place for name in names})
+
+
+def entropy_bytes(tensors: Tensors) -> float:
+    """Return the size of all tensors: integers by their order-0 entropy, float16 as they are."""
+    total = 0.0
+    for name, tensor in tensors.items():
+        coded = name.endswith(".integers")
+        total += tensor.numel() * (entropy_bits(tensor) / 8 if coded else tensor.element_size())
+    return total
+
+
+def _approach(
+    config: QuantizeConfig,
+    solve: Solve,
+    start: tuple[float, Solution],
+    target: float,
+    trials: list[Trial],
+) -> tuple[float, Solution]:
+    """Return a place whose entropy is near `target` bytes, and its solution: secant steps."""
+    place, solution = start
+    entropy = entropy_bytes(solution[0])
+    weights = sum(t.numel() for name, t in solution[0].items() if name.endswith(".integers"))
+    slope = -weights / 8
+    for _ in range(MAX_SOLVES):
+        before = place, entropy
+        place = min(max(place + (target - entropy) / slope, LEAST), MOST)
+        if place == before[0]:
+            break
+        solution = solve(scaled(config, place))
+        entropy = entropy_bytes(solution[0])
+        trials.append(Trial(2**place, entropy, None))
+        if abs(entropy - target) <= CLOSE_BYTES:
+            break
+        # at the ends the curve is flat: a secant there must not throw the next step far away
+        slope = min((entropy - before[1]) / (place - before[0]), -weights / 64)
+    return place, solution
+
+
+def _refuse(missing: int, parts: list[Part]) -> NoReturn:
+    largest = sorted(parts, key=lambda part: -part.bytes)[:NAMED]
+    raise ParamGolfError(
+        "no clips of the search make the artifact fit",
+        where="quantize.fit_bytes",
+        found=f"{missing:,} bytes too many; "
+        + ", ".join(f"{part.name} {part.bytes:,}" for part in largest),
+        fix="fewer bits, a smaller model, or a larger limit",
+    )

@@ -1,0 +1,122 @@
+"""What is mixed into the network's distribution: counts of the text already scored.
+
+Both forms are distributions over the whole vocabulary that are fixed before the target is looked
+at: an n-gram model with back-off at a fixed weight, or one hinted token made likelier and the
+rest renormalised (the token tilt, #1437, #2135). Counts see the text in scoring order only.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paramgolf.model.network import Network, Pass
+from paramgolf.scoring.config import MixtureConfig
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.past_counts import past_counts
+from paramgolf.scoring.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """What the past says of each target, padded with targets for which it says nothing.
+
+    weight, chance: float32 [N + padding], the n-gram model's weight (0: it knows nothing) and its
+    probability of the target. hint: int64 [N + padding], the token that `beta` favours, or -1.
+    """
+
+    weight: Tensor | None = None
+    chance: Tensor | None = None
+    hint: Tensor | None = None
+    beta: float = 0.0
+
+    def mixed(self, nats: Tensor, index: Tensor) -> Tensor:
+        """Return nats [B, k] with the n-gram model mixed in; `index` [B, k] counts targets."""
+        assert self.weight is not None
+        assert self.chance is not None
+        weight = self.weight[index]
+        return -torch.log((1 - weight) * torch.exp(-nats) + weight * self.chance[index])
+
+    def tilted(self, nats: Tensor, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
+        """Return nats [B, k] under p(v) e^(beta [v = hint]) / (1 + p(hint) (e^beta - 1))."""
+        assert self.hint is not None
+        hint = self.hint[index]
+        hinted = hint >= 0
+        favoured = hint.clamp(min=0)
+        of_hint = F.cross_entropy(logits.flatten(0, 1), favoured.flatten(), reduction="none")
+        total = torch.log1p(torch.exp(-of_hint.view(hint.shape)) * math.expm1(self.beta))
+        tilted = nats - self.beta * (targets == hint) + total
+        return torch.where(hinted, tilted, nats)
+
+
+def build_mixture(
+    text: Text,
+    config: MixtureConfig,
+    ledger: Ledger,
+    *,
+    order: np.ndarray | None = None,
+    padding: int,
+    device: torch.device,
+) -> Mixture | None:
+    """Count the text in the order in which it is scored: that of the text, or `order` [N].
+
+    What a target's entry says was known before that target; the ledger is told the order. None
+    where nothing is mixed in.
+    """
+    if config.kind == "none":
+        return None
+    order = np.arange(len(text)) if order is None else order
+    ledger.follow(order)
+    tokens = torch.from_numpy(text.tokens[1:][order].astype(np.int64)).to(device)
+    known = torch.zeros(len(tokens), dtype=torch.bool, device=device)
+    chance = torch.zeros(len(tokens), device=device)
+    hint = torch.full_like(tokens, -1)
+    for context in sorted(config.contexts, reverse=True):
+        past = past_counts(tokens, context)
+        new = ~known & (past.total >= config.min_count)
+        chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
+        sure = past.top_count >= config.min_share * past.total
+        hint = torch.where(new & sure, past.top, hint)
+        known |= new
+    places = torch.from_numpy(order).to(device)
+
+    def column(values: Tensor, nothing: float) -> Tensor:
+        padded = values.new_full((len(order) + padding,), nothing)
+        padded[places] = values
+        return padded
+
+    if config.kind == "tilt":
+        return Mixture(hint=column(hint, -1), beta=config.beta)
+    return Mixture(weight=column(known * config.weight, 0), chance=column(chance, 0))
+
+
+def score_tokens(
+    network: Network,
+    inputs: Tensor,
+    targets: Tensor,
+    options: Pass,
+    *,
+    part: slice,
+    mixture: Mixture | None,
+    first: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Return the network's nats of the `part` of `targets` [B, T], and those that are its score.
+
+    Both are float32 [B, k]; the first can be learned from, the second are the mixture's. `first`
+    int64 [B] are the targets that the rows begin with.
+    """
+    wanted = targets[:, part]
+    index = first[:, None] + torch.arange(targets.shape[1], device=targets.device)[part]
+    if mixture is None or mixture.hint is None:
+        nats = network.nll(inputs, wanted, options, part=part)
+        scores = nats.detach()
+        return nats, scores if mixture is None else mixture.mixed(scores, index)
+    logits = network.logits(inputs, options, part=part)
+    nats = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+    nats = nats.view(wanted.shape)
+    return nats, mixture.tilted(nats.detach(), logits.detach(), wanted, index)

@@ -1,0 +1,72 @@
+"""Every recipe, shrunk, runs from train to eval_ttt on a CPU; its artifact is scored."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from paramgolf.recipes import compose, names
+
+ROOT = Path(__file__).parents[2]
+STAGES = ("train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
+DRIVER = """
+import runpy, sys
+for stage in sys.argv[2:]:
+    sys.argv = [stage]
+    runpy.run_path(f"{ROOT}/stages/{stage}.py", run_name="__main__")
+"""
+
+
+def shrink(content: dict) -> dict:
+    """Make a recipe small in every size, and keep everything that it does."""
+    model, train = content["model"], content["train"]
+    model |= {"width": 64, "heads": 4, "kv_heads": 2, "mlp_hidden": 128, "rope_dims": 8}
+    model |= {"bigram_buckets": min(model["bigram_buckets"], 64), "bigram_dim": 8}
+    model |= {"value_embedding_dim": 8}
+    if model["recurrence_unit"] == "step":
+        for phase in model["recurrence"]:
+            phase["at"] = 3
+    train |= {"steps": 6, "budget_seconds": None, "reserve_seconds": 0.0, "warmdown": 0.7}
+    train |= {"warmdown_unit": "fraction", "batch_tokens": 512, "micro_batch_tokens": 256}
+    train |= {"sequence_length": 64, "curriculum": [], "validation_tokens": 512}
+    content["calibrate"] |= {"sequences": 6, "batch_sequences": 3}
+    for stage in ("eval_sliding", "eval_ttt"):
+        content[stage] |= {"window": 64, "stride": 32, "batch_windows": 8, "max_tokens": 1500}
+    content["eval_ttt"] |= {"chunk_tokens": 512, "epochs": 1, "batch_sequences": 4}
+    content["eval_ttt"]["adapter"] |= {"rank": 2}
+    content["eval_ttt"]["documents"] |= {
+        "batch_documents": 4,
+        "lanes": 2,
+        "chunk_tokens": 32,
+        "prefix_documents": 6,
+    }
+    content["runtime"] |= {"device": "cpu", "processes": 1}
+    return content
+
+
+@pytest.mark.pipeline
+@pytest.mark.parametrize("recipe", [n for n in names(ROOT / "recipes") if n != "sample"])
+def test_a_recipe_runs_whole(recipe, tmp_path, tokens_folder):
+    content = shrink(compose(recipe, ROOT / "recipes"))
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
+    command = [sys.executable, "-c", DRIVER.replace("{ROOT}", str(ROOT)), "driver", *STAGES]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = {
+        path.stem: json.loads(path.read_text())
+        for path in (tmp_path / "artifacts/metrics").glob("*.json")
+    }
+    assert set(metrics) == set(STAGES)
+    assert metrics["package"]["fits"]
+    assert metrics["train"]["steps"] == 6
+    for stage in ("eval_sliding", "eval_ttt"):
+        assert metrics[stage]["tokens_scored"] == 1500
+        assert 0.5 < metrics[stage]["val_bpb"] < 8
+    assert metrics["eval_ttt"]["ledger"]["score_first"] is True

@@ -1,0 +1,67 @@
+"""A small trained model, its Hessians and the parameters of quantize."""
+
+import dataclasses
+
+import torch
+
+from paramgolf.model.network import Network
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.hessian import empty_sums
+from paramgolf.quant.trained import Trained
+
+CPU = torch.device("cpu")
+VOCAB = 64
+
+
+def make_config(**changes):
+    values = {
+        "method": "gptq",
+        "grid": "sdclip",
+        "matrix_bits": 6,
+        "embedding_bits": 8,
+        "attention_clip": 12.85,
+        "mlp_clip": 12.85,
+        "embedding_clip": 20.0,
+        "hessian_clip": 0.0,
+        "damping": 0.01,
+        "block_columns": 16,
+        "act_order": True,
+        "embedding_method": None,
+        "high_bits_matrices": None,
+        "low_bits": 5,
+        "recurrent_high": False,
+        "gate_bits": None,
+        "table_bits": None,
+        "finer_groups": 0,
+        "group_columns": 16,
+        "low_rank_matrices": 0,
+        "low_rank": 4,
+        "low_rank_group": 16,
+        "low_rank_weighting": "plain",
+        "fit_bytes": None,
+        "fit_codec": "brotli",
+    }
+    return QuantizeConfig(**{**values, **changes})
+
+
+def make_trained(model):
+    generator = torch.Generator().manual_seed(0)
+    state = {
+        name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator)
+        for name, p in Network(model, VOCAB, seed=0).named_parameters()
+    }
+    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16}
+    config["model"] = dataclasses.asdict(model)
+    return Trained(model, VOCAB, 16, state, config)
+
+
+def make_hessians(trained):
+    """Return Hessians of inputs that depend on each other."""
+    generator = torch.Generator().manual_seed(1)
+    sums = empty_sums(trained.model, VOCAB, CPU)
+    for stack in sums.values():
+        for hessian in stack:
+            x = torch.randn(300, len(hessian), generator=generator)
+            x = x + x[:, :1] + x.roll(1, 1)
+            hessian += x.T @ x / 300
+    return sums

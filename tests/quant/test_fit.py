@@ -1,0 +1,116 @@
+"""Auto-fit: just below the limit on real bytes, its record, and what cannot fit refused."""
+
+import dataclasses
+import json
+
+import pytest
+import safetensors.torch
+from quantize_case import CPU, make_config, make_hessians, make_trained
+
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.package import package
+from paramgolf.errors import ParamGolfError
+from paramgolf.quant.fit import artifact_parts, entropy_bytes, fit, scaled
+from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model
+from paramgolf.recipes import check, compose
+
+
+@pytest.fixture
+def trained(tiny_model):
+    return make_trained(tiny_model(width=64, mlp_hidden=256))
+
+
+@pytest.fixture
+def case(trained, sample):
+    families = prepare(trained, make_hessians(trained), make_config(), CPU)
+    measure = artifact_parts(trained, sample.train, "brotli")
+    return lambda config: solve_model(trained, families, config), measure
+
+
+def bytes_of(parts):
+    return sum(part.bytes for part in parts)
+
+
+@pytest.mark.parametrize("change", [-30_000, -3_000, 0, 1_500, 15_000])
+def test_it_ends_just_below_the_limit(case, change):
+    solve, measure = case
+    start = bytes_of(measure(solve(make_config())))
+    config = make_config(fit_bytes=start + change)
+    solution, record = fit(config, solve, measure)
+    assert bytes_of(measure(solution)) == record["bytes_total"]
+    assert 0 <= config.fit_bytes - record["bytes_total"] <= 2000
+    assert (record["multiplier"] < 1) == (change == 15_000)
+    if change in (0, 1_500):
+        assert record["multiplier"] == 1
+        assert len(record["trials"]) == 1
+    compressed = [t for t in record["trials"] if t["bytes_total"] is not None]
+    assert len(compressed) <= 4
+    assert record["bytes_total"] in [t["bytes_total"] for t in compressed]
+
+
+def test_the_coarsest_that_does_not_fit_is_refused(case):
+    solve, measure = case
+    with pytest.raises(ParamGolfError, match=r"(?s)fit_bytes.*[\d,]+ bytes too many; code [\d,]+"):
+        fit(make_config(fit_bytes=30_000), solve, measure)
+
+
+def test_a_limit_beyond_the_finest_takes_the_finest(case, capsys):
+    solve, measure = case
+    _, record = fit(make_config(fit_bytes=10**7), solve, measure)
+    assert record["multiplier"] == 0.25
+    assert "leave bytes unused" in capsys.readouterr().err
+
+
+def test_clips_move_together():
+    config = scaled(make_config(), 1.0)
+    assert (config.attention_clip, config.mlp_clip, config.embedding_clip) == (25.7, 25.7, 40.0)
+    assert dataclasses.replace(config, attention_clip=1.0, mlp_clip=1.0, embedding_clip=1.0) == (
+        make_config(attention_clip=1.0, mlp_clip=1.0, embedding_clip=1.0)
+    )
+
+
+def test_entropy_follows_the_clips(trained):
+    hessians = make_hessians(trained)
+    sizes = [
+        entropy_bytes(quantize_model(trained, hessians, scaled(make_config(), place), CPU)[0])
+        for place in (-0.5, 0.0, 0.5)
+    ]
+    assert sizes[0] > sizes[1] > sizes[2]
+    weights = sum(trained.state[n].numel() for n in ("q", "k", "v", "o", "up", "down", "embedding"))
+    assert sizes[0] - sizes[2] == pytest.approx(weights / 8, rel=0.15)
+
+
+def test_package_finds_the_bytes_that_the_fit_promised(
+    trained, sample, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    for stage in ("train", "calibrate"):
+        (tmp_path / "artifacts" / stage).mkdir(parents=True)
+    (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
+    for path, tensors in (
+        ("train/model", trained.state),
+        ("calibrate/hessians", make_hessians(trained)),
+    ):
+        content = safetensors.torch.save(tensors)
+        (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
+    limit = 120_000
+    quantize(make_config(fit_bytes=limit), CPU, sample.train)
+    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=limit, prune=False)
+    package(options, sample.train)
+    record = json.loads((tmp_path / "artifacts/quantize/report.json").read_text())["fit"]
+    ledger = json.loads((tmp_path / "artifacts/package/package.json").read_text())
+    assert ledger["fits"]
+    assert ledger["bytes_total"] == record["bytes_total"]
+    assert ledger["headroom_bytes"] <= 2000
+
+
+def test_the_fit_must_measure_what_package_packs():
+    content = compose("sample")
+    content["quantize"] |= {"fit_bytes": 17_000_000, "fit_codec": "lzma"}
+    with pytest.raises(ParamGolfError, match=r"(?s)fit_codec.*package\.codec.*fit_bytes"):
+        check(content, where="test")
+    content["quantize"] |= {"fit_bytes": 15_000_000, "fit_codec": "brotli"}
+    check(content, where="test")
+    content["quantize"]["grid"] = "absmax"
+    with pytest.raises(ParamGolfError, match="needs `grid` sdclip"):
+        check(content, where="test")

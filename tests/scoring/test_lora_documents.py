@@ -1,0 +1,272 @@
+"""An adapter a document: equal to a plain loop, score-first, causal, the same for any batches."""
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
+
+from paramgolf.model.adapters import AdapterSet, adapter_shapes
+from paramgolf.model.network import Pass
+from paramgolf.scoring import lora_documents
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.config import ShortChunk
+from paramgolf.scoring.document_batches import plan_groups
+from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.lora_documents import DocumentScorer
+from paramgolf.scoring.text import Text, find_documents
+from paramgolf.scoring.timing import Timing
+
+WARM = {"warm_a": True, "batch_documents": 2}
+PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
+
+
+def adapt(text, ranks=ALONE, network=None, documents=None, adapter=None, **changes):
+    config = make_lora_config("lora_documents", adapter, documents, **changes)
+    return score_and_adapt(network or make_network(), text, config, ranks, Timing(ranks.device))
+
+
+def brute_force(text, first, last, config):
+    """Score one document by itself, with AdamW written out; float32 as the network is."""
+    network = make_network()
+    order, a = network.config.orders[-1], config.adapter
+    shapes = adapter_shapes(network.config, VOCAB, order, a.targets)
+    device = torch.device("cpu")
+    adapters = AdapterSet(shapes, rank=a.rank, alpha=a.alpha, rows=1, seed=a.seed, device=device)
+    leaves = adapters.parameters()
+    mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
+    tokens = torch.from_numpy(text.tokens.astype(np.int64))
+    result = []
+    size = config.documents.chunk_tokens
+    for step, begin in enumerate(range(first, last, size), start=1):
+        end = min(begin + size, last)
+        context = max(first, begin + size - WINDOW)
+        inputs, targets = tokens[context:end], tokens[context + 1 : end + 1]
+        options = Pass(order, adapters=adapters.pairs())
+        nats = network.nll(inputs[None], targets[None], options)[0, begin - context :]
+        result.append(nats.detach())
+        gradients = torch.autograd.grad(nats.mean(), leaves)
+        with torch.no_grad():
+            for leaf, m, s, g in zip(leaves, mean, square, gradients, strict=True):
+                m.lerp_(g, 1 - a.beta1)
+                s.lerp_(g * g, 1 - a.beta2)
+                leaf.mul_(1 - a.lr * a.decay)
+                root = (s / (1 - a.beta2**step)).sqrt() + a.eps
+                leaf.sub_(a.lr * m / (1 - a.beta1**step) / root)
+    return torch.cat(result).numpy()
+
+
+def test_each_document_scores_as_it_does_in_a_plain_loop():
+    text, config = make_text(200), make_lora_config("lora_documents")
+    ledger = adapt(text)
+    for first, last in zip(*find_documents(text), strict=True):
+        expected = brute_force(text, first, last, config)
+        np.testing.assert_allclose(ledger.nats[first:last], expected, atol=2e-4)
+
+
+def test_rate_zero_scores_as_the_unadapted_network():
+    text, network = make_text(150), make_network()
+    tokens = torch.from_numpy(text.tokens.astype(np.int64))
+    nats = adapt(text, adapter={"lr": 0.0}).nats
+    options = Pass(network.config.orders[-1])
+    for first, last in zip(*find_documents(text), strict=True):
+        for begin in range(first, last, 6):
+            context, end = max(first, begin - 10), min(begin + 6, last)
+            inputs, targets = tokens[context:end][None], tokens[context + 1 : end + 1][None]
+            with torch.no_grad():
+                expected = network.nll(inputs, targets, options)[0, begin - context :]
+            np.testing.assert_allclose(nats[begin:end], expected, atol=1e-5)
+
+
+def test_learning_helps_on_documents_that_repeat_themselves():
+    document = np.concatenate([[1], np.tile([9, 5, 30, 7, 44, 12], 10)])
+    tokens = np.tile(document, 3).astype(np.uint16)
+    text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
+    assert adapt(text).nats.sum() < 0.9 * adapt(text, adapter={"lr": 0.0}).nats.sum()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"batch_documents": 1}, {"batch_documents": 32}, {"lanes": 5}, {"order": "stream"}]
+)
+def test_neither_batches_nor_lanes_nor_order_change_a_document(changes):
+    text = make_text(200)
+    np.testing.assert_allclose(adapt(text, documents=changes).nats, adapt(text).nats, atol=2e-4)
+
+
+@pytest.mark.parametrize("documents", [{}, WARM])
+def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents):
+    text = make_text(400)
+    documents = {**documents, "batch_documents": 8, "lanes": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_documents, "FEWER_ROWS", 1000)
+        whole = adapt(text, documents=documents).nats
+    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    np.testing.assert_allclose(adapt(text, documents=documents).nats, whole, atol=2e-4)
+
+
+def test_round_width():
+    widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
+    assert widths == [256, 256, 512, 2048, 2048]
+    assert lora_documents.round_width(300, 400) == 400
+
+
+@pytest.mark.parametrize("documents", [{}, WARM, PHASES, {**PHASES, "order": "stream"}])
+def test_the_same_run_gives_the_same_bits(documents):
+    text = make_text(200)
+    assert (adapt(text, documents=documents).nats == adapt(text, documents=documents).nats).all()
+
+
+def test_the_record_of_updates():
+    text = make_text(200)
+    ledger, config = adapt(text), make_lora_config("lora_documents").documents
+    start, stop = find_documents(text)
+    lengths = stop - start
+    verdict = ledger.close()
+    assert verdict["score_first"]
+    # all chunks but a document's last are learned from
+    assert verdict["targets_trained"] == (6 * ((lengths - 1) // 6)).sum()
+    ranking = np.argsort(-lengths, kind="stable")
+    groups = plan_groups(start[ranking], stop[ranking], config, WINDOW)
+    batches = [batch for group in groups for batch in group.batches]
+    assert verdict["updates"] == sum(batch.chunks - 1 for batch in batches)
+    assert verdict["entries"] == sum(batch.chunks for batch in batches)
+
+
+def test_warm_matrices_go_on_to_the_next_batch_of_the_lane_only():
+    text = make_text(300)
+    cold, warm = adapt(text, documents={"batch_documents": 2}), adapt(text, documents=WARM)
+    start, stop = find_documents(text)
+    ranking = np.argsort(start - stop, kind="stable")
+    moved = [bool((cold.nats != warm.nats)[start[i] : stop[i]].any()) for i in ranking]
+    assert not any(moved[:4])
+    # before a document's first step the second matrix is 0, and the first does not show
+    assert all(moved[n] == (stop[i] - start[i] > 6) for n, i in enumerate(ranking) if n >= 4)
+
+
+def test_short_chunks():
+    text = make_text(200)
+    rules = (ShortChunk(document_tokens=9, chunk_tokens=2),)
+    documents = {"batch_documents": 1, "short_chunks": rules}
+    nats = adapt(text, documents=documents).nats
+    config = make_lora_config("lora_documents", documents={"chunk_tokens": 2})
+    start, stop = find_documents(text)
+    (short, *_) = np.flatnonzero((stop - start <= 9) & (stop - start > 4))
+    span = slice(start[short], stop[short])
+    expected = brute_force(text, start[short], stop[short], config)
+    np.testing.assert_allclose(nats[span], expected, atol=2e-4)
+
+
+class TestPhases:
+    def test_the_prefix_is_scored_as_without_and_the_rest_is_not(self):
+        text = make_text(400)
+        plain, phased = (
+            adapt(text, documents={**PHASES, "phases": n, "order": "stream"}) for n in (0, 1)
+        )
+        # groups of 4 documents: the bound of 10 is reached with 12
+        start, _ = find_documents(text)
+        assert (plain.nats[: start[12]] == phased.nats[: start[12]]).all()
+        assert (plain.nats[start[12] :] != phased.nats[start[12] :]).mean() > 0.95
+        assert phased.close()["score_first"]
+
+    @pytest.mark.parametrize("order", ["stream", "length"])
+    def test_each_phase_learns_from_all_of_the_prefix_so_far(self, order):
+        text = make_text(400)
+        documents = {**PHASES, "order": order}
+        ledger = adapt(text, documents=documents, chunk_tokens=16, epochs=1)
+        start, stop = find_documents(text)
+        ranking = (
+            np.arange(len(start)) if order == "stream" else np.argsort(start - stop, kind="stable")
+        )
+        for bound in (5, 10):
+            some = ranking[:bound]
+            targets = np.concatenate([np.arange(start[i], stop[i]) for i in some])
+            expected = [targets[i : i + 16] for i in range(0, len(targets) - 16, 16)]
+            shared = [u for u in ledger.updates if not u.own]
+            shared = shared[: len(expected)] if bound == 5 else shared[-len(expected) :]
+            for update, chunk in zip(shared, expected, strict=True):
+                pairs = zip(update.start, update.stop, strict=True)
+                assert sorted(t for a, b in pairs for t in range(a, b)) == sorted(chunk.tolist())
+
+    def test_a_prefix_longer_than_the_text_trains_nothing(self):
+        ledger = adapt(make_text(200), documents={**PHASES, "prefix_documents": 1000})
+        assert all(update.own for update in ledger.updates)
+
+    def test_training_on_a_document_not_scored_is_refused(self):
+        text, config = make_text(200), make_lora_config("lora_documents")
+        ledger = Ledger(len(text))
+        scorer = DocumentScorer(make_network(), text, config, ALONE, ledger)
+        with pytest.raises(LedgerError, match="learn from targets not scored yet"):
+            scorer.train(np.arange(100))
+
+
+class TestCausality:
+    def flipped(self, text, position, token=None):
+        tokens = text.tokens.copy()
+        tokens[position] = token or 2 + (tokens[position] - 1) % (VOCAB - 2)
+        return Text(tokens, text.byte_counts, 1)
+
+    @pytest.mark.parametrize("documents", [{}, PHASES])
+    @pytest.mark.parametrize("position", [61, 130, 260])
+    def test_in_stream_order_no_past_score_moves_with_a_future_token(self, position, documents):
+        text = make_text(300)
+        assert text.tokens[position] != 1
+        documents = {"order": "stream", **documents}
+        before = adapt(text, documents=documents).nats
+        after = adapt(self.flipped(text, position), documents=documents).nats
+        assert (before[: position - 1] == after[: position - 1]).all()
+        assert before[position - 1] != after[position - 1]
+
+    @pytest.mark.parametrize("position", [61, 130])
+    def test_nor_with_the_place_where_a_document_ends(self, position):
+        text = make_text(200)
+        assert text.tokens[position] != 1
+        documents = {"order": "stream"}
+        before = adapt(text, documents=documents).nats
+        after = adapt(self.flipped(text, position, token=1), documents=documents).nats
+        # other documents share a batch now: the same scores but for rounding
+        np.testing.assert_allclose(before[: position - 1], after[: position - 1], atol=2e-4)
+
+    @pytest.mark.parametrize("documents", [{}, WARM])
+    def test_by_length_nothing_scored_before_moves(self, documents):
+        text = make_text(300)
+        before = adapt(text, documents=documents)
+        start, stop = find_documents(text)
+        i = int(np.argsort(start - stop, kind="stable")[1])
+        position = int(start[i] + stop[i]) // 2
+        after = adapt(self.flipped(text, position), documents=documents)
+        same = before.nats == after.nats
+        assert same[start[i] : position - 1].all()
+        assert not same[position - 1]
+        others = np.r_[same[: start[i]], same[stop[i] :]]
+        assert others.all() or documents is WARM
+        earlier = before.entry < before.entry[position - 1]
+        assert same[earlier].all()
+
+
+class TestPlantedViolations:
+    @pytest.fixture
+    def parts(self):
+        text, config = make_text(200), make_lora_config("lora_documents")
+        ledger = Ledger(len(text))
+        scorer = DocumentScorer(make_network(), text, config, ALONE, ledger)
+        start, stop = find_documents(text)
+        (group, *_) = plan_groups(start, stop, config.documents, WINDOW)
+        return scorer, group.batches[0], ledger
+
+    def test_a_second_pass_over_a_batch(self, parts):
+        scorer, batch, _ = parts
+        scorer.run(batch)
+        with pytest.raises(LedgerError, match="scored a second time"):
+            scorer.run(batch)
+
+    def test_a_document_left_out(self, parts):
+        scorer, batch, ledger = parts
+        scorer.run(batch)
+        ledger.merge(ALONE)
+        with pytest.raises(LedgerError, match="never scored"):
+            ledger.close()
+
+
+def test_stride_is_no_matter():
+    text = make_text(100)
+    assert (adapt(text, stride=STRIDE).nats == adapt(text, stride=WINDOW).nats).all()

@@ -1,0 +1,194 @@
+"""Mixtures: normalised, of the past only, in scoring order; the formulas by hand."""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    make_config,
+    make_lora_config,
+    make_network,
+    make_text,
+)
+
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.sliding import score_text
+from paramgolf.scoring.text import Text, find_documents
+from paramgolf.scoring.timing import Timing
+
+KINDS = ("ngram", "tilt")
+PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
+
+
+def mix(kind, **changes):
+    return MixtureConfig(**{**MIXTURE, "kind": kind, **changes})
+
+
+def echoing_text(count):
+    """A text that repeats parts of itself, so that contexts come again."""
+    rng = np.random.default_rng(2)
+    tokens = make_text(count).tokens
+    for _ in range(count // 15):
+        begin, source = rng.integers(12, count - 8), rng.integers(1, 12)
+        tokens[begin : begin + 8] = np.where(
+            tokens[source : source + 8] == 1, 5, tokens[source : source + 8]
+        )
+    return Text(tokens, np.ones(count, dtype=np.uint16), 1)
+
+
+def slide(text, mixture, mode="strided"):
+    config = SlidingConfig(
+        mode=mode,
+        window=WINDOW,
+        stride=STRIDE,
+        row_windows=3,
+        batch_windows=5,
+        max_tokens=None,
+        mixture=mixture,
+    )
+    ledger = score_text(make_network(), text, config, ALONE, Timing(ALONE.device))
+    ledger.close()
+    return ledger.nats
+
+
+CASES = {
+    "sgd": lambda mixture: make_config(mixture=mixture),
+    "lora_stream": lambda mixture: make_lora_config("lora_stream", mixture=mixture),
+    "strict": lambda mixture: make_lora_config(
+        "lora_documents",
+        documents={**PHASES, "order": "stream"},
+        mixture=mixture,
+        chunk_tokens=16,
+        epochs=1,
+    ),
+    "length": lambda mixture: make_lora_config(
+        "lora_documents",
+        documents={**PHASES, "warm_a": True},
+        mixture=mixture,
+        chunk_tokens=16,
+        epochs=1,
+    ),
+}
+
+
+def score(text, mixture, case):
+    if case in ("strided", "documents"):
+        return slide(text, mixture, case)
+    ledger = score_and_adapt(
+        make_network(), text, CASES[case](mixture), ALONE, Timing(ALONE.device)
+    )
+    assert ledger.close()["score_first"]
+    return ledger.nats
+
+
+def test_ngrams_by_hand():
+    text, plain = echoing_text(200), slide(echoing_text(200), mix("none"))
+    expected = []
+    tokens = text.tokens.tolist()[1:]
+    for t, token in enumerate(tokens):
+        p = math.exp(-plain[t])
+        for context in (3, 2, 1):
+            seen = tokens[t - context : t]
+            followers = Counter(
+                tokens[s]
+                for s in range(context, t)
+                if t >= context and tokens[s - context : s] == seen
+            )
+            if followers.total() >= 2:
+                p = 0.7 * p + 0.3 * followers[token] / followers.total()
+                break
+        expected.append(-math.log(p))
+    np.testing.assert_allclose(slide(text, mix("ngram", min_count=2)), expected, atol=1e-5)
+    assert (np.array(expected) != plain).sum() > 20
+
+
+# sgd scores as strided does, and by documents the mixture is the same
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["strided", "lora_stream", "strict"])
+def test_probabilities_over_the_vocabulary_add_up_to_one(kind, case):
+    text = echoing_text(50)
+    mixture = mix(kind)
+    moved = np.flatnonzero(score(text, mixture, case) != score(text, mix("none"), case))
+    position = moved[moved > 20][0]
+    # what follows the position cannot matter, so it is cut off
+    total = 0.0
+    for token in range(VOCAB):
+        tokens = text.tokens[: position + 2].copy()
+        tokens[-1] = token
+        cut = Text(tokens, text.byte_counts[: position + 1], 1)
+        total += math.exp(-score(cut, mixture, case)[-1])
+    assert total == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", ["strided", "documents", "sgd", "lora_stream", "strict"])
+def test_no_past_score_moves_with_a_future_token(kind, case):
+    text = echoing_text(200)
+    tokens = text.tokens.copy()
+    position = 101
+    assert tokens[position] != 1
+    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+    before = score(text, mix(kind), case)
+    after = score(Text(tokens, text.byte_counts, 1), mix(kind), case)
+    assert (before[: position - 1] == after[: position - 1]).all()
+    assert before[position - 1] != after[position - 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_by_length_the_past_is_what_is_scored_before(kind):
+    text = echoing_text(200)
+    start, stop = find_documents(text)
+    ranking = np.argsort(start - stop, kind="stable")
+    last = ranking[-5]
+    position = int(stop[last]) - 1  # a token of a short document that stands early or late
+    tokens = text.tokens.copy()
+    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+    before = score(text, mix(kind), "length")
+    after = score(Text(tokens, text.byte_counts, 1), mix(kind), "length")
+    longer = np.concatenate([np.arange(start[i], stop[i]) for i in ranking[:-5]])
+    assert (before[longer] == after[longer]).all()
+
+
+def test_hints_make_a_text_that_repeats_itself_likelier():
+    text = echoing_text(200)
+    plain = slide(text, mix("none")).sum()
+    assert slide(text, mix("tilt", contexts=(2,))).sum() < plain
+    assert slide(text, mix("ngram", contexts=(2,))).sum() < plain
+
+
+def test_hints_in_file_order_with_adaptation_in_another_are_refused():
+    text = echoing_text(200)
+    config = CASES["length"](mix("tilt"))
+    ledger = score_and_adapt(make_network(), text, config, ALONE, Timing(ALONE.device))
+    assert ledger.close()["score_first"]
+    assert not all(update.own for update in ledger.updates)
+    build_mixture(text, mix("tilt"), ledger, padding=WINDOW, device=ALONE.device)
+    with pytest.raises(LedgerError, match="hints come from text that is not scored yet"):
+        ledger.close()
+
+
+def test_a_tilt_by_hand():
+    text = Text(np.array([1, 5, 6, 7, 5, 6, 7, 5], dtype=np.uint16), np.ones(7, dtype=np.uint16), 1)
+    mixture = build_mixture(
+        text, mix("tilt", contexts=(1,)), Ledger(7), padding=1, device=ALONE.device
+    )
+    # targets 5 6 7 5 6 7 5: from the second 5 on the token before tells the next
+    assert mixture.hint.tolist() == [-1, -1, -1, -1, 6, 7, 5, -1]
+    logits = torch.randn(1, 1, VOCAB, generator=torch.Generator().manual_seed(0))
+    tilted = logits.clone()
+    tilted[..., 6] += 1.5
+    for token in (6, 9):
+        target = torch.tensor([[token]])
+        nats = -logits.log_softmax(-1)[..., token]
+        found = mixture.tilted(nats, logits, target, torch.tensor([[4]]))
+        torch.testing.assert_close(found, -tilted.log_softmax(-1)[..., token])

@@ -1,0 +1,395 @@
+"""`paramgolf compare` on experiments made up in a Git repository, and on one that dvc made."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from paramgolf.cli import main
+from paramgolf.experiments.group import grouped
+from paramgolf.experiments.read import FILES, Experiment, find, outdated, parse, read
+from paramgolf.files import write_json, write_text
+
+PARAMS: dict[str, Any] = {
+    "train": {"seed": 1, "adam_eps": 1e-08},
+    "quantize": {"matrix_bits": 6, "mlp_clip": 12.85},
+    "runtime": {"device": "auto"},
+}
+METRICS: dict[str, Any] = {
+    "train": {"steps": 4550, "val_bpb": 1.08, "device": "NVIDIA H100", "world_size": 8}
+    | {"torch": "2.11.0", "val_loss": 2.79},
+    "package": {"bytes_total": 15_990_000, "fits": True},
+    "eval_sliding": {"val_bpb": 1.083, "val_loss": 2.798, "bytes_scored": 151_080_891},
+    "eval_ttt": {"val_bpb": 1.081, "val_loss": 2.7923, "bytes_scored": 151_080_891},
+}
+BASE = {1: 1.0810, 2: 1.0812, 3: 1.0808}
+WIDE = {1: 1.0720, 2: 1.0722, 3: 1.0718}
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with values of `changes`, given by dotted key."""
+    content = copy.deepcopy(dict(base))
+    for key, value in changes.items():
+        section, name = key.split(".")
+        content.setdefault(section, {})[name] = value
+    return content
+
+
+def files_of(params: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str, str]:
+    contents = {"params.yaml": yaml.safe_dump(merged(PARAMS, params))}
+    for stage, values in merged(METRICS, metrics).items():
+        contents[f"artifacts/metrics/{stage}.json"] = json.dumps(values)
+    return contents
+
+
+class Project:
+    """A Git repository with a first commit, the working folder of the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.git("init", "-q")
+        for key in ("user.name", "user.email"):
+            self.git("config", key, "x")
+        records = (Path(__file__).parents[1] / "recipes/records.yaml").read_text()
+        write_text(folder / "recipes/records.yaml", records)
+        self.git("add", "-A")
+        self.git("commit", "-q", "-m", "start")
+        self.head = self.git("rev-parse", "HEAD").strip()
+
+    def git(self, *words: str, text: str | None = None) -> str:
+        command = ["git", *words]
+        run = subprocess.run(
+            command, cwd=self.folder, input=text, capture_output=True, text=True, check=True
+        )
+        return run.stdout
+
+    def add(
+        self, name: str, params: Mapping[str, Any], metrics: Mapping[str, Any], baseline: str = ""
+    ) -> None:
+        """Store an experiment as dvc does: a commit under refs/exps/BASELINE/NAME."""
+        baseline = baseline or self.head
+        reference = f"refs/exps/{baseline[:2]}/{baseline[2:]}/{name}"
+        stream = f"commit {reference}\ncommitter x <x> 0 +0000\ndata 0\n"
+        for path, content in files_of(params, metrics).items():
+            stream += f"M 100644 inline {path}\ndata {len(content.encode())}\n{content}\n"
+        self.git("fast-import", "--quiet", "--force", text=stream)
+
+    def add_seeds(self, name: str, scores: Mapping[int, float], **params: Any) -> None:
+        changes = {key.replace("__", "."): value for key, value in params.items()}
+        for seed, score in scores.items():
+            self.add(f"{name}-{seed}", {**changes, "train.seed": seed}, {"eval_ttt.val_bpb": score})
+
+    def write(self, params: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        for path, content in files_of(params, metrics).items():
+            write_text(self.folder / path, content)
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(tmp_path)
+    made = Project(tmp_path)
+    made.add_seeds("base", BASE)
+    made.add_seeds("wide", WIDE, quantize__mlp_clip=11.5)
+    return made
+
+
+@pytest.fixture
+def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run the command; return what it prints."""
+
+    def call(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["compare", *words])
+        captured = capsys.readouterr()
+        assert caught.value.code == code, captured.err
+        return captured.err if code else captured.out
+
+    return call
+
+
+@pytest.fixture
+def compared(compare: Callable[..., str]) -> Callable[..., dict[str, Any]]:
+    """Run the command with --json; return the content."""
+    return lambda *words: json.loads(compare(*words, "--json"))
+
+
+# groups and tests
+
+
+def test_seeds_are_grouped_and_tested(project, compared):
+    result = compared("base-*", "wide-*")
+    first, second = result["groups"]
+    assert first["label"] == "quantize.mlp_clip=12.85"
+    assert second["label"] == "quantize.mlp_clip=11.5"
+    assert second["seeds"] == [1, 2, 3]
+    found = second["metrics"]["eval_ttt.val_bpb"]
+    assert (found["n"], found["mean"]) == (3, pytest.approx(1.0720))
+    assert found["deviation"] == pytest.approx(2e-4)
+    assert first["verdict"] is None
+    verdict = second["verdict"]
+    # -0.009 / sqrt(2 x (2e-4)^2 / 3), at 4 degrees of freedom
+    assert verdict["better"]["t"] == pytest.approx(-55.11, abs=0.01)
+    assert verdict["better"]["degrees"] == pytest.approx(4)
+    assert (verdict["record"], verdict["progress"]) == (True, True)
+    # the change in nats a token is that in bits a byte times nats a token over bits a byte
+    assert verdict["difference_nats"] == pytest.approx(-0.009 * 2.7923 / 1.0720, rel=1e-9)
+    assert first["flags"] == second["flags"] == []
+
+
+def test_against_an_experiment_its_group_is_the_reference(project, compared):
+    result = compared("base-*", "wide-1", "--against", "wide-2")
+    assert result["against"]["kind"] == "group"
+    assert [sorted(group["experiments"]) for group in result["groups"]] == [
+        ["wide-1", "wide-2"],
+        ["base-1", "base-2", "base-3"],
+    ]
+    assert result["groups"][1]["verdict"]["difference_bpb"] > 0
+
+
+def test_against_a_record(project, compared):
+    result = compared("base-*", "wide-*", "--against", "pr1493")
+    assert result["against"] == {
+        "label": "pr1493",
+        "kind": "record",
+        "n": 3,
+        "mean": pytest.approx(1.0810),
+        "deviation": pytest.approx(0.000197, abs=1e-6),
+    }
+    same, better = (group["verdict"] for group in result["groups"])
+    assert not same["progress"]
+    assert better["record"]
+    assert [group["flags"] for group in result["groups"]] == [[], []]
+
+
+def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, compared):
+    changes = {"train.device": "cpu", "train.world_size": 1, "eval_sliding.bytes_scored": 356_499}
+    project.add("small", {}, {**changes, "package.fits": False, "verify.passed": False})
+    (group,) = compared("small", "--against", "pr2135")["groups"]
+    assert group["verdict"]["better"] is None
+    flags = "\n".join(group["flags"])
+    for part in (
+        "ours 1 x cpu",
+        "356,499 bytes",
+        "taken as exact",
+        "does not fit",
+        "breaks a rule",
+    ):
+        assert part in flags
+
+
+def test_differences_of_machine_torch_and_steps_are_flagged(project, compared):
+    changes = {"train.torch": "2.13.0", "train.world_size": 4, "train.steps": 4400}
+    project.add("other", {"train.seed": 2}, {**changes, "eval_ttt.bytes_scored": 9})
+    (group,) = compared("base-1", "base-2", "other")["groups"]
+    assert group["flags"] == [
+        "processes differ: 4, 8",
+        "torch versions differ: 2.11.0, 2.13.0",
+        "bytes scored differ: 151080891, 9",
+        "steps reached differ: 4,400 to 4,550",
+        "seeds run more than once: 2",
+    ]
+    result = compared("wide-1", "other")
+    assert "processes differ: 4, 8" in result["groups"][1]["flags"]
+
+
+def test_runtime_and_verify_make_no_group_of_their_own():
+    runs = [
+        Experiment("a", {"train.seed": 1, "runtime.device": "cpu"}, {"x.y": 1}),
+        Experiment("b", {"train.seed": 2, "runtime.device": "cuda"}, {"x.y": 2}),
+        Experiment("c", {"train.seed": 2, "verify.enforce": False}, {"x.y": 3}),
+    ]
+    (group,) = grouped(runs)
+    assert group.label == "all runs"
+    assert group.values("x.y") == [1, 2, 3]
+
+
+def test_labels_are_short_and_name_absent_parameters():
+    many = {f"model.key{i}": i for i in range(9)}
+    runs = [Experiment("a", {"model.order": [*range(40)]}, {}), Experiment("b", many, {})]
+    first, second = (group.label for group in grouped(runs))
+    assert first.startswith("model.order=[0, 1, 2, 3, 4, 5, 6,...,")
+    assert re.search(r"model.order=\(absent\).* and \d more", second)
+
+
+def test_numbers_that_dvc_writes_differently_are_one_group(project, compared):
+    """`-S train.adam_eps=1e-8` is written as 1e-08, which YAML 1.1 reads as a text."""
+    text = yaml.safe_dump(merged(PARAMS, {"train.seed": 4})).replace("1.0e-08", "1e-08")
+    assert "1e-08" in text
+    files = [text.encode(), *[b"{}"] * (len(FILES) - 1)]
+    assert parse("x", files).params["train.adam_eps"] == 1e-08
+
+
+# where runs come from
+
+
+def test_the_workspace_is_compared_and_counts_once(project, compared):
+    project.write({"train.seed": 1}, {"eval_ttt.val_bpb": BASE[1]})
+    result = compared()
+    assert [group["experiments"] for group in result["groups"]] == [
+        ["base-1", "base-2", "base-3"],
+        ["wide-1", "wide-2", "wide-3"],
+    ]
+    project.write({"train.seed": 4}, {"eval_ttt.val_bpb": 1.0805})
+    assert compared()["groups"][0]["experiments"][-1] == "workspace"
+
+
+def test_a_workspace_whose_parameters_were_changed_is_left_out(project, compared):
+    project.write({"train.seed": 5, "quantize.matrix_bits": 5}, {})
+    used = {"params.yaml": {"quantize": {"matrix_bits": 6, "mlp_clip": 12.85}}}
+    lock = {"schema": "2.0", "stages": {"quantize": {"params": used}, "report": {"cmd": "x"}}}
+    write_text(project.folder / "dvc.lock", yaml.safe_dump(lock))
+    assert outdated(read(find(["workspace"]))[0]) == ["quantize.matrix_bits"]
+    reason = compared()["left_out"]["workspace"]
+    assert "another quantize.matrix_bits" in reason
+
+
+def test_a_run_without_the_score_is_named(project, compare):
+    project.add("unfinished", {}, {"eval_ttt.val_bpb": None})
+    text = compare("base-*", "unfinished")
+    assert "- left out: unfinished: it has no eval_ttt.val_bpb" in text
+
+
+def test_experiments_of_another_commit_need_all_or_their_name(project, compared):
+    project.add("old", {"train.seed": 9}, {}, baseline="ab" * 20)
+    project.write({"train.seed": 4}, {})
+    assert "old" not in str(compared()["groups"])
+    assert "old" in str(compared("--all")["groups"])
+    assert compared("old")["groups"][0]["experiments"] == ["old"]
+
+
+def test_a_commit_is_an_experiment(project, compared):
+    project.write({"train.seed": 7}, {})
+    project.git("add", "-A")
+    project.git("commit", "-q", "-m", "a run")
+    project.git("tag", "v1")
+    assert compared("v1")["groups"][0]["seeds"] == [7]
+
+
+def test_a_project_below_the_repositorys_top(project, compared, monkeypatch):
+    project.write({"train.seed": 7}, {})
+    folder = project.folder / "below"
+    for path in [*files_of({}, {}), "recipes/records.yaml"]:
+        write_text(folder / path, (project.folder / path).read_text())
+    project.git("add", "below")
+    project.git("commit", "-q", "-m", "a run")
+    monkeypatch.chdir(folder)
+    assert compared("HEAD")["groups"][0]["seeds"] == [7]
+
+
+@pytest.mark.pipeline
+def test_experiments_that_dvc_made(project, compared):
+    """The workspace holds the last experiment's files: one run, counted once."""
+    program = "import json, yaml; seed = yaml.safe_load(open('params.yaml'))['train']['seed']; "
+    program += "score = {'val_bpb': 1.08 + seed / 1e4, 'val_loss': 2.8}; "
+    program += "json.dump(score, open('artifacts/metrics/eval_ttt.json', 'w'))"
+    write_text(project.folder / "make.py", program)
+    stage = {
+        "cmd": f"{sys.executable} make.py",
+        "params": ["train"],
+        "outs": [{"artifacts/metrics/eval_ttt.json": {"cache": False}}],
+    }
+    write_text(project.folder / "dvc.yaml", yaml.safe_dump({"stages": {"eval_ttt": stage}}))
+    write_text(project.folder / "params.yaml", yaml.safe_dump(PARAMS))
+    write_text(project.folder / "artifacts/metrics/.gitignore", "")
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1"}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], env=environment, check=True)
+    project.git("add", "-A")
+    project.git("commit", "-q", "-m", "plan")
+    for seed in (11, 12):
+        words = ["exp", "run", "-q", "-n", f"made-{seed}", "-S", f"train.seed={seed}"]
+        subprocess.run([*dvc, *words], env=environment, check=True, capture_output=True)
+    (group,) = compared()["groups"]
+    assert (group["experiments"], group["seeds"]) == (["made-11", "made-12"], [11, 12])
+    assert group["scores"] == pytest.approx([1.0811, 1.0812])
+
+
+# what is printed
+
+
+def test_the_table_fits_a_terminal(project, compare):
+    text = compare("base-*", "wide-*", "--against", "pr1493")
+    assert "against pr1493: 1.08100 ± 0.00020, n 3" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["1", "quantize.mlp_clip=12.85", "base-1,", "base-2,", "base-3"] in rows
+    scores = ["2", "3", "1.07200", "±", "0.00020", "1.08300", "1.08000", "4,550", "15,990,000"]
+    assert scores in rows
+    (verdict,) = (row for row in rows if row[:2] == ["2", "-0.00900"])
+    assert verdict[-2:] == ["yes", "yes"]
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_markdown_holds_every_metric(project, compare):
+    text = compare("base-*", "wide-*", "--markdown")
+    assert "| 2 | quantize.mlp_clip=11.5 | wide-1, wide-2, wide-3 |" in text
+    assert "| 2 | 3 | 1.07200 ± 0.00020 |" in text
+    assert "| yes | yes |" in text
+    assert "| package.bytes_total | 15990000 ± 0 | 15990000 ± 0 |" in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+def test_more_seeds_are_asked_for(project, compare):
+    project.add("one", {"quantize.matrix_bits": 7}, {"eval_ttt.val_bpb": 1.0760})
+    text = compare("base-*", "one", "--markdown")
+    assert re.search(r"\| - \| - \| \+\d seeds? \| \+1 seed \|", text)
+
+
+def test_the_picture_is_the_same_each_time(project, compare):
+    pictures = []
+    for _ in range(2):
+        compare("base-*", "wide-*", "--picture", "compare.png")
+        pictures.append(Path("compare.png").read_bytes())
+    assert pictures[0] == pictures[1]
+    assert pictures[0].startswith(b"\x89PNG")
+
+
+# bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "there is no experiment `nothing`"),
+        (["--force"], "unrecognized arguments"),
+        (["base-*", "--against", "pr9"], "there is no record or experiment `pr9`"),
+        (["base-*", "--score", "bits"], "invalid choice: 'bits'"),
+        (["base-*", "--score", "train.val_bpb", "--json", "--markdown"], "not allowed with"),
+        (["HEAD"], "`HEAD` has no params.yaml"),
+        ([], "`workspace` has no params.yaml"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(words, message, project, compare):
+    error = compare(*words, code=2)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_nothing_to_compare_says_why(project, compare):
+    project.add("unfinished", {}, {"eval_ttt.val_bpb": None})
+    error = compare("unfinished", code=2)
+    assert "there is nothing to compare" in error
+    assert "unfinished: it has no eval_ttt.val_bpb" in error
+
+
+def test_damaged_metrics_name_the_run(project, compare):
+    project.write({}, {})
+    write_text(project.folder / "artifacts/metrics/train.json", "{")
+    assert "`workspace` holds a damaged file" in compare("workspace", code=2)
+
+
+def test_a_folder_without_git(tmp_path, monkeypatch, compare):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    write_json(tmp_path / "recipes/records.yaml", {})
+    assert "Git cannot read this folder" in compare(code=2)
