@@ -8,13 +8,12 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
 from paramgolf.runtime import resolve_device
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.training.config import TrainConfig
 
 
 def main() -> None:
     """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
     device = torch.device(resolve_device(load(RuntimeConfig, "runtime")))
-    quantize(load(QuantizeConfig, "quantize"), device, load(TrainConfig, "train"))
+    quantize(load(QuantizeConfig, "quantize"), device)
 
 
 if __name__ == "__main__":

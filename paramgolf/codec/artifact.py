@@ -43,18 +43,17 @@ class Packer:
         self.memo: Memo = {}
         self.codes: dict[bool, PackedCode] = {}
 
-    def pack(self, tensors: dict[str, Tensor], bits: dict[str, int] | None = None) -> Artifact:
-        """Return the smallest artifact; `bits` stand in for those of the configuration."""
-        config = self.config if bits is None else {**self.config, "quantize": {"bits": bits}}
-        artifacts = [self._pack(tensors, config, without_rans=False)]
+    def pack(self, tensors: dict[str, Tensor]) -> Artifact:
+        """Return the smallest artifact."""
+        artifacts = [self._pack(tensors, without_rans=False)]
         if self.options.codec == "auto":
-            artifacts.append(self._pack(tensors, config, without_rans=True))
+            artifacts.append(self._pack(tensors, without_rans=True))
         return min(artifacts, key=lambda artifact: artifact.bytes)
 
-    def _pack(
-        self, tensors: dict[str, Tensor], config: dict[str, Any], *, without_rans: bool
-    ) -> Artifact:
-        model, parts = encode(tensors, config, self.options, self.memo, without_rans=without_rans)
+    def _pack(self, tensors: dict[str, Tensor], *, without_rans: bool) -> Artifact:
+        model, parts = encode(
+            tensors, self.config, self.options, self.memo, without_rans=without_rans
+        )
         rans = any(part.codec == "rans" for part in parts)
         if rans not in self.codes:
             self.codes[rans] = pack_code(self.params, rans=rans)

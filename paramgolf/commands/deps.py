@@ -1,8 +1,8 @@
 """Compare the deps of dvc.yaml's stages with what their scripts import, both ways.
 
 A stage's deps are its data, its script, and every module of the package that the script imports,
-directly or not; `quantize` and `package` also depend on the modules that train_gpt.py is made of.
-With --write the deps in dvc.yaml are put right, comments kept; nothing else in the file changes.
+directly or not; `package` also depends on the modules that it packs into train_gpt.py. With --write
+the deps in dvc.yaml are put right, comments kept; nothing else in the file changes.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def expected_deps(name: str, stage: Mapping[str, Any], root: Path) -> list[str]:
     if not (root / script).is_file():
         raise ParamGolfError(f"there is no script {script}", where=DVC_YAML)
     code = {script, *closure(script, root)}
-    if name in ("quantize", "package"):  # a fit counts the code's bytes too
+    if name == "package":
         code.update(embedded_files(root=root))
     data = {dep for dep in stage["deps"] if not dep.startswith(CODE)}
     return sorted(data | {path.as_posix() for path in code})

@@ -53,6 +53,7 @@ class QuantizeConfig:
     low_rank_group: int
     low_rank_weighting: Literal["plain", "hessian"]
     fit_bytes: int | None
+    fit_code_bytes: int
     fit_codec: Literal["brotli", "lzma", "rans", "auto"]
 
     def faults(self) -> Iterator[str]:
@@ -70,6 +71,8 @@ class QuantizeConfig:
             yield "fit_bytes` must be at least 1, and needs `grid` sdclip, whose clips it moves"
         if min(self.attention_clip, self.mlp_clip, self.embedding_clip) <= 0:
             yield "attention_clip`, `mlp_clip` and `embedding_clip` must be above 0"
+        if self.fit_code_bytes < 0:
+            yield f"fit_code_bytes` must be 0 or more, found {self.fit_code_bytes}"
         if self.damping < 0:
             yield f"damping` must be 0 or more, found {self.damping}"
         if self.block_columns < 1:

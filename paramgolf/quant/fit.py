@@ -14,15 +14,14 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
-from paramgolf.codec.artifact import Packer
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.ledger import Part
+from paramgolf.codec.writer import Memo, encode
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import Trained
-from paramgolf.training.config import TrainConfig
 
 SLACK_BYTES = 2000  # good enough: so near below the limit
 CLOSE_BYTES = 300  # of the entropy's estimate to its target, before a real compression
@@ -45,14 +44,19 @@ class Trial:
     bytes_total: int | None
 
 
-def artifact_parts(trained: Trained, training: TrainConfig, codec: Any) -> Measure:
-    """Return a function that packs a solution as package will and returns the artifact's parts."""
-    options = PackageConfig(codec=codec, byte_shuffle=True, limit_bytes=1, prune=False)
-    packer = Packer(trained.config, training, options)
+def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
+    """Return a function that packs a solution as package will and returns the artifact's parts.
+
+    The code counts as `fit_code_bytes`: what it holds is no concern of quantize, which would run
+    again at every edit of an evaluator.
+    """
+    options = PackageConfig(codec=config.fit_codec, byte_shuffle=True, limit_bytes=1, prune=False)
+    memo: Memo = {}
+    code = Part("code", "code", config.fit_code_bytes, config.fit_code_bytes, None, {})
 
     def measure(solution: Solution) -> list[Part]:
-        artifact = packer.pack(solution[0], stored_bits(*solution))
-        return [*artifact.parts, artifact.code.part]
+        described = {**trained.config, "quantize": {"bits": stored_bits(*solution)}}
+        return [*encode(solution[0], described, options, memo)[1], code]
 
     return measure
 

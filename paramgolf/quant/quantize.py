@@ -24,7 +24,6 @@ from paramgolf.quant.grids import nearest, round_scales, row_scales
 from paramgolf.quant.low_rank import add_corrections
 from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
-from paramgolf.training.config import TrainConfig
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
@@ -42,11 +41,8 @@ class Family:
     factors: Factors
 
 
-def quantize(config: QuantizeConfig, device: torch.device, training: TrainConfig) -> None:
-    """Write the quantised model and its report (artifacts/quantize) and the stage's metrics.
-
-    `training` is frozen into the artifact's code, whose bytes a fit counts.
-    """
+def quantize(config: QuantizeConfig, device: torch.device) -> None:
+    """Write the quantised model and its report (artifacts/quantize) and the stage's metrics."""
     trained = load_trained()
     hessians = load_tensors(HESSIANS_PATH, fix="make it with `dvc repro calibrate`")
     start = time.perf_counter()
@@ -55,7 +51,7 @@ def quantize(config: QuantizeConfig, device: torch.device, training: TrainConfig
     if config.fit_bytes is None:
         tensors, reports = solve_model(trained, families, config)
     else:
-        measure = artifact_parts(trained, training, config.fit_codec)
+        measure = artifact_parts(trained, config)
         found = fit(config, lambda trial: solve_model(trained, families, trial), measure)
         (tensors, reports), search = found
     seconds = time.perf_counter() - start

@@ -39,6 +39,7 @@ def make_config(**changes):
         "low_rank_group": 16,
         "low_rank_weighting": "plain",
         "fit_bytes": None,
+        "fit_code_bytes": 35_000,
         "fit_codec": "brotli",
     }
     return QuantizeConfig(**{**values, **changes})

@@ -7,6 +7,7 @@ import pytest
 import safetensors.torch
 from quantize_case import CPU, make_config, make_hessians, make_trained
 
+from paramgolf.codec.code import pack_code
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.package import package
 from paramgolf.errors import ParamGolfError
@@ -21,9 +22,9 @@ def trained(tiny_model):
 
 
 @pytest.fixture
-def case(trained, sample):
+def case(trained):
     families = prepare(trained, make_hessians(trained), make_config(), CPU)
-    measure = artifact_parts(trained, sample.train, "brotli")
+    measure = artifact_parts(trained, make_config())
     return lambda config: solve_model(trained, families, config), measure
 
 
@@ -94,7 +95,9 @@ def test_package_finds_the_bytes_that_the_fit_promised(
         content = safetensors.torch.save(tensors)
         (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
     limit = 120_000
-    quantize(make_config(fit_bytes=limit), CPU, sample.train)
+    params = {"model": trained.config["model"], "train": dataclasses.asdict(sample.train)}
+    code = pack_code(params).part.bytes
+    quantize(make_config(fit_bytes=limit, fit_code_bytes=code), CPU)
     options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=limit, prune=False)
     package(options, sample.train)
     record = json.loads((tmp_path / "artifacts/quantize/report.json").read_text())["fit"]

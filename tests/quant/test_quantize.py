@@ -106,10 +106,10 @@ def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
     assert summary(reports)["mean_relative_error"] == pytest.approx(np.mean(used))
 
 
-def test_stage_writes_its_files_alike_twice(trained, hessians, sample, tmp_path, monkeypatch):
+def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path, trained, hessians)
-    quantize(make_config(), CPU, sample.train)
+    quantize(make_config(), CPU)
     folder = tmp_path / "artifacts/quantize"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.safetensors", "config.json", "report.json"}
@@ -122,7 +122,7 @@ def test_stage_writes_its_files_alike_twice(trained, hessians, sample, tmp_path,
     sizes = [np.prod(r["shape"]) for r in report["tensors"]]
     bits = np.average([r["entropy_bits"] for r in report["tensors"]], weights=sizes)
     assert metrics["bits_per_weight"] == pytest.approx(bits)
-    quantize(make_config(), CPU, sample.train)
+    quantize(make_config(), CPU)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 
