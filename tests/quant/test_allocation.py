@@ -13,16 +13,6 @@ from paramgolf.quant.report import stored_bits
 BLOCKS = ("q", "k", "v", "o", "up", "down")
 
 
-@pytest.fixture
-def trained(tiny_model):
-    return make_trained(tiny_model())
-
-
-@pytest.fixture
-def hessians(trained):
-    return make_hessians(trained)
-
-
 def high_matrices(bits, high=6):
     return {(n, i) for n in BLOCKS for i, width in enumerate(bits[n]) if width == high}
 

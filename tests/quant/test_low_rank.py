@@ -3,22 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import CPU, make_config
 
 from paramgolf.codec.container import dequantized
 from paramgolf.quant.dequantize import low_rank
 from paramgolf.quant.low_rank import factorise_error
 from paramgolf.quant.quantize import quantize_model
-
-
-@pytest.fixture
-def trained(tiny_model):
-    return make_trained(tiny_model())
-
-
-@pytest.fixture
-def hessians(trained):
-    return make_hessians(trained)
 
 
 def low_rank_matrix(seed, rows=24, columns=32, rank=2):

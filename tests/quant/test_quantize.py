@@ -6,23 +6,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import CPU, make_config
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.quantize import quantize, quantize_model
 from paramgolf.quant.report import entropy_bits, summary
 from paramgolf.quant.trained import load_trained
-
-
-@pytest.fixture
-def trained(tiny_model):
-    return make_trained(tiny_model())
-
-
-@pytest.fixture
-def hessians(trained):
-    return make_hessians(trained)
 
 
 def test_everything_is_stored_once(trained, hessians):
