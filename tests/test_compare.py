@@ -17,7 +17,7 @@ import yaml
 
 from paramgolf.cli import main
 from paramgolf.experiments.group import grouped
-from paramgolf.experiments.read import FILES, Experiment, find, outdated, parse, read
+from paramgolf.experiments.read import FILES, HERE, Experiment, lock_of, outdated, parse, read
 from paramgolf.files import write_json, write_text
 
 PARAMS: dict[str, Any] = {
@@ -248,7 +248,7 @@ def test_a_workspace_whose_parameters_were_changed_is_left_out(project, compared
     used = {"params.yaml": {"quantize": {"matrix_bits": 6, "mlp_clip": 12.85}}}
     lock = {"schema": "2.0", "stages": {"quantize": {"params": used}, "report": {"cmd": "x"}}}
     write_text(project.folder / "dvc.lock", yaml.safe_dump(lock))
-    assert outdated(read(find(["workspace"]))[0]) == ["quantize.matrix_bits"]
+    assert outdated(*read([HERE]), lock_of(HERE)) == ["quantize.matrix_bits"]
     reason = compared()["left_out"]["workspace"]
     assert "another quantize.matrix_bits" in reason
 

@@ -1,4 +1,4 @@
-"""GPU slots: two runs never hold one GPU, waiting is in turn, and a killed run gives its GPUs back."""
+"""GPU slots: two runs never hold one GPU, waiting is in turn, a killed run gives its GPUs back."""
 
 from __future__ import annotations
 

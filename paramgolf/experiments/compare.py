@@ -11,7 +11,16 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED, Group, flags, grouped
-from paramgolf.experiments.read import WORKSPACE, Experiment, Source, find, outdated, read
+from paramgolf.experiments.read import (
+    HERE,
+    WORKSPACE,
+    Experiment,
+    Source,
+    find,
+    lock_of,
+    outdated,
+    read,
+)
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
 from paramgolf.report.statistics import Sample, exact, judge, sample
@@ -76,7 +85,7 @@ def _unusable(run: Experiment, score: str, root: Path) -> str | None:
     """Return why a run cannot be compared, or None."""
     if not isinstance(run.metrics.get(score), float):
         return f"it has no {score}"
-    if run.name == WORKSPACE and (keys := outdated(run, root)):
+    if run.name == WORKSPACE and (keys := outdated(run, lock_of(HERE, root))):
         return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
     return None
 

@@ -122,7 +122,7 @@ def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
         raise ParamGolfError(f"`{name}` has no {PARAMS_PATH}", fix=fix)
     values: dict[str, Any] = {}
     try:
-        flat = {key: _number(v) for key, v in flatten(yaml.load(params, LOADER)).items()}
+        flat = flatten(numbers(yaml.load(params, LOADER)))
         for stage, content in zip(STAGES, metrics, strict=True):
             if content is not None:
                 values |= flatten(json.loads(content), f"{stage}.")
@@ -131,8 +131,18 @@ def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
     return Experiment(name, flat, values)
 
 
+def numbers(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return parameters with the numbers that DVC writes as 1e-08, which YAML 1.1 reads as a text.
+
+    Lists are left as they are: no list of parameters holds such a number.
+    """
+    return {
+        key: numbers(value) if isinstance(value, Mapping) else _number(value)
+        for key, value in content.items()
+    }
+
+
 def _number(value: Any) -> Any:
-    """Return the number that DVC's 1e-08 is, which YAML 1.1 reads as a text; else `value`."""
     is_exponent = isinstance(value, str) and EXPONENT.fullmatch(value)
     return float(value) if is_exponent else value
 
@@ -158,17 +168,22 @@ def read_blobs(requests: Sequence[str], root: Path) -> list[bytes | None]:
     return contents
 
 
-def outdated(workspace: Experiment, root: Path = Path()) -> list[str]:
-    """Return the parameters that the working folder's metrics were not made with, by dvc.lock."""
-    lock = _read_file(root / LOCK)
+def lock_of(source: Source, root: Path = Path()) -> bytes | None:
+    """Return a source's dvc.lock, or None where it has none."""
+    if source.commit is None:
+        return _read_file(root / LOCK)
+    (content,) = read_blobs([f"{source.commit}:./{LOCK}"], root)
+    return content
+
+
+def outdated(run: Experiment, lock: bytes | None) -> list[str]:
+    """Return the parameters that a run's metrics were not made with, by its dvc.lock."""
     if lock is None:
         return []
-    stages = yaml.load(lock, LOADER).get("stages", {})
     used: dict[str, Any] = {}
-    for stage in stages.values():
-        used |= flatten(stage.get("params", {}).get(PARAMS_PATH.as_posix(), {}))
-    given = workspace.params
-    return sorted(key for key, value in used.items() if given.get(key) != _number(value))
+    for stage in yaml.load(lock, LOADER).get("stages", {}).values():
+        used |= flatten(numbers(stage.get("params", {}).get(PARAMS_PATH.as_posix(), {})))
+    return sorted(key for key, value in used.items() if run.params.get(key) != value)
 
 
 def _read_file(path: Path) -> bytes | None:

@@ -47,11 +47,10 @@ SHRUNK = {
         "checkpoint_every": 4,
     },
     "calibrate": {"sequences": 8, "batch_sequences": 4},
-    "eval_sliding": {"window": 64, "stride": 32, "max_tokens": 4096},
+    "eval_sliding": {"window": 64, "stride": 32},
     "eval_ttt": {
         "window": 64,
         "stride": 32,
-        "max_tokens": 4096,
         "chunk_tokens": 1024,
         "epochs": 1,
     },
