@@ -19,6 +19,7 @@ from paramgolf.cli import main
 from paramgolf.experiments.group import grouped
 from paramgolf.experiments.read import FILES, HERE, Experiment, lock_of, outdated, parse, read
 from paramgolf.files import write_json, write_text
+from paramgolf.params import read_yaml
 
 PARAMS: dict[str, Any] = {
     "train": {"seed": 1, "adam_eps": 1e-08},
@@ -160,6 +161,7 @@ def test_against_a_record(project, compared):
     result = compared("base-*", "wide-*", "--against", "pr1493")
     assert result["against"] == {
         "label": "pr1493",
+        "pull_request": 1493,
         "kind": "record",
         "n": 3,
         "mean": pytest.approx(1.0810),
@@ -185,6 +187,22 @@ def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, c
         "breaks a rule",
     ):
         assert part in flags
+
+
+def test_a_record_is_held_against_the_score_that_it_submitted(project, compared):
+    result = compared("base-*", "--against", "pr1296")
+    assert result["score"] == "eval_sliding.val_bpb"
+    assert result["groups"][0]["flags"] == []
+    result = compared("base-*", "--against", "pr1296", "--score", "eval_ttt.val_bpb")
+    (flag,) = result["groups"][0]["flags"]
+    assert "the record's is sliding (eval_sliding.val_bpb)" in flag
+
+
+def test_every_record_can_be_the_reference(project, compared):
+    for name, record in read_yaml("recipes/records.yaml").items():
+        result = compared("base-*", "--against", name)
+        assert result["against"]["n"] == len(record.get("seeds", {}))
+        assert result["against"]["pull_request"] == record["pull_request"]
 
 
 def test_differences_of_machine_torch_and_steps_are_flagged(project, compared):
@@ -319,7 +337,7 @@ def test_experiments_that_dvc_made(project, compared):
 
 def test_the_table_fits_a_terminal(project, compare):
     text = compare("base-*", "wide-*", "--against", "pr1493")
-    assert "against pr1493: 1.08100 ± 0.00020, n 3" in text
+    assert "against pr1493 (#1493): 1.08100 ± 0.00020, n 3" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["1", "quantize.mlp_clip=12.85", "base-1,", "base-2,", "base-3"] in rows
     scores = ["2", "3", "1.07200", "±", "0.00020", "1.08300", "1.08000", "4,550", "15,990,000"]

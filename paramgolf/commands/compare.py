@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
     parser.add_argument("--against", metavar="NAME", help="a record (pr1855) or an experiment")
-    parser.add_argument("--score", choices=SCORES, default=SCORES[0], help="default: %(default)s")
+    default = f"one of {', '.join(SCORES)}; default: what the record submitted, else {SCORES[0]}"
+    parser.add_argument("--score", choices=SCORES, metavar="METRIC", help=default)
     parser.add_argument("--all", action="store_true", help="experiments of every commit")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown")

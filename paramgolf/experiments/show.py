@@ -57,7 +57,8 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _verdicts(result: Mapping[str, Any]) -> Table:
     reference = result["against"]
     known = f"n {reference['n']}" if reference["n"] else "its single scores are not known"
-    name = reference["label"] if reference["kind"] == "record" else "group 1"
+    published = reference["kind"] == "record"
+    name = f"{reference['label']} (#{reference['pull_request']})" if published else "group 1"
     title = f"against {name}: {figure(reference)}, {known}; 5 mnats: 0.005 nats a token better"
     headings = ("group", "BPB", "nats\na token", "t", "df", "p", "p of\n5 mnats")
     rules = ("5 mnats\np < 0.01", "better\np < 0.25")

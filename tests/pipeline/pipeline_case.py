@@ -97,6 +97,11 @@ class Project:
         self.run("git", "config", "user.name", "test")
         self.run("git", "config", "user.email", "test@example.com")
 
+    @property
+    def head(self) -> str:
+        """The commit that is checked out."""
+        return self.run("git", "rev-parse", "HEAD").strip()
+
     def would_run(self) -> list[str]:
         """Name the stages that `dvc repro` would run now."""
         output = self.run("dvc", "repro", "--dry")
