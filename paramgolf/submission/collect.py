@@ -121,12 +121,14 @@ def open_repository(commit: str | None, root: Path) -> Files:
 
 
 def _copy(repository: Files, folder: Path) -> list[str]:
+    from dvc_data.index import DataIndexDirError  # a folder that is not in the cache
+
     folder.mkdir(parents=True)
     missing = []
     for name, path in NAMES.items():
         try:
             repository.get_file(path.as_posix(), str(folder / name))
-        except FileNotFoundError:
+        except (OSError, DataIndexDirError):
             missing.append(path.as_posix())
     if not missing:
         return []

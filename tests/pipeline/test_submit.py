@@ -118,7 +118,7 @@ def test_all_that_a_record_lacks_is_listed(seeded):
 def test_a_workspace_that_is_not_what_was_run_is_refused(sibling):
     sibling.set({"quantize": {"matrix_bits": 5}})
     error = submit(sibling, *ABOUT, *OPEN_TRACK, code=2)
-    assert "`workspace`: quantize must be run: `dvc repro`" in error
+    assert "`workspace`: quantize, report must be run: `dvc repro`" in error
 
 
 def test_broken_rules_and_loosened_limits_are_refused(sibling):
