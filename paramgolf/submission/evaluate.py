@@ -68,7 +68,7 @@ def compare_scores(found: Mapping[str, Any], recorded: Mapping[str, Any], stage:
     """Raise ParamGolfError unless a folder's score is the recorded one."""
     for key, tolerance in (("tokens_scored", 0), ("bytes_scored", 0), ("val_bpb", TOLERANCE)):
         expected = recorded[f"{stage}.{key}"]
-        if abs(found[key] - expected) > tolerance:
+        if not abs(found[key] - expected) <= tolerance:  # nan is no score
             raise ParamGolfError(
                 "the folder does not score what was recorded",
                 where=f"{stage}.{key}",

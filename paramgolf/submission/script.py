@@ -35,7 +35,7 @@ def read_script(path: Path) -> Script:
             for node in tree.body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKED"
         ]
-        unpacked = brotli.decompress(text.encode("latin-1")).decode()
+        unpacked = brotli.decompress(str(text).encode("latin-1")).decode()
         _, params, *content = unpacked.split("\0")
         sources = dict(zip(content[0::2], content[1::2], strict=True))
         return Script(json.loads(params), sources)
