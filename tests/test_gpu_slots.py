@@ -168,3 +168,28 @@ def test_waiting_counts_against_no_budget(tmp_path, monkeypatch):
     before = start_time()
     gpu_slots.take_gpus(runtime())
     assert start_time() >= before + 0.2
+
+
+SEES = """
+import sys
+import torch
+from paramgolf.gpu_slots import take_gpus
+from paramgolf.runtime_config import RuntimeConfig
+take_gpus(RuntimeConfig(device="auto", processes=1, attention="auto", compile="auto", workers=0))
+torch.ones(1, device="cuda").sum().item()
+print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.gpu
+def test_runs_on_real_gpus_see_one_each():
+    """One run a GPU of this machine: each computes on its own."""
+    command = [sys.executable, "-c", SEES]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    runs = [subprocess.Popen(command, **pipes) for _ in range(torch.cuda.device_count())]
+    seen = [run.stdout.readline().split() for run in runs]
+    for run in runs:
+        run.communicate()
+    assert {count for count, _ in seen} == {"1"}
+    assert len({uuid for _, uuid in seen}) == len(runs)

@@ -11,16 +11,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED, Group, flags, grouped
-from paramgolf.experiments.read import (
-    HERE,
-    WORKSPACE,
-    Experiment,
-    Source,
-    find,
-    lock_of,
-    outdated,
-    read,
-)
+from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
 from paramgolf.report.statistics import Sample, exact, judge, sample
@@ -60,7 +51,7 @@ def compare(
     left_out: dict[str, str] = {}
     scored = []
     for run in read(sources, root):
-        if reason := _unusable(run, score, root):
+        if reason := _unusable(run, score):
             left_out[run.name] = reason
         else:
             scored.append(run)
@@ -87,13 +78,12 @@ def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]
         raise ParamGolfError(f"there is no record or experiment `{against}`", fix=fix) from None
 
 
-def _unusable(run: Experiment, score: str, root: Path) -> str | None:
+def _unusable(run: Experiment, score: str) -> str | None:
     """Return why a run cannot be compared, or None."""
-    if not isinstance(run.metrics.get(score), float):
-        return f"it has no {score}"
-    if run.name == WORKSPACE and (keys := outdated(run, lock_of(HERE, root))):
-        return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
-    return None
+    stage = score.partition(".")[0]
+    if stage in run.foreign:
+        return f"its {stage} was made with {run.foreign[stage]}: `dvc repro`"
+    return None if isinstance(run.metrics.get(score), float) else f"it has no {score}"
 
 
 def _reference(
@@ -144,7 +134,7 @@ def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any
         "scores": group.values(score),
         "metrics": metrics,
         "verdict": None if verdict is None else dataclasses.asdict(verdict),
-        "flags": notes,
+        "flags": list(dict.fromkeys(notes)),
     }
 
 

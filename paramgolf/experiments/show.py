@@ -16,7 +16,6 @@ COLUMNS = {
     "train.steps": "steps",
     "package.bytes_total": "bytes",
 }
-COUNTS_FROM = 100  # no score is as large, no number of steps that matters as small
 INK, ACCENT = "#1c2126", "#1f6f8b"
 
 
@@ -43,7 +42,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             str(i),
             str(group["metrics"][score]["n"]),
             figure(group["metrics"][score]),
-            *(mean(group["metrics"].get(metric)) for metric in others),
+            *(_column(metric, group["metrics"].get(metric)) for metric in others),
         )
         for i, group in enumerate(groups, start=1)
     ]
@@ -89,14 +88,14 @@ def _rule(kept: bool, seeds: int | None) -> str:
 def figure(found: Mapping[str, Any]) -> str:
     """Return a score's mean and standard deviation."""
     deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.5f}"
-    return mean(found) + deviation
+    return f"{found['mean']:.5f}{deviation}"
 
 
-def mean(found: Mapping[str, Any] | None) -> str:
-    """Return a mean: a score with five decimals, a count rounded."""
+def _column(metric: str, found: Mapping[str, Any] | None) -> str:
+    """Return a mean: a score with five decimals, a count without."""
     if found is None:
         return "-"
-    return f"{found['mean']:,.0f}" if found["mean"] >= COUNTS_FROM else f"{found['mean']:.5f}"
+    return f"{found['mean']:,.{5 if metric.endswith('bpb') else 0}f}"
 
 
 def notes(result: Mapping[str, Any]) -> Iterator[str]:

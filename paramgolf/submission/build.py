@@ -12,7 +12,8 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.compare import compare
-from paramgolf.experiments.read import HERE, find, numbers
+from paramgolf.experiments.lock import numbers
+from paramgolf.experiments.read import HERE, find
 from paramgolf.files import write_json, write_text
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
@@ -56,10 +57,15 @@ def submit(
             listing = "".join(f"\n  - {fault}" for fault in faults)
             raise ParamGolfError(f"the submission is not complete:{listing}")
         found = None if against is None else _held_against(against, runs, root)
-        folder = scratch / "folder"
-        _fill(folder, runs, about, day=day, against=found, root=root)
+        first = runs[0]
+        first.copy_validation(scratch / "tokens")
         target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(folder, target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as made:
+            folder = Path(made) / target.name
+            _fill(folder, runs)
+            checked = _score(folder, first, tokens=scratch / "tokens", root=root)
+            _describe(folder, runs, about, day=day, against=found, checked=checked, root=root)
+            folder.rename(target)
     return target
 
 
@@ -78,33 +84,42 @@ def _held_against(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str,
     return comparison(result)
 
 
-def _fill(
+def _fill(folder: Path, runs: Sequence[SeedRun]) -> None:
+    """Write all but the description: code, model, parameters, requirements, a log a seed."""
+    folder.mkdir()
+    for name in ("model.bin", "train_gpt.py", "params.yaml"):
+        shutil.copyfile(runs[0].folder / name, folder / name)
+    packages = requirements(read_script(folder / "train_gpt.py"))
+    write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in packages))
+    for run in runs:
+        write_text(folder / f"train_seed{run.seed}.log", training_log(run))
+
+
+def _score(folder: Path, first: SeedRun, *, tokens: Path, root: Path) -> float:
+    """Return the bits per byte that the folder scores by itself; they must be those recorded."""
+    stage = evaluator_of(first.params)
+    say(f"submit: scoring model.bin of seed {first.seed} from inside the folder")
+    found = score(folder, tokens, command(first.params, stage), root=root)
+    compare_scores(found, first.metrics, stage)
+    say(f"submit: val_bpb {found['val_bpb']:.8f}, as recorded")
+    return found["val_bpb"]
+
+
+def _describe(
     folder: Path,
     runs: Sequence[SeedRun],
     about: About,
     *,
     day: date,
     against: Mapping[str, Any] | None,
+    checked: float,
     root: Path,
 ) -> None:
-    """Write every file, and score the model from inside the folder."""
-    first, stage = runs[0], evaluator_of(runs[0].params)
-    folder.mkdir()
-    for name in ("model.bin", "train_gpt.py", "params.yaml"):
-        shutil.copyfile(first.folder / name, folder / name)
-    packages = requirements(read_script(folder / "train_gpt.py"))
-    write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in packages))
-    for run in runs:
-        write_text(folder / f"train_seed{run.seed}.log", training_log(run))
-    tokens = folder.parent / "tokens"
-    first.copy_validation(tokens)
-    words = command(first.params, stage)
-    say(f"submit: scoring model.bin of seed {first.seed} from inside the folder")
-    found = score(folder, tokens, words, root=root)
-    compare_scores(found, first.metrics, stage)
-    say(f"submit: val_bpb {found['val_bpb']:.8f}, as recorded")
+    """Write submission.json and README.md; `checked` is the folder's own score."""
+    params = runs[0].params
+    stage = evaluator_of(params)
     base = numbers(read_yaml(root / RECIPES / "base.yaml"))
     content = submission(runs, about, stage, day=day, limits=flatten(base), against=against)
     write_json(folder / "submission.json", content)
-    text = readme(content, runs, words=words, base=base, checked=found["val_bpb"])
+    text = readme(content, runs, words=command(params, stage), base=base, checked=checked)
     write_text(folder / "README.md", text)

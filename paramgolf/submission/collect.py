@@ -17,7 +17,8 @@ from typing import Any, Protocol
 from paramgolf.data.tokens import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED
-from paramgolf.experiments.read import Experiment, Source, lock_of, numbers, outdated, read
+from paramgolf.experiments.lock import numbers
+from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.report.inputs import LOG, Log, read_log
 
@@ -99,8 +100,9 @@ def _faults(source: Source, experiment: Experiment, root: Path) -> Iterator[str]
     if source.commit is None:
         if stages := unfinished_stages(root):
             yield f"{', '.join(stages)} must be run: `dvc repro`"
-    elif keys := outdated(experiment, lock_of(source, root)):
-        yield f"its metrics were made with another {', '.join(keys)}: check it out, `dvc repro`"
+        return
+    for stage, reason in experiment.foreign.items():
+        yield f"its {stage} was made with {reason}: run it whole"
 
 
 def unfinished_stages(root: Path) -> list[str]:

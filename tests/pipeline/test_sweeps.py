@@ -56,6 +56,10 @@ def test_variants_of_the_quantiser_share_one_training(sibling):
         assert stages["quantize"]
         assert stages["package"]
         assert not stages.get("train", False)
+    left_out = compared(sibling, *names, "HEAD")["left_out"]  # their scores are those of HEAD
+    assert left_out == dict.fromkeys(
+        names, "its eval_ttt was made with another artifacts/package: `dvc repro`"
+    )
     result = compared(sibling, *names, "HEAD", "--score", "train.val_bpb")
     labels = {group["label"]: group for group in result["groups"]}
     sizes = [

@@ -17,7 +17,7 @@ import yaml
 
 from paramgolf.cli import main
 from paramgolf.experiments.group import grouped
-from paramgolf.experiments.read import FILES, HERE, Experiment, lock_of, outdated, parse, read
+from paramgolf.experiments.read import FILES, Experiment, parse
 from paramgolf.files import write_json, write_text
 from paramgolf.params import read_yaml
 
@@ -61,7 +61,7 @@ class Project:
         self.git("init", "-q")
         for key in ("user.name", "user.email"):
             self.git("config", key, "x")
-        records = (Path(__file__).parents[1] / "recipes/records.yaml").read_text()
+        records = (Path(__file__).parents[2] / "recipes/records.yaml").read_text()
         write_text(folder / "recipes/records.yaml", records)
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "start")
@@ -264,11 +264,19 @@ def test_the_workspace_is_compared_and_counts_once(project, compared):
 def test_a_workspace_whose_parameters_were_changed_is_left_out(project, compared):
     project.write({"train.seed": 5, "quantize.matrix_bits": 5}, {})
     used = {"params.yaml": {"quantize": {"matrix_bits": 6, "mlp_clip": 12.85}}}
-    lock = {"schema": "2.0", "stages": {"quantize": {"params": used}, "report": {"cmd": "x"}}}
+    model, score = {"path": "artifacts/quantize", "md5": "a"}, {"path": "score", "md5": "b"}
+    stages = {
+        "quantize": {"params": used, "outs": [model]},
+        "eval_ttt": {"deps": [model], "outs": [score]},
+        "train": {"cmd": "x"},
+    }
+    lock = {"schema": "2.0", "stages": stages}
     write_text(project.folder / "dvc.lock", yaml.safe_dump(lock))
-    assert outdated(*read([HERE]), lock_of(HERE)) == ["quantize.matrix_bits"]
     reason = compared()["left_out"]["workspace"]
-    assert "another quantize.matrix_bits" in reason
+    assert reason == "its eval_ttt was made with another quantize.matrix_bits: `dvc repro`"
+    (group,) = compared("workspace", "--score", "train.val_bpb")["groups"]
+    assert "eval_sliding.val_bpb" in group["metrics"]  # not of this lock: taken as it is
+    assert "eval_ttt.val_bpb" not in group["metrics"]
 
 
 def test_a_run_without_the_score_is_named(project, compare):
