@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -16,7 +17,10 @@ import torch
 from paramgolf import gpu_slots
 from paramgolf.clock import START_VARIABLE, start_time
 from paramgolf.errors import ParamGolfError
+from paramgolf.params import load
 from paramgolf.runtime_config import RuntimeConfig
+
+ROOT = Path(__file__).parents[1]
 
 HOLDER = """
 import sys
@@ -79,8 +83,8 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def runtime(device: str = "auto", processes: int = 1) -> RuntimeConfig:
-    options = {"attention": "auto", "compile": "auto", "workers": 0}
-    return RuntimeConfig(device=device, processes=processes, **options)
+    base = load(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
+    return dataclasses.replace(base, device=device, processes=processes)
 
 
 def test_runs_side_by_side_take_different_gpus(start):
@@ -174,8 +178,9 @@ SEES = """
 import sys
 import torch
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.params import load
 from paramgolf.runtime_config import RuntimeConfig
-take_gpus(RuntimeConfig(device="auto", processes=1, attention="auto", compile="auto", workers=0))
+take_gpus(load(RuntimeConfig, "runtime", sys.argv[1]), processes=1)
 torch.ones(1, device="cuda").sum().item()
 print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
 sys.stdin.read()
@@ -185,7 +190,7 @@ sys.stdin.read()
 @pytest.mark.gpu
 def test_runs_on_real_gpus_see_one_each():
     """One run a GPU of this machine: each computes on its own."""
-    command = [sys.executable, "-c", SEES]
+    command = [sys.executable, "-c", SEES, str(ROOT / "recipes/base.yaml")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     runs = [subprocess.Popen(command, **pipes) for _ in range(torch.cuda.device_count())]
     seen = [run.stdout.readline().split() for run in runs]

@@ -72,9 +72,7 @@ def _backward(
     s = tl.load(scale)
     a0 = tl.zeros((ROWS, WIDTH), tl.float32)
     a1, a2 = a0, a0
-    for first in tl.range(
-        tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES
-    ):
+    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
         row = first + tl.arange(0, ROWS)
         at = row[:, None] * width + column[None, :]
         live = (row < rows)[:, None] & inside[None, :]

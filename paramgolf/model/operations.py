@@ -99,3 +99,4 @@ def activate(z: Tensor, slope: float) -> Tensor:
 def mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
     """Return down(LeakyReLU(up n)^2) [B, T, d] for n [B, T, d], up [m, d], down [d, m]."""
     return F.linear(activate(F.linear(n, up), slope), down)
+

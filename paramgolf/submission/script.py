@@ -47,11 +47,13 @@ def read_script(path: Path) -> Script:
 def requirements(script: Script) -> list[str]:
     """Return the packages that a script imports, as pip writes them, in the versions here.
 
-    A build's own mark, such as +cpu of torch, is left out: the index does not know it.
+    A build's own mark, such as +cpu of torch, is left out: the index does not know it. So is what
+    is not installed here: the script runs without it, as Triton's kernels on a CPU.
     """
     distributions = metadata.packages_distributions()
     names = {name for source in script.sources.values() for name in _imported(source)}
-    found = {distributions[name][0] for name in names - sys.stdlib_module_names - {PACKAGE}}
+    others = (names - sys.stdlib_module_names - {PACKAGE}) & distributions.keys()
+    found = {distributions[name][0] for name in others}
     return [f"{name}=={Version(metadata.version(name)).public}" for name in sorted(found)]
 
 
