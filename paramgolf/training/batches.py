@@ -10,7 +10,7 @@ from torch import Tensor
 
 from paramgolf.data.loader import Windows
 from paramgolf.data.shards import Stream
-from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments
+from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks, share
@@ -58,7 +58,10 @@ class Batches:
         windows = self._windows[length]
         step = -(-windows.count // SAMPLED_ROWS)
         rows = [windows.read(i, i + 1)[:, :-1] for i in range(0, windows.count, step)]
-        most = max(len(find_segments(torch.from_numpy(row), BOS, longest).bounds) for row in rows)
+        most = max(
+            len(find_bounds(torch.from_numpy(row), BOS, longest, multiple=BOUNDS_MULTIPLE))
+            for row in rows
+        )
         return round(SPARE_BOUNDS * most)
 
     def sizes(self, at: Point) -> BatchPhase:
@@ -112,8 +115,8 @@ def batch_of(
     """
     if longest is None:
         return Batch(_move(tokens, device))
-    segments = find_segments(tokens[:, :-1], BOS, longest, multiple=bounds)
-    return Batch(_move(tokens, device), _move(segments.bounds, device))
+    found = find_bounds(tokens[:, :-1], BOS, longest, multiple=bounds)
+    return Batch(_move(tokens, device), _move(found, device))
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:
