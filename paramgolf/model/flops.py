@@ -16,8 +16,9 @@ def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: in
     kv_width = config.kv_heads * config.head_dim
     attention = 2 * config.width * config.width + 2 * kv_width * config.width
     mlp = 2 * config.width * config.mlp_hidden
-    products = len(order) * (attention + mlp) + vocab_size * config.width
-    return 2.0 * products + 2.0 * len(order) * length * config.width
+    attended = sum(config.first_attention or layer > 0 for layer in order)
+    products = attended * attention + len(order) * mlp + vocab_size * config.width
+    return 2.0 * products + 2.0 * attended * length * config.width
 
 
 def peak_flops(device_name: str) -> float | None:
