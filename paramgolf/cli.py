@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": "what a recipe will cost, before any GPU is used",
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
+    "report": "one page of several runs side by side",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."

@@ -10,11 +10,12 @@ MACROS = """\
 <line x1="0" x2="100" y1="{{ 100 - place }}" y2="{{ 100 - place }}"/>
 {%- endfor %}
 {%- for curve in p.curves %}
-<polyline class="l{{ curve.line }}" points="{{ curve.points }}"/>
+<polyline class="{{ curve.line }}" points="{{ curve.points }}"/>
 {%- endfor %}
 </svg>
 {%- for dot in p.dots %}
-<i class="l{{ dot.line }}" style="left:{{ dot.left }}%;top:{{ dot.top }}%" title="{{ dot.text }}"></i>
+<i class="{{ dot.line }}" style="left:{{ dot.left }}%;top:{{ dot.top }}%"
+ title="{{ dot.text }}"></i>
 {%- endfor %}
 {%- for place, text in p.y_labels %}
 <span class="y" style="top:{{ 100 - place }}%">{{ text }}</span>
@@ -26,6 +27,10 @@ MACROS = """\
 </div>
 <figcaption>{{ p.summary }}{% if p.dots %} Dots: validation.{% endif %}</figcaption>
 </figure>
+{%- endmacro %}
+
+{%- macro line(class) -%}
+<span class="sample {{ class }}" aria-hidden="true"></span>
 {%- endmacro %}
 
 {%- macro waterfall(rows, labels) %}
@@ -60,8 +65,9 @@ MACROS = """\
 <div class="tile f-{{ t.leaf.family }} k-{{ t.leaf.kind }}"
  style="left:{{ t.left|round(3) }}%;top:{{ t.top|round(3) }}%;width:{{ t.width|round(3) }}%;
 {{- '' }}height:{{ t.height|round(3) }}%"
- title="{{ t.leaf.family }}, {{ t.leaf.tensor }}, {{ t.leaf.kind }}: {{ '{:,}'.format(t.leaf.bytes) }} bytes">
-<span><b>{{ t.leaf.tensor }}</b> {{ t.leaf.kind }}<br>{{ "{:,}".format(t.leaf.bytes) }}
+ title="{{ t.leaf.family }}, {{ t.leaf.tensor }}, {{ t.leaf.kind }}:
+{{- ' {:,}'.format(t.leaf.bytes) }} bytes">
+<span><b>{{ t.leaf.tensor }}</b> <i>{{ t.leaf.kind }}</i><br>{{ "{:,}".format(t.leaf.bytes) }}
 <em>{{ "%.1f"|format(100 * t.leaf.bytes / total) }} %</em></span></div>
 {%- endfor %}
 </div>

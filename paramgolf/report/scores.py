@@ -49,7 +49,8 @@ class Evaluation:
 
 def chain(values: Sequence[float | None], notes: Sequence[str], axis: Axis) -> list[Score]:
     """Return a row for each of SCORES; a change is from the nearest value before that is known."""
-    rows, before = [], None
+    rows: list[Score] = []
+    before: float | None = None
     for (name, _, _), value, note in zip(SCORES, values, notes, strict=True):
         if value is None:
             rows.append(Score(name, note, None))
@@ -65,7 +66,7 @@ def chain(values: Sequence[float | None], notes: Sequence[str], axis: Axis) -> l
 def notes(params: Lookup) -> list[str]:
     """Return how each of SCORES was scored: the first two plain, then mode and order."""
     described = [evaluation(stage, params, lambda _: None) for stage in EVALUATORS]
-    return ["plain", "plain", *(f"{each.mode}, {each.order}" for each in described)]
+    return ["plain", "plain", *(f"{each.mode}, {each.order} order" for each in described)]
 
 
 def evaluations(params: Lookup, metrics: Lookup) -> list[Evaluation]:
@@ -84,8 +85,8 @@ def evaluation(stage: str, params: Lookup, metrics: Lookup) -> Evaluation:
         steps = f"chunks of {params(f'{stage}.documents.chunk_tokens')}"
     return Evaluation(
         name=EVALUATORS[stage],
-        mode=f"mode {mode}",
-        order=f"{order} order",
+        mode=str(mode),
+        order=str(order),
         context=f"window {window}, {steps}",
         mixture="none" if kind in (None, "none") else str(kind),
         targets=metrics(f"{stage}.tokens_scored"),

@@ -19,10 +19,11 @@ STYLE = """
 .l0 { --line: var(--l0); } .l1 { --line: var(--l1); } .l2 { --line: var(--l2); }
 .l3 { --line: var(--l3); } .l4 { --line: var(--l4); } .l5 { --line: var(--l5); }
 .l6 { --line: var(--l6); } .l7 { --line: var(--l7); }
-.dash polyline, polyline.dash { stroke-dasharray: 5 3; }
+polyline.dash { stroke-dasharray: 5 3; }
 .f-MLP { --line: var(--l0); } .f-attention { --line: var(--l1); }
 .f-embedding { --line: var(--l2); } .f-tables { --line: var(--l4); }
 .f-vectors { --line: var(--l3); } .f-header { --line: var(--l5); } .f-code { --line: var(--l6); }
+.f-model { --line: var(--muted); }
 * { box-sizing: border-box; }
 body {
   margin: 0; background: var(--paper); color: var(--ink);
@@ -86,7 +87,9 @@ td.worse { color: var(--bad); }
 .tile { background: color-mix(in srgb, var(--line) 38%, var(--paper)); container-type: size; }
 .k-scales, .k-codes { background: color-mix(in srgb, var(--line) 62%, var(--paper)); }
 .tile span { display: block; padding: .3rem .45rem; font-size: .8rem; line-height: 1.3; }
-.tile em { font-style: normal; color: inherit; }
+.tile span { white-space: nowrap; }
+.tile em { font-style: normal; margin-left: .4rem; }
+@container (max-width: 8rem) { .tile em, .tile i { display: none; } }
 @container (max-width: 5.2rem) or (max-height: 2.6rem) { .tile span { display: none; } }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; }
 .legend { margin: .4rem 0 1.2rem; font-size: .875rem; color: var(--muted); }
@@ -95,6 +98,13 @@ td.worse { color: var(--bad); }
 .swatch { width: .7rem; height: .7rem; border-radius: 2px; background: var(--line); }
 .swatch { display: inline-block; flex: none; }
 td.part .swatch { margin-right: .5rem; }
+.sample { display: inline-block; width: 1.4rem; margin-right: .5rem; vertical-align: middle; }
+.sample { border-top: 3px solid var(--line); } .sample.dash { border-top-style: dashed; }
+.results th[scope] { color: var(--ink); font-size: inherit; white-space: nowrap; }
+.stack { display: flex; height: 1.3rem; border-radius: 3px; overflow: hidden; }
+.stack b { display: block; border-right: 1px solid var(--paper); background: var(--line); }
+.warnings { margin: 1.4rem 0 0; padding: .7rem 1rem .7rem 2rem; border-left: 3px solid var(--bad); }
+.warnings { background: var(--track); font-size: .9rem; max-width: 46rem; }
 td small { display: block; color: var(--muted); font-size: .8rem; }
 .heat td { text-align: right; border: 2px solid var(--paper); padding: .3rem .5rem; }
 .heat th { padding: .3rem .5rem .3rem 0; border: 0; }

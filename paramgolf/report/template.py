@@ -28,7 +28,7 @@ row above, on the axis below.{% if partial %} <strong>{{ partial }}</strong>{% e
 {{ waterfall(scores, score_labels) }}
 
 <h2>How it was scored</h2>
-<p class="note">A target is scored once, with what came before it in the order named: <em>stream</em>
+<p class="note">A target is scored once, after those before it in the order named: <em>stream</em>
 is that of the text, <em>length</em> puts the longest documents first.</p>
 <div class="scroll"><table>
 <thead><tr><th>evaluation</th><th>mode</th><th>order</th><th>context</th><th>mixture</th>
@@ -64,8 +64,9 @@ is that of the text, <em>length</em> puts the longest documents first.</p>
 {{ treemap(tiles, bytes_total) }}
 {{ families(family_bytes, bytes_total) }}
 <div class="scroll"><table>
-<thead><tr><th>part, as compressed</th><th class="n">bytes</th><th class="n mid">of the artifact</th>
-<th class="n mid">of the limit</th><th class="n">bits a weight</th></tr></thead>
+<thead><tr><th>part, as compressed</th><th class="n">bytes</th>
+<th class="n mid">of the artifact</th><th class="n mid">of the limit</th>
+<th class="n">bits a weight</th></tr></thead>
 <tbody>
 {%- for part in parts %}
 <tr><td>{{ part.name }}</td><td class="n">{{ "{:,}".format(part.bytes) }}</td>

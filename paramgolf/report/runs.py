@@ -1,0 +1,101 @@
+"""Several runs for one page: parameters and metrics from Git, logs and ledgers from DVC's cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.read import WORKSPACE, Experiment, Source, find, outdated, read
+from paramgolf.report.inputs import LOG, PACKAGE, Log, parse_log
+
+MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, plain and dashed
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run by its name; `params` and `metrics` by dotted key.
+
+    `log` and `package` (package.json) are None where the cache does not hold them.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    log: Log | None
+    package: Mapping[str, Any] | None
+
+
+def load_runs(
+    wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
+) -> tuple[list[Run], dict[str, str]]:
+    """Return the runs, each once, and why others were left out, by name.
+
+    `wanted` is as in `paramgolf.experiments.read.find`. After `dvc exp run` the workspace is the
+    same run as the experiment: it counts once.
+    """
+    sources = find(wanted, root, everywhere=everywhere)
+    chosen: list[tuple[Source, Experiment]] = []
+    left_out: dict[str, str] = {}
+    for source, found in zip(sources, read(sources, root), strict=True):
+        if reason := _unusable(found, root):
+            left_out[found.name] = reason
+        elif not any(_same(found, other) for _, other in chosen):
+            chosen.append((source, found))
+    _check_count(chosen, left_out)
+    return [_run(source, found, root) for source, found in chosen], left_out
+
+
+def _unusable(found: Experiment, root: Path) -> str | None:
+    if not found.metrics:
+        return "it has no metrics"
+    if found.name == WORKSPACE and (keys := outdated(found, root)):
+        return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
+    return None
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    return (one.params, one.metrics) == (other.params, other.metrics)
+
+
+def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
+    if not chosen:
+        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        fix = "run the pipeline first, or name experiments (`dvc exp show`)"
+        raise ParamGolfError("there is no run to show", found=found, fix=fix)
+    if len(chosen) > MOST_RUNS:
+        raise ParamGolfError(
+            "too many runs for one page",
+            expected=f"at most {MOST_RUNS}",
+            found=len(chosen),
+            fix="name those to show; `paramgolf compare` takes any number",
+        )
+
+
+def _run(source: Source, found: Experiment, root: Path) -> Run:
+    log, package = (_content(source, path, root) for path in (LOG, PACKAGE))
+    return Run(
+        found.name,
+        found.params,
+        found.metrics,
+        None if log is None else parse_log(log, f"{found.name}: {LOG}"),
+        None if package is None else json.loads(package),
+    )
+
+
+def _content(source: Source, path: Path, root: Path) -> bytes | None:
+    """Return a file that a stage wrote, from the folder or DVC's cache; None: not at hand."""
+    if source.commit is None:
+        return (root / path).read_bytes() if (root / path).is_file() else None
+    from dvc import api  # most of a second
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
+
+    try:
+        content = api.read(path.as_posix(), str(root.resolve()), source.commit, mode="rb")
+    except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
+        return None
+    return bytes(content)
