@@ -123,9 +123,12 @@ def test_differences_show_what_came_and_went():
 def test_recipes_are_listed_with_their_size_and_score(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert code_of("recipes") == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
     assert "embedded sample" in rows["sample"]
     assert "1,2" in rows["sample"]  # million parameters
+    assert rows["pr1493"].split()[1:3] == ["35,944,536", "1.0810"]
+    assert max(map(len, lines)) <= 80
 
 
 def test_deps_of_dvc_yaml_are_exact():

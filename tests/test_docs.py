@@ -81,7 +81,7 @@ def is_parameter(key: str) -> bool:
 
 
 def is_file(text: str) -> bool:
-    return text.endswith((".json", ".py", ".md", ".bin"))
+    return text.endswith((".json", ".py", ".zst", ".bin", ".model"))
 
 
 def test_commands_can_be_given(page):
@@ -92,7 +92,7 @@ def test_commands_can_be_given(page):
                 assert read_assignment(change)[0] in PARAMETERS, words
         elif words[1] not in ("--help", "COMMAND", "CMD"):
             assert words[1] in COMMANDS, words
-            if "..." not in words and "NAME" not in words:
+            if len(words) > 2 and "NAME" not in words:
                 given(words[1:])
 
 
