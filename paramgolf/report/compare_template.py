@@ -20,14 +20,14 @@ COMPARE_PAGE = """\
 {%- if warnings %}
 <ul class="warnings">
 {%- for text in warnings %}
-<li>{{ text }}</li>
+<li>{{ text|code }}</li>
 {%- endfor %}
 </ul>
 {%- endif %}
 
 <h2>Results</h2>
 <p class="note">Bits per byte on the validation text, lower is better; the lowest is marked.
-`paramgolf compare` tells whether a difference is more than chance.</p>
+<code>paramgolf compare</code> tells whether a difference is more than chance.</p>
 <div class="scroll"><table class="results">
 <thead><tr><th>run</th>{% for name, _, _ in figures %}<th class="n">{{ name }}</th>{% endfor %}
 </tr></thead>

@@ -184,12 +184,28 @@ def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
     if len(ways) > 1:
         found.append(f"the runs were not scored alike: {' / '.join(ways)}.")
     if missing := [run.name for run in runs if run.log is None]:
-        found.append(
-            f"no training log at hand of {', '.join(missing)}: `dvc exp apply` and `dvc checkout`, "
-            "or `dvc pull`, bring it."
-        )
+        names = ", ".join(missing)
+        found.append(f"no training log at hand of {names}: DVC's cache and remote lack it.")
+    found += [
+        f"the same training, so that their curves lie on one another: {', '.join(names)}."
+        for names in _shared(runs)
+    ]
     found += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
     return [text[0].upper() + text[1:] for text in found]
+
+
+def _shared(runs: Sequence[Run]) -> list[list[str]]:
+    """Return the names of runs whose training logs are the same, those that have such a twin."""
+    groups: list[tuple[Log, list[str]]] = []
+    for run in runs:
+        if run.log is None:
+            continue
+        twins = next((names for log, names in groups if log == run.log), None)
+        if twins is None:
+            groups.append((run.log, [run.name]))
+        else:
+            twins.append(run.name)
+    return [names for _, names in groups if len(names) > 1]
 
 
 def _differ(runs: Sequence[Run], metric: str) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup, escape
 
 from paramgolf.files import write_text
 from paramgolf.report import byte_map, curves, views
@@ -67,7 +69,13 @@ def template(page: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.DictLoader({"macros": MACROS}),
     )
-    return environment.from_string(page, globals={"style": jinja2.filters.Markup(STYLE)})
+    environment.filters["code"] = _code
+    return environment.from_string(page, globals={"style": Markup(STYLE)})
+
+
+def _code(text: str) -> Markup:
+    """Return a text as HTML, what stands in backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _facts(inputs: Inputs) -> list[tuple[str, str, str]]:

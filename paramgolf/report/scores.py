@@ -9,10 +9,10 @@ from typing import Any
 from paramgolf.report.charts import Axis
 
 SCORES = (
-    ("Trained, averaged weights", "train", "val_bpb"),
+    ("Trained", "train", "val_bpb"),
     ("Quantised and packed", "eval_sliding", "val_bpb_plain"),
     ("Sliding window", "eval_sliding", "val_bpb"),
-    ("Adapted while scoring", "eval_ttt", "val_bpb"),
+    ("Adapted", "eval_ttt", "val_bpb"),
 )
 EVALUATORS = {"eval_sliding": "Sliding window", "eval_ttt": "Adapted"}
 Lookup = Callable[[str], Any]  # a parameter or metric by dotted key; None where there is none
@@ -66,7 +66,11 @@ def chain(values: Sequence[float | None], notes: Sequence[str], axis: Axis) -> l
 def notes(params: Lookup) -> list[str]:
     """Return how each of SCORES was scored: the first two plain, then mode and order."""
     described = [evaluation(stage, params, lambda _: None) for stage in EVALUATORS]
-    return ["plain", "plain", *(f"{each.mode}, {each.order} order" for each in described)]
+    return [
+        "averaged weights, plain",
+        "plain",
+        *(f"{each.mode}, {each.order} order" for each in described),
+    ]
 
 
 def evaluations(params: Lookup, metrics: Lookup) -> list[Evaluation]:

@@ -68,6 +68,7 @@ td, th { padding: .38rem .7rem .38rem 0; border-bottom: 1px solid var(--rule); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 .wide { width: 50%; min-width: 8rem; }
+.pair .wide { width: 36%; }
 .track { position: relative; height: 1.1rem; }
 .track b { position: absolute; top: .3rem; height: .5rem; border-radius: 2px; min-width: 2px; }
 .track b.part { background: var(--l0); }
@@ -93,7 +94,10 @@ td.worse { color: var(--bad); }
 @container (max-width: 5.2rem) or (max-height: 2.6rem) { .tile span { display: none; } }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; }
 .legend { margin: .4rem 0 1.2rem; font-size: .875rem; color: var(--muted); }
-.legend li { display: flex; align-items: baseline; gap: .4rem; }
+.legend li { display: flex; align-items: center; gap: .4rem; }
+.legend .sample { margin: 0; }
+code { font-size: .9em; background: var(--track); padding: .1em .3em; border-radius: 3px; }
+.warnings code { background: none; padding: 0; }
 .legend strong { color: var(--ink); font-weight: 600; }
 .swatch { width: .7rem; height: .7rem; border-radius: 2px; background: var(--line); }
 .swatch { display: inline-block; flex: none; }
