@@ -85,8 +85,8 @@ td.worse { color: var(--bad); }
 .axis { position: relative; height: 1.2rem; }
 .map { position: relative; aspect-ratio: 2.2; margin: .9rem -1px .6rem; }
 .tile { position: absolute; border: 1px solid var(--paper); overflow: hidden; }
-.tile { background: color-mix(in srgb, var(--line) 38%, var(--paper)); container-type: size; }
-.k-scales, .k-codes { background: color-mix(in srgb, var(--line) 62%, var(--paper)); }
+.tile { background: color-mix(in srgb, var(--line) 32%, var(--paper)); container-type: size; }
+.k-scales, .k-codes { background: color-mix(in srgb, var(--line) 48%, var(--paper)); }
 .tile span { display: block; padding: .3rem .45rem; font-size: .8rem; line-height: 1.3; }
 .tile span { white-space: nowrap; }
 .tile em { font-style: normal; margin-left: .4rem; }
