@@ -56,7 +56,8 @@ COMPARE_PAGE = """\
 
 <h2>Score, step by step</h2>
 {%- if falls %}
-<p class="note">Bits per byte; all runs share one axis. A bar is the change from the row above.</p>
+<p class="note">Bits per byte. A bar is the change from the row above, on an axis of changes since
+training that all runs share.</p>
 <div class="pair">
 {%- for fall in falls %}
 <section><h3>{{ line(fall.line) }}{{ fall.name }}</h3>

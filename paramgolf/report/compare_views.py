@@ -12,7 +12,7 @@ from paramgolf.report.charts import Axis
 from paramgolf.report.curves import Plot, line_class, overlaid_losses, overlaid_validations
 from paramgolf.report.inputs import Log
 from paramgolf.report.runs import Run
-from paramgolf.report.scores import SCORES, Score, chain, notes
+from paramgolf.report.scores import EVALUATORS, SCORES, Score, chain, notes
 
 APART = ("runtime.", "verify.")  # sections that change no result
 FIGURES = (
@@ -91,17 +91,26 @@ def number(run: Run, key: str) -> float | int | None:
 
 
 def falls(runs: Sequence[Run]) -> tuple[list[Fall], list[tuple[float, str]]]:
-    """Return every run's scores step by step, and the labels of their common axis."""
+    """Return every run's scores step by step, and the labels of their common axis.
+
+    It is that of changes since a run's first score, so that runs far apart can be compared.
+    """
     values = [[number(run, f"{stage}.{key}") for _, stage, key in SCORES] for run in runs]
-    known = [value for row in values for value in row if value is not None]
-    if not known:
+    origins = [next((value for value in row if value is not None), None) for row in values]
+    changes = [
+        value - origin
+        for row, origin in zip(values, origins, strict=True)
+        for value in row
+        if value is not None and origin is not None
+    ]
+    if not changes:
         return [], []
-    axis = Axis.over(known, ticks=4)
-    rows = zip(runs, values, strict=True)
+    axis = Axis.over(changes, ticks=4, zero=True)
+    rows = zip(runs, values, origins, strict=True)
     return [
-        Fall(run.name, line_class(line), chain(row, notes(run.params.get), axis))
-        for line, (run, row) in enumerate(rows)
-    ], axis.labels()
+        Fall(run.name, line_class(line), chain(row, notes(run.params.get), axis, origin or 0.0))
+        for line, (run, row, origin) in enumerate(rows)
+    ], [(place, text.replace("-", "−")) for place, text in axis.labels()]
 
 
 def plots(runs: Sequence[Run]) -> list[Plot]:
@@ -180,9 +189,10 @@ def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
     changed = {key for key, _ in differences(runs)}
     if any(key.startswith("tokenizer.") for key in changed):
         found.append("the tokenizers differ: nats a token do not compare, bits per byte do.")
-    ways = dict.fromkeys("; ".join(notes(run.params.get)[2:]) for run in runs)
-    if len(ways) > 1:
-        found.append(f"the runs were not scored alike: {' / '.join(ways)}.")
+    for i, stage in enumerate(EVALUATORS, start=2):
+        ways = dict.fromkeys(notes(run.params.get)[i] for run in runs)
+        if len(ways) > 1:
+            found.append(f"{stage} did not score alike: {' / '.join(ways)}.")
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
         found.append(f"no training log at hand of {names}: DVC's cache and remote lack it.")
@@ -191,7 +201,7 @@ def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
         for names in _shared(runs)
     ]
     found += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
-    return [text[0].upper() + text[1:] for text in found]
+    return found
 
 
 def _shared(runs: Sequence[Run]) -> list[list[str]]:

@@ -42,13 +42,11 @@ MACROS = """\
 <tr><td>{{ s.name }}<small>{{ s.note }}</small></td>
 <td class="wide"><div class="track" aria-hidden="true">
 {%- if s.change is not none %}
-<b class="{{ 'worse' if s.change > 0 else 'better' }}"
- style="left:{{ s.bar[0] }}%;width:{{ s.bar[1] }}%"></b>
+<b class="{{ s.trend }}" style="left:{{ s.bar[0] }}%;width:{{ s.bar[1] }}%"></b>
 {%- endif %}{% if s.place is not none %}<u style="left:{{ s.place }}%"></u>{% endif %}</div></td>
 <td class="n">{{ "–" if s.value is none else "%.4f"|format(s.value) }}</td>
 {%- if s.change is none %}<td class="n"></td>{% else %}
-<td class="n {{ 'worse' if s.change > 0 else 'better' }}">
-{{- ("%+.4f"|format(s.change)).replace("-", "−") }}</td>
+<td class="n {{ s.trend }}">{{ ("%+.4f"|format(s.change)).replace("-", "−") }}</td>
 {%- endif %}</tr>
 {%- endfor %}
 <tr aria-hidden="true"><td></td><td class="wide"><div class="axis">

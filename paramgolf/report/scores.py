@@ -14,6 +14,7 @@ SCORES = (
     ("Sliding window", "eval_sliding", "val_bpb"),
     ("Adapted", "eval_ttt", "val_bpb"),
 )
+DECIMALS = 4  # of bits per byte on the page
 EVALUATORS = {"eval_sliding": "Sliding window", "eval_ttt": "Adapted"}
 Lookup = Callable[[str], Any]  # a parameter or metric by dotted key; None where there is none
 
@@ -32,6 +33,12 @@ class Score:
     place: float | None = None
     bar: tuple[float, float] = (0.0, 0.0)
 
+    @property
+    def trend(self) -> str:
+        """Whether the change, as it is shown, is for the worse or the better, or neither."""
+        change = round(self.change or 0.0, DECIMALS)
+        return "worse" if change > 0 else "better" if change < 0 else "same"
+
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
@@ -47,16 +54,21 @@ class Evaluation:
     seconds: float | None
 
 
-def chain(values: Sequence[float | None], notes: Sequence[str], axis: Axis) -> list[Score]:
-    """Return a row for each of SCORES; a change is from the nearest value before that is known."""
+def chain(
+    values: Sequence[float | None], ways: Sequence[str], axis: Axis, origin: float = 0.0
+) -> list[Score]:
+    """Return a row for each of SCORES; a change is from the nearest value before that is known.
+
+    `ways` says how each was scored; the axis is that of values less `origin`.
+    """
     rows: list[Score] = []
     before: float | None = None
-    for (name, _, _), value, note in zip(SCORES, values, notes, strict=True):
+    for (name, _, _), value, note in zip(SCORES, values, ways, strict=True):
         if value is None:
             rows.append(Score(name, note, None))
             continue
-        place = axis.percent(value)
-        left, right = sorted((place, place if before is None else axis.percent(before)))
+        place = axis.percent(value - origin)
+        left, right = sorted((place, place if before is None else axis.percent(before - origin)))
         change = None if before is None else value - before
         rows.append(Score(name, note, value, change, place, (left, round(right - left, 3))))
         before = value

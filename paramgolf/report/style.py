@@ -89,7 +89,7 @@ td.worse { color: var(--bad); }
 .k-scales, .k-codes { background: color-mix(in srgb, var(--line) 48%, var(--paper)); }
 .tile span { display: block; padding: .3rem .45rem; font-size: .8rem; line-height: 1.3; }
 .tile span { white-space: nowrap; }
-.tile em { font-style: normal; margin-left: .4rem; }
+.tile em, .tile i { font-style: normal; } .tile em { margin-left: .4rem; }
 @container (max-width: 8rem) { .tile em, .tile i { display: none; } }
 @container (max-width: 5.2rem) or (max-height: 2.6rem) { .tile span { display: none; } }
 .legend { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; padding: 0; }
@@ -101,7 +101,7 @@ code { font-size: .9em; background: var(--track); padding: .1em .3em; border-rad
 .legend strong { color: var(--ink); font-weight: 600; }
 .swatch { width: .7rem; height: .7rem; border-radius: 2px; background: var(--line); }
 .swatch { display: inline-block; flex: none; }
-td.part .swatch { margin-right: .5rem; }
+td.part { white-space: nowrap; } td.part .swatch { margin-right: .5rem; }
 .sample { display: inline-block; width: 1.4rem; margin-right: .5rem; vertical-align: middle; }
 .sample { border-top: 3px solid var(--line); } .sample.dash { border-top-style: dashed; }
 .results th[scope] { color: var(--ink); font-size: inherit; white-space: nowrap; }

@@ -71,12 +71,22 @@ def test_the_lowest_score_is_marked_and_no_count(runs):
     assert not any(best for _, best in alone.cells)
 
 
-def test_all_runs_share_the_axis_of_scores(runs):
-    falls, _ = views.falls(runs)
-    places = {row.value: row.place for fall in falls for row in fall.rows if row.value}
-    ordered = [places[value] for value in sorted(places)]
-    assert ordered == sorted(ordered)
-    assert 0 <= ordered[0] < ordered[-1] <= 100
+def test_all_runs_share_an_axis_of_changes_since_training(runs):
+    far = made("far", scores=(1.2702, 1.2931, 1.3127))
+    far = made("far", metrics={**far.metrics, "train.val_bpb": 1.3012})  # base, 0.5 below
+    falls, labels = views.falls([*runs, far])
+    base, wide, shifted = ([row.place for row in fall.rows] for fall in falls)
+    assert base == pytest.approx(shifted)
+    assert base[0] == wide[0]
+    assert wide[3] < base[3] < base[2] < base[0] < base[1]
+    assert "0.00" in [text for _, text in labels]
+    bar = falls[0].rows[1].bar
+    assert [bar[0], sum(bar)] == pytest.approx([base[0], base[1]], abs=0.01)
+
+
+def test_a_change_that_rounds_to_nothing_is_neither_good_nor_bad(runs):
+    falls, _ = views.falls([made("flat", scores=(1.7702, 1.812701, 1.8127))])
+    assert [row.trend for row in falls[0].rows] == ["same", "worse", "same", "better"]
 
 
 def test_curves_lie_in_one_frame_each_with_its_line(runs, page):
@@ -119,7 +129,7 @@ def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
     kept = {key: v for key, v in flatten(metrics()).items() if key not in missing}
     bare = Run("bare", PARAMS, kept, None, None)
     shown = text_of(render_comparison([*runs, bare], {}))
-    assert "No training log at hand of bare" in shown
+    assert "no training log at hand of bare" in shown
     assert "–" in shown
     text_of(render_comparison([bare], {}))
 
@@ -139,8 +149,12 @@ def test_a_change_after_a_missing_score_is_from_the_nearest_before():
         ({}, {"eval_ttt.bytes_scored": 5}, "adapted scores are of different texts"),
         ({}, {"train.device": "H100"}, "different devices"),
         ({"tokenizer.vocab_size": 2048}, {}, "nats a token do not compare"),
-        ({"eval_ttt.mode": "none"}, {}, "sgd, stream order / strided, stream order; none"),
-        ({"eval_ttt.mode": "lora_documents"}, {}, "lora_documents, length order"),
+        ({"eval_ttt.mode": "none"}, {}, "eval_ttt did not score alike: sgd, stream order / none"),
+        (
+            {"eval_ttt.mode": "lora_documents"},
+            {},
+            "stream order / lora_documents, length order",
+        ),
     ],
 )
 def test_what_makes_runs_hard_to_compare_is_said(changes, changed_metrics, warning):
@@ -196,7 +210,7 @@ def test_the_command_writes_the_page_of_a_commit_and_the_workspace(project, call
     shown = text_of((project / "artifacts/compare.html").read_text())
     assert "first 1.7702" in shown
     assert "workspace 1.7501" in shown
-    assert "No training log at hand of first" in shown  # no cache holds it
+    assert "no training log at hand of first" in shown  # no cache holds it
     assert "workspace ends at" in shown
     before = (project / "artifacts/compare.html").read_bytes()
     call("first", "workspace", "--output", "again.html")
