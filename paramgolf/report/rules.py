@@ -125,7 +125,7 @@ def normalised(run: Run) -> Verdict:
     shown = ", ".join(f"{stage} {loss:.4f}" for stage, loss in losses.items())
     return Verdict(
         all(loss > 0 for loss in losses.values()),
-        f"one distribution over the whole vocabulary (tests add it up); nats a token: {shown}",
+        f"cross-entropy over the full vocabulary, nothing mixed in; nats a token: {shown}",
     )
 
 
