@@ -8,7 +8,7 @@ from pathlib import Path
 from paramgolf.files import write_text
 from paramgolf.report import compare_views as views
 from paramgolf.report.compare_template import COMPARE_PAGE
-from paramgolf.report.page import template
+from paramgolf.report.html import template
 from paramgolf.report.runs import Run
 
 

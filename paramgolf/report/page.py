@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup, escape
-
 from paramgolf.files import write_text
 from paramgolf.report import byte_map, curves, views
+from paramgolf.report.html import template
 from paramgolf.report.inputs import LOG, Inputs, load_inputs
-from paramgolf.report.macros import MACROS
 from paramgolf.report.metrics import need
 from paramgolf.report.plots import write_pictures
 from paramgolf.report.scores import evaluations
-from paramgolf.report.style import STYLE
 from paramgolf.report.template import RUN_PAGE
 
 OUT = Path("artifacts/report")
@@ -60,22 +55,6 @@ def render(inputs: Inputs) -> str:
         environment=[(name, _show(value)) for name, value in inputs.log.environment.items()],
         params=[(name, _rows(section)) for name, section in inputs.params.items()],
     )
-
-
-def template(page: str) -> jinja2.Template:
-    """Return a page's template, with the macros and the style sheet at hand."""
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        loader=jinja2.DictLoader({"macros": MACROS}),
-    )
-    environment.filters["code"] = _code
-    return environment.from_string(page, globals={"style": Markup(STYLE)})
-
-
-def _code(text: str) -> Markup:
-    """Return a text as HTML, what stands in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _facts(inputs: Inputs) -> list[tuple[str, str, str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
 
 
 def _run(source: Source, found: Experiment, root: Path) -> Run:
-    log, package = (_content(source, path, root) for path in (LOG, PACKAGE))
+    log, package = _contents(source, (LOG, PACKAGE), root)
     return Run(
         found.name,
         found.params,
@@ -86,16 +86,19 @@ def _run(source: Source, found: Experiment, root: Path) -> Run:
     )
 
 
-def _content(source: Source, path: Path, root: Path) -> bytes | None:
-    """Return a file that a stage wrote, from the folder or DVC's cache; None: not at hand."""
+def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:
+    """Yield files that stages wrote, from the folder or DVC's cache; None: not at hand."""
     if source.commit is None:
-        return (root / path).read_bytes() if (root / path).is_file() else None
-    from dvc import api  # most of a second
+        for path in paths:
+            yield (root / path).read_bytes() if (root / path).is_file() else None
+        return
+    from dvc.api import DVCFileSystem  # 0.4 s, and half a second a commit
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexDirError
 
-    try:
-        content = api.read(path.as_posix(), str(root.resolve()), source.commit, mode="rb")
-    except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
-        return None
-    return bytes(content)
+    files = DVCFileSystem(str(root.resolve()), rev=source.commit)
+    for path in paths:
+        try:
+            yield bytes(files.read_bytes(path.as_posix()))
+        except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
+            yield None

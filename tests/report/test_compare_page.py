@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from page_check import outside_references, text_of
 from run_files import ROOT, evaluation, log_lines, metrics, package, write_run
 
 from paramgolf.cli import main
+from paramgolf.files import write_text
 from paramgolf.recipes import RECIPES, build, flatten
 from paramgolf.report import compare_views as views
 from paramgolf.report.compare_page import render_comparison
@@ -226,6 +231,46 @@ def test_a_workspace_without_metrics_is_left_out(project, call):
         path.unlink()
     assert "left out: workspace: it has no metrics" in call("first", "workspace")
     assert "there is no run to show" in call("workspace", code=2)
+
+
+MAKE = """
+import json, pathlib, shutil, yaml
+seed = yaml.safe_load(open("params.yaml"))["train"]["seed"]
+for name in ("train", "package"):
+    shutil.copytree(f"kept/{name}", f"artifacts/{name}", dirs_exist_ok=True)
+path = pathlib.Path("artifacts/metrics/eval_ttt.json")
+path.write_text(json.dumps(json.loads(path.read_text()) | {"val_bpb": 1.7 + seed / 1e4}))
+"""
+
+
+@pytest.mark.pipeline
+def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
+    """Each experiment's files are read at its own commit, whatever the workspace holds."""
+    (project / "kept").mkdir()
+    for name in ("train", "package"):
+        (project / "artifacts" / name).rename(project / "kept" / name)
+    outs = ["artifacts/train", "artifacts/package"]
+    metric = {"artifacts/metrics/eval_ttt.json": {"cache": False, "persist": True}}
+    stage = {"cmd": f"{sys.executable} make.py", "params": ["train"], "outs": [*outs, metric]}
+    write_text(project / "make.py", MAKE)
+    write_text(project / "dvc.yaml", yaml.safe_dump({"stages": {"all": stage}}))
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1"}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], env=environment, check=True)
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-q", "-m", "plan"], check=True)
+    for seed in (11, 12):
+        words = ["exp", "run", "-q", "-n", f"made-{seed}", "-S", f"train.seed={seed}"]
+        subprocess.run([*dvc, *words], env=environment, check=True, capture_output=True)
+    shutil.rmtree(project / "artifacts/train")
+    assert "2 runs (made-11, made-12)" in call()
+    page = (project / "artifacts/compare.html").read_text()
+    shown = text_of(page)
+    assert "made-11 1.7011" in shown
+    assert "made-12 ends at" in shown
+    assert "no training log" not in shown
+    assert page.count('<polyline class="l1"') == 2
+    assert "attention" in shown  # families are known from package.json alone
 
 
 @pytest.mark.parametrize(
