@@ -15,7 +15,7 @@ from pathlib import Path
 EXAMPLE = """example:
   paramgolf report
   paramgolf report main 'wide-*' workspace
-  paramgolf report 'seed-*' --output seeds.html"""
+  paramgolf report 'seed-*' --out seeds.html"""
 OUTPUT = Path("artifacts/compare.html")
 
 
@@ -24,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
     parser.add_argument("--all", action="store_true", help="experiments of every commit")
     parser.add_argument(
-        "--output", metavar="FILE", type=Path, default=OUTPUT, help="default: %(default)s"
+        "--out", metavar="FILE", type=Path, default=OUTPUT, help="default: %(default)s"
     )
 
 
@@ -34,9 +34,9 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.report.runs import load_runs
 
     runs, left_out = load_runs(options.experiments, everywhere=options.all)
-    write_comparison(runs, left_out, options.output)
+    write_comparison(runs, left_out, options.out)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     names = ", ".join(run.name for run in runs)
-    print(f"{options.output}: {len(runs)} run{'s' if len(runs) > 1 else ''} ({names})")
+    print(f"{options.out}: {len(runs)} run{'s' if len(runs) > 1 else ''} ({names})")
     return 0

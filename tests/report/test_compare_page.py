@@ -218,7 +218,7 @@ def test_the_command_writes_the_page_of_a_commit_and_the_workspace(project, call
     assert "no training log at hand of first" in shown  # no cache holds it
     assert "workspace ends at" in shown
     before = (project / "artifacts/compare.html").read_bytes()
-    call("first", "workspace", "--output", "again.html")
+    call("first", "workspace", "--out", "again.html")
     assert (project / "again.html").read_bytes() == before
 
 
