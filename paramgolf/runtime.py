@@ -28,6 +28,7 @@ class Ranks:
     device: torch.device
     compile: bool = False
     attention: str = "auto"
+    kernels: str = "auto"
 
     @property
     def is_main(self) -> bool:
@@ -134,12 +135,12 @@ def processes(config: RuntimeConfig) -> Iterator[Ranks]:
         _keep_freed_memory()
     compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
     if world == 1:
-        yield Ranks(0, 1, device, compiled, config.attention)
+        yield Ranks(0, 1, device, compiled, config.attention, config.kernels)
         return
     backend = "nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
     try:
-        yield Ranks(rank, world, device, compiled, config.attention)
+        yield Ranks(rank, world, device, compiled, config.attention, config.kernels)
     finally:
         dist.destroy_process_group()
 
