@@ -28,7 +28,7 @@ COMPARE_PAGE = """\
 <h2>Results</h2>
 <p class="note">Bits per byte on the validation text, lower is better; the lowest is marked.
 <code>paramgolf compare</code> tells whether a difference is more than chance.</p>
-<div class="scroll"><table class="results">
+<div class="scroll"><table>
 <thead><tr><th>run</th>{% for name, _, _ in figures %}<th class="n">{{ name }}</th>{% endfor %}
 </tr></thead>
 <tbody>
@@ -41,13 +41,25 @@ COMPARE_PAGE = """\
 </tbody></table></div>
 
 <h2>What differs</h2>
-{%- if differences %}
+{%- if differences|length >= summary|length %}
 <div class="scroll"><table>
 <thead><tr><th>parameter</th>
 {%- for row in summary %}<th class="n">{{ row.name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {%- for key, values in differences %}
-<tr><td>{{ key }}</td>{% for value in values %}<td class="n">{{ value }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ key }}</th>
+{%- for value in values %}<td class="n">{{ value }}</td>{% endfor %}</tr>
+{%- endfor %}
+</tbody></table></div>
+{%- elif differences %}
+<div class="scroll"><table>
+<thead><tr><th>run</th>
+{%- for key, _ in differences %}<th class="n">{{ key }}</th>{% endfor %}</tr></thead>
+<tbody>
+{%- for row in summary %}
+{%- set place = loop.index0 %}
+<tr><th scope="row">{{ line(row.line) }}{{ row.name }}</th>
+{%- for _, values in differences %}<td class="n">{{ values[place] }}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody></table></div>
 {%- else %}
@@ -92,7 +104,7 @@ training that all runs share.</p>
 <th class="n">bytes</th></tr></thead>
 <tbody>
 {%- for stack in stacks %}
-<tr><td>{{ line(stack.line) }}{{ stack.name }}</td><td class="wide"><div class="stack">
+<tr><th scope="row">{{ line(stack.line) }}{{ stack.name }}</th><td class="wide"><div class="stack">
 {%- for family, size, width in stack.parts %}
 <b class="f-{{ family }}" style="width:{{ width|round(3) }}%"
  title="{{ family }}: {{ '{:,}'.format(size) }} bytes"></b>
@@ -105,7 +117,7 @@ training that all runs share.</p>
 {%- for stack in stacks %}<th class="n">{{ stack.name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {%- for family, sizes in family_rows %}
-<tr><td class="part"><span class="swatch f-{{ family }}"></span>{{ family }}</td>
+<tr><th scope="row"><span class="swatch f-{{ family }}"></span>{{ family }}</th>
 {%- for size in sizes %}
 <td class="n">{{ "–" if size is none else "{:,}".format(size) }}</td>{% endfor %}</tr>
 {%- endfor %}
@@ -118,7 +130,8 @@ training that all runs share.</p>
 {%- for row in summary %}<th class="n">{{ row.name }}</th>{% endfor %}</tr></thead>
 <tbody>
 {%- for key, values in metrics %}
-<tr><td>{{ key }}</td>{% for value in values %}<td class="n">{{ value }}</td>{% endfor %}</tr>
+<tr><th scope="row">{{ key }}</th>
+{%- for value in values %}<td class="n">{{ value }}</td>{% endfor %}</tr>
 {%- endfor %}
 </tbody></table></div></details>
 </main>

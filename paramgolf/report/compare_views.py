@@ -67,7 +67,7 @@ def summary(runs: Sequence[Run]) -> list[Row]:
     lowest: dict[str, float] = {}
     for _, key, _ in FIGURES[:BEST]:
         values = [v for run in runs if (v := number(run, key)) is not None]
-        if len(values) > 1:
+        if len(set(values)) > 1:
             lowest[key] = min(values)
     return [
         Row(

@@ -101,10 +101,12 @@ code { font-size: .9em; background: var(--track); padding: .1em .3em; border-rad
 .legend strong { color: var(--ink); font-weight: 600; }
 .swatch { width: .7rem; height: .7rem; border-radius: 2px; background: var(--line); }
 .swatch { display: inline-block; flex: none; }
-td.part { white-space: nowrap; } td.part .swatch { margin-right: .5rem; }
+td.part { white-space: nowrap; } .part .swatch, th .swatch { margin-right: .5rem; }
 .sample { display: inline-block; width: 1.4rem; margin-right: .5rem; vertical-align: middle; }
 .sample { border-top: 3px solid var(--line); } .sample.dash { border-top-style: dashed; }
-.results th[scope] { color: var(--ink); font-size: inherit; white-space: nowrap; }
+th[scope] { color: var(--ink); font-size: inherit; font-weight: 400; white-space: nowrap; }
+.scroll th[scope] { position: sticky; left: 0; background: var(--paper); }
+.scroll th[scope] { background-clip: padding-box; }
 .stack { display: flex; height: 1.3rem; border-radius: 3px; overflow: hidden; }
 .stack b { display: block; border-right: 1px solid var(--paper); background: var(--line); }
 .warnings { margin: 1.4rem 0 0; padding: .7rem 1rem .7rem 2rem; border-left: 3px solid var(--bad); }

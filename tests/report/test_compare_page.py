@@ -59,7 +59,6 @@ def test_the_page_is_well_formed_and_shows_each_run(page):
     shown = text_of(page)
     assert "2 runs side by side" in shown
     assert "base 1.7702 1.7931 1.8127 1.8012 578,000 400 96" in shown
-    assert "quantize.mlp_clip 12.85 11.5" in shown
     assert "verify.enforce" not in shown.partition("What differs")[2].partition("Every metric")[0]
     assert "−0.0297" in shown  # 1.7603 - 1.79
     for heading in ("Results", "Score, step by step", "Training", "Where the bytes went"):
@@ -74,6 +73,16 @@ def test_the_lowest_score_is_marked_and_no_count(runs):
     assert all(not best for row in (base, wide) for _, best in row.cells[4:])
     (alone,) = views.summary(runs[:1])
     assert not any(best for _, best in alone.cells)
+
+
+def test_what_differs_has_a_row_a_run_or_a_row_a_parameter(runs):
+    """Whichever table is the taller, so that it is not the wider."""
+    shown = text_of(render_comparison(runs, {}))
+    assert "run quantize.mlp_clip base 12.85 wide 11.5" in shown
+    other = {"quantize.mlp_clip": 11.5, "train.seed": 2, "train.matrix_lr": 0.1}
+    shown = text_of(render_comparison([runs[0], made("other", other)], {}))
+    assert "parameter base other train.seed 1337 2 train.matrix_lr 0.022 0.1" in shown
+    assert "No parameter." in text_of(render_comparison([runs[0], made("same")], {}))
 
 
 def test_all_runs_share_an_axis_of_changes_since_training(runs):
