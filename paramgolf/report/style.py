@@ -62,9 +62,9 @@ figure { margin: .6rem 0 0; min-width: 0; }
   background: var(--paper); border: 2px solid var(--line);
 }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .9rem; }
+table { border-spacing: 0; width: 100%; font-size: .9rem; line-height: 1.375rem; }
 th { text-align: left; font-weight: 500; color: var(--muted); font-size: .8rem; }
-td, th { padding: .38rem .7rem .38rem 0; border-bottom: 1px solid var(--rule); }
+td, th { padding: .375rem .7rem .375rem 0; border-bottom: 1px solid var(--rule); }
 td.n, th.n { text-align: right; white-space: nowrap; }
 td:last-child, th:last-child { padding-right: 0; }
 .wide { width: 50%; min-width: 8rem; }
@@ -106,13 +106,12 @@ td.part { white-space: nowrap; } .part .swatch, th .swatch { margin-right: .5rem
 .sample { border-top: 3px solid var(--line); } .sample.dash { border-top-style: dashed; }
 th[scope] { color: var(--ink); font-size: inherit; font-weight: 400; white-space: nowrap; }
 .scroll th[scope] { position: sticky; left: 0; background: var(--paper); }
-.scroll th[scope] { background-clip: padding-box; }
 .stack { display: flex; height: 1.3rem; border-radius: 3px; overflow: hidden; }
 .stack b { display: block; border-right: 1px solid var(--paper); background: var(--line); }
 .warnings { margin: 1.4rem 0 0; padding: .7rem 1rem .7rem 2rem; border-left: 3px solid var(--bad); }
 .warnings { background: var(--track); font-size: .9rem; max-width: 46rem; }
-td small { display: block; color: var(--muted); font-size: .8rem; }
-.heat td { text-align: right; border: 2px solid var(--paper); padding: .3rem .5rem; }
+td small { display: block; color: var(--muted); font-size: .8rem; line-height: 1.25rem; }
+.heat td { text-align: right; border: 1px solid var(--paper); padding: .3rem .5rem; }
 .heat th { padding: .3rem .5rem .3rem 0; border: 0; }
 .heat thead th + th { text-align: right; padding-right: .5rem; }
 details { margin: .5rem 0; }
