@@ -1,1 +1,1 @@
-"""Fused GPU kernels (Triton) of the network's operations; paramgolf.model.operations says what they compute."""
+"""Fused GPU kernels (Triton) of what paramgolf.model.operations defines."""

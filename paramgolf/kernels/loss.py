@@ -21,7 +21,9 @@ WIDEST = 65_536  # vocabulary that one program holds in its registers
 def _capped(z, above, below, per_nat: tl.constexpr):
     """Return cap * tanh(z / cap) and the tanh; caps and result in powers of two."""
     cap = tl.where(z > 0, above, below)
-    power = tl.exp2(z * tl.where(z > 0, 2 * per_nat * per_nat / above, 2 * per_nat * per_nat / below))
+    power = tl.exp2(
+        z * tl.where(z > 0, 2 * per_nat * per_nat / above, 2 * per_nat * per_nat / below)
+    )
     bent = 1.0 - 2.0 / (power + 1.0)
     return cap * bent, bent
 

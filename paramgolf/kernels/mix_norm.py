@@ -15,8 +15,8 @@ from torch.library import wrap_triton
 from paramgolf.model.operations import EPSILON
 
 ROWS = 4  # tokens of a tile
-STAGES = 2
-PROGRAMS = 1024  # of the backward pass, at most; each walks over many tiles
+PROGRAMS = 1056  # of the backward pass, at most: 8 a processor; each walks over many tiles
+STAGES = 3  # tiles under way in a program
 
 
 @triton.jit
@@ -46,7 +46,8 @@ def _sum(
 @triton.jit
 def _forward(
     x, y, z, coefficients, scale, sums, normed, rows, width,
-    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr,
+    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
@@ -64,15 +65,17 @@ def _forward(
 @triton.jit
 def _backward(
     x, y, z, coefficients, scale, d_sums, d_normed, dx, dy, dz, partial, rows, width,
-    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, EPSILON: tl.constexpr,
-    STAGES: tl.constexpr,
+    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, EPSILON: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     column = tl.arange(0, WIDTH)
     inside = column < width
     s = tl.load(scale)
     a0 = tl.zeros((ROWS, WIDTH), tl.float32)
     a1, a2 = a0, a0
-    for first in tl.range(tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES):
+    for first in tl.range(
+        tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES
+    ):
         row = first + tl.arange(0, ROWS)
         at = row[:, None] * width + column[None, :]
         live = (row < rows)[:, None] & inside[None, :]
@@ -119,14 +122,16 @@ def _options(terms: int, mixed: bool, keep: bool, width: int) -> dict[str, float
 
 @torch.library.triton_op("paramgolf::mix_norm", mutates_args=())
 def _mix_norm(
-    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor, keep: bool
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
+    keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     width = x.shape[-1]
     rows, terms = x.numel() // width, 1 + (y is not None) + (z is not None)
     normed = torch.empty_like(x)
     sums = torch.empty_like(x) if keep else x.new_empty(0)
     wrap_triton(_forward)[(triton.cdiv(rows, ROWS),)](
-        x, x if y is None else y, x if z is None else z, scale if coefficients is None else coefficients,
+        x, x if y is None else y, x if z is None else z,
+        scale if coefficients is None else coefficients,
         scale, sums, normed, rows, width,
         **_options(terms, coefficients is not None, keep, width),
     )  # fmt: skip
@@ -147,7 +152,8 @@ def _mix_norm_backward(
     programs = min(PROGRAMS, triton.cdiv(rows, ROWS))
     partial = x.new_empty((programs, terms, width) if mixed else 0, dtype=torch.float32)
     wrap_triton(_backward)[(programs,)](
-        x, x if y is None else y, x if z is None else z, scale if coefficients is None else coefficients,
+        x, x if y is None else y, x if z is None else z,
+        scale if coefficients is None else coefficients,
         scale, d_sums, d_normed, dx, dy, dz, partial, rows, width,
         **_options(terms, mixed, keep, width), STAGES=STAGES,
     )  # fmt: skip
@@ -176,5 +182,5 @@ def mix_norm(
     lanes: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
     """As operations.mix_norm, for one to three lanes."""
-    x, y, z = (*lanes, None, None)[:3]
-    return _mix_norm(x.contiguous(), y, z, coefficients, scale, keep)  # type: ignore[no-any-return]
+    rest = [lane.contiguous() for lane in lanes[1:]] + [None] * (3 - len(lanes))
+    return _mix_norm(lanes[0].contiguous(), *rest, coefficients, scale, keep)  # type: ignore[no-any-return]

@@ -39,7 +39,9 @@ def _forward(
         if EXCLUDE:
             x -= tl.sum(x * unit, 1)[:, None] * unit
         if GATED:
-            x *= tl.load(gate + item * GROUP + g, mask=item < items, other=0.0).to(tl.float32)[:, None]
+            x *= tl.load(gate + item * GROUP + g, mask=item < items, other=0.0).to(tl.float32)[
+                :, None
+            ]
         tl.store(out + at, x, mask=live)
 
 

@@ -32,8 +32,13 @@ class Segments(NamedTuple):
 Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
 
 
-def find_segments(tokens_BT: Tensor, bos: int, longest: int) -> Segments:
-    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one."""
+def find_segments(
+    tokens_BT: Tensor, bos: int, longest: int, *, multiple: int = BOUNDS_MULTIPLE
+) -> Segments:
+    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one.
+
+    Bounds are padded to a multiple of `multiple`. Tokens on a GPU are waited for.
+    """
     B, T = tokens_BT.shape
     starts = tokens_BT == bos
     starts[:, 0] = True
@@ -42,7 +47,7 @@ def find_segments(tokens_BT: Tensor, bos: int, longest: int) -> Segments:
     pieces = (ends - first + longest - 1) // longest
     within = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     bounds = first.repeat_interleave(pieces) + within * longest
-    padding = BOUNDS_MULTIPLE - len(bounds) % BOUNDS_MULTIPLE
+    padding = multiple - len(bounds) % multiple
     bounds = torch.cat([bounds, torch.full((padding,), B * T)]).int()
     return Segments(bounds.to(tokens_BT.device), longest)
 

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramgolf.model.attention import Attend, attend_sdpa, find_segments, rotary_table
+from paramgolf.model.attention import (
+    Attend,
+    Segments,
+    attend_sdpa,
+    find_segments,
+    rotary_table,
+)
 from paramgolf.model.block import (
     Adapters,
     Context,
@@ -48,6 +54,7 @@ class Pass:
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
     of the order. With `window` a position attends to no more than so many, its own among them.
+    `segments` are those of `document_tokens`, where they were found beforehand.
     """
 
     order: Order
@@ -55,6 +62,7 @@ class Pass:
     document_tokens: int | None = None
     adapters: Mapping[str, Pair] | None = None
     window: int | None = None
+    segments: Segments | None = None
 
 
 class FanOut(torch.autograd.Function):
@@ -184,16 +192,17 @@ class Network(nn.Module):
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
         longest, length = options.document_tokens, x0.shape[1]
+        sight = [n for n in (length, longest, options.window) if n is not None]
         cos, sin = rotary_table(
             length,
             config.rope_dims,
             config.rope_base,
             trained_length=config.rope_trained_length,
-            reach=min(length, options.window or length),
+            reach=min(sight),
             device=x0.device,
         )
-        segments = None
-        if longest is not None or options.window is not None:
+        segments = options.segments
+        if segments is None and len(sight) > 1:
             bos = BOS if longest is not None else NO_TOKEN
             segments = find_segments(tokens_BT, bos, longest or length)
             segments = segments._replace(window=options.window)

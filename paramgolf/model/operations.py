@@ -1,6 +1,7 @@
 """The operations that a fused kernel may replace, and their plain forms, which are the reference.
 
-Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels a head, m hidden.
+Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels a head, m hidden
+channels.
 """
 
 from __future__ import annotations
@@ -73,9 +74,9 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, exclude: bool) -> Tensor:
-    """Return attention's output y [B, T, H, D] without its part along v (XSA), times gates [B, T, H].
+    """Return attention's output y [B, T, H, D] without its part along v (XSA), times the gates.
 
-    v [B, T, K, D] are the values at the same positions; H / K heads share one.
+    gate is [B, T, H]. v [B, T, K, D] are the values at the same positions; H / K heads share one.
     """
     if exclude:
         y = exclude_own_value(y, v)
@@ -99,4 +100,3 @@ def activate(z: Tensor, slope: float) -> Tensor:
 def mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
     """Return down(LeakyReLU(up n)^2) [B, T, d] for n [B, T, d], up [m, d], down [d, m]."""
     return F.linear(activate(F.linear(n, up), slope), down)
-

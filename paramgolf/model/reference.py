@@ -1,4 +1,4 @@
-"""The plain forms of the network's operations: the reference of every kernel, and what a CPU runs."""
+"""The plain forms of the operations: the reference of every kernel, and what a CPU runs."""
 
 from __future__ import annotations
 
