@@ -52,6 +52,7 @@ def render(inputs: Inputs) -> str:
         bytes_note=_bytes_note(inputs),
         grids=views.error_grids(inputs.errors),
         timings=views.timings(inputs),
+        step_split=views.step_split(inputs),
         environment=[(name, _show(value)) for name, value in inputs.log.environment.items()],
         params=[(name, _rows(section)) for name, section in inputs.params.items()],
     )

@@ -134,6 +134,21 @@ compression; code by module. The rows add up to both files.</p>
 {%- endfor %}
 </tbody></table>
 
+{%- if step_split %}
+<h3>A training step <small>milliseconds on the GPU, by kind of kernel</small></h3>
+<div class="stack" aria-hidden="true">
+{%- for name, _, share in step_split %}
+<b class="l{{ loop.index0 }}" style="width:{{ share|round(3) }}%" title="{{ name }}"></b>
+{%- endfor %}
+</div>
+<ul class="legend">
+{%- for name, ms, share in step_split %}
+<li><span class="swatch l{{ loop.index0 }}"></span>{{ name }}
+<strong>{{ "%.2f"|format(ms) }}</strong> {{ "%.0f"|format(share) }} %</li>
+{%- endfor %}
+</ul>
+{%- endif %}
+
 <h2>Environment of training</h2>
 <div class="columns"><section><table><tbody>
 {%- for name, value in environment %}

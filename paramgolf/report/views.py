@@ -85,6 +85,17 @@ def timings(inputs: Inputs) -> list[Timing]:
     ]
 
 
+def step_split(inputs: Inputs) -> list[tuple[str, float, float]]:
+    """Return what a training step's time went into: name, milliseconds, per cent; the most first.
+
+    Empty where it was not measured, as on a CPU.
+    """
+    split = inputs.metric("train.time_split_ms") or {}
+    whole = sum(split.values()) or 1.0
+    found = [(name, ms, 100 * ms / whole) for name, ms in split.items() if ms > 0]
+    return sorted(found, key=lambda item: -item[1])
+
+
 def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
     """Return the grids of both errors, in per cent; the embedding is one row of its own."""
     texts = (

@@ -120,6 +120,21 @@ def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs
     assert rows["Calibration, on generated text"].limit is None
 
 
+def test_a_steps_time_is_split_where_it_was_measured(inputs, page):
+    assert "A training step" not in page
+    split = {"gemm": 60.0, "attention": 25.0, "communication": 0.0, "gaps": 15.0}
+    by_stage = metrics() | {"train": metrics()["train"] | {"time_split_ms": split}}
+    changed = dataclasses.replace(
+        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
+    )
+    assert views.step_split(changed) == [
+        ("gemm", 60.0, 60.0),
+        ("attention", 25.0, 25.0),
+        ("gaps", 15.0, 15.0),
+    ]
+    assert "gemm 60.00 60 % attention 25.00 25 %" in text_of(render(changed))
+
+
 def test_an_artifact_above_the_limit_is_said_to_be(inputs):
     package = metrics()["package"] | {"limit_bytes": 500_000}
     by_stage = metrics() | {"package": package}
