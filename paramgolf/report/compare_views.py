@@ -195,7 +195,8 @@ def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
             found.append(f"{stage} did not score alike: {' / '.join(ways)}.")
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
-        found.append(f"no training log at hand of {names}: DVC's cache and remote lack it.")
+        reason = "DVC's cache and remote lack it, or it is not whole"
+        found.append(f"no training log at hand of {names}: {reason}.")
     found += [
         f"the same training, so that their curves lie on one another: {', '.join(names)}."
         for names in _shared(runs)

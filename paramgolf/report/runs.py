@@ -19,7 +19,8 @@ MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, pl
 class Run:
     """A run by its name; `params` and `metrics` by dotted key.
 
-    `log` and `package` (package.json) are None where the cache does not hold them.
+    `log` and `package` (package.json) are None where the cache does not hold them, `log` also where
+    it is not whole.
     """
 
     name: str
@@ -81,9 +82,24 @@ def _run(source: Source, found: Experiment, root: Path) -> Run:
         found.name,
         found.params,
         found.metrics,
-        None if log is None else parse_log(log, f"{found.name}: {LOG}"),
-        None if package is None else json.loads(package),
+        None if log is None else _log(log, found.name),
+        None if package is None else _ledger(package, found.name),
     )
+
+
+def _log(content: bytes, name: str) -> Log | None:
+    """Return a training log; None where it is not whole, as while training runs."""
+    try:
+        return parse_log(content, f"{name}: {LOG}")
+    except ParamGolfError:
+        return None
+
+
+def _ledger(content: bytes, name: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ParamGolfError("not a JSON file", where=f"{name}: {PACKAGE}", found=error) from None
 
 
 def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:

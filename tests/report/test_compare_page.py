@@ -282,6 +282,19 @@ def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
     assert "attention" in shown  # families are known from package.json alone
 
 
+def test_a_log_that_is_being_written_is_left_out(project, call):
+    path = project / "artifacts/train/log.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert "1 run (workspace)" in call("workspace")
+    shown = text_of((project / "artifacts/compare.html").read_text())
+    assert "no training log at hand of workspace" in shown
+
+
+def test_a_damaged_ledger_is_named(project, call):
+    (project / "artifacts/package/package.json").write_text("{")
+    assert "workspace: artifacts/package/package.json" in call("workspace", code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
