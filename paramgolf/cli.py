@@ -23,6 +23,8 @@ COMMANDS = {
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
     "report": "one page of several runs side by side",
+    "submit": "make the folder of a submission",
+    "completion": "print the completion script of a shell",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended

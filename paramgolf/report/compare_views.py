@@ -195,12 +195,16 @@ def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
             found.append(f"{stage} did not score alike: {' / '.join(ways)}.")
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
-        reason = "DVC's cache and remote lack it, or it is not whole"
+        reason = "DVC's cache and remote lack it, or it is not whole, or another run's"
         found.append(f"no training log at hand of {names}: {reason}.")
     found += [
         f"the same training, so that their curves lie on one another: {', '.join(names)}."
         for names in _shared(runs)
     ]
+    for run in runs:
+        for reason in dict.fromkeys(run.foreign.values()):
+            stages = ", ".join(stage for stage, why in run.foreign.items() if why == reason)
+            found.append(f"not shown of {run.name}, as made with {reason}: {stages}.")
     found += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
     return found
 

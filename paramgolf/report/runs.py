@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.read import WORKSPACE, Experiment, Source, find, outdated, read
+from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.report.inputs import LOG, PACKAGE, Log, parse_log
 
 MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, plain and dashed
@@ -20,7 +20,8 @@ class Run:
     """A run by its name; `params` and `metrics` by dotted key.
 
     `log` and `package` (package.json) are None where the cache does not hold them, `log` also where
-    it is not whole.
+    it is not whole. `foreign` names the stages that another run made, and why: nothing of them is
+    here.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Run:
     metrics: Mapping[str, Any]
     log: Log | None
     package: Mapping[str, Any] | None
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_runs(
@@ -42,20 +44,12 @@ def load_runs(
     chosen: list[tuple[Source, Experiment]] = []
     left_out: dict[str, str] = {}
     for source, found in zip(sources, read(sources, root), strict=True):
-        if reason := _unusable(found, root):
-            left_out[found.name] = reason
+        if not found.metrics:
+            left_out[found.name] = "it has no metrics of its own"
         elif not any(_same(found, other) for _, other in chosen):
             chosen.append((source, found))
     _check_count(chosen, left_out)
     return [_run(source, found, root) for source, found in chosen], left_out
-
-
-def _unusable(found: Experiment, root: Path) -> str | None:
-    if not found.metrics:
-        return "it has no metrics"
-    if found.name == WORKSPACE and (keys := outdated(found, root)):
-        return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
-    return None
 
 
 def _same(one: Experiment, other: Experiment) -> bool:
@@ -82,8 +76,9 @@ def _run(source: Source, found: Experiment, root: Path) -> Run:
         found.name,
         found.params,
         found.metrics,
-        None if log is None else _log(log, found.name),
-        None if package is None else _ledger(package, found.name),
+        None if log is None or "train" in found.foreign else _log(log, found.name),
+        None if package is None or "package" in found.foreign else _ledger(package, found.name),
+        found.foreign,
     )
 
 

@@ -238,7 +238,7 @@ def test_equal_runs_count_once(project, call):
 def test_a_workspace_without_metrics_is_left_out(project, call):
     for path in (project / "artifacts/metrics").iterdir():
         path.unlink()
-    assert "left out: workspace: it has no metrics" in call("first", "workspace")
+    assert "left out: workspace: it has no metrics of its own" in call("first", "workspace")
     assert "there is no run to show" in call("workspace", code=2)
 
 
@@ -280,6 +280,17 @@ def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
     assert "no training log" not in shown
     assert page.count('<polyline class="l1"') == 2
     assert "attention" in shown  # families are known from package.json alone
+
+
+def test_what_another_run_made_is_not_shown(project, call):
+    """Parameters that were changed since are not those of the scores that lie there."""
+    steps = yaml.safe_load((project / "params.yaml").read_text())["eval_ttt"]
+    stages = {"eval_ttt": {"params": {"params.yaml": {"eval_ttt": steps | {"lr": 0.5}}}}}
+    write_text(project / "dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    call("workspace")
+    shown = text_of((project / "artifacts/compare.html").read_text())
+    assert "not shown of workspace, as made with another eval_ttt.lr: eval_ttt." in shown
+    assert "workspace – 1.7931" in shown
 
 
 def test_a_log_that_is_being_written_is_left_out(project, call):
