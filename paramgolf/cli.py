@@ -20,6 +20,7 @@ COMMANDS = {
     "check": "check every parameter of params.yaml",
     "recipes": "list the recipes",
     "estimate": "what a recipe will cost, before any GPU is used",
+    "profile": "where the time of a training step goes, on this GPU",
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
     "report": "one page of several runs side by side",

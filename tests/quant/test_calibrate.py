@@ -61,7 +61,9 @@ class Products(TorchFunctionMode):
         layers = [*range(trained.model.layers), *repeated_layers(trained.model)]
         for name, scale in (("o", state["attn_scale"]), ("down", state["mlp_scale"])):
             rows = zip(layers, state[name], strict=False)
-            self.weights |= {(name, i): scale[l][:, None] * w for i, (l, w) in enumerate(rows)}
+            self.weights |= {
+                (name, i): scale[layer][:, None] * w for i, (layer, w) in enumerate(rows)
+            }
         self.weights["embedding", 0] = state["embedding"]
         self.sums = dict.fromkeys(self.weights, 0.0)
         self.calls = dict.fromkeys(self.weights, 0)
