@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ruamel.yaml import YAMLError
+
 from paramgolf.codec.code import embedded_files
 from paramgolf.commented_yaml import dumper
 from paramgolf.errors import ParamGolfError
@@ -56,6 +58,8 @@ def read_pipeline(root: Path) -> Any:
     except FileNotFoundError:
         fix = "run in the project's folder"
         raise ParamGolfError(f"there is no file {DVC_YAML}", fix=fix) from None
+    except YAMLError as error:
+        raise ParamGolfError("not a YAML file", where=DVC_YAML, found=error) from None
 
 
 def differences(stages: Mapping[str, Any], root: Path) -> list[str]:

@@ -15,7 +15,7 @@ from paramgolf.recipes import Params, check, compose, names
 CONTEST = Machine(device=DEVICES["H100"], count=8)
 LITTLE_SHARE = 0.02  # of the contest's training tokens: too few for a recipe to mean anything
 LONG = 24 * 3600.0
-HERE = "it needs GPUs; `paramgolf use sample` runs here"
+HERE = "they need GPUs; `paramgolf use sample` runs here"
 
 
 def device_of(gpus: Sequence[Gpu]) -> Device | None:
@@ -26,8 +26,11 @@ def device_of(gpus: Sequence[Gpu]) -> Device | None:
 
 
 def recipe_findings(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Iterator[Finding]:
-    """Judge each recipe; `memory_bytes` is the machine's own, for a run without GPU."""
-    device = device_of(gpus)
+    """Judge each recipe; those that mean nothing here share one line.
+
+    `memory_bytes` is the machine's own, for a run without GPU.
+    """
+    device, beyond = device_of(gpus), []
     for name in names(folder):
         title = f"recipe {name}"
         if device is None:
@@ -36,7 +39,13 @@ def recipe_findings(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Ite
         params = check(compose(name, folder), where=folder / f"{name}.yaml")
         machine = Machine(device=device, count=max(1, len(gpus)))
         capacity = gpus[0].memory_bytes if gpus else memory_bytes
-        yield recipe_finding(title, params, machine, capacity)
+        if _is_beyond(params, machine):
+            beyond.append(name)
+        else:
+            yield recipe_finding(title, params, machine, capacity)
+    if beyond:
+        share = f"here they see less than {LITTLE_SHARE:.0%} of their tokens, or take over a day"
+        yield warning("recipes", f"{', '.join(beyond)}: {share}", HERE)
 
 
 def recipe_finding(title: str, params: Params, machine: Machine, capacity: int) -> Finding:
@@ -49,12 +58,18 @@ def recipe_finding(title: str, params: Params, machine: Machine, capacity: int) 
     text = f"{_steps(here):,} steps in about {duration(seconds)}"
     if share < 1:
         text += f", {share:.1%} of the tokens of 8 H100"
-    if share < LITTLE_SHARE or seconds > LONG:
-        return warning(title, text, HERE)
     if memory > capacity:
         sizes = f"{memory / GIB:.0f} GiB of memory, {capacity / GIB:.0f} are there"
         return warning(title, f"{text}; needs {sizes}", "lower train.micro_batch_tokens")
     return ok(title, text)
+
+
+def _is_beyond(params: Params, machine: Machine) -> bool:
+    """Tell whether a machine is too slow for a recipe to mean anything."""
+    sizes = params.model, params.train, params.tokenizer.vocab_size
+    here, contest = stretches(*sizes, machine), stretches(*sizes, CONTEST)
+    seconds = sum(part.steps * part.step_seconds for part in here)
+    return _tokens(here) < LITTLE_SHARE * _tokens(contest) or seconds > LONG
 
 
 def _tokens(parts: Sequence[Stretch]) -> int:
