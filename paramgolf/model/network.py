@@ -5,7 +5,8 @@ Shapes: B rows, T tokens, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,7 @@ class Network(nn.Module):
         self.compute_dtype = torch.float32
         self.attend: Attend = attend_sdpa
         self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
+        self._frozen: Tensors | None = None
         self._block: Callable[..., State] = block
         self._nll: Callable[..., Tensor] = head_nll
         for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
@@ -120,7 +122,19 @@ class Network(nn.Module):
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         return hidden, Head(tensors["embedding"], self.config.softcap, sides, adapter)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Cast the weights once for all passes of the block; they must stay as they are in it."""
+        with torch.no_grad():
+            self._frozen = self._cast()
+        try:
+            yield
+        finally:
+            self._frozen = None
+
     def _cast(self) -> Tensors:
+        if self._frozen is not None:
+            return self._frozen
         parameters: Tensors = dict(self.named_parameters())
         if self.requantise is not None:
             parameters |= {name: self.requantise(parameters[name]) for name in MATRICES}

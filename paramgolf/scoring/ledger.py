@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from paramgolf.runtime import Ranks
 
 ROUNDING_NATS = 1e-3  # how far below 0 a score may lie: cross entropy in float32 rounds
 REPLAYED = 1024  # updates checked at a time
+NONE = np.zeros(0, dtype=np.int64)
 
 
 class LedgerError(ParamGolfError):
@@ -167,6 +168,31 @@ class Ledger:
             "targets_trained": int((trained | elsewhere.trained).sum()),
         }
 
+    def state(self) -> dict[str, Any]:
+        """Return all that `load` needs but the order to follow: tensors and plain values."""
+        spans = [u.start for u in self.updates], [u.stop for u in self.updates]
+        return {
+            "scores": [torch.from_numpy(x) for x in (self.nats, self.entry)],
+            "weights": self.weights,
+            "updates": [(u.entry, len(u.start), u.own) for u in self.updates],
+            "spans": [torch.from_numpy(np.concatenate([NONE, *x])) for x in spans],
+            "merged": self._merged,
+            "trained": torch.from_numpy(self._elsewhere.trained),
+            "elsewhere": self._elsewhere.counts,
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.nats[:], self.entry[:] = (x.numpy() for x in state["scores"])
+        self.weights, self._merged = list(state["weights"]), tuple(state["merged"])
+        ends = np.cumsum([length for _, length, _ in state["updates"]])
+        start, stop = (np.split(x.numpy(), ends) for x in state["spans"])
+        self.updates = [
+            Update(entry, start[i], stop[i], own)
+            for i, (entry, _, own) in enumerate(state["updates"])
+        ]
+        self._elsewhere = _Elsewhere(state["trained"].numpy(), *state["elsewhere"])
+
     def weights_version(self) -> np.ndarray:
         """Return for each target how many updates its weights had seen, int64 [count]."""
         return np.asarray(self.weights)[self.entry]
@@ -221,6 +247,11 @@ class _Elsewhere:
     entries: int = 0
     updates: int = 0
     score_first: bool = True
+
+    @property
+    def counts(self) -> tuple[int, int, bool]:
+        """All but the targets."""
+        return self.entries, self.updates, self.score_first
 
 
 def spread(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
@@ -49,6 +51,18 @@ class Learner:
                     name: value if name == "step" else value[:, :rows].clone()
                     for name, value in state[old].items()
                 }
+
+    def state(self) -> dict[str, Any]:
+        """Return all that `load` needs, of a set with as many rows."""
+        leaves = [leaf.detach() for leaf in self.adapters.parameters()]
+        return {"leaves": leaves, "adamw": self._optimiser.state_dict()}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        with torch.no_grad():
+            for leaf, saved in zip(self.adapters.parameters(), state["leaves"], strict=True):
+                leaf.copy_(saved)
+        self._optimiser.load_state_dict(state["adamw"])
 
     def _adamw(self) -> torch.optim.AdamW:
         config = self._config

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Ranks, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.ledger import Ledger, spans
+from paramgolf.scoring.scorer import Rehearsal
 
 
 class SgdAdapter:
@@ -34,7 +36,7 @@ class SgdAdapter:
     ) -> None:
         self._network, self._tokens = network, tokens
         self._config, self._ranks, self._ledger = config, ranks, ledger
-        self._options = Pass(network.config.orders[-1], document_tokens=document_tokens)
+        self._options = sgd_options(network, document_tokens)
         self._parameters = list(network.parameters())
         # never None, so that a process without sequences joins the sums all the same
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
@@ -55,6 +57,14 @@ class SgdAdapter:
             for begin in range(0, len(rows), config.batch_sequences):
                 self._update(rows[begin : begin + config.batch_sequences])
 
+    def state(self) -> dict[str, Any]:
+        """Return the momenta."""
+        return self._optimiser.state_dict()
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self._optimiser.load_state_dict(state)
+
     def _update(self, rows: np.ndarray) -> None:
         self._ledger.update(*spans(rows.ravel()))
         self._optimiser.zero_grad(set_to_none=False)
@@ -69,3 +79,19 @@ class SgdAdapter:
         if self._config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
         self._optimiser.step()
+
+
+def sgd_options(network: Network, document_tokens: int | None = None) -> Pass:
+    """Return the options of the passes that are learned from."""
+    return Pass(network.config.orders[-1], document_tokens=document_tokens)
+
+
+def sgd_rehearsals(
+    network: Network, config: AdaptConfig, ranks: Ranks, document_tokens: int | None = None
+) -> Iterator[Rehearsal]:
+    """Yield the shapes of this process's passes over a chunk."""
+    rows, batch = config.chunk_tokens // config.window, config.batch_sequences
+    sizes = {min(batch, rows - begin) for begin in range(0, rows, batch)}
+    for size in sorted({len(share(size, ranks)) for size in sizes} - {0}):
+        options = sgd_options(network, document_tokens)
+        yield Rehearsal(size, config.window, slice(None), options, learns=True)

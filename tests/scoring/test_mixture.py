@@ -22,9 +22,9 @@ from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import Ledger, LedgerError
 from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
-from paramgolf.scoring.timing import Timing
 
 KINDS = ("ngram", "tilt")
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
@@ -56,7 +56,7 @@ def slide(text, mixture, mode="strided"):
         max_tokens=None,
         mixture=mixture,
     )
-    ledger = score_text(make_network(), text, config, ALONE, Timing(ALONE.device))
+    ledger = score_text(make_network(), text, config, Session(ALONE))
     ledger.close()
     return ledger.nats
 
@@ -84,9 +84,7 @@ CASES = {
 def score(text, mixture, case):
     if case in ("strided", "documents"):
         return slide(text, mixture, case)
-    ledger = score_and_adapt(
-        make_network(), text, CASES[case](mixture), ALONE, Timing(ALONE.device)
-    )
+    ledger = score_and_adapt(make_network(), text, CASES[case](mixture), Session(ALONE))
     assert ledger.close()["score_first"]
     return ledger.nats
 
@@ -169,7 +167,7 @@ def test_hints_make_a_text_that_repeats_itself_likelier():
 def test_hints_in_file_order_with_adaptation_in_another_are_refused():
     text = echoing_text(200)
     config = CASES["length"](mix("tilt"))
-    ledger = score_and_adapt(make_network(), text, config, ALONE, Timing(ALONE.device))
+    ledger = score_and_adapt(make_network(), text, config, Session(ALONE))
     assert ledger.close()["score_first"]
     assert not all(update.own for update in ledger.updates)
     build_mixture(text, mix("tilt"), ledger, padding=WINDOW, device=ALONE.device)
@@ -189,6 +187,6 @@ def test_a_tilt_by_hand():
     tilted[..., 6] += 1.5
     for token in (6, 9):
         target = torch.tensor([[token]])
-        nats = -logits.log_softmax(-1)[..., token]
-        found = mixture.tilted(nats, logits, target, torch.tensor([[4]]))
+        nats = -logits.log_softmax(-1)
+        found = mixture.tilted(nats[..., token], nats[..., 6], target, torch.tensor([[4]]))
         torch.testing.assert_close(found, -tilted.log_softmax(-1)[..., token])
