@@ -1,12 +1,20 @@
-"""The evaluations that are killed and resumed."""
+"""The evaluations that are killed and resumed, each in a process of its own."""
 
-import dataclasses
+import os
+import sys
+import time
+from pathlib import Path
 
+import torch
 from scoring_case import MIXTURE, make_config, make_lora_config
 
+from paramgolf.runtime import processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring import resume, sliding
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.stage import StageSession
 
 SLIDING = SlidingConfig(
     mode="strided",
@@ -20,15 +28,9 @@ SLIDING = SlidingConfig(
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
 CASES = {
     "strided": (SLIDING, score_sliding),
-    "documents": (dataclasses.replace(SLIDING, mode="documents", batch_windows=2), score_sliding),
-    "windowed": (dataclasses.replace(SLIDING, mode="windowed", batch_windows=1), score_sliding),
     "sgd": (make_config(), score_adaptive),
     "lora_stream": (
         make_lora_config("lora_stream", {"reset_chunks": 3}, chunk_tokens=16),
-        score_adaptive,
-    ),
-    "lora_documents": (
-        make_lora_config("lora_documents", documents={"batch_documents": 2}),
         score_adaptive,
     ),
     "phases": (
@@ -36,3 +38,30 @@ CASES = {
         score_adaptive,
     ),
 }
+
+
+class Slow(StageSession):
+    """Saves after every item, and waits a little, so that there is time to kill it."""
+
+    pause = 0.0
+
+    def after(self, scorer, done, total):
+        super().after(scorer, done, total)
+        time.sleep(self.pause)
+
+
+def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) -> None:
+    """Run a case as its stage does; what it says goes to the file `said`."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    os.environ.pop("DVC_ROOT", None)
+    torch.set_num_threads(1)
+    sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
+    resume.SECONDS, resume.SHARE, sliding.ITEM_BATCHES = 0.0, 1e9, 2
+    config, score = CASES[case]
+    runtime = RuntimeConfig(device="cpu", processes=1, attention="auto", compile="off", workers=0)
+    paths = Path("model.bin"), Path()
+    with processes(runtime) as ranks:
+        session = Slow("eval", config, ranks, *paths)
+        session.pause = pause
+        session.finish(score(*paths, config, ranks, session))

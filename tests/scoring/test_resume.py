@@ -2,96 +2,69 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import multiprocessing
 import os
-import signal
-import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from packed_case import write_package
+from resume_case import CASES, evaluate
 
 from paramgolf.runtime import Ranks
 from paramgolf.scoring.resume import Resume
 
-ROOT = Path(__file__).parents[2]
-# argv: a case, and seconds to wait after each item, so that there is time to kill it
-SCRIPT = """
-import sys, time
-from pathlib import Path
-from resume_case import CASES
-from paramgolf.runtime import processes
-from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring import resume, sliding
-from paramgolf.scoring.stage import StageSession
-
-resume.SECONDS, resume.SHARE, sliding.ITEM_BATCHES = 0.0, 1e9, 2
-config, score = CASES[sys.argv[1]]
-runtime = RuntimeConfig(device="cpu", processes=1, attention="auto", compile="off", workers=0)
-paths = Path("model.bin"), Path(".")
+SERVER = multiprocessing.get_context("forkserver")
 
 
-class Slow(StageSession):
-    def after(self, scorer, done, total):
-        super().after(scorer, done, total)
-        time.sleep(float(sys.argv[2]))
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Import torch once, for all processes that are started here."""
+    SERVER.set_forkserver_preload(["resume_case"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
 
 
-with processes(runtime) as ranks:
-    session = Slow("eval", config, ranks, *paths)
-    session.finish(score(*paths, config, ranks, session))
-"""
-CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "phases")
-
-
-def start(folder: Path, case: str, *, seconds: float = 0.0, world: int = 1, port: int = 0):
+def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: int = 0) -> list:
     """Start an evaluation in `folder`, one process a rank."""
-    path = f"{ROOT}:{Path(__file__).parent}"
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    environment.pop("DVC_ROOT", None)
     group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    command = [sys.executable, "-c", SCRIPT, case, str(seconds)]
-    return [
-        subprocess.Popen(
-            command,
-            cwd=folder,
-            env={**environment, **(group | {"RANK": str(rank)} if world > 1 else {})},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
+    running = []
+    for rank in range(world):
+        environment = {**group, "RANK": str(rank)} if world > 1 else {}
+        arguments = (case, str(folder), pause, environment)
+        running.append(SERVER.Process(target=evaluate, args=arguments, daemon=True))
+        running[-1].start()
+    return running
 
 
 def finish(folder: Path, case: str, **options) -> tuple[str, np.ndarray, dict]:
     """Run an evaluation to its end; return what it said, its scores and its metrics."""
-    running = start(folder, case, **options)
-    said = [process.communicate(timeout=120)[1] for process in running]
-    assert not any(process.returncode for process in running), said
+    for process in start(folder, case, **options):
+        process.join(timeout=120)
+        assert process.exitcode == 0
     table = pq.read_table(folder / "artifacts/eval/documents.parquet")
     metrics = json.loads((folder / "artifacts/metrics/eval.json").read_text())
-    assert not list(folder.glob(".resume/*"))
-    return said[0], np.array(table["nats"]), metrics
+    return (folder / "said").read_text(), np.array(table["nats"]), metrics
 
 
 def kill_once_saved(folder: Path, case: str, **options) -> None:
-    running = start(folder, case, seconds=0.2, **options)
+    running = start(folder, case, pause=0.1, **options)
     deadline = time.monotonic() + 60
     while not list(folder.glob(".resume/*/state.pt")):
-        assert running[0].poll() is None, running[0].stderr.read()
+        assert all(process.is_alive() for process in running)
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    time.sleep(0.3)  # on to a later save
+    time.sleep(0.15)  # on to a later save
     for process in running:
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGKILL)
-        process.communicate()
+        process.kill()
+        process.join()
     assert not (folder / "artifacts").exists()
 
 
@@ -109,6 +82,7 @@ def test_the_score_is_that_of_an_uninterrupted_evaluation(folder, case):
     kill_once_saved(folder, case)
     said, nats, metrics = finish(folder, case)
     assert "resumed after" in said
+    assert not list(folder.glob(".resume/*"))
     assert (nats == whole).all()
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored", "ledger"):
         assert metrics[key] == expected[key], key
@@ -131,8 +105,8 @@ def test_another_evaluation_starts_afresh(folder):
     content = bytearray((folder / "bytes.bin").read_bytes())
     content[-2] += 1  # one target stands for one byte more
     (folder / "bytes.bin").write_bytes(content)
-    running = start(folder, "sgd")
-    assert "resumed" not in running[0].communicate(timeout=120)[1]
+    said, _, _ = finish(folder, "sgd")
+    assert "resumed" not in said
 
 
 def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
