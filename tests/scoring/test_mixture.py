@@ -12,10 +12,10 @@ from scoring_case import (
     STRIDE,
     VOCAB,
     WINDOW,
+    echoing_text,
     make_config,
     make_lora_config,
     make_network,
-    make_text,
 )
 
 from paramgolf.scoring.adapt import score_and_adapt
@@ -32,18 +32,6 @@ PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
 
 def mix(kind, **changes):
     return MixtureConfig(**{**MIXTURE, "kind": kind, **changes})
-
-
-def echoing_text(count):
-    """A text that repeats parts of itself, so that contexts come again."""
-    rng = np.random.default_rng(2)
-    tokens = make_text(count).tokens
-    for _ in range(count // 15):
-        begin, source = rng.integers(12, count - 8), rng.integers(1, 12)
-        tokens[begin : begin + 8] = np.where(
-            tokens[source : source + 8] == 1, 5, tokens[source : source + 8]
-        )
-    return Text(tokens, np.ones(count, dtype=np.uint16), 1)
 
 
 def slide(text, mixture, mode="strided"):
