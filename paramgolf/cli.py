@@ -20,6 +20,7 @@ COMMANDS = {
     "estimate": "what a recipe will cost, before any GPU is used",
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
+    "audit-score": "judge another script's scoring function by the rules",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."
@@ -44,7 +45,7 @@ def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
             name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name in wanted:
-            module = importlib.import_module(f"paramgolf.commands.{name}")
+            module = importlib.import_module(f"paramgolf.commands.{name.replace('-', '_')}")
             command.description, command.epilog = module.__doc__, module.EXAMPLE
             module.configure(command)
             command.set_defaults(run=module.run)
