@@ -15,7 +15,9 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text, find_documents
 from paramgolf.scoring.windows import Windows, document_windows, sliding_windows
 
-ITEM_BATCHES = 256  # forward passes between two looks at the scores, on all processes together
+# what is scored between two looks at the scores: the device waits a little for each look
+PARTS = 64
+LEAST_PASSES = 16  # forward passes, on all processes together
 
 
 def score_sliding(
@@ -78,8 +80,8 @@ def score_text(network: Network, text: Text, config: SlidingConfig, session: Ses
 
 
 def cut(windows: Windows, rows: int) -> list[Windows]:
-    """Return the windows in parts of some forward passes of `rows` windows each."""
-    size = rows * ITEM_BATCHES
+    """Return the windows in about PARTS parts of whole forward passes, `rows` windows each."""
+    size = rows * max(LEAST_PASSES, -(-len(windows) // (rows * PARTS)))
     return [windows[begin : begin + size] for begin in range(0, len(windows), size)]
 
 

@@ -57,7 +57,7 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     os.environ.pop("DVC_ROOT", None)
     torch.set_num_threads(1)
     sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
-    resume.SECONDS, resume.SHARE, sliding.ITEM_BATCHES = 0.0, 1e9, 2
+    resume.SECONDS, resume.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
     config, score = CASES[case]
     runtime = RuntimeConfig(device="cpu", processes=1, attention="auto", compile="off", workers=0)
     paths = Path("model.bin"), Path()
