@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.model.attention import (
+    BOUNDS_MULTIPLE,
     Attend,
     Segments,
     attend_sdpa,
@@ -55,7 +56,7 @@ class Pass:
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
     of the order. With `window` a position attends to no more than so many, its own among them.
-    `segments` are those of `document_tokens`, where they were found beforehand.
+    `segments` are those of `document_tokens` or `window`, where they were found beforehand.
     """
 
     order: Order
@@ -215,11 +216,7 @@ class Network(nn.Module):
             reach=min(sight),
             device=x0.device,
         )
-        segments = options.segments
-        if segments is None and len(sight) > 1:
-            bos = BOS if longest is not None else NO_TOKEN
-            segments = find_segments(tokens_BT, bos, longest or length)
-            segments = segments._replace(window=options.window)
+        segments = options.segments or segments_of(tokens_BT, options)
         return Context(x0, cos, sin, segments=segments)
 
     def _step_context(
@@ -282,6 +279,18 @@ class Network(nn.Module):
         if "lane_merge" in tensors:
             return torch.lerp(state[1], state[0], tensors["lane_merge"])
         return (state[0] + state[1]) / 2
+
+
+def segments_of(
+    tokens_BT: Tensor, options: Pass, *, multiple: int = BOUNDS_MULTIPLE
+) -> Segments | None:
+    """Return the parts that attention does not cross by `options`, None where it crosses all."""
+    longest = options.document_tokens
+    if longest is None and options.window is None:
+        return None
+    bos = BOS if longest is not None else NO_TOKEN
+    segments = find_segments(tokens_BT, bos, longest or tokens_BT.shape[1], multiple=multiple)
+    return segments._replace(window=options.window)
 
 
 def _bind(tap: Callable[[str, int, Tensor], None], step: Step) -> Callable[[str, Tensor], None]:

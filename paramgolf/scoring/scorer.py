@@ -5,6 +5,7 @@ Shapes: B windows of a batch, T tokens of a window.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,13 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.network import Network, Pass
+from paramgolf.model.attention import BOUNDS_MULTIPLE
+from paramgolf.model.network import Network, Pass, segments_of
 from paramgolf.runtime import share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
+
+BOUNDS_EVERY = 128  # tokens: a document has more on average, so that all batches have one shape
 
 if TYPE_CHECKING:
     from paramgolf.scoring.session import Session
@@ -128,12 +132,28 @@ class Scorer:
 
         Both are float32 [B, k], of the targets in `part` of the `length`.
         """
+        if options.document_tokens or options.window:
+            options = self.parted(host_rows(self.text, starts, length), options)
         batch = Batch(*take_rows(self.tokens, starts, length), options, part)
         show = self.session.examine(self, batch)
         nats, scores = self.nats(batch)
         if show is not None:
             show(scores)
         return nats, scores
+
+    def parted(self, inputs: Tensor, options: Pass) -> Pass:
+        """Return `options` with the parts that attention keeps to, found here on the host.
+
+        `inputs` [B, T] are the host's. The device is not waited for, and the bounds have one shape.
+        """
+        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
+        segments = segments_of(inputs, options, multiple=multiple)
+        if segments is None:
+            return options
+        bounds = segments.bounds
+        if self.ranks.device.type == "cuda":
+            bounds = bounds.pin_memory().to(self.ranks.device, non_blocking=True)
+        return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
 
     def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the network's nats of a batch, which can be learned from, and the mixture's."""
@@ -170,6 +190,12 @@ def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
         group = windows[offsets == offset]
         for begin in range(0, len(group), rows):
             yield group[begin : begin + rows]
+
+
+def host_rows(text: Text, starts: np.ndarray, length: int) -> Tensor:
+    """Return the tokens of the rows at `starts` [B] on the host, int64 [B, length]."""
+    index = np.minimum(starts[:, None] + np.arange(length), len(text))
+    return torch.from_numpy(text.tokens[index].astype(np.int64))
 
 
 def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor, Tensor]:

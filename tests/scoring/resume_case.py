@@ -59,7 +59,8 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
     resume.SECONDS, resume.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
     config, score = CASES[case]
-    runtime = RuntimeConfig(device="cpu", processes=1, attention="auto", compile="off", workers=0)
+    machine = {"device": "cpu", "attention": "auto", "kernels": "auto", "compile": "off"}
+    runtime = RuntimeConfig(processes=1, workers=0, **machine)
     paths = Path("model.bin"), Path()
     with processes(runtime) as ranks:
         session = Slow("eval", config, ranks, *paths)
