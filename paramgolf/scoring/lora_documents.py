@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network
-from paramgolf.runtime import share
+from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.document_batches import (
     Batch,
@@ -167,8 +167,8 @@ class DocumentScorer(Scorer):
                 learner.keep(used)
             self._score_chunk(learner, start[:used] + begin, stop[:used], begin, batch.chunk)
             if self._config.documents.warm_a:
-                ended = (lengths > begin) & (lengths <= begin + batch.chunk)
-                self._hand_on(batch.lane, learner, np.flatnonzero(ended))
+                going, before = ((lengths > n).sum() for n in (begin + batch.chunk, begin))
+                self._hand_on(batch.lane, learner, slice(going, before))
 
     def _score_chunk(
         self, learner: Learner, first: np.ndarray, stop: np.ndarray, begin: int, size: int
@@ -187,7 +187,7 @@ class DocumentScorer(Scorer):
         scores = start_copy(mixed)
         goes_on = stop > first + size
         if goes_on.any():
-            losses = nats.mean(dim=1) * torch.from_numpy(goes_on).to(nats.device)
+            losses = nats.mean(dim=1) * send(torch.from_numpy(goes_on), nats.device)
             losses.sum().backward()
         positions = first[:, None] + np.arange(size)
         scored = positions < stop[:, None]
@@ -196,7 +196,7 @@ class DocumentScorer(Scorer):
             self.ledger.update(first[goes_on], first[goes_on] + size, own=True)
             learner.step()
 
-    def _hand_on(self, lane: int, learner: Learner, rows: np.ndarray) -> None:
+    def _hand_on(self, lane: int, learner: Learner, rows: slice) -> None:
         """Keep the first matrices of `rows`, whose documents have ended, for the lane's next batch.
 
         Idle rows go on to decay; what is handed on must not depend on how long.

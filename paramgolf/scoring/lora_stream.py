@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network
-from paramgolf.runtime import share
+from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.low_rank import Learner
 from paramgolf.scoring.scorer import Rehearsal, Scorer, add_scores, split_batches, start_copy
@@ -85,7 +85,7 @@ class StreamScorer(Scorer):
         )
         nats, scores = nats[: len(mine)], scores[: len(mine)]
         targets = mine.first[:, None] + np.arange(batch.length - offset)
-        scored = torch.from_numpy(targets < mine.stop[:, None]).to(nats.device)
+        scored = send(torch.from_numpy(targets < mine.stop[:, None]), nats.device)
         return (nats * scored).sum(), start_copy(scores)
 
     def _learn(self, targets: range) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from paramgolf.model.attention import BOUNDS_MULTIPLE
 from paramgolf.model.network import Network, Pass, segments_of
-from paramgolf.runtime import share
+from paramgolf.runtime import send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
@@ -150,9 +150,7 @@ class Scorer:
         segments = segments_of(inputs, options, multiple=multiple)
         if segments is None:
             return options
-        bounds = segments.bounds
-        if self.ranks.device.type == "cuda":
-            bounds = bounds.pin_memory().to(self.ranks.device, non_blocking=True)
+        bounds = send(segments.bounds, self.ranks.device)
         return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
 
     def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -200,7 +198,7 @@ def host_rows(text: Text, starts: np.ndarray, length: int) -> Tensor:
 
 def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return inputs and targets, int64 [B, T] each, of the rows at `starts` [B], and these."""
-    first = torch.from_numpy(starts).to(tokens.device)
+    first = send(torch.from_numpy(starts), tokens.device)
     index = first[:, None] + torch.arange(length + 1, device=tokens.device)
     rows = tokens[index].long()
     return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), first

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Ranks, share
+from paramgolf.runtime import Ranks, send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.ledger import Ledger, spans
 from paramgolf.scoring.scorer import Rehearsal
@@ -70,7 +70,7 @@ class SgdAdapter:
         self._optimiser.zero_grad(set_to_none=False)
         mine = rows[share(len(rows), self._ranks)]
         if len(mine):
-            index = torch.from_numpy(mine).to(self._tokens.device)
+            index = send(torch.from_numpy(mine), self._tokens.device)
             inputs, goals = self._tokens[index].long(), self._tokens[index + 1].long()
             loss = self._network.nll(inputs, goals, self._options).sum() / rows.size
             loss.backward()

@@ -16,7 +16,7 @@ from paramgolf.scoring.text import Text, find_documents
 from paramgolf.scoring.windows import Windows, document_windows, sliding_windows
 
 # what is scored between two looks at the scores: the device waits a little for each look
-PARTS = 64
+PARTS = 32
 LEAST_PASSES = 16  # forward passes, on all processes together
 
 
