@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from paramgolf.model.network import Network
 from paramgolf.runtime import Ranks
@@ -68,36 +67,22 @@ class ChunkScorer(Scorer):
         window, rows = config.window, config.batch_windows
         super().__init__(network, text, session, length=window, rows=rows, mixing=config.mixture)
         self._config = config
-        self._adapter = None
+        self.adapter = None
         if config.mode == "sgd":
-            self._adapter = SgdAdapter(network, self.tokens, config, self.ranks, self.ledger)
+            self.adapter = SgdAdapter(network, self.tokens, config, self.ranks, self.ledger)
 
     def run(self, item: Windows) -> None:
         """Score a chunk of windows, then learn from it."""
         super().run(item)
         targets = item.targets
-        if self._adapter is not None and targets.stop < len(self.text):
+        if self.adapter is not None and targets.stop < len(self.text):
             last = (len(self.text) - 1) // self._config.chunk_tokens
             with self.session.timing.part("adapt"):
                 index = targets.start // self._config.chunk_tokens
-                self._adapter.adapt(targets, progress=index / last)
+                self.adapter.adapt(targets, progress=index / last)
 
     def rehearsals(self, items: Sequence[Windows]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""
         yield from super().rehearsals(items)
-        if self._adapter is not None and len(items) > 1:
+        if self.adapter is not None and len(items) > 1:
             yield from sgd_rehearsals(self.network, self._config, self.ranks)
-
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs."""
-        state = super().state()
-        if self._adapter is not None:
-            state |= {"weights": self.network.state_dict(), "sgd": self._adapter.state()}
-        return state
-
-    def load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        super().load(state, own)
-        if self._adapter is not None:
-            self.network.load_state_dict(state["weights"])
-            self._adapter.load(state["sgd"])

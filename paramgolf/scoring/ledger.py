@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from paramgolf.runtime import Ranks
 
 ROUNDING_NATS = 1e-3  # how far below 0 a score may lie: cross entropy in float32 rounds
 REPLAYED = 1024  # updates checked at a time
-NONE = np.zeros(0, dtype=np.int64)
 
 
 class LedgerError(ParamGolfError):
@@ -48,6 +47,8 @@ class Ledger:
         entry: int32 [count], the number of the entry that scored the target, from 1; 0 is none.
         weights: the version of the weights behind each entry, a version an update.
         updates: the updates, in order.
+        merged: entries and updates that the last merge told the others.
+        elsewhere: what they entered.
 
     Processes that score different targets each keep a ledger, and merge() them.
     """
@@ -58,8 +59,8 @@ class Ledger:
         self.weights = [0]
         self.updates: list[Update] = []
         self._place: np.ndarray | None = None
-        self._merged = (0, 0)  # entries and updates that the last merge told the others
-        self._elsewhere = _Elsewhere(np.zeros(count, dtype=bool))
+        self.merged = (0, 0)
+        self.elsewhere = Elsewhere(np.zeros(count, dtype=bool))
 
     def score(self, start: int, nats: np.ndarray, times: np.ndarray) -> None:
         """Enter scores that the present weights gave to the targets from `start` on.
@@ -127,7 +128,7 @@ class Ledger:
         All processes call it together; then all hold the same scores. A target that two of them
         scored is a LedgerError.
         """
-        entries, updates = self._merged
+        entries, updates = self.merged
         mine = self.entry > entries
         own = [update for update in self.updates[updates:] if update.own]
         trained, score_first = self._replay(own)
@@ -141,11 +142,11 @@ class Ledger:
         others = np.flatnonzero((times == 1) & ~mine)
         if len(others):
             self._enter(others, nats[others])
-        self._elsewhere.trained |= learned > 0
-        self._elsewhere.entries += int(total[0]) - new - (len(others) > 0)
-        self._elsewhere.updates += int(total[1]) - len(own)
-        self._elsewhere.score_first &= total[2] == 0
-        self._merged = (len(self.weights) - 1, len(self.updates))
+        self.elsewhere.trained |= learned > 0
+        self.elsewhere.entries += int(total[0]) - new - (len(others) > 0)
+        self.elsewhere.updates += int(total[1]) - len(own)
+        self.elsewhere.score_first &= total[2] == 0
+        self.merged = (len(self.weights) - 1, len(self.updates))
 
     def close(self) -> dict[str, bool | int]:
         """Return the verdict for the metrics, derived once more from the record itself.
@@ -158,7 +159,7 @@ class Ledger:
         if self._place is not None:
             self._check_order(self._place)
         trained, score_first = self._replay(self.updates)
-        elsewhere = self._elsewhere
+        elsewhere = self.elsewhere
         return {
             "scored_once": True,
             "score_first": score_first and elsewhere.score_first,
@@ -167,31 +168,6 @@ class Ledger:
             "updates": len(self.updates) + elsewhere.updates,
             "targets_trained": int((trained | elsewhere.trained).sum()),
         }
-
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs but the order to follow: tensors and plain values."""
-        spans = [u.start for u in self.updates], [u.stop for u in self.updates]
-        return {
-            "scores": [torch.from_numpy(x) for x in (self.nats, self.entry)],
-            "weights": self.weights,
-            "updates": [(u.entry, len(u.start), u.own) for u in self.updates],
-            "spans": [torch.from_numpy(np.concatenate([NONE, *x])) for x in spans],
-            "merged": self._merged,
-            "trained": torch.from_numpy(self._elsewhere.trained),
-            "elsewhere": self._elsewhere.counts,
-        }
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        self.nats[:], self.entry[:] = (x.numpy() for x in state["scores"])
-        self.weights, self._merged = list(state["weights"]), tuple(state["merged"])
-        ends = np.cumsum([length for _, length, _ in state["updates"]])
-        start, stop = (np.split(x.numpy(), ends) for x in state["spans"])
-        self.updates = [
-            Update(entry, start[i], stop[i], own)
-            for i, (entry, _, own) in enumerate(state["updates"])
-        ]
-        self._elsewhere = _Elsewhere(state["trained"].numpy(), *state["elsewhere"])
 
     def weights_version(self) -> np.ndarray:
         """Return for each target how many updates its weights had seen, int64 [count]."""
@@ -240,18 +216,13 @@ class Ledger:
 
 
 @dataclass(slots=True)
-class _Elsewhere:
+class Elsewhere:
     """What the other processes entered, as far as the verdict needs it."""
 
     trained: np.ndarray
     entries: int = 0
     updates: int = 0
     score_first: bool = True
-
-    @property
-    def counts(self) -> tuple[int, int, bool]:
-        """All but the targets."""
-        return self.entries, self.updates, self.score_first
 
 
 def spread(start: np.ndarray, stop: np.ndarray) -> np.ndarray:

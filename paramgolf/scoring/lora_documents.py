@@ -8,7 +8,7 @@ change any score before it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -70,9 +70,9 @@ class DocumentScorer(Scorer):
             mixing=config.mixture,
             order=spread(self.start, self.stop),
         )
-        self._config = config
+        self.config = config
         self._lanes = share(config.documents.lanes, self.ranks)
-        self._warm: dict[int, Matrices] = {}
+        self.warm: dict[int, Matrices] = {}
 
     def plan(self) -> list[Step]:
         """Return what to score, and where phases come (#1610, #1626).
@@ -80,8 +80,8 @@ class DocumentScorer(Scorer):
         The phase at bound n learns from the first n documents in scoring order, all of them scored.
         It comes after the first group that reaches the bound; the last group is followed by none.
         """
-        documents = self._config.documents
-        groups = plan_groups(self.start, self.stop, documents, self._config.window)
+        documents = self.config.documents
+        groups = plan_groups(self.start, self.stop, documents, self.config.window)
         bounds = phase_bounds(documents)
         steps, before = [], 0
         for group in groups:
@@ -104,8 +104,8 @@ class DocumentScorer(Scorer):
 
     def rehearsals(self, items: Sequence[Step]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""
-        window, rows = self._config.window, self.rows
-        learner = Learner(self.network, self._config.adapter, rows)
+        window, rows = self.config.window, self.rows
+        learner = Learner(self.network, self.config.adapter, rows)
         mine = [step.batch for step in items if step.batch.lane in self._lanes]
         shapes = {shape for batch in mine for shape in pass_shapes(batch, rows, window)}
         for rows, read, size in sorted(shapes, reverse=True):
@@ -114,13 +114,13 @@ class DocumentScorer(Scorer):
             yield Rehearsal(rows, read, slice(read - size, read), learner.options(), learns=True)
         if any(step.phase for step in items):
             self.network.requires_grad_(True)
-            yield from sgd_rehearsals(self.network, self._config, self.ranks, window)
+            yield from sgd_rehearsals(self.network, self.config, self.ranks, window)
             self.network.requires_grad_(False).zero_grad()
 
     def train(self, targets: np.ndarray) -> None:
         """Train the whole model on `targets`, in that order; adapters begin anew afterwards."""
-        config = self._config
-        self._warm.clear()
+        config = self.config
+        self.warm.clear()
         self.network.requires_grad_(True)
         adapter = SgdAdapter(
             self.network,
@@ -135,38 +135,18 @@ class DocumentScorer(Scorer):
             adapter.adapt(chunk, progress=index / (len(chunks) - 1))
         self.network.requires_grad_(False).zero_grad()
 
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs; scores of all processes are merged first."""
-        self.ledger.merge(self.ranks)
-        state = super().state()
-        if self._config.documents.phases:
-            state["weights"] = self.network.state_dict()
-        return state
-
-    def own_state(self) -> dict[str, Any]:
-        """Return the first matrices of this process's lanes."""
-        return {"warm": self._warm} if self._warm else {}
-
-    def load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Take over what `state` and `own_state` returned."""
-        super().load(state, own)
-        if "weights" in state:
-            self.network.load_state_dict(state["weights"])
-        for lane, matrices in own.get("warm", {}).items():
-            self._warm[lane] = {name: a.to(self.ranks.device) for name, a in matrices.items()}
-
     def _score_batch(self, batch: Batch) -> None:
         rows = self.rows
         # rows without a document stay idle, so that all batches have the same shape
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
         lengths = stop - start
-        learner = Learner(self.network, self._config.adapter, rows)
-        learner.adapters.warm(self._warm.get(batch.lane, {}))
-        for begin, used in rows_in_use(batch, rows, self._config.window):
+        learner = Learner(self.network, self.config.adapter, rows)
+        learner.adapters.warm(self.warm.get(batch.lane, {}))
+        for begin, used in rows_in_use(batch, rows, self.config.window):
             if used < learner.adapters.rows:
                 learner.keep(used)
             self._score_chunk(learner, start[:used] + begin, stop[:used], begin, batch.chunk)
-            if self._config.documents.warm_a:
+            if self.config.documents.warm_a:
                 going, before = ((lengths > n).sum() for n in (begin + batch.chunk, begin))
                 self._hand_on(batch.lane, learner, slice(going, before))
 
@@ -178,10 +158,10 @@ class DocumentScorer(Scorer):
         `begin` is the tokens of a document before the chunk. A row whose document ends in the
         chunk learns no more, and one whose document has ended is idle.
         """
-        width = min(begin + size, self._config.window)
+        width = min(begin + size, self.config.window)
         # where the window begins must not depend on where the document ends
         starts = np.minimum(first + size - width, stop)
-        read = round_width(width, self._config.window)
+        read = round_width(width, self.config.window)
         part = slice(width - size, width)
         nats, mixed = self.score(starts, read, part, learner.options())
         scores = start_copy(mixed)
@@ -202,10 +182,10 @@ class DocumentScorer(Scorer):
         Idle rows go on to decay; what is handed on must not depend on how long.
         """
         learned = {name: a.detach() for name, a in learner.adapters.a.items()}
-        if lane not in self._warm:
-            self._warm[lane] = {name: a.clone() for name, a in learned.items()}
+        if lane not in self.warm:
+            self.warm[lane] = {name: a.clone() for name, a in learned.items()}
         for name, a in learned.items():
-            self._warm[lane][name][:, rows] = a[:, rows]
+            self.warm[lane][name][:, rows] = a[:, rows]
 
 
 def rows_in_use(batch: Batch, rows: int, window: int) -> Iterator[tuple[int, int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ class StreamScorer(Scorer):
         self._reset()
 
     def _reset(self) -> None:
-        self._learner = Learner(self.network, self._config.adapter, rows=1)
+        self.learner = Learner(self.network, self._config.adapter, rows=1)
 
     def run(self, item: Windows) -> None:
         """Score a chunk of windows, and learn from each batch of it."""
@@ -80,9 +79,7 @@ class StreamScorer(Scorer):
         """
         starts = np.concatenate([mine.start, np.repeat(batch.start[:1], self.rows - len(mine))])
         offset = int(batch.first[0] - batch.start[0])
-        nats, scores = self.score(
-            starts, batch.length, slice(offset, None), self._learner.options()
-        )
+        nats, scores = self.score(starts, batch.length, slice(offset, None), self.learner.options())
         nats, scores = nats[: len(mine)], scores[: len(mine)]
         targets = mine.first[:, None] + np.arange(batch.length - offset)
         scored = send(torch.from_numpy(targets < mine.stop[:, None]), nats.device)
@@ -90,16 +87,7 @@ class StreamScorer(Scorer):
 
     def _learn(self, targets: range) -> None:
         self.ledger.update(np.array([targets.start]), np.array([targets.stop]))
-        for leaf in self._learner.adapters.parameters():
+        for leaf in self.learner.adapters.parameters():
             assert leaf.grad is not None
             self.ranks.sum(leaf.grad)
-        self._learner.step()
-
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs."""
-        return {**super().state(), "learner": self._learner.state()}
-
-    def load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        super().load(state, own)
-        self._learner.load(state["learner"])
+        self.learner.step()

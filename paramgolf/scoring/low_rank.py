@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
@@ -29,7 +27,7 @@ class Learner:
             seed=config.seed,
             device=self._device,
         )
-        self._optimiser = self._adamw()
+        self.optimiser = self._adamw()
 
     def options(self) -> Pass:
         """Return the options of a pass through these adapters."""
@@ -37,32 +35,20 @@ class Learner:
 
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
 
     def keep(self, rows: int) -> None:
         """Forget all but the first `rows` rows, those of the optimiser's state too."""
-        before, state = self.adapters.parameters(), self._optimiser.state
+        before, state = self.adapters.parameters(), self.optimiser.state
         self.adapters.keep(rows)
-        self._optimiser = self._adamw()
+        self.optimiser = self._adamw()
         for old, new in zip(before, self.adapters.parameters(), strict=True):
             if old in state:
-                self._optimiser.state[new] = {
+                self.optimiser.state[new] = {
                     name: value if name == "step" else value[:, :rows].clone()
                     for name, value in state[old].items()
                 }
-
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs, of a set with as many rows."""
-        leaves = [leaf.detach() for leaf in self.adapters.parameters()]
-        return {"leaves": leaves, "adamw": self._optimiser.state_dict()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        with torch.no_grad():
-            for leaf, saved in zip(self.adapters.parameters(), state["leaves"], strict=True):
-                leaf.copy_(saved)
-        self._optimiser.load_state_dict(state["adamw"])
 
     def _adamw(self) -> torch.optim.AdamW:
         config = self._config

@@ -168,18 +168,6 @@ class Scorer:
         of_hint = cross_entropy(logits.detach(), mixture.favoured(batch.numbers))
         return nats, mixture.tilted(nats.detach(), of_hint, wanted, batch.numbers)
 
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs; all processes call it, and hold the same."""
-        return {"ledger": self.ledger.state()}
-
-    def own_state(self) -> dict[str, Any]:
-        """Return what this process alone holds."""
-        return {}
-
-    def load(self, state: dict[str, Any], own: dict[str, Any]) -> None:
-        """Take over what `state` and `own_state` returned."""
-        self.ledger.load(state["ledger"])
-
 
 def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
     """Yield batches of at most `rows` windows that begin to score at the same offset."""

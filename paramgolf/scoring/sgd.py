@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -42,7 +41,7 @@ class SgdAdapter:
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
-        self._optimiser = torch.optim.SGD(self._parameters, lr=0.0, momentum=config.momentum)
+        self.optimiser = torch.optim.SGD(self._parameters, lr=0.0, momentum=config.momentum)
 
     def adapt(self, targets: Sequence[int] | np.ndarray, progress: float) -> None:
         """Learn from a chunk of targets, `epochs` times; `progress` is the share of chunks done.
@@ -50,24 +49,16 @@ class SgdAdapter:
         The targets are cut into sequences of `window`; they need not be neighbours in the text.
         """
         config = self._config
-        for group in self._optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * progress))
         rows = np.asarray(targets).reshape(-1, config.window)
         for _ in range(config.epochs):
             for begin in range(0, len(rows), config.batch_sequences):
                 self._update(rows[begin : begin + config.batch_sequences])
 
-    def state(self) -> dict[str, Any]:
-        """Return the momenta."""
-        return self._optimiser.state_dict()
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` returned."""
-        self._optimiser.load_state_dict(state)
-
     def _update(self, rows: np.ndarray) -> None:
         self._ledger.update(*spans(rows.ravel()))
-        self._optimiser.zero_grad(set_to_none=False)
+        self.optimiser.zero_grad(set_to_none=False)
         mine = rows[share(len(rows), self._ranks)]
         if len(mine):
             index = send(torch.from_numpy(mine), self._tokens.device)
@@ -78,7 +69,7 @@ class SgdAdapter:
             self._ranks.sum(gradient)
         if self._config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
-        self._optimiser.step()
+        self.optimiser.step()
 
 
 def sgd_options(network: Network, document_tokens: int | None = None) -> Pass:

@@ -60,7 +60,7 @@ def test_each_document_scores_as_it_does_in_a_plain_loop():
     ledger = adapt(text)
     for first, last in zip(*find_documents(text), strict=True):
         expected = brute_force(text, first, last, config)
-        np.testing.assert_allclose(ledger.nats[first:last], expected, atol=2e-4)
+        np.testing.assert_allclose(ledger.nats[first:last], expected, atol=5e-4)
 
 
 def test_rate_zero_scores_as_the_unadapted_network():
@@ -153,7 +153,7 @@ def test_short_chunks():
     (short, *_) = np.flatnonzero((stop - start <= 9) & (stop - start > 4))
     span = slice(start[short], stop[short])
     expected = brute_force(text, start[short], stop[short], config)
-    np.testing.assert_allclose(nats[span], expected, atol=2e-4)
+    np.testing.assert_allclose(nats[span], expected, atol=5e-4)
 
 
 class TestPhases:
