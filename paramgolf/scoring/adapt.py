@@ -69,7 +69,7 @@ class ChunkScorer(Scorer):
         self._config = config
         self.adapter = None
         if config.mode == "sgd":
-            self.adapter = SgdAdapter(network, self.tokens, config, self.ranks, self.ledger)
+            self.adapter = SgdAdapter(self, config)
 
     def run(self, item: Windows) -> None:
         """Score a chunk of windows, then learn from it."""

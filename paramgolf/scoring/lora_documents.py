@@ -122,14 +122,7 @@ class DocumentScorer(Scorer):
         config = self.config
         self.warm.clear()
         self.network.requires_grad_(True)
-        adapter = SgdAdapter(
-            self.network,
-            self.tokens,
-            config,
-            self.ranks,
-            self.ledger,
-            document_tokens=config.window,
-        )
+        adapter = SgdAdapter(self, config, document_tokens=config.window)
         chunks = np.split(targets, range(config.chunk_tokens, len(targets), config.chunk_tokens))
         for index, chunk in enumerate(chunks[:-1]):  # the last may be short; the records skip it
             adapter.adapt(chunk, progress=index / (len(chunks) - 1))

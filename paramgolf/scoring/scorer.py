@@ -132,8 +132,7 @@ class Scorer:
 
         Both are float32 [B, k], of the targets in `part` of the `length`.
         """
-        if options.document_tokens or options.window:
-            options = self.parted(host_rows(self.text, starts, length), options)
+        options = self.parted(starts[:, None] + np.arange(length), options)
         batch = Batch(*take_rows(self.tokens, starts, length), options, part)
         show = self.session.examine(self, batch)
         nats, scores = self.nats(batch)
@@ -141,10 +140,20 @@ class Scorer:
             show(scores)
         return nats, scores
 
-    def parted(self, inputs: Tensor, options: Pass) -> Pass:
-        """Return `options` with the parts that attention keeps to, found here on the host.
+    def parted(self, places: np.ndarray, options: Pass) -> Pass:
+        """Return `options` with the parts that attention keeps to, found on the host.
 
-        `inputs` [B, T] are the host's. The device is not waited for, and the bounds have one shape.
+        `places` [B, T] are those of the inputs in the text; past its end there is padding.
+        """
+        if options.document_tokens is None and options.window is None:
+            return options
+        inputs = self.text.tokens[np.minimum(places, len(self.text))]
+        return self.with_segments(torch.from_numpy(inputs.astype(np.int64)), options)
+
+    def with_segments(self, inputs: Tensor, options: Pass) -> Pass:
+        """Return `options` with the parts of `inputs` [B, T], which are the host's.
+
+        The device is not waited for, and the bounds have one shape.
         """
         multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
         segments = segments_of(inputs, options, multiple=multiple)
@@ -178,18 +187,12 @@ def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
             yield group[begin : begin + rows]
 
 
-def host_rows(text: Text, starts: np.ndarray, length: int) -> Tensor:
-    """Return the tokens of the rows at `starts` [B] on the host, int64 [B, length]."""
-    index = np.minimum(starts[:, None] + np.arange(length), len(text))
-    return torch.from_numpy(text.tokens[index].astype(np.int64))
-
-
 def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return inputs and targets, int64 [B, T] each, of the rows at `starts` [B], and these."""
     first = send(torch.from_numpy(starts), tokens.device)
     index = first[:, None] + torch.arange(length + 1, device=tokens.device)
-    rows = tokens[index].long()
-    return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), first
+    # two gathers, not two views: compiled code tells the strides of a single row apart
+    return tokens[index[:, :-1]].long(), tokens[index[:, 1:]].long(), first
 
 
 def add_scores(

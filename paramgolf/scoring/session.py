@@ -69,7 +69,7 @@ def rehearse(scorer: Scorer, items: Sequence[Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     for rows, length, part, options, learns in scorer.rehearsals(items):
         tokens = torch.randint(vocab_size, (rows, length), generator=generator)
-        options = scorer.parted(tokens, options)
+        options = scorer.with_segments(tokens, options)
         tokens = tokens.to(scorer.ranks.device)
         batch = Batch(tokens, tokens, torch.zeros_like(tokens[:, 0]), options, part)
         with torch.set_grad_enabled(learns):

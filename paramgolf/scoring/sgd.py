@@ -11,8 +11,8 @@ import torch
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Ranks, send, share
 from paramgolf.scoring.config import AdaptConfig
-from paramgolf.scoring.ledger import Ledger, spans
-from paramgolf.scoring.scorer import Rehearsal
+from paramgolf.scoring.ledger import spans
+from paramgolf.scoring.scorer import Rehearsal, Scorer
 
 
 class SgdAdapter:
@@ -24,19 +24,11 @@ class SgdAdapter:
     """
 
     def __init__(
-        self,
-        network: Network,
-        tokens: torch.Tensor,
-        config: AdaptConfig,
-        ranks: Ranks,
-        ledger: Ledger,
-        *,
-        document_tokens: int | None = None,
+        self, scorer: Scorer, config: AdaptConfig, *, document_tokens: int | None = None
     ) -> None:
-        self._network, self._tokens = network, tokens
-        self._config, self._ranks, self._ledger = config, ranks, ledger
-        self._options = sgd_options(network, document_tokens)
-        self._parameters = list(network.parameters())
+        self._scorer, self._config, self._ranks = scorer, config, scorer.ranks
+        self._options = sgd_options(scorer.network, document_tokens)
+        self._parameters = list(scorer.network.parameters())
         # never None, so that a process without sequences joins the sums all the same
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -57,13 +49,15 @@ class SgdAdapter:
                 self._update(rows[begin : begin + config.batch_sequences])
 
     def _update(self, rows: np.ndarray) -> None:
-        self._ledger.update(*spans(rows.ravel()))
+        scorer = self._scorer
+        scorer.ledger.update(*spans(rows.ravel()))
         self.optimiser.zero_grad(set_to_none=False)
         mine = rows[share(len(rows), self._ranks)]
         if len(mine):
-            index = send(torch.from_numpy(mine), self._tokens.device)
-            inputs, goals = self._tokens[index].long(), self._tokens[index + 1].long()
-            loss = self._network.nll(inputs, goals, self._options).sum() / rows.size
+            index = send(torch.from_numpy(mine), self._ranks.device)
+            inputs, goals = scorer.tokens[index].long(), scorer.tokens[index + 1].long()
+            options = scorer.parted(mine, self._options)
+            loss = scorer.network.nll(inputs, goals, options).sum() / rows.size
             loss.backward()
         for gradient in self._gradients:
             self._ranks.sum(gradient)

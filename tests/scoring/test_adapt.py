@@ -130,7 +130,7 @@ class TestPlantedViolations:
         text, network, config = make_text(170), make_network(), make_config()
         scorer = Scorer(network, text, Session(ALONE), length=WINDOW, rows=5)
         chunks = list(split_chunks(sliding_windows(len(text), WINDOW, STRIDE), config.chunk_tokens))
-        adapter = SgdAdapter(network, scorer.tokens, config, ALONE, scorer.ledger)
+        adapter = SgdAdapter(scorer, config)
         return adapter, scorer.run, chunks
 
     def test_learning_before_scoring(self, parts):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from scoring_case import (
     make_text,
 )
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.bits_per_byte import bits_per_byte
@@ -99,6 +101,17 @@ def test_max_tokens_is_said_in_the_metrics(packed):
     assert evaluation.metrics["tokens_scored"] == len(evaluation.nats) == 100
     whole = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)
     np.testing.assert_allclose(evaluation.nats, whole.nats[:100], atol=1e-5)
+
+
+@pytest.mark.parametrize("missing", ["model.bin", "val.bin"])
+def test_a_missing_file_is_one_message(tmp_path, monkeypatch, missing):
+    write_package(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / missing).unlink()
+    paths = Path("model.bin"), Path()
+    session = StageSession("eval_sliding", SLIDING, ALONE, *paths)
+    with pytest.raises(ParamGolfError, match=missing):
+        score_sliding(*paths, SLIDING, ALONE, session)
 
 
 def test_files_of_the_stage(packed, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """Warming up: every shape that scoring needs, on random tokens, and nothing is touched."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -120,3 +121,28 @@ def test_weights_stay_as_they_are(monkeypatch, case):
     with pytest.raises(InterruptedError):
         score(case, echoing_text(300), WARM, network=network)
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
+    """Guards are the real ones, in bfloat16 as on a GPU; only the code that is made is not."""
+    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    graphs = torch._dynamo.utils.counters["stats"]
+    network = make_network()
+    network.compute_dtype = torch.bfloat16
+    compile_as_is = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_as_is)
+    torch._dynamo.reset()
+    network.compile_blocks()
+    compiled, rehearse = [], session.rehearse
+
+    def watched(*arguments):
+        rehearse(*arguments)
+        compiled.append(graphs["unique_graphs"])
+
+    monkeypatch.setattr(session, "rehearse", watched)
+    before = graphs["unique_graphs"]
+    score(case, echoing_text(400), WARM, network=network)
+    assert compiled[0] > before
+    assert graphs["unique_graphs"] == compiled[0]

@@ -121,8 +121,7 @@ class Stand:
         self.scorer = Scorer(network, text, Session(ALONE), length=WINDOW, rows=5)
         windows = sliding_windows(len(text), WINDOW, STRIDE)
         self.chunks = list(split_chunks(windows, config.chunk_tokens))
-        tokens, ledger = self.scorer.tokens, self.scorer.ledger
-        self.adapter = SgdAdapter(network, tokens, config, ALONE, ledger)
+        self.adapter = SgdAdapter(self.scorer, config)
 
     def learn(self, chunk: int) -> None:
         self.adapter.adapt(self.chunks[chunk].targets, progress=0.0)
