@@ -23,7 +23,7 @@ from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
 
-BOUNDS_EVERY = 128  # tokens: a document has more on average, so that all batches have one shape
+BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
 
 if TYPE_CHECKING:
     from paramgolf.scoring.session import Session

@@ -13,10 +13,11 @@ from paramgolf.data.shards import Stream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments
 from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
-from paramgolf.runtime import Ranks, share
+from paramgolf.runtime import Ranks, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
 
-BOUNDS_EVERY = 128  # tokens: a document has more on average, so that all batches have one shape
+SAMPLED_ROWS = 32
+SPARE_BOUNDS = 1.1
 
 
 class Batch(NamedTuple):
@@ -43,6 +44,22 @@ class Batches:
             length: Windows(stream, length, seed=config.seed, arrangement=arrangement)
             for length in lengths
         }
+        self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.sizes}
+
+    def _sampled_bounds(self, sizes: BatchPhase) -> int:
+        """Return a number of bounds that hardly a row of packed documents exceeds.
+
+        Rows are padded to it: compiled code and graphs want one shape, and attention's backward
+        pays for each bound, an empty segment's too.
+        """
+        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
+        if longest is None:
+            return 0
+        windows = self._windows[length]
+        step = -(-windows.count // SAMPLED_ROWS)
+        rows = [windows.read(i, i + 1)[:, :-1] for i in range(0, windows.count, step)]
+        most = max(len(find_segments(torch.from_numpy(row), BOS, longest).bounds) for row in rows)
+        return round(SPARE_BOUNDS * most)
 
     def sizes(self, at: Point) -> BatchPhase:
         """Return the sizes that hold at a point of training."""
@@ -67,32 +84,33 @@ class Batches:
 
     def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
-        length = self.window_tokens(sizes)
+        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._ranks)
         rows = self.rows(sizes)
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
-            yield self._place(torch.from_numpy(windows), sizes)
+            tokens = torch.from_numpy(windows)
+            yield batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
 
     def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
-        return self._place(torch.randint(vocab_size, shape, generator=generator), sizes)
-
-    def _place(self, tokens: Tensor, sizes: BatchPhase) -> Batch:
-        """Find the documents and move all to the device, from memory that needs no waiting."""
+        tokens = torch.randint(vocab_size, shape, generator=generator)
         longest = self.document_tokens(sizes)
-        if longest is None:
-            return Batch(self._move(tokens))
-        inputs = tokens[:, :-1]
-        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY + inputs.numel() // longest
-        segments = find_segments(inputs, BOS, longest, multiple=multiple)
-        return Batch(self._move(tokens), self._move(segments.bounds))
+        return batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
 
-    def _move(self, x: Tensor) -> Tensor:
-        if self._ranks.device.type == "cpu":
-            return x
-        return x.pin_memory().to(self._ranks.device, non_blocking=True)
+
+def batch_of(
+    tokens: Tensor, longest: int | None, device: torch.device, bounds: int = BOUNDS_MULTIPLE
+) -> Batch:
+    """Return rows of tokens on `device`, from memory that needs no waiting.
+
+    With `longest` they are packed documents; their bounds are padded to a multiple of `bounds`.
+    """
+    if longest is None:
+        return Batch(send(tokens, device))
+    segments = find_segments(tokens[:, :-1], BOS, longest, multiple=bounds)
+    return Batch(send(tokens, device), send(segments.bounds, device))
