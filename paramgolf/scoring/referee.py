@@ -75,7 +75,8 @@ class Script:
 def load_script(path: Path) -> Script:
     """Import SCORER.py as Python runs a script; a missing file or function is a ParamGolfError."""
     if not path.is_file():
-        raise ParamGolfError(f"there is no file {path}")
+        fix = "name a script with load, score and probabilities (docs/audit-score.md)"
+        raise ParamGolfError(f"there is no file {path}", fix=fix)
     spec = importlib.util.spec_from_file_location(f"scorer_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise ParamGolfError("not a Python script", where=path, expected="a file SCORER.py")
