@@ -24,6 +24,7 @@ COMMANDS = {
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
     "report": "one page of several runs side by side",
+    "audit-score": "judge another script's scoring function by the rules",
     "submit": "make the folder of a submission",
     "completion": "print the completion script of a shell",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
@@ -64,7 +65,7 @@ def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
             name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name in wanted:
-            module = importlib.import_module(f"paramgolf.commands.{name}")
+            module = importlib.import_module(f"paramgolf.commands.{name.replace('-', '_')}")
             command.description, command.epilog = module.__doc__, module.EXAMPLE
             module.configure(command)
             command.set_defaults(run=module.run)

@@ -155,6 +155,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
 
 
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a tensor of the host to `device`, from memory that the host need not wait for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until `device` has done its work, before a clock is read."""
     if device.type == "cuda":

@@ -8,7 +8,7 @@ from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
-from paramgolf.scoring.stage import PACKAGE_PATH, write_evaluation
+from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 
 def main() -> None:
@@ -18,8 +18,8 @@ def main() -> None:
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
-        evaluation = score_sliding(PACKAGE_PATH, TOKENS_PATH, config, ranks)
-        write_evaluation("eval_sliding", evaluation, ranks)
+        session = StageSession("eval_sliding", config, ranks)
+        session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, ranks, session))
 
 
 if __name__ == "__main__":

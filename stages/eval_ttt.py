@@ -8,7 +8,7 @@ from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig
-from paramgolf.scoring.stage import PACKAGE_PATH, write_evaluation
+from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 
 def main() -> None:
@@ -18,8 +18,8 @@ def main() -> None:
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
-        evaluation = score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, ranks)
-        write_evaluation("eval_ttt", evaluation, ranks)
+        session = StageSession("eval_ttt", config, ranks)
+        session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, ranks, session))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Shapes: B rows, T tokens, d width, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paramgolf.model.attention import (
+    BOUNDS_MULTIPLE,
     Attend,
     Segments,
     attend_sdpa,
@@ -40,7 +42,6 @@ from paramgolf.model.reference import REFERENCE
 from paramgolf.model.shapes import MATRICES, shapes
 
 BOS = 1  # of every published tokenizer
-NO_TOKEN = -1
 GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
 Tensors = dict[str, Tensor]
 
@@ -54,7 +55,7 @@ class Pass:
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
     of the order. With `window` a position attends to no more than so many, its own among them.
-    `segments` are those of `document_tokens`, where they were found beforehand.
+    `segments` are those of `document_tokens` or `window`, where they were found beforehand.
     """
 
     order: Order
@@ -112,6 +113,7 @@ class Network(nn.Module):
         self.attend: Attend = attend_sdpa
         self.operations: Operations = REFERENCE
         self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
+        self._frozen: Tensors | None = None
         self._block: Callable[..., State] = block
         self._nll: Callable[..., Tensor] = REFERENCE.nll
         self._add: Callable[[list[Tensor]], Tensor] = add_all
@@ -168,7 +170,19 @@ class Network(nn.Module):
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         return hidden, Head(tensors["embedding"], self.config.softcap, sides, adapter)
 
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Cast the weights once for all passes of the block; they must stay as they are in it."""
+        with torch.no_grad():
+            self._frozen = self._cast()
+        try:
+            yield
+        finally:
+            self._frozen = None
+
     def _cast(self) -> Tensors:
+        if self._frozen is not None:
+            return self._frozen
         parameters: Tensors = dict(self.named_parameters())
         if self.requantise is not None:
             parameters |= {name: self.requantise(parameters[name]) for name in MATRICES}
@@ -213,11 +227,7 @@ class Network(nn.Module):
             reach=min(sight),
             device=x0.device,
         )
-        segments = options.segments
-        if segments is None and len(sight) > 1:
-            bos = BOS if longest is not None else NO_TOKEN
-            segments = find_segments(tokens_BT, bos, longest or length)
-            segments = segments._replace(window=options.window)
+        segments = options.segments or segments_of(tokens_BT, options)
         return Context(x0, cos, sin, segments=segments)
 
     def _step_context(
@@ -283,6 +293,18 @@ class Network(nn.Module):
         if "lane_merge" in tensors:
             return torch.lerp(state[1], state[0], tensors["lane_merge"])
         return (state[0] + state[1]) / 2
+
+
+def segments_of(
+    tokens_BT: Tensor, options: Pass, *, multiple: int = BOUNDS_MULTIPLE
+) -> Segments | None:
+    """Return the parts that attention does not cross by `options`, None where it crosses all."""
+    longest = options.document_tokens
+    if longest is None:
+        rows = Segments(None, tokens_BT.shape[1], options.window)
+        return None if options.window is None else rows
+    segments = find_segments(tokens_BT, BOS, longest, multiple=multiple)
+    return segments._replace(window=options.window)
 
 
 def _bind(tap: Callable[[str, int, Tensor], None], step: Step) -> Callable[[str, Tensor], None]:

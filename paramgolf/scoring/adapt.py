@@ -2,82 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paramgolf.model.network import Network
-from paramgolf.progress import track
 from paramgolf.runtime import Ranks
 from paramgolf.scoring.config import AdaptConfig
-from paramgolf.scoring.evaluation import Evaluation, load_network, summary
+from paramgolf.scoring.evaluation import Evaluation, begin, summary
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_documents import score_documents
-from paramgolf.scoring.lora_stream import score_stream
-from paramgolf.scoring.mixture import build_mixture
-from paramgolf.scoring.sgd import SgdAdapter
-from paramgolf.scoring.sliding import score_fixed, score_windows
-from paramgolf.scoring.text import Text, load_text
-from paramgolf.scoring.timing import Timing
-from paramgolf.scoring.windows import sliding_windows, split_chunks
+from paramgolf.scoring.lora_stream import StreamScorer
+from paramgolf.scoring.scorer import Rehearsal, Scorer
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
+from paramgolf.scoring.sliding import plain_score
+from paramgolf.scoring.text import Text
+from paramgolf.scoring.windows import Windows, sliding_windows, split_chunks
 
 
 def score_adaptive(
-    package: str | Path, tokens: str | Path, config: AdaptConfig, ranks: Ranks
+    package: str | Path,
+    tokens: str | Path,
+    config: AdaptConfig,
+    ranks: Ranks,
+    session: Session | None = None,
 ) -> Evaluation:
     """Score a packed model that adapts as it goes; every process joins in.
 
     The metrics' plain score is of the weights as they were packed.
     """
-    timing = Timing(ranks.device)
-    window, rows = config.window, config.batch_windows
-    with timing.part("load"):
-        network = load_network(package, ranks)
-        text = load_text(tokens, network.vocab_size, config.max_tokens)
-    with timing.part("plain"):
-        plain = score_fixed(network, text, ranks, window=window, stride=window, rows=rows)
-    ledger = score_and_adapt(network, text, config, ranks, timing)
-    metrics = summary(text, ledger, plain, timing)
+    session = session or Session(ranks)
+    network, text = begin(package, tokens, config.max_tokens, session)
+    plain = plain_score(network, text, config.window, config.batch_windows, session)
+    ledger = score_and_adapt(network, text, config, session)
+    metrics = summary(text, ledger, plain, session)
     metrics |= {"updates": metrics["ledger"]["updates"], "mode": config.mode}
     if config.mode == "lora_documents":
         metrics["order"] = config.documents.order
     return Evaluation(metrics, text, ledger.nats)
 
 
-def score_and_adapt(
-    network: Network, text: Text, config: AdaptConfig, ranks: Ranks, timing: Timing
-) -> Ledger:
+def score_and_adapt(network: Network, text: Text, config: AdaptConfig, session: Session) -> Ledger:
     """Score every target, adapting in the way of `mode`; return the ledger, full.
 
     The network's weights change in mode sgd, and in phases of lora_documents.
     """
-    match config.mode:
-        case "lora_stream":
-            return score_stream(network, text, config, ranks, timing)
-        case "lora_documents":
-            return score_documents(network, text, config, ranks, timing)
-    return score_chunks(network, text, config, ranks, timing)
+    if config.mode == "lora_documents":
+        return score_documents(network, text, config, session)
+    kind = StreamScorer if config.mode == "lora_stream" else ChunkScorer
+    scorer = kind(network, text, config, session)
+    windows = sliding_windows(len(text), config.window, config.stride)
+    chunks = list(split_chunks(windows, config.chunk_tokens))
+    session.run(scorer, chunks, "score, adapt")
+    return scorer.ledger
 
 
-def score_chunks(
-    network: Network, text: Text, config: AdaptConfig, ranks: Ranks, timing: Timing
-) -> Ledger:
-    """Score each chunk with what was learned from the chunks before it (none: nothing).
+class ChunkScorer(Scorer):
+    """Scores each chunk with what was learned by SGD from the chunks before it (none: nothing).
 
     The last chunk is not learned from: nothing is left to score.
     """
-    ledger = Ledger(len(text))
-    tokens = text.rows_source(config.window, ranks.device)
-    windows = sliding_windows(len(text), config.window, config.stride)
-    chunks = list(split_chunks(windows, config.chunk_tokens))
-    with timing.part("mixture"):
-        padding, device = config.window, ranks.device
-        mixture = build_mixture(text, config.mixture, ledger, padding=padding, device=device)
-    adapter = SgdAdapter(network, tokens, config, ranks, ledger) if config.mode == "sgd" else None
-    show = ranks.is_main
-    for index, chunk in enumerate(track(chunks, "score, adapt", total=len(chunks), show=show)):
-        with timing.part("score"):
-            rows = config.batch_windows
-            score_windows(network, tokens, chunk, ranks, ledger, rows=rows, mixture=mixture)
-        with timing.part("adapt"):
-            if adapter is not None and index + 1 < len(chunks):
-                adapter.adapt(chunk.targets, progress=index / (len(chunks) - 1))
-    return ledger
+
+    def __init__(self, network: Network, text: Text, config: AdaptConfig, session: Session) -> None:
+        window, rows = config.window, config.batch_windows
+        super().__init__(network, text, session, length=window, rows=rows, mixing=config.mixture)
+        self._config = config
+        self.adapter = None
+        if config.mode == "sgd":
+            self.adapter = SgdAdapter(self, config)
+
+    def run(self, item: Windows) -> None:
+        """Score a chunk of windows, then learn from it."""
+        super().run(item)
+        targets = item.targets
+        if self.adapter is not None and targets.stop < len(self.text):
+            last = (len(self.text) - 1) // self._config.chunk_tokens
+            with self.session.timing.part("adapt"):
+                index = targets.start // self._config.chunk_tokens
+                self.adapter.adapt(targets, progress=index / last)
+
+    def rehearsals(self, items: Sequence[Windows]) -> Iterator[Rehearsal]:
+        """Yield the shapes of the passes that `items` need."""
+        yield from super().rehearsals(items)
+        if self.adapter is not None and len(items) > 1:
+            yield from sgd_rehearsals(self.network, self._config, self.ranks)

@@ -15,8 +15,8 @@ from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
 from paramgolf.scoring.bits_per_byte import Tally
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.text import Text
-from paramgolf.scoring.timing import Timing
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.text import Text, load_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +36,29 @@ def load_network(package: str | Path, ranks: Ranks) -> Network:
     return place(network, ranks)
 
 
-def summary(text: Text, ledger: Ledger, plain: Ledger, timing: Timing) -> dict[str, Any]:
-    """Close both ledgers and return the metrics; `plain` is without overlap and adaptation.
+def begin(
+    package: str | Path, tokens: str | Path, max_tokens: int | None, session: Session
+) -> tuple[Network, Text]:
+    """Load what an evaluation reads; the clock has run since the command started."""
+    session.timing.seconds["start"] += seconds_since_start()
+    with session.timing.part("load"):
+        network = load_network(package, session.ranks)
+        return network, load_text(tokens, network.vocab_size, max_tokens)
+
+
+def summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict[str, Any]:
+    """Close the ledger and return the metrics; `plain` is without overlap and adaptation.
 
     `seconds` counts from the start of the process: imports, decompression and compilation are in.
     """
-    plain.close()
     verdict = ledger.close()
     tally = Tally.of(ledger.nats, text.byte_counts)
     return {
         "val_bpb": tally.bits_per_byte,
         "val_loss": tally.loss,
-        "val_bpb_plain": Tally.of(plain.nats, text.byte_counts).bits_per_byte,
+        "val_bpb_plain": plain,
         "tokens_scored": tally.tokens,
         "bytes_scored": tally.byte_count,
         "ledger": verdict,
-        **timing.metrics,
-        "seconds": seconds_since_start(),
+        **session.metrics,
     }

@@ -47,6 +47,8 @@ class Ledger:
         entry: int32 [count], the number of the entry that scored the target, from 1; 0 is none.
         weights: the version of the weights behind each entry, a version an update.
         updates: the updates, in order.
+        merged: entries and updates that the last merge told the others.
+        elsewhere: what they entered.
 
     Processes that score different targets each keep a ledger, and merge() them.
     """
@@ -57,8 +59,8 @@ class Ledger:
         self.weights = [0]
         self.updates: list[Update] = []
         self._place: np.ndarray | None = None
-        self._merged = (0, 0)  # entries and updates that the last merge told the others
-        self._elsewhere = _Elsewhere(np.zeros(count, dtype=bool))
+        self.merged = (0, 0)
+        self.elsewhere = Elsewhere(np.zeros(count, dtype=bool))
 
     def score(self, start: int, nats: np.ndarray, times: np.ndarray) -> None:
         """Enter scores that the present weights gave to the targets from `start` on.
@@ -126,7 +128,7 @@ class Ledger:
         All processes call it together; then all hold the same scores. A target that two of them
         scored is a LedgerError.
         """
-        entries, updates = self._merged
+        entries, updates = self.merged
         mine = self.entry > entries
         own = [update for update in self.updates[updates:] if update.own]
         trained, score_first = self._replay(own)
@@ -140,11 +142,11 @@ class Ledger:
         others = np.flatnonzero((times == 1) & ~mine)
         if len(others):
             self._enter(others, nats[others])
-        self._elsewhere.trained |= learned > 0
-        self._elsewhere.entries += int(total[0]) - new - (len(others) > 0)
-        self._elsewhere.updates += int(total[1]) - len(own)
-        self._elsewhere.score_first &= total[2] == 0
-        self._merged = (len(self.weights) - 1, len(self.updates))
+        self.elsewhere.trained |= learned > 0
+        self.elsewhere.entries += int(total[0]) - new - (len(others) > 0)
+        self.elsewhere.updates += int(total[1]) - len(own)
+        self.elsewhere.score_first &= total[2] == 0
+        self.merged = (len(self.weights) - 1, len(self.updates))
 
     def close(self) -> dict[str, bool | int]:
         """Return the verdict for the metrics, derived once more from the record itself.
@@ -157,7 +159,7 @@ class Ledger:
         if self._place is not None:
             self._check_order(self._place)
         trained, score_first = self._replay(self.updates)
-        elsewhere = self._elsewhere
+        elsewhere = self.elsewhere
         return {
             "scored_once": True,
             "score_first": score_first and elsewhere.score_first,
@@ -214,7 +216,7 @@ class Ledger:
 
 
 @dataclass(slots=True)
-class _Elsewhere:
+class Elsewhere:
     """What the other processes entered, as far as the verdict needs it."""
 
     trained: np.ndarray

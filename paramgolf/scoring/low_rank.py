@@ -27,7 +27,7 @@ class Learner:
             seed=config.seed,
             device=self._device,
         )
-        self._optimiser = self._adamw()
+        self.optimiser = self._adamw()
 
     def options(self) -> Pass:
         """Return the options of a pass through these adapters."""
@@ -35,17 +35,17 @@ class Learner:
 
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
-        self._optimiser.step()
-        self._optimiser.zero_grad()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
 
     def keep(self, rows: int) -> None:
         """Forget all but the first `rows` rows, those of the optimiser's state too."""
-        before, state = self.adapters.parameters(), self._optimiser.state
+        before, state = self.adapters.parameters(), self.optimiser.state
         self.adapters.keep(rows)
-        self._optimiser = self._adamw()
+        self.optimiser = self._adamw()
         for old, new in zip(before, self.adapters.parameters(), strict=True):
             if old in state:
-                self._optimiser.state[new] = {
+                self.optimiser.state[new] = {
                     name: value if name == "step" else value[:, :rows].clone()
                     for name, value in state[old].items()
                 }

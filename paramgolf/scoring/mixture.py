@@ -12,10 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.network import Network, Pass
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.past_counts import past_counts
@@ -35,23 +33,30 @@ class Mixture:
     hint: Tensor | None = None
     beta: float = 0.0
 
-    def mixed(self, nats: Tensor, index: Tensor) -> Tensor:
-        """Return nats [B, k] with the n-gram model mixed in; `index` [B, k] counts targets."""
-        assert self.weight is not None
-        assert self.chance is not None
-        weight = self.weight[index]
-        return -torch.log((1 - weight) * torch.exp(-nats) + weight * self.chance[index])
+    def mixed(self, nats: Tensor, chance: Tensor, index: Tensor) -> Tensor:
+        """Return nats with the n-gram model mixed in, which gives `chance` to what nats are of.
 
-    def tilted(self, nats: Tensor, logits: Tensor, targets: Tensor, index: Tensor) -> Tensor:
-        """Return nats [B, k] under p(v) e^(beta [v = hint]) / (1 + p(hint) (e^beta - 1))."""
+        `index` counts the targets; the shapes broadcast.
+        """
+        assert self.weight is not None
+        weight = self.weight[index]
+        return -torch.log((1 - weight) * torch.exp(-nats) + weight * chance)
+
+    def favoured(self, index: Tensor) -> Tensor:
+        """Return the hint of each target of `index`, any token where there is none."""
+        assert self.hint is not None
+        return self.hint[index].clamp(min=0)
+
+    def tilted(self, nats: Tensor, of_hint: Tensor, tokens: Tensor, index: Tensor) -> Tensor:
+        """Return the nats of `tokens` under p(v) e^(beta [v = hint]) / (1 + p(hint) (e^beta - 1)).
+
+        `nats` are the network's of the tokens, `of_hint` those of the hint; `index` counts the
+        targets; the shapes broadcast.
+        """
         assert self.hint is not None
         hint = self.hint[index]
-        hinted = hint >= 0
-        favoured = hint.clamp(min=0)
-        of_hint = F.cross_entropy(logits.flatten(0, 1), favoured.flatten(), reduction="none")
-        total = torch.log1p(torch.exp(-of_hint.view(hint.shape)) * math.expm1(self.beta))
-        tilted = nats - self.beta * (targets == hint) + total
-        return torch.where(hinted, tilted, nats)
+        total = torch.log1p(torch.exp(-of_hint) * math.expm1(self.beta))
+        return torch.where(hint >= 0, nats - self.beta * (tokens == hint) + total, nats)
 
 
 def build_mixture(
@@ -93,30 +98,3 @@ def build_mixture(
     if config.kind == "tilt":
         return Mixture(hint=column(hint, -1), beta=config.beta)
     return Mixture(weight=column(known * config.weight, 0), chance=column(chance, 0))
-
-
-def score_tokens(
-    network: Network,
-    inputs: Tensor,
-    targets: Tensor,
-    options: Pass,
-    *,
-    part: slice,
-    mixture: Mixture | None,
-    first: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Return the network's nats of the `part` of `targets` [B, T], and those that are its score.
-
-    Both are float32 [B, k]; the first can be learned from, the second are the mixture's. `first`
-    int64 [B] are the targets that the rows begin with.
-    """
-    wanted = targets[:, part]
-    index = first[:, None] + torch.arange(targets.shape[1], device=targets.device)[part]
-    if mixture is None or mixture.hint is None:
-        nats = network.nll(inputs, wanted, options, part=part)
-        scores = nats.detach()
-        return nats, scores if mixture is None else mixture.mixed(scores, index)
-    logits = network.logits(inputs, options, part=part)
-    nats = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
-    nats = nats.view(wanted.shape)
-    return nats, mixture.tilted(nats.detach(), logits.detach(), wanted, index)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TOKEN_BITS = 16
 MULTIPLIER = -7046029254386353131  # odd: 2^64 / golden ratio, as a signed number
 
 
@@ -35,39 +36,52 @@ def past_counts(tokens: Tensor, context: int) -> Past:
 
     The first `context` positions have no context: their counts are 0.
     """
-    count = len(tokens)
-    hashes = context_hashes(tokens, context)
-    # group by context, in each group by token, in each of these by time
-    by_token = torch.argsort(tokens, stable=True)
-    pairs = by_token[torch.argsort(hashes[by_token], stable=True)]
-    same = torch.empty_like(tokens)
-    changed = _changes(hashes[pairs]) | _changes(tokens[pairs])
-    same[pairs] = _places(changed)
-    order = torch.argsort(hashes, stable=True)
-    begins = _changes(hashes[order])
-    total = _places(begins)
-    top, top_count = _running_mode(tokens[order], same[order], begins, total)
-    known = torch.arange(count, device=tokens.device) >= context
-    result = []
-    for column in (total, same[order], top, top_count):
-        back = torch.empty_like(column)
-        back[order] = column
-        result.append(torch.where(known, back, 0))
-    total, same, top, top_count = result
-    return Past(total, same, torch.where(total > 0, top, -1), top_count)
+    hashes, order = torch.sort(context_hashes(tokens, context), stable=True)
+    begins = _changes(hashes)
+    # contexts that came once, most where they are long, have no past
+    again = ~(begins & begins.roll(-1))
+    order, begins = order[again], begins[again]
+    place, ordered = _places(begins), tokens[order]
+    # in each group of a context by token, in each of these by time
+    keys, pairs = torch.sort((begins.cumsum(0) << TOKEN_BITS) | ordered, stable=True)
+    followed = torch.empty_like(place)
+    followed[pairs] = _places(_changes(keys))
+    found = (place, followed, *_running_mode(ordered, followed, begins, place))
+    columns = [torch.full_like(tokens, nothing) for nothing in (0, 0, -1, 0)]
+    for column, values, nothing in zip(columns, found, (0, 0, -1, 0), strict=True):
+        column[order] = values
+        column[:context] = nothing
+    return Past(*columns)
 
 
 def context_hashes(tokens: Tensor, context: int) -> Tensor:
-    """Return a hash of the `context` tokens before each position, int64 [N]; it wraps around."""
-    hashes = torch.zeros_like(tokens)
-    for distance in range(context, 0, -1):
-        before = torch.zeros_like(tokens)
-        before[distance:] = tokens[:-distance] + 1
-        hashes = (hashes ^ before) * MULTIPLIER
-        hashes = hashes ^ (hashes >> 29)
-    # positions whose context is cut off by the beginning must not look like any other's
-    hashes[:context] = torch.arange(min(context, len(tokens)), device=tokens.device)
-    return hashes
+    """Return a hash of the `context` tokens before each position, int64 [N]; it wraps around.
+
+    Hashes of twice as many tokens are made of two. The first positions, whose context is cut off by
+    the beginning, are all different.
+    """
+    result, done = torch.zeros_like(tokens), 0
+    part, size = _before(tokens + 1, 1), 1
+    while done < context:
+        if context & size:
+            result, done = _join(result, _before(part, done)), done + size
+        part, size = _join(part, _before(part, size)), 2 * size
+    result[:context] = torch.arange(min(context, len(tokens)), device=tokens.device)
+    return result
+
+
+def _join(near: Tensor, far: Tensor) -> Tensor:
+    """Return a hash of both [N]; `far` is overwritten."""
+    far.mul_(MULTIPLIER).bitwise_xor_(near).mul_(MULTIPLIER)
+    return far.bitwise_xor_(far >> 29)
+
+
+def _before(x: Tensor, distance: int) -> Tensor:
+    """Return a copy of x [N] moved to the right, zeros first."""
+    moved = torch.empty_like(x)
+    moved[:distance] = 0
+    moved[distance:] = x[: max(0, len(x) - distance)]
+    return moved
 
 
 def _changes(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from paramgolf.data.shards import Stream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
-from paramgolf.runtime import Ranks, share
+from paramgolf.runtime import Ranks, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
 
 SAMPLED_ROWS = 32
@@ -114,10 +114,6 @@ def batch_of(
     With `longest` they are packed documents; their bounds are padded to a multiple of `bounds`.
     """
     if longest is None:
-        return Batch(_move(tokens, device))
+        return Batch(send(tokens, device))
     found = find_bounds(tokens[:, :-1], BOS, longest, multiple=bounds)
-    return Batch(_move(tokens, device), _move(found, device))
-
-
-def _move(x: Tensor, device: torch.device) -> Tensor:
-    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)
+    return Batch(send(tokens, device), send(found, device))

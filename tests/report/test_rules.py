@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_files import BYTES, ROOT, TOKENS, evaluation, write_run
+from run_files import BYTES, PROBE, ROOT, TOKENS, evaluation, write_run
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.report.config import VerifyConfig
@@ -64,7 +64,12 @@ def test_a_run_that_keeps_every_rule(tmp_path, capsys):
         ("R2", {"train": {"train_seconds": 594.0}}),  # 6.25 s of calibration take it over
         ("R3", {"eval_ttt": {"seconds": 600.5}}),
         ("R5", {"audit": {"train_val_overlap": 1}}),
+        ("R6", {"eval_sliding": {"probe": {**PROBE, "causal_error": 0.02}}}),
+        ("R6", {"eval_ttt": {"probe": {**PROBE, "passes": 0}}}),
         ("R7", {"eval_sliding": {"val_loss": 0.0}}),
+        ("R7", {"eval_ttt": {"probe": {**PROBE, "sum_error": 276.0}}}),  # a hashed cache (#886)
+        ("R7", {"eval_ttt": {"probe": {**PROBE, "score_error": 0.1}}}),
+        ("R7", {"eval_sliding": {"probe": {**PROBE, "positions": 0}}}),
         ("R8", ledger("eval_ttt", score_first=False)),
         ("R8", {"eval_ttt": {"updates": 94}}),
         ("R9", ledger("eval_sliding", scored_once=False)),

@@ -76,6 +76,18 @@ def make_text(count: int, seed: int = 5) -> Text:
     return Text(tokens, byte_counts, bos=1)
 
 
+def echoing_text(count):
+    """A text that repeats parts of itself, so that contexts come again."""
+    rng = np.random.default_rng(2)
+    tokens = make_text(count).tokens
+    for _ in range(count // 15):
+        begin, source = rng.integers(12, count - 8), rng.integers(1, 12)
+        tokens[begin : begin + 8] = np.where(
+            tokens[source : source + 8] == 1, 5, tokens[source : source + 8]
+        )
+    return Text(tokens, np.ones(count, dtype=np.uint16), 1)
+
+
 def make_config(**changes) -> AdaptConfig:
     fields = {
         "mode": "sgd",

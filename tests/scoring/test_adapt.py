@@ -7,24 +7,23 @@ from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_config, make_network
 
 from paramgolf.model.network import Pass
 from paramgolf.scoring.adapt import score_and_adapt
-from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.ledger import LedgerError
+from paramgolf.scoring.scorer import Scorer
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter
-from paramgolf.scoring.sliding import score_fixed, score_windows
+from paramgolf.scoring.sliding import score_fixed
 from paramgolf.scoring.text import Text
-from paramgolf.scoring.timing import Timing
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 
 
 def adapt(text, ranks, network=None, **changes):
-    timing = Timing(ranks.device)
-    network = network or make_network()
-    ledger = score_and_adapt(network, text, make_config(**changes), ranks, timing)
-    return ledger
+    config = make_config(**changes)
+    return score_and_adapt(network or make_network(), text, config, Session(ranks))
 
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_fixed(make_network(), text, ALONE, window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
     np.testing.assert_allclose(adapt(text, ALONE, lr=0.0).nats, fixed.nats, atol=1e-5)
     assert (adapt(text, ALONE, lr=0.0).nats == adapt(text, ALONE, mode="none").nats).all()
 
@@ -129,15 +128,10 @@ class TestPlantedViolations:
     @pytest.fixture
     def parts(self):
         text, network, config = make_text(170), make_network(), make_config()
-        ledger = Ledger(len(text))
-        tokens = text.rows_source(WINDOW, ALONE.device)
+        scorer = Scorer(network, text, Session(ALONE), length=WINDOW, rows=5)
         chunks = list(split_chunks(sliding_windows(len(text), WINDOW, STRIDE), config.chunk_tokens))
-        adapter = SgdAdapter(network, tokens, config, ALONE, ledger)
-
-        def score(chunk):
-            score_windows(network, tokens, chunk, ALONE, ledger, rows=5)
-
-        return adapter, score, chunks
+        adapter = SgdAdapter(scorer, config)
+        return adapter, scorer.run, chunks
 
     def test_learning_before_scoring(self, parts):
         adapter, _, chunks = parts

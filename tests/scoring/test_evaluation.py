@@ -2,32 +2,28 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
+from packed_case import write_package
 from scoring_case import (
     ALONE,
     MIXTURE,
-    VOCAB,
     make_config,
     make_lora_config,
-    make_network,
     make_text,
 )
 
-from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.writer import encode
-from paramgolf.data.shards import write_shard
+from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import MATRICES
-from paramgolf.quant.dequantize import dequantize
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed, score_sliding
-from paramgolf.scoring.stage import write_evaluation
+from paramgolf.scoring.stage import StageSession
 
 SLIDING = SlidingConfig(
     mode="strided",
@@ -44,48 +40,11 @@ SLIDING = SlidingConfig(
 def packed(tmp_path_factory):
     """A package, tokens, and the network that the package must turn into."""
     folder = tmp_path_factory.mktemp("packed")
-    network = make_network()
-    tensors, bits = {}, {}
-    with torch.no_grad():
-        for name, parameter in network.named_parameters():
-            if name in (*MATRICES, "embedding"):
-                scales = (parameter.abs().amax(-1) / 127).half()
-                integers = (parameter / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
-                tensors |= {f"{name}.integers": integers.to(torch.int8), f"{name}.scales": scales}
-                bits[name] = 8
-                parameter.copy_(dequantize(tensors[f"{name}.integers"], scales))
-            else:
-                tensors[name] = parameter.detach().half()
-                parameter.copy_(tensors[name])
-    config = {
-        "model": dataclasses.asdict(network.config),
-        "vocab_size": VOCAB,
-        "sequence_length": 16,
-        "quantize": {"bits": bits},
-    }
-    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6, prune=False)
-    (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
-    write_tokens(folder)
-    return folder, network
-
-
-def write_tokens(folder):
-    text = make_text(170)
-    write_shard(folder / "val.bin", text.tokens)
-    write_shard(folder / "bytes.bin", np.concatenate([[0], text.byte_counts]).astype(np.uint16))
-    manifest = {
-        "schema": 1,
-        "vocab_size": VOCAB,
-        "bos": 1,
-        "train": {"files": []},
-        "val": {"files": [{"name": "val.bin"}]},
-        "val_bytes": {"files": [{"name": "bytes.bin"}]},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder, write_package(folder)
 
 
 def reference(network: Network, stride: int) -> float:
-    ledger = score_fixed(network, make_text(170), ALONE, window=16, stride=stride, rows=5)
+    ledger = score_fixed(network, make_text(170), Session(ALONE), window=16, stride=stride, rows=5)
     return bits_per_byte(ledger.nats.sum(), int(make_text(170).byte_counts.sum()))
 
 
@@ -144,11 +103,23 @@ def test_max_tokens_is_said_in_the_metrics(packed):
     np.testing.assert_allclose(evaluation.nats, whole.nats[:100], atol=1e-5)
 
 
+@pytest.mark.parametrize("missing", ["model.bin", "val.bin"])
+def test_a_missing_file_is_one_message(tmp_path, monkeypatch, missing):
+    write_package(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / missing).unlink()
+    paths = Path("model.bin"), Path()
+    session = StageSession("eval_sliding", SLIDING, ALONE, *paths)
+    with pytest.raises(ParamGolfError, match=missing):
+        score_sliding(*paths, SLIDING, ALONE, session)
+
+
 def test_files_of_the_stage(packed, tmp_path, monkeypatch):
     folder, _ = packed
     monkeypatch.chdir(tmp_path)
-    evaluation = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)
-    write_evaluation("eval_sliding", evaluation, ALONE)
+    session = StageSession("eval_sliding", SLIDING, ALONE, folder / "model.bin", folder)
+    evaluation = score_sliding(folder / "model.bin", folder, SLIDING, ALONE, session)
+    session.finish(evaluation)
     metrics = json.loads((tmp_path / "artifacts/metrics/eval_sliding.json").read_text())
     assert metrics == evaluation.metrics
     table = pq.read_table(tmp_path / "artifacts/eval_sliding/documents.parquet").to_pydict()

@@ -11,10 +11,10 @@ from paramgolf.scoring import lora_documents
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import ShortChunk
 from paramgolf.scoring.document_batches import plan_groups
-from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.lora_documents import DocumentScorer
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text, find_documents
-from paramgolf.scoring.timing import Timing
 
 WARM = {"warm_a": True, "batch_documents": 2}
 PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
@@ -22,7 +22,7 @@ PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
 
 def adapt(text, ranks=ALONE, network=None, documents=None, adapter=None, **changes):
     config = make_lora_config("lora_documents", adapter, documents, **changes)
-    return score_and_adapt(network or make_network(), text, config, ranks, Timing(ranks.device))
+    return score_and_adapt(network or make_network(), text, config, Session(ranks))
 
 
 def brute_force(text, first, last, config):
@@ -60,7 +60,7 @@ def test_each_document_scores_as_it_does_in_a_plain_loop():
     ledger = adapt(text)
     for first, last in zip(*find_documents(text), strict=True):
         expected = brute_force(text, first, last, config)
-        np.testing.assert_allclose(ledger.nats[first:last], expected, atol=2e-4)
+        np.testing.assert_allclose(ledger.nats[first:last], expected, atol=5e-4)
 
 
 def test_rate_zero_scores_as_the_unadapted_network():
@@ -193,8 +193,7 @@ class TestPhases:
 
     def test_training_on_a_document_not_scored_is_refused(self):
         text, config = make_text(200), make_lora_config("lora_documents")
-        ledger = Ledger(len(text))
-        scorer = DocumentScorer(make_network(), text, config, ALONE, ledger)
+        scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
             scorer.train(np.arange(100))
 
@@ -247,21 +246,18 @@ class TestPlantedViolations:
     @pytest.fixture
     def parts(self):
         text, config = make_text(200), make_lora_config("lora_documents")
-        ledger = Ledger(len(text))
-        scorer = DocumentScorer(make_network(), text, config, ALONE, ledger)
-        start, stop = find_documents(text)
-        (group, *_) = plan_groups(start, stop, config.documents, WINDOW)
-        return scorer, group.batches[0], ledger
+        scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
+        return scorer, scorer.plan()[0], scorer.ledger
 
     def test_a_second_pass_over_a_batch(self, parts):
-        scorer, batch, _ = parts
-        scorer.run(batch)
+        scorer, step, _ = parts
+        scorer.run(step)
         with pytest.raises(LedgerError, match="scored a second time"):
-            scorer.run(batch)
+            scorer.run(step)
 
     def test_a_document_left_out(self, parts):
-        scorer, batch, ledger = parts
-        scorer.run(batch)
+        scorer, step, ledger = parts
+        scorer.run(step)
         ledger.merge(ALONE)
         with pytest.raises(LedgerError, match="never scored"):
             ledger.close()

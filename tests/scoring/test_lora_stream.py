@@ -6,18 +6,18 @@ import torch
 from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
 
 from paramgolf.scoring.adapt import score_and_adapt
-from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.lora_stream import StreamScorer
 from paramgolf.scoring.low_rank import Learner
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed
 from paramgolf.scoring.text import Text
-from paramgolf.scoring.timing import Timing
 from paramgolf.scoring.windows import sliding_windows
 
 
 def adapt(text, ranks=ALONE, network=None, adapter=None, **changes):
     config = make_lora_config("lora_stream", adapter, **changes)
-    return score_and_adapt(network or make_network(), text, config, ranks, Timing(ranks.device))
+    return score_and_adapt(network or make_network(), text, config, Session(ranks))
 
 
 def test_scores_are_those_of_a_plain_loop():
@@ -44,7 +44,7 @@ def test_scores_are_those_of_a_plain_loop():
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_fixed(make_network(), text, ALONE, window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
     np.testing.assert_allclose(adapt(text, adapter={"lr": 0.0}).nats, fixed.nats, atol=1e-5)
 
 
@@ -65,7 +65,7 @@ def test_the_adapter_begins_anew():
     always, anew = adapt(text), adapt(text, adapter={"reset_chunks": 2})
     assert (always.nats[:96] == anew.nats[:96]).all()
     assert (always.nats[96:] != anew.nats[96:]).mean() > 0.99
-    fixed = score_fixed(make_network(), text, ALONE, window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
     np.testing.assert_allclose(anew.nats[96:116], fixed.nats[96:116], atol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_no_past_score_moves_with_a_future_token(position):
 
 def test_a_batch_is_scored_once():
     text, config = make_text(90), make_lora_config("lora_stream")
-    scorer = StreamScorer(make_network(), text, config, ALONE, Ledger(len(text)))
+    scorer = StreamScorer(make_network(), text, config, Session(ALONE))
     first = sliding_windows(len(text), WINDOW, STRIDE)[:1]
     scorer.run(first)
     with pytest.raises(LedgerError, match="scored a second time"):

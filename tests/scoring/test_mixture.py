@@ -12,19 +12,19 @@ from scoring_case import (
     STRIDE,
     VOCAB,
     WINDOW,
+    echoing_text,
     make_config,
     make_lora_config,
     make_network,
-    make_text,
 )
 
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import Ledger, LedgerError
 from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
-from paramgolf.scoring.timing import Timing
 
 KINDS = ("ngram", "tilt")
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
@@ -32,18 +32,6 @@ PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
 
 def mix(kind, **changes):
     return MixtureConfig(**{**MIXTURE, "kind": kind, **changes})
-
-
-def echoing_text(count):
-    """A text that repeats parts of itself, so that contexts come again."""
-    rng = np.random.default_rng(2)
-    tokens = make_text(count).tokens
-    for _ in range(count // 15):
-        begin, source = rng.integers(12, count - 8), rng.integers(1, 12)
-        tokens[begin : begin + 8] = np.where(
-            tokens[source : source + 8] == 1, 5, tokens[source : source + 8]
-        )
-    return Text(tokens, np.ones(count, dtype=np.uint16), 1)
 
 
 def slide(text, mixture, mode="strided"):
@@ -56,7 +44,7 @@ def slide(text, mixture, mode="strided"):
         max_tokens=None,
         mixture=mixture,
     )
-    ledger = score_text(make_network(), text, config, ALONE, Timing(ALONE.device))
+    ledger = score_text(make_network(), text, config, Session(ALONE))
     ledger.close()
     return ledger.nats
 
@@ -84,9 +72,7 @@ CASES = {
 def score(text, mixture, case):
     if case in ("strided", "documents"):
         return slide(text, mixture, case)
-    ledger = score_and_adapt(
-        make_network(), text, CASES[case](mixture), ALONE, Timing(ALONE.device)
-    )
+    ledger = score_and_adapt(make_network(), text, CASES[case](mixture), Session(ALONE))
     assert ledger.close()["score_first"]
     return ledger.nats
 
@@ -169,7 +155,7 @@ def test_hints_make_a_text_that_repeats_itself_likelier():
 def test_hints_in_file_order_with_adaptation_in_another_are_refused():
     text = echoing_text(200)
     config = CASES["length"](mix("tilt"))
-    ledger = score_and_adapt(make_network(), text, config, ALONE, Timing(ALONE.device))
+    ledger = score_and_adapt(make_network(), text, config, Session(ALONE))
     assert ledger.close()["score_first"]
     assert not all(update.own for update in ledger.updates)
     build_mixture(text, mix("tilt"), ledger, padding=WINDOW, device=ALONE.device)
@@ -189,6 +175,6 @@ def test_a_tilt_by_hand():
     tilted[..., 6] += 1.5
     for token in (6, 9):
         target = torch.tensor([[token]])
-        nats = -logits.log_softmax(-1)[..., token]
-        found = mixture.tilted(nats, logits, target, torch.tensor([[4]]))
+        nats = -logits.log_softmax(-1)
+        found = mixture.tilted(nats[..., token], nats[..., 6], target, torch.tensor([[4]]))
         torch.testing.assert_close(found, -tilted.log_softmax(-1)[..., token])

@@ -16,8 +16,8 @@ from scoring_case import (
 
 from paramgolf.runtime import Ranks
 from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed
-from paramgolf.scoring.timing import Timing
 
 DOCUMENTS = {"batch_documents": 2, "lanes": 3}
 CONFIGS = {
@@ -37,11 +37,11 @@ CONFIGS = {
 
 def evaluate(ranks: Ranks) -> dict[str, np.ndarray]:
     network, text = make_network(), make_text(170)
-    fixed = score_fixed(network, text, ranks, window=WINDOW, stride=STRIDE, rows=3)
+    fixed = score_fixed(network, text, Session(ranks), window=WINDOW, stride=STRIDE, rows=3)
     results = {"fixed": fixed.nats}
     for name, config in CONFIGS.items():
         network = make_network()
-        ledger = score_and_adapt(network, text, config, ranks, Timing(ranks.device))
+        ledger = score_and_adapt(network, text, config, Session(ranks))
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         verdict = np.array(list(ledger.close().values()), dtype=float)
         results |= {

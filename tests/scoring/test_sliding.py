@@ -9,15 +9,15 @@ from paramgolf.model.network import Pass
 from paramgolf.scoring import sliding
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import LedgerError
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed, score_text
 from paramgolf.scoring.text import Text, find_documents
-from paramgolf.scoring.timing import Timing
 from paramgolf.scoring.windows import Windows, sliding_windows
 
 
 def slide(text, ranks, *, window=WINDOW, stride=STRIDE, rows=5, network=None):
     network = network or make_network()
-    ledger = score_fixed(network, text, ranks, window=window, stride=stride, rows=rows)
+    ledger = score_fixed(network, text, Session(ranks), window=window, stride=stride, rows=rows)
     ledger.close()
     return ledger.nats
 
@@ -124,8 +124,8 @@ class TestDocuments:
         return SlidingConfig(**{**fields, "batch_windows": 3, **changes})
 
     def score(self, text, **changes):
-        timing = Timing(ALONE.device)
-        return score_text(make_network(), text, self.config(**changes), ALONE, timing).nats
+        config = self.config(**changes)
+        return score_text(make_network(), text, config, Session(ALONE)).nats
 
     def test_scores_are_those_of_documents_alone(self):
         network, text = make_network(), make_text(200)
@@ -173,7 +173,7 @@ class TestWindowed:
             mixture=MixtureConfig(**MIXTURE),
         )
         network = network or make_network()
-        return score_text(network, text, config, ALONE, Timing(ALONE.device)).nats
+        return score_text(network, text, config, Session(ALONE)).nats
 
     @pytest.mark.parametrize("trained", [None, WINDOW])
     def test_one_layer_sees_exactly_the_window(self, trained):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.runtime import Ranks, share
-from paramgolf.scoring.sliding import add_scores, split_batches
+from paramgolf.scoring.scorer import add_scores, split_batches
 from paramgolf.scoring.windows import document_windows, sliding_windows, split_chunks
 
 lengths_and_strides = st.integers(1, 40).flatmap(

@@ -1,0 +1,233 @@
+"""Every way to score one packed model, in one table: `python benchmarks/scoring.py`.
+
+Reads artifacts/package/model.bin, data/tokens and params.yaml of the folder it is started in, after
+a run of the pipeline; the ways to adapt are those of the recipes named in ADAPTED. Writes bits per
+byte and seconds of each way, speeds beside their references, the seconds of a mixture's table, and
+the ledger's share. The slow ways score `--slow-tokens`, beside the strided score of the same ones.
+References: the published logs of #1493 (its evaluation on eight GPUs, a GPU's share) and #1855.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import Row, write_results
+
+from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.model.network import Network
+from paramgolf.params import load
+from paramgolf.progress import say
+from paramgolf.recipes import Params, check, compose
+from paramgolf.runtime import Ranks, processes, synchronize
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.bits_per_byte import bits_per_byte
+from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
+from paramgolf.scoring.evaluation import load_network
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_fixed, score_text
+from paramgolf.scoring.stage import PACKAGE_PATH
+from paramgolf.scoring.text import Text, load_text
+from paramgolf.scoring.windows import sliding_windows
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ADAPTED = {"sgd": "pr1493", "lora_stream": "pr1499", "lora_documents": "pr1855", "phases": "pr1855"}
+MIXED = {"ngram": "pr1499", "tilt": "pr2135"}
+SIZES = ("window", "stride", "batch_windows", "chunk_tokens", "batch_sequences", "max_tokens")
+SMALL_ADAPTER = {"rank": 4, "alpha": 7.0}
+SMALL_DOCUMENTS = {"batch_documents": 8, "lanes": 1, "prefix_documents": 16}
+PUBLISHED_TOKENS = 40_000_000  # of the contest's validation text, about
+
+
+class Watched:
+    """Counts the seconds that the ledger takes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        for name in ("score", "score_at", "update", "follow", "merge", "close"):
+            setattr(Ledger, name, self._timed(getattr(Ledger, name)))
+
+    def _timed(self, method):
+        @functools.wraps(method)
+        def timed(*arguments, **options):
+            start = time.perf_counter()
+            result = method(*arguments, **options)
+            self.seconds += time.perf_counter() - start
+            return result
+
+        return timed
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A way to score: nats of each target, and seconds by part."""
+
+    nats: np.ndarray
+    seconds: dict[str, float]
+    ledger_seconds: float
+
+    @property
+    def total(self) -> float:
+        """Seconds without compiling."""
+        return sum(value for part, value in self.seconds.items() if part != "compile")
+
+
+class Bench:
+    """One package and one text, scored in every way."""
+
+    def __init__(self, ranks: Ranks, options: argparse.Namespace) -> None:
+        self.ranks, self.options = ranks, options
+        self.text = load_text(options.data, self.network().vocab_size, options.tokens)
+        count = min(options.slow_tokens, len(self.text))
+        self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
+        self.sliding = load(SlidingConfig, "eval_sliding")
+        self.adapt = load(AdaptConfig, "eval_ttt")
+        self.watched = Watched()
+        self.found: dict[str, Scored] = {}
+
+    def network(self) -> Network:
+        """Load the packed model anew."""
+        torch._dynamo.reset()  # or the graphs of one way after another exceed their limit
+        return load_network(self.options.package, self.ranks)
+
+    def bpb(self, name: str, count: int) -> float:
+        """Return the bits per byte of the first `count` targets."""
+        byte_count = int(self.text.byte_counts[:count].sum(dtype=np.int64))
+        return bits_per_byte(self.found[name].nats[:count].sum(), byte_count)
+
+    def measure(self, name: str, score) -> None:
+        """Let `score` score a fresh network, and keep what it found."""
+        session, before = Session(self.ranks), self.watched.seconds
+        ledger = score(self.network(), session)
+        ledger.close()
+        seconds, spent = dict(session.timing.seconds), self.watched.seconds - before
+        self.found[name] = Scored(ledger.nats, seconds, spent)
+        parts = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
+        say(f"{name}: {self.bpb(name, len(ledger.nats)):.4f} bits per byte, {parts}")
+
+    def run(self) -> None:
+        """Score in every way."""
+        window, rows, text = self.sliding.window, self.sliding.batch_windows, self.text
+        sizes = {"window": window, "stride": window, "rows": rows}
+        self.measure("plain", lambda n, s: score_fixed(n, text, s, **sizes))
+        for name, config in self.sliding_ways():
+            self.measure(name, lambda n, s, c=config: score_text(n, text, c, s))
+        for name, config in self.adaptive_ways():
+            self.measure(name, lambda n, s, c=config: score_and_adapt(n, self.slow, c, s))
+
+    def sliding_ways(self) -> Iterator[tuple[str, SlidingConfig]]:
+        """Yield the ways of eval_sliding, and the mixtures."""
+        none = dataclasses.replace(self.sliding.mixture, kind="none")
+        for mode in ("strided", "windowed", "documents"):
+            rows = self.sliding.batch_windows
+            rows = max(1, rows // self.sliding.row_windows) if mode == "windowed" else rows
+            changes = {"mode": mode, "mixture": none, "batch_windows": rows}
+            yield mode, dataclasses.replace(self.sliding, **changes)
+        for kind in MIXED:
+            changes = {"mode": "strided", "mixture": published(kind)}
+            yield f"strided, {kind}", dataclasses.replace(self.sliding, **changes)
+
+    def adaptive_ways(self) -> Iterator[tuple[str, AdaptConfig]]:
+        """Yield the recipes' ways to adapt, at this project's sizes."""
+        sizes = {key: getattr(self.adapt, key) for key in SIZES}
+        for name, recipe in ADAPTED.items():
+            config = recipe_of(recipe).eval_ttt
+            phases = config.documents.phases if name == "phases" else 0
+            adapter, documents = (
+                config.adapter,
+                dataclasses.replace(config.documents, phases=phases),
+            )
+            if self.options.small:
+                adapter = dataclasses.replace(adapter, **SMALL_ADAPTER)
+                documents = dataclasses.replace(documents, **SMALL_DOCUMENTS)
+            none = dataclasses.replace(config.mixture, kind="none")
+            changes = {"adapter": adapter, "documents": documents, "mixture": none}
+            yield name, dataclasses.replace(config, **sizes, **changes)
+
+    def table_seconds(self, kind: str) -> float:
+        """Return the seconds of a mixture's table for a text as long as the contest's."""
+        count, tokens = self.options.table_tokens, self.text.tokens
+        repeats = -(-count // (len(tokens) - 1))
+        # each repeat with other words, or every context would come again
+        vocab = int(tokens.max()) + 1
+        parts = [
+            np.where(tokens[1:] < 2, tokens[1:], (tokens[1:] + 31 * i) % vocab)
+            for i in range(repeats)
+        ]
+        long = np.concatenate([tokens[:1], *parts])[: count + 1].astype(np.uint16)
+        text = Text(long, np.ones(count, dtype=np.uint16), 1)
+        start = time.perf_counter()
+        build_mixture(text, published(kind), Ledger(count), padding=1, device=self.ranks.device)
+        synchronize(self.ranks.device)
+        return time.perf_counter() - start
+
+
+def recipe_of(name: str) -> Params:
+    return check(compose(name, RECIPES), where=name)
+
+
+def published(kind: str) -> MixtureConfig:
+    return recipe_of(MIXED[kind]).eval_ttt.mixture
+
+
+def rows_of(bench: Bench) -> Iterator[Row]:
+    """Yield the table: every way's score and seconds, then what has a target."""
+    found, count, slow = bench.found, len(bench.text), len(bench.slow)
+    for name, scored in found.items():
+        tokens = len(scored.nats)
+        beside = bench.bpb("strided", tokens) if name != "strided" else None
+        figure = f"{name}, {tokens:,} tokens"
+        yield Row(figure, bench.bpb(name, tokens), "bits/byte", beside, None, "lower")
+        yield Row(f"{figure}: seconds", scored.total, "s", None, None, "lower")
+        if bench.ranks.compile:
+            compiling = scored.seconds["compile"]
+            yield Row(f"{figure}: compiling and warming up", compiling, "s", None, None, "lower")
+    config = bench.sliding
+    windows = len(sliding_windows(count, config.window, config.stride))
+    speed = windows * config.window / found["strided"].seconds["score"]
+    yield Row("strided: tokens read a second", speed, "tokens/s", 1.5e6, 2.6e6, "higher")
+    above = bench.bpb("windowed", count) - bench.bpb("strided", count)
+    yield Row("windowed: above strided", above, "bits/byte", None, 0.0005, "lower")
+    ratio = found["strided"].total / found["windowed"].total
+    yield Row("windowed: times faster than strided", ratio, "", None, 20.0, "higher")
+    speed = slow / found["sgd"].total
+    yield Row("sgd: tokens scored a second", speed, "tokens/s", 14_400, 28_800, "higher")
+    speed = slow / found["lora_documents"].total
+    yield Row("lora_documents: tokens scored a second", speed, "tokens/s", 12_500, 25_000, "higher")
+    gain = bench.bpb("documents", slow) - bench.bpb("lora_documents", slow)
+    yield Row("lora_documents: gain over documents", gain, "bits/byte", None, None, "higher")
+    for kind in MIXED:
+        figure = f"{kind}: table of {bench.options.table_tokens:,} tokens"
+        reference = 175.0 if kind == "tilt" else None  # the records' hints, one thread of C
+        yield Row(figure, bench.table_seconds(kind), "s", reference, 10.0, "lower")
+    share = max(s.ledger_seconds / s.total for s in found.values())
+    yield Row("ledger: largest share of the seconds", 100 * share, "%", None, 2.0, "lower")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--package", type=Path, default=PACKAGE_PATH)
+    parser.add_argument("--data", type=Path, default=TOKENS_PATH)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="validation tokens")
+    parser.add_argument("--slow-tokens", type=int, default=500_000, help="for ways to adapt")
+    parser.add_argument("--table-tokens", type=int, default=PUBLISHED_TOKENS)
+    parser.add_argument("--small", action="store_true", help="small adapters, for a CPU")
+    options = parser.parse_args()
+    with processes(load(RuntimeConfig, "runtime")) as ranks:
+        bench = Bench(ranks, options)
+        bench.run()
+        sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
+        write_results("scoring", list(rows_of(bench)), f"python benchmarks/scoring.py {sizes}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""Examines a few passes of an evaluation as they happen: R6 and R7, measured.
+
+A pass is examined before it is scored, with the weights that score it. A token in the middle of its
+last targets is changed: what was predicted before it must not move. And for some targets the whole
+distribution is made, mixture included: it must sum to 1, and give the target the score that the
+evaluation enters. The n-gram model is counted anew here, token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from paramgolf.model.network import BOS
+from paramgolf.scoring.scorer import Batch, Scorer
+
+EXAMINED = 8  # passes of an evaluation
+AFTER = 2  # passes into an item comes the one that is examined: adapters have learned by then
+LAST = 32  # targets of a row that are looked at, at most
+TARGETS = 16  # distributions of a pass
+
+
+class Probe:
+    """Counts passes, examines some, and keeps the largest errors.
+
+    found: passes and positions examined; causal_error, how far a logit moved with a later token;
+    sum_error, how far the probabilities are from 1 in sum; score_error, the mean distance between
+    a score and its distribution, nats.
+    """
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {
+            "passes": 0,
+            "positions": 0,
+            "causal_error": 0.0,
+            "sum_error": 0.0,
+            "score_error": 0.0,
+        }
+        self._countdown = AFTER
+
+    def plan(self, done: int, total: int) -> None:
+        """Have a pass of the next item examined, if enough were not."""
+        if self._countdown <= 0 and done * EXAMINED // total > (done - 1) * EXAMINED // total:
+            self._countdown = AFTER
+
+    def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
+        """Examine the batch if it is its turn; what is returned must see its scores."""
+        self._countdown -= 1
+        if self._countdown != 0:
+            return None
+        positions = range(batch.inputs.shape[1])[batch.part][-LAST:]
+        here = slice(positions.start, positions.stop)
+        logits = scorer.network.logits(batch.inputs, batch.options, part=here).detach()
+        self._move(scorer, batch, here, logits)
+        return self._compare(scorer, batch._replace(part=here), logits)
+
+    def _move(self, scorer: Scorer, batch: Batch, here: slice, logits: Tensor) -> None:
+        """Change a token and see what moves before it."""
+        half = logits.shape[1] // 2
+        inputs = batch.inputs.clone()
+        token = inputs[:, here.start + half]
+        # a document that began or ended elsewhere would share its row with other text
+        other = 2 + (token - 1) % (scorer.network.vocab_size - 2)
+        inputs[:, here.start + half] = torch.where(token == BOS, token, other)
+        moved = scorer.network.logits(inputs, batch.options, part=here).detach()
+        if half:
+            error = (moved - logits)[:, :half].abs().max()
+            self.found["causal_error"] = max(self.found["causal_error"], float(error))
+
+    def _compare(self, scorer: Scorer, batch: Batch, logits: Tensor) -> Callable[[Tensor], None]:
+        """Make some targets' distributions; return what compares them with the scores."""
+        index = batch.numbers
+        inside = (index < len(scorer.text)).nonzero()
+        liked = interest(scorer, index)[tuple(inside.T)].argsort(descending=True, stable=True)
+        chosen = inside[liked]
+        rows, columns = chosen[:TARGETS].T
+        targets = index[rows, columns]
+        nats = distributions(scorer, targets, logits[rows, columns])
+        self.found["passes"] += 1
+        if not len(targets):
+            return lambda scores: None
+        error = float((nats.neg().exp().sum(1) - 1).abs().max())
+        self.found["sum_error"] = max(self.found["sum_error"], error)
+        tokens = batch.targets[:, batch.part][rows, columns]
+        expected = nats.gather(1, tokens[:, None])[:, 0]
+
+        def compare(scores: Tensor) -> None:
+            given = scores[:, scores.shape[1] - index.shape[1] :][rows, columns]
+            before, new = self.found["positions"], len(expected)
+            gap = float((given - expected).abs().mean())
+            mean = (self.found["score_error"] * before + gap * new) / (before + new)
+            self.found |= {"positions": before + new, "score_error": mean}
+
+        return compare
+
+
+def interest(scorer: Scorer, index: Tensor) -> Tensor:
+    """Tell for each target if something is mixed into its distribution, int64 [B, k]."""
+    mixture = scorer.mixture
+    if mixture is None:
+        return torch.zeros_like(index)
+    if mixture.hint is not None:
+        return (mixture.hint[index] >= 0).long()
+    assert mixture.weight is not None
+    return (mixture.weight[index] > 0).long()
+
+
+def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
+    """Return -ln p of every token at each of `targets` [n], float64 [n, V]; `logits` [n, V]."""
+    nats = -logits.double().log_softmax(-1)
+    mixture, index = scorer.mixture, targets[:, None]
+    if mixture is None:
+        return nats
+    if mixture.hint is not None:
+        tokens = torch.arange(nats.shape[1], device=nats.device)
+        of_hint = nats.gather(1, mixture.favoured(index))
+        return mixture.tilted(nats, of_hint, tokens[None], index)
+    counts = [count_followers(scorer, target, nats.shape[1]) for target in targets.tolist()]
+    chance = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
+    return mixture.mixed(nats, chance, index)
+
+
+def count_followers(scorer: Scorer, target: int, vocab_size: int) -> np.ndarray:
+    """Return what the past of `target` says of every token, float64 [V], by counting it through."""
+    assert scorer.mixing is not None
+    tokens, place = scorer.text.tokens[1:], target
+    if scorer.order is not None:
+        tokens, place = tokens[scorer.order], int(np.flatnonzero(scorer.order == target)[0])
+    for context in sorted(scorer.mixing.contexts, reverse=True):
+        ends = np.arange(context, place)
+        for distance in range(1, context + 1):
+            ends = ends[tokens[ends - distance] == tokens[place - distance]]
+        if place >= context and len(ends) >= scorer.mixing.min_count:
+            return np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
+    return np.zeros(vocab_size)

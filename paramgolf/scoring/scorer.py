@@ -1,0 +1,229 @@
+"""What all ways of scoring share, and the plainest: windows of a stream, weights as they are.
+
+Shapes: B windows of a batch, T tokens of a window.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from paramgolf.model.attention import BOUNDS_MULTIPLE
+from paramgolf.model.network import Network, Pass, segments_of
+from paramgolf.runtime import send, share
+from paramgolf.scoring.config import MixtureConfig
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.text import Text
+from paramgolf.scoring.windows import Windows
+
+BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
+
+if TYPE_CHECKING:
+    from paramgolf.scoring.session import Session
+
+
+class Batch(NamedTuple):
+    """A forward pass: inputs and targets int64 [B, T], the targets that rows begin with int64 [B].
+
+    The targets of `part` are scored.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    first: Tensor
+    options: Pass
+    part: slice
+
+    @property
+    def numbers(self) -> Tensor:
+        """The number of each target of `part`, int64 [B, k]."""
+        places = torch.arange(self.inputs.shape[1], device=self.first.device)
+        return self.first[:, None] + places[self.part]
+
+
+class Rehearsal(NamedTuple):
+    """The shape of passes to come, and whether they are learned from."""
+
+    rows: int
+    length: int
+    part: slice
+    options: Pass
+    learns: bool = False
+
+
+class Scorer:
+    """A network, its text, what is mixed in, and the ledger of the scores.
+
+    This one scores windows, `rows` in a forward pass; the weights stay as they are. `length` is
+    that of the longest row, and `order` that of the targets where it is not the text's.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        text: Text,
+        session: Session,
+        *,
+        length: int,
+        rows: int,
+        mixing: MixtureConfig | None = None,
+        options: Pass | None = None,
+        order: np.ndarray | None = None,
+    ) -> None:
+        self.network, self.text, self.session, self.ranks = network, text, session, session.ranks
+        self.rows, self.order, self.mixing = rows, order, mixing
+        self.options = options or Pass(network.config.orders[-1])
+        self.ledger = Ledger(len(text))
+        self.tokens = text.rows_source(length, self.ranks.device)
+        self.mixture = None
+        if mixing is not None:
+            with session.timing.part("mixture"):
+                device = self.ranks.device
+                self.mixture = build_mixture(
+                    text, mixing, self.ledger, order=order, padding=length, device=device
+                )
+
+    def run(self, item: Any) -> None:
+        """Score what Windows `item` tell to score, neighbours in the text, and enter it.
+
+        Processes share the batches of `rows` windows, not the windows: a batch is the same whoever
+        runs it, so their number cannot change a score.
+        """
+        with self.session.timing.part("score"):
+            targets = item.targets
+            nats, times = np.zeros((2, len(targets)))
+            batches = list(split_batches(item, self.rows))
+            mine = [batches[i] for i in share(len(batches), self.ranks)]
+            # kept on the device until the end, so that no batch waits for the one before it
+            with torch.no_grad(), self.network.frozen():
+                scores = [self.score_windows(batch) for batch in mine]
+            for batch, score in zip(mine, scores, strict=True):
+                add_scores(nats, times, batch, score.double().cpu().numpy(), targets.start)
+            both = torch.from_numpy(np.stack([nats, times])).to(self.ranks.device)
+            nats, times = self.ranks.sum(both).cpu().numpy()
+            self.ledger.score(targets.start, nats, times)
+
+    def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
+        """Yield the shapes of the passes that `items` need."""
+        offsets = {int(x) for item in items for x in np.unique(item.first - item.start)}
+        for offset in sorted(offsets):
+            yield Rehearsal(self.rows, items[0].length, slice(offset, None), self.options)
+
+    def score_windows(self, batch: Windows) -> Tensor:
+        """Return nats [B, T - offset] of the targets from the batch's offset to the windows' end.
+
+        Every forward pass has `rows` rows, the last window standing in for those that are missing.
+        """
+        starts = np.pad(batch.start, (0, self.rows - len(batch)), mode="edge")
+        part = slice(int(batch.first[0] - batch.start[0]), None)
+        return self.score(starts, batch.length, part, self.options)[1][: len(batch)]
+
+    def score(
+        self, starts: np.ndarray, length: int, part: slice, options: Pass
+    ) -> tuple[Tensor, Tensor]:
+        """Return the network's nats of the rows that begin at `starts` [B], and their scores.
+
+        Both are float32 [B, k], of the targets in `part` of the `length`.
+        """
+        options = self.parted(starts[:, None] + np.arange(length), options)
+        batch = Batch(*take_rows(self.tokens, starts, length), options, part)
+        show = self.session.examine(self, batch)
+        nats, scores = self.nats(batch)
+        if show is not None:
+            show(scores)
+        return nats, scores
+
+    def parted(self, places: np.ndarray, options: Pass) -> Pass:
+        """Return `options` with the parts that attention keeps to, found on the host.
+
+        `places` [B, T] are those of the inputs in the text; past its end there is padding.
+        """
+        if options.document_tokens is None and options.window is None:
+            return options
+        inputs = self.text.tokens[np.minimum(places, len(self.text))]
+        return self.with_segments(torch.from_numpy(inputs.astype(np.int64)), options)
+
+    def with_segments(self, inputs: Tensor, options: Pass) -> Pass:
+        """Return `options` with the parts of `inputs` [B, T], which are the host's.
+
+        The device is not waited for, and the bounds have one shape.
+        """
+        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
+        segments = segments_of(inputs, options, multiple=multiple)
+        if segments is None or segments.bounds is None:
+            return options
+        bounds = send(segments.bounds, self.ranks.device)
+        return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
+
+    def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the network's nats of a batch, which can be learned from, and the mixture's."""
+        network, mixture, part = self.network, self.mixture, batch.part
+        wanted = batch.targets[:, part]
+        if mixture is None or mixture.hint is None:
+            nats = network.nll(batch.inputs, wanted, batch.options, part=part)
+            scores = nats.detach()
+            if mixture is not None and mixture.chance is not None:
+                scores = mixture.mixed(scores, mixture.chance[batch.numbers], batch.numbers)
+            return nats, scores
+        logits = network.logits(batch.inputs, batch.options, part=part)
+        nats = cross_entropy(logits, wanted)
+        of_hint = cross_entropy(logits.detach(), mixture.favoured(batch.numbers))
+        return nats, mixture.tilted(nats.detach(), of_hint, wanted, batch.numbers)
+
+
+def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
+    """Yield batches of at most `rows` windows that begin to score at the same offset."""
+    offsets = windows.first - windows.start
+    for offset in np.unique(offsets):
+        group = windows[offsets == offset]
+        for begin in range(0, len(group), rows):
+            yield group[begin : begin + rows]
+
+
+def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return inputs and targets, int64 [B, T] each, of the rows at `starts` [B], and these."""
+    first = send(torch.from_numpy(starts), tokens.device)
+    index = first[:, None] + torch.arange(length + 1, device=tokens.device)
+    # two gathers, not two views: compiled code tells the strides of a single row apart
+    return tokens[index[:, :-1]].long(), tokens[index[:, 1:]].long(), first
+
+
+def add_scores(
+    nats: np.ndarray, times: np.ndarray, batch: Windows, scores: np.ndarray, origin: int
+) -> None:
+    """Add a batch's scores [B, k] to the sums of the targets from `origin` on, and count them."""
+    targets = batch.first[:, None] + np.arange(scores.shape[1])
+    scored = targets < batch.stop[:, None]
+    np.add.at(nats, targets[scored] - origin, scores[scored])
+    np.add.at(times, targets[scored] - origin, 1)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the nats [B, k] of `targets` under logits [B, k, V]."""
+    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+    return nats.view(targets.shape)
+
+
+def start_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy `tensor` to the host; the function returned waits for that copy alone.
+
+    Work queued on the device in between goes on. float64.
+    """
+    host = tensor.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event() if tensor.is_cuda else None
+    if copied is not None:
+        copied.record()
+
+    def wait() -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        return host.double().numpy()
+
+    return wait

@@ -1,0 +1,57 @@
+"""A package, and the tokens that it is scored on."""
+
+import dataclasses
+import json
+
+import numpy as np
+import torch
+from scoring_case import VOCAB, make_network, make_text
+
+from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.writer import encode
+from paramgolf.data.shards import write_shard
+from paramgolf.model.network import Network
+from paramgolf.model.shapes import MATRICES
+from paramgolf.quant.dequantize import dequantize
+
+
+def write_package(folder) -> Network:
+    """Write model.bin and tokens; return the network that the package must turn into."""
+    network = make_network()
+    tensors, bits = {}, {}
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name in (*MATRICES, "embedding"):
+                scales = (parameter.abs().amax(-1) / 127).half()
+                integers = (parameter / scales.float().unsqueeze(-1)).round().clamp(-127, 127)
+                tensors |= {f"{name}.integers": integers.to(torch.int8), f"{name}.scales": scales}
+                bits[name] = 8
+                parameter.copy_(dequantize(tensors[f"{name}.integers"], scales))
+            else:
+                tensors[name] = parameter.detach().half()
+                parameter.copy_(tensors[name])
+    config = {
+        "model": dataclasses.asdict(network.config),
+        "vocab_size": VOCAB,
+        "sequence_length": 16,
+        "quantize": {"bits": bits},
+    }
+    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6, prune=False)
+    (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
+    write_tokens(folder)
+    return network
+
+
+def write_tokens(folder):
+    text = make_text(170)
+    write_shard(folder / "val.bin", text.tokens)
+    write_shard(folder / "bytes.bin", np.concatenate([[0], text.byte_counts]).astype(np.uint16))
+    manifest = {
+        "schema": 1,
+        "vocab_size": VOCAB,
+        "bos": 1,
+        "train": {"files": []},
+        "val": {"files": [{"name": "val.bin"}]},
+        "val_bytes": {"files": [{"name": "bytes.bin"}]},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))

@@ -1,0 +1,68 @@
+"""The evaluations that are killed and resumed, each in a process of its own."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import torch
+from scoring_case import MIXTURE, make_config, make_lora_config
+
+from paramgolf.runtime import processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring import resume, sliding
+from paramgolf.scoring.adapt import score_adaptive
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.stage import StageSession
+
+SLIDING = SlidingConfig(
+    mode="strided",
+    window=16,
+    stride=4,
+    batch_windows=5,
+    row_windows=2,
+    max_tokens=None,
+    mixture=MixtureConfig(**{**MIXTURE, "kind": "tilt"}),
+)
+PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
+CASES = {
+    "strided": (SLIDING, score_sliding),
+    "sgd": (make_config(), score_adaptive),
+    "lora_stream": (
+        make_lora_config("lora_stream", {"reset_chunks": 3}, chunk_tokens=16),
+        score_adaptive,
+    ),
+    "phases": (
+        make_lora_config("lora_documents", documents=PHASES, chunk_tokens=16, epochs=1),
+        score_adaptive,
+    ),
+}
+
+
+class Slow(StageSession):
+    """Saves after every item, and waits a little, so that there is time to kill it."""
+
+    pause = 0.0
+
+    def after(self, scorer, done, total):
+        super().after(scorer, done, total)
+        time.sleep(self.pause)
+
+
+def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) -> None:
+    """Run a case as its stage does; what it says goes to the file `said`."""
+    os.chdir(folder)
+    os.environ.update(environment)
+    os.environ.pop("DVC_ROOT", None)
+    torch.set_num_threads(1)
+    sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
+    resume.SECONDS, resume.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
+    config, score = CASES[case]
+    machine = {"device": "cpu", "attention": "auto", "kernels": "auto", "compile": "off"}
+    runtime = RuntimeConfig(processes=1, workers=0, **machine)
+    paths = Path("model.bin"), Path()
+    with processes(runtime) as ranks:
+        session = Slow("eval", config, ranks, *paths)
+        session.pause = pause
+        session.finish(score(*paths, config, ranks, session))

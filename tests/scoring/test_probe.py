@@ -1,0 +1,106 @@
+"""What an evaluation finds when it examines its own passes: nothing wrong, or what was planted."""
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    STRIDE,
+    WINDOW,
+    echoing_text,
+    make_config,
+    make_lora_config,
+    make_network,
+)
+
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.mixture import Mixture
+from paramgolf.scoring.probe import Probe
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_text
+
+CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
+
+
+class Probing(Session):
+    def __init__(self, ranks):
+        super().__init__(ranks)
+        self.probe = Probe()
+
+    def after(self, scorer, done, total):
+        self.probe.plan(done, total)
+
+    def examine(self, scorer, batch):
+        return self.probe.examine(scorer, batch)
+
+
+def probe(case, kind, network=None):
+    """Return what is found, and the scores."""
+    text, session = echoing_text(400), Probing(ALONE)
+    network = network or make_network()
+    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
+    if case in ("strided", "documents", "windowed"):
+        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 3, "batch_windows": 5}
+        config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
+        ledger = score_text(network, text, config, session)
+    else:
+        make = make_config if case == "sgd" else make_lora_config
+        config = make(mode=case, mixture=mixture, batch_windows=3)
+        ledger = score_and_adapt(network, text, config, session)
+    ledger.close()
+    return session.probe.found, ledger.nats
+
+
+@pytest.mark.parametrize("kind", ["none", "ngram", "tilt"])
+@pytest.mark.parametrize("case", CASES)
+def test_nothing_is_wrong(case, kind):
+    found, _ = probe(case, kind)
+    assert found["passes"] >= 1
+    assert found["positions"] >= 16
+    assert found["causal_error"] == 0
+    assert found["sum_error"] < 1e-6
+    assert found["score_error"] < 1e-5
+
+
+def test_examining_changes_no_score():
+    text, config = echoing_text(400), make_config()
+    plain = score_and_adapt(make_network(), text, config, Session(ALONE))
+    found, nats = probe("sgd", "none")
+    assert found["passes"] > 3
+    other = score_and_adapt(make_network(), text, make_config(batch_windows=3), Session(ALONE))
+    assert (nats == other.nats).all()
+    np.testing.assert_allclose(nats, plain.nats, atol=1e-4)
+
+
+def test_a_network_that_sees_the_future():
+    network = make_network()
+    attend = network.attend
+
+    def look_ahead(q, k, v, segments=None):
+        return attend(q, k, v, segments) + 1e-2 * v.mean(1, keepdim=True).repeat(1, 1, 2, 1)
+
+    network.attend = look_ahead
+    assert probe("strided", "none", network)[0]["causal_error"] > 1e-3
+
+
+def test_a_mixture_of_the_target_alone():
+    """A cache that looks up the target: only its probability grows (#779, #886)."""
+    mixed = Mixture.mixed
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Mixture, "mixed", lambda *a: torch.minimum(a[1], mixed(*a)))
+        assert probe("strided", "ngram")[0]["sum_error"] > 0.01
+
+
+def test_an_n_gram_model_that_counts_the_target_itself(monkeypatch):
+    from paramgolf.scoring import mixture
+
+    count = mixture.past_counts
+
+    def counts_itself(tokens, context):
+        past = count(tokens, context)
+        return past._replace(same=past.same + 1, total=past.total + 1)
+
+    monkeypatch.setattr(mixture, "past_counts", counts_itself)
+    assert probe("strided", "ngram")[0]["score_error"] > 0.02

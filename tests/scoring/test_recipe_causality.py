@@ -1,0 +1,100 @@
+"""C1 for every recipe: through each way to score, each mixture; a later token moves no past score.
+
+The recipes are shrunk; their networks, orders and options are their own. Both a token inside a
+document and one at its end are changed, and all text after it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    VOCAB,
+    echoing_text,
+    make_config,
+    make_lora_config,
+)
+
+from paramgolf.model.network import Network
+from paramgolf.model.shapes import FROZEN
+from paramgolf.recipes import check, compose, names
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_text
+from paramgolf.scoring.text import Text, find_documents
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
+KINDS = ("none", "ngram", "tilt")
+COUNT = 80
+
+
+def shrunk(recipe: str) -> Network:
+    """The recipe's network, narrow, with every parameter moved: a 0 would hide a leak."""
+    full = check(compose(recipe, RECIPES), where=recipe).model
+    narrow = dataclasses.replace(
+        full,
+        width=16,
+        heads=2,
+        kv_heads=1,
+        mlp_hidden=32,
+        rope_dims=4,
+        bigram_buckets=min(full.bigram_buckets, 64),
+        bigram_dim=8,
+        value_embedding_dim=8,
+    )
+    network = Network(narrow, VOCAB, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, p in network.named_parameters():
+            if name not in FROZEN:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
+    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
+    session = Session(ALONE)
+    if way in WAYS[:3]:
+        sizes = {"window": 16, "stride": 8, "row_windows": 2, "batch_windows": 8}
+        config = SlidingConfig(mode=way, max_tokens=None, mixture=mixture, **sizes)
+        ledger = score_text(network, text, config, session)
+    else:
+        documents = {"order": "stream", "phases": 1, "prefix_documents": 1, "batch_documents": 1}
+        sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
+        lora = make_lora_config(
+            way, documents={**documents, "chunk_tokens": 8, "lanes": 1}, **sizes
+        )
+        config = make_config(mode="sgd", **sizes) if way == "sgd" else lora
+        ledger = score_and_adapt(network, text, config, session)
+    assert ledger.close()["scored_once"]
+    return ledger.nats
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", names(RECIPES))
+def test_no_past_score_moves_with_later_text(recipe, way):
+    network = shrunk(recipe)
+    weights = {name: p.detach().clone() for name, p in network.named_parameters()}
+    text = echoing_text(COUNT)
+    start, _ = find_documents(text)
+    inside, last = COUNT // 2 + 3, int(start[start > COUNT // 2][0])
+    for kind, position in zip(KINDS, (inside, last, last - 1), strict=True):
+        tokens = text.tokens.copy()
+        later = tokens[position:]
+        # documents begin where they did
+        tokens[position:] = np.where(later == 1, 1, 2 + (later + 11) % (VOCAB - 2))
+        both = []
+        for some in (text, Text(tokens, text.byte_counts, 1)):
+            network.load_state_dict(weights)
+            both.append(score(network, some, way, kind))
+        before, after = (nats[: position - 1] for nats in both)
+        assert (before == after).all(), kind
+        assert (both[0] != both[1])[position:].any(), kind

@@ -1,0 +1,111 @@
+"""paramgolf audit-score: honest scorers pass, the command's output, the example of its page."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated
+from scoring_case import echoing_text
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.scoring.referee import Script, Settings, audit, load_script
+
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/audit-score.md"
+SETTINGS = Settings(targets=8, tolerance=1e-3, seed=0, isolated=False)
+
+
+def judge(scorer, isolated=False, count=200):
+    settings = Settings(8, 1e-3, 0, isolated)
+    return {f.rule: f for f in audit(Script(scorer), echoing_text(count), VOCAB, settings)}
+
+
+@pytest.mark.parametrize("scorer", [Counts(), ByLength(), Isolated()])
+def test_honest_scorers_keep_every_rule(scorer):
+    findings = judge(scorer, isolated=isinstance(scorer, Isolated))
+    assert findings.pop("bytes").passed is None
+    assert {rule: f.passed for rule, f in findings.items()} == dict.fromkeys(findings, True)
+    assert {"C1", "C2", "C3", "C4", "coverage"} <= set(findings)
+
+
+def test_bytes_are_held_against_the_folder():
+    right = echoing_text(200).byte_counts.astype(int)
+    assert judge(CountsBytes(right))["bytes"].passed is True
+    wrong = right.copy()
+    wrong[17] += 1
+    finding = judge(CountsBytes(wrong))["bytes"]
+    assert finding.passed is False
+    assert "target 17" in finding.reason
+    assert judge(CountsBytes(right[:-1]))["bytes"].passed is False
+
+
+def test_scores_that_are_no_numbers_are_named():
+    class Broken(Counts):
+        def score(self, model, tokens):
+            nats = super().score(model, tokens)
+            nats[-1] = np.nan
+            return nats
+
+    findings = judge(Broken())
+    assert findings["coverage"].passed is False
+    assert findings["C1"].passed is None
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder with tokens and the example of the page as my_scorer.py."""
+    from conftest import write_tokens
+
+    write_tokens(tmp_path / "data/tokens")
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    (tmp_path / "my_scorer.py").write_text(example)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def command(*arguments):
+    line = [sys.executable, "-m", "paramgolf.cli", "audit-score", *arguments]
+    return subprocess.run(line, capture_output=True, text=True, env=None)
+
+
+def test_the_example_of_the_page_passes(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    found = command("my_scorer.py", "--tokens", "600")
+    assert found.returncode == 0, found.stderr
+    lines = found.stdout.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["C1", "C2", "C3", "C4", "coverage", "bytes"]
+    assert lines[-1] == "no rule is broken"
+
+
+def test_counting_before_predicting_is_caught(project, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    source = (project / "my_scorer.py").read_text()
+    (line,) = re.findall(r"        yield .*\n", source)
+    learned = source.replace(line, "").replace(
+        "        seen[token] += 1\n", "        seen[token] += 1\n" + line
+    )
+    (project / "cheat.py").write_text(learned)
+    found = command("cheat.py", "--tokens", "600", "--json")
+    assert found.returncode == 1, found.stderr
+    content = json.loads(found.stdout)
+    assert content["passed"] is False
+    outcome = {rule["rule"]: rule["passed"] for rule in content["rules"]}
+    assert outcome["C3"] is False
+
+
+def test_bad_scripts_are_one_message(project):
+    with pytest.raises(ParamGolfError, match="there is no file"):
+        load_script(project / "none.py")
+    (project / "empty.py").write_text("def load():\n    return 1\n")
+    with pytest.raises(ParamGolfError, match=r"lacks score, probabilities(.|\n)*audit-score\.md"):
+        load_script(project / "empty.py")
+
+
+def test_the_same_seed_gives_the_same_verdict():
+    text = echoing_text(200)
+    first, second = (audit(Script(HashedCache()), text, VOCAB, SETTINGS) for _ in range(2))
+    assert first == second

@@ -1,0 +1,148 @@
+"""Warming up: every shape that scoring needs, on random tokens, and nothing is touched."""
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    echoing_text,
+    make_config,
+    make_lora_config,
+    make_network,
+)
+
+from paramgolf.model.network import Network
+from paramgolf.scoring import lora_documents, session
+from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_text
+from paramgolf.scoring.text import Text
+
+# compile is on, yet the network is not compiled: what is warmed up runs, and can be seen
+WARM = dataclasses.replace(ALONE, compile=True)
+CASES = {
+    **dict.fromkeys(("strided", "documents", "windowed")),
+    "sgd": make_config(chunk_tokens=64, batch_sequences=3),
+    "lora_stream": make_lora_config("lora_stream"),
+    "lora_documents": make_lora_config(
+        "lora_documents",
+        documents={"phases": 1, "prefix_documents": 4, "batch_documents": 8, "lanes": 1},
+        chunk_tokens=32,
+        batch_sequences=3,
+    ),
+}
+
+
+def score(case, text, ranks, kind="none", network=None):
+    network, config = network or make_network(), CASES[case]
+    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
+    if config is None:
+        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 3, "batch_windows": 5}
+        config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
+        return score_text(network, text, config, Session(ranks))
+    config = dataclasses.replace(config, mixture=mixture)
+    return score_and_adapt(network, text, config, Session(ranks))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """The passes of rehearsals and of scoring: their shapes, and the inputs of the first."""
+    seen = {"shapes": {True: set(), False: set()}, "inputs": [], "rehearsing": False}
+    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    rehearse, inner = session.rehearse, Network._before_head
+
+    def watched(*arguments):
+        seen["rehearsing"] = True
+        rehearse(*arguments)
+        seen["rehearsing"] = False
+
+    def before_head(self, tokens, options, part):
+        rows = None if options.adapters is None else options.adapters["q"].a.shape[1]
+        head = len(range(tokens.shape[1])[part or slice(None)])
+        kind = (options.document_tokens, options.window, rows, torch.is_grad_enabled())
+        seen["shapes"][seen["rehearsing"]].add((tuple(tokens.shape), head, *kind))
+        if seen["rehearsing"]:
+            seen["inputs"].append(tokens.clone())
+        return inner(self, tokens, options, part)
+
+    monkeypatch.setattr(session, "rehearse", watched)
+    monkeypatch.setattr(Network, "_before_head", before_head)
+    return seen
+
+
+@pytest.mark.parametrize("kind", ["none", "tilt"])
+@pytest.mark.parametrize("case", CASES)
+def test_every_shape_is_rehearsed_and_none_in_vain(passes, case, kind):
+    ledger = score(case, echoing_text(400), WARM, kind)
+    assert passes["shapes"][True] == passes["shapes"][False]
+    assert ledger.close()["score_first"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_changes_no_bit_of_the_scores(case):
+    text = echoing_text(300)
+    warm, cold = score(case, text, WARM), score(case, text, ALONE)
+    assert (warm.nats == cold.nats).all()
+    assert warm.close() == cold.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_token_of_the_text_is_looked_at(passes, case):
+    text = echoing_text(300)
+    score(case, text, WARM)
+    before = list(passes["inputs"])
+    passes["inputs"].clear()
+    # the same documents, other words
+    tokens = np.where(text.tokens == 1, 1, 2 + (text.tokens + 7) % (VOCAB - 2)).astype(np.uint16)
+    score(case, Text(tokens, text.byte_counts, 1), WARM)
+    assert before
+    assert len(before) == len(passes["inputs"])
+    assert all(torch.equal(a, b) for a, b in zip(before, passes["inputs"], strict=True))
+
+
+@pytest.mark.parametrize("case", ["sgd", "lora_documents"])
+def test_weights_stay_as_they_are(monkeypatch, case):
+    network = make_network()
+    before = {name: p.clone() for name, p in network.named_parameters()}
+
+    def stop(*_):
+        raise InterruptedError
+
+    monkeypatch.setattr(Session, "begin", stop)
+    with pytest.raises(InterruptedError):
+        score(case, echoing_text(300), WARM, network=network)
+    assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
+
+
+@pytest.mark.parametrize("case", ["documents", "sgd", "lora_documents"])
+def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
+    """Guards are the real ones, in bfloat16 as on a GPU; only the code that is made is not."""
+    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    graphs = torch._dynamo.utils.counters["stats"]
+    network = make_network()
+    network.compute_dtype = torch.bfloat16
+    compile_as_is = functools.partial(torch.compile, backend="eager")
+    monkeypatch.setattr(torch, "compile", compile_as_is)
+    torch._dynamo.reset()
+    network.compile_blocks()
+    compiled, rehearse = [], session.rehearse
+
+    def watched(*arguments):
+        rehearse(*arguments)
+        compiled.append(graphs["unique_graphs"])
+
+    monkeypatch.setattr(session, "rehearse", watched)
+    before = graphs["unique_graphs"]
+    score(case, echoing_text(400), WARM, network=network)
+    assert compiled[0] > before
+    assert graphs["unique_graphs"] == compiled[0]

@@ -1,0 +1,132 @@
+"""An evaluation that is killed and started again ends with the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import sys
+import time
+from multiprocessing import forkserver
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from packed_case import write_package
+from resume_case import CASES, evaluate
+
+from paramgolf.runtime import Ranks
+from paramgolf.scoring.resume import Resume
+
+SERVER = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """Import torch once, for all processes that are started here."""
+    SERVER.set_forkserver_preload(["resume_case"])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
+        forkserver.ensure_running()
+
+
+def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: int = 0) -> list:
+    """Start an evaluation in `folder`, one process a rank."""
+    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    running = []
+    for rank in range(world):
+        environment = {**group, "RANK": str(rank)} if world > 1 else {}
+        arguments = (case, str(folder), pause, environment)
+        running.append(SERVER.Process(target=evaluate, args=arguments, daemon=True))
+        running[-1].start()
+    return running
+
+
+def finish(folder: Path, case: str, **options) -> tuple[str, np.ndarray, dict]:
+    """Run an evaluation to its end; return what it said, its scores and its metrics."""
+    for process in start(folder, case, **options):
+        process.join(timeout=120)
+        assert process.exitcode == 0
+    table = pq.read_table(folder / "artifacts/eval/documents.parquet")
+    metrics = json.loads((folder / "artifacts/metrics/eval.json").read_text())
+    return (folder / "said").read_text(), np.array(table["nats"]), metrics
+
+
+def kill_once_saved(folder: Path, case: str, **options) -> None:
+    running = start(folder, case, pause=0.1, **options)
+    deadline = time.monotonic() + 60
+    while not list(folder.glob(".resume/*/state.pt")):
+        assert all(process.is_alive() for process in running)
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(0.15)  # on to a later save
+    for process in running:
+        process.kill()
+        process.join()
+    assert not (folder / "artifacts").exists()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_package(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_score_is_that_of_an_uninterrupted_evaluation(folder, case):
+    said, whole, expected = finish(folder, case)
+    assert "resumed" not in said
+    (folder / "artifacts").rename(folder / "before")
+    kill_once_saved(folder, case)
+    said, nats, metrics = finish(folder, case)
+    assert "resumed after" in said
+    assert not list(folder.glob(".resume/*"))
+    assert (nats == whole).all()
+    for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored", "ledger"):
+        assert metrics[key] == expected[key], key
+    # the seconds of the process that was killed count
+    assert metrics["seconds"] > metrics["seconds_start"] + metrics["seconds_score"]
+
+
+def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
+    _, whole, expected = finish(folder, "phases", world=2, port=free_port)
+    (folder / "artifacts").rename(folder / "before")
+    kill_once_saved(folder, "phases", world=2, port=free_port)
+    said, nats, metrics = finish(folder, "phases", world=2, port=free_port)
+    assert "resumed after" in said
+    assert (nats == whole).all()
+    assert metrics["ledger"] == expected["ledger"]
+
+
+def test_another_evaluation_starts_afresh(folder):
+    kill_once_saved(folder, "sgd")
+    content = bytearray((folder / "bytes.bin").read_bytes())
+    content[-2] += 1  # one target stands for one byte more
+    (folder / "bytes.bin").write_bytes(content)
+    said, _, _ = finish(folder, "sgd")
+    assert "resumed" not in said
+
+
+def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_ROOT", raising=False)
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    resume = Resume("eval", "key", Ranks(0, 1, torch.device("cpu")))
+    saved = []
+
+    def make():
+        saved.append(now[0])
+        now[0] += 3.0  # seconds that a save takes
+        return {"done": len(saved)}, {}
+
+    while now[0] < 600:
+        now[0] += 1.0
+        resume.save(make)
+    assert saved == [30.0, 183.0, 336.0, 489.0]  # 3 s of 150 s are 2 %
+    again = Resume("eval", "key", Ranks(0, 1, torch.device("cpu")))
+    assert again.state["done"] == 4
+    again.remove()
+    assert not list(tmp_path.glob(".resume/*"))
