@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import make_options, make_quantized
+from package_case import make_options, make_quantized, sections
 
 from paramgolf.codec.artifact import Packer
+from paramgolf.codec.code import frozen_params
 from paramgolf.codec.codecs import decompress
 from paramgolf.codec.container import decode as decode_container
 from paramgolf.codec.rans import HEADER, MAX_ROWS, TABLES, decode
@@ -116,8 +117,9 @@ def test_only_integers_take_it_and_auto_is_the_smallest_artifact(tiny_model, sam
     assert codecs["up"] == "rans"
     assert codecs["k"] == "brotli"  # so few rows that states and tables weigh more than they save
     assert codecs["scales"] == codecs["vectors"] == "brotli"
+    params = frozen_params(config["model"], *sections(sample))
     packed = {
-        codec: Packer(config, sample.train, make_options(codec=codec)).pack(tensors)
+        codec: Packer(config, params, make_options(codec=codec)).pack(tensors)
         for codec in ("brotli", "auto")
     }
     assert packed["auto"].bytes < packed["brotli"].bytes
@@ -129,6 +131,7 @@ def test_only_integers_take_it_and_auto_is_the_smallest_artifact(tiny_model, sam
 
 def test_auto_does_without_where_the_decoder_costs_more_than_it_saves(tiny_model, sample):
     tensors, config = make_quantized(tiny_model())
-    artifact = Packer(config, sample.train, make_options(codec="auto")).pack(tensors)
+    params = frozen_params(config["model"], *sections(sample))
+    artifact = Packer(config, params, make_options(codec="auto")).pack(tensors)
     assert all(part.codec != "rans" for part in artifact.parts)
     assert "paramgolf.codec.rans" not in artifact.code.part.shares

@@ -1,0 +1,90 @@
+"""What strip leaves of a module: the same behaviour, without words for people."""
+
+import ast
+
+import pytest
+
+from paramgolf.codec.code import ROOT, embedded_files
+from paramgolf.codec.strip import drop_unused_imports, strip, unparse
+
+SOURCE = '''"""Module."""
+from __future__ import annotations
+import functools
+
+class Empty(Exception):
+    """Only a docstring."""
+
+class Kept:
+    """Doc."""
+    field: int = 3  # annotation of a field stays
+    """Doc of the field."""
+
+    def method(self, x: int, *rest: str, key: float = 1.0, **more: object) -> str:
+        """Doc."""
+        local: int = x
+        assert local == x, "invariant"
+        text = """a
+    b"""
+        return f"{local}{text}{key}"
+
+@functools.cache
+def kernel(x: int) -> int:
+    return x
+
+def nothing() -> None:
+    """Only a docstring."""
+
+def fail():
+    raise ValueError("no", found=1, fix="dvc repro")
+'''
+
+
+def stripped(source):
+    tree = ast.parse(source)
+    strip(tree)
+    return unparse(tree)
+
+
+def test_behaviour_stays_and_words_go():
+    text = stripped(SOURCE)
+    scope: dict = {}
+    exec(compile(text, "stripped", "exec"), scope)
+    assert scope["Kept"].__annotations__ == {"field": "int"}
+    assert scope["kernel"].__annotations__ == {"x": "int", "return": "int"}
+    assert scope["Kept"]().method(1, key=2.0) == "1a\n    b2.0"
+    assert scope["Kept"].method.__annotations__ == {}
+    assert scope["nothing"]() is None
+    assert issubclass(scope["Empty"], Exception)
+    for word in ("Doc", "docstring", "stays", "invariant", "dvc repro"):
+        assert word not in text
+    assert "found=1" in text
+
+
+def test_imports_that_nothing_speaks_of_are_dropped():
+    source = "from __future__ import annotations\nfrom a import b, c as d, e\nimport f\nprint(e, d)"
+    kept = "from __future__ import annotations\nfrom a import c as d, e\nprint(e, d)"
+    for given, expected in (
+        (source, kept),
+        ("import a.b, c.d\nc.d.e()", "import c.d\nc.d.e()"),
+        (
+            "from a import b\nfrom c import D\nclass E:\n    f: D = 1",
+            "from c import D\n\nclass E:\n f: D = 1",
+        ),
+    ):
+        tree = ast.parse(given)
+        drop_unused_imports(tree)
+        assert unparse(tree) == expected
+
+
+@pytest.mark.parametrize("path", embedded_files(), ids=str)
+def test_stripped_modules_have_the_same_names(path):
+    def names(source):
+        return {
+            node.id if isinstance(node, ast.Name) else node.name
+            for node in ast.walk(ast.parse(source))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+            or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
+        }
+
+    source = (ROOT / path).read_text()
+    assert names(stripped(source)) == names(source)
