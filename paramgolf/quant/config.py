@@ -37,6 +37,9 @@ class QuantizeConfig:
     high_bits_matrices: int | None
     low_bits: int
     recurrent_high: bool
+    trellis: bool
+    scale_digits: int
+    vector_digits: int
     gate_bits: int | None
     table_bits: int | None
     attention_clip: float
@@ -73,6 +76,10 @@ class QuantizeConfig:
             yield "attention_clip`, `mlp_clip` and `embedding_clip` must be above 0"
         if self.fit_code_bytes < 0:
             yield f"fit_code_bytes` must be 0 or more, found {self.fit_code_bytes}"
+        if not (1 <= self.scale_digits <= 10 and 1 <= self.vector_digits <= 10):
+            yield "scale_digits` and `vector_digits` must lie in 1..10"
+        if self.trellis and (max(self.matrix_bits, self.low_bits) > 7 or self.finer_groups):
+            yield "trellis` needs `matrix_bits` and `low_bits` of at most 7, and no `finer_groups`"
         if self.damping < 0:
             yield f"damping` must be 0 or more, found {self.damping}"
         if self.block_columns < 1:

@@ -19,11 +19,12 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.dequantize import finer_factor, restore
 from paramgolf.quant.families import MEMBERS, grid_of, rounded_bits, stacked
 from paramgolf.quant.fit import artifact_parts, fit
-from paramgolf.quant.gptq import Factors, factorise, quantize_rows
-from paramgolf.quant.grids import nearest, round_scales, row_scales
+from paramgolf.quant.gptq import Factors, factorise, nearest_by_trellis, quantize_rows
+from paramgolf.quant.grids import nearest, round_scales, row_scales, shorten
 from paramgolf.quant.low_rank import add_corrections
 from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
+from paramgolf.quant.trellis import segment_of
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
@@ -124,15 +125,18 @@ def _solve_family(
     """Quantise matrices [N, R, C] that share a Hessian, the rows of all in one batched solve."""
     weights, hessian = family.weights, family.hessian
     diagonal = hessian.diagonal(dim1=1, dim2=2)
+    segment = 0
     scales = [_scales(name, w, diagonal, bits[name], config) for name, w in weights.items()]
+    if config.trellis and family.name != "embedding":  # whose rows predict each other better
+        segment = segment_of(*(w.shape[1] for w in weights.values()))
+        scales = [round_scales(scale.float() / 2) for scale in scales]
+        bits = {name: tuple(width + 1 for width in bits[name]) for name in weights}
     maxima = [_maxima(w, bits[name]) for name, w in weights.items()]
     weight, scale, maximum = (
         torch.cat(list(parts), 1) for parts in (weights.values(), scales, maxima)
     )
     factor = _factor(weights, finer)
-    if _method(family.name, config) == "nearest":
-        integers = nearest(weight, scale, maximum, factor)
-    else:
+    if _method(family.name, config) == "gptq":
         integers = quantize_rows(
             weight,
             scale,
@@ -141,7 +145,12 @@ def _solve_family(
             family.factors,
             block_columns=config.block_columns,
             factor_NRC=factor,
+            segment=segment,
         )
+    elif segment:
+        integers = nearest_by_trellis(weight, scale, maximum, segment)
+    else:
+        integers = nearest(weight, scale, maximum, factor)
     parts = integers.to(torch.int8).split([w.shape[1] for w in weights.values()], dim=1)
     solved = []
     for name, part, scale in zip(weights, parts, scales, strict=True):
@@ -173,7 +182,7 @@ def _scales(
         layers = [layer for layer, of_layer in enumerate(bits) if of_layer == width]
         grid = replace(grid_of(name, config), bits=width)
         scales[layers] = row_scales(weight_NRC[layers], diagonal_NC[layers], grid)
-    return scales
+    return shorten(scales, config.scale_digits)
 
 
 def _maxima(weight_NRC: Tensor, bits: tuple[int, ...]) -> Tensor:
@@ -198,10 +207,10 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
     _refuse_non_finite(name, tensor)
     bits = rounded_bits(name, config)
     if bits is None:
-        return {name: _to_half(name, tensor)}
+        return {name: shorten(_to_half(name, tensor), config.vector_digits)}
     weight = tensor.reshape(1, -1, tensor.shape[-1])
     maxima = _maxima(weight, (bits,))
-    scale = round_scales(weight.abs().amax(-1) / maxima)
+    scale = shorten(round_scales(weight.abs().amax(-1) / maxima), config.scale_digits)
     integers = nearest(weight, scale, maxima).to(torch.int8)
     return {
         f"{name}.integers": integers.view(tensor.shape),
