@@ -23,6 +23,7 @@ from paramgolf.quant.gptq import Factors, factorise, nearest_by_trellis, quantiz
 from paramgolf.quant.grids import nearest, round_scales, row_scales, shorten
 from paramgolf.quant.low_rank import add_corrections
 from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
+from paramgolf.quant.sensitivity import SUFFIX, balanced_scales
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
 from paramgolf.quant.trellis import segment_of
 
@@ -34,12 +35,21 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Matrices [N, R, C] that read the same input, and their Hessians, on the device."""
+    """Matrices [N, R, C] that read the same input, and their Hessians, on the device.
+
+    `sensitivity` [N, R] of each matrix is that of paramgolf.quant.sensitivity, where asked for.
+    """
 
     name: str
     weights: dict[str, Tensor]
     hessian: Tensor
     factors: Factors
+    sensitivity: dict[str, Tensor]
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether a trellis may choose its integers; the embedding's predict each other better."""
+        return self.name != "embedding"
 
 
 def quantize(config: QuantizeConfig, device: torch.device) -> None:
@@ -92,7 +102,10 @@ def prepare(
         factors = factorise(
             hessian, damping=config.damping, act_order=config.act_order, family=family
         )
-        families.append(Family(family, weights, hessian, factors))
+        sensitivity = {}
+        if config.balance:
+            sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
+        families.append(Family(family, weights, hessian, factors, sensitivity))
     return families
 
 
@@ -104,7 +117,12 @@ def solve_model(
     weights = {name: w for family in families for name, w in family.weights.items()}
     bits = layer_bits(hessians, trained.model, config)
     finer = finer_columns(weights, hessians, bits, config)
-    solved = [one for family in families for one in _solve_family(family, bits, finer, config)]
+    scales = _scales(families, bits, config)
+    solved = [
+        one
+        for family in families
+        for one in _solve_family(family, bits, scales, finer=finer, config=config)
+    ]
     add_corrections(solved, config)
     tensors: dict[str, Tensor] = {}
     for name, tensor in trained.state.items():
@@ -120,14 +138,17 @@ def solve_model(
 
 
 def _solve_family(
-    family: Family, bits: Bits, finer: dict[str, Tensor], config: QuantizeConfig
+    family: Family,
+    bits: Bits,
+    all_scales: dict[str, Tensor],
+    *,
+    finer: dict[str, Tensor],
+    config: QuantizeConfig,
 ) -> list[Solved]:
     """Quantise matrices [N, R, C] that share a Hessian, the rows of all in one batched solve."""
     weights, hessian = family.weights, family.hessian
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    segment = 0
-    scales = [_scales(name, w, diagonal, bits[name], config) for name, w in weights.items()]
-    if config.trellis and family.name != "embedding":  # whose rows predict each other better
+    scales, segment = [all_scales[name] for name in weights], 0
+    if config.trellis and family.has_trellis:
         segment = segment_of(*(w.shape[1] for w in weights.values()))
         scales = [round_scales(scale.float() / 2) for scale in scales]
         bits = {name: tuple(width + 1 for width in bits[name]) for name in weights}
@@ -169,20 +190,41 @@ def _method(family: str, config: QuantizeConfig) -> str:
     return chosen or config.method
 
 
-def _scales(
+def _scales(families: list[Family], bits: Bits, config: QuantizeConfig) -> dict[str, Tensor]:
+    """Return the scale of each row of each parameter, float16 [N, R]."""
+    scales, costs, sizes = {}, {}, {}
+    for family in families:
+        diagonal = family.hessian.diagonal(dim1=1, dim2=2)
+        # what GPTQ leaves of a column's error, the columns after it making up for the rest
+        left = family.factors.upper.diagonal(dim1=1, dim2=2).double().pow(-2).mean(1, keepdim=True)
+        for name, weight in family.weights.items():
+            scales[name] = _grid_scales(name, weight, diagonal, bits[name], config)
+            sizes[name] = weight.shape[2]
+            if config.balance:
+                costs[name] = family.sensitivity[name] * left
+    if config.balance:
+        balanced = balanced_scales(scales, costs, sizes, config.balance)
+        weights = {name: w for family in families for name, w in family.weights.items()}
+        # a step must not become so fine that its row is cut off
+        least = {name: w.abs().amax(-1) / _maxima(w, bits[name]) for name, w in weights.items()}
+        scales = {name: round_scales(one.maximum(least[name])) for name, one in balanced.items()}
+    return {name: shorten(scale, config.scale_digits) for name, scale in scales.items()}
+
+
+def _grid_scales(
     name: str,
     weight_NRC: Tensor,
     diagonal_NC: Tensor,
     bits: tuple[int, ...],
     config: QuantizeConfig,
 ) -> Tensor:
-    """Return the scale of each row, float16 [N, R], layers of equal bits together."""
+    """Return the scale of each row by its grid, float16 [N, R], layers of equal bits together."""
     scales = torch.empty(weight_NRC.shape[:2], dtype=torch.float16, device=weight_NRC.device)
     for width in sorted(set(bits)):
         layers = [layer for layer, of_layer in enumerate(bits) if of_layer == width]
         grid = replace(grid_of(name, config), bits=width)
         scales[layers] = row_scales(weight_NRC[layers], diagonal_NC[layers], grid)
-    return shorten(scales, config.scale_digits)
+    return scales
 
 
 def _maxima(weight_NRC: Tensor, bits: tuple[int, ...]) -> Tensor:
@@ -231,6 +273,16 @@ def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Te
             fix="make them again: `dvc repro -f -s calibrate`",
         )
     return hessians[family]
+
+
+def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
+    if name + SUFFIX not in hessians:
+        raise ParamGolfError(
+            "the Hessians hold no sensitivities, which quantize.balance needs",
+            where=HESSIANS_PATH,
+            fix="set calibrate.sensitivity_sequences, and `dvc repro calibrate`",
+        )
+    return hessians[name + SUFFIX].to(device)
 
 
 def _refuse_non_finite(name: str, tensor: Tensor) -> None:

@@ -23,6 +23,7 @@ def make_config(**changes):
         "mlp_clip": 12.85,
         "embedding_clip": 20.0,
         "hessian_clip": 0.0,
+        "balance": 0.0,
         "damping": 0.01,
         "block_columns": 16,
         "act_order": True,
