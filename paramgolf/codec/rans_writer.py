@@ -26,12 +26,11 @@ from paramgolf.codec.rans import (
 )
 
 CAUTION = 4000  # of a layout that predicts steps
-PATIENCE = 64
-LESS_PATIENCE, MORE_PATIENCE = 16, 1024
+PATIENCES = (64, 16, 1024)
 SEGMENTS = (64, 32, 16, 8, 4)
 TRIES = 8
 MOST_LANES = 1024  # of a block of rows; a lane costs 2 bytes
-LEAST_BLOCKS, LEAST_LANES = 4, 2  # where steps are predicted; lanes are counted in steps
+LEAST_BLOCKS, LEAST_LANES = 4, 4  # where steps are predicted; lanes are counted in steps
 
 
 def encodable(shape: tuple[int, ...]) -> bool:
@@ -46,11 +45,20 @@ def encode(raw: bytes, shape: tuple[int, ...]) -> bytes:
     """
     values = np.frombuffer(raw, np.int8).reshape((1, *shape)[-3:])
     segment = find_segment(values)
-    best = min((Plan(values, one) for one in _layouts(values, segment)), key=lambda p: p.bits)
-    for patience in (LESS_PATIENCE, MORE_PATIENCE):
-        other = Plan(values, best.layout._replace(patience=patience))
-        best = min(best, other, key=lambda plan: plan.bits)
-    return best.encode()
+    layouts = _layouts(values, segment)
+    patience = _best_patience(values, layouts[0])
+    plans = (Plan(values, one._replace(patience=patience)) for one in layouts)
+    return min(plans, key=lambda plan: plan.bits).encode()
+
+
+def _best_patience(values: np.ndarray, layout: Layout) -> int:
+    """Return the patience that suits the first blocks best."""
+    some = values[: len(values) // LEAST_BLOCKS]
+    if layout.across or not len(some):
+        return PATIENCES[0]
+    layout = layout._replace(blocks=len(some))
+    plans = [Plan(some, layout._replace(patience=patience)) for patience in PATIENCES]
+    return min(plans, key=lambda plan: plan.bits).layout.patience
 
 
 def find_segment(values: np.ndarray) -> int:
@@ -80,7 +88,7 @@ def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
         blocks, steps, lanes, across = steps // height, lanes, height, 1
     first = max(float(values.std(dtype=np.float64)), 0.25)
     deviation = min(round(OCTAVE * math.log2(first) - SMALLEST), CLASSES - 1)
-    plain = Layout(blocks, steps, lanes, 0, PATIENCE, segment, across, deviation, 0)
+    plain = Layout(blocks, steps, lanes, 0, PATIENCES[0], segment, across, deviation, 0)
     enough = blocks >= LEAST_BLOCKS and blocks * lanes >= LEAST_LANES * steps
     if not enough or steps > MOST_STEPS:
         return [plain]

@@ -69,6 +69,7 @@ def collect(
     network.load_state_dict(trained.state)
     place(network, replace(ranks, compile=False))  # taps defeat compilation
     length = trained.sequence_length
+    batches: Iterator[Tensor]
     if config.source == "train":
         stream = tokens.train()
         starts = window_starts(len(stream), length, config.sequences, config.seed)
