@@ -75,7 +75,10 @@ def convert(kind: Any, value: Any, name: str, faults: list[str]) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
+        words = [a for a in arguments if typing.get_origin(a) is typing.Literal]
+        if any(value in typing.get_args(word) for word in words):
+            return value
+        (inner,) = (a for a in arguments if a is not type(None) and a not in words)
         return convert(inner, value, name, faults)
     if origin is tuple:
         if not isinstance(value, list | tuple):

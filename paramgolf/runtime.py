@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,8 @@ import torch.distributed as dist
 from paramgolf.clock import pass_on_start_time
 from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.runtime_config import RuntimeConfig
+
+KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next process
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,7 @@ class Ranks:
     device: torch.device
     compile: bool = False
     attention: str = "auto"
+    kernels: str = "auto"
 
     @property
     def is_main(self) -> bool:
@@ -49,7 +53,7 @@ class Ranks:
         """Return the main process's `value` on all processes."""
         if self.world == 1:
             return value
-        shared = torch.tensor(value, dtype=torch.float64, device=self.device)
+        shared = torch.tensor(value, dtype=torch.float64)  # by gloo: the GPU need not be waited for
         dist.broadcast(shared, src=0)
         return float(shared)
 
@@ -130,16 +134,18 @@ def processes(config: RuntimeConfig) -> Iterator[Ranks]:
     if kind == "cuda":
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(KERNELS.resolve() / "inductor"))
+        os.environ.setdefault("TRITON_CACHE_DIR", str(KERNELS.resolve() / "triton"))
     else:
         _keep_freed_memory()
     compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
     if world == 1:
-        yield Ranks(0, 1, device, compiled, config.attention)
+        yield Ranks(0, 1, device, compiled, config.attention, config.kernels)
         return
-    backend = "nccl" if kind == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
     try:
-        yield Ranks(rank, world, device, compiled, config.attention)
+        yield Ranks(rank, world, device, compiled, config.attention, config.kernels)
     finally:
         dist.destroy_process_group()
 

@@ -13,5 +13,6 @@ class RuntimeConfig:
     device: Literal["auto", "cpu", "cuda"]
     processes: int
     attention: Literal["auto", "fa3", "sdpa"]
+    kernels: Literal["auto", "reference", "fused"]
     compile: Literal["auto", "on", "off"]
     workers: int

@@ -33,7 +33,14 @@ from paramgolf.training.config import TrainConfig
 from paramgolf.training.run import train
 
 # the defaults of recipes/base.yaml; the window is the model's sequence length
-RUNTIME = {"device": "auto", "processes": 0, "attention": "auto", "compile": "auto", "workers": 0}
+RUNTIME = {
+    "device": "auto",
+    "processes": 0,
+    "attention": "auto",
+    "kernels": "auto",
+    "compile": "auto",
+    "workers": 0,
+}
 STRIDE = 64
 MIXTURE = {
     "contexts": [15],

@@ -67,7 +67,9 @@ def activation_bytes(
 ) -> int:
     """Return the bytes that a micro-batch's forward pass keeps, and the head's peak."""
     largest = max(sizes.batch_tokens for sizes in train.sizes)
-    tokens = min(train.micro_batch_tokens, -(-largest // count))
+    tokens = -(-largest // count)
+    if train.micro_batch_tokens != "auto":
+        tokens = min(train.micro_batch_tokens, tokens)
     kv_width = model.kv_heads * model.head_dim
     values = WIDTH_VALUES * model.width + KV_VALUES * kv_width + MLP_VALUES * model.mlp_hidden
     passes = max(map(len, model.orders))

@@ -32,8 +32,13 @@ class Segments(NamedTuple):
 Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
 
 
-def find_segments(tokens_BT: Tensor, bos: int, longest: int) -> Segments:
-    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one."""
+def find_segments(
+    tokens_BT: Tensor, bos: int, longest: int, *, multiple: int = BOUNDS_MULTIPLE
+) -> Segments:
+    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one.
+
+    Bounds are padded to a multiple of `multiple`. Tokens on a GPU are waited for.
+    """
     B, T = tokens_BT.shape
     starts = tokens_BT == bos
     starts[:, 0] = True
@@ -42,7 +47,7 @@ def find_segments(tokens_BT: Tensor, bos: int, longest: int) -> Segments:
     pieces = (ends - first + longest - 1) // longest
     within = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     bounds = first.repeat_interleave(pieces) + within * longest
-    padding = BOUNDS_MULTIPLE - len(bounds) % BOUNDS_MULTIPLE
+    padding = multiple - len(bounds) % multiple
     bounds = torch.cat([bounds, torch.full((padding,), B * T)]).int()
     return Segments(bounds.to(tokens_BT.device), longest)
 
@@ -117,23 +122,3 @@ def rotary_table(
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, base**-exponents)
     return angles.cos(), angles.sin()
-
-
-def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first channels of each head in half-split pairs (i, i + half); the rest pass."""
-    half = cos.shape[-1]
-    if half == 0:
-        return x_BTHD
-    cos, sin = cos[None, :, None].to(x_BTHD.dtype), sin[None, :, None].to(x_BTHD.dtype)
-    first, second, rest = x_BTHD.split([half, half, x_BTHD.shape[-1] - 2 * half], dim=-1)
-    turned = (first * cos + second * sin, second * cos - first * sin, rest)
-    return torch.cat(turned, dim=-1)
-
-
-def exclude_own_value(y_BTHD: Tensor, v_BTKD: Tensor) -> Tensor:
-    """Take from each head's output its part along the value at its own position (XSA)."""
-    B, T, H, D = y_BTHD.shape
-    grouped = y_BTHD.view(B, T, v_BTKD.shape[2], -1, D)
-    direction = F.normalize(v_BTKD, dim=-1).unsqueeze(3)
-    along = (grouped * direction).sum(-1, keepdim=True)
-    return (grouped - along * direction).view(B, T, H, D)

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.attention import Attend, Segments, exclude_own_value, rotate
+from paramgolf.model.attention import Attend, Segments
+from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
 
@@ -35,6 +36,7 @@ class Kind(NamedTuple):
     head_gate_scale: float
     mlp_slope: float
     attend: Attend
+    operations: Operations
 
 
 class Weights(NamedTuple):
@@ -93,16 +95,6 @@ class Context(NamedTuple):
     entering: State | None = None  # an encoder output, for the decoder step that pops it
 
 
-def norm(x: Tensor) -> Tensor:
-    """Return RMSNorm over the last dimension, without a gain."""
-    return F.rms_norm(x, (x.shape[-1],))
-
-
-def mix(x: Tensor, x0: Tensor, weights: Tensor) -> Tensor:
-    """Return weights[0] * x + weights[1] * x0, a channel at a time."""
-    return weights[0] * x + weights[1] * x0
-
-
 def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
     """Return x weight^T; a tap sees the input first."""
     if tap is not None:
@@ -121,33 +113,40 @@ def adapt(y: Tensor, n: Tensor, name: str, adapters: Adapters | None) -> Tensor:
     return y if pair is None else y + low_rank(n, pair)
 
 
-def values_of(n: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
-    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D]."""
-    B, T, d = n.shape
-    head_dim = d // kind.heads
-    kv = kind.kv_heads * head_dim
-    q, k, v = linear(n, w.qkv, "qkv", c.tap).split([d, kv, kv], dim=-1)
-    q, k = adapt(q, n, "q", c.adapters), adapt(k, n, "k", c.adapters)
-    v = adapt(v, n, "v", c.adapters)
+def heads_of(n: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D].
+
+    q and k are normalised and rotated; a value embedding is in v.
+    """
+    qkv = linear(n, w.qkv, "qkv", c.tap)
+    if c.adapters is not None:
+        kv = (len(w.qkv) - n.shape[-1]) // 2
+        parts = qkv.split([n.shape[-1], kv, kv], dim=-1)
+        named = zip(parts, "qkv", strict=True)
+        qkv = torch.cat([adapt(y, n, name, c.adapters) for y, name in named], dim=-1)
+    q, k, v = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
     if c.value_extra is not None:
-        v = v + c.value_extra
-    q, k, v = (x.reshape(B, T, -1, head_dim) for x in (q, k, v))
-    if c.first_values is not None:
-        assert w.value_mix is not None
-        v = v + torch.sigmoid(w.value_mix) * c.first_values
+        v = v + c.value_extra.view(v.shape)
     return q, k, v
 
 
 def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the attention sublayer's output [B, T, d] for a normalised, scaled input [B, T, d]."""
-    q, k, v = values_of(n, w, c, kind)
-    q = rotate(norm(q), c.cos, c.sin) * w.q_gain[:, None]
-    y = kind.attend(q, rotate(norm(k), c.cos, c.sin), v, c.segments)
-    if kind.xsa:
-        y = exclude_own_value(y, v)
-    if w.head_gate is not None:
-        y = y * head_gates(n, w.head_gate, kind).unsqueeze(-1)
-    return w.attn_scale * adapt(linear(y.flatten(2), w.o, "o", c.tap), n, "o", c.adapters)
+    """Return the attention sublayer's output [B, T, d] for a normalised, scaled input [B, T, d].
+
+    The output's scale is a factor of the projection's rows: a weight is cheaper to scale.
+    """
+    q, k, v = heads_of(n, w, c, kind)
+    if c.first_values is not None:
+        assert w.value_mix is not None
+        v = v + torch.sigmoid(w.value_mix) * c.first_values
+    y = kind.attend(q, k, v, c.segments)
+    gate = None if w.head_gate is None else head_gates(n, w.head_gate, kind)
+    if kind.xsa or gate is not None:
+        y = kind.operations.finish_heads(y, v, gate, exclude=kind.xsa)
+    y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
+    if c.adapters is not None and c.adapters.o is not None:
+        y = y + w.attn_scale * low_rank(n, c.adapters.o)
+    return y
 
 
 def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
@@ -162,9 +161,16 @@ def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
 
 
 def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the MLP sublayer's output [B, T, d]: down(LeakyReLU(up n)^2)."""
-    hidden = F.leaky_relu(linear(n, w.up, "up", c.tap), kind.mlp_slope).square()
-    return w.mlp_scale * adapt(linear(hidden, w.down, "down", c.tap), n, "mlp", c.adapters)
+    """Return the MLP sublayer's output [B, T, d]: down(LeakyReLU(up n)^2), rows of down scaled."""
+    down = w.mlp_scale[:, None] * w.down
+    if c.tap is None:
+        y = kind.operations.mlp(n, w.up, down, kind.mlp_slope)
+    else:
+        hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
+        y = linear(hidden, down, "down", c.tap)
+    if c.adapters is not None and c.adapters.mlp is not None:
+        y = y + w.mlp_scale * low_rank(n, c.adapters.mlp)
+    return y
 
 
 def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
@@ -185,68 +191,94 @@ def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
     return tuple(lanes)
 
 
+def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return u and its scaled norm: x, a skip that enters it as in `enter`, and x0, mixed.
+
+    All is linear in each channel, so it is one weighted sum of up to three lanes.
+    """
+    own, first = w.resid_mix.float()
+    lanes: tuple[Tensor, ...] = (x, c.x0)
+    coefficients = [own, first]
+    if c.entering is not None:
+        assert w.skip_weight is not None
+        lanes, skip = (*lanes, c.entering[0]), own * w.skip_weight.float()
+        if w.skip_gate is not None:
+            share = torch.sigmoid(w.skip_gate.float())
+            coefficients[0], skip = own * share, skip * (1 - share)
+        coefficients.append(skip)
+    return kind.operations.mix_norm(lanes, torch.stack(coefficients), w.norm_scale)
+
+
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
     """Run one step: let a skip enter, split the lane where two begin, run both sublayers."""
+    if kind.parallel in ("none", "single"):
+        return (_one_lane(state[0], w, c, kind),)
     state = enter(state, w, c, kind)
-    if kind.parallel in TWO_LANES and len(state) == 1:
+    if len(state) == 1:
         state = (state[0], state[0])
 
-    def attend(x: Tensor) -> Tensor:
-        return attention(norm(x) * w.norm_scale, w, c, kind) if kind.attention else 0 * x
+    def normed(x: Tensor, weights: Tensor | None) -> Tensor:
+        lanes = (x,) if weights is None else (x, c.x0)
+        coefficients = None if weights is None else weights.float()
+        return kind.operations.mix_norm(lanes, coefficients, w.norm_scale, keep=False)[1]
 
-    def feed(x: Tensor) -> Tensor:
-        return mlp(norm(x) * w.norm_scale, w, c, kind)
+    def attend(x: Tensor, weights: Tensor | None) -> Tensor:
+        return attention(normed(x, weights), w, c, kind)
+
+    def feed(x: Tensor, weights: Tensor | None) -> Tensor:
+        return mlp(normed(x, weights), w, c, kind)
 
     match kind.parallel:
-        case "none":
-            return (_sequential(state[0], w, c, attend, feed),)
-        case "single":
-            u = mix(state[0], c.x0, w.resid_mix)
-            return (u + attend(u) + feed(u),)
         case "merge":
-            u = mix(state[0], c.x0, w.resid_mix)
-            return u + attend(u), state[1] + feed(state[1])
+            mixing = (state[0], c.x0), w.resid_mix.float(), w.norm_scale
+            u, n = kind.operations.mix_norm(*mixing)
+            return u + attention(n, w, c, kind), state[1] + feed(state[1], None)
         case "routed":
-            return _routed(state, w, c, attend, feed)
-    return _simultaneous(state, w, c, attend, feed)
+            return _routed(state, w, attend, feed)
+    return _simultaneous(state, w, attend, feed)
 
 
-Sublayer = Callable[[Tensor], Tensor]
+Sublayer = Callable[[Tensor, Tensor | None], Tensor]
 
 
-def _sequential(x: Tensor, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> Tensor:
-    u = mix(x, c.x0, w.resid_mix)
-    u = u + attend(u)
-    return u + feed(u)
+def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Run MLP after attention, or both on one input (#1412)."""
+    u, n = mix_in(x, w, c, kind)
+    if kind.parallel == "single":
+        return u + attention(n, w, c, kind) + mlp(n, w, c, kind)
+    if not kind.attention:
+        return u + mlp(n, w, c, kind)
+    h, n = kind.operations.mix_norm((u, attention(n, w, c, kind)), None, w.norm_scale)
+    return h + mlp(n, w, c, kind)
 
 
-def _routed(state: State, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> State:
+def _routed(state: State, w: Weights, attend: Sublayer, feed: Sublayer) -> State:
     """Run two lanes with learned writes; the MLP sees what attention wrote (#1204)."""
     a, b = state
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    written = attend(mix(a, c.x0, w.resid_mix))
+    written = attend(a, w.resid_mix)
     a = w.lane_keep[0] * a + w.lane_write[0, 0] * written
     b = w.lane_keep[0] * b + w.lane_write[0, 1] * written
-    written = feed(mix(b, c.x0, w.resid_mix))
+    written = feed(b, w.resid_mix)
     a = w.lane_keep[1] * a + w.lane_write[1, 0] * written
     return a, w.lane_keep[1] * b + w.lane_write[1, 1] * written
 
 
-def _simultaneous(state: State, w: Weights, c: Context, attend: Sublayer, feed: Sublayer) -> State:
+def _simultaneous(state: State, w: Weights, attend: Sublayer, feed: Sublayer) -> State:
     """Run two lanes whose sublayers both read the old lanes: mixed (#1289) or lanes (#1529)."""
     a, b = state
-    from_attention = attend(mix(a, c.x0, w.resid_mix))
+    from_attention = attend(a, w.resid_mix)
     if w.mlp_mix is not None:
         assert w.lane_route is not None
-        from_mlp, r = feed(mix(b, c.x0, w.mlp_mix)), w.lane_route
+        from_mlp, r = feed(b, w.mlp_mix), w.lane_route
         return (
             a + r[0] * from_attention + r[2] * from_mlp,
             b + r[1] * from_attention + r[3] * from_mlp,
         )
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    from_mlp = feed(b)
+    from_mlp = feed(b, None)
     first, second = (
         w.lane_keep[lane] * state[lane]
         + w.lane_write[0, lane] * from_attention

@@ -12,7 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramgolf.model.attention import Attend, attend_sdpa, find_segments, rotary_table
+from paramgolf.model.attention import (
+    Attend,
+    Segments,
+    attend_sdpa,
+    find_segments,
+    rotary_table,
+)
 from paramgolf.model.block import (
     Adapters,
     Context,
@@ -21,15 +27,16 @@ from paramgolf.model.block import (
     State,
     Weights,
     block,
-    mix,
-    norm,
-    values_of,
+    heads_of,
+    mix_in,
 )
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, value_embedding
-from paramgolf.model.head import Head, head_logits, head_nll
+from paramgolf.model.head import Head, head_logits
 from paramgolf.model.init import initial_parameters
+from paramgolf.model.operations import Operations, norm
 from paramgolf.model.plan import Step, plan, repeated_layers
+from paramgolf.model.reference import REFERENCE
 from paramgolf.model.shapes import MATRICES
 
 BOS = 1  # of every published tokenizer
@@ -47,6 +54,7 @@ class Pass:
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
     `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
     of the order. With `window` a position attends to no more than so many, its own among them.
+    `segments` are those of `document_tokens`, where they were found beforehand.
     """
 
     order: Order
@@ -54,6 +62,31 @@ class Pass:
     document_tokens: int | None = None
     adapters: Mapping[str, Pair] | None = None
     window: int | None = None
+    segments: Segments | None = None
+
+
+class FanOut(torch.autograd.Function):
+    """A tensor, once for each of its readers, so that their gradients are added in one pass.
+
+    Autograd would add them one by one, each time through memory: #1493's x0 has 17 readers.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int, add: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        """Return x `count` times; `add` sums gradients."""
+        ctx.add = add
+        ctx.set_materialize_grads(False)
+        return tuple(x.view_as(x) for _ in range(count))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
+        """Return the sum of the gradients that there are."""
+        return ctx.add([g for g in gradients if g is not None]), None, None
+
+
+def add_all(tensors: list[Tensor]) -> Tensor:
+    """Return the sum of `tensors` in their dtype, added up in float32."""
+    return sum((x.float() for x in tensors[1:]), tensors[0].float()).to(tensors[0].dtype)
 
 
 class Network(nn.Module):
@@ -69,9 +102,11 @@ class Network(nn.Module):
         self.vocab_size = vocab_size
         self.compute_dtype = torch.float32
         self.attend: Attend = attend_sdpa
+        self.operations: Operations = REFERENCE
         self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
         self._block: Callable[..., State] = block
-        self._nll: Callable[..., Tensor] = head_nll
+        self._nll: Callable[..., Tensor] = REFERENCE.nll
+        self._add: Callable[[list[Tensor]], Tensor] = add_all
         for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
             self.register_parameter(name, nn.Parameter(tensor))
 
@@ -79,7 +114,8 @@ class Network(nn.Module):
         """Compile block and head; a kind of block costs one graph, however many its layers."""
         torch._dynamo.config.recompile_limit = GRAPHS
         self._block = torch.compile(block, dynamic=False)
-        self._nll = torch.compile(head_nll, dynamic=False)
+        self._nll = torch.compile(self.operations.nll, dynamic=False)
+        self._add = torch.compile(add_all, dynamic=False)
 
     def untie_repeats(self) -> None:
         """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (#1204)."""
@@ -137,10 +173,12 @@ class Network(nn.Module):
         adapters = self._cast_adapters(options.adapters, len(options.order))
         state: State = (x0,)
         kept: list[State] = []
-        for step, adapter in zip(plan(self.config, options.order), adapters, strict=True):
+        copies = FanOut.apply(x0, len(options.order), self._add)
+        steps = plan(self.config, options.order)
+        for step, adapter, copy in zip(steps, adapters, copies, strict=True):
             weights = rows.of(step)
             context = self._step_context(step, shared, extra, tensors, options)
-            context = context._replace(adapters=adapter)
+            context = context._replace(x0=copy, adapters=adapter)
             if self.config.value_residual and step.layer == 0:
                 shared = shared._replace(first_values=self._first_values(state, weights, context))
             if step.skip_row is not None and kept:
@@ -154,16 +192,17 @@ class Network(nn.Module):
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
         longest, length = options.document_tokens, x0.shape[1]
+        sight = [n for n in (length, longest, options.window) if n is not None]
         cos, sin = rotary_table(
             length,
             config.rope_dims,
             config.rope_base,
             trained_length=config.rope_trained_length,
-            reach=min(length, options.window or length),
+            reach=min(sight),
             device=x0.device,
         )
-        segments = None
-        if longest is not None or options.window is not None:
+        segments = options.segments
+        if segments is None and len(sight) > 1:
             bos = BOS if longest is not None else NO_TOKEN
             segments = find_segments(tokens_BT, bos, longest or length)
             segments = segments._replace(window=options.window)
@@ -200,9 +239,9 @@ class Network(nn.Module):
 
     def _first_values(self, state: State, weights: Weights, context: Context) -> Tensor:
         """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""
-        u = mix(state[0], context.x0, weights.resid_mix)
         plain = context._replace(first_values=None, tap=None)
-        return values_of(norm(u) * weights.norm_scale, weights, plain, self._kind_base())[2]
+        _, n = mix_in(state[0], weights, plain, self._kind_base())
+        return heads_of(n, weights, plain, self._kind_base())[2]
 
     def _kind_base(self) -> Kind:
         c = self.config
@@ -216,6 +255,7 @@ class Network(nn.Module):
             head_gate_scale=c.head_gate_scale,
             mlp_slope=c.mlp_slope,
             attend=self.attend,
+            operations=self.operations,
         )
 
     def _kind(self, step: Step) -> Kind:

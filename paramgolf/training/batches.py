@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from paramgolf.data.loader import Windows
 from paramgolf.data.shards import Stream
+from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments
+from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks, share
 from paramgolf.training.config import BatchPhase, TrainConfig
+
+BOUNDS_EVERY = 128  # tokens: a document has more on average, so that all batches have one shape
+
+
+class Batch(NamedTuple):
+    """A micro-batch on its device: tokens [n, T + 1], and the bounds of packed documents."""
+
+    tokens: Tensor
+    bounds: Tensor | None = None
+
+    def segments(self, longest: int | None) -> Segments | None:
+        """Return the documents as attention takes them, none longer than `longest`."""
+        return None if self.bounds is None or longest is None else Segments(self.bounds, longest)
 
 
 class Batches:
@@ -19,6 +35,8 @@ class Batches:
 
     def __init__(self, stream: Stream, config: TrainConfig, ranks: Ranks) -> None:
         self._config, self._ranks = config, ranks
+        assert config.micro_batch_tokens != "auto"
+        self._micro_batch_tokens = config.micro_batch_tokens
         arrangement = "sequential" if config.loader == "documents" else config.loader
         lengths = {self.window_tokens(sizes) for sizes in config.sizes}
         self._windows = {
@@ -33,18 +51,22 @@ class Batches:
     def window_tokens(self, sizes: BatchPhase) -> int:
         """Return the tokens of a row: a sequence, or a whole micro-batch of packed documents."""
         packed = self._config.loader == "documents"
-        return self._config.micro_batch_tokens if packed else sizes.sequence_length
+        return self._micro_batch_tokens if packed else sizes.sequence_length
 
     def document_tokens(self, sizes: BatchPhase) -> int | None:
         """Return how many tokens of its own document a token may see, or None: the whole row."""
         return sizes.sequence_length if self._config.loader == "documents" else None
 
+    def windows(self, sizes: BatchPhase) -> int:
+        """Return the sequences of a full micro-batch."""
+        return max(1, self._micro_batch_tokens // sizes.sequence_length)
+
     def rows(self, sizes: BatchPhase) -> int:
         """Return the rows of a full micro-batch."""
-        return max(1, self._config.micro_batch_tokens // self.window_tokens(sizes))
+        return max(1, self._micro_batch_tokens // self.window_tokens(sizes))
 
-    def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Tensor]:
-        """Yield this process's micro-batches [n, T + 1] after `consumed` tokens of training."""
+    def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Batch]:
+        """Yield this process's micro-batches after `consumed` tokens of training."""
         length = self.window_tokens(sizes)
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._ranks)
@@ -52,10 +74,25 @@ class Batches:
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
-            yield torch.from_numpy(windows).to(self._ranks.device)
+            yield self._place(torch.from_numpy(windows), sizes)
 
-    def random(self, sizes: BatchPhase, vocab_size: int) -> Tensor:
-        """Return a micro-batch of random tokens [n, T + 1], to compile with."""
+    def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
+        """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
-        return torch.randint(vocab_size, shape, generator=generator).to(self._ranks.device)
+        return self._place(torch.randint(vocab_size, shape, generator=generator), sizes)
+
+    def _place(self, tokens: Tensor, sizes: BatchPhase) -> Batch:
+        """Find the documents and move all to the device, from memory that needs no waiting."""
+        longest = self.document_tokens(sizes)
+        if longest is None:
+            return Batch(self._move(tokens))
+        inputs = tokens[:, :-1]
+        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY + inputs.numel() // longest
+        segments = find_segments(inputs, BOS, longest, multiple=multiple)
+        return Batch(self._move(tokens), self._move(segments.bounds))
+
+    def _move(self, x: Tensor) -> Tensor:
+        if self._ranks.device.type == "cpu":
+            return x
+        return x.pin_memory().to(self._ranks.device, non_blocking=True)

@@ -25,7 +25,7 @@ class TrainConfig:
     budget_seconds: float | None
     reserve_seconds: float
     batch_tokens: int
-    micro_batch_tokens: int
+    micro_batch_tokens: int | Literal["auto"]
     sequence_length: int
     loader: Literal["shuffled", "coprime", "sequential", "documents"]
     curriculum: tuple[BatchPhase, ...]
@@ -88,16 +88,17 @@ class TrainConfig:
             yield "swa_every` must be at least 1, and `qat_bits` lie in 2..8"
 
     def _size_faults(self) -> Iterator[str]:
-        if self.micro_batch_tokens < 1:
+        micro = self.micro_batch_tokens
+        if micro != "auto" and micro < 1:
             yield "micro_batch_tokens` must be at least 1"
             return
         for i, sizes in enumerate(self.sizes):
             where = f"curriculum.{i - 1}." if i else ""
             if min(sizes.batch_tokens, sizes.sequence_length) < 1:
                 yield f"{where}batch_tokens` and `sequence_length` must be at least 1"
-            elif self.micro_batch_tokens % sizes.sequence_length:
+            elif micro != "auto" and micro % sizes.sequence_length:
                 yield f"{where}sequence_length` must divide `train.micro_batch_tokens`"
             elif sizes.batch_tokens % sizes.sequence_length:
                 yield f"{where}batch_tokens` must be a multiple of the sequence length"
-            elif self.loader == "documents" and sizes.batch_tokens % self.micro_batch_tokens:
+            elif micro != "auto" and self.loader == "documents" and sizes.batch_tokens % micro:
                 yield f"{where}batch_tokens` must be a multiple of `train.micro_batch_tokens`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import statistics
 from pathlib import Path
@@ -24,10 +25,13 @@ from paramgolf.optim.schedule import Point, point
 from paramgolf.progress import Meter, say
 from paramgolf.runtime import Ranks, device_name, synchronize
 from paramgolf.scoring.bits_per_byte import Tally
-from paramgolf.training.batches import Batches
+from paramgolf.training.batches import Batch, Batches
 from paramgolf.training.checkpoint import Checkpoint, resume_key
-from paramgolf.training.config import TrainConfig
+from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
+from paramgolf.training.micro_batch import choose_micro_batch
+from paramgolf.training.profile import time_split
+from paramgolf.training.replay import Replay
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
 
@@ -52,17 +56,19 @@ class Run:
     def __init__(
         self, model: ModelConfig, config: TrainConfig, ranks: Ranks, tokens: TokenSet
     ) -> None:
-        self.model, self.config, self.ranks = model, config, ranks
         self._tokens = tokens
         self._network = place(Network(model, tokens.vocab_size, seed=config.seed), ranks)
-        self._state = TrainState(self._network, config, ranks)
-        self._batches = Batches(tokens.train(), config, ranks)
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),
             sha256_file(tokens.folder / "manifest.json"),
             [ranks.world, str(ranks.device.type)],
         )
+        config = choose_micro_batch(self._network, config, ranks)
+        self.model, self.config, self.ranks = model, config, ranks
+        self._state = TrainState(self._network, config, ranks)
+        self._replay = Replay()
+        self._batches = Batches(tokens.train(), config, ranks)
         self._checkpoint = Checkpoint("train", key)
         self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
         self.step = 0
@@ -117,16 +123,19 @@ class Run:
         self.ranks.barrier()
 
     def warm_up(self) -> None:
-        """Compile every phase's graphs on random tokens, then start the clock.
+        """Compile and capture every phase's graphs on random tokens, then start the clock.
 
         Weights, moments and batches stay as they are.
         """
+        phases = range(len(self.model.orders))
         if self.ranks.compile:
-            for sizes, order in itertools.product(self.config.sizes, self.model.orders):
+            for sizes, phase in itertools.product(self.config.sizes, phases):
                 self._state.zero_grad()
                 batch = self._batches.random(sizes, self._tokens.vocab_size)
-                options = Pass(order, document_tokens=self._batches.document_tokens(sizes))
-                self._backward(batch, options, sizes.batch_tokens)
+                work = functools.partial(self._backward, sizes=sizes, phase=phase)
+                work(batch)
+                if self.ranks.device.type == "cuda":
+                    self._replay.capture((sizes, phase), work, batch)
         self._state.zero_grad()
         synchronize(self.ranks.device)
         self._startup_seconds = seconds_since_start()
@@ -187,13 +196,24 @@ class Run:
         self._state.zero_grad()
         loss = torch.zeros((), device=self.ranks.device)
         for batch in self._batches.read(self._sizes, self.tokens):
-            loss += self._backward(batch, self._pass, self._sizes.batch_tokens)
+            loss += self._accumulate(batch)
         return self.ranks.sum(loss)
 
-    def _backward(self, batch: Tensor, options: Pass, global_tokens: int) -> Tensor:
-        """Add the gradient of a micro-batch [n, T + 1]; return its share of the global mean."""
-        nll = self._network.nll(batch[:, :-1], batch[:, 1:], options)
-        loss = nll.sum() / global_tokens
+    def _accumulate(self, batch: Batch) -> Tensor:
+        """Add the gradient of a micro-batch, by a captured graph where one serves."""
+        key = (self._sizes, self.phase)
+        if self._network.requantise is None and self._replay.fits(key, batch):
+            return self._replay(key, batch)
+        return self._backward(batch, sizes=self._sizes, phase=self.phase)
+
+    def _backward(self, batch: Batch, *, sizes: BatchPhase, phase: int) -> Tensor:
+        """Add the gradient of a micro-batch; return its share of the global mean."""
+        longest = self._batches.document_tokens(sizes)
+        options = Pass(
+            self.model.orders[phase], document_tokens=longest, segments=batch.segments(longest)
+        )
+        nll = self._network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
+        loss = nll.sum() / sizes.batch_tokens
         loss.backward()
         return loss.detach()
 
@@ -236,7 +256,7 @@ class Run:
                 self._pass,
                 self.ranks,
                 length=self._sizes.sequence_length,
-                batch_windows=max(1, self.config.micro_batch_tokens // self._sizes.sequence_length),
+                batch_windows=self._batches.windows(self._sizes),
                 max_tokens=max_tokens,
             )
         found = {"step": self.step, "val_loss": score.loss, "val_bpb": score.bits_per_byte}
@@ -250,9 +270,18 @@ class Run:
         score = self._validate(None)
         if self.ranks.is_main:
             self._write_model()
-            write_json(METRICS, self._metrics(seconds, score))
+        metrics = self._metrics(seconds, score) | {"time_split_ms": self._time_split()}
+        if self.ranks.is_main:
+            write_json(METRICS, metrics)
             self._checkpoint.remove()
         self.ranks.barrier()
+
+    def _time_split(self) -> dict[str, float] | None:
+        """Return where a step's time goes; the weights are written by now, and are spoilt."""
+        if self.ranks.device.type == "cpu":
+            return None
+        at = point(self.config, self.step, 0.0)
+        return time_split(self._forward_backward, lambda: self._state.step(at))
 
     def _write_model(self) -> None:
         model, tensors = reached(self.model, self.phase, self._network.state_dict())

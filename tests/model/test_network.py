@@ -8,10 +8,11 @@ import math
 import pytest
 import torch
 
-from paramgolf.model.attention import attend_sdpa, exclude_own_value, rotary_table, rotate
+from paramgolf.model.attention import attend_sdpa, rotary_table
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed
 from paramgolf.model.network import Network, Pass
+from paramgolf.model.operations import exclude_own_value, rotate
 from paramgolf.model.plan import plan
 from paramgolf.model.shapes import count, shapes
 from paramgolf.recipes import check, compose

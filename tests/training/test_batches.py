@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from paramgolf.data.tokens import open_tokens
+from paramgolf.model.attention import find_segments
+from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks
 from paramgolf.training.batches import Batches
@@ -29,7 +31,7 @@ def read(stream, config, sizes, consumed, world=1):
     parts = []
     for rank in range(world):
         batches = Batches(stream, config, Ranks(rank, world, torch.device("cpu")))
-        parts += list(batches.read(sizes, consumed))
+        parts += [batch.tokens for batch in batches.read(sizes, consumed)]
     return torch.cat(parts)
 
 
@@ -51,6 +53,11 @@ def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
     assert rows.shape == (2, 129)
     assert np.array_equal(rows[0].numpy(), stream.read(256, 385))
     assert batches.document_tokens(sizes) == 32
+    batch = next(batches.read(sizes, 256))
+    expected = find_segments(batch.tokens[:, :-1], BOS, 32).bounds
+    bounds = batch.segments(32).bounds
+    assert torch.equal(bounds.unique(), expected.unique())
+    assert len(bounds) == len(next(batches.read(sizes, 512)).bounds)
 
 
 def test_the_curriculum_changes_sizes_at_its_fractions(stream, sample):

@@ -1,0 +1,1 @@
+"""Fused GPU kernels (Triton) of what paramgolf.model.operations defines."""

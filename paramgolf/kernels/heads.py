@@ -1,0 +1,163 @@
+"""The packed projection taken apart into normalised, rotated heads; see operations.split_heads.
+
+One program works on a run of tokens of one head: a query, a key or a value head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.library import wrap_triton
+
+from paramgolf.model.operations import EPSILON
+
+TOKENS = 32  # of a tile
+
+
+@triton.jit
+def _rotated(x, partner, cos, sin, sign, token, channel, length, HALF: tl.constexpr):
+    """Rotate pairs (i, i + half) by the angle of their position; `sign` -1 turns back."""
+    turning = (token >= 0)[:, None] & (channel < 2 * HALF)[None, :]
+    at = (token % length)[:, None] * HALF + (channel % HALF)[None, :]
+    c = tl.load(cos + at, mask=turning, other=1.0)
+    s = tl.load(sin + at, mask=turning, other=0.0)
+    return x * c + partner * s * tl.where(channel < HALF, sign, -sign)[None, :]
+
+
+@triton.jit
+def _partner(channel, HALF: tl.constexpr):
+    """Return the other channel of each one's pair, or itself where nothing turns."""
+    swapped = tl.where(channel < HALF, channel + HALF, channel - HALF)
+    return tl.where(channel < 2 * HALF, swapped, channel)
+
+
+@triton.jit
+def _forward(
+    qkv, gain, cos, sin, q, k, v, tokens, length,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
+    TOKENS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.arange(0, WIDE)
+    live = (token < tokens)[:, None] & (channel < D)[None, :]
+    row = qkv + (token * ((H + 2 * K) * D) + head * D)[:, None]
+    x = tl.load(row + channel[None, :], mask=live, other=0.0).to(tl.float32)
+    if head >= H + K:
+        at = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
+        tl.store(v + at, x, mask=live)
+    else:
+        inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
+        partner = x
+        if HALF > 0:
+            other = _partner(channel, HALF)
+            partner = tl.load(row + other[None, :], mask=live, other=0.0).to(tl.float32)
+            x = _rotated(x, partner, cos, sin, 1.0, token, channel, length, HALF)
+        if head < H:
+            at = (token * (H * D) + head * D)[:, None] + channel[None, :]
+            tl.store(q + at, x * inverse * tl.load(gain + head).to(tl.float32), mask=live)
+        else:
+            at = (token * (K * D) + (head - H) * D)[:, None] + channel[None, :]
+            tl.store(k + at, x * inverse, mask=live)
+
+
+@triton.jit
+def _backward(
+    qkv, gain, cos, sin, dq, dk, dv, d_qkv, partial, tokens, length,
+    H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
+    TOKENS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    head = tl.program_id(1)
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    channel = tl.arange(0, WIDE)
+    live = (token < tokens)[:, None] & (channel < D)[None, :]
+    at = (token * ((H + 2 * K) * D) + head * D)[:, None] + channel[None, :]
+    if head >= H + K:
+        source = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
+        tl.store(d_qkv + at, tl.load(dv + source, mask=live), mask=live)
+    else:
+        x = tl.load(qkv + at, mask=live, other=0.0).to(tl.float32)
+        inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
+        unit = x * inverse
+        if head < H:
+            row = dq + (token * (H * D) + head * D)[:, None]
+        else:
+            row = dk + (token * (K * D) + (head - H) * D)[:, None]
+        g = tl.load(row + channel[None, :], mask=live, other=0.0).to(tl.float32)
+        if HALF > 0:
+            other = _partner(channel, HALF)
+            partner = tl.load(row + other[None, :], mask=live, other=0.0).to(tl.float32)
+            g = _rotated(g, partner, cos, sin, -1.0, token, channel, length, HALF)
+        if head < H:
+            tl.store(partial + tl.program_id(0) * H + head, tl.sum(tl.sum(g * unit, 1), 0))
+            g *= tl.load(gain + head).to(tl.float32)
+        along = (tl.sum(g * unit, 1) / D)[:, None]
+        tl.store(d_qkv + at, inverse * (g - unit * along), mask=live)
+
+
+def _sizes(qkv: Tensor, gain: Tensor, cos: Tensor, heads: int) -> dict[str, Any]:
+    """Return the constants of both kernels for `heads` value heads; gain has one a query head."""
+    head_dim = qkv.shape[-1] // (len(gain) + 2 * heads)
+    return {
+        "H": len(gain),
+        "K": heads,
+        "D": head_dim,
+        "WIDE": triton.next_power_of_2(head_dim),
+        "HALF": cos.shape[-1],
+        "TOKENS": TOKENS,
+        "EPSILON": EPSILON,
+    }
+
+
+@torch.library.triton_op("paramgolf::split_heads", mutates_args=())
+def _split_heads(
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    B, T, _ = qkv.shape
+    sizes = _sizes(qkv, gain, cos, kv_heads)
+    H, K, D = sizes["H"], sizes["K"], sizes["D"]
+    q, k, v = (qkv.new_empty(B, T, heads, D) for heads in (H, K, K))
+    grid = (triton.cdiv(B * T, TOKENS), H + 2 * K)
+    wrap_triton(_forward)[grid](qkv, gain, cos, sin, q, k, v, B * T, T, **sizes)
+    return q, k, v
+
+
+@torch.library.triton_op("paramgolf::split_heads_backward", mutates_args=())
+def _split_heads_backward(
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int,
+    dq: Tensor, dk: Tensor, dv: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    B, T, _ = qkv.shape
+    sizes = _sizes(qkv, gain, cos, kv_heads)
+    d_qkv = torch.empty_like(qkv)
+    grid = (triton.cdiv(B * T, TOKENS), sizes["H"] + 2 * kv_heads)
+    partial = qkv.new_empty(grid[0], sizes["H"], dtype=torch.float32)
+    wrap_triton(_backward)[grid](
+        qkv, gain, cos, sin, dq, dk, dv, d_qkv, partial, B * T, T, **sizes
+    )  # fmt: skip
+    return d_qkv, partial.sum(0).to(gain.dtype)
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    *tensors, ctx.kv_heads = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _differentiate(ctx, dq, dk, dv):  # type: ignore[no-untyped-def]
+    gradients = (g.contiguous() for g in (dq, dk, dv))
+    d_qkv, d_gain = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *gradients)
+    return d_qkv, d_gain, None, None, None
+
+
+_split_heads.register_autograd(_differentiate, setup_context=_save)
+
+
+def split_heads(
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As operations.split_heads; v is a copy, so that its gradient joins the others' at once."""
+    return _split_heads(qkv.contiguous(), gain, cos, sin, kv_heads)  # type: ignore[no-any-return]
