@@ -19,7 +19,7 @@ import brotli
 
 from paramgolf.codec.ledger import Part, apportion
 from paramgolf.codec.shake import Frozen, shake
-from paramgolf.codec.strip import strip, unparse
+from paramgolf.codec.strip import shorten_locals, strip, unparse
 from paramgolf.imports import closure
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig
@@ -135,6 +135,8 @@ def program(
     for tree in trees.values():
         strip(tree)
     shaken = shake(trees, module_name(entry), _frozen(params))
+    for tree in shaken.values():
+        shorten_locals(tree)
     return {name: unparse(tree) for name, tree in shaken.items()}
 
 

@@ -1,9 +1,13 @@
-"""Take out of a module what no interpreter reads: docstrings, assertions, idle annotations."""
+"""Take out of a module what no interpreter needs: docstrings, assertions, long local names."""
 
 from __future__ import annotations
 
 import ast
+import itertools
+import keyword
 import re
+import string
+from collections.abc import Iterator
 
 BLIND_DECORATORS = ("property", "contextlib.contextmanager", "torch.no_grad()")
 
@@ -51,6 +55,47 @@ def drop_unused_imports(tree: ast.Module) -> None:
     tree.body = kept
 
 
+def shorten_locals(tree: ast.Module) -> None:
+    """Give the local variables of plain functions names of a letter or two.
+
+    Arguments keep theirs, callers may use them; so do functions that hold others, whose variables
+    are read from within, and those with a decorator from elsewhere, which may read the source.
+    """
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef) and _is_plain(function):
+            _shorten(function)
+
+
+def _is_plain(function: ast.FunctionDef) -> bool:
+    scopes = ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.Global | ast.Nonlocal
+    nested = any(isinstance(node, scopes) for node in ast.walk(function) if node is not function)
+    return not nested and not _has_foreign_decorator(function)
+
+
+def _shorten(function: ast.FunctionDef) -> None:
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    arguments = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)} - arguments
+    free = _letters({node.id for node in names} - own | arguments)
+    short: dict[str, str] = {}
+    for node in names:
+        if node.id in own:
+            if node.id not in short:
+                short[node.id] = next(free)
+            node.id = short[node.id]
+    for handler in ast.walk(function):  # what else binds a name: they are no Name nodes
+        if isinstance(handler, ast.ExceptHandler | ast.MatchAs | ast.MatchStar):
+            handler.name = short.get(handler.name or "", handler.name)
+
+
+def _letters(taken: set[str]) -> Iterator[str]:
+    for size in itertools.count(1):
+        for letters in itertools.product(string.ascii_lowercase, repeat=size):
+            name = "".join(letters)
+            if name not in taken and not keyword.iskeyword(name):
+                yield name
+
+
 def _is_idle(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Assert):
         return True
@@ -64,7 +109,7 @@ def _is_error(call: ast.Call) -> bool:
 
 def _drop_annotations(function: ast.FunctionDef) -> None:
     """Drop the annotations of a function and its variables, unless a decorator may read them."""
-    if any(ast.unparse(one) not in BLIND_DECORATORS for one in function.decorator_list):
+    if _has_foreign_decorator(function):
         return
     function.returns = None
     for argument in ast.walk(function.args):
@@ -74,6 +119,10 @@ def _drop_annotations(function: ast.FunctionDef) -> None:
         body = getattr(node, "body", None)
         if isinstance(body, list) and not isinstance(node, ast.ClassDef):
             node.body = [_unannotated(statement) for statement in body]  # type: ignore[attr-defined]
+
+
+def _has_foreign_decorator(function: ast.FunctionDef) -> bool:
+    return any(ast.unparse(one) not in BLIND_DECORATORS for one in function.decorator_list)
 
 
 def _unannotated(statement: ast.stmt) -> ast.stmt:

@@ -15,8 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from paramgolf.model.attention import Segments, rotary_table, rotate
+from paramgolf.model.attention import Segments, rotary_table
 from paramgolf.model.network import Network, Pass
+from paramgolf.model.operations import rotate
+from paramgolf.model.reference import REFERENCE
 
 SEEN = 3  # tokens of a pass
 WARM_UPS = 3  # steps before a recording, as CUDA graphs ask for
@@ -92,7 +94,7 @@ class Memory:
         scores = (grouped @ keys.mT).float() * q.shape[-1] ** -0.5
         scores = scores.masked_fill(self._positions > self._place, -torch.inf)
         y = torch.softmax(scores, dim=-1).to(values.dtype) @ values
-        return y.reshape(len(q), 1, *q.shape[2:]).expand_as(q)
+        return y.reshape(len(q), 1, *q.shape[2:]).expand_as(q).contiguous()
 
 
 @torch.no_grad()
@@ -105,20 +107,21 @@ def write(network: Network, draws: Tensor, bos: int, temperature: float) -> Tens
     device = draws.device
     text = torch.full((batch, length), bos, dtype=torch.int64, device=device)
     place = torch.zeros((), dtype=torch.int64, device=device)
-    memory, attend = Memory(network, batch, length, place), network.attend
+    memory, before = Memory(network, batch, length, place), (network.attend, network.operations)
     writer = Writer(network, text, place, draws, temperature)
 
     def step() -> None:
         memory.begin()
         writer.step()
 
-    network.attend = memory
+    # fused kernels are made for long rows
+    network.attend, network.operations = memory, REFERENCE
     try:
         step = recorded(step, place) if device.type == "cuda" and length > WARM_UPS + 1 else step
         for _ in range(length - 1):
             step()
     finally:
-        network.attend = attend
+        network.attend, network.operations = before
     return text
 
 

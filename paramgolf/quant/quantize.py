@@ -180,7 +180,16 @@ def _solve_family(
             tensors[f"{name}.finer"] = finer[name].to(part.device)
         found = restore(tensors, name)
         solved.append(
-            Solved(name, bits[name], tensors, weights[name], found, hessian, family.factors)
+            Solved(
+                name,
+                bits[name],
+                tensors,
+                weights[name],
+                found,
+                hessian,
+                family.factors,
+                trellis=segment > 0,
+            )
         )
     return solved
 

@@ -5,7 +5,7 @@ import ast
 import pytest
 
 from paramgolf.codec.code import ROOT, embedded_files
-from paramgolf.codec.strip import drop_unused_imports, strip, unparse
+from paramgolf.codec.strip import drop_unused_imports, shorten_locals, strip, unparse
 
 SOURCE = '''"""Module."""
 from __future__ import annotations
@@ -74,6 +74,52 @@ def test_imports_that_nothing_speaks_of_are_dropped():
         tree = ast.parse(given)
         drop_unused_imports(tree)
         assert unparse(tree) == expected
+
+
+LOCALS = """
+import functools
+total = 5
+def plain(value, *, other=1):
+    result = [item * a for item in value for a in (other,)]
+    total = sum(item for item in result)
+    for index, (first, *rest) in enumerate([[1, 2, 3]]):
+        total += index + first + sum(rest) + len(result)
+    try:
+        raise ValueError(7)
+    except ValueError as error:
+        total += error.args[0]
+    match (total, 3):
+        case (number, 3):
+            total = number
+    if (size := len(value)) > 1:
+        total += size
+    return f"{total:{size}}"
+def outer(value):
+    kept = value + 1
+    def inner():
+        return kept + total
+    return inner()
+@functools.cache
+def decorated(value):
+    doubled = 2 * value
+    return doubled
+"""
+
+
+def test_local_names_are_shortened_where_nothing_else_reads_them():
+    tree = ast.parse(LOCALS)
+    shorten_locals(tree)
+    text = unparse(tree)
+    before, after = {}, {}
+    exec(LOCALS, before)
+    exec(text, after)
+    for name, argument in (("plain", (1, 2)), ("outer", 3), ("decorated", 4)):
+        assert before[name](argument) == after[name](argument)
+    assert before["plain"]([4, 5], other=2) == after["plain"]([4, 5], other=2)
+    for gone in ("result", "item", "index", "rest", "size"):
+        assert gone not in text
+    for kept in ("value", "other=1", "kept", "doubled", "total = 5"):
+        assert kept in text
 
 
 @pytest.mark.parametrize("path", embedded_files(), ids=str)

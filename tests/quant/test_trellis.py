@@ -11,6 +11,7 @@ from paramgolf.codec.rans import next_states
 from paramgolf.codec.rans_writer import find_segment
 from paramgolf.quant.gptq import factorise, nearest_by_trellis, quantize_rows, row_errors
 from paramgolf.quant.quantize import quantize_model
+from paramgolf.quant.report import entropy_bits
 from paramgolf.quant.trellis import choose, segment_of, transitions
 
 
@@ -104,6 +105,10 @@ def test_matrices_follow_the_trellis_and_the_embedding_does_not(tiny_model, meth
         assert find_segment(integers.numpy()) > 0
         assert integers.abs().max() <= 63
         assert {r["bits"] for r in reports if r["name"] == name} == {7}
+    for report in reports:
+        if report["name"] == "up":
+            integers = tensors["up.integers"][report["layer"]]
+            assert report["entropy_bits"] == entropy_bits(integers) - 1
     assert find_segment(tensors["embedding.integers"].numpy()[None]) == 0
     plain = quantize_model(trained, hessians, make_config(method=method), CPU)[1]
     errors = [sum(r["error_trace"] for r in some if r["name"] == "up") for some in (reports, plain)]
