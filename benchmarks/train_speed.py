@@ -10,124 +10,43 @@ first is also timed by plain PyTorch operations (runtime.kernels: reference).
 from __future__ import annotations
 
 import argparse
-import functools
+import dataclasses
+import itertools
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 
 import torch
 from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
-from paramgolf.model.attention import BOUNDS_MULTIPLE, find_segments
-from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.model.place import place
-from paramgolf.optim.schedule import Point
 from paramgolf.recipes import check, compose
-from paramgolf.runtime import Ranks
-from paramgolf.training.batches import BOUNDS_EVERY, Batch
-from paramgolf.training.profile import time_split
-from paramgolf.training.replay import Replay
-from paramgolf.training.state import TrainState
+from paramgolf.runtime import processes
+from paramgolf.training.rehearsal import Rehearsal
 
-VOCAB = 8192
-DOCUMENT = 1000  # tokens, on average
 FULL, SMALL = 786_432, 196_608  # tokens a step: the records', and one for a single GPU
-START = Point(0, 0.0, 1e9)
-REPEATS = 8
 PUBLISHED = {(FULL, 0): 1.00e6, (FULL, 1): 0.65e6, (SMALL, 0): 0.76e6, (SMALL, 1): 0.57e6}
 TARGETS = {(FULL, 0): 1.25e6, (FULL, 1): 0.83e6, (SMALL, 0): 1.17e6, (SMALL, 1): None}
 VARIANT_SHARE = 0.93  # of the first recipe's target that later ones must reach
 
 
-class Trainer:
-    """Network, optimisers and captured passes of a recipe, on random tokens."""
-
-    def __init__(self, recipe: str, kernels: str) -> None:
-        params = check(compose(recipe), where=recipe)
-        self.train, self.model = params.train, params.model
-        ranks = Ranks(0, 1, torch.device("cuda"), compile=True, kernels=kernels)
-        torch.backends.cuda.matmul.allow_tf32 = True
-        self.network = place(Network(self.model, VOCAB, seed=1), ranks)
-        self.state = TrainState(self.network, self.train, ranks)
-        self.batch = self._random_batch()
-        self.replay = Replay()
-        for phase in (0, -1):
-            self.state.zero_grad()
-            self.replay.capture(phase, functools.partial(self._backward, phase=phase), self.batch)
-        self.state.zero_grad()
-
-    def _random_batch(self) -> Batch:
-        packed = self.train.loader == "documents"
-        tokens, length = self.train.micro_batch_tokens, self.train.sequence_length
-        rows = 1 if packed else tokens // length
-        batch = torch.randint(BOS + 1, VOCAB, (rows, tokens // rows + 1))
-        batch[torch.rand(batch.shape) < 1 / DOCUMENT] = BOS
-        bounds = None
-        if packed:
-            multiple = BOUNDS_MULTIPLE + tokens // BOUNDS_EVERY + tokens // length
-            bounds = find_segments(batch[:, :-1], BOS, length, multiple=multiple).bounds.cuda()
-        return Batch(batch.cuda(), bounds)
-
-    def _backward(self, batch: Batch, phase: int) -> torch.Tensor:
-        longest = self.train.sequence_length if batch.bounds is not None else None
-        options = Pass(
-            self.model.orders[phase], document_tokens=longest, segments=batch.segments(longest)
-        )
-        nll = self.network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
-        loss = nll.sum() / self.train.batch_tokens
-        loss.backward()
-        return loss.detach()
-
-    def passes(self, phase: int, tokens: int) -> None:
-        """Run forward and backward of a step of so many tokens."""
-        self.state.zero_grad()
-        for _ in range(tokens // self.train.micro_batch_tokens):
-            self.replay(phase, self.batch)
-
-    def optimise(self) -> None:
-        """Clip, update weights and average."""
-        self.state.step(START)
-
-    def step(self, phase: int, tokens: int) -> None:
-        """Run a whole step."""
-        self.passes(phase, tokens)
-        self.optimise()
-
-
-def median_seconds(work: Callable[[], None]) -> float:
-    times = []
-    for _ in range(REPEATS):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        work()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
 def measure(recipe: str, kernels: str, *, whole: bool) -> dict:
     """Measure a recipe in this process; only its start unless `whole`."""
-    trainer = Trainer(recipe, kernels)
-    trainer.step(0, trainer.train.micro_batch_tokens)
-    torch.cuda.synchronize()
-    found: dict = {"startup": seconds_since_start()}
-    if whole:
-        for tokens in (FULL, SMALL):
-            for phase in (0, -1):
-                seconds = median_seconds(lambda t=tokens, p=phase: trainer.step(p, t))
+    params = check(compose(recipe), where=recipe)
+    runtime = dataclasses.replace(params.runtime, kernels=kernels, device="cuda")
+    with processes(runtime) as ranks:
+        rehearsal = Rehearsal(params, ranks)
+        torch.cuda.synchronize()
+        found: dict = {"startup": seconds_since_start()}
+        if whole:
+            for tokens, phase in itertools.product((FULL, SMALL), (0, -1)):
+                seconds = rehearsal.step_seconds(phase, tokens)
                 found[f"{tokens} {-phase}"] = tokens / seconds
-        found["optimiser"] = median_seconds(trainer.optimise)
-        found["memory"] = torch.cuda.max_memory_allocated()
-        found["split"] = [
-            time_split(lambda p=phase: trainer.passes(p, SMALL), trainer.optimise)
-            for phase in (0, -1)
-        ]
+            found["optimiser"] = rehearsal.optimiser_seconds()
+            found["memory"] = torch.cuda.max_memory_allocated()
+            found["split"] = [rehearsal.split(phase, SMALL) for phase in (0, -1)]
     return found
 
 
@@ -137,6 +56,7 @@ def measure_apart(recipe: str, kernels: str, cache: str, *, whole: bool) -> dict
     caches = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
     environment = {**os.environ, **caches, "WHOLE": str(int(whole))}
     run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    print(recipe, kernels, run.stdout.splitlines()[-1], flush=True)
     return json.loads(run.stdout.splitlines()[-1])
 
 
@@ -176,7 +96,7 @@ def main() -> None:
         whole = os.environ["WHOLE"] == "1"
         print(json.dumps(measure(options.recipes[0], options.child, whole=whole)))
         return
-    table = []
+    table: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
         for index, recipe in enumerate(options.recipes):
             # each recipe starts cold: what it shares with another counts for neither

@@ -18,8 +18,11 @@ COMMANDS = {
     "check": "check every parameter of params.yaml",
     "recipes": "list the recipes",
     "estimate": "what a recipe will cost, before any GPU is used",
+    "profile": "where the time of a training step goes, on this GPU",
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
+    "submit": "make the folder of a submission",
+    "completion": "print the completion script of a shell",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-_VARIABLE = "PARAMGOLF_START_TIME"
+START_VARIABLE = "PARAMGOLF_START_TIME"
 _START_FIELD = 19  # of /proc/self/stat after the name: start time in clock ticks since boot
 
 
@@ -18,8 +18,8 @@ def start_time() -> float:
     That is when this process started, or what `pass_on_start_time` left in the environment: a
     launcher's processes count from the launcher. Where /proc is absent, now.
     """
-    if _VARIABLE in os.environ:
-        return float(os.environ[_VARIABLE])
+    if START_VARIABLE in os.environ:
+        return float(os.environ[START_VARIABLE])
     try:
         fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
@@ -29,7 +29,7 @@ def start_time() -> float:
 
 def pass_on_start_time() -> None:
     """Let processes that are started from here count from this one's start."""
-    os.environ[_VARIABLE] = str(start_time())
+    os.environ[START_VARIABLE] = str(start_time())
 
 
 def seconds_since_start() -> float:

@@ -1,6 +1,7 @@
 """Gather the Hessians of every matrix's input: `python stages/calibrate.py` (one process a GPU)."""
 
 from paramgolf.errors import exit_on_error
+from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load
 from paramgolf.quant.calibrate import calibrate
 from paramgolf.quant.config import CalibrateConfig
@@ -11,6 +12,7 @@ from paramgolf.runtime_config import RuntimeConfig
 def main() -> None:
     """Read params.yaml, calibrate, write artifacts/calibrate and the metrics."""
     runtime = load(RuntimeConfig, "runtime")
+    take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
         calibrate(load(CalibrateConfig, "calibrate"), ranks)

@@ -2,6 +2,7 @@
 
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.errors import exit_on_error
+from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
@@ -14,6 +15,7 @@ def main() -> None:
     """Read params.yaml, score, write artifacts/eval_sliding and its metrics."""
     runtime = load(RuntimeConfig, "runtime")
     config = load(SlidingConfig, "eval_sliding")
+    take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
         evaluation = score_sliding(PACKAGE_PATH, TOKENS_PATH, config, ranks)

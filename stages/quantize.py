@@ -3,6 +3,7 @@
 import torch
 
 from paramgolf.errors import exit_on_error
+from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
@@ -12,7 +13,9 @@ from paramgolf.runtime_config import RuntimeConfig
 
 def main() -> None:
     """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
-    device = torch.device(resolve_device(load(RuntimeConfig, "runtime")))
+    runtime = load(RuntimeConfig, "runtime")
+    take_gpus(runtime, processes=1)
+    device = torch.device(resolve_device(runtime))
     quantize(load(QuantizeConfig, "quantize"), device)
 
 

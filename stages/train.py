@@ -1,6 +1,7 @@
 """Train the network: `python stages/train.py` (one process a GPU, started as needed)."""
 
 from paramgolf.errors import exit_on_error
+from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import load
 from paramgolf.runtime import launch, processes
@@ -12,6 +13,7 @@ from paramgolf.training.run import train
 def main() -> None:
     """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
     runtime = load(RuntimeConfig, "runtime")
+    take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
         train(load(ModelConfig, "model"), load(TrainConfig, "train"), ranks)

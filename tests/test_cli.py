@@ -12,10 +12,12 @@ import pytest
 
 from paramgolf.cli import COMMANDS, main
 from paramgolf.commands import deps, use
+from paramgolf.commands.completion import SHELLS
 from paramgolf.params import read_yaml
 from paramgolf.report.inputs import SECTIONS
 
 ROOT = Path(__file__).parents[1]
+LIGHT = ("use", "recipes", "compare", "submit", "doctor", "completion")  # their --help, at least
 
 
 @pytest.fixture
@@ -23,6 +25,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the recipes, the working directory of the test."""
     shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     return tmp_path
 
 
@@ -46,7 +49,7 @@ def test_help_lists_every_command(capsys):
     assert all(line in text for line in COMMANDS.values())
 
 
-@pytest.mark.parametrize("command", ["--help", "check", "use --help", "recipes --help"])
+@pytest.mark.parametrize("command", ["--help", "check", *(f"{name} --help" for name in LIGHT)])
 def test_a_light_command_imports_nothing_heavy(command):
     script = f"""
 import sys
@@ -63,25 +66,59 @@ print("heavy:", sorted(heavy))
     assert result.stdout.endswith("heavy: []\n")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "the following arguments are required: COMMAND"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["use"], "the following arguments are required: NAME"),
-        (["use", "pr9"], "there is no recipe `pr9`"),
-        (["use", "sample", "train.sed=1"], "did you mean `train.seed`?"),
-        (["use", "sample", "seed"], "`seed` is not a change of a parameter"),
-        (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
-        (["check"], "there is no file params.yaml"),
-        (["check", "recipes/sample.yaml"], "`audit` is missing"),
-        (["deps"], "there is no file dvc.yaml"),
-    ],
-)
+BAD = [
+    ([], "the following arguments are required: COMMAND"),
+    (["frobnicate"], "invalid choice: 'frobnicate'"),
+    (["use"], "the following arguments are required: RECIPE"),
+    (["use", "pr9"], "there is no recipe `pr9`"),
+    (["use", "sample", "train.sed=1"], "did you mean `train.seed`?"),
+    (["use", "sample", "seed"], "`seed` is not a change of a parameter"),
+    (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
+    (["check"], "there is no file params.yaml"),
+    (["check", "recipes/sample.yaml"], "`audit` is missing"),
+    (["recipes", "sample"], "unrecognized arguments: sample"),
+    (["estimate", "pr9"], "there is no recipe `pr9`"),
+    (["estimate", "sample", "--gpus", "0"], "--gpus must be at least 1"),
+    (["estimate", "sample", "--gpu", "abacus"], "invalid choice: 'abacus'"),
+    (["doctor", "everything"], "unrecognized arguments: everything"),
+    (["compare"], "Git cannot read this folder"),
+    (["submit"], "`workspace` has no params.yaml"),
+    (["submit", "--out", "recipes"], "recipes is there already"),
+    (["completion"], "the following arguments are required: WHAT"),
+    (["completion", "smalltalk"], "invalid choice: 'smalltalk'"),
+    (["completion", "experiments"], "Git cannot read this folder"),
+    (["deps"], "there is no file dvc.yaml"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys):
     assert code_of(*arguments) == 2
-    assert message in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
     assert not (project / "params.yaml").exists()
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_message_and_code_2(name, project, capsys):
+    assert code_of(name, "--frobnicate") == 2
+    error = capsys.readouterr().err
+    assert error.count("error:") == 1
+    assert "--frobnicate" in error or "are required" in error
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "doctor"])
+def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, capsys):
+    """The doctor's code there is 1: it finds faults."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    words = {name: ["sample"] for name in ("use", "estimate", "profile")}
+    words["completion"] = ["records"]
+    assert code_of(name, *words.get(name, [])) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("paramgolf: ")
+    assert "Traceback" not in error
 
 
 def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):
@@ -201,3 +238,54 @@ def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
         if name == "report":
             read = {*SECTIONS, "verify.eval_seconds", "verify.train_seconds"}
         assert set(stage["params"]) == read, name
+
+
+# completion
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_script_for_each_shell_names_every_command(shell, capsys):
+    assert code_of("completion", shell) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in COMMANDS)
+    assert "paramgolf completion experiments" in script
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["co"], {"compare", "completion"}),
+        (["use", "samp"], {"sample"}),
+        (["estimate", "pr12"], {"pr1204", "pr1296"}),
+        (["compare", "--against", "pr18"], {"pr1855"}),
+        (["compare", "work"], {"workspace"}),
+        (["submit", "--tr"], {"--track"}),
+        (["submit", "--track", "non"], {"non_record_16mb"}),
+    ],
+)
+def test_bash_completes(words, expected, tmp_path, capsys):
+    """In a real bash, by the script; `paramgolf` is this tree's."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("needs bash")
+    code_of("completion", "bash")
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    line = f"""
+paramgolf() {{ {sys.executable} -m paramgolf.cli "$@"; }}
+source {tmp_path}/script
+COMP_WORDS=(paramgolf {" ".join(words)})
+COMP_CWORD={len(words)}
+COMP_LINE="${{COMP_WORDS[*]}}"
+COMP_POINT=${{#COMP_LINE}}
+_shtab_paramgolf paramgolf {words[-1]}
+printf '%s\\n' "${{COMPREPLY[@]}}"
+"""
+    done = subprocess.run([bash, "-c", line], cwd=ROOT, capture_output=True, text=True)
+    assert set(done.stdout.split()) == expected, done.stderr
+
+
+def test_recipes_experiments_and_records_are_listed(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for what, name in (("recipes", "sample"), ("records", "pr1855"), ("experiments", "workspace")):
+        assert code_of("completion", what) == 0
+        assert name in capsys.readouterr().out.splitlines()

@@ -182,13 +182,32 @@ def test_git_needs_a_commit_and_an_identity(tmp_path, monkeypatch):
         ("cache", False, "ok", "is there"),
     ],
 )
-def test_remotes(url, answers, state, text, tmp_path):
+def test_remotes(url, answers, state, text, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "find_spec", lambda name: name)
     (tmp_path / ".dvc/cache").mkdir(parents=True)
     config = {"core.remote": "r", "remote.r.url": url}
     finding = project.remote_finding(config, tmp_path, lambda _: answers)
     assert finding.state == state
     assert text in finding.text
     assert "secret" not in finding.text
+
+
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [
+        ("ssh://host/data", "dvc-ssh"),
+        ("webdavs://host/data", "dvc-webdav"),
+        ("s3://bucket", "dvc-s3"),
+        ("https://host/data", None),
+        ("/no/such/folder", None),
+    ],
+)
+def test_a_remote_whose_package_is_missing(url, package, tmp_path, monkeypatch):
+    monkeypatch.setattr(project, "find_spec", lambda name: None)
+    config = {"core.remote": "r", "remote.r.url": url}
+    finding = project.remote_finding(config, tmp_path, lambda _: True)
+    assert (f"{package} is not installed" in finding.text) == (package is not None)
+    assert package is None or f"pip install {package}" in finding.remedy
 
 
 def test_no_remote_and_no_dvc():

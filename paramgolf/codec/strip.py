@@ -15,9 +15,9 @@ BLIND_DECORATORS = ("property", "contextlib.contextmanager", "torch.no_grad()")
 def strip(tree: ast.Module) -> None:
     """Drop docstrings, assertions, annotations that nobody reads, and advice about the project.
 
-    Names stay. Annotations of fields stay, and those of functions with a decorator from elsewhere:
-    kernels and custom operators read them. The `fix` of an error speaks of a project that is not
-    there once the module is packed.
+    Names stay. Annotations of parameters' dataclasses stay, which take keywords alone, and those of
+    functions with a decorator from elsewhere: kernels and custom operators read them. The `fix` of
+    an error speaks of a project that is not there once the module is packed.
     """
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
@@ -30,6 +30,10 @@ def strip(tree: ast.Module) -> None:
             node.keywords = [k for k in node.keywords if not (k.arg == "fix" and _is_error(node))]
         if isinstance(node, ast.FunctionDef):
             _drop_annotations(node)
+        if isinstance(node, ast.ClassDef) and "kw_only" not in _decorators(node):
+            for part in node.body:
+                if isinstance(part, ast.AnnAssign):  # a field needs one, whatever it says
+                    part.annotation = ast.Constant(0)
 
 
 def unparse(tree: ast.Module) -> str:
@@ -119,6 +123,10 @@ def _drop_annotations(function: ast.FunctionDef) -> None:
         body = getattr(node, "body", None)
         if isinstance(body, list) and not isinstance(node, ast.ClassDef):
             node.body = [_unannotated(statement) for statement in body]  # type: ignore[attr-defined]
+
+
+def _decorators(node: ast.ClassDef) -> str:
+    return " ".join(map(ast.unparse, node.decorator_list))
 
 
 def _has_foreign_decorator(function: ast.FunctionDef) -> bool:

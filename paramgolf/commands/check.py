@@ -6,6 +6,7 @@ It prints nothing when all is well. Every stage begins with it.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import check
@@ -17,7 +18,9 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("path", nargs="?", default=PARAMS_PATH, help="default: %(default)s")
+    parser.add_argument(
+        "path", nargs="?", type=Path, default=PARAMS_PATH, help="default: %(default)s"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

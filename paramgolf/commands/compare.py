@@ -14,9 +14,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from paramgolf.experiments.compare import compare
-from paramgolf.experiments.show import markdown, notes, tables, write_picture
-
 EXAMPLE = """example:
   paramgolf compare
   paramgolf compare 'wide-*' --against base-1
@@ -31,8 +28,9 @@ SCORES = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
-    parser.add_argument("--against", metavar="NAME", help="a record (pr1855) or an experiment")
-    parser.add_argument("--score", choices=SCORES, default=SCORES[0], help="default: %(default)s")
+    parser.add_argument("--against", metavar="REFERENCE", help="a record (pr1855) or an experiment")
+    default = f"one of {', '.join(SCORES)}; default: what the record submitted, else {SCORES[0]}"
+    parser.add_argument("--score", choices=SCORES, metavar="METRIC", help=default)
     parser.add_argument("--all", action="store_true", help="experiments of every commit")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown")
@@ -42,6 +40,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the comparison."""
+    from paramgolf.experiments.compare import compare  # imports scipy
+    from paramgolf.experiments.show import markdown, write_picture
+
     result = compare(
         options.experiments,
         against=options.against,
@@ -64,6 +65,8 @@ def _show(result: Mapping[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+
+    from paramgolf.experiments.show import notes, tables
 
     console = Console(highlight=False, markup=False)
     for content in tables(result):

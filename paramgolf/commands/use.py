@@ -28,7 +28,7 @@ ABSENT = "(absent)"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("name", metavar="NAME", help="a recipe (see `paramgolf recipes`)")
+    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
     parser.add_argument(
         "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
     )

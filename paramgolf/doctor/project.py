@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -15,6 +16,8 @@ from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import check
 
 Reachable = Callable[[str], bool]
+PLUGINS = {"webdavs": "webdav"}  # DVC's package of a scheme is dvc-SCHEME but for these
+BUILT_IN = ("http", "https", "file")
 
 
 def run_quietly(command: list[str], root: Path) -> str | None:
@@ -76,6 +79,9 @@ def remote_finding(config: Mapping[str, str], root: Path, reachable: Reachable) 
     url = config.get(f"remote.{name}.url", "")
     parts = urlsplit(url)
     shown = f"{name}, {parts.scheme}://{parts.hostname}" if parts.hostname else f"{name}, {url}"
+    if package := missing_plugin(parts.scheme):
+        remedy = f"pip install {package} (for ssh and WebDAV: pip install -e .[remotes])"
+        return warning("DVC remote", f"{shown}: {package} is not installed", remedy)
     if parts.scheme in TRIED:
         if reachable(url):
             return ok("DVC remote", f"{shown} answers")
@@ -86,6 +92,14 @@ def remote_finding(config: Mapping[str, str], root: Path, reachable: Reachable) 
     if (root / ".dvc" / url).is_dir():
         return ok("DVC remote", f"{shown} is there")
     return warning("DVC remote", f"{shown} is not there", "mount it, or make the folder")
+
+
+def missing_plugin(scheme: str) -> str | None:
+    """Return the package that DVC lacks for remotes of a scheme, or None."""
+    if not scheme or scheme in BUILT_IN:
+        return None
+    name = PLUGINS.get(scheme, scheme)
+    return None if find_spec(f"dvc_{name}") else f"dvc-{name}"
 
 
 def hub_finding(endpoint: str, reachable: Reachable) -> Finding:

@@ -20,6 +20,7 @@ OLDEST_PYTHON = (3, 11)
 HOPPER = 9  # compute capability that FlashAttention-3 is written for
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
 GIB = 2**30
+GPU_LIBRARIES = ("flash_attn_3", "Triton", "NCCL")
 INSTALL = "pip install -e . (or `make setup`)"
 
 
@@ -96,6 +97,7 @@ def torch_findings(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Fin
     gpus = gpus_of(facts)
     yield _cuda_finding(facts["cuda"], gpus, driver)
     if not gpus:
+        yield from (ok(name, "not used without a GPU") for name in GPU_LIBRARIES)
         return
     names = " + ".join(f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB" for gpu in gpus)
     if min(gpu.capability[0] for gpu in gpus) < OLDEST_GPU:

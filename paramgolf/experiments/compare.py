@@ -11,7 +11,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED, Group, flags, grouped
-from paramgolf.experiments.read import WORKSPACE, Experiment, Source, find, outdated, read
+from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
 from paramgolf.report.statistics import Sample, exact, judge, sample
@@ -19,33 +19,39 @@ from paramgolf.report.statistics import Sample, exact, judge, sample
 SCHEMA = 1
 PUBLISHED_BYTES = 151_080_891  # of the contest's validation text
 PUBLISHED_MACHINE = ("H100", 8)
+SCORE = "eval_ttt.val_bpb"
+EVALUATIONS = {"sliding": "eval_sliding.val_bpb", "adapted": SCORE}  # of records.yaml
 
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the groups are held against: a group of ours, or a record (`group` None)."""
+    """What the groups are held against: a group of ours, or a record of records.yaml."""
 
     label: str
     scores: Sample
     group: Group | None
+    record: Mapping[str, Any] | None = None
 
 
 def compare(
-    wanted: Sequence[str], *, against: str | None, score: str, everywhere: bool, root: Path
+    wanted: Sequence[str], *, against: str | None, score: str | None, everywhere: bool, root: Path
 ) -> dict[str, Any]:
     """Return groups, their metrics, and each group's verdict against the reference.
 
-    `score` is the metric that is tested, bits per byte. `against` names a record or an experiment;
-    None: the first group. Runs that cannot be used are listed under `left_out` with the reason.
+    `score` is the metric that is tested, bits per byte; None: what the record submitted, else the
+    adapted score. `against` names a record or an experiment; None: the first group. Runs that
+    cannot be used are listed under `left_out` with the reason.
     """
     records = read_yaml(root / RECIPES / "records.yaml")
+    if score is None:
+        score = EVALUATIONS[records[against]["evaluation"]] if against in records else SCORE
     sources = find(wanted, root, everywhere=everywhere)
     if against is not None and against not in records:
         sources = list(dict.fromkeys([*_named(against, records, root), *sources]))
     left_out: dict[str, str] = {}
     scored = []
     for run in read(sources, root):
-        if reason := _unusable(run, score, root):
+        if reason := _unusable(run, score):
             left_out[run.name] = reason
         else:
             scored.append(run)
@@ -72,13 +78,12 @@ def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]
         raise ParamGolfError(f"there is no record or experiment `{against}`", fix=fix) from None
 
 
-def _unusable(run: Experiment, score: str, root: Path) -> str | None:
+def _unusable(run: Experiment, score: str) -> str | None:
     """Return why a run cannot be compared, or None."""
-    if not isinstance(run.metrics.get(score), float):
-        return f"it has no {score}"
-    if run.name == WORKSPACE and (keys := outdated(run, root)):
-        return f"its metrics were made with another {', '.join(keys)}: `dvc repro`"
-    return None
+    stage = score.partition(".")[0]
+    if stage in run.foreign:
+        return f"its {stage} was made with {run.foreign[stage]}: `dvc repro`"
+    return None if isinstance(run.metrics.get(score), float) else f"it has no {score}"
 
 
 def _reference(
@@ -88,7 +93,8 @@ def _reference(
     if against is None and len(groups) == 1:
         return None
     if against is not None and against in records:
-        return Reference(against, record_sample(records[against]), None)
+        record = records[against]
+        return Reference(against, record_sample(record), None, record)
     return Reference(groups[0].label, _scores(groups[0], score), groups[0])
 
 
@@ -100,8 +106,10 @@ def record_sample(record: Mapping[str, Any]) -> Sample:
 def _described(reference: Reference | None) -> dict[str, Any] | None:
     if reference is None:
         return None
-    kind = "record" if reference.group is None else "group"
-    return {"label": reference.label, "kind": kind, **dataclasses.asdict(reference.scores)}
+    found = {"label": reference.label, **dataclasses.asdict(reference.scores)}
+    if reference.record is None:
+        return {**found, "kind": "group"}
+    return {**found, "kind": "record", "pull_request": reference.record["pull_request"]}
 
 
 def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any]:
@@ -117,8 +125,8 @@ def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any
             bytes_per_token=bytes_per_token(group, score),
             both=reference.group is not None,
         )
-        if reference.group is None:
-            notes += _record_flags(group, reference)
+        if reference.record is not None:
+            notes += _record_flags(group, reference, reference.record["evaluation"], score)
     return {
         "label": group.label,
         "experiments": [run.name for run in group.runs],
@@ -126,7 +134,7 @@ def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any
         "scores": group.values(score),
         "metrics": metrics,
         "verdict": None if verdict is None else dataclasses.asdict(verdict),
-        "flags": notes,
+        "flags": list(dict.fromkeys(notes)),
     }
 
 
@@ -143,7 +151,9 @@ def bytes_per_token(group: Group, score: str) -> float:
     return losses[0] / (scores[0] * math.log(2))
 
 
-def _record_flags(group: Group, reference: Reference) -> Iterator[str]:
+def _record_flags(group: Group, reference: Reference, evaluation: str, score: str) -> Iterator[str]:
+    if score != EVALUATIONS[evaluation]:
+        yield f"score: ours {score}, the record's is {evaluation} ({EVALUATIONS[evaluation]})"
     if reference.scores.n == 0:
         yield "the record's single scores are not known: its mean is taken as exact"
     kind, count = PUBLISHED_MACHINE

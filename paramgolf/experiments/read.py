@@ -12,36 +12,42 @@ import json
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lock import LOADER, foreign_stages, numbers
 from paramgolf.params import PARAMS_PATH
 from paramgolf.recipes import flatten
 from paramgolf.report.metrics import METRICS
 
+LOCK = "dvc.lock"
 STAGES = (
     *("audit", "train", "calibrate", "quantize", "package"),
     *("eval_sliding", "eval_ttt", "verify"),
 )
-FILES = (PARAMS_PATH.as_posix(), *((METRICS / f"{stage}.json").as_posix() for stage in STAGES))
+FILES = (
+    *(PARAMS_PATH.as_posix(), LOCK),
+    *((METRICS / f"{stage}.json").as_posix() for stage in STAGES),
+)
 REFERENCE = re.compile(r"refs/exps/([0-9a-f]{2}/[0-9a-f]{38})/(.+)")
-EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 WORKSPACE = "workspace"
-LOCK = "dvc.lock"
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """A run; `params` and `metrics` by dotted key, such as train.seed and eval_ttt.val_bpb."""
+    """A run; `params` and `metrics` by dotted key, such as train.seed and eval_ttt.val_bpb.
+
+    `foreign` holds the stages whose metrics are another run's, and why; `metrics` is without them.
+    """
 
     name: str
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
+    foreign: Mapping[str, str] = field(default_factory=dict)
 
 
 class Source(NamedTuple):
@@ -116,25 +122,20 @@ def read(sources: Sequence[Source], root: Path = Path()) -> list[Experiment]:
 
 def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
     """Make an experiment of the contents of FILES; None stands for a file that does not exist."""
-    params, *metrics = contents
+    params, lock, *metrics = contents
     if params is None:
         fix = "choose a commit of this project"
         raise ParamGolfError(f"`{name}` has no {PARAMS_PATH}", fix=fix)
     values: dict[str, Any] = {}
     try:
-        flat = {key: _number(v) for key, v in flatten(yaml.load(params, LOADER)).items()}
+        flat = flatten(numbers(yaml.load(params, LOADER)))
+        foreign = {} if lock is None else foreign_stages(lock, flat)
         for stage, content in zip(STAGES, metrics, strict=True):
-            if content is not None:
+            if content is not None and stage not in foreign:
                 values |= flatten(json.loads(content), f"{stage}.")
     except (yaml.YAMLError, ValueError, AttributeError) as error:
         raise ParamGolfError(f"`{name}` holds a damaged file", found=error) from None
-    return Experiment(name, flat, values)
-
-
-def _number(value: Any) -> Any:
-    """Return the number that DVC's 1e-08 is, which YAML 1.1 reads as a text; else `value`."""
-    is_exponent = isinstance(value, str) and EXPONENT.fullmatch(value)
-    return float(value) if is_exponent else value
+    return Experiment(name, flat, values, foreign)
 
 
 def read_blobs(requests: Sequence[str], root: Path) -> list[bytes | None]:
@@ -156,19 +157,6 @@ def read_blobs(requests: Sequence[str], root: Path) -> list[bytes | None]:
         contents.append(output[place : place + size])
         place += size + 1
     return contents
-
-
-def outdated(workspace: Experiment, root: Path = Path()) -> list[str]:
-    """Return the parameters that the working folder's metrics were not made with, by dvc.lock."""
-    lock = _read_file(root / LOCK)
-    if lock is None:
-        return []
-    stages = yaml.load(lock, LOADER).get("stages", {})
-    used: dict[str, Any] = {}
-    for stage in stages.values():
-        used |= flatten(stage.get("params", {}).get(PARAMS_PATH.as_posix(), {}))
-    given = workspace.params
-    return sorted(key for key, value in used.items() if given.get(key) != _number(value))
 
 
 def _read_file(path: Path) -> bytes | None:

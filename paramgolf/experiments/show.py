@@ -16,7 +16,6 @@ COLUMNS = {
     "train.steps": "steps",
     "package.bytes_total": "bytes",
 }
-COUNTS_FROM = 100  # no score is as large, no number of steps that matters as small
 INK, ACCENT = "#1c2126", "#1f6f8b"
 
 
@@ -43,7 +42,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
             str(i),
             str(group["metrics"][score]["n"]),
             figure(group["metrics"][score]),
-            *(mean(group["metrics"].get(metric)) for metric in others),
+            *(_column(metric, group["metrics"].get(metric)) for metric in others),
         )
         for i, group in enumerate(groups, start=1)
     ]
@@ -57,7 +56,7 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _verdicts(result: Mapping[str, Any]) -> Table:
     reference = result["against"]
     known = f"n {reference['n']}" if reference["n"] else "its single scores are not known"
-    name = reference["label"] if reference["kind"] == "record" else "group 1"
+    name = _reference_name(reference)
     title = f"against {name}: {figure(reference)}, {known}; 5 mnats: 0.005 nats a token better"
     headings = ("group", "BPB", "nats\na token", "t", "df", "p", "p of\n5 mnats")
     rules = ("5 mnats\np < 0.01", "better\np < 0.25")
@@ -67,6 +66,12 @@ def _verdicts(result: Mapping[str, Any]) -> Table:
         if group["verdict"] is not None
     ]
     return Table(title, (*headings, *rules), rows)
+
+
+def _reference_name(reference: Mapping[str, Any]) -> str:
+    if reference["kind"] == "record":
+        return f"{reference['label']} (#{reference['pull_request']})"
+    return "group 1"
 
 
 def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
@@ -88,14 +93,14 @@ def _rule(kept: bool, seeds: int | None) -> str:
 def figure(found: Mapping[str, Any]) -> str:
     """Return a score's mean and standard deviation."""
     deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.5f}"
-    return mean(found) + deviation
+    return f"{found['mean']:.5f}{deviation}"
 
 
-def mean(found: Mapping[str, Any] | None) -> str:
-    """Return a mean: a score with five decimals, a count rounded."""
+def _column(metric: str, found: Mapping[str, Any] | None) -> str:
+    """Return a mean: a score with five decimals, a count without."""
     if found is None:
         return "-"
-    return f"{found['mean']:,.0f}" if found["mean"] >= COUNTS_FROM else f"{found['mean']:.5f}"
+    return f"{found['mean']:,.{5 if metric.endswith('bpb') else 0}f}"
 
 
 def notes(result: Mapping[str, Any]) -> Iterator[str]:
@@ -136,7 +141,7 @@ def write_picture(result: Mapping[str, Any], path: Path) -> None:
     """Draw each run as a dot, each group's mean as a bar; the same input gives the same bytes."""
     from matplotlib.figure import Figure  # half a second
 
-    labels = [group["label"] for group in result["groups"]]
+    labels = [f"{group['label']} (n {len(group['scores'])})" for group in result["groups"]]
     drawing = Figure(figsize=(8, 1.2 + 0.5 * len(labels)), dpi=120, layout="constrained")
     axes = drawing.subplots()
     for place, group in enumerate(result["groups"]):
@@ -144,7 +149,9 @@ def write_picture(result: Mapping[str, Any], path: Path) -> None:
         axes.plot(values, [place] * len(values), "o", color=ACCENT, markersize=5, alpha=0.7)
         axes.plot(sum(values) / len(values), place, "|", color=INK, markersize=18)
     if result["against"] is not None:
-        axes.axvline(result["against"]["mean"], color=INK, linewidth=0.8, linestyle="--")
+        place = result["against"]["mean"]
+        axes.axvline(place, color=INK, linewidth=0.8, linestyle="--")
+        axes.text(place, -0.55, _reference_name(result["against"]), ha="center", fontsize=8)
     axes.set_yticks(range(len(labels)), labels)
     axes.set(xlabel=result["score"], ylim=(len(labels) - 0.5, -0.5))
     axes.spines[["top", "right"]].set_visible(False)

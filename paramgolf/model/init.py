@@ -16,27 +16,34 @@ ZERO = ("o", "down", "bigram_table", "skip_gate", "value_mix", *SMEAR)
 CONSTANT = {"bigram_scale": 0.05, "value_scale": 0.1, "lane_merge": 0.5}
 
 
-def initial_parameters(config: ModelConfig, vocab_size: int, seed: int) -> dict[str, Tensor]:
+def initial_parameters(
+    config: ModelConfig, vocab_size: int, seed: int, device: torch.device
+) -> dict[str, Tensor]:
     """Return every parameter, float32 on the CPU; the same seed gives the same bytes.
+
+    What is random is drawn on the CPU. `device` factors the matrices: a GPU is seconds quicker, and
+    differs by rounding.
 
     Matrices are orthogonal (gain 1), the two output projections zero, so that each block starts as
     the identity; the embedding is N(0, 0.005^2).
     """
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: _initial(name, shape, config, generator)
+        name: _initial(name, shape, config, generator, device)
         for name, shape in shapes(config, vocab_size).items()
     }
 
 
 def _initial(
-    name: str, shape: tuple[int, ...], config: ModelConfig, generator: torch.Generator
+    name: str,
+    shape: tuple[int, ...],
+    config: ModelConfig,
+    generator: torch.Generator,
+    device: torch.device,
 ) -> Tensor:
     if name in ORTHOGONAL:
-        tensor = torch.empty(shape)
-        for matrix in tensor if tensor.dim() == 3 else [tensor]:
-            torch.nn.init.orthogonal_(matrix, generator=generator)
-        return tensor
+        drawn = [torch.randn(shape[-2:], generator=generator) for _ in range(math.prod(shape[:-2]))]
+        return orthogonal(torch.stack(drawn).to(device)).view(shape).cpu()
     if name in ZERO or (name == "head_gate" and config.head_gate != "dense"):
         return torch.zeros(shape)
     if name in ("embedding", "head_gate"):
@@ -50,3 +57,15 @@ def _initial(
     if name == "lane_keep":  # #1204: sqrt(1.1) at each of two sublayers; #1529: 1.1 once
         return torch.full(shape, math.sqrt(1.1) if config.parallel == "routed" else 1.1)
     return torch.full(shape, CONSTANT.get(name, 1.0))
+
+
+def orthogonal(G: Tensor) -> Tensor:
+    """Return a matrix of orthonormal rows, or columns if those are fewer, for each Gaussian one.
+
+    G is [n, rows, cols]. As torch.nn.init.orthogonal_: Q of the QR factorisation, with the signs
+    that make it uniform.
+    """
+    wide = G.shape[-2] < G.shape[-1]
+    Q, R = torch.linalg.qr(G.mT if wide else G)
+    Q = Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return (Q.mT if wide else Q).contiguous()

@@ -37,7 +37,7 @@ from paramgolf.model.init import initial_parameters
 from paramgolf.model.operations import Operations, norm
 from paramgolf.model.plan import Step, plan, repeated_layers
 from paramgolf.model.reference import REFERENCE
-from paramgolf.model.shapes import MATRICES
+from paramgolf.model.shapes import MATRICES, shapes
 
 BOS = 1  # of every published tokenizer
 NO_TOKEN = -1
@@ -93,10 +93,18 @@ class Network(nn.Module):
     """A decoder-only transformer with a tied, softcapped head.
 
     Parameters are float32 and stacked over layers (paramgolf.model.shapes names them); a pass casts
-    them once to `compute_dtype`. `seed` None leaves them empty, to be loaded.
+    them once to `compute_dtype`. `seed` None leaves them empty, to be loaded; `device` computes
+    the first values.
     """
 
-    def __init__(self, config: ModelConfig, vocab_size: int, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        vocab_size: int,
+        seed: int | None = None,
+        *,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
@@ -107,7 +115,11 @@ class Network(nn.Module):
         self._block: Callable[..., State] = block
         self._nll: Callable[..., Tensor] = REFERENCE.nll
         self._add: Callable[[list[Tensor]], Tensor] = add_all
-        for name, tensor in initial_parameters(config, vocab_size, seed or 0).items():
+        if seed is None:
+            values = {n: torch.empty(shape) for n, shape in shapes(config, vocab_size).items()}
+        else:
+            values = initial_parameters(config, vocab_size, seed, device or torch.device("cpu"))
+        for name, tensor in values.items():
             self.register_parameter(name, nn.Parameter(tensor))
 
     def compile_blocks(self) -> None:

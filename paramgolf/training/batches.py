@@ -67,32 +67,36 @@ class Batches:
 
     def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
-        length = self.window_tokens(sizes)
+        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._ranks)
         rows = self.rows(sizes)
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
-            yield self._place(torch.from_numpy(windows), sizes)
+            yield batch_of(torch.from_numpy(windows), longest, self._ranks.device)
 
     def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
-        return self._place(torch.randint(vocab_size, shape, generator=generator), sizes)
+        tokens = torch.randint(vocab_size, shape, generator=generator)
+        return batch_of(tokens, self.document_tokens(sizes), self._ranks.device)
 
-    def _place(self, tokens: Tensor, sizes: BatchPhase) -> Batch:
-        """Find the documents and move all to the device, from memory that needs no waiting."""
-        longest = self.document_tokens(sizes)
-        if longest is None:
-            return Batch(self._move(tokens))
-        inputs = tokens[:, :-1]
-        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY + inputs.numel() // longest
-        segments = find_segments(inputs, BOS, longest, multiple=multiple)
-        return Batch(self._move(tokens), self._move(segments.bounds))
 
-    def _move(self, x: Tensor) -> Tensor:
-        if self._ranks.device.type == "cpu":
-            return x
-        return x.pin_memory().to(self._ranks.device, non_blocking=True)
+def batch_of(tokens: Tensor, longest: int | None, device: torch.device) -> Batch:
+    """Return rows of tokens on `device`, from memory that needs no waiting.
+
+    With `longest` they are packed documents, whose bounds are found; batches of one size have the
+    same number of bounds.
+    """
+    if longest is None:
+        return Batch(_move(tokens, device))
+    inputs = tokens[:, :-1]
+    multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY + inputs.numel() // longest
+    segments = find_segments(inputs, BOS, longest, multiple=multiple)
+    return Batch(_move(tokens, device), _move(segments.bounds, device))
+
+
+def _move(x: Tensor, device: torch.device) -> Tensor:
+    return x if device.type == "cpu" else x.pin_memory().to(device, non_blocking=True)

@@ -57,7 +57,8 @@ class Run:
         self, model: ModelConfig, config: TrainConfig, ranks: Ranks, tokens: TokenSet
     ) -> None:
         self._tokens = tokens
-        self._network = place(Network(model, tokens.vocab_size, seed=config.seed), ranks)
+        network = Network(model, tokens.vocab_size, seed=config.seed, device=ranks.device)
+        self._network = place(network, ranks)
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),

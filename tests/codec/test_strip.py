@@ -9,11 +9,19 @@ from paramgolf.codec.strip import drop_unused_imports, shorten_locals, strip, un
 
 SOURCE = '''"""Module."""
 from __future__ import annotations
+import dataclasses
 import functools
+import typing
 
 class Empty(Exception):
     """Only a docstring."""
 
+class Pair(typing.NamedTuple):
+    """Doc."""
+    first: int
+    second: int
+
+@dataclasses.dataclass(kw_only=True)
 class Kept:
     """Doc."""
     field: int = 3  # annotation of a field stays
@@ -50,6 +58,8 @@ def test_behaviour_stays_and_words_go():
     scope: dict = {}
     exec(compile(text, "stripped", "exec"), scope)
     assert scope["Kept"].__annotations__ == {"field": "int"}
+    assert scope["Pair"](1, 2).second == 2
+    assert scope["Pair"].__annotations__ != {"first": "int", "second": "int"}
     assert scope["kernel"].__annotations__ == {"x": "int", "return": "int"}
     assert scope["Kept"]().method(1, key=2.0) == "1a\n    b2.0"
     assert scope["Kept"].method.__annotations__ == {}

@@ -14,6 +14,7 @@ from paramgolf.data.tokens import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.network import Network, Pass
+from paramgolf.model.plan import repeated_layers
 from paramgolf.params import parse
 from paramgolf.quant.calibrate import calibrate, collect, window_starts, write_text
 from paramgolf.quant.config import CalibrateConfig
@@ -55,7 +56,14 @@ class Products(TorchFunctionMode):
         self.weights = {
             ("qkv", i): torch.cat([state[n][i] for n in "qkv"]) for i in range(len(state["q"]))
         }
-        self.weights |= {(n, i): w for n in ("o", "up", "down") for i, w in enumerate(state[n])}
+        self.weights |= {("up", i): w for i, w in enumerate(state["up"])}
+        # the scale of a sublayer's output is a factor of its last matrix
+        layers = [*range(trained.model.layers), *repeated_layers(trained.model)]
+        for name, scale in (("o", state["attn_scale"]), ("down", state["mlp_scale"])):
+            rows = zip(layers, state[name], strict=False)
+            self.weights |= {
+                (name, i): scale[layer][:, None] * w for i, (layer, w) in enumerate(rows)
+            }
         self.weights["embedding", 0] = state["embedding"]
         self.sums = dict.fromkeys(self.weights, 0.0)
         self.calls = dict.fromkeys(self.weights, 0)

@@ -17,8 +17,9 @@ import yaml
 
 from paramgolf.cli import main
 from paramgolf.experiments.group import grouped
-from paramgolf.experiments.read import FILES, Experiment, find, outdated, parse, read
+from paramgolf.experiments.read import FILES, Experiment, parse
 from paramgolf.files import write_json, write_text
+from paramgolf.params import read_yaml
 
 PARAMS: dict[str, Any] = {
     "train": {"seed": 1, "adam_eps": 1e-08},
@@ -60,7 +61,7 @@ class Project:
         self.git("init", "-q")
         for key in ("user.name", "user.email"):
             self.git("config", key, "x")
-        records = (Path(__file__).parents[1] / "recipes/records.yaml").read_text()
+        records = (Path(__file__).parents[2] / "recipes/records.yaml").read_text()
         write_text(folder / "recipes/records.yaml", records)
         self.git("add", "-A")
         self.git("commit", "-q", "-m", "start")
@@ -160,6 +161,7 @@ def test_against_a_record(project, compared):
     result = compared("base-*", "wide-*", "--against", "pr1493")
     assert result["against"] == {
         "label": "pr1493",
+        "pull_request": 1493,
         "kind": "record",
         "n": 3,
         "mean": pytest.approx(1.0810),
@@ -185,6 +187,22 @@ def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, c
         "breaks a rule",
     ):
         assert part in flags
+
+
+def test_a_record_is_held_against_the_score_that_it_submitted(project, compared):
+    result = compared("base-*", "--against", "pr1296")
+    assert result["score"] == "eval_sliding.val_bpb"
+    assert result["groups"][0]["flags"] == []
+    result = compared("base-*", "--against", "pr1296", "--score", "eval_ttt.val_bpb")
+    (flag,) = result["groups"][0]["flags"]
+    assert "the record's is sliding (eval_sliding.val_bpb)" in flag
+
+
+def test_every_record_can_be_the_reference(project, compared):
+    for name, record in read_yaml("recipes/records.yaml").items():
+        result = compared("base-*", "--against", name)
+        assert result["against"]["n"] == len(record.get("seeds", {}))
+        assert result["against"]["pull_request"] == record["pull_request"]
 
 
 def test_differences_of_machine_torch_and_steps_are_flagged(project, compared):
@@ -246,11 +264,19 @@ def test_the_workspace_is_compared_and_counts_once(project, compared):
 def test_a_workspace_whose_parameters_were_changed_is_left_out(project, compared):
     project.write({"train.seed": 5, "quantize.matrix_bits": 5}, {})
     used = {"params.yaml": {"quantize": {"matrix_bits": 6, "mlp_clip": 12.85}}}
-    lock = {"schema": "2.0", "stages": {"quantize": {"params": used}, "report": {"cmd": "x"}}}
+    model, score = {"path": "artifacts/quantize", "md5": "a"}, {"path": "score", "md5": "b"}
+    stages = {
+        "quantize": {"params": used, "outs": [model]},
+        "eval_ttt": {"deps": [model], "outs": [score]},
+        "train": {"cmd": "x"},
+    }
+    lock = {"schema": "2.0", "stages": stages}
     write_text(project.folder / "dvc.lock", yaml.safe_dump(lock))
-    assert outdated(read(find(["workspace"]))[0]) == ["quantize.matrix_bits"]
     reason = compared()["left_out"]["workspace"]
-    assert "another quantize.matrix_bits" in reason
+    assert reason == "its eval_ttt was made with another quantize.matrix_bits: `dvc repro`"
+    (group,) = compared("workspace", "--score", "train.val_bpb")["groups"]
+    assert "eval_sliding.val_bpb" in group["metrics"]  # not of this lock: taken as it is
+    assert "eval_ttt.val_bpb" not in group["metrics"]
 
 
 def test_a_run_without_the_score_is_named(project, compare):
@@ -319,7 +345,7 @@ def test_experiments_that_dvc_made(project, compared):
 
 def test_the_table_fits_a_terminal(project, compare):
     text = compare("base-*", "wide-*", "--against", "pr1493")
-    assert "against pr1493: 1.08100 ± 0.00020, n 3" in text
+    assert "against pr1493 (#1493): 1.08100 ± 0.00020, n 3" in text
     rows = [line.split() for line in text.splitlines()]
     assert ["1", "quantize.mlp_clip=12.85", "base-1,", "base-2,", "base-3"] in rows
     scores = ["2", "3", "1.07200", "±", "0.00020", "1.08300", "1.08000", "4,550", "15,990,000"]

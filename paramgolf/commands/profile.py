@@ -1,0 +1,121 @@
+"""Time a recipe's training step on this machine's GPU, and tell where the time goes.
+
+The step runs on random tokens, before recurrence and at its end; nothing is trained. The file holds
+milliseconds by kind of kernel, tokens a second, the share of the GPU's peak (MFU), and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.recipes import Params, build, check, read_assignment
+
+EXAMPLE = """example:
+  paramgolf profile pr1493
+  paramgolf profile h100x1 train.batch_tokens=98304 runtime.kernels=reference --output plain.json"""
+GIB = 2**30
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
+    parser.add_argument(
+        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+    )
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        type=Path,
+        default=Path("profile.json"),
+        help="default: %(default)s",
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measure, print the table, write the file."""
+    from paramgolf.files import write_json
+
+    content = build(options.name, [read_assignment(text) for text in options.assignments])
+    result = {"recipe": options.name, "changes": options.assignments}
+    result |= measure(check(content, where=f"recipe {options.name}"))
+    write_json(options.output, result)
+    _show(result)
+    print(f"written to {options.output}")
+    return 0
+
+
+def measure(params: Params) -> dict[str, Any]:
+    """Return the figures of a step in each of the two phases."""
+    import torch
+
+    from paramgolf.clock import seconds_since_start
+    from paramgolf.runtime import device_name, processes, resolve_device
+    from paramgolf.training.rehearsal import Rehearsal
+
+    if resolve_device(params.runtime) == "cpu":
+        fix = "run it on a machine with a CUDA GPU; `paramgolf estimate` needs none"
+        raise ParamGolfError("a profile is of a GPU, and torch sees none", fix=fix)
+    with processes(params.runtime) as ranks:
+        rehearsal = Rehearsal(params, ranks)
+        started = seconds_since_start()
+        phases = {"first": phase_figures(rehearsal, 0, params, device_name(ranks.device))}
+        if params.model.recurrence:
+            phases["last"] = phase_figures(rehearsal, -1, params, device_name(ranks.device))
+        return {
+            "device": device_name(ranks.device),
+            "torch": torch.__version__,
+            "batch_tokens": params.train.batch_tokens,
+            "micro_batch_tokens": rehearsal.micro_batch_tokens,
+            "startup_seconds": started,
+            "peak_memory_bytes": torch.cuda.max_memory_allocated(),
+            "phases": phases,
+        }
+
+
+def phase_figures(rehearsal: Any, phase: int, params: Params, device: str) -> dict[str, Any]:
+    """Return speed and time split of a step of the recipe's batch."""
+    from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
+
+    tokens = params.train.batch_tokens
+    seconds = rehearsal.step_seconds(phase, tokens)
+    order = params.model.orders[phase]
+    flops = TRAINING_FACTOR * forward_flops(
+        params.model, params.tokenizer.vocab_size, order, params.train.sequence_length
+    )
+    peak = peak_flops(device)
+    return {
+        "order": list(order),
+        "step_ms": 1000 * seconds,
+        "tokens_per_second": tokens / seconds,
+        "mfu": flops * tokens / seconds / peak if peak else None,
+        "time_split_ms": rehearsal.split(phase, tokens),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    names = list(result["phases"])
+    table = Table("", *(f"{name} order" for name in names))
+    phases = [result["phases"][name] for name in names]
+    table.add_row("tokens a second", *(f"{p['tokens_per_second']:,.0f}" for p in phases))
+    table.add_row("MFU", *("" if p["mfu"] is None else f"{p['mfu']:.1%}" for p in phases))
+    table.add_row("step, ms", *(f"{p['step_ms']:.1f}" for p in phases), end_section=True)
+    for kind in phases[0]["time_split_ms"]:
+        table.add_row(f"{kind}, ms", *(f"{p['time_split_ms'][kind]:.1f}" for p in phases))
+    console = Console(highlight=False)
+    title = " ".join([result["recipe"], *result["changes"]])
+    console.print(
+        f"{title} on {result['device']}, torch {result['torch']}: "
+        f"{result['batch_tokens']:,} tokens a step, {result['micro_batch_tokens']:,} a pass",
+        markup=False,
+    )
+    console.print(table)
+    console.print(
+        f"ready after {result['startup_seconds']:.0f} s; at most "
+        f"{result['peak_memory_bytes'] / GIB:.1f} GiB"
+    )

@@ -1,0 +1,69 @@
+"""Which of a run's metrics are its own, by its dvc.lock.
+
+A run's commit has the metrics of every stage, those of stages that it did not run too: of
+`dvc exp run ... package` the scores are another run's. A stage is of this run if it was made with
+the run's parameters, and from outputs that are the run's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from paramgolf.params import PARAMS_PATH
+from paramgolf.recipes import flatten
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+# deps on code, nine tenths of the file; reading them would take most of the time
+CODE = re.compile(r"^    - path: (?:paramgolf|stages)/.*\n(?:      .*\n)+", re.MULTILINE)
+EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
+
+
+def foreign_stages(lock: bytes, params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the stages that are not of the run with these parameters (by dotted key), and why.
+
+    What is said reads on from "it was made with". Edits of code are not looked at.
+    """
+    stages = yaml.load(CODE.sub("", lock.decode()), LOADER).get("stages", {})
+    makers = {out["path"]: name for name, stage in stages.items() for out in _list(stage, "outs")}
+    hashes = {
+        out["path"]: out.get("md5") for stage in stages.values() for out in _list(stage, "outs")
+    }
+    own = {name: list(_other_params(stage, params)) for name, stage in stages.items()}
+    found: dict[str, str] = {}
+    for _ in stages:  # the order in the file need not be that of the stages
+        before = len(found)
+        for name, stage in stages.items():
+            reasons = list(own[name])
+            for path, md5 in ((dep["path"], dep.get("md5")) for dep in _list(stage, "deps")):
+                if makers.get(path) in found:
+                    reasons.append(found[makers[path]])
+                elif path in hashes and md5 != hashes[path]:
+                    reasons.append(f"another {path}")
+            if reasons:
+                found[name] = ", ".join(dict.fromkeys(reasons))
+        if len(found) == before:
+            break
+    return found
+
+
+def _other_params(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
+    used = flatten(numbers(stage.get("params", {}).get(PARAMS_PATH.as_posix(), {})))
+    yield from (f"another {key}" for key, value in used.items() if params.get(key) != value)
+
+
+def _list(stage: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    return stage.get(key) or []
+
+
+def numbers(value: Any) -> Any:
+    """Return parameters with the numbers that DVC writes as 1e-08, for YAML 1.1 a text."""
+    if isinstance(value, Mapping):
+        return {key: numbers(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [numbers(inner) for inner in value]
+    is_exponent = isinstance(value, str) and EXPONENT.fullmatch(value)
+    return float(value) if is_exponent else value

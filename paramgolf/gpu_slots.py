@@ -1,0 +1,119 @@
+"""GPUs as slots: concurrent runs of one user on one machine take different ones.
+
+DVC's queue starts several experiments but gives them no device. So each stage takes its GPUs
+before it touches CUDA: a GPU is a file that the process locks, and Linux drops the lock when the
+process ends, however it ends. Apart from `runtime`, which train_gpt.py carries along.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO
+
+import torch
+
+from paramgolf.clock import START_VARIABLE, start_time
+from paramgolf.errors import ParamGolfError
+from paramgolf.progress import say
+from paramgolf.runtime_config import RuntimeConfig
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+POLL_SECONDS = 1.0
+_held: list[IO[str]] = []  # an open file holds its lock; these stay open until the process ends
+
+
+def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
+    """Wait for as many GPUs as the stage starts processes, and let it see no other.
+
+    `processes` overrides runtime.processes; 0 stands for all visible GPUs. Nothing is taken on a
+    CPU, nor by a process of torchrun: its launcher holds the GPUs. The time of waiting counts
+    against no budget.
+    """
+    devices = [] if config.device == "cpu" or "RANK" in os.environ else visible_gpus()
+    if not devices:
+        return
+    wanted = config.processes if processes is None else processes
+    before = time.monotonic()
+    taken = take(devices, wanted or len(devices), slot_folder())
+    os.environ[START_VARIABLE] = str(start_time() + time.monotonic() - before)
+    os.environ[VISIBLE] = ",".join(taken)
+
+
+def visible_gpus() -> list[str]:
+    """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES would name it.
+
+    An index counts the machine's GPUs, so all runs must name them in one way: by index or by UUID.
+    torch counts with NVML; CUDA, which would read the variable for good, is not started.
+    """
+    count = torch.cuda.device_count()
+    if VISIBLE not in os.environ:
+        return [str(i) for i in range(count)]
+    return [name.strip() for name in os.environ[VISIBLE].split(",")][:count]
+
+
+def slot_folder() -> Path:
+    """Return the folder of the lock files, of this user and machine."""
+    return Path(tempfile.gettempdir()) / f"paramgolf-gpus-{os.getuid()}"
+
+
+def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
+    """Lock `count` of `devices` for as long as this process lives, and return them.
+
+    It waits where too few are free, in turn: one process at a time gathers GPUs, so that a run
+    that needs many is not overtaken for ever, and no two runs wait for each other's.
+    """
+    if count > len(devices):
+        raise ParamGolfError(
+            f"the run wants {count} GPUs, one a process, but {len(devices)} can be seen",
+            found=f"GPUs {', '.join(devices)}",
+            fix=f"set runtime.processes to at most {len(devices)}, or 0 for all; see {VISIBLE}",
+        )
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    need = f"{count} of {len(devices)} GPUs"
+    with (folder / "turn.lock").open("w") as turn:
+        waited = not _lock(turn)
+        if waited:
+            say(f"gpu: waiting for {need}, behind another run that waits")
+            _lock(turn, wait=True)
+        slots = _free(devices, count, folder)
+        while len(slots) < count:
+            if not waited:
+                say(f"gpu: waiting for {need}; {len(slots)} free")
+                waited = True
+            time.sleep(POLL_SECONDS)
+            rest = [device for device in devices if device not in slots]
+            slots |= _free(rest, count - len(slots), folder)
+    _held.extend(slots.values())
+    chosen = [device for device in devices if device in slots]
+    if waited:
+        say(f"gpu: took {', '.join(chosen)}")
+    return chosen
+
+
+def _free(devices: Iterable[str], most: int, folder: Path) -> dict[str, IO[str]]:
+    """Lock up to `most` of the devices that nobody holds."""
+    slots: dict[str, IO[str]] = {}
+    for device in devices:
+        if len(slots) == most:
+            break
+        file = (folder / f"{device.replace('/', '_')}.lock").open("w")
+        if _lock(file):
+            slots[device] = file
+        else:
+            file.close()
+    return slots
+
+
+def _lock(file: IO[str], *, wait: bool = False) -> bool:
+    """Lock a file if nobody holds it, or wait for it; the lock goes when the file is closed."""
+    import fcntl  # POSIX only, as CUDA's multi-process launch is
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

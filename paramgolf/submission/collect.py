@@ -1,0 +1,138 @@
+"""The files of each seed's run, out of Git and DVC's cache (or its remote), into a scratch folder.
+
+An experiment other than the working folder's has its outputs in the cache alone; DVC's own file
+system finds them there.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.group import SEED
+from paramgolf.experiments.lock import numbers
+from paramgolf.experiments.read import Experiment, Source, read
+from paramgolf.params import PARAMS_PATH, read_yaml
+from paramgolf.report.inputs import LOG, Log, read_log
+
+PACKAGE = Path("artifacts/package")
+NAMES = {
+    "model.bin": PACKAGE / "model.bin",
+    "train_gpt.py": PACKAGE / "train_gpt.py",
+    "log.jsonl": LOG,
+    "manifest.json": TOKENS_PATH / "manifest.json",
+    "params.yaml": PARAMS_PATH,
+}
+
+
+class Files(Protocol):
+    """What is used of fsspec's file system."""
+
+    def get_file(self, rpath: str, lpath: str) -> None:
+        """Copy a file of the repository to a path of this machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class SeedRun:
+    """A finished run, its files (the keys of NAMES) in `folder`."""
+
+    experiment: Experiment
+    folder: Path
+    log: Log
+    repository: Files
+
+    @property
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.experiment.name
+
+    @property
+    def seed(self) -> Any:
+        """The training seed."""
+        return self.experiment.params.get(SEED)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """The metrics by dotted key."""
+        return self.experiment.metrics
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """The parameters by section."""
+        return numbers(read_yaml(self.folder / "params.yaml"))
+
+    def copy_validation(self, folder: Path) -> None:
+        """Write the tokens that the run was scored on to `folder`: no training text is there."""
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_bytes((self.folder / "manifest.json").read_bytes())
+        tokens = open_tokens(folder)
+        for name in (*tokens.val_files, *tokens.val_bytes_files):
+            self.repository.get_file((TOKENS_PATH / name).as_posix(), str(folder / name))
+
+
+def collect(
+    sources: Sequence[Source], scratch: Path, root: Path
+) -> tuple[list[SeedRun], list[str]]:
+    """Return the runs whose files are all there, and a line for each fault of a run."""
+    runs, faults = [], []
+    for i, (source, experiment) in enumerate(zip(sources, read(sources, root), strict=True)):
+        found = list(_faults(source, experiment, root))
+        repository = open_repository(source.commit, root)
+        folder = scratch / str(i)
+        found += _copy(repository, folder)
+        if found:
+            faults += [f"`{source.name}`: {fault}" for fault in found]
+        else:
+            log = read_log(folder / "log.jsonl")
+            runs.append(SeedRun(experiment, folder, log, repository))
+    return runs, faults
+
+
+def _faults(source: Source, experiment: Experiment, root: Path) -> Iterator[str]:
+    """Yield why a run's metrics cannot be trusted to be those of its files."""
+    if source.commit is None:
+        if stages := unfinished_stages(root):
+            yield f"{', '.join(stages)} must be run: `dvc repro`"
+        return
+    for stage, reason in experiment.foreign.items():
+        yield f"its {stage} was made with {reason}: run it whole"
+
+
+def unfinished_stages(root: Path) -> list[str]:
+    """Return the stages that `dvc repro` would run in the working folder."""
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if result.returncode:
+        found = result.stderr.strip() or result.stdout.strip()
+        raise ParamGolfError("`dvc status` failed", found=found, fix="see `paramgolf doctor`")
+    return list(json.loads(result.stdout.strip().splitlines()[-1]))
+
+
+def open_repository(commit: str | None, root: Path) -> Files:
+    """Return a commit's files, or the working folder's."""
+    from dvc.api import DVCFileSystem  # a second
+
+    return DVCFileSystem(str(root.resolve()), rev=commit)
+
+
+def _copy(repository: Files, folder: Path) -> list[str]:
+    from dvc_data.index import DataIndexDirError  # a folder that is not in the cache
+
+    folder.mkdir(parents=True)
+    missing = []
+    for name, path in NAMES.items():
+        try:
+            repository.get_file(path.as_posix(), str(folder / name))
+        except (OSError, DataIndexDirError):
+            missing.append(path.as_posix())
+    if not missing:
+        return []
+    fix = "`dvc fetch` it where there is a remote, or run it again"
+    return [f"not in DVC's cache: {', '.join(missing)}; {fix}"]

@@ -1,0 +1,90 @@
+"""What a submission lacks, a line each: R1 to R11 of each seed, and R12 to R14 of them all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from paramgolf.experiments.group import SEED, grouped
+from paramgolf.experiments.read import STAGES
+from paramgolf.params import read_yaml
+from paramgolf.recipes import RECIPES, flatten
+from paramgolf.submission.about import NON_RECORD, RECORD, About
+from paramgolf.submission.collect import SeedRun
+from paramgolf.submission.script import one_code, read_script
+
+SEEDS = 3  # of a record
+MACHINE = ("H100", 8)
+LIMITS = ("package.limit_bytes", "verify.full_validation", "verify.allow_normalisation")
+TIMES = ("verify.train_seconds", "verify.eval_seconds")
+
+
+def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
+    """Yield a line for each thing that must be mended; none: the folder can be made."""
+    for option in ("name", "author", "github_id", "blurb"):
+        if not getattr(about, option):
+            yield f"--{option.replace('_', '-')} is not given"
+    limits = flatten(read_yaml(root / RECIPES / "base.yaml"))
+    for run in runs:
+        faults = [*_unverified(run), *_other_limits(run, about.track, limits), *_other_files(run)]
+        if about.track == RECORD:
+            faults += _other_machine(run)
+        yield from (f"`{run.name}`: {fault}" for fault in faults)
+    if runs:
+        yield from _disagreements(runs, about.track)
+
+
+def _unverified(run: SeedRun) -> Iterator[str]:
+    """R1 to R11, as the verify stage judged them."""
+    found = {key.partition(".")[0] for key in run.metrics}
+    if absent := [stage for stage in STAGES if stage not in found]:
+        yield f"no metrics of {', '.join(absent)}: run the whole pipeline with `dvc repro`"
+        return
+    for entry in run.metrics["verify.reasons"]:
+        rule = entry["rule"]
+        if run.metrics[f"verify.rules.{rule}"] == "fail":
+            yield f"{rule} is broken, {entry['name']}: {entry['reason']}"
+
+
+def _other_limits(run: SeedRun, track: str, limits: Mapping[str, Any]) -> Iterator[str]:
+    """Limits that verify was told to loosen; those of the contest are in recipes/base.yaml."""
+    for key in (*LIMITS, *(TIMES if track == RECORD else ())):
+        used, contest = run.experiment.params.get(key), limits[key]
+        if used != contest:
+            yield f"{key} must be {json.dumps(contest)}, as the contest's; it was {used}"
+
+
+def _other_files(run: SeedRun) -> Iterator[str]:
+    for name, key in (("model.bin", "bytes_model"), ("train_gpt.py", "bytes_code")):
+        size, recorded = (run.folder / name).stat().st_size, run.metrics.get(f"package.{key}")
+        if recorded is not None and size != recorded:
+            yield f"{name} has {size:,} bytes, its metrics say {recorded:,}: `dvc repro`"
+
+
+def _other_machine(run: SeedRun) -> Iterator[str]:
+    kind, count = MACHINE
+    device, world = run.metrics.get("train.device"), run.metrics.get("train.world_size")
+    if kind not in str(device) or world != count:
+        yield f"a record is trained on {count} x {kind}, this was on {world} x {device}"
+
+
+def _disagreements(runs: Sequence[SeedRun], track: str) -> Iterator[str]:
+    """R12: the seeds are of one system, and there are enough of them."""
+    groups = grouped([run.experiment for run in runs])
+    if len(groups) > 1:
+        labels = "; ".join(group.label for group in groups)
+        yield f"the runs must differ by {SEED} alone, they are {len(groups)} systems: {labels}"
+    seeds = [run.seed for run in runs]
+    if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
+        yield f"seeds that were named more than once: {', '.join(twice)}"
+    if not one_code([read_script(run.folder / "train_gpt.py") for run in runs]):
+        yield "the runs were made with different code: run them again from one commit"
+    if len({(run.folder / "manifest.json").read_bytes() for run in runs}) > 1:
+        yield "the runs were scored on different tokens"
+    lacking = SEEDS - len(set(seeds))
+    if track == RECORD and lacking > 0:
+        more = "1 more seed is" if lacking == 1 else f"{lacking} more seeds are"
+        fix = f"`dvc exp run -S train.seed=...`, or --track {NON_RECORD}"
+        yield f"{more} needed, a record has {SEEDS}: {fix}"

@@ -1,0 +1,133 @@
+"""The submission's README.md, from the same figures as submission.json."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from paramgolf.recipes import flatten
+from paramgolf.submission.collect import SeedRun
+
+TEMPLATE = """\
+# {name}
+
+{blurb}
+
+**val_bpb {score}**, {seeds}, on {hardware}; the largest artifact has {size:,} bytes.
+
+| seed | val_bpb | val_loss | steps | ms a step | training s | evaluation s | bytes |
+|---:|---:|---:|---:|---:|---:|---:|---:|
+{rows}
+{comparison}
+## Running it
+
+In this folder, with Python {python}, on a folder of validation tokens as `paramgolf` writes them:
+
+```
+pip install -r requirements.txt
+{command} --data TOKENS
+```
+
+This scores `model.bin`, the artifact of seed {first}. Before the folder was called done, that gave
+val_bpb {checked:.8f} in it (recorded: {recorded:.8f}). `python train_gpt.py train` trains the
+seed's weights anew; `dvc repro` with `params.yaml` in the project's folder makes every file.
+{packages}
+## Rules
+
+{rules}
+
+## What differs from the base recipe
+
+| parameter | base | here |
+|---|---|---|
+{changes}
+"""
+
+
+def readme(
+    content: Mapping[str, Any],
+    runs: Sequence[SeedRun],
+    *,
+    words: Sequence[str],
+    base: Mapping[str, Any],
+    checked: float,
+) -> str:
+    """Return the text; `content` is submission.json's, `words` the command that gave `checked`."""
+    deviation = content["val_bpb_std"]
+    spread = "" if deviation is None else f" ± {deviation:.5f}"
+    count = len(runs)
+    return TEMPLATE.format(
+        name=content["name"],
+        blurb=content["blurb"],
+        score=f"{content['val_bpb']:.5f}{spread}",
+        seeds="1 seed" if count == 1 else f"mean of {count} seeds",
+        hardware=content["hardware"],
+        size=content["artifact_bytes_max"],
+        rows="\n".join(_rows(content["seed_results"])),
+        comparison=_comparison(content.get("comparison")),
+        python=runs[0].log.environment["python"],
+        command=shlex.join(["python", "train_gpt.py", *words]),
+        first=runs[0].seed,
+        checked=checked,
+        recorded=next(iter(content["seed_results"].values()))["val_bpb"],
+        packages="\n".join(_credits(content["attribution"])),
+        rules="\n".join(_rules(runs)),
+        changes="\n".join(_changes(base, runs[0].params)),
+    )
+
+
+def _rows(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for seed, found in results.items():
+        scores = f"{found['val_bpb']:.5f} | {found['val_loss']:.5f}"
+        times = (f"{found[key]:.1f}" for key in ("step_avg_ms", "train_time_s", "eval_time_s"))
+        size = f"{found['artifact_bytes']:,}"
+        yield f"| {seed} | {scores} | {found['steps']:,} | {' | '.join(times)} | {size} |"
+
+
+def _comparison(found: Mapping[str, Any] | None) -> str:
+    """Return a paragraph on the difference to a record, with both of the contest's tests."""
+    if found is None:
+        return ""
+    against, verdict = found["against"], found["verdict"]
+    line = f"Against {against['label']} ({against['mean']:.5f}): "
+    line += f"{verdict['difference_bpb']:+.5f} BPB, {verdict['difference_nats']:+.5f} nats a token."
+    if verdict["better"]:
+        line += f" One-sided Welch test: p = {verdict['better']['p']:.2g} that it is no better, "
+        line += f"p = {verdict['by_margin']['p']:.2g} that it is better by less than 0.005 nats."
+    return "\n".join(["", line, *(f"- {note}" for note in found["notes"]), ""])
+
+
+def _credits(attribution: Mapping[str, str]) -> Iterator[str]:
+    if attribution:
+        yield "\n## Built on\n"
+        yield from (f"- {what}: {source}" for what, source in attribution.items())
+
+
+def _rules(runs: Sequence[SeedRun]) -> Iterator[str]:
+    """Yield what the verify stage found of each rule; once, where it is the same for all seeds."""
+    for i, entry in enumerate(runs[0].metrics["verify.reasons"]):
+        rule = entry["rule"]
+        found = {
+            run.seed: f"{run.metrics[f'verify.rules.{rule}']}; "
+            f"{run.metrics['verify.reasons'][i]['reason']}"
+            for run in runs
+        }
+        if len(set(found.values())) == 1:
+            yield f"- {rule}, {entry['name']}: {found[runs[0].seed]}"
+        else:
+            yield f"- {rule}, {entry['name']}"
+            yield from (f"  - seed {seed}: {line}" for seed, line in found.items())
+
+
+def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a row for each parameter that makes a result and is not the base recipe's."""
+    before = flatten(base)
+    for key, value in flatten(params).items():
+        if value != before.get(key) and not key.startswith("runtime."):
+            yield f"| {key} | {_shown(before.get(key))} | {_shown(value)} |"
+
+
+def _shown(value: Any) -> str:
+    return (value if isinstance(value, str) else json.dumps(value)).replace("|", "\\|")

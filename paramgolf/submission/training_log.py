@@ -1,0 +1,36 @@
+"""A seed's log as text: the machine, each step, and the figures of every later stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from paramgolf.experiments.read import STAGES
+from paramgolf.submission.collect import SeedRun
+
+LISTS = ("verify.reasons",)  # told by the README
+
+
+def training_log(run: SeedRun) -> str:
+    """Return the log of a run, a line an event: `event key=value ...`."""
+    return "".join(f"{line}\n" for line in _lines(run))
+
+
+def _lines(run: SeedRun) -> Iterator[str]:
+    yield _line("start", {"seed": run.seed, **run.log.environment})
+    events = [*run.log.steps, *run.log.validations]  # a step's validation comes after it
+    for event in sorted(events, key=lambda event: event["step"]):
+        yield _line(event["event"], {k: v for k, v in event.items() if k != "event"})
+    for stage in STAGES:
+        prefix = f"{stage}."
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in run.metrics.items()
+            if key.startswith(prefix) and key not in LISTS
+        }
+        yield _line(stage, own)
+
+
+def _line(event: str, values: Mapping[str, Any]) -> str:
+    words = (f"{key}={str(value).replace(' ', '_')}" for key, value in values.items())
+    return " ".join([event, *words])

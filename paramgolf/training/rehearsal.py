@@ -1,0 +1,111 @@
+"""A recipe's training step on random tokens: what `paramgolf profile` and the benchmark time."""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.place import place
+from paramgolf.optim.schedule import Point
+from paramgolf.recipes import Params
+from paramgolf.runtime import Ranks
+from paramgolf.training.batches import Batch, batch_of
+from paramgolf.training.micro_batch import choose_micro_batch
+from paramgolf.training.profile import time_split
+from paramgolf.training.replay import Replay
+from paramgolf.training.state import TrainState
+
+DOCUMENT_TOKENS = 1000  # of a document, on average: about FineWeb's
+START = Point(0, 0.0, 1e9)
+REPEATS = 8
+
+
+class Rehearsal:
+    """Network, optimisers and captured passes of a recipe on one GPU.
+
+    A `phase` is an index into the model's layer orders: 0 is the first, -1 the last.
+    """
+
+    def __init__(self, params: Params, ranks: Ranks) -> None:
+        self.model, vocab_size = params.model, params.tokenizer.vocab_size
+        network = Network(self.model, vocab_size, seed=params.train.seed, device=ranks.device)
+        self._network = place(network, ranks)
+        self.train = choose_micro_batch(self._network, params.train, ranks)
+        self._state = TrainState(self._network, self.train, ranks)
+        self._documents = self.train.loader == "documents"
+        self._batch = self._random_batch(vocab_size, ranks.device)
+        self._replay = Replay()
+        for phase in (0, -1):
+            self._state.zero_grad()
+            work = functools.partial(self._backward, phase=phase)
+            work(self._batch)
+            self._replay.capture(phase, work, self._batch)
+        self._state.zero_grad()
+
+    @property
+    def micro_batch_tokens(self) -> int:
+        """The tokens of a pass."""
+        assert self.train.micro_batch_tokens != "auto"
+        return self.train.micro_batch_tokens
+
+    def _random_batch(self, vocab_size: int, device: torch.device) -> Batch:
+        tokens, length = self.micro_batch_tokens, self.train.sequence_length
+        rows = 1 if self._documents else tokens // length
+        drawn = torch.randint(BOS + 1, vocab_size, (rows, tokens // rows + 1))
+        drawn[torch.rand(drawn.shape) < 1 / DOCUMENT_TOKENS] = BOS
+        return batch_of(drawn, length if self._documents else None, device)
+
+    def _backward(self, batch: Batch, phase: int) -> Tensor:
+        longest = self.train.sequence_length if self._documents else None
+        options = Pass(
+            self.model.orders[phase], document_tokens=longest, segments=batch.segments(longest)
+        )
+        nll = self._network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
+        loss = nll.sum() / self.train.batch_tokens
+        loss.backward()
+        return loss.detach()
+
+    def passes(self, phase: int, batch_tokens: int) -> None:
+        """Run forward and backward of a step of so many tokens."""
+        self._state.zero_grad()
+        for _ in range(batch_tokens // self.micro_batch_tokens):
+            self._replay(phase, self._batch)
+
+    def optimise(self) -> None:
+        """Clip, update weights and average."""
+        self._state.step(START)
+
+    def step_seconds(self, phase: int, batch_tokens: int) -> float:
+        """Return the median time of a whole step."""
+
+        def step() -> None:
+            self.passes(phase, batch_tokens)
+            self.optimise()
+
+        return median_seconds(step)
+
+    def split(self, phase: int, batch_tokens: int) -> dict[str, float] | None:
+        """Return where the milliseconds of a step go, by kind of kernel."""
+        return time_split(lambda: self.passes(phase, batch_tokens), self.optimise)
+
+    def optimiser_seconds(self) -> float:
+        """Return the median time of clipping, updates and averaging."""
+        return median_seconds(self.optimise)
+
+
+def median_seconds(work: Callable[[], None]) -> float:
+    """Return the median time of `work` on the GPU."""
+    times = []
+    for _ in range(REPEATS):
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)

@@ -1,0 +1,117 @@
+"""Which metrics are a run's own, by lock files as DVC writes them."""
+
+from __future__ import annotations
+
+import yaml
+
+from paramgolf.experiments.lock import CODE, foreign_stages, numbers
+
+PARAMS = {"train.seed": 1, "train.adam_eps": 1e-08, "quantize.bits": 6, "eval.orders": [1e-05]}
+LOCK = """\
+schema: '2.0'
+stages:
+  eval_ttt:
+    cmd:
+    - python -m paramgolf.cli check
+    - python stages/eval_ttt.py
+    deps:
+    - path: artifacts/package
+      hash: md5
+      md5: cc.dir
+      size: 57543
+      nfiles: 3
+    - path: paramgolf/scoring/adapt.py
+      hash: md5
+      md5: 12
+      size: 3
+    - path: stages/eval_ttt.py
+      hash: md5
+      md5: 13
+      size: 3
+    params:
+      params.yaml:
+        eval:
+          orders:
+          - 1e-05
+    outs:
+    - path: artifacts/metrics/eval_ttt.json
+      hash: md5
+      md5: dd
+      size: 552
+  train:
+    cmd: python stages/train.py
+    deps:
+    - path: paramgolf/training/run.py
+      hash: md5
+      md5: 11
+      size: 3
+    params:
+      params.yaml:
+        train:
+          adam_eps: 1e-08
+          seed: 1
+    outs:
+    - path: artifacts/train
+      hash: md5
+      md5: aa.dir
+      size: 9
+      nfiles: 3
+  package:
+    cmd: python stages/package.py
+    deps:
+    - path: artifacts/train
+      hash: md5
+      md5: aa.dir
+      size: 9
+      nfiles: 3
+    params:
+      params.yaml:
+        quantize:
+          bits: 6
+    outs:
+    - path: artifacts/package
+      hash: md5
+      md5: cc.dir
+      size: 57543
+      nfiles: 3
+"""
+
+
+def foreign(lock: str = LOCK, **changes: object) -> dict[str, str]:
+    params = {**PARAMS, **{key.replace("__", "."): value for key, value in changes.items()}}
+    return foreign_stages(lock.encode(), params)
+
+
+def test_a_whole_run_is_all_its_own():
+    assert foreign() == {}
+    assert foreign_stages(b"schema: '2.0'\n", PARAMS) == {}
+
+
+def test_other_parameters_make_a_stage_foreign_and_all_behind_it():
+    assert foreign(quantize__bits=5) == {
+        "package": "another quantize.bits",
+        "eval_ttt": "another quantize.bits",
+    }
+    assert foreign(train__seed=2, eval__orders=[1]) == {
+        "train": "another train.seed",
+        "package": "another train.seed",
+        "eval_ttt": "another eval.orders, another train.seed",
+    }
+
+
+def test_a_stage_that_read_another_output_is_foreign():
+    """As after `dvc exp run -S quantize.bits=5 package`: the lock has the new package's hash."""
+    lock = LOCK[::-1].replace("cc.dir"[::-1], "ee.dir"[::-1], 1)[::-1]  # the output, which is last
+    assert foreign(lock) == {"eval_ttt": "another artifacts/package"}
+
+
+def test_leaving_out_the_code_changes_nothing_else():
+    whole = yaml.safe_load(LOCK)
+    for stage in whole["stages"].values():
+        stage["deps"] = [d for d in stage["deps"] if not d["path"].endswith(".py")] or None
+    assert yaml.safe_load(CODE.sub("", LOCK)) == whole
+
+
+def test_numbers_in_lists_and_sections():
+    text = "a: 1e-08\nb: [1e-3, {c: 2e5}]\nd: 1e\ne: 3\n"
+    assert numbers(yaml.safe_load(text)) == {"a": 1e-08, "b": [1e-3, {"c": 2e5}], "d": "1e", "e": 3}

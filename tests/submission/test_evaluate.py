@@ -1,0 +1,70 @@
+"""The command that scores a submission: it must ask for what the pipeline's evaluator did."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from paramgolf.codec.entry import SCORERS, _parser, _section
+from paramgolf.errors import ParamGolfError
+from paramgolf.params import parse
+from paramgolf.recipes import build, names
+from paramgolf.submission.build import slug
+from paramgolf.submission.evaluate import (
+    COMMANDS,
+    command,
+    compare_scores,
+    evaluator_of,
+)
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+@pytest.mark.parametrize("recipe", [*names(RECIPES), "base"])
+def test_the_options_give_the_recipes_evaluation(recipe, stage):
+    params = build(recipe, folder=RECIPES)
+    words = command(params, stage)
+    options = _parser(params["train"]["sequence_length"]).parse_args(words)
+    kind, _ = SCORERS[words[0]]
+    assert _section(kind, options, stage) == parse(kind, params[stage], stage)
+
+
+def test_defaults_are_not_repeated():
+    assert command(build("base", folder=RECIPES), "eval_ttt") == ["eval_ttt"]
+    params = build("base", [("eval_sliding.stride", 32)], folder=RECIPES)
+    assert command(params, "eval_sliding") == ["eval", "--stride=32"]
+
+
+def test_the_score_handed_in_is_the_adapted_one_unless_nothing_adapts():
+    assert evaluator_of(build("pr1493", folder=RECIPES)) == "eval_ttt"
+    params = build("pr1493", [("eval_ttt.mode", "none")], folder=RECIPES)
+    assert evaluator_of(params) == "eval_sliding"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "agrees"),
+    [
+        ("val_bpb", 1.0805, True),
+        ("val_bpb", 1.0785, False),
+        ("val_bpb", float("nan"), False),
+        ("tokens_scored", 999, False),
+        ("bytes_scored", 4001, False),
+    ],
+)
+def test_what_is_found_must_be_what_was_recorded(key, value, agrees):
+    recorded = {"val_bpb": 1.08, "tokens_scored": 1000, "bytes_scored": 4000}
+    stage = {f"eval_ttt.{name}": figure for name, figure in recorded.items()}
+    if agrees:
+        compare_scores({**recorded, key: value}, stage, "eval_ttt")
+        return
+    with pytest.raises(ParamGolfError, match=rf"where: eval_ttt\.{key}"):
+        compare_scores({**recorded, key: value}, stage, "eval_ttt")
+
+
+@pytest.mark.parametrize(
+    ("name", "folder"), [("Wide MLP, x5!", "Wide_MLP_x5"), ("../..", "submission"), ("a_b", "a_b")]
+)
+def test_a_title_becomes_a_folder(name, folder):
+    assert slug(name) == folder
