@@ -39,13 +39,20 @@ def shake(trees: Trees, entry: str, frozen: Frozen) -> Trees:
     for name, fields in frozen.items():
         _narrow(classes[name], fields)
     while True:
-        before = sum(1 for tree in trees.values() for _ in ast.walk(tree))
+        before = _count(trees)
         trees = _reachable(trees, entry)
         _drop_unspoken(trees, entry)
         for tree in trees.values():
             drop_unused_imports(tree)
-        if before == sum(1 for tree in trees.values() for _ in ast.walk(tree)):
+        if before == _count(trees):
             return trees
+
+
+def _count(trees: Trees) -> int:
+    """Return how many definitions and imported names there are."""
+    statements = [statement for tree in trees.values() for statement in tree.body]
+    parts = [getattr(s, "names", getattr(s, "body", [])) for s in statements]
+    return len(statements) + sum(map(len, parts))
 
 
 def _known_values(

@@ -38,7 +38,7 @@ def choose(target: Tensor, weight: Tensor, maximum: Tensor, segment: int) -> Ten
     found = found - 4 * ((found - most) / 4).ceil().clamp_min(0)
     found = found + 4 * ((-most - found) / 4).ceil().clamp_min(0)
     costs = weight.unsqueeze(1) * (target.unsqueeze(1) - found).square()
-    before, residue = (x.to(target.device) for x in transitions())
+    before, residue = transitions(target.device)
     steps = costs[:, residue.flatten()].view(segment, STATES, 2, -1)
     total = torch.full((STATES, target.shape[1]), torch.inf, device=target.device)
     total[0] = 0
@@ -55,7 +55,7 @@ def choose(target: Tensor, weight: Tensor, maximum: Tensor, segment: int) -> Ten
 
 
 @functools.cache
-def transitions() -> tuple[Tensor, Tensor]:
+def transitions(device: torch.device) -> tuple[Tensor, Tensor]:
     """Return the two states before each state, and the integer mod 4 of each way, int64 [8, 2]."""
     ways: list[list[tuple[int, int]]] = [[] for _ in range(STATES)]
     for state in range(STATES):
@@ -63,5 +63,5 @@ def transitions() -> tuple[Tensor, Tensor]:
             parity = state & 1
             after = ((state >> 1) ^ parity ^ half << 1) & 3 | parity << 2
             ways[after].append((state, 2 * half + parity))
-    table = torch.tensor(ways)
+    table = torch.tensor(ways, device=device)
     return table[:, :, 0], table[:, :, 1]

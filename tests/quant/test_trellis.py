@@ -43,7 +43,7 @@ def test_the_path_is_the_best_of_all(seed):
 
 
 def test_transitions_are_those_of_the_coder():
-    before, residue = transitions()
+    before, residue = transitions(CPU)
     for after in range(8):
         for state, number in zip(before[after], residue[after], strict=True):
             half = np.array(int(number) >> 1)
