@@ -7,9 +7,11 @@ begins with `paramgolf check`.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from paramgolf.errors import exit_on_error
 
@@ -21,19 +23,34 @@ COMMANDS = {
     "profile": "where the time of a training step goes, on this GPU",
     "doctor": "what this machine can run, and what to mend",
     "compare": "whether a difference between experiments is real",
+    "report": "one page of several runs side by side",
     "submit": "make the folder of a submission",
     "completion": "print the completion script of a shell",
     "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
+CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a check failed, 2 bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser(words[:1]).parse_args(words)
-    with exit_on_error():
-        raise SystemExit(options.run(options))
+    try:
+        with exit_on_error(), flushed():
+            options = build_parser(words[:1]).parse_args(words)
+            raise SystemExit(options.run(options))
+    except BrokenPipeError:  # `paramgolf ... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
+        raise SystemExit(CLOSED_PIPE) from None
+
+
+@contextlib.contextmanager
+def flushed() -> Iterator[None]:
+    """Flush what was printed when the block ends, however it does: a closed pipe shows here."""
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
 
 
 def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:

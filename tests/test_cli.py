@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -160,9 +161,24 @@ def test_differences_show_what_came_and_went():
 def test_recipes_are_listed_with_their_size_and_score(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     assert code_of("recipes") == 0
-    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
     assert "embedded sample" in rows["sample"]
     assert "1,2" in rows["sample"]  # million parameters
+    assert rows["pr1493"].split()[1:3] == ["35,944,536", "1.0810"]
+    assert max(map(len, lines)) <= 80
+
+
+@pytest.mark.parametrize("command", ["check --help", "recipes", "estimate sample --json"])
+def test_a_reader_that_has_enough_is_no_error(command):
+    """As in `paramgolf recipes | head -1`: whatever is printed after that is lost silently."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-m", "paramgolf.cli", *command.split()]
+    found = subprocess.run(program, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert found.returncode in (0, 1, 141)  # argparse and rich have endings of their own
+    assert found.stderr == ""
 
 
 def test_deps_of_dvc_yaml_are_exact():

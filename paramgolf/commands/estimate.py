@@ -31,7 +31,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
     parser.add_argument(
-        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+        "assignments",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],
+        help="changes; values are YAML",
     )
     parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
     count = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
@@ -83,24 +87,26 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    artifact, memory, run = result["artifact"], result["memory"], result["run"]
+    artifact, run = result["artifact"], result["run"]
     yield "parameters", f"{result['parameters']['total']:,}"
-    for phase in result["flops_per_token"]:
-        millions = phase["training"] / 1e6
-        yield "FLOPs a token", f"{millions:,.0f} million, {phase['passes']} layer passes"
     size = f"{artifact['bytes_total']:,} of {artifact['limit_bytes']:,} bytes"
     yield "artifact", f"{size}, {artifact['bits_per_weight']:.3f} bits a weight"
     if artifact["clip_factor"] != 1:
         yield "clips", f"times {artifact['clip_factor']:.3f}, as quantize.fit_bytes asks for"
-    margin = f"{artifact['headroom_bytes']:,} bytes left, ± {artifact['tolerance_bytes']:,}"
-    yield "fits", f"{artifact['fits']}: {margin}"
-    yield "memory", _memory_line(memory)
+    headroom = artifact["headroom_bytes"]
+    room = f"{abs(headroom):,} bytes {'left' if headroom >= 0 else 'too many'}"
+    yield "fits", f"{artifact['fits']}: {room}, ± {artifact['tolerance_bytes']:,}"
+    flops = (
+        f"{p['training'] / 1e6:,.0f} ({p['passes']} passes)" for p in result["flops_per_token"]
+    )
+    yield "million FLOPs", f"{', then '.join(flops)} a token of training"
+    yield "memory", _memory_line(result["memory"])
+    yield "training", f"{run['steps']:,} steps in {run['train_seconds']:,.0f} s"
     for part in run["stretches"]:
-        phase = f"phase {part['phase']}, sequences of {part['sequence_length']:,}"
-        yield "steps", f"{part['steps']:,} of {1000 * part['step_seconds']:,.1f} ms ({phase})"
-    rate = f"{run['tokens_per_second']:,.0f} tokens/s at {run['utilisation']:.0%} of the peak"
-    yield "training", f"{run['steps']:,} steps in {run['train_seconds']:,.0f} s, {rate}"
-    yield "tokens", f"{run['tokens']:,}"
+        size = f"{part['batch_tokens']:,} tokens in sequences of {part['sequence_length']:,}"
+        yield "", f"{part['steps']:,} of {1000 * part['step_seconds']:,.1f} ms, {size}"
+    rate = f"{run['tokens_per_second']:,.0f} a second at {run['utilisation']:.0%} of the peak"
+    yield "tokens", f"{run['tokens']:,}, {rate}"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

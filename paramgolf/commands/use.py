@@ -30,7 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
     parser.add_argument(
-        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+        "assignments",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],
+        help="changes; values are YAML",
     )
 
 

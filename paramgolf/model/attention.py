@@ -20,13 +20,17 @@ class Segments(NamedTuple):
     """Parts of a batch that attention does not cross: documents, cut where they grow too long.
 
     `bounds` [n + 1] int32 are the first positions of the segments in the flattened batch, and its
-    end; repeats of the end are padding. `longest` is an upper bound of a segment's tokens. With
-    `window` a position sees no more than so many positions, its own among them.
+    end; repeats of the end are padding. None: each row is one. `longest` is an upper bound of a
+    segment's tokens. With `window` a position sees no more than so many, its own among them.
     """
 
-    bounds: Tensor
+    bounds: Tensor | None
     longest: int
     window: int | None = None
+
+    def within(self, window: int) -> Segments:
+        """Return the segments with a window of no more than `window`."""
+        return self._replace(window=min(window, self.window or window))
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
@@ -35,9 +39,15 @@ Attend = Callable[[Tensor, Tensor, Tensor, Segments | None], Tensor]
 def find_segments(
     tokens_BT: Tensor, bos: int, longest: int, *, multiple: int = BOUNDS_MULTIPLE
 ) -> Segments:
-    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one.
+    """Return the segments of a batch: they begin with a row, with BOS, or `longest` after one."""
+    bounds = find_bounds(tokens_BT, bos, longest, multiple=multiple)
+    return Segments(bounds.to(tokens_BT.device), longest)
 
-    Bounds are padded to a multiple of `multiple`. Tokens on a GPU are waited for.
+
+def find_bounds(tokens_BT: Tensor, bos: int, longest: int, *, multiple: int) -> Tensor:
+    """Return the bounds of a batch's segments, on the CPU, padded to a multiple of `multiple`.
+
+    Tokens on a GPU are waited for.
     """
     B, T = tokens_BT.shape
     starts = tokens_BT == bos
@@ -48,8 +58,7 @@ def find_segments(
     within = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     bounds = first.repeat_interleave(pieces) + within * longest
     padding = multiple - len(bounds) % multiple
-    bounds = torch.cat([bounds, torch.full((padding,), B * T)]).int()
-    return Segments(bounds.to(tokens_BT.device), longest)
+    return torch.cat([bounds, torch.full((padding,), B * T)]).int()
 
 
 def attend_sdpa(
@@ -69,11 +78,14 @@ def attend_sdpa(
 
 
 def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
-    """Return which position may see which, bool [B, 1, T, T]: itself and its segment's past."""
+    """Return which position may see which, bool [B or 1, 1, T, T]: itself, its segment's past."""
     B, _, T, _ = q_BHTD.shape
-    positions = torch.arange(B * T, device=q_BHTD.device, dtype=torch.int32)
-    owner = torch.searchsorted(segments.bounds, positions, right=True).view(B, T)
-    mask = (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+    if segments.bounds is None:
+        mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=q_BHTD.device).tril()
+    else:
+        positions = torch.arange(B * T, device=q_BHTD.device, dtype=torch.int32)
+        owner = torch.searchsorted(segments.bounds, positions, right=True).view(B, T)
+        mask = (owner[:, None, :, None] == owner[:, None, None, :]).tril()
     return mask if segments.window is None else mask.triu(1 - segments.window)
 
 
@@ -82,8 +94,10 @@ def flash_attention_3() -> Attend:
     kernels = importlib.import_module("flash_attn_interface")  # present on Hopper machines only
 
     def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
-        if segments is None:
-            result = kernels.flash_attn_func(q, k, v, causal=True)
+        sight = -1 if segments is None or segments.window is None else segments.window - 1
+        window = (sight, -1 if sight < 0 else 0)
+        if segments is None or segments.bounds is None:
+            result = kernels.flash_attn_func(q, k, v, causal=True, window_size=window)
         else:
             result = kernels.flash_attn_varlen_func(
                 *(x.flatten(0, 1) for x in (q, k, v)),
@@ -91,7 +105,7 @@ def flash_attention_3() -> Attend:
                 cu_seqlens_k=segments.bounds,
                 max_seqlen_q=segments.longest,
                 max_seqlen_k=segments.longest,
-                window_size=(-1, -1) if segments.window is None else (segments.window - 1, 0),
+                window_size=window,
                 causal=True,
                 num_splits=1,
             )

@@ -32,6 +32,8 @@ class ModelConfig:
     rope_base: float
     rope_trained_length: int | None
     q_gain: float
+    window_layers: tuple[int, ...]
+    window: int
     xsa_layers: int
     layer_scale: bool
     softcap: float
@@ -88,6 +90,8 @@ class ModelConfig:
             yield f"rope_dims` must be even and at most the head size {limit}: {self.rope_dims}"
         yield from self._order_faults()
         yield from self._parallel_faults()
+        if any(layer not in range(self.layers) for layer in self.window_layers) or self.window < 1:
+            yield f"window_layers` must lie in 0..{self.layers - 1}, `window` be at least 1"
         if any(layer not in range(self.layers) for layer in self.value_embedding_layers):
             yield f"value_embedding_layers` must lie in 0..{self.layers - 1}"
         if self.value_embedding_layers and self.value_embedding_dim < 1:

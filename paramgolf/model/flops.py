@@ -11,13 +11,20 @@ PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # dense bfloat16, by the vendor's
 def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: int) -> float:
     """Return the operations of one token's forward pass: matrix products, and causal attention.
 
-    A token attends to `length` / 2 others on average; both products of attention count.
+    Both products of attention count.
     """
     kv_width = config.kv_heads * config.head_dim
     attention = 2 * config.width * config.width + 2 * kv_width * config.width
     mlp = 2 * config.width * config.mlp_hidden
-    products = len(order) * (attention + mlp) + vocab_size * config.width
-    return 2.0 * products + 2.0 * len(order) * length * config.width
+    attended = [layer for layer in order if config.first_attention or layer > 0]
+    products = len(attended) * attention + len(order) * mlp + vocab_size * config.width
+    return 2.0 * products + 4.0 * config.width * sum(seen(config, i, length) for i in attended)
+
+
+def seen(config: ModelConfig, layer: int, length: int) -> float:
+    """Return the mean number of positions that a layer's attention sees in rows of `length`."""
+    window = min(config.window, length) if layer in config.window_layers else length
+    return window - window * window / (2 * length)
 
 
 def peak_flops(device_name: str) -> float | None:

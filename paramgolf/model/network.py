@@ -224,6 +224,9 @@ class Network(nn.Module):
         self, step: Step, shared: Context, extra: Tensor | None, tensors: Tensors, options: Pass
     ) -> Context:
         context = shared
+        if step.window is not None:
+            segments = shared.segments or Segments(None, shared.x0.shape[1])
+            context = context._replace(segments=segments.within(step.window))
         if step.value_row is not None:
             assert extra is not None
             context = context._replace(

@@ -14,7 +14,8 @@ class Step:
     `layer` is the row of the attention matrices, `mlp_row` of the MLP matrices, `slot` of the
     scales and gains. `push` keeps this step's output for the decoder; `skip_row` says that a kept
     output enters before the step, weighted by that row. `value_row` is the row of the value
-    embedding's scale. `parallel` means that the layer is in the parallel part.
+    embedding's scale. `parallel` means that the layer is in the parallel part. `window` is how many
+    positions its attention sees, None: all.
     """
 
     layer: int
@@ -26,6 +27,7 @@ class Step:
     xsa: bool
     value_row: int | None
     parallel: bool
+    window: int | None
 
 
 def plan(config: ModelConfig, order: Order) -> tuple[Step, ...]:
@@ -58,6 +60,7 @@ def plan(config: ModelConfig, order: Order) -> tuple[Step, ...]:
                 xsa=place >= len(order) - config.xsa_layers,
                 value_row=values.index(slot) if slot in values else None,
                 parallel=config.parallel != "none" and layer >= config.parallel_start,
+                window=config.window if layer in config.window_layers else None,
             )
         )
     return tuple(steps)

@@ -19,6 +19,7 @@ SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 LOG = Path("artifacts/train/log.jsonl")
 ERRORS = Path("artifacts/quantize/report.json")
 PACKAGE = Path("artifacts/package/package.json")
+LOG_FIX = "train again: `dvc repro -f -s train`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,18 @@ class Inputs:
     params: Mapping[str, Mapping[str, Any]]
     limits: VerifyConfig
 
+    def param(self, key: str) -> Any:
+        """Return a parameter by its dotted key."""
+        found: Any = self.params
+        for word in key.split("."):
+            found = need(found, word, PARAMS_PATH)
+        return found
+
+    def metric(self, key: str) -> Any:
+        """Return a metric by stage and name; None where an evaluator has none of that name."""
+        stage, _, name = key.partition(".")
+        return self.metrics.by_stage[stage].get(name)
+
 
 def load_inputs(root: Path = Path()) -> Inputs:
     """Read every input; a missing file or key is a ParamGolfError."""
@@ -61,15 +74,19 @@ def load_inputs(root: Path = Path()) -> Inputs:
 
 def read_log(path: Path) -> Log:
     """Read a training log; its first line is the environment."""
-    fix = "train again: `dvc repro -f -s train`"
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        records = [json.loads(line) for line in lines]
+        return parse_log(path.read_bytes(), path)
     except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+        raise ParamGolfError(f"there is no file {path}", fix=LOG_FIX) from None
+
+
+def parse_log(content: bytes, path: object) -> Log:
+    """Return what a training log holds; `path` names it in messages."""
+    try:
+        records = [json.loads(line) for line in content.decode().splitlines()]
     except ValueError as error:
-        raise ParamGolfError("not a JSONL file", where=path, found=error, fix=fix) from None
-    events = [need(record, "event", path, fix=fix) for record in records]
+        raise ParamGolfError("not a JSONL file", where=path, found=error, fix=LOG_FIX) from None
+    events = [need(record, "event", path, fix=LOG_FIX) for record in records]
     if events[:1] != ["start"] or "step" not in events:
         expected = "a first line with event `start`, and steps"
         found = f"events {sorted(set(events))}"
@@ -81,7 +98,7 @@ def read_log(path: Path) -> Log:
 
 
 def _checked(
-    records: Iterable[Mapping[str, Any]], event: str, keys: Sequence[str], path: Path
+    records: Iterable[Mapping[str, Any]], event: str, keys: Sequence[str], path: object
 ) -> list[Mapping[str, Any]]:
     chosen = [record for record in records if record["event"] == event]
     for record in chosen:

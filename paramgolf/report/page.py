@@ -1,4 +1,4 @@
-"""The report: one offline HTML page, and the pictures for `dvc plots`."""
+"""The report of one run: one offline HTML page, and the pictures for `dvc plots`."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from paramgolf.files import write_text
-from paramgolf.report import views
+from paramgolf.report import byte_map, curves, views
+from paramgolf.report.html import template
 from paramgolf.report.inputs import LOG, Inputs, load_inputs
 from paramgolf.report.metrics import need
 from paramgolf.report.plots import write_pictures
-from paramgolf.report.style import STYLE
-from paramgolf.report.template import TEMPLATE
+from paramgolf.report.scores import evaluations
+from paramgolf.report.template import RUN_PAGE
 
 OUT = Path("artifacts/report")
 
@@ -32,23 +31,28 @@ def render(inputs: Inputs) -> str:
     get = inputs.metrics.get
     scores, score_labels = views.scores(inputs)
     limit_bytes = get("package", "limit_bytes")
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    return environment.from_string(TEMPLATE).render(
-        style=jinja2.filters.Markup(STYLE),
+    leaves = byte_map.leaves(inputs.package)
+    return template(RUN_PAGE).render(
         bpb=get("eval_ttt", "val_bpb"),
         facts=_facts(inputs),
         scores=scores,
         score_labels=score_labels,
         partial=_partial(inputs),
-        loss=views.loss_plot(inputs.log),
-        rate=views.rate_plot(inputs.log),
+        evaluations=evaluations(inputs.param, inputs.metric),
+        loss=curves.loss_plot(inputs.log),
+        rate=curves.rate_plot(inputs.log),
         validations=inputs.log.validations,
+        bytes_total=get("package", "bytes_total"),
+        tiles=byte_map.tiles(leaves),
+        family_bytes=byte_map.by_family(leaves),
+        leaves=leaves,
         parts=views.byte_parts(inputs),
         headroom=limit_bytes - get("package", "bytes_total"),
         limit_bytes=limit_bytes,
         bytes_note=_bytes_note(inputs),
         grids=views.error_grids(inputs.errors),
         timings=views.timings(inputs),
+        step_split=views.step_split(inputs),
         environment=[(name, _show(value)) for name, value in inputs.log.environment.items()],
         params=[(name, _rows(section)) for name, section in inputs.params.items()],
     )

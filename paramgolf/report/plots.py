@@ -54,6 +54,8 @@ def _scores(figure: Figure, inputs: Inputs) -> None:
     axes = figure.subplots()
     rows, _ = views.scores(inputs)
     for place, row in enumerate(rows):
+        if row.value is None:
+            continue
         if row.change is not None:
             before = row.value - row.change
             color = BAD if row.change > 0 else GOOD
@@ -65,7 +67,8 @@ def _scores(figure: Figure, inputs: Inputs) -> None:
         )
     axes.set_yticks(range(len(rows)), [row.name for row in rows])
     axes.set(xlabel="bits per byte on the validation text", ylim=(len(rows) - 0.5, -0.7))
-    low, high = (pick(row.value for row in rows) for pick in (min, max))
+    values = [row.value for row in rows if row.value is not None]
+    low, high = min(values), max(values)
     room = 0.18 * (high - low) or 0.01
     axes.set_xlim(low - room, high + room)
     _plain(axes)

@@ -1,6 +1,7 @@
-"""The report page as a Jinja template: every chart is HTML, or SVG with HTML beside it."""
+"""The report page of one run as a Jinja template; the charts are macros, see macros.py."""
 
-TEMPLATE = """\
+RUN_PAGE = """\
+{%- from "macros" import plot, waterfall, treemap, families -%}
 <!doctype html>
 <html lang="en">
 <head>
@@ -11,30 +12,6 @@ TEMPLATE = """\
 </head>
 <body>
 <main>
-{%- macro plot(p) %}
-<figure>
-<h3>{{ p.title }} <small>{{ p.unit }}</small></h3>
-<div class="frame" role="img" aria-label="{{ p.title }}, {{ p.unit }}, by step. {{ p.summary }}">
-<svg viewBox="0 0 100 100" preserveAspectRatio="none" aria-hidden="true">
-{%- for place, _ in p.y_labels %}
-<line x1="0" x2="100" y1="{{ 100 - place }}" y2="{{ 100 - place }}"/>
-{%- endfor %}
-<polyline points="{{ p.curve }}"/>
-</svg>
-{%- for x, y, text in p.dots %}
-<i style="left:{{ x }}%;top:{{ y }}%" title="{{ text }}"></i>
-{%- endfor %}
-{%- for place, text in p.y_labels %}
-<span class="y" style="top:{{ 100 - place }}%">{{ text }}</span>
-{%- endfor %}
-{%- for place, text in p.x_labels %}
-<span class="x" style="left:{{ place }}%">{{ text }}</span>
-{%- endfor %}
-<span class="unit">steps</span>
-</div>
-<figcaption>{{ p.summary }}{% if p.dots %} Dots: validation.{% endif %}</figcaption>
-</figure>
-{%- endmacro %}
 <header>
 <p class="sub">paramgolf</p>
 <h1>{{ "%.4f"|format(bpb) }} <small>bits per byte</small></h1>
@@ -48,28 +25,22 @@ TEMPLATE = """\
 <h2>Score, step by step</h2>
 <p class="note">Bits per byte on the validation text; lower is better. A bar is the change from the
 row above, on the axis below.{% if partial %} <strong>{{ partial }}</strong>{% endif %}</p>
-<table>
-<thead><tr><th>after</th><th class="wide" aria-hidden="true"></th><th class="n">BPB</th>
-<th class="n">change</th></tr></thead>
+{{ waterfall(scores, score_labels) }}
+
+<h2>How it was scored</h2>
+<p class="note">A target is scored once, after those before it in the order named: <em>stream</em>
+is that of the text, <em>length</em> puts the longest documents first.</p>
+<div class="scroll"><table>
+<thead><tr><th>evaluation</th><th>mode</th><th>order</th><th>context</th><th>mixture</th>
+<th class="n">targets</th><th class="n">updates</th><th class="n">seconds</th></tr></thead>
 <tbody>
-{%- for s in scores %}
-<tr><td>{{ s.name }}</td>
-<td class="wide"><div class="track" aria-hidden="true">
-{%- if s.change is not none %}
-<b class="{{ 'worse' if s.change > 0 else 'better' }}"
- style="left:{{ s.bar[0] }}%;width:{{ s.bar[1] }}%"></b>
-{%- endif %}<u style="left:{{ s.place }}%"></u></div></td>
-<td class="n">{{ "%.4f"|format(s.value) }}</td>
-{%- if s.change is none %}<td class="n"></td>{% else %}
-<td class="n {{ 'worse' if s.change > 0 else 'better' }}">
-{{- ("%+.4f"|format(s.change)).replace("-", "−") }}</td>
-{%- endif %}</tr>
+{%- for e in evaluations %}
+<tr><td>{{ e.name }}</td><td>{{ e.mode }}</td><td>{{ e.order }}</td><td>{{ e.context }}</td>
+<td>{{ e.mixture }}</td><td class="n">{{ "{:,}".format(e.targets) }}</td>
+<td class="n">{{ "–" if e.updates is none else "{:,}".format(e.updates) }}</td>
+<td class="n">{{ "%.1f"|format(e.seconds) }}</td></tr>
 {%- endfor %}
-<tr aria-hidden="true"><td></td><td class="wide"><div class="axis">
-{%- for place, text in score_labels %}<span style="left:{{ place }}%">{{ text }}</span>{% endfor -%}
-</div></td><td></td><td></td></tr>
-</tbody>
-</table>
+</tbody></table></div>
 
 <h2>Training</h2>
 <div class="pair">
@@ -90,39 +61,38 @@ row above, on the axis below.{% if partial %} <strong>{{ partial }}</strong>{% e
 
 <h2>Where the bytes went</h2>
 <p class="note">{{ bytes_note }}</p>
-<div class="stack" aria-hidden="true">
-{%- for part in parts %}
-<b style="width:{{ part.share }}%;background:var(--c{{ part.color }})"></b>
-{%- endfor %}
-</div>
+{{ treemap(tiles, bytes_total) }}
+{{ families(family_bytes, bytes_total) }}
 <div class="scroll"><table>
-<thead><tr><th>part</th><th class="n">bytes</th><th class="n mid">of the artifact</th>
-<th class="n mid">of the limit</th><th class="n">bits a weight</th></tr></thead>
+<thead><tr><th>part, as compressed</th><th class="n">bytes</th>
+<th class="n mid">of the artifact</th><th class="n mid">of the limit</th>
+<th class="n">bits a weight</th></tr></thead>
 <tbody>
 {%- for part in parts %}
-<tr><td class="part"><span class="swatch" style="background:var(--c{{ part.color }})"></span>
-{{- part.name }}</td><td class="n">{{ "{:,}".format(part.bytes) }}</td>
+<tr><td>{{ part.name }}</td><td class="n">{{ "{:,}".format(part.bytes) }}</td>
 <td class="n mid">{{ "%.2f"|format(part.share) }} %</td>
 <td class="n mid">{{ "%.2f"|format(part.of_limit) }} %</td>
 <td class="n">{{ "–" if part.bits is none else "%.3f"|format(part.bits) }}</td></tr>
 {%- endfor %}
-<tr><td class="part"><span class="swatch free"></span>
-{{- "free" if headroom >= 0 else "over the limit" }}</td>
+<tr><td>{{ "free" if headroom >= 0 else "over the limit" }}</td>
 <td class="n">{{ "{:,}".format(headroom|abs) }}</td><td class="mid"></td>
 <td class="n mid">{{ "%.2f"|format(100 * headroom|abs / limit_bytes) }} %</td><td></td></tr>
 </tbody>
 </table></div>
-<details><summary>What shares a part</summary>
-<div class="columns">
-{%- for part in parts if part.shares|length > 1 %}
-<section><h3>{{ part.name }} <small>bytes, by size before compression</small></h3>
-<table><tbody>
-{%- for name, size in part.shares %}
-<tr><td>{{ name }}</td><td>{{ "{:,}".format(size) }}</td></tr>
+<details><summary>Every tensor, by family and kind</summary>
+<p class="note">Tensors that were compressed together share their bytes by size before
+compression; code by module. The rows add up to both files.</p>
+<div class="scroll"><table>
+<thead><tr><th>family</th><th>tensor</th><th>kind</th><th class="n">bytes</th></tr></thead>
+<tbody>
+{%- for leaf in leaves %}
+<tr><td class="part"><span class="swatch f-{{ leaf.family }}"></span>{{ leaf.family }}</td>
+<td>{{ leaf.tensor }}</td><td>{{ leaf.kind }}</td>
+<td class="n">{{ "{:,}".format(leaf.bytes) }}</td></tr>
 {%- endfor %}
-</tbody></table></section>
-{%- endfor %}
-</div></details>
+<tr><th>model.bin and train_gpt.py</th><td></td><td></td>
+<td class="n">{{ "{:,}".format(bytes_total) }}</td></tr>
+</tbody></table></div></details>
 
 <h2>What quantising cost</h2>
 <div class="pair">
@@ -163,6 +133,21 @@ row above, on the axis below.{% if partial %} <strong>{{ partial }}</strong>{% e
 <td class="n">{{ "–" if t.limit is none else "%g"|format(t.limit) }}</td></tr>
 {%- endfor %}
 </tbody></table>
+
+{%- if step_split %}
+<h3>A training step <small>milliseconds on the GPU, by kind of kernel</small></h3>
+<div class="stack" aria-hidden="true">
+{%- for name, _, share in step_split %}
+<b class="l{{ loop.index0 }}" style="width:{{ share|round(3) }}%" title="{{ name }}"></b>
+{%- endfor %}
+</div>
+<ul class="legend">
+{%- for name, ms, share in step_split %}
+<li><span class="swatch l{{ loop.index0 }}"></span>{{ name }}
+<strong>{{ "%.2f"|format(ms) }}</strong> {{ "%.0f"|format(share) }} %</li>
+{%- endfor %}
+</ul>
+{%- endif %}
 
 <h2>Environment of training</h2>
 <div class="columns"><section><table><tbody>

@@ -7,43 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paramgolf.report.charts import Axis, Point, polyline, thin
-from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs, Log
+from paramgolf.model.shapes import MATRICES
+from paramgolf.report.charts import Axis
+from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs
 from paramgolf.report.metrics import need
+from paramgolf.report.scores import SCORES, Score, chain, notes
 
-MATRICES = ("q", "k", "v", "o", "up", "down")
 KINDS = ("integers", "scales", "float16", "header", "code")  # of parts, in the page's order
-COLORS = 11  # --c0 to --c10 of the style sheet
-SCORES = (
-    ("Trained, averaged weights", "train", "val_bpb"),
-    ("Quantised and packed", "eval_sliding", "val_bpb_plain"),
-    ("Sliding window", "eval_sliding", "val_bpb"),
-    ("Adapted while scoring", "eval_ttt", "val_bpb"),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A chart of curves and dots over the training steps, in per cent of its frame."""
-
-    title: str
-    unit: str
-    summary: str
-    x_labels: Sequence[tuple[float, str]]
-    y_labels: Sequence[tuple[float, str]]
-    curve: str
-    dots: Sequence[tuple[float, float, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """Bits per byte after one more step of the pipeline; `bar` is the change, from and width."""
-
-    name: str
-    value: float
-    change: float | None
-    place: float
-    bar: tuple[float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +29,13 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Bytes of a part; per cent of the artifact and of the limit; bits a weight; who shares it."""
+    """Bytes of a part; per cent of the artifact and of the limit; bits a weight."""
 
     name: str
     bytes: int
     share: float
     of_limit: float
     bits: float | None
-    color: int
-    shares: Sequence[tuple[str, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,53 +49,11 @@ class Grid:
     decimals: int
 
 
-def loss_plot(log: Log) -> Plot:
-    """Return training loss as a curve and validation loss as dots, nats a token."""
-    steps = [(float(r["step"]), float(r["loss"])) for r in log.steps]
-    points = thin(steps)
-    x = _step_axis(log)
-    y = Axis.over([b for _, b in points] + [r["val_loss"] for r in log.validations])
-    dots = [
-        (
-            x.percent(r["step"]),
-            100 - y.percent(r["val_loss"]),
-            f"step {r['step']:,}: {r['val_loss']:.4f} nats, {r['val_bpb']:.4f} BPB",
-        )
-        for r in log.validations
-    ]
-    each = -(-len(steps) // len(points))
-    mean = f", each point the mean of {each} steps" if each > 1 else ""
-    summary = f"Training loss, from {steps[0][1]:.3f} to {steps[-1][1]:.3f}{mean}."
-    curve = polyline(points, x, y)
-    return Plot("Loss", "nats a token", summary, x.labels(), y.labels(), curve, dots)
-
-
-def rate_plot(log: Log) -> Plot:
-    """Return the learning rate as a share of its peak."""
-    points: list[Point] = [(float(r["step"]), float(r["lr"])) for r in log.steps]
-    x, y = _step_axis(log), Axis.over([0.0, 1.0], ticks=2)
-    summary = f"From {points[0][1]:.2f} to {points[-1][1]:.2f} of the peak rate."
-    curve = polyline(thin(points), x, y)
-    return Plot("Learning rate", "share of its peak", summary, x.labels(), y.labels(), curve, [])
-
-
-def _step_axis(log: Log) -> Axis:
-    last = float(log.steps[-1]["step"])
-    ticks = Axis.over([0.0, last], ticks=4).ticks
-    return Axis(0.0, last, tuple(tick for tick in ticks if tick <= last))
-
-
 def scores(inputs: Inputs) -> tuple[list[Score], list[tuple[float, str]]]:
     """Return BPB after each step of the pipeline, and the labels of their axis."""
     values = [float(inputs.metrics.get(stage, key)) for _, stage, key in SCORES]
     axis = Axis.over(values, ticks=4)
-    rows = []
-    for i, value in enumerate(values):
-        before = values[i - 1] if i else value
-        left, right = sorted((axis.percent(before), axis.percent(value)))
-        change = value - before if i else None
-        rows.append(Score(SCORES[i][0], value, change, axis.percent(value), (left, right - left)))
-    return rows, axis.labels()
+    return chain(values, notes(inputs.param), axis), axis.labels()
 
 
 def timings(inputs: Inputs) -> list[Timing]:
@@ -157,6 +83,17 @@ def timings(inputs: Inputs) -> list[Timing]:
         )
         for name, parts, limit in rows
     ]
+
+
+def step_split(inputs: Inputs) -> list[tuple[str, float, float]]:
+    """Return what a training step's time went into: name, milliseconds, per cent; the most first.
+
+    Empty where it was not measured, as on a CPU.
+    """
+    split = inputs.metric("train.time_split_ms") or {}
+    whole = sum(split.values()) or 1.0
+    found = [(name, ms, 100 * ms / whole) for name, ms in split.items() if ms > 0]
+    return sorted(found, key=lambda item: -item[1])
 
 
 def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
@@ -197,18 +134,10 @@ def byte_parts(inputs: Inputs) -> list[Part]:
         key=lambda i: (KINDS.index(kinds[i]), -need(parts[i], "bytes", PACKAGE)),
     )
     rows = []
-    for color, i in enumerate(order):
+    for i in order:
         size, raw = (need(parts[i], key, PACKAGE) for key in ("bytes", "raw_bytes"))
         weights = raw if kinds[i] == "integers" else 0  # an integer is an int8 before compression
-        rows.append(
-            Part(
-                need(parts[i], "name", PACKAGE),
-                size,
-                100 * size / total,
-                100 * size / limit,
-                8 * size / weights if weights else None,
-                color % COLORS,
-                sorted(need(parts[i], "shares", PACKAGE).items(), key=lambda share: -share[1]),
-            )
-        )
+        bits = 8 * size / weights if weights else None
+        name = need(parts[i], "name", PACKAGE)
+        rows.append(Part(name, size, 100 * size / total, 100 * size / limit, bits))
     return rows

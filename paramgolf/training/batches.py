@@ -10,13 +10,14 @@ from torch import Tensor
 
 from paramgolf.data.loader import Windows
 from paramgolf.data.shards import Stream
-from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments
+from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.network import BOS
 from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks, share
 from paramgolf.training.config import BatchPhase, TrainConfig
 
-BOUNDS_EVERY = 128  # tokens: a document has more on average, so that all batches have one shape
+SAMPLED_ROWS = 32
+SPARE_BOUNDS = 1.1
 
 
 class Batch(NamedTuple):
@@ -43,6 +44,25 @@ class Batches:
             length: Windows(stream, length, seed=config.seed, arrangement=arrangement)
             for length in lengths
         }
+        self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.sizes}
+
+    def _sampled_bounds(self, sizes: BatchPhase) -> int:
+        """Return a number of bounds that hardly a row of packed documents exceeds.
+
+        Rows are padded to it: compiled code and graphs want one shape, and attention's backward
+        pays for each bound, an empty segment's too.
+        """
+        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
+        if longest is None:
+            return 0
+        windows = self._windows[length]
+        step = -(-windows.count // SAMPLED_ROWS)
+        rows = [windows.read(i, i + 1)[:, :-1] for i in range(0, windows.count, step)]
+        most = max(
+            len(find_bounds(torch.from_numpy(row), BOS, longest, multiple=BOUNDS_MULTIPLE))
+            for row in rows
+        )
+        return round(SPARE_BOUNDS * most)
 
     def sizes(self, at: Point) -> BatchPhase:
         """Return the sizes that hold at a point of training."""
@@ -74,28 +94,29 @@ class Batches:
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
-            yield batch_of(torch.from_numpy(windows), longest, self._ranks.device)
+            tokens = torch.from_numpy(windows)
+            yield batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
 
     def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocab_size, shape, generator=generator)
-        return batch_of(tokens, self.document_tokens(sizes), self._ranks.device)
+        longest = self.document_tokens(sizes)
+        return batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
 
 
-def batch_of(tokens: Tensor, longest: int | None, device: torch.device) -> Batch:
+def batch_of(
+    tokens: Tensor, longest: int | None, device: torch.device, bounds: int = BOUNDS_MULTIPLE
+) -> Batch:
     """Return rows of tokens on `device`, from memory that needs no waiting.
 
-    With `longest` they are packed documents, whose bounds are found; batches of one size have the
-    same number of bounds.
+    With `longest` they are packed documents; their bounds are padded to a multiple of `bounds`.
     """
     if longest is None:
         return Batch(_move(tokens, device))
-    inputs = tokens[:, :-1]
-    multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY + inputs.numel() // longest
-    segments = find_segments(inputs, BOS, longest, multiple=multiple)
-    return Batch(_move(tokens, device), _move(segments.bounds, device))
+    found = find_bounds(tokens[:, :-1], BOS, longest, multiple=bounds)
+    return Batch(_move(tokens, device), _move(found, device))
 
 
 def _move(x: Tensor, device: torch.device) -> Tensor:

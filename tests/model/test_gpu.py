@@ -8,7 +8,7 @@ import importlib.util
 import pytest
 import torch
 
-from paramgolf.model.attention import attend_sdpa, find_segments, flash_attention_3
+from paramgolf.model.attention import Segments, attend_sdpa, find_segments, flash_attention_3
 from paramgolf.model.network import BOS, Network, Pass
 from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
@@ -34,10 +34,13 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
 @needs_fa3
 @pytest.mark.parametrize(("rows", "length"), [(2, 2048), (3, 1000), (1, 77)])
 @pytest.mark.parametrize("packed", [False, True])
-def test_flash_attention_equals_the_reference(rows, length, packed):
+@pytest.mark.parametrize("window", [None, 100])
+def test_flash_attention_equals_the_reference(rows, length, packed, window):
     q, k, v = (heads(rows, length, n, seed) for n, seed in ((8, 0), (4, 1), (4, 2)))
     tokens = torch.randint(0, 40, (rows, length), device=GPU)
     segments = find_segments(tokens, BOS, 256) if packed else None
+    if window is not None:
+        segments = (segments or Segments(None, length)).within(window)
     reference = [x.detach().float().requires_grad_() for x in (q, k, v)]
     found, expected = flash_attention_3()(q, k, v, segments), attend_sdpa(*reference, segments)
     assert relative(found, expected) < 1e-2

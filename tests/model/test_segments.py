@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from paramgolf.model.attention import find_segments
+from paramgolf.model.flops import forward_flops
 from paramgolf.model.network import BOS, Network, Pass
 
 
@@ -49,3 +50,31 @@ def test_a_long_document_is_seen_in_pieces(tiny_model):
     before, after = network.logits(tokens, options), network.logits(changed, options)
     assert torch.equal(before[:, 8:], after[:, 8:])
     assert torch.equal(before[:, :5], after[:, :5])
+
+
+def test_layers_with_a_window_see_no_further(tiny_model):
+    """As a pass with a window, if all layers have it; a window beyond the row changes nothing."""
+    plain = tiny_model()
+    everywhere = tiny_model(window_layers=(0, 1, 2, 3), window=4)
+    tokens = torch.randint(4, 64, (2, 16), generator=torch.Generator().manual_seed(3))
+    order = plain.orders[-1]
+    networks = [Network(c, 64, seed=1) for c in (plain, everywhere, tiny_model(window_layers=(1,)))]
+    for network in networks:
+        with torch.no_grad():
+            for p in network.parameters():
+                generator = torch.Generator().manual_seed(p.numel())
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    whole = networks[0].logits(tokens, Pass(order))
+    windowed = networks[0].logits(tokens, Pass(order, window=4))
+    assert torch.equal(networks[1].logits(tokens, Pass(order)), windowed)
+    assert torch.equal(networks[1].logits(tokens, Pass(order, window=9)), windowed)
+    assert torch.equal(networks[2].logits(tokens, Pass(order)), whole)  # 512 tokens: all of them
+    assert not torch.allclose(whole, windowed)
+
+
+def test_a_window_counts_less_arithmetic(tiny_model):
+    whole, half = (
+        forward_flops(tiny_model(window_layers=layers, window=8), 64, (0, 1, 2, 3), 16)
+        for layers in ((), (0, 1, 2, 3))
+    )
+    assert whole - half == 4 * 32 * 4 * (8 - 6)  # positions seen on average: 8 of 16 in all, or 6

@@ -6,19 +6,17 @@ import dataclasses
 import itertools
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
+from page_check import outside_references, text_of
 from run_files import log_lines, metrics, write_run
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.report import views
+from paramgolf.report import byte_map, curves, views
 from paramgolf.report.inputs import Inputs, load_inputs, read_log
 from paramgolf.report.page import render, write_report
-
-VOID = {"meta"}
 
 
 @pytest.fixture(scope="module")
@@ -33,33 +31,8 @@ def page(inputs: Inputs) -> str:
     return render(inputs)
 
 
-class Balance(HTMLParser):
-    """Checks that tags are closed in order, and keeps the text."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text = ""
-
-    def handle_starttag(self, tag: str, attrs: list) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list) -> None:
-        """A tag that closes itself."""
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag, self.getpos()
-
-    def handle_data(self, data: str) -> None:
-        self.text += data + " "
-
-
 def test_the_page_is_well_formed_and_shows_the_figures(page):
-    parser = Balance()
-    parser.feed(page)
-    assert parser.open == []
-    shown = " ".join(parser.text.split())
+    shown = text_of(page)
     for figure in ("1.7702 bits per byte", "578,000", "15,422,000", "+0.0115", "−0.0196", "102.8"):
         assert figure in shown
     for heading in ("Score, step by step", "Where the bytes went", "Configuration", "Environment"):
@@ -69,11 +42,11 @@ def test_the_page_is_well_formed_and_shows_the_figures(page):
 
 
 def test_the_page_needs_nothing_but_itself(page):
-    assert not re.search(r"(src|href)\s*=|url\(|@import|<script|https?:", page)
+    assert not outside_references(page)
 
 
 def test_each_picture_has_words(page):
-    assert page.count('role="img" aria-label="') == page.count("<svg") == 2
+    assert len(re.findall(r'role="img"\s+aria-label="', page)) == page.count("<svg") + 1 == 3
     assert page.count('aria-hidden="true"') >= page.count("<svg")
 
 
@@ -108,7 +81,30 @@ def test_bytes_add_up_to_the_artifact(inputs):
     assert sum(part.share for part in parts) == pytest.approx(100)
     assert [part.name for part in parts[-4:]] == ["scales", "vectors", "header", "code"]
     assert parts[0].bits == pytest.approx(8 * 0.43, abs=0.01)
-    assert len({part.color for part in parts}) == len(parts)
+
+
+def test_every_tensors_bytes_add_up_to_the_files(inputs, page):
+    leaves = byte_map.leaves(inputs.package)
+    assert sum(leaf.bytes for leaf in leaves) == metrics()["package"]["bytes_total"]
+    sizes = byte_map.by_family(leaves)
+    assert list(sizes) == ["MLP", "attention", "embedding", "vectors", "header", "code"]
+    assert sizes["code"] == metrics()["package"]["bytes_code"]
+    assert byte_map.Leaf("MLP", "up", "scales", 5000) in leaves
+    shown = re.findall(r'class="tile f-\w+ k-\w+"', page)
+    assert len(shown) == len(leaves)
+
+
+def test_the_pages_evaluations_name_mode_and_order(tmp_path, page):
+    assert "strided, stream order" in page
+    assert "sgd, stream order" in page
+    write_run(tmp_path)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["eval_ttt"]["mode"] = "lora_documents"
+    params["eval_ttt"]["documents"]["order"] = "length"
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    changed = render(load_inputs(tmp_path))
+    assert "lora_documents, length order" in changed
+    assert "chunks of 48" in changed
 
 
 def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs):
@@ -122,6 +118,21 @@ def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs
     rows = {row.name: row for row in views.timings(changed)}
     assert rows["Training and calibration"].seconds == 96.5
     assert rows["Calibration, on generated text"].limit is None
+
+
+def test_a_steps_time_is_split_where_it_was_measured(inputs, page):
+    assert "A training step" not in page
+    split = {"gemm": 60.0, "attention": 25.0, "communication": 0.0, "gaps": 15.0}
+    by_stage = metrics() | {"train": metrics()["train"] | {"time_split_ms": split}}
+    changed = dataclasses.replace(
+        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
+    )
+    assert views.step_split(changed) == [
+        ("gemm", 60.0, 60.0),
+        ("attention", 25.0, 25.0),
+        ("gaps", 15.0, 15.0),
+    ]
+    assert "gemm 60.00 60 % attention 25.00 25 %" in text_of(render(changed))
 
 
 def test_an_artifact_above_the_limit_is_said_to_be(inputs):
@@ -152,8 +163,8 @@ def test_errors_are_laid_out_by_layer_and_matrix(inputs):
 def test_long_logs_are_thinned(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, log_lines(5000))))
-    plot = views.loss_plot(read_log(path))
-    assert len(plot.curve.split()) <= 400
+    plot = curves.loss_plot(read_log(path))
+    assert len(plot.curves[0].points.split()) <= 400
     assert "each point the mean of 13 steps" in plot.summary
     assert plot.x_labels[-1] == (80.0, "4,000")
 

@@ -1,0 +1,115 @@
+"""Several runs for one page: parameters and metrics from Git, logs and ledgers from DVC's cache."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.read import Experiment, Source, find, read
+from paramgolf.report.inputs import LOG, PACKAGE, Log, parse_log
+
+MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, plain and dashed
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run by its name; `params` and `metrics` by dotted key.
+
+    `log` and `package` (package.json) are None where the cache does not hold them, `log` also where
+    it is not whole. `foreign` names the stages that another run made, and why: nothing of them is
+    here.
+    """
+
+    name: str
+    params: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    log: Log | None
+    package: Mapping[str, Any] | None
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+
+def load_runs(
+    wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
+) -> tuple[list[Run], dict[str, str]]:
+    """Return the runs, each once, and why others were left out, by name.
+
+    `wanted` is as in `paramgolf.experiments.read.find`. After `dvc exp run` the workspace is the
+    same run as the experiment: it counts once.
+    """
+    sources = find(wanted, root, everywhere=everywhere)
+    chosen: list[tuple[Source, Experiment]] = []
+    left_out: dict[str, str] = {}
+    for source, found in zip(sources, read(sources, root), strict=True):
+        if not found.metrics:
+            left_out[found.name] = "it has no metrics of its own"
+        elif not any(_same(found, other) for _, other in chosen):
+            chosen.append((source, found))
+    _check_count(chosen, left_out)
+    return [_run(source, found, root) for source, found in chosen], left_out
+
+
+def _same(one: Experiment, other: Experiment) -> bool:
+    return (one.params, one.metrics) == (other.params, other.metrics)
+
+
+def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
+    if not chosen:
+        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        fix = "run the pipeline first, or name experiments (`dvc exp show`)"
+        raise ParamGolfError("there is no run to show", found=found, fix=fix)
+    if len(chosen) > MOST_RUNS:
+        raise ParamGolfError(
+            "too many runs for one page",
+            expected=f"at most {MOST_RUNS}",
+            found=len(chosen),
+            fix="name those to show; `paramgolf compare` takes any number",
+        )
+
+
+def _run(source: Source, found: Experiment, root: Path) -> Run:
+    log, package = _contents(source, (LOG, PACKAGE), root)
+    return Run(
+        found.name,
+        found.params,
+        found.metrics,
+        None if log is None or "train" in found.foreign else _log(log, found.name),
+        None if package is None or "package" in found.foreign else _ledger(package, found.name),
+        found.foreign,
+    )
+
+
+def _log(content: bytes, name: str) -> Log | None:
+    """Return a training log; None where it is not whole, as while training runs."""
+    try:
+        return parse_log(content, f"{name}: {LOG}")
+    except ParamGolfError:
+        return None
+
+
+def _ledger(content: bytes, name: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError as error:
+        raise ParamGolfError("not a JSON file", where=f"{name}: {PACKAGE}", found=error) from None
+
+
+def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:
+    """Yield files that stages wrote, from the folder or DVC's cache; None: not at hand."""
+    if source.commit is None:
+        for path in paths:
+            yield (root / path).read_bytes() if (root / path).is_file() else None
+        return
+    from dvc.api import DVCFileSystem  # 0.4 s, and half a second a commit
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
+
+    files = DVCFileSystem(str(root.resolve()), rev=source.commit)
+    for path in paths:
+        try:
+            yield bytes(files.read_bytes(path.as_posix()))
+        except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
+            yield None

@@ -1,0 +1,330 @@
+"""The page that compares runs: each run's figures, with metrics, logs and ledgers missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from page_check import outside_references, text_of
+from run_files import ROOT, evaluation, log_lines, metrics, package, write_run
+
+from paramgolf.cli import main
+from paramgolf.files import write_text
+from paramgolf.recipes import RECIPES, build, flatten
+from paramgolf.report import compare_views as views
+from paramgolf.report.compare_page import render_comparison
+from paramgolf.report.inputs import parse_log
+from paramgolf.report.runs import Run
+
+PARAMS = flatten(build("sample", folder=ROOT / RECIPES))
+
+
+def made(
+    name: str,
+    changes: dict[str, Any] | None = None,
+    scores: tuple[float, float, float] = (1.7702, 1.7931, 1.8127),
+    **parts: Any,
+) -> Run:
+    """Return a whole run; `scores` are adapted, sliding and packed, `parts` replace fields."""
+    adapted, sliding, packed = scores
+    by_stage = metrics()
+    by_stage["eval_sliding"] = evaluation(sliding, packed, 0)
+    by_stage["eval_ttt"] = evaluation(adapted, packed, 93)
+    content = "".join(json.dumps(line) + "\n" for line in log_lines(200))
+    log = parse_log(content.encode(), name)
+    fields = {"metrics": flatten(by_stage), "log": log, "package": package()} | parts
+    return Run(name, {**PARAMS, **(changes or {})}, **fields)
+
+
+@pytest.fixture(scope="module")
+def runs() -> list[Run]:
+    wide = made("wide", {"quantize.mlp_clip": 11.5, "verify.enforce": False}, (1.7603, 1.79, 1.81))
+    return [made("base"), wide]
+
+
+@pytest.fixture(scope="module")
+def page(runs: list[Run]) -> str:
+    return render_comparison(runs, {})
+
+
+def test_the_page_is_well_formed_and_shows_each_run(page):
+    shown = text_of(page)
+    assert "2 runs side by side" in shown
+    assert "base 1.7702 1.7931 1.8127 1.8012 578,000 400 96" in shown
+    assert "verify.enforce" not in shown.partition("What differs")[2].partition("Every metric")[0]
+    assert "−0.0297" in shown  # 1.7603 - 1.79
+    for heading in ("Results", "Score, step by step", "Training", "Where the bytes went"):
+        assert heading in shown
+    assert not outside_references(page)
+
+
+def test_the_lowest_score_is_marked_and_no_count(runs):
+    base, wide = views.summary(runs)
+    assert [best for _, best in wide.cells[:3]] == [True] * 3
+    assert not any(best for _, best in base.cells[:3])
+    assert all(not best for row in (base, wide) for _, best in row.cells[4:])
+    (alone,) = views.summary(runs[:1])
+    assert not any(best for _, best in alone.cells)
+
+
+def test_what_differs_has_a_row_a_run_or_a_row_a_parameter(runs):
+    """Whichever table is the taller, so that it is not the wider."""
+    shown = text_of(render_comparison(runs, {}))
+    assert "run quantize.mlp_clip base 12.85 wide 11.5" in shown
+    other = {"quantize.mlp_clip": 11.5, "train.seed": 2, "train.matrix_lr": 0.1}
+    shown = text_of(render_comparison([runs[0], made("other", other)], {}))
+    assert "parameter base other train.seed 1337 2 train.matrix_lr 0.022 0.1" in shown
+    assert "No parameter." in text_of(render_comparison([runs[0], made("same")], {}))
+
+
+def test_all_runs_share_an_axis_of_changes_since_training(runs):
+    far = made("far", scores=(1.2702, 1.2931, 1.3127))
+    far = made("far", metrics={**far.metrics, "train.val_bpb": 1.3012})  # base, 0.5 below
+    falls, labels = views.falls([*runs, far])
+    base, wide, shifted = ([row.place for row in fall.rows] for fall in falls)
+    assert base == pytest.approx(shifted)
+    assert base[0] == wide[0]
+    assert wide[3] < base[3] < base[2] < base[0] < base[1]
+    assert "0.00" in [text for _, text in labels]
+    bar = falls[0].rows[1].bar
+    assert [bar[0], sum(bar)] == pytest.approx([base[0], base[1]], abs=0.01)
+
+
+def test_a_change_that_rounds_to_nothing_is_neither_good_nor_bad(runs):
+    falls, _ = views.falls([made("flat", scores=(1.7702, 1.812701, 1.8127))])
+    assert [row.trend for row in falls[0].rows] == ["same", "worse", "same", "better"]
+
+
+def test_curves_lie_in_one_frame_each_with_its_line(runs, page):
+    loss, validation = views.plots(runs)
+    assert [curve.line for curve in loss.curves] == ["l0", "l1"]
+    assert "base ends at" in loss.summary
+    assert "wide ends at" in loss.summary
+    assert [dot.line for dot in validation.dots] == ["l0", "l0", "l1", "l1"]
+    assert page.count('<polyline class="l1"') == 2
+    assert views.plots([made("x", log=None)]) == []
+
+
+def test_more_runs_than_colours_are_dashed():
+    many = [made(f"run-{i}") for i in range(9)]
+    assert [row.line for row in views.summary(many)][-2:] == ["l7", "l0 dash"]
+
+
+def test_bytes_by_family_add_up(runs):
+    (base, _) = views.stacks(runs)
+    assert base.total == 578_000
+    assert sum(size for _, size, _ in base.parts) == 578_000
+    assert sum(width for *_, width in base.parts) == pytest.approx(100)
+    (bare,) = views.stacks([made("bare", package=None)])
+    assert [(family, size) for family, size, _ in bare.parts] == [
+        ("model", 560_000),
+        ("code", 18_000),
+    ]
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        ["eval_ttt.val_bpb"],
+        ["eval_sliding.val_bpb_plain", "train.val_bpb"],
+        ["package.bytes_model", "package.bytes_code", "package.bytes_total"],
+        [key for key in flatten(metrics()) if key.startswith(("eval_", "package.", "train."))],
+    ],
+)
+def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
+    kept = {key: v for key, v in flatten(metrics()).items() if key not in missing}
+    bare = Run("bare", PARAMS, kept, None, None)
+    shown = text_of(render_comparison([*runs, bare], {}))
+    assert "no training log at hand of bare" in shown
+    assert "–" in shown
+    text_of(render_comparison([bare], {}))
+
+
+def test_a_change_after_a_missing_score_is_from_the_nearest_before():
+    kept = {k: v for k, v in flatten(metrics()).items() if k != "eval_sliding.val_bpb"}
+    falls, _ = views.falls([made("bare", metrics=kept)])
+    changes = [row.change for row in falls[0].rows]
+    assert changes[0] is None
+    assert changes[2] is None
+    assert changes[3] == pytest.approx(1.7702 - 1.8127)
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed_metrics", "warning"),
+    [
+        ({}, {"eval_ttt.bytes_scored": 5}, "adapted scores are of different texts"),
+        ({}, {"train.device": "H100"}, "different devices"),
+        ({"tokenizer.vocab_size": 2048}, {}, "nats a token do not compare"),
+        ({"eval_ttt.mode": "none"}, {}, "eval_ttt did not score alike: sgd, stream order / none"),
+        (
+            {"eval_ttt.mode": "lora_documents"},
+            {},
+            "stream order / lora_documents, length order",
+        ),
+    ],
+)
+def test_what_makes_runs_hard_to_compare_is_said(changes, changed_metrics, warning):
+    other = made("other", changes, metrics={**flatten(metrics()), **changed_metrics})
+    (shared,) = views.warnings([made("base"), made("again")], {})
+    assert shared.endswith("their curves lie on one another: base, again.")
+    assert any(warning in text for text in views.warnings([made("base"), other], {}))
+
+
+def test_text_from_outside_is_escaped():
+    page = render_comparison([made("<b>x</b>")], {"<i>": "<u>"})
+    assert "<b>x</b>" not in page
+    assert "<u>" not in page
+
+
+# the command
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A Git repository with a run in a commit tagged `first`, and another in the workspace."""
+    write_run(tmp_path)
+    for words in (
+        ["init", "-q"],
+        ["config", "user.name", "x"],
+        ["config", "user.email", "x@example.org"],
+        ["add", "params.yaml", "artifacts/metrics"],
+        ["commit", "-q", "-m", "run"],
+        ["tag", "first"],
+    ):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `paramgolf report`; return what it prints."""
+
+    def run(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["report", *words])
+        captured = capsys.readouterr()
+        assert caught.value.code == code, captured.err
+        return captured.err if code else captured.out
+
+    return run
+
+
+def test_the_command_writes_the_page_of_a_commit_and_the_workspace(project, call):
+    write_run(project, {"eval_ttt": {"val_bpb": 1.7501}})
+    assert "artifacts/compare.html: 2 runs (first, workspace)" in call("first", "workspace")
+    shown = text_of((project / "artifacts/compare.html").read_text())
+    assert "first 1.7702" in shown
+    assert "workspace 1.7501" in shown
+    assert "no training log at hand of first" in shown  # no cache holds it
+    assert "workspace ends at" in shown
+    before = (project / "artifacts/compare.html").read_bytes()
+    call("first", "workspace", "--out", "again.html")
+    assert (project / "again.html").read_bytes() == before
+
+
+def test_equal_runs_count_once(project, call):
+    assert "1 run (first)" in call("first", "workspace")
+
+
+def test_a_workspace_without_metrics_is_left_out(project, call):
+    for path in (project / "artifacts/metrics").iterdir():
+        path.unlink()
+    assert "left out: workspace: it has no metrics of its own" in call("first", "workspace")
+    assert "there is no run to show" in call("workspace", code=2)
+
+
+MAKE = """
+import json, pathlib, shutil, yaml
+seed = yaml.safe_load(open("params.yaml"))["train"]["seed"]
+for name in ("train", "package"):
+    shutil.copytree(f"kept/{name}", f"artifacts/{name}", dirs_exist_ok=True)
+path = pathlib.Path("artifacts/metrics/eval_ttt.json")
+path.write_text(json.dumps(json.loads(path.read_text()) | {"val_bpb": 1.7 + seed / 1e4}))
+"""
+
+
+@pytest.mark.pipeline
+def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
+    """Each experiment's files are read at its own commit, whatever the workspace holds."""
+    (project / "kept").mkdir()
+    for name in ("train", "package"):
+        (project / "artifacts" / name).rename(project / "kept" / name)
+    outs = ["artifacts/train", "artifacts/package"]
+    metric = {"artifacts/metrics/eval_ttt.json": {"cache": False, "persist": True}}
+    stage = {"cmd": f"{sys.executable} make.py", "params": ["train"], "outs": [*outs, metric]}
+    write_text(project / "make.py", MAKE)
+    write_text(project / "dvc.yaml", yaml.safe_dump({"stages": {"all": stage}}))
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1"}
+    dvc = [sys.executable, "-m", "dvc"]
+    subprocess.run([*dvc, "init", "-q"], env=environment, check=True)
+    subprocess.run(["git", "add", "-A"], check=True)
+    subprocess.run(["git", "commit", "-q", "-m", "plan"], check=True)
+    for seed in (11, 12):
+        words = ["exp", "run", "-q", "-n", f"made-{seed}", "-S", f"train.seed={seed}"]
+        subprocess.run([*dvc, *words], env=environment, check=True, capture_output=True)
+    shutil.rmtree(project / "artifacts/train")
+    assert "2 runs (made-11, made-12)" in call()
+    page = (project / "artifacts/compare.html").read_text()
+    shown = text_of(page)
+    assert "made-11 1.7011" in shown
+    assert "made-12 ends at" in shown
+    assert "no training log" not in shown
+    assert page.count('<polyline class="l1"') == 2
+    assert "attention" in shown  # families are known from package.json alone
+
+
+def test_what_another_run_made_is_not_shown(project, call):
+    """Parameters that were changed since are not those of the scores that lie there."""
+    steps = yaml.safe_load((project / "params.yaml").read_text())["eval_ttt"]
+    stages = {"eval_ttt": {"params": {"params.yaml": {"eval_ttt": steps | {"lr": 0.5}}}}}
+    write_text(project / "dvc.lock", yaml.safe_dump({"schema": "2.0", "stages": stages}))
+    call("workspace")
+    shown = text_of((project / "artifacts/compare.html").read_text())
+    assert "not shown of workspace, as made with another eval_ttt.lr: eval_ttt." in shown
+    assert "workspace – 1.7931" in shown
+
+
+def test_a_log_that_is_being_written_is_left_out(project, call):
+    path = project / "artifacts/train/log.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert "1 run (workspace)" in call("workspace")
+    shown = text_of((project / "artifacts/compare.html").read_text())
+    assert "no training log at hand of workspace" in shown
+
+
+def test_a_damaged_ledger_is_named(project, call):
+    (project / "artifacts/package/package.json").write_text("{")
+    assert "workspace: artifacts/package/package.json" in call("workspace", code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nothing"], "there is no experiment `nothing`"),
+        (["--out"], "expected one argument"),
+        (["--html"], "unrecognized arguments"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(words, message, project, call):
+    error = call(*words, code=2)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_more_runs_than_lines_are_refused(project, call):
+    for i in range(17):
+        write_run(project, {"eval_ttt": {"val_bpb": 1.7 + i / 1000}})
+        subprocess.run(["git", "commit", "-qam", f"{i}"], check=True)
+        subprocess.run(["git", "tag", f"t{i}"], check=True)
+    error = call(*(f"t{i}" for i in range(17)), code=2)
+    assert "too many runs for one page" in error
+    assert "found: 17" in error

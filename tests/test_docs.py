@@ -1,0 +1,149 @@
+"""What README.md and docs/ name exists: files, tests, parameters, commands, metrics, recipes."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from paramgolf.cli import COMMANDS, build_parser
+from paramgolf.files import read_json
+from paramgolf.model.shapes import count
+from paramgolf.params import read_yaml
+from paramgolf.recipes import build, check, compose, flatten, names, read_assignment
+from paramgolf.report.rules import RULES
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
+PAGES = [ROOT / "README.md", RECIPES / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PARAMETERS = flatten(compose("base", RECIPES))
+SECTIONS = {key.partition(".")[0] for key in PARAMETERS}
+FOLDERS = ("paramgolf", "stages", "tests", "recipes", "benchmarks", "docs")
+FENCED = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`([^`\n]+)`")
+
+
+def quoted(text: str) -> Iterator[str]:
+    """Yield what stands in single backticks."""
+    yield from INLINE.findall(FENCED.sub("", text))
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the words of each command line of paramgolf and DVC, without comments."""
+    lines = [line for block in FENCED.findall(text) for line in block.splitlines()]
+    for line in [*lines, *quoted(text)]:
+        for part in re.split(r"&&|;|\|", line):
+            if part.strip().startswith(("paramgolf ", "dvc ")):
+                yield shlex.split(part, comments=True)
+
+
+@pytest.fixture(params=PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def page(request: pytest.FixtureRequest) -> str:
+    """Each page's text."""
+    return request.param.read_text(encoding="utf-8")
+
+
+def test_files_and_tests_that_are_named_exist(page):
+    for text in quoted(page):
+        if not re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./-]+(?:::\w+)*", text):
+            continue
+        path, *words = text.split("::")
+        assert (ROOT / path).exists(), text
+        source = (ROOT / path).read_text(encoding="utf-8") if words else ""
+        assert all(re.search(rf"^\s*(?:def|class) {word}\b", source, re.M) for word in words), text
+
+
+def test_links_lead_somewhere(page, request):
+    folder = request.node.callspec.params["page"].parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", page):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        found = folder / path if path else request.node.callspec.params["page"]
+        assert found.exists(), target
+        headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), re.MULTILINE)
+        anchors = {re.sub(r"[^\w\s-]", "", h.lower()).replace(" ", "-") for h in headings}
+        assert not anchor or anchor in anchors, target
+
+
+def test_parameters_that_are_named_exist(page):
+    for text in quoted(page):
+        match = re.fullmatch(r"(\w+(?:\.\w+)+)(?:[=:] ?\S+)?", text)
+        if match and match[1].partition(".")[0] in SECTIONS and "/" not in text:
+            assert is_parameter(match[1]) or is_file(match[1]), text
+
+
+def is_parameter(key: str) -> bool:
+    """Tell whether a dotted key is a parameter, a section of them, or a metric."""
+    inside = any(other.startswith(f"{key}.") for other in PARAMETERS)
+    return inside or key in PARAMETERS or tuple(key.split(".")) in metrics_explained()
+
+
+def is_file(text: str) -> bool:
+    return text.endswith((".json", ".py", ".zst", ".bin", ".model", ".sbatch"))
+
+
+def metrics_explained() -> set[tuple[str, ...]]:
+    """Return the stage and the name of each metric that docs/formats.md explains."""
+    text = (ROOT / "docs/formats.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([\w, ]+) \| ([\w, ]+) \| .+ \|$", text, re.MULTILINE)
+    return {
+        (stage, key)
+        for stages, keys in rows
+        for stage in stages.split(", ")
+        for key in keys.split(", ")
+    }
+
+
+def test_commands_can_be_given(page):
+    for words in commands(page):
+        if words[0] == "dvc":
+            changes = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "-S"]
+            for change in changes:
+                assert read_assignment(change)[0] in PARAMETERS, words
+        elif words[1] not in ("--help", "COMMAND", "CMD"):
+            assert words[1] in COMMANDS, words
+            if len(words) > 2 and not any("$" in word or word == "NAME" for word in words):
+                given(words[1:])
+
+
+def given(words: list[str]) -> None:
+    """Parse a command line as `paramgolf` would; a recipe and its changes are checked too."""
+    options = build_parser(words[:1]).parse_args(words)
+    if words[0] in ("use", "estimate"):
+        build(options.name, [read_assignment(a) for a in options.assignments], RECIPES)
+
+
+# single pages
+
+
+def test_every_rule_is_explained_twice():
+    text = (ROOT / "docs/legality.md").read_text(encoding="utf-8")
+    for rule in RULES:
+        rows = re.findall(rf"^\| {rule}\b.*$", text, re.MULTILINE)
+        assert len(rows) == 2, rule
+        assert "tests/" in rows[0], rule
+
+
+def test_every_metric_is_explained():
+    """The committed metrics are the sample's; keys that only other modes write are not in them."""
+    explained = metrics_explained()
+    for path in sorted((ROOT / "artifacts/metrics").glob("*.json")):
+        for key in read_json(path):
+            assert (path.stem, key) in explained, f"{path.stem}.{key}"
+
+
+@pytest.mark.parametrize("name", names(RECIPES))
+def test_every_recipe_is_explained_with_its_figures(name):
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    params = check(compose(name, RECIPES), where=name)
+    (row,) = re.findall(rf"^\| {name} \| (.*) \| (.*) \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert row[2] == f"{count(params.model, params.tokenizer.vocab_size):,}"
+    assert len(re.findall(rf"^\| {name} \|", text, re.MULTILINE)) == 2
+    record = read_yaml(RECIPES / "records.yaml").get(name)
+    if record is not None:
+        scores = list(record["seeds"].values()) if "seeds" in record else [record["mean"]]
+        assert row[0] == f"{sum(scores) / len(scores):.4f}"
