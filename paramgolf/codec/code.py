@@ -147,9 +147,13 @@ def _frozen(params: dict[str, Any]) -> Frozen:
     modes, kinds = (
         {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
     )
+    whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
+    if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
+        from paramgolf.codec.entry import ADAPT  # with torch, which the command line can spare
+
+        whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
     return {
-        "ModelConfig": {name: (value,) for name, value in params["model"].items()},
-        "TrainConfig": {name: (value,) for name, value in params["train"].items()},
+        **{kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()},
         "SlidingConfig": {"mode": (modes["eval"],)},
         "AdaptConfig": {"mode": (modes["eval_ttt"],)},
         "MixtureConfig": {"kind": tuple(sorted({*kinds.values()}))},
