@@ -69,7 +69,7 @@ def convert(kind: Any, value: Any, name: str, faults: list[str]) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, name, faults)
     if origin is typing.Literal:
-        if value in arguments and not isinstance(value, bool):
+        if any(value == one and type(value) is type(one) for one in arguments):
             return value
         return _fault(name, "one of " + ", ".join(map(str, arguments)), value, faults)
     if origin in (types.UnionType, typing.Union):

@@ -78,6 +78,10 @@ def _disagreements(params: Params) -> Iterator[str]:
     if budget is not None and params.train.reserve_seconds >= budget:
         yield "`train.reserve_seconds` must be below `train.budget_seconds`"
     fit, package = params.quantize, params.package
+    if fit.balance and not params.calibrate.sensitivity_sequences:
+        yield "`quantize.balance` needs `calibrate.sensitivity_sequences` of at least 1"
+    if fit.trellis and (package.codec not in ("rans", "auto") or package.prune):
+        yield "`quantize.trellis` needs `package.codec` rans or auto, and `package.prune` false"
     if fit.fit_bytes is not None:
         if fit.fit_codec != package.codec or not package.byte_shuffle:
             yield "`quantize.fit_codec` must be `package.codec`, and `package.byte_shuffle` be true"

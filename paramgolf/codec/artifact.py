@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -11,7 +11,6 @@ from paramgolf.codec.code import PackedCode, pack_code
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.ledger import Part
 from paramgolf.codec.writer import Memo, encode
-from paramgolf.training.config import TrainConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +30,14 @@ class Artifact:
 class Packer:
     """Packs tensors again and again; what does not change is compressed once.
 
-    `config` is what quantize wrote into config.json. Where a decoder for rans would cost more code
-    than it saves, codec `auto` does without.
+    `config` is what quantize wrote into config.json, `params` what is frozen into the code. Where a
+    decoder for rans would cost more code than it saves, codec `auto` does without.
     """
 
     def __init__(
-        self, config: dict[str, Any], training: TrainConfig, options: PackageConfig
+        self, config: dict[str, Any], params: dict[str, Any], options: PackageConfig
     ) -> None:
-        self.config, self.options = config, options
-        self.params = {"model": config["model"], "train": asdict(training)}
+        self.config, self.params, self.options = config, params, options
         self.memo: Memo = {}
         self.codes: dict[bool, PackedCode] = {}
 

@@ -1,7 +1,8 @@
 """Pack the code that an artifact needs into one self-extracting file, train_gpt.py.
 
-The file holds the modules that its entry imports, directly or not, without docstrings and comments,
-compressed behind a small loader. Modules keep their names, and tracebacks show their lines.
+The file holds the modules that its entry imports, directly or not, without docstrings, comments and
+what the recipe's parameters never reach, compressed behind a small loader. Modules and functions
+keep their names, and tracebacks show their lines.
 """
 
 from __future__ import annotations
@@ -10,18 +11,21 @@ import ast
 import itertools
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import brotli
 
 from paramgolf.codec.ledger import Part, apportion
+from paramgolf.codec.shake import Frozen, shake
+from paramgolf.codec.strip import shorten_locals, strip, unparse
 from paramgolf.imports import closure
+from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/codec/entry.py")
-BLIND_DECORATORS = ("property", "contextlib.contextmanager", "torch.no_grad()")
 RANS = Path("paramgolf/codec/rans.py")  # left out where no stream needs it
 SCRIPT = '''# coding: latin-1
 """The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
@@ -82,6 +86,21 @@ def embedded_files(entry: Path = ENTRY, root: Path = ROOT) -> list[Path]:
     return sorted({entry, *closure(entry, root)})
 
 
+def frozen_params(
+    model: dict[str, Any], training: TrainConfig, sliding: SlidingConfig, adapt: AdaptConfig
+) -> dict[str, Any]:
+    """Return what is frozen into the code: network, training, and the ways of the evaluations.
+
+    Their other parameters are options of the program: another stride is not another artifact.
+    """
+    return {
+        "model": model,
+        "train": asdict(training),
+        "eval": {"mode": sliding.mode, "mixture": sliding.mixture.kind},
+        "eval_ttt": {"mode": adapt.mode, "mixture": adapt.mixture.kind},
+    }
+
+
 def pack_code(
     params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT, *, rans: bool = False
 ) -> PackedCode:
@@ -91,15 +110,11 @@ def pack_code(
     Compressed module sizes are shares by stripped length; what is not compressed counts as
     `loader`.
     """
-    modules = {}
-    for path in embedded_files(entry, root):
-        if path == RANS and not rans:
-            continue
-        modules[module_name(path)] = strip((root / path).read_text(encoding="utf-8"))
+    modules = program(params, entry, root, rans=rans)
     parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
     frozen = json.dumps(params, sort_keys=True, separators=(",", ":"), allow_nan=False)
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
-    loader = strip(LOADER.replace("@ENTRY@", module_name(entry)))
+    loader = unparse(ast.parse(LOADER.replace("@ENTRY@", module_name(entry))))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
     text = "\0".join([loader, frozen, *itertools.chain(*everything.items())])
     packed = literal(brotli.compress(text.encode(), quality=11, lgwin=24))
@@ -109,6 +124,40 @@ def pack_code(
     shares["loader"] += len(script) - len(packed)
     part = Part("code", "code", len(script), len(text.encode()), "brotli", shares)
     return PackedCode(script, part)
+
+
+def program(
+    params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT, *, rans: bool = False
+) -> dict[str, str]:
+    """Return the modules of the program that `params` are frozen into, and their sources."""
+    files = [path for path in embedded_files(entry, root) if rans or path != RANS]
+    trees = {module_name(p): ast.parse((root / p).read_text(encoding="utf-8")) for p in files}
+    for tree in trees.values():
+        strip(tree)
+    shaken = shake(trees, module_name(entry), _frozen(params))
+    for tree in shaken.values():
+        shorten_locals(tree)
+    return {name: unparse(tree) for name, tree in shaken.items()}
+
+
+def _frozen(params: dict[str, Any]) -> Frozen:
+    """Return what the fields of the parameters' dataclasses can be in this program."""
+    if not params:
+        return {}
+    modes, kinds = (
+        {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
+    )
+    whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
+    if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
+        from paramgolf.codec.entry import ADAPT  # with torch, which the command line can spare
+
+        whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
+    return {
+        **{kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()},
+        "SlidingConfig": {"mode": (modes["eval"],)},
+        "AdaptConfig": {"mode": (modes["eval_ttt"],)},
+        "MixtureConfig": {"kind": tuple(sorted({*kinds.values()}))},
+    }
 
 
 def literal(data: bytes) -> str:
@@ -125,59 +174,3 @@ def literal(data: bytes) -> str:
 def module_name(path: Path) -> str:
     """Return the dotted name of a module's file."""
     return ".".join(path.with_suffix("").parts)
-
-
-def strip(source: str) -> str:
-    """Return `source` without docstrings, comments, and annotations and imports nobody reads.
-
-    Names stay. Annotations of fields stay, and those of functions with a decorator from elsewhere:
-    kernels and custom operators read them. Each level of indentation is one space.
-    """
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            if ast.get_docstring(node, clean=False) is not None:
-                node.body = node.body[1:]
-            if not node.body and not isinstance(node, ast.Module):
-                node.body = [ast.Pass()]
-        if isinstance(node, ast.FunctionDef):
-            _drop_annotations(node)
-    _drop_unused_imports(tree)
-    text = ast.unparse(tree)
-    narrow = re.sub(r"^( {4})+", lambda spaces: " " * (len(spaces[0]) // 4), text, flags=re.M)
-    assert ast.dump(ast.parse(narrow)) == ast.dump(ast.parse(text))
-    return narrow
-
-
-def _drop_annotations(function: ast.FunctionDef) -> None:
-    """Drop the annotations of a function and its variables, unless a decorator may read them."""
-    if any(ast.unparse(one) not in BLIND_DECORATORS for one in function.decorator_list):
-        return
-    function.returns = None
-    for argument in ast.walk(function.args):
-        if isinstance(argument, ast.arg):
-            argument.annotation = None
-    for node in ast.walk(function):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and not isinstance(node, ast.ClassDef):
-            node.body = [_unannotated(statement) for statement in body]  # type: ignore[attr-defined]
-
-
-def _unannotated(statement: ast.stmt) -> ast.stmt:
-    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
-        plain = ast.Assign(targets=[statement.target], value=statement.value)
-        return ast.copy_location(plain, statement)
-    return statement
-
-
-def _drop_unused_imports(tree: ast.Module) -> None:
-    """Drop names that `from ... import` brings into a module that no longer speaks of them."""
-    used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    kept: list[ast.stmt] = []
-    for statement in tree.body:
-        if isinstance(statement, ast.ImportFrom) and statement.module != "__future__":
-            statement.names = [n for n in statement.names if (n.asname or n.name) in used]
-            if not statement.names:
-                continue
-        kept.append(statement)
-    tree.body = kept

@@ -1,8 +1,9 @@
 """What train_gpt.py runs: score the packed model, or train it anew, with no project around it.
 
-Its options stand in for params.yaml. The parameters of the network and of training were frozen in
-when the artifact was packed; those of the evaluations are options, so that another window or stride
-is another command and not another artifact.
+Its options stand in for params.yaml. The parameters of the network and of training, and the ways of
+the evaluations, were frozen in when the artifact was packed; the other parameters of the
+evaluations are options, so that another window or stride is another command and not another
+artifact.
 """
 
 from __future__ import annotations
@@ -42,18 +43,16 @@ RUNTIME = {
 }
 STRIDE = 64
 MIXTURE = {
-    "kind": "none",
     "contexts": [15],
     "min_count": 1,
     "weight": 0.1,
     "min_share": 0.8,
     "beta": 2.625,
 }
-COMMON = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None, "mixture": MIXTURE}
-SLIDING = {**COMMON, "mode": "strided", "row_windows": 8}
+COMMON = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None}
+SLIDING = {**COMMON, "row_windows": 8}
 ADAPT = {
     **COMMON,
-    "mode": "sgd",
     "chunk_tokens": 32768,
     "epochs": 3,
     "batch_sequences": 16,
@@ -90,8 +89,8 @@ SCORERS: dict[str, tuple[type, Callable[..., Evaluation]]] = {
 
 
 def main(params: dict[str, Any]) -> None:
-    """Run the command on the command line; `params` holds the sections `model` and `train`."""
-    options = _parser(params["train"]["sequence_length"]).parse_args()
+    """Run the command on the command line; `params` are those of codec.code.frozen_params."""
+    options = _parser(params).parse_args()
     with exit_on_error():
         runtime = _section(RuntimeConfig, options, "runtime")
         launch(runtime)
@@ -113,7 +112,8 @@ def _score(options: argparse.Namespace, ranks: Ranks) -> None:
             write_json(options.json, evaluation.metrics)
 
 
-def _parser(window: int) -> argparse.ArgumentParser:
+def _parser(params: dict[str, Any]) -> argparse.ArgumentParser:
+    window = params["train"]["sequence_length"]
     parser = argparse.ArgumentParser(prog="train_gpt.py")
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
@@ -125,8 +125,13 @@ def _parser(window: int) -> argparse.ArgumentParser:
         command.add_argument("--model", type=Path, default=Path(sys.argv[0]).parent / "model.bin")
         command.add_argument("--data", type=Path, default=TOKENS_PATH, help="folder of tokens")
         command.add_argument("--json", type=Path, help="file to write the metrics to")
+        chosen = {
+            "mode": params[name]["mode"],
+            "mixture": {"kind": params[name]["mixture"], **MIXTURE},
+            "window": window,
+        }
         stride = min(STRIDE, window)
-        _add_options(command, {"window": window, **defaults, "stride": stride, **RUNTIME})
+        _add_options(command, {**chosen, **defaults, "stride": stride, **RUNTIME})
     trainer = commands.add_parser("train", help=f"train on {TOKENS_PATH} into artifacts/train")
     _add_options(trainer, RUNTIME)
     return parser

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.codec.artifact import Packer
+from paramgolf.codec.code import frozen_params
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import dequantized, load_package, read_container
 from paramgolf.codec.ledger import Part
@@ -19,6 +20,7 @@ from paramgolf.codec.prune import prune
 from paramgolf.files import read_json, write_bytes, write_json
 from paramgolf.progress import say
 from paramgolf.quant.trained import load_tensors
+from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig
 
 QUANTIZE_PATH = Path("artifacts/quantize")
@@ -29,7 +31,9 @@ NAMED = 5  # how many of the largest parts the log names when the artifact does 
 FIX = "make it with `dvc repro quantize`"
 
 
-def package(config: PackageConfig, training: TrainConfig) -> None:
+def package(
+    config: PackageConfig, training: TrainConfig, sliding: SlidingConfig, adapt: AdaptConfig
+) -> None:
     """Write model.bin, train_gpt.py and package.json (artifacts/package) and the stage's metrics.
 
     An artifact above the limit is written all the same, with `fits` false: verify is the gate.
@@ -37,7 +41,8 @@ def package(config: PackageConfig, training: TrainConfig) -> None:
     start = time.perf_counter()
     tensors = load_tensors(QUANTIZE_PATH / "model.safetensors", fix=FIX)
     described = read_json(QUANTIZE_PATH / "config.json", fix=FIX)
-    packer = Packer(described, training, config)
+    params = frozen_params(described["model"], training, sliding, adapt)
+    packer = Packer(described, params, config)
     artifact, pruning = packer.pack(tensors), None
     if config.prune:
         pruned = prune(tensors, lambda trial: packer.pack(trial).bytes, config.limit_bytes)

@@ -1,79 +1,198 @@
-"""The encoder of paramgolf.codec.rans: it takes the rows in reverse."""
+"""The encoder of paramgolf.codec.rans: it takes the steps in reverse."""
 
 from __future__ import annotations
 
-import brotli
+import functools
+import math
+
 import numpy as np
 
 from paramgolf.codec.rans import (
     BITS,
-    CLASS_SHIFT,
-    CONTEXTS,
+    CLASSES,
     HEADER,
     LOWEST,
-    MAX_ROWS,
-    TABLES,
-    context_starts,
-    next_means,
+    MARGIN,
+    MOST_STEPS,
+    OCTAVE,
+    SMALLEST,
+    Fit,
+    Layout,
+    Moments,
+    Place,
+    magnitudes,
+    next_states,
+    tables,
 )
 
-
-def encodable(size: int, columns: int) -> bool:
-    """Whether the decoder takes that many integers in rows of `columns`."""
-    return size > 0 and columns > 0 and size % columns == 0 and size <= MAX_ROWS * columns
-
-
-def encode(raw: bytes, columns: int) -> bytes:
-    """Return the data of int8 values `raw` in rows of `columns`; they must be `encodable`."""
-    rows = np.frombuffer(raw, np.int8).reshape(-1, columns)
-    mean = int(np.abs(rows.astype(np.int16)).mean() * 256)
-    classes = _classes(rows, mean)
-    shares = np.arange(1, CONTEXTS) / CONTEXTS
-    limits = np.quantile(classes, shares, method="inverted_cdf").astype(np.uint16)
-    contexts = context_starts(limits)[classes] >> BITS
-    frequencies = _frequencies(rows, contexts)
-    record = np.zeros(1, TABLES)
-    record["limits"], record["frequencies"] = limits, frequencies
-    tables = brotli.compress(record.tobytes(), quality=11)
-    words = _words(rows, contexts, frequencies)
-    return HEADER.pack(columns, mean, len(tables)) + tables + words.astype("<u2").tobytes()
+CAUTION = 4000  # of a layout that predicts steps
+PATIENCES = (64, 16, 1024)
+SEGMENTS = (64, 32, 16, 8, 4)
+TRIES = 8
+MOST_LANES = 1024  # of a block of rows; a lane costs 2 bytes
+LEAST_BLOCKS, LEAST_LANES = 4, 4  # where steps are predicted; lanes are counted in steps
 
 
-def _classes(rows: np.ndarray, mean: int) -> np.ndarray:
-    """Return the class of the mean that the decoder will hold before each integer, uint16."""
-    classes, means = np.empty(rows.shape, np.uint16), np.full(rows.shape[1], mean)
-    for row, row_classes in zip(rows, classes, strict=True):
-        row_classes[:] = means >> CLASS_SHIFT
-        means = next_means(means, row)
-    return classes
+def encodable(shape: tuple[int, ...]) -> bool:
+    """Whether integers of that shape can be coded: a matrix, or a stack of them."""
+    return len(shape) in (2, 3) and min(shape) > 0
 
 
-def _frequencies(rows: np.ndarray, contexts: np.ndarray) -> np.ndarray:
-    """Return frequencies that add up to 2^BITS, 1 at least for what occurs: int64 [CONTEXTS, 256].
+def encode(raw: bytes, shape: tuple[int, ...]) -> bytes:
+    """Return the data of int8 values `raw` of a shape that is `encodable`.
 
-    A context that never occurs gives all to 0.
+    The layout is the one that promises the fewest bytes; what a trellis chose is recognised.
     """
-    places = contexts * 256 + rows + 128
-    counts = np.bincount(places.ravel(), minlength=CONTEXTS * 256).reshape(CONTEXTS, 256)
-    counts[counts.sum(1) == 0, 128] = 1
-    frequencies = counts * 2**BITS // counts.sum(1, keepdims=True)
-    frequencies = np.maximum(frequencies, counts > 0)
-    for row in frequencies:
-        while row.sum() > 2**BITS:
-            row[row.argmax()] -= 1
-        row[row.argmax()] += 2**BITS - row.sum()
-    return frequencies
+    values = np.frombuffer(raw, np.int8).reshape((1, *shape)[-3:])
+    segment = find_segment(values)
+    layouts = _layouts(values, segment)
+    patience = _best_patience(values, layouts[0])
+    plans = (Plan(values, one._replace(patience=patience)) for one in layouts)
+    return min(plans, key=lambda plan: plan.bits).encode()
 
 
-def _words(rows: np.ndarray, contexts: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """Return the states that decoding begins with, high halves first, then what it reads."""
-    starts = frequencies.cumsum(1) - frequencies
-    state, chunks = np.full(rows.shape[1], LOWEST, np.int64), []
-    for row, context in zip(rows[::-1], contexts[::-1], strict=True):
-        symbol = row.astype(np.int64) + 128
-        frequency = frequencies[context, symbol]
-        high = np.flatnonzero(state >= frequency << 32 - BITS)
-        chunks.append(state[high] & 0xFFFF)
-        state[high] >>= 16
-        state = (state // frequency << BITS) + state % frequency + starts[context, symbol]
-    return np.concatenate([state >> 16, state & 0xFFFF, *chunks[::-1]])
+def _best_patience(values: np.ndarray, layout: Layout) -> int:
+    """Return the patience that suits the first blocks best."""
+    some = values[: len(values) // LEAST_BLOCKS]
+    if layout.across or not len(some):
+        return PATIENCES[0]
+    layout = layout._replace(blocks=len(some))
+    plans = [Plan(some, layout._replace(patience=patience)) for patience in PATIENCES]
+    return min(plans, key=lambda plan: plan.bits).layout.patience
+
+
+def find_segment(values: np.ndarray) -> int:
+    """Return the rows of a trellis's segments [blocks, rows, columns], or 0 where there is none.
+
+    Integers that no trellis chose keep its parities for four rows by chance alone.
+    """
+    rows = values.shape[1]
+    for segment in (s for s in SEGMENTS if rows % s == 0):
+        runs = values.reshape(-1, segment, values.shape[2]).transpose(1, 0, 2).astype(np.int64)
+        states = np.zeros(runs.shape[1:], np.int64)
+        for row in runs:
+            if ((row - states) & 1).any():
+                break
+            states = next_states(states, row >> 1)
+        else:
+            return segment
+    return 0
+
+
+def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
+    """Return the layouts worth trying: rows as steps, or columns where one matrix is tall."""
+    blocks, steps, lanes = values.shape
+    across = 0
+    height = max(n for n in range(1, MOST_LANES + 1) if steps % n == 0)
+    if blocks == 1 and not segment and steps >= LEAST_BLOCKS * height:
+        blocks, steps, lanes, across = steps // height, lanes, height, 1
+    first = max(float(values.std(dtype=np.float64)), 0.25)
+    deviation = min(round(OCTAVE * math.log2(first) - SMALLEST), CLASSES - 1)
+    plain = Layout(blocks, steps, lanes, 0, PATIENCES[0], segment, across, deviation, 0)
+    enough = blocks >= LEAST_BLOCKS and blocks * lanes >= LEAST_LANES * steps
+    if not enough or steps > MOST_STEPS:
+        return [plain]
+    return [plain, plain._replace(caution=CAUTION)]
+
+
+class Plan:
+    """A layout, and for each integer the table and the symbol that code it."""
+
+    def __init__(self, values: np.ndarray, layout: Layout) -> None:
+        shape = layout.blocks, layout.lanes, layout.steps
+        shaped = values.reshape(shape).transpose(0, 2, 1) if layout.across else values
+        self.shaped = shaped.reshape(layout[:3]).copy()  # outliers brought in
+        self.wanted = shaped.reshape(layout[:3])
+        self.layout = layout
+        self.tables = np.empty(self.shaped.shape, np.int16)
+        self.symbols = np.empty(self.shaped.shape, np.int16)
+        self._follow()
+        counts = np.bincount(
+            self.tables.ravel() * np.int64(257) + self.symbols.ravel(), minlength=starts().size
+        ).reshape(starts().shape)
+        frequencies = np.maximum(np.diff(starts(), append=2**BITS), 1)
+        cost = (counts * (BITS - np.log2(frequencies))).sum()
+        places = np.flatnonzero(self.shaped != self.wanted)
+        self.bits = float(cost) + 16 * layout.lanes + 40 * len(places)
+
+    def _follow(self) -> None:
+        """Do as the decoder will, whole blocks at a time."""
+        caution, step = self.layout.caution, 1 if self.layout.caution else 0
+        for i in range(TRIES):
+            self.layout = self.layout._replace(caution=caution + step * i)
+            moments, nearest = Moments(self.layout), 1.0
+            for index, block in enumerate(self.shaped):
+                fit, near = moments.fit()
+                nearest = min(nearest, near)
+                while not self._block(index, block, fit):
+                    pass
+                moments.add(block.astype(np.float64))
+            if nearest > MARGIN:
+                return
+        raise AssertionError("every caution leads to numbers near a half")
+
+    def _block(self, index: int, block: np.ndarray, fit: Fit) -> bool:
+        """Note a block's tables and symbols; bring outliers in, and tell if there were none."""
+        integers, layout = block.astype(np.int64), self.layout
+        mean = np.repeat(fit.constant[:, None], block.shape[1], 1)
+        if fit.weights is not None:
+            mean += (fit.weights @ block.astype(np.float64)).astype(np.int64)
+        error = magnitudes(integers, mean, fit.inverse[:, None])
+        before = error.cumsum(0) - error
+        seen = np.arange(layout.steps)[:, None]
+        known = Place(mean, before, fit.classes[:, None], seen, integers & 1)
+        table, whole = known.table(layout)
+        symbols = (integers >> 1 if layout.segment else integers) - whole
+        low, high = _ranges()
+        inside = symbols.clip(low[table], high[table])
+        self.tables[index], self.symbols[index] = table, inside + 128
+        out = inside != symbols
+        if not out.any():
+            return True
+        if layout.segment:  # the trellis goes by the parity of the half, which must stay
+            inside += (symbols - inside & 1) * np.where(symbols > 0, -1, 1)
+            block[out] += 2 * (inside - symbols)[out].astype(np.int8)
+        else:
+            block[out] += (inside - symbols)[out].astype(np.int8)
+        return False
+
+    def encode(self) -> bytes:
+        """Return the header, the outliers, the states that decoding begins with, and the words."""
+        layout = self.layout
+        first = tables()[0].ravel()
+        state, chunks = np.full(layout.lanes, LOWEST, np.int64), []
+        index = self.tables.reshape(-1, layout.lanes) * np.int64(257) + self.symbols.reshape(
+            -1, layout.lanes
+        )
+        for row in index[::-1]:
+            start = first[row]
+            frequency = first[row + 1] - start
+            high = np.flatnonzero(state >= frequency << 32 - BITS)
+            chunks.append(state[high] & 0xFFFF)
+            state[high] >>= 16
+            state = (state // frequency << BITS) + state % frequency + start
+        words = np.concatenate([state >> 16, state & 0xFFFF, *chunks[::-1]]).astype("<u2")
+        places, values = self._outliers()
+        header = HEADER.pack(*layout._replace(outliers=len(places)))
+        return header + places.tobytes() + values.tobytes() + words.tobytes()
+
+    def _outliers(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return where, in the order of the raw values, outliers are, uint32, and what, int8."""
+        pair = [self.wanted, self.shaped]
+        wanted, found = (
+            x.transpose(0, 2, 1).ravel() if self.layout.across else x.ravel() for x in pair
+        )
+        places = np.flatnonzero(wanted != found)
+        return places.astype("<u4"), wanted[places]
+
+
+@functools.cache
+def _ranges() -> tuple[np.ndarray, np.ndarray]:
+    """Return each table's first and last symbol that can be coded."""
+    present = np.diff(starts()) > 0
+    return present.argmax(1) - 128, 127 - present[:, ::-1].argmax(1)
+
+
+def starts() -> np.ndarray:
+    """Return where symbols begin, by table."""
+    return tables()[0]

@@ -37,8 +37,8 @@ CANDIDATES: dict[str, tuple[Codec, ...]] = {
 }
 CODE_BITS = {"finer": 3, "left": 2, "right": 4}  # parts of a parameter beside its integers
 DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
-# compressed streams, by codec, columns and the SHA-256 of the raw ones
-Memo = dict[tuple[Codec, int, bytes], bytes]
+# compressed streams, by codec, shape and the SHA-256 of the raw ones
+Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Stream:
     names: tuple[str, ...]
     raw: bytes
     shuffled: bool
-    columns: int = 0  # integers in a row, where all rows are alike
+    shape: tuple[int, ...] = ()  # of integers that are one tensor
 
 
 def encode(
@@ -93,17 +93,15 @@ def encode(
 
 
 def _streams(tensors: dict[str, Tensor], byte_shuffle: bool) -> list[Stream]:
-    """Group tensors: integers each alone, codes, scales, other float16; in the order of names.
-
-    Row by row: on trained weights, columns first compress no better (docs/container.md).
-    """
+    """Group tensors: integers each alone, codes, scales, other float16; in the order of names."""
     names = sorted(tensors)
     integers = [name for name in names if name.endswith(".integers")]
     codes = tuple(name for name in names if name.rpartition(".")[2] in CODE_BITS)
     scales = tuple(name for name in names if name.endswith("scales"))
     others = tuple(name for name in names if name not in {*integers, *codes, *scales})
     streams = [
-        Stream(n, "integers", (n,), _raw(tensors[n]), False, tensors[n].shape[-1]) for n in integers
+        Stream(n, "integers", (n,), _raw(tensors[n]), False, tuple(tensors[n].shape))
+        for n in integers
     ]
     if codes:
         raw = b"".join(_raw(tensors[name]) for name in codes)
@@ -121,7 +119,7 @@ def _raw(tensor: Tensor) -> bytes:
 
 
 def _codecs(stream: Stream, options: PackageConfig, *, without_rans: bool) -> list[Codec]:
-    possible = not without_rans and encodable(len(stream.raw), stream.columns)
+    possible = not without_rans and encodable(stream.shape)
     return [codec for codec in CANDIDATES[options.codec] if codec != "rans" or possible]
 
 
@@ -130,7 +128,7 @@ def _compress(
 ) -> list[tuple[Codec, bytes]]:
     """Return for each stream its data in the codec that makes it smallest (the first of equals)."""
     keys = [
-        [(codec, stream.columns, hashlib.sha256(stream.raw).digest()) for codec in row]
+        [(codec, stream.shape, hashlib.sha256(stream.raw).digest()) for codec in row]
         for stream, row in zip(streams, codecs, strict=True)
     ]
     raws = {key: s.raw for s, row in zip(streams, keys, strict=True) for key in row}
@@ -144,13 +142,13 @@ def _compress(
     return packed
 
 
-def compress(codec: Codec, raw: bytes, columns: int = 0) -> bytes:
+def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
     """Compress at the codec's highest effort; brotli with its largest standard window, 16 MiB.
 
-    Only rans reads `columns`, the integers in a row.
+    Only rans reads the `shape` of the integers.
     """
     if codec == "rans":
-        return rans_writer.encode(raw, columns)
+        return rans_writer.encode(raw, shape)
     if codec == "brotli":
         return brotli.compress(raw, quality=11, lgwin=24)
     return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA_FILTERS)

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from paramgolf.codec.code import pack_code
+from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.errors import ParamGolfError
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.summary import estimate
@@ -52,8 +52,9 @@ def run(options: argparse.Namespace) -> int:
         raise ParamGolfError("--gpus must be at least 1", found=count)
     content = build(options.name, [read_assignment(text) for text in options.assignments])
     params = check(content, where=f"recipe {options.name}")
-    frozen = {name: dataclasses.asdict(getattr(params, name)) for name in ("model", "train")}
-    code_bytes = len(pack_code(frozen).content)
+    sections = params.train, params.eval_sliding, params.eval_ttt
+    code = pack_code(frozen_params(dataclasses.asdict(params.model), *sections))
+    code_bytes = len(code.content)
     result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=count)
     result = {"recipe": options.name, "changes": options.assignments, **result}
     if options.json:

@@ -8,6 +8,7 @@ number of processes.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,16 +21,19 @@ from paramgolf.data.shards import Stream
 from paramgolf.data.tokens import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
-from paramgolf.model.network import Network, Pass
+from paramgolf.model.network import Network
 from paramgolf.model.place import place
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
+from paramgolf.quant.generate import write
 from paramgolf.quant.hessian import gather
+from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import Trained, load_trained
 from paramgolf.runtime import Ranks, share, synchronize
 
 OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
 METRICS_PATH = Path("artifacts/metrics/calibrate.json")
+WRITTEN_TOGETHER = 128  # texts; a token of one takes 35 KB at 17 passes of 4 heads of 64 channels
 
 
 def calibrate(config: CalibrateConfig, ranks: Ranks) -> None:
@@ -49,7 +53,10 @@ def calibrate(config: CalibrateConfig, ranks: Ranks) -> None:
 def collect(
     trained: Trained, tokens: TokenSet, config: CalibrateConfig, ranks: Ranks
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the Hessians, float32 by family, and the number of tokens that they saw."""
+    """Return the Hessians, float32 by family, and the number of tokens that they saw.
+
+    Where sensitivities are asked for they are among them (see `measure`).
+    """
     if tokens.vocab_size != trained.vocab_size:
         raise ParamGolfError(
             "the tokens are not those the model was trained on",
@@ -60,8 +67,9 @@ def collect(
         )
     network = Network(trained.model, trained.vocab_size)
     network.load_state_dict(trained.state)
-    place(network, replace(ranks, compile=False))  # taps and growing texts defeat compilation
+    place(network, replace(ranks, compile=False))  # taps defeat compilation
     length = trained.sequence_length
+    batches: Iterator[Tensor]
     if config.source == "train":
         stream = tokens.train()
         starts = window_starts(len(stream), length, config.sequences, config.seed)
@@ -71,10 +79,32 @@ def collect(
     else:
         sequences = config.sequences
         mine = _batches(share(sequences, ranks), config.batch_sequences)
-        batches = (write_text(network, i, length, tokens.bos, config) for i in mine)
+        batches = _written(network, mine, length, tokens.bos, config)
     shown = track(batches, "calibrate", total=len(mine), show=ranks.is_main)
-    hessians = gather(network, (batch.to(ranks.device) for batch in shown), ranks)
+    texts: list[Tensor] = []
+    hessians = gather(network, (_kept(batch.to(ranks.device), texts) for batch in shown), ranks)
+    if config.sensitivity_sequences:
+        some = share(min(config.sensitivity_sequences, sequences), ranks)
+        rows = torch.cat(texts)[: len(some)]
+        pairs = track(
+            _drawn(rows, some, config), "sensitivity", total=len(rows), show=ranks.is_main
+        )
+        hessians |= measure(network, pairs, hessians, ranks)
     return hessians, sequences * length
+
+
+def _kept(batch: Tensor, texts: list[Tensor]) -> Tensor:
+    texts.append(batch)
+    return batch
+
+
+def _drawn(
+    rows: Tensor, numbers: range, config: CalibrateConfig
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield each text [1, T], and draws [T, 1] that depend on the seed and its number."""
+    for row, number in zip(rows, numbers, strict=False):
+        draws = np.random.default_rng([config.seed, number, 1]).random((len(row), 1))
+        yield row.unsqueeze(0), torch.from_numpy(draws).to(rows.device)
 
 
 def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.ndarray:
@@ -105,7 +135,6 @@ def read_windows(stream: Stream, starts: np.ndarray, length: int) -> Tensor:
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
-@torch.no_grad()
 def write_text(
     network: Network, numbers: range, length: int, bos: int, config: CalibrateConfig
 ) -> Tensor:
@@ -115,22 +144,22 @@ def write_text(
     draws of a sequence depend on the seed and its number, not on its batch.
     """
     device = next(network.parameters()).device
-    options = Pass(order=network.config.orders[-1])
     draws = [np.random.default_rng([config.seed, number]).random(length) for number in numbers]
-    draws_BT = torch.from_numpy(np.stack(draws)).to(device)
-    text_BT = torch.full((len(numbers), length), bos, dtype=torch.int64, device=device)
-    for position in range(1, length):
-        logits = network.logits(text_BT[:, :position], options, part=slice(-1, None))[:, -1]
-        chances = torch.softmax(logits.double() / config.temperature, dim=-1)
-        text_BT[:, position] = _draw(chances, draws_BT[:, position])
-    return text_BT
+    return write(network, torch.from_numpy(np.stack(draws)).to(device), bos, config.temperature)
 
 
-def _draw(chances_BV: Tensor, draws_B: Tensor) -> Tensor:
-    """Return, for each row, the token whose slice of the cumulated chances holds its draw."""
-    sums = chances_BV.cumsum(-1)
-    targets = (draws_B * sums[:, -1]).unsqueeze(1)
-    return torch.searchsorted(sums, targets, right=True).squeeze(1).clamp_max(sums.shape[1] - 1)
+def _written(
+    network: Network, mine: list[range], length: int, bos: int, config: CalibrateConfig
+) -> Iterator[Tensor]:
+    """Yield the texts of each batch; those of several are written together."""
+    texts: Tensor | None = None
+    for batch in mine:
+        if texts is None or len(texts) == 0:
+            most = max(WRITTEN_TOGETHER // config.batch_sequences, 1) * config.batch_sequences
+            numbers = range(batch.start, min(batch.start + most, mine[-1].stop))
+            texts = write_text(network, numbers, length, bos, config)
+        yield texts[: len(batch)]
+        texts = texts[len(batch) :]
 
 
 def _batches(mine: range, size: int) -> list[range]:

@@ -16,11 +16,14 @@ class CalibrateConfig:
     batch_sequences: int
     temperature: float
     seed: int
+    sensitivity_sequences: int
 
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the fields together."""
         if min(self.sequences, self.batch_sequences) < 1:
             yield "sequences` and `batch_sequences` must be at least 1"
+        if not 0 <= self.sensitivity_sequences <= self.sequences:
+            yield "sensitivity_sequences` must lie in 0..sequences"
         if self.temperature <= 0:
             yield f"temperature` must be above 0, found {self.temperature}"
 
@@ -37,12 +40,16 @@ class QuantizeConfig:
     high_bits_matrices: int | None
     low_bits: int
     recurrent_high: bool
+    trellis: bool
+    scale_digits: int
+    vector_digits: int
     gate_bits: int | None
     table_bits: int | None
     attention_clip: float
     mlp_clip: float
     embedding_clip: float
     hessian_clip: float
+    balance: float
     damping: float
     block_columns: int
     act_order: bool
@@ -73,6 +80,12 @@ class QuantizeConfig:
             yield "attention_clip`, `mlp_clip` and `embedding_clip` must be above 0"
         if self.fit_code_bytes < 0:
             yield f"fit_code_bytes` must be 0 or more, found {self.fit_code_bytes}"
+        if not (1 <= self.scale_digits <= 10 and 1 <= self.vector_digits <= 10):
+            yield "scale_digits` and `vector_digits` must lie in 1..10"
+        if self.trellis and (max(self.matrix_bits, self.low_bits) > 7 or self.finer_groups):
+            yield "trellis` needs `matrix_bits` and `low_bits` of at most 7, and no `finer_groups`"
+        if not 0 <= self.balance <= 1:
+            yield f"balance` must lie in 0..1, found {self.balance}"
         if self.damping < 0:
             yield f"damping` must be 0 or more, found {self.damping}"
         if self.block_columns < 1:

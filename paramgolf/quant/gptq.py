@@ -18,6 +18,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.grids import nearest
+from paramgolf.quant.trellis import choose
 
 LADDER_STEPS = 5
 SMALLEST_STEP = 1e-6  # what the ladder starts from where the damping asked for is 0
@@ -75,12 +76,13 @@ def solve(
     *,
     block_columns: int,
     factor_NRC: Tensor | None = None,
+    segment: int = 0,
 ) -> Tensor:
     """Return GPTQ's integers as float32 [N, R, C], columns in their original order.
 
     Within a block an error is carried to a column when that column's turn comes; to the columns
     after the block all of a block's errors are carried at once. Dead columns become 0. `factor`
-    makes steps finer as in `nearest`.
+    makes steps finer as in `nearest`; with a `segment` a trellis chooses each column's integers.
     """
     columns = weight_NRC.shape[2]
     step, maximum = scale_NR.float(), maximum_NR
@@ -101,7 +103,10 @@ def solve(
             column = work[:, j] - carried.squeeze(1)
             if factor is not None:
                 step, maximum = scale_NR.float() * factor[:, j], maximum_NR / factor[:, j]
-            integers[:, j] = (column / step).round().clamp(-maximum, maximum)
+            if segment:
+                integers[:, j] = _by_trellis(column, step, maximum, segment)
+            else:
+                integers[:, j] = (column / step).round().clamp(-maximum, maximum)
             errors[:, done] = (column - integers[:, j] * step) / pivot[:, j]
         work[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
     return torch.empty_like(integers).scatter_(1, where, integers).transpose(1, 2)
@@ -116,14 +121,19 @@ def quantize_rows(
     *,
     block_columns: int,
     factor_NRC: Tensor | None = None,
+    segment: int = 0,
 ) -> Tensor:
     """Return integers, float32 [N, R, C]: each row's from GPTQ, or from rounding where better.
 
-    GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows do not depend on
-    each other, so tr(E H E^T) is never above that of rounding on the same grid.
+    GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows (segments of them,
+    with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
+    the same grid.
     """
     alive = weight_NRC.masked_fill(factors.dead.unsqueeze(1), 0.0)
-    rounded = nearest(alive, scale_NR, maximum_NR, factor_NRC)
+    if segment:
+        rounded = nearest_by_trellis(alive, scale_NR, maximum_NR, segment)
+    else:
+        rounded = nearest(alive, scale_NR, maximum_NR, factor_NRC)
     greedy = solve(
         weight_NRC,
         scale_NR,
@@ -131,14 +141,30 @@ def quantize_rows(
         factors,
         block_columns=block_columns,
         factor_NRC=factor_NRC,
+        segment=segment,
     )
 
     def errors(integers: Tensor) -> Tensor:
         found = dequantize(integers, scale_NR)
         found = found if factor_NRC is None else found * factor_NRC
-        return row_errors(weight_NRC - found, hessian_NCC)
+        each = row_errors(weight_NRC - found, hessian_NCC)
+        whole = each.unflatten(1, (-1, segment or 1)).sum(-1)
+        return whole.repeat_interleave(segment or 1, 1)
 
     return torch.where((errors(rounded) < errors(greedy)).unsqueeze(-1), rounded, greedy)
+
+
+def nearest_by_trellis(
+    weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor, segment: int
+) -> Tensor:
+    """Round each column along the trellis's nearest path: integers as float32 [N, R, C]."""
+    columns, step = weight_NRC.float().transpose(1, 2), scale_NR.float().unsqueeze(1)
+    maximum = maximum_NR.unsqueeze(1).expand_as(columns)
+    return _by_trellis(columns, step.expand_as(columns), maximum, segment).transpose(1, 2)
+
+
+def _by_trellis(column: Tensor, step: Tensor, maximum: Tensor, segment: int) -> Tensor:
+    return choose(column / step, step.square(), maximum, segment)
 
 
 def row_errors(error_NRC: Tensor, hessian_NCC: Tensor) -> Tensor:

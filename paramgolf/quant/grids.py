@@ -60,6 +60,15 @@ def round_scales(scale_NR: Tensor) -> Tensor:
     return scale_NR.clamp(SMALLEST_SCALE, LARGEST_SCALE).half()
 
 
+def shorten(half: Tensor, digits: int) -> Tensor:
+    """Round float16 to `digits` binary digits after the first, of which it has 10; halves go up."""
+    spare = 10 - digits
+    bits = half.view(torch.int16)
+    magnitude = (bits & 0x7FFF).int() + (1 << spare >> 1) >> spare << spare
+    largest = 0x7BFF >> spare << spare  # 0x7C00 is infinity
+    return (magnitude.clamp_max(largest).short() | bits & -0x8000).view(torch.float16)
+
+
 def nearest(
     weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor, factor_NRC: Tensor | None = None
 ) -> Tensor:

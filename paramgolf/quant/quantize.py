@@ -15,15 +15,17 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.progress import say
 from paramgolf.quant.allocation import Bits, finer_columns, layer_bits
+from paramgolf.quant.balance import SUFFIX, balanced_scales
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.dequantize import finer_factor, restore
 from paramgolf.quant.families import MEMBERS, grid_of, rounded_bits, stacked
 from paramgolf.quant.fit import artifact_parts, fit
-from paramgolf.quant.gptq import Factors, factorise, quantize_rows
-from paramgolf.quant.grids import nearest, round_scales, row_scales
+from paramgolf.quant.gptq import Factors, factorise, nearest_by_trellis, quantize_rows
+from paramgolf.quant.grids import nearest, round_scales, row_scales, shorten
 from paramgolf.quant.low_rank import add_corrections
 from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
+from paramgolf.quant.trellis import segment_of
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
@@ -33,12 +35,21 @@ SCHEMA = 1
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Matrices [N, R, C] that read the same input, and their Hessians, on the device."""
+    """Matrices [N, R, C] that read the same input, and their Hessians, on the device.
+
+    `sensitivity` [N, R] of each matrix is that of paramgolf.quant.sensitivity, where asked for.
+    """
 
     name: str
     weights: dict[str, Tensor]
     hessian: Tensor
     factors: Factors
+    sensitivity: dict[str, Tensor]
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether a trellis may choose its integers; the embedding's predict each other better."""
+        return self.name != "embedding"
 
 
 def quantize(config: QuantizeConfig, device: torch.device) -> None:
@@ -91,7 +102,10 @@ def prepare(
         factors = factorise(
             hessian, damping=config.damping, act_order=config.act_order, family=family
         )
-        families.append(Family(family, weights, hessian, factors))
+        sensitivity = {}
+        if config.balance:
+            sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
+        families.append(Family(family, weights, hessian, factors, sensitivity))
     return families
 
 
@@ -103,7 +117,12 @@ def solve_model(
     weights = {name: w for family in families for name, w in family.weights.items()}
     bits = layer_bits(hessians, trained.model, config)
     finer = finer_columns(weights, hessians, bits, config)
-    solved = [one for family in families for one in _solve_family(family, bits, finer, config)]
+    scales = _scales(families, bits, config)
+    solved = [
+        one
+        for family in families
+        for one in _solve_family(family, bits, scales, finer=finer, config=config)
+    ]
     add_corrections(solved, config)
     tensors: dict[str, Tensor] = {}
     for name, tensor in trained.state.items():
@@ -119,20 +138,26 @@ def solve_model(
 
 
 def _solve_family(
-    family: Family, bits: Bits, finer: dict[str, Tensor], config: QuantizeConfig
+    family: Family,
+    bits: Bits,
+    all_scales: dict[str, Tensor],
+    *,
+    finer: dict[str, Tensor],
+    config: QuantizeConfig,
 ) -> list[Solved]:
     """Quantise matrices [N, R, C] that share a Hessian, the rows of all in one batched solve."""
     weights, hessian = family.weights, family.hessian
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    scales = [_scales(name, w, diagonal, bits[name], config) for name, w in weights.items()]
+    scales, segment = [all_scales[name] for name in weights], 0
+    if config.trellis and family.has_trellis:
+        segment = segment_of(*(w.shape[1] for w in weights.values()))
+        scales = [round_scales(scale.float() / 2) for scale in scales]
+        bits = {name: tuple(width + 1 for width in bits[name]) for name in weights}
     maxima = [_maxima(w, bits[name]) for name, w in weights.items()]
     weight, scale, maximum = (
         torch.cat(list(parts), 1) for parts in (weights.values(), scales, maxima)
     )
     factor = _factor(weights, finer)
-    if _method(family.name, config) == "nearest":
-        integers = nearest(weight, scale, maximum, factor)
-    else:
+    if _method(family.name, config) == "gptq":
         integers = quantize_rows(
             weight,
             scale,
@@ -141,7 +166,12 @@ def _solve_family(
             family.factors,
             block_columns=config.block_columns,
             factor_NRC=factor,
+            segment=segment,
         )
+    elif segment:
+        integers = nearest_by_trellis(weight, scale, maximum, segment)
+    else:
+        integers = nearest(weight, scale, maximum, factor)
     parts = integers.to(torch.int8).split([w.shape[1] for w in weights.values()], dim=1)
     solved = []
     for name, part, scale in zip(weights, parts, scales, strict=True):
@@ -150,7 +180,16 @@ def _solve_family(
             tensors[f"{name}.finer"] = finer[name].to(part.device)
         found = restore(tensors, name)
         solved.append(
-            Solved(name, bits[name], tensors, weights[name], found, hessian, family.factors)
+            Solved(
+                name,
+                bits[name],
+                tensors,
+                weights[name],
+                found,
+                hessian,
+                family.factors,
+                trellis=segment > 0,
+            )
         )
     return solved
 
@@ -160,14 +199,35 @@ def _method(family: str, config: QuantizeConfig) -> str:
     return chosen or config.method
 
 
-def _scales(
+def _scales(families: list[Family], bits: Bits, config: QuantizeConfig) -> dict[str, Tensor]:
+    """Return the scale of each row of each parameter, float16 [N, R]."""
+    scales, costs, sizes = {}, {}, {}
+    for family in families:
+        diagonal = family.hessian.diagonal(dim1=1, dim2=2)
+        # what GPTQ leaves of a column's error, the columns after it making up for the rest
+        left = family.factors.upper.diagonal(dim1=1, dim2=2).double().pow(-2).mean(1, keepdim=True)
+        for name, weight in family.weights.items():
+            scales[name] = _grid_scales(name, weight, diagonal, bits[name], config)
+            sizes[name] = weight.shape[2]
+            if config.balance:
+                costs[name] = family.sensitivity[name] * left
+    if config.balance:
+        balanced = balanced_scales(scales, costs, sizes, config.balance)
+        weights = {name: w for family in families for name, w in family.weights.items()}
+        # a step must not become so fine that its row is cut off
+        least = {name: w.abs().amax(-1) / _maxima(w, bits[name]) for name, w in weights.items()}
+        scales = {name: round_scales(one.maximum(least[name])) for name, one in balanced.items()}
+    return {name: shorten(scale, config.scale_digits) for name, scale in scales.items()}
+
+
+def _grid_scales(
     name: str,
     weight_NRC: Tensor,
     diagonal_NC: Tensor,
     bits: tuple[int, ...],
     config: QuantizeConfig,
 ) -> Tensor:
-    """Return the scale of each row, float16 [N, R], layers of equal bits together."""
+    """Return the scale of each row by its grid, float16 [N, R], layers of equal bits together."""
     scales = torch.empty(weight_NRC.shape[:2], dtype=torch.float16, device=weight_NRC.device)
     for width in sorted(set(bits)):
         layers = [layer for layer, of_layer in enumerate(bits) if of_layer == width]
@@ -198,10 +258,10 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
     _refuse_non_finite(name, tensor)
     bits = rounded_bits(name, config)
     if bits is None:
-        return {name: _to_half(name, tensor)}
+        return {name: shorten(_to_half(name, tensor), config.vector_digits)}
     weight = tensor.reshape(1, -1, tensor.shape[-1])
     maxima = _maxima(weight, (bits,))
-    scale = round_scales(weight.abs().amax(-1) / maxima)
+    scale = shorten(round_scales(weight.abs().amax(-1) / maxima), config.scale_digits)
     integers = nearest(weight, scale, maxima).to(torch.int8)
     return {
         f"{name}.integers": integers.view(tensor.shape),
@@ -222,6 +282,16 @@ def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Te
             fix="make them again: `dvc repro -f -s calibrate`",
         )
     return hessians[family]
+
+
+def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
+    if name + SUFFIX not in hessians:
+        raise ParamGolfError(
+            "the Hessians hold no sensitivities, which quantize.balance needs",
+            where=HESSIANS_PATH,
+            fix="set calibrate.sensitivity_sequences, and `dvc repro calibrate`",
+        )
+    return hessians[name + SUFFIX].to(device)
 
 
 def _refuse_non_finite(name: str, tensor: Tensor) -> None:

@@ -18,7 +18,7 @@ class Solved:
     """A quantised parameter beside what it came from, matrices stacked [N, R, C].
 
     `bits` holds a number a layer, `tensors` the stored parts by their full names; `found` is what
-    they decode to.
+    they decode to. A `trellis` fixed each integer's parity, which then costs no bit.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Solved:
     found: Tensor
     hessian: Tensor
     factors: Factors
+    trellis: bool
 
     @property
     def integers(self) -> Tensor:
@@ -40,8 +41,9 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
 
     relative_error is ||E|| / ||W|| (Frobenius); output_error is tr(E H E^T) / tr(W H W^T), the
     share of the output's energy that quantising takes, and error_trace its numerator; entropy_bits
-    is the order-0 entropy of the integers, bits a weight; low_rank is the rank of the matrix's
-    correction, which the errors include; condition and damping are those of the damped Hessian.
+    is the order-0 entropy of the integers, bits a weight, of which a trellis saves one; low_rank is
+    the rank of the matrix's correction, which the errors include; condition and damping are those
+    of the damped Hessian.
     """
     error = solved.weight - solved.found
     pair = (error, solved.weight)
@@ -53,7 +55,7 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
             "layer": layer,
             "shape": list(solved.weight.shape[1:]),
             "bits": bits,
-            "entropy_bits": entropy_bits(solved.integers[layer]),
+            "entropy_bits": max(0.0, entropy_bits(solved.integers[layer]) - solved.trellis),
             "relative_error": _ratio(norms[0][layer], norms[1][layer]),
             "output_error": _ratio(energies[0][layer], energies[1][layer]),
             "error_trace": energies[0][layer],

@@ -42,3 +42,9 @@ def write_quantized(root, tensors, config):
     folder.mkdir(parents=True)
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def sections(params, **training):
+    """Return the sections that package freezes into the code, those of training with changes."""
+    train = dataclasses.replace(params.train, **training)
+    return train, params.eval_sliding, params.eval_ttt

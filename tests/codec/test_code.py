@@ -18,12 +18,13 @@ from paramgolf.codec.code import (
     RANS,
     ROOT,
     embedded_files,
+    frozen_params,
     literal,
     module_name,
     pack_code,
-    strip,
+    program,
 )
-from paramgolf.codec.entry import ADAPT, RUNTIME, SLIDING
+from paramgolf.codec.entry import ADAPT, MIXTURE, RUNTIME, SLIDING
 from paramgolf.codec.writer import encode
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Ranks
@@ -31,7 +32,7 @@ from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
 
-LIMIT_BYTES = 35_000  # of code, for the whole pipeline's evaluators and training
+LIMIT_BYTES = 35_000  # of code, for the evaluators and the training of a recipe
 WHERE = """
 import runpy, sys
 sys.argv = ["train_gpt.py", *sys.argv[1:]]
@@ -47,7 +48,8 @@ def packed_params(sample, tiny_model):
     train = dataclasses.replace(
         sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
     )
-    return {"model": dataclasses.asdict(tiny_model()), "train": dataclasses.asdict(train)}
+    model = dataclasses.asdict(tiny_model())
+    return frozen_params(model, train, sample.eval_sliding, sample.eval_ttt)
 
 
 @pytest.fixture
@@ -79,9 +81,10 @@ def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
     common = ["--data", tokens_folder, "--stride", "16", "--max-tokens", "1000", "--device", "cpu"]
     found = run("train_gpt.py", command, *common, *extra, "--json", "out.json", cwd=artifact)
     assert found.returncode == 0, found.stderr
-    common = {"window": 32, "stride": 16, "max_tokens": 1000}
-    sliding = {**SLIDING, **common}
-    adapt = {**ADAPT, **common, "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
+    mixture = {**MIXTURE, "kind": "none"}
+    common = {"window": 32, "stride": 16, "max_tokens": 1000, "mixture": mixture}
+    sliding = {**SLIDING, **common, "mode": "strided"}
+    adapt = {**ADAPT, **common, "mode": "sgd", "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
     alone, model = Ranks(0, 1, torch.device("cpu")), artifact / "model.bin"
     if command == "eval":
         config = parse(SlidingConfig, sliding, "eval")
@@ -123,7 +126,7 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
     tmp_path, tiny_model, packed_params, tokens_folder, monkeypatch
 ):
     def codecs(stream, options, *, without_rans):
-        return ["rans" if stream.columns else "brotli"]
+        return ["rans" if stream.shape else "brotli"]
 
     monkeypatch.setattr("paramgolf.codec.writer._codecs", codecs)
     content, _ = encode(*make_quantized(tiny_model()), make_options(codec="rans"))
@@ -160,8 +163,8 @@ def test_size_and_shares(packed_params):
     assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
     assert len(code.content) < LIMIT_BYTES
     assert code.content == pack_code(packed_params).content
-    # params, loader; the decoder of rans is left out
-    assert len(code.part.shares) == len(embedded_files()) + 2 - 1
+    assert {*code.part.shares} == {"params", "loader", *program(packed_params)}
+    assert module_name(RANS) not in code.part.shares
     assert module_name(RANS) in pack_code(packed_params, rans=True).part.shares
 
 
@@ -198,88 +201,19 @@ def test_only_what_the_entry_imports_is_embedded():
 
 def test_defaults_are_those_of_the_base_recipe():
     base = read_yaml(ROOT / "recipes/base.yaml")
-    for section, defaults in (("eval_sliding", SLIDING), ("eval_ttt", ADAPT), ("runtime", RUNTIME)):
-        expected = {key: value for key, value in base[section].items() if key != "window"}
-        assert defaults == expected
+    for section, defaults in (("eval_sliding", SLIDING), ("eval_ttt", ADAPT)):
+        frozen = {"mode": base[section]["mode"], "window": base[section]["window"]}
+        mixture = {**MIXTURE, "kind": base[section]["mixture"]["kind"]}
+        assert {**defaults, **frozen, "mixture": mixture} == base[section]
+    assert base["runtime"] == RUNTIME
 
 
-SOURCE = '''"""Module."""
-from __future__ import annotations
-import functools
-
-class Empty(Exception):
-    """Only a docstring."""
-
-class Kept:
-    """Doc."""
-    field: int = 3  # annotation of a field stays
-
-    def method(self, x: int, *rest: str, key: float = 1.0, **more: object) -> str:
-        """Doc."""
-        local: int = x
-        text = """a
-    b"""
-        return f"{local}{text}{key}"
-
-@functools.cache
-def kernel(x: int) -> int:
-    return x
-
-def nothing() -> None:
-    """Only a docstring."""
-'''
-
-
-def test_imports_that_nothing_speaks_of_are_dropped():
-    source = "from __future__ import annotations\nfrom a import b, c as d, e\nimport f\nprint(e, d)"
-    kept = "from __future__ import annotations\nfrom a import c as d, e\nimport f\nprint(e, d)"
-    assert strip(source) == kept
-    assert strip("from a import b\nfrom c import D\nclass E:\n    f: D = 1") == (
-        "from c import D\n\nclass E:\n f: D = 1"
-    )
-
-
-def test_stripped_modules_find_what_they_import_from_each_other():
-    """A name that a module only passes on must not be dropped."""
-    trees = {path: ast.parse(strip((ROOT / path).read_text())) for path in embedded_files()}
-    defined = {
-        module_name(path): {
-            name
-            for node in ast.walk(tree)
-            for name in (getattr(node, "name", None), getattr(node, "id", None))
-        }
-        for path, tree in trees.items()
-    }
-    for tree in trees.values():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.ImportFrom) and node.module in defined:
-                assert {alias.name for alias in node.names} <= defined[node.module]
-
-
-def test_strip_keeps_behaviour_and_drops_words():
-    stripped = strip(SOURCE)
-    scope: dict = {}
-    exec(compile(stripped, "stripped", "exec"), scope)
-    assert scope["Kept"].__annotations__ == {"field": "int"}
-    assert scope["kernel"].__annotations__ == {"x": "int", "return": "int"}
-    assert scope["Kept"]().method(1, key=2.0) == "1a\n    b2.0"
-    assert scope["Kept"].method.__annotations__ == {}
-    assert scope["nothing"]() is None
-    assert issubclass(scope["Empty"], Exception)
-    assert "Doc" not in stripped
-    assert "docstring" not in stripped
-    assert "stays" not in stripped
-
-
-@pytest.mark.parametrize("path", embedded_files(), ids=str)
-def test_stripped_modules_have_the_same_names(path):
-    def names(source):
-        return {
-            node.id if isinstance(node, ast.Name) else node.name
-            for node in ast.walk(ast.parse(source))
-            if isinstance(node, ast.FunctionDef | ast.ClassDef)
-            or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
-        }
-
-    source = (ROOT / path).read_text()
-    assert names(strip(source)) == names(source)
+def test_another_way_than_the_frozen_one_is_refused(artifact, tokens_folder, tiny_model):
+    """What the program has no code for: a mode, and a network that it was not packed for."""
+    arguments = ["eval", "--device", "cpu", "--data", tokens_folder, "--stride", "16"]
+    found = run("train_gpt.py", *arguments, "--mode", "documents", cwd=artifact)
+    assert (found.returncode, "`eval.mode` must be one of strided" in found.stderr) == (2, True)
+    other = tiny_model(smear="channel")
+    (artifact / "model.bin").write_bytes(encode(*make_quantized(other), make_options())[0])
+    found = run("train_gpt.py", *arguments, cwd=artifact)
+    assert (found.returncode, "model.smear` must be one of none" in found.stderr) == (2, True)

@@ -275,7 +275,7 @@ def test_whatever_follows_is_refused(packed):
 
 def test_mutations_are_refused(packed):
     rng = random.Random(0)
-    for _ in range(300):
+    for _ in range(10_000):
         content = bytearray(packed)
         for _ in range(rng.choice((1, 1, 2, 20))):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
@@ -413,3 +413,12 @@ def test_the_message_names_the_file_and_what_to_do(packed, tmp_path):
         file.truncate(5 * MAX_WEIGHTS)  # sparse
     with pytest.raises(ParamGolfError, match="larger than any"):
         load_package(path)
+
+
+@pytest.mark.gpu
+def test_weights_have_the_same_bits_on_a_gpu(packed):
+    """Integers, scales, finer groups and corrections: elementwise, in a fixed order."""
+    _, tensors = decode(packed)
+    on_gpu = dequantized({name: tensor.cuda() for name, tensor in tensors.items()})
+    for name, expected in dequantized(tensors).items():
+        assert torch.equal(on_gpu[name].cpu(), expected), name

@@ -1,6 +1,5 @@
 """The package stage: the files, the ledger, the limit, and the comparison after reading back."""
 
-import dataclasses
 import hashlib
 import json
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import make_options, make_quantized, write_quantized
+from package_case import make_options, make_quantized, sections, write_quantized
 
 from paramgolf.codec.container import load_package
 from paramgolf.codec.ledger import apportion
@@ -30,7 +29,7 @@ def read_metrics(root):
 
 
 def test_every_byte_is_accounted_for(project, sample, capsys):
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     folder = project / "artifacts/package"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.bin", "train_gpt.py", "package.json"}
@@ -58,15 +57,15 @@ def test_every_byte_is_accounted_for(project, sample, capsys):
 
 
 def test_same_input_same_bytes(project, sample):
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     folder = project / "artifacts/package"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
 def test_an_artifact_too_large_is_written_and_explained(project, sample, capsys):
-    package(make_options(limit_bytes=1000), sample.train)
+    package(make_options(limit_bytes=1000), *sections(sample))
     metrics = read_metrics(project)
     assert metrics["fits"] is False
     assert metrics["headroom_bytes"] == 1000 - metrics["bytes_total"] < 0
@@ -78,23 +77,23 @@ def test_an_artifact_too_large_is_written_and_explained(project, sample, capsys)
 
 
 def test_the_limit_itself_fits(project, sample):
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     total = read_metrics(project)["bytes_total"]
-    package(make_options(limit_bytes=total), sample.train)
+    package(make_options(limit_bytes=total), *sections(sample))
     assert read_metrics(project)["fits"] is True
-    package(make_options(limit_bytes=total - 1), sample.train)
+    package(make_options(limit_bytes=total - 1), *sections(sample))
     assert read_metrics(project)["fits"] is False
 
 
 def test_training_parameters_are_in_the_code(project, sample):
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     before = (project / "artifacts/package/train_gpt.py").read_bytes()
-    package(make_options(), dataclasses.replace(sample.train, matrix_lr=0.5))
+    package(make_options(), *sections(sample, matrix_lr=0.5))
     assert (project / "artifacts/package/train_gpt.py").read_bytes() != before
 
 
 def test_reading_back_notices_any_difference(project, sample, tiny_model):
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     path = project / "artifacts/package/model.bin"
     tensors, _ = make_quantized(tiny_model())
     check_round_trip(path, tensors)
@@ -110,7 +109,7 @@ def test_reading_back_notices_any_difference(project, sample, tiny_model):
 def test_a_missing_input_says_what_to_do(tmp_path, sample, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ParamGolfError, match=r"(?s)no file.*dvc repro quantize"):
-        package(make_options(), sample.train)
+        package(make_options(), *sections(sample))
 
 
 @settings(max_examples=100, deadline=None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import make_options, make_quantized, write_quantized
+from package_case import make_options, make_quantized, sections, write_quantized
 
 from paramgolf.codec.container import load_package, read_container
 from paramgolf.codec.package import package
@@ -99,12 +99,12 @@ def test_the_stage_prunes_until_it_fits(tmp_path, quantized, sample, monkeypatch
     monkeypatch.chdir(tmp_path)
     tensors, config = quantized
     write_quantized(tmp_path, tensors, config)
-    package(make_options(), sample.train)
+    package(make_options(), *sections(sample))
     path = tmp_path / "artifacts/package/package.json"
     before = json.loads(path.read_text())
     assert before["prune"] is None
     limit = before["bytes_total"] - 700
-    package(make_options(limit_bytes=limit, prune=True), sample.train)
+    package(make_options(limit_bytes=limit, prune=True), *sections(sample))
     ledger = json.loads(path.read_text())
     assert ledger["fits"] is True
     assert 0 <= ledger["headroom_bytes"] <= SLACK_BYTES
@@ -120,5 +120,5 @@ def test_the_stage_prunes_until_it_fits(tmp_path, quantized, sample, monkeypatch
     assert found == record["zeroed"]
     assert load_package(tmp_path / "artifacts/package/model.bin").vocab_size == 64
     first = path.read_bytes()
-    package(make_options(limit_bytes=limit, prune=True), sample.train)
+    package(make_options(limit_bytes=limit, prune=True), *sections(sample))
     assert path.read_bytes() == first

@@ -28,7 +28,7 @@ VOCAB, LENGTH = 64, 16
 
 def make_config(**changes):
     values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
-    return CalibrateConfig(**{**values, "seed": 5, **changes})
+    return CalibrateConfig(**{**values, "seed": 5, "sensitivity_sequences": 0, **changes})
 
 
 def make_trained(model):

@@ -7,7 +7,7 @@ import pytest
 import safetensors.torch
 from quantize_case import CPU, make_config, make_hessians, make_trained
 
-from paramgolf.codec.code import pack_code
+from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.package import package
 from paramgolf.errors import ParamGolfError
@@ -95,11 +95,11 @@ def test_package_finds_the_bytes_that_the_fit_promised(
         content = safetensors.torch.save(tensors)
         (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
     limit = 120_000
-    params = {"model": trained.config["model"], "train": dataclasses.asdict(sample.train)}
-    code = pack_code(params).part.bytes
+    sections = sample.train, sample.eval_sliding, sample.eval_ttt
+    code = pack_code(frozen_params(trained.config["model"], *sections)).part.bytes
     quantize(make_config(fit_bytes=limit, fit_code_bytes=code), CPU)
     options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=limit, prune=False)
-    package(options, sample.train)
+    package(options, *sections)
     record = json.loads((tmp_path / "artifacts/quantize/report.json").read_text())["fit"]
     ledger = json.loads((tmp_path / "artifacts/package/package.json").read_text())
     assert ledger["fits"]

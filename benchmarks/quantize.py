@@ -1,0 +1,272 @@
+"""What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--skip ...]`.
+
+Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
+artifacts of later stages are written there. Two settings are fitted to the same bytes, code
+included: the reference (SDClip of 12.85 deviations at 6 bits, the embedding's of 20 at 8, brotli)
+and ours (a trellis, steps balanced by sensitivity, our coder); the loss is that of the validation
+text, in windows without overlap. A model far smaller than the limit is fitted to the reference's
+own size.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tables import Row, write_results
+
+from paramgolf.codec import rans
+from paramgolf.codec.code import frozen_params, pack_code
+from paramgolf.codec.codecs import shuffle
+from paramgolf.codec.container import dequantized
+from paramgolf.codec.writer import compress
+from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.place import place
+from paramgolf.params import read_yaml
+from paramgolf.progress import say
+from paramgolf.quant.calibrate import collect, write_text
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.fit import artifact_parts, fit
+from paramgolf.quant.quantize import prepare, solve_model
+from paramgolf.quant.report import entropy_bits
+from paramgolf.quant.trained import Trained, load_trained
+from paramgolf.recipes import Params, check
+from paramgolf.runtime import Ranks, processes, synchronize
+from paramgolf.training.validate import validate
+
+ROOT = Path(__file__).parents[1]
+LIMIT_BYTES = 15_990_000
+SENSITIVITY_SEQUENCES = 64
+WRITTEN = 128  # texts
+PARTS = ("loss", "codecs", "write", "stages")
+REFERENCE = {
+    "method": "gptq",
+    "embedding_method": None,
+    "grid": "sdclip",
+    "matrix_bits": 6,
+    "embedding_bits": 8,
+    "high_bits_matrices": None,
+    "attention_clip": 12.85,
+    "mlp_clip": 12.85,
+    "embedding_clip": 20.0,
+    "hessian_clip": 0.0,
+    "damping": 0.01,
+    "act_order": True,
+    "trellis": False,
+    "balance": 0.0,
+    "scale_digits": 10,
+    "vector_digits": 10,
+    "finer_groups": 0,
+    "low_rank_matrices": 0,
+    "fit_codec": "brotli",
+}
+OURS = REFERENCE | {
+    "matrix_bits": 7,
+    "attention_clip": 26.0,
+    "mlp_clip": 26.0,
+    "trellis": True,
+    "balance": 0.8,
+    "scale_digits": 3,
+    "vector_digits": 6,
+    "fit_codec": "rans",
+}
+
+
+class Bench:
+    """A trained model, its Hessians, and what is measured of them."""
+
+    def __init__(self, params: Params, ranks: Ranks) -> None:
+        self.params, self.ranks = params, ranks
+        self.trained: Trained = load_trained()
+        self.tokens: TokenSet = open_tokens()
+        config = replace(params.calibrate, source="train")
+        count = min(SENSITIVITY_SEQUENCES, config.sequences)
+        config = replace(config, sensitivity_sequences=count)
+        self.hessians, _ = self.timed(lambda: collect(self.trained, self.tokens, config, ranks))[0]
+        self.network = Network(self.trained.model, self.trained.vocab_size)
+        place(self.network, replace(ranks, compile=False))
+
+    def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
+        """Return what `work` returns, and its seconds."""
+        synchronize(self.ranks.device)
+        start = time.perf_counter()
+        found = work()
+        synchronize(self.ranks.device)
+        return found, time.perf_counter() - start
+
+    def config(self, **changes: Any) -> QuantizeConfig:
+        """Return the recipe's parameters of quantize with changes."""
+        return replace(self.params.quantize, **changes)
+
+    def bits_per_byte(self, state: dict[str, torch.Tensor]) -> float:
+        """Score weights on the validation text."""
+        self.network.load_state_dict(state)
+        length = self.trained.sequence_length
+        return validate(
+            self.network,
+            self.tokens.val(),
+            self.tokens.val_bytes(),
+            Pass(order=self.trained.model.orders[-1]),
+            self.ranks,
+            length=length,
+            batch_windows=max(1, 65536 // length),
+            max_tokens=self.params.eval_sliding.max_tokens,
+        ).bits_per_byte
+
+    def code_bytes(self, codec: str) -> int:
+        """Return the bytes of train_gpt.py."""
+        p = self.params
+        frozen = frozen_params(asdict(self.trained.model), p.train, p.eval_sliding, p.eval_ttt)
+        return len(pack_code(frozen, rans=codec == "rans").content)
+
+    def solve(self, config: QuantizeConfig) -> Any:
+        """Factorise and quantise."""
+        families = prepare(self.trained, self.hessians, config, self.ranks.device)
+        return solve_model(self.trained, families, config)
+
+    def total(self, config: QuantizeConfig) -> int:
+        """Return the bytes of an artifact without fitting it."""
+        coded = replace(config, fit_code_bytes=self.code_bytes(config.fit_codec))
+        return sum(p.bytes for p in artifact_parts(self.trained, coded)(self.solve(coded)))
+
+    def fitted(self, config: QuantizeConfig, limit: int) -> tuple[float, dict[str, Any], float]:
+        """Return bits per byte at `limit` bytes, the record of the search, and its seconds."""
+        coded = replace(config, fit_bytes=limit, fit_code_bytes=self.code_bytes(config.fit_codec))
+
+        def search() -> Any:
+            families = prepare(self.trained, self.hessians, coded, self.ranks.device)
+            measure = artifact_parts(self.trained, coded)
+            return fit(coded, lambda one: solve_model(self.trained, families, one), measure)
+
+        (solution, record), seconds = self.timed(search)
+        return self.bits_per_byte(dequantized(solution[0])), record, seconds
+
+
+def loss_rows(bench: Bench) -> list[Row]:
+    """Fit both settings to the same bytes and score them."""
+    before = bench.bits_per_byte(bench.trained.state)
+    reference, ours = bench.config(**REFERENCE), bench.config(**OURS)
+    _, seconds = bench.timed(lambda: bench.solve(reference))
+    rows = [Row("GPTQ, all matrices", seconds, "s", None, 3.0, "lower")]
+    _, seconds = bench.timed(lambda: bench.solve(ours))
+    rows.append(Row("GPTQ with the trellis, all matrices", seconds, "s", None, None, "lower"))
+    limit = LIMIT_BYTES
+    if bench.total(reference) < limit / 2:
+        limit = bench.total(reference)
+        say(f"quantize: the model is small; both settings are fitted to {limit:,} bytes")
+    losses = {}
+    for name, config in (("reference", reference), ("ours", ours)):
+        score, record, seconds = bench.fitted(config, limit)
+        losses[name] = score - before
+        rows += [
+            Row(f"{name}: bytes", record["bytes_total"], "bytes", None, limit, "lower"),
+            Row(f"{name}: loss by quantising", losses[name], "bits/byte", None, None, "lower"),
+            Row(f"{name}: fit", seconds, "s", None, 90.0, "lower"),
+        ]
+    ratio = losses["ours"] / losses["reference"]
+    rows.append(Row("loss by quantising, ours / reference", ratio, "", None, 0.65, "lower"))
+    return rows
+
+
+def codec_rows(bench: Bench) -> list[Row]:
+    """Compress the reference's integers in every way; the coders take each tensor by itself."""
+    tensors, _ = bench.solve(bench.config(**REFERENCE))
+    integers = {n: t for n, t in tensors.items() if n.endswith(".integers")}
+    raws = {name: t.numpy().tobytes() for name, t in integers.items()}
+    entropy = sum(entropy_bits(t) * t.numel() / 8 for t in integers.values())
+    rows = [Row("integers: order-0 entropy", entropy, "bytes", None, None, "lower")]
+
+    def add(name: str, sizes: Callable[[], int]) -> None:
+        size, seconds = bench.timed(sizes)
+        rows.append(Row(f"integers: {name}", size, "bytes", entropy, None, "lower"))
+        rows.append(Row(f"integers: {name}, encode", seconds, "s", None, None, "lower"))
+
+    add("brotli", lambda: sum(len(compress("brotli", raw)) for raw in raws.values()))
+    add("brotli, shuffled", lambda: sum(len(compress("brotli", shuffle(r))) for r in raws.values()))
+    add("LZMA", lambda: sum(len(compress("lzma", raw)) for raw in raws.values()))
+    if shutil.which("lrzip"):
+        add("lrzip ZPAQ", lambda: sum(map(zpaq_bytes, raws.values())))
+    coded: dict[str, bytes] = {}
+
+    def encode() -> int:
+        coded.update({n: compress("rans", raws[n], tuple(t.shape)) for n, t in integers.items()})
+        return sum(map(len, coded.values()))
+
+    add("ours", encode)
+    rows[-1] = replace(rows[-1], target=15.0)
+    found, seconds = bench.timed(
+        lambda: {name: rans.decode(data, len(raws[name])) for name, data in coded.items()}
+    )
+    assert found == raws
+    return [*rows, Row("integers: ours, decode", seconds, "s", None, 5.0, "lower")]
+
+
+def zpaq_bytes(raw: bytes) -> int:
+    """Return the size of lrzip's ZPAQ mode at its highest level."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "integers"
+        path.write_bytes(raw)
+        subprocess.run(["lrzip", "-q", "-z", "-L", "9", str(path)], check=True)
+        return path.with_suffix(".lrz").stat().st_size
+
+
+def write_rows(bench: Bench) -> list[Row]:
+    """Let the model write calibration text."""
+    bench.network.load_state_dict(bench.trained.state)
+    length, config = bench.trained.sequence_length, bench.params.calibrate
+    texts, seconds = bench.timed(
+        lambda: write_text(bench.network, range(WRITTEN), length, bench.tokens.bos, config)
+    )
+    assert np.prod(texts.shape) == WRITTEN * length
+    return [Row(f"writing {WRITTEN} x {length} tokens", seconds, "s", None, 25.0, "lower")]
+
+
+def stage_rows() -> list[Row]:
+    """Run quantize, package and eval_sliding as the pipeline does, other stages cached."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    if not Path("artifacts/calibrate/hessians.safetensors").is_file():
+        run_stage("calibrate", environment)
+    start = time.perf_counter()
+    for stage in ("quantize", "package", "eval_sliding"):
+        run_stage(stage, environment)
+    seconds = time.perf_counter() - start
+    return [Row("requantise to scored", seconds, "s", None, 60.0, "lower")]
+
+
+def run_stage(stage: str, environment: dict[str, str]) -> None:
+    """Run a stage in this folder."""
+    subprocess.run([sys.executable, str(ROOT / f"stages/{stage}.py")], env=environment, check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path(), help="where a recipe was trained")
+    parser.add_argument("--skip", nargs="*", default=[], choices=PARTS)
+    options = parser.parse_args()
+    os.chdir(options.folder)
+    params = check(read_yaml("params.yaml"), where="params.yaml")
+    rows: list[Row] = []
+    with processes(replace(params.runtime, processes=1)) as ranks:
+        bench = Bench(params, ranks)
+        for part, measure in (("loss", loss_rows), ("codecs", codec_rows), ("write", write_rows)):
+            if part not in options.skip:
+                rows += measure(bench)
+    if "stages" not in options.skip:
+        rows += stage_rows()
+    write_results("quantize", rows, "python benchmarks/quantize.py")
+
+
+if __name__ == "__main__":
+    main()

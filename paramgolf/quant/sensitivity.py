@@ -1,0 +1,64 @@
+"""How much the loss minds an error in each row of each matrix, measured on calibration text.
+
+A small error e in a row's weights adds e H e^T times half the row's Fisher information to the loss,
+if inputs and gradients do not depend on each other (arXiv 1503.05671). With targets drawn from the
+model itself, the squared gradient of a row, over all its weights, is that information times the
+trace of H.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from paramgolf.model.network import Network, Pass
+from paramgolf.quant.balance import SUFFIX
+from paramgolf.quant.families import MEMBERS, stacked
+from paramgolf.runtime import Ranks
+
+
+def measure(
+    network: Network,
+    rows: Iterable[tuple[Tensor, Tensor]],
+    hessians: dict[str, Tensor],
+    ranks: Ranks,
+) -> dict[str, Tensor]:
+    """Return what an error's e H e^T in each row costs, nats a token: float32 [layers, rows].
+
+    Keys are NAME.sensitivity. `rows` are pairs of text [1, T] int64 and draws [T, 1] in 0..1, on
+    the device, by which targets are chosen. Rows of the embedding share its whole in proportion to
+    how likely the model finds their tokens: of most tokens a text this short holds none.
+    """
+    options = Pass(order=network.config.orders[-1])
+    parameters = {name: network.get_parameter(name) for names in MEMBERS.values() for name in names}
+    sums = {name: torch.zeros_like(stacked(p)[..., 0]) for name, p in parameters.items()}
+    likely = torch.zeros(network.vocab_size, device=ranks.device)
+    tokens = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    for text, draws in rows:
+        with torch.no_grad():
+            chances = torch.softmax(network.logits(text, options)[0], dim=-1)
+            likely += chances.sum(0)
+            ends = chances.double().cumsum(-1)
+            targets = torch.searchsorted(ends, draws * ends[:, -1:]).clamp_max(len(likely) - 1)
+        loss = network.nll(text, targets.T, options).sum()
+        gradients = torch.autograd.grad(loss, list(parameters.values()))
+        for name, gradient in zip(parameters, gradients, strict=True):
+            sums[name] += stacked(gradient.float()).square().sum(-1)
+        tokens += text.numel()
+    total = ranks.sum(tokens).item()
+    found = {name: ranks.sum(value) / total for name, value in sums.items()}
+    likely = ranks.sum(likely) / total
+    found["embedding"] = found["embedding"].sum() * likely.unsqueeze(0)
+    return {
+        f"{name}{SUFFIX}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)
+        for family, names in MEMBERS.items()
+        for name in names
+    }
+
+
+def trace(hessian_NCC: Tensor) -> Tensor:
+    """Return the trace of each Hessian, at least the smallest positive number."""
+    traces = hessian_NCC.diagonal(dim1=1, dim2=2).sum(1)
+    return traces.clamp_min(torch.finfo(traces.dtype).tiny)

@@ -1,0 +1,220 @@
+"""What shake takes out of a program, and that what is left computes the same."""
+
+import ast
+import builtins
+import dataclasses
+import json
+import subprocess
+import symtable
+import sys
+
+import pytest
+import torch
+
+from paramgolf.codec.code import ROOT, frozen_params, pack_code, program
+from paramgolf.codec.shake import shake
+from paramgolf.codec.strip import unparse
+from paramgolf.model.network import Network, Pass
+from paramgolf.recipes import check, compose, names
+
+RECIPES = ROOT / "recipes"
+VOCAB = 97
+LOSS = """
+import json, runpy, sys
+found = runpy.run_path(sys.argv[1], run_name="packed")
+from paramgolf.model.config import ModelConfig
+from paramgolf.model.network import Network, Pass
+from paramgolf.params import parse
+import torch
+torch.set_num_threads(1)
+config = parse(ModelConfig, json.loads(found["PARAMS"])["model"], "model")
+text = torch.arange(33).view(1, 33) * 7 % 97
+network = Network(config, 97, seed=1)
+for p in network.parameters(): p.data.add_(0.01)
+nll = network.nll(text[:, :-1], text[:, 1:], Pass(config.orders[-1]))
+nll.sum().backward()
+print([float(nll.double().sum()), float(network.get_parameter("up").grad.double().sum())])
+"""
+
+
+def shaken(source, frozen, **others):
+    trees = {name: ast.parse(text) for name, text in {"paramgolf.m": source, **others}.items()}
+    return {n: unparse(t) for n, t in shake(trees, "paramgolf.m", frozen).items()}
+
+
+CONFIG = """
+class Config:
+    way: Literal['a', 'b', 'c']
+    on: bool
+    size: int
+    limit: int | None
+"""
+FROZEN = {"Config": {"way": ("a",), "on": (False,), "size": (3,), "limit": (None,)}}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("if c.on:\n  return x()\nelse:\n  return 1", "return 1"),
+        ("if c.on and x():\n  return 2\nreturn 1", "return 1"),
+        ("if not c.on or x():\n  return 2\nreturn 1", "return 2"),
+        ("return 1 if c.way == 'b' else 2", "return 2"),
+        ("return c.way in ('a', 'b')", "return True"),
+        ("return c.way in x", "return 'a' in x"),
+        ("return x if c.limit is None else c.limit", "return x"),
+        ("return c.limit or x", "return x"),
+        ("return c.size", "return c.size"),
+        ("if c.size > 2:\n  return c.way", "if c.size > 2:\n  return 'a'"),
+        (
+            "match c.way:\n  case 'b':\n    return 1\n  case 'c':\n    return 2\nreturn 3",
+            "return 3",
+        ),
+        ("match c.way:\n  case 'b':\n    return 1\n  case 'a' | 'c':\n    return 2", "return 2"),
+        ("match c.way:\n  case 'b':\n    return 1\n  case _:\n    return 2", "return 2"),
+        ("while c.on:\n  x()\nreturn 1", "while False:\n  x()\n return 1"),
+    ],
+)
+def test_what_is_known_is_folded(source, expected):
+    lines = "\n".join(" " + line for line in source.splitlines())
+    text = shaken(f"{CONFIG}\ndef main(c: Config, x):\n{lines}\n", FROZEN)["paramgolf.m"]
+    assert text.partition("def main(c: Config, x):\n ")[2] == expected
+
+
+def test_another_class_with_the_name_keeps_its_branches():
+    """Its truth can be another, and its texts are the parameters' or `none`."""
+    other = "class Other:\n    on: bool\n    way: str\n"
+    body = "def main(c, o: Other):\n    Config()\n    return o.on, o.way == 'none', o.way == 'b'"
+    text = shaken(f"{CONFIG}{other}{body}", FROZEN)["paramgolf.m"]
+    assert "return (o.on, o.way == 'none', False)" in text
+    assert (
+        "o.way is None" in shaken(f"{CONFIG}{other}{body} or o.way is None", FROZEN)["paramgolf.m"]
+    )
+    listed = other.replace("str", "Literal['b', 'd']")
+    assert "o.way == 'b'" in shaken(f"{CONFIG}{listed}{body}", FROZEN)["paramgolf.m"]
+
+
+@pytest.mark.parametrize("change", ["c.on = x", "replace(c, on=x)", "dataclasses.replace(c, on=x)"])
+def test_a_field_that_code_changes_is_not_folded(change):
+    source = f"{CONFIG}\ndef main(c: Config, x):\n {change}\n return c.on"
+    assert "return c.on" in shaken(source, FROZEN)["paramgolf.m"]
+
+
+def test_frozen_fields_accept_their_value_alone():
+    source = (
+        f"{CONFIG}\n    def faults(self):\n     pass\ndef main(c: Config):\n hasattr(c, 'faults')"
+    )
+    text = shaken(source, FROZEN)["paramgolf.m"]
+    assert (
+        "way: Literal['a']\n on: Literal[False]\n size: Literal[3]\n limit: Literal[None]" in text
+    )
+    assert "def faults" not in text
+    part = {"Config": {"way": ("a", "c")}}
+    text = shaken(source, part)["paramgolf.m"]
+    assert "way: Literal['a', 'c']\n on: bool" in text
+    assert "def faults" in text
+
+
+def test_what_nothing_speaks_of_goes_with_its_modules():
+    main = """
+from paramgolf.other import kept, gone, Base
+from paramgolf.lost import lost
+import json, re
+UNUSED, LIMIT = 1, 2
+ALONE = lost()
+class Child(Base):
+    def used(self): pass
+    def unused(self): return gone()
+    def __len__(self): return 1
+class Foreign(re.Base):
+    def called_by_the_library(self): pass
+@library.register_fake
+def _(x): pass
+def main(c):
+    Child().used(), Foreign(), getattr(c, "by_name")
+    return kept(LIMIT)
+"""
+    other = "def kept(x): return x\ndef gone(): return gone()\nclass Base: pass\ndef by_name(): 1"
+    found = shaken(main, {}, **{"paramgolf.other": other, "paramgolf.lost": "def lost(): pass"})
+    assert sorted(found) == ["paramgolf.m", "paramgolf.other"]
+    text = found["paramgolf.m"]
+    for name in ("def used", "__len__", "called_by_the_library", "def _(x)", "LIMIT"):
+        assert name in text
+    for name in ("unused", "ALONE", "lost", "json", "gone"):
+        assert name not in text
+    assert "gone" not in found["paramgolf.other"]
+    assert "by_name" in found["paramgolf.other"]
+
+
+def test_modules_imported_within_functions_stay():
+    found = shaken(
+        "def main(c):\n from paramgolf.a import x\n from paramgolf import b\n x(b.y)",
+        {},
+        **{"paramgolf.a": "def x(y): pass", "paramgolf.b": "y = 1", "paramgolf.c": ""},
+    )
+    assert sorted(found) == ["paramgolf.a", "paramgolf.b", "paramgolf.m"]
+
+
+def recipe_params(name):
+    params = check(compose(name, RECIPES), where=name)
+    narrow = dataclasses.replace(
+        params.model,
+        width=64,
+        heads=4,
+        kv_heads=2,
+        mlp_hidden=128,
+        rope_dims=8,
+        bigram_buckets=min(params.model.bigram_buckets, 64),
+        value_embedding_dim=8,
+    )
+    sections = params.train, params.eval_sliding, params.eval_ttt
+    return narrow, frozen_params(dataclasses.asdict(narrow), *sections)
+
+
+def undefined(source):
+    """Names that a module's code reads and neither defines nor finds among the builtins."""
+    root = symtable.symtable(source, "module", "exec")
+    defined = {s.get_name() for s in root.get_symbols() if s.is_assigned() or s.is_imported()}
+    defined |= {s.get_name() for s in root.get_symbols() if s.is_namespace()}
+    missing, queue = set(), [root]
+    while queue:
+        table = queue.pop()
+        queue += table.get_children()
+        missing |= {
+            s.get_name()
+            for s in table.get_symbols()
+            if s.is_referenced() and (s.is_global() or table is root)
+        } - defined
+    return missing - {*dir(builtins), "__file__", "__name__"}
+
+
+@pytest.mark.parametrize("name", names(RECIPES))
+def test_the_program_of_a_recipe_lacks_no_name(name):
+    """Every name that is read is defined, and every import finds its name."""
+    modules = program(recipe_params(name)[1], rans=True)
+    for module, source in modules.items():
+        assert not undefined(source), module
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.module in modules:
+                known = symtable.symtable(modules[node.module], "module", "exec")
+                found = {symbol.get_name() for symbol in known.get_symbols()}
+                assert {alias.name for alias in node.names} <= found, module
+
+
+@pytest.mark.parametrize("name", ["pr1204", "pr1392", "pr2135"])
+def test_the_network_of_a_recipe_computes_the_same(tmp_path, name):
+    config, frozen = recipe_params(name)
+    (tmp_path / "train_gpt.py").write_bytes(pack_code(frozen).content)
+    command = [sys.executable, "-I", "-c", LOSS, "train_gpt.py"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+    text = torch.arange(33).view(1, 33) * 7 % VOCAB
+    network = Network(config, VOCAB, seed=1)
+    for p in network.parameters():
+        p.data.add_(0.01)
+    nll = network.nll(text[:, :-1], text[:, 1:], Pass(config.orders[-1]))
+    nll.sum().backward()
+    gradient = network.get_parameter("up").grad
+    assert json.loads(found.stdout) == [
+        float(nll.detach().double().sum()),
+        float(gradient.double().sum()),
+    ]

@@ -1,0 +1,141 @@
+"""Sensitivities against brute force, and the steps that follow from them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.network import Network, Pass
+from paramgolf.quant.balance import MOST_CHANGE, SUFFIX, balanced_scales
+from paramgolf.quant.families import MEMBERS, stacked
+from paramgolf.quant.gptq import row_errors
+from paramgolf.quant.quantize import prepare, quantize_model
+from paramgolf.quant.sensitivity import measure
+from paramgolf.runtime import Ranks
+
+ALONE = Ranks(0, 1, CPU)
+NAMES = [name for names in MEMBERS.values() for name in names]
+
+
+@pytest.fixture
+def trained(tiny_model):
+    return make_trained(tiny_model())
+
+
+def pairs(count, length=16):
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(count):
+        text = torch.randint(VOCAB, (1, length), generator=generator)
+        yield text, torch.rand(length, 1, dtype=torch.float64, generator=generator)
+
+
+def sensitivities(trained, hessians, count=200):
+    network = Network(trained.model, VOCAB)
+    network.load_state_dict(trained.state)
+    return network, measure(network, pairs(count), hessians, ALONE)
+
+
+def divergence(network, changed, text):
+    """Kullback-Leibler divergence of the changed network's tokens from the network's, nats each."""
+    options = Pass(order=network.config.orders[-1])
+    with torch.no_grad():
+        right, wrong = (
+            torch.log_softmax(one.logits(text, options).double(), -1) for one in (network, changed)
+        )
+    return float((right.exp() * (right - wrong)).sum(-1).mean())
+
+
+def test_shapes_and_signs(trained):
+    _, found = sensitivities(trained, make_hessians(trained), count=3)
+    assert found.keys() == {name + SUFFIX for name in NAMES}
+    for name in NAMES:
+        assert found[name + SUFFIX].shape == stacked(trained.state[name]).shape[:2]
+        assert found[name + SUFFIX].dtype == torch.float32
+        assert (found[name + SUFFIX] >= 0).all()
+
+
+def test_ranks_share_the_texts(trained):
+    """Sums over texts, so that two halves make the whole."""
+    hessians = make_hessians(trained)
+    network, whole = sensitivities(trained, hessians, count=4)
+    rows = list(pairs(4))
+    halves = [measure(network, rows[i : i + 2], hessians, ALONE) for i in (0, 2)]
+    for name in NAMES:
+        mean = (halves[0][name + SUFFIX] + halves[1][name + SUFFIX]) / 2
+        if name != "embedding":
+            torch.testing.assert_close(mean, whole[name + SUFFIX], rtol=1e-4, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["v", "o", "up", "down"])
+def test_the_cost_of_small_errors_is_foreseen(trained, name):
+    """To a factor: inputs and gradients do depend on each other."""
+    from paramgolf.quant.hessian import gather
+
+    texts = torch.cat([text for text, _ in pairs(200)])
+    network = Network(trained.model, VOCAB)
+    network.load_state_dict(trained.state)
+    hessians = gather(network, [texts], ALONE)
+    _, found = sensitivities(trained, hessians)
+    family = "qkv" if name == "v" else name
+    errors = 0.02 * torch.randn(
+        trained.state[name].shape, generator=torch.Generator().manual_seed(9)
+    )
+    expected = (row_errors(errors, hessians[family]) * found[name + SUFFIX]).sum()
+    changed = Network(trained.model, VOCAB)
+    changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
+    assert 0.4 < divergence(network, changed, texts) / float(expected) < 2.5
+
+
+def test_all_weights_cost_the_same_and_the_bits_stay():
+    generator = np.random.default_rng(0)
+    scales = {n: torch.tensor(generator.uniform(0.5, 2, (2, r))) for n, r in (("a", 5), ("b", 3))}
+    costs = {n: torch.tensor(generator.uniform(0.5, 2, s.shape)) for n, s in scales.items()}
+    sizes = {"a": 7, "b": 20}
+    found = balanced_scales(scales, costs, sizes, 1.0)
+    spent = torch.cat([(found[n].double().square() * costs[n]).flatten() for n in scales])
+    assert spent.max() / spent.min() < 1 + 1e-5
+
+    def bits(chosen):
+        return sum(sizes[n] * float(s.double().log2().sum()) for n, s in chosen.items())
+
+    assert abs(bits(found) - bits(scales)) < 1e-4
+    half, none = (balanced_scales(scales, costs, sizes, share) for share in (0.5, 0.0))
+    for n in scales:
+        torch.testing.assert_close(none[n], scales[n].float())
+        torch.testing.assert_close(half[n], (found[n] * none[n]).sqrt())
+
+
+def test_rows_that_nothing_reads_stay_within_bounds():
+    scales = {"a": torch.ones(1, 3)}
+    found = balanced_scales(scales, {"a": torch.tensor([[0.0, 1.0, 1e9]])}, {"a": 4}, 1.0)["a"]
+    assert found.isfinite().all()
+    assert found.max() <= MOST_CHANGE
+    assert found.min() >= 1 / MOST_CHANGE
+
+
+def test_rows_that_matter_get_finer_steps(trained):
+    hessians = make_hessians(trained)
+    for name in NAMES:
+        hessians[name + SUFFIX] = torch.ones(stacked(trained.state[name]).shape[:2])
+    hessians["up" + SUFFIX][1] *= 16
+    config = make_config(balance=1.0, scale_digits=3)
+    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    scales = tensors["up.scales"].float()
+    assert scales[1].mean() < 0.5 * scales[[0, 2, 3]].mean()
+    plain = quantize_model(trained, hessians, make_config(), CPU)[1]
+    errors = [[r["error_trace"] for r in some if r["name"] == "up"] for some in (reports, plain)]
+    gains = [ours / theirs for ours, theirs in zip(*errors, strict=True)]
+    assert gains[1] < 0.3 * min(gains[0], *gains[2:])
+
+
+def test_sensitivities_that_are_missing_are_named(trained):
+    with pytest.raises(ParamGolfError, match=r"(?s)no sensitivities.*sensitivity_sequences"):
+        prepare(trained, make_hessians(trained), make_config(balance=0.5), CPU)
+
+
+def test_bounds_of_the_parameters():
+    faults = [*dataclasses.replace(make_config(), balance=1.5, scale_digits=0).faults()]
+    assert len(faults) == 2

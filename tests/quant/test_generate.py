@@ -1,0 +1,91 @@
+"""Writing with remembered keys and values: the same logits as a whole forward pass, everywhere."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.shapes import FROZEN
+from paramgolf.quant.generate import pick, write
+from paramgolf.recipes import check, compose, names
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+VOCAB, LENGTH, BOS = 97, 24, 1
+
+
+def recipe_network(name, **changes):
+    """A recipe's network, narrower, its parameters moved off their initial values."""
+    full = check(compose(name, RECIPES), where=name).model
+    sizes = {"width": 64, "heads": 4, "kv_heads": 2, "mlp_hidden": 128, "rope_dims": 8}
+    buckets = min(full.bigram_buckets, 64)
+    config = dataclasses.replace(full, **sizes, bigram_buckets=buckets, value_embedding_dim=8)
+    network = Network(dataclasses.replace(config, **changes), VOCAB, seed=1)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter, p in network.named_parameters():
+            if parameter not in FROZEN:
+                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return network
+
+
+def written_logits(network, draws, monkeypatch):
+    """The text of `write`, and the logits by which each of its tokens was chosen."""
+    seen, logits = [], Network.logits
+
+    def spy(self, tokens, options, *, part=None):
+        seen.append(logits(self, tokens, options, part=part))
+        return seen[-1]
+
+    monkeypatch.setattr(Network, "logits", spy)
+    text = write(network, draws, BOS, 0.8)
+    monkeypatch.undo()
+    return text, torch.cat(seen, 1)
+
+
+def check_logits(network, draws, monkeypatch, *, tolerance):
+    text, found = written_logits(network, draws, monkeypatch)
+    with torch.no_grad():
+        expected = network.logits(text, Pass(order=network.config.orders[-1]))[:, :-1]
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    chances = torch.softmax(expected.double() / 0.8, -1)
+    assert (text[:, 0] == BOS).all()
+    return text, chances
+
+
+@pytest.mark.parametrize("name", [name for name in names(RECIPES) if name != "sample"])
+def test_logits_are_those_of_a_whole_pass(name, monkeypatch):
+    """Recurrence, skips, lanes, XSA, gates, smearing, bigrams, value embeddings and residuals."""
+    network = recipe_network(name)
+    draws = torch.from_numpy(np.random.default_rng(0).random((3, LENGTH)))
+    text, chances = check_logits(network, draws, monkeypatch, tolerance=2e-4)
+    for t in range(1, LENGTH):
+        assert torch.equal(pick(chances[:, t - 1], draws[:, t : t + 1])[:, 0], text[:, t])
+
+
+def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch):
+    network = recipe_network("pr1493", rope_trained_length=8)
+    draws = torch.from_numpy(np.random.default_rng(1).random((2, LENGTH)))
+    check_logits(network, draws, monkeypatch, tolerance=2e-4)
+
+
+def test_the_network_gets_its_attention_back():
+    network = recipe_network("pr1493")
+    attend = network.attend
+    write(network, torch.rand(1, 3, dtype=torch.float64), BOS, 1.0)
+    assert network.attend is attend
+
+
+@pytest.mark.gpu
+def test_a_recorded_step_writes_what_an_eager_one_does(monkeypatch):
+    network = recipe_network("pr1493").cuda()
+    draws = torch.from_numpy(np.random.default_rng(2).random((4, LENGTH))).cuda()
+    text = write(network, draws, BOS, 0.8)
+    monkeypatch.setattr("paramgolf.quant.generate.recorded", lambda step, place: step)
+    assert torch.equal(text, write(network, draws, BOS, 0.8))
+    with torch.no_grad():
+        logits = network.logits(text, Pass(order=network.config.orders[-1]))
+    chosen = pick(torch.softmax(logits[:, :-1].double() / 0.8, -1)[:, -1], draws[:, -1:])
+    assert (chosen[:, 0] == text[:, -1]).float().mean() > 0.5
