@@ -7,6 +7,7 @@ from paramgolf.params import load
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
+from paramgolf.training.profile import time_split
 from paramgolf.training.run import train
 
 
@@ -16,7 +17,7 @@ def main() -> None:
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
-        train(load(ModelConfig, "model"), load(TrainConfig, "train"), ranks)
+        train(load(ModelConfig, "model"), load(TrainConfig, "train"), ranks, split=time_split)
 
 
 if __name__ == "__main__":

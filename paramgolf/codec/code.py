@@ -17,6 +17,7 @@ from typing import Any
 
 import brotli
 
+from paramgolf.codec.entry_defaults import ADAPT
 from paramgolf.codec.ledger import Part, apportion
 from paramgolf.codec.shake import Frozen, shake
 from paramgolf.codec.strip import shorten_locals, strip, unparse
@@ -149,8 +150,6 @@ def _frozen(params: dict[str, Any]) -> Frozen:
     )
     whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
     if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
-        from paramgolf.codec.entry import ADAPT  # with torch, which the command line can spare
-
         whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
     return {
         **{kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()},

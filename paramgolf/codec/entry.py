@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from paramgolf.codec.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
@@ -32,56 +33,6 @@ from paramgolf.scoring.sliding import score_sliding
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.run import train
 
-# the defaults of recipes/base.yaml; the window is the model's sequence length
-RUNTIME = {
-    "device": "auto",
-    "processes": 0,
-    "attention": "auto",
-    "kernels": "auto",
-    "compile": "auto",
-    "workers": 0,
-}
-STRIDE = 64
-MIXTURE = {
-    "contexts": [15],
-    "min_count": 1,
-    "weight": 0.1,
-    "min_share": 0.8,
-    "beta": 2.625,
-}
-COMMON = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None}
-SLIDING = {**COMMON, "row_windows": 8}
-ADAPT = {
-    **COMMON,
-    "chunk_tokens": 32768,
-    "epochs": 3,
-    "batch_sequences": 16,
-    "lr": 0.005,
-    "momentum": 0.9,
-    "clip_norm": 1.0,
-    "adapter": {
-        "targets": ["q", "k", "v", "o", "mlp", "head"],
-        "rank": 96,
-        "alpha": 96.0,
-        "seed": 0,
-        "lr": 1e-4,
-        "beta1": 0.0,
-        "beta2": 0.999,
-        "eps": 1e-10,
-        "decay": 0.5,
-        "reset_chunks": 0,
-    },
-    "documents": {
-        "order": "length",
-        "batch_documents": 64,
-        "lanes": 8,
-        "chunk_tokens": 48,
-        "short_chunks": [],
-        "warm_a": False,
-        "phases": 0,
-        "prefix_documents": 2000,
-    },
-}
 SCORERS: dict[str, tuple[type, Callable[..., Evaluation]]] = {
     "eval": (SlidingConfig, score_sliding),
     "eval_ttt": (AdaptConfig, score_adaptive),

@@ -33,7 +33,7 @@ def shake(trees: Trees, entry: str, frozen: Frozen) -> Trees:
         if isinstance(node, ast.ClassDef)
     }
     changed = {name for tree in trees.values() for name in _changed(tree)}
-    folder = _Folder(_known_values(classes, frozen, changed))
+    folder = _Folder(_known_values(classes, frozen, changed), _numbers(frozen))
     for tree in trees.values():
         folder.visit(tree)
     for name, fields in frozen.items():
@@ -78,6 +78,16 @@ def _known_values(
     return {n: values for n, values in known.items() if n not in changed and _is_plain(values)}
 
 
+def _numbers(frozen: Frozen) -> set[str]:
+    """Return the names of fields that hold a number: no text, though others of the kind may."""
+    return {
+        name
+        for fields in frozen.values()
+        for name, values in fields.items()
+        if all(isinstance(value, int | float) for value in values)
+    }
+
+
 def _changed(tree: ast.Module) -> Iterator[str]:
     """Yield the attributes that code sets, also in copies by dataclasses.replace."""
     for node in ast.walk(tree):
@@ -109,8 +119,8 @@ def _members(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 class _Folder(ast.NodeTransformer):
     """Replaces what is known by its value and leaves out what is then never run."""
 
-    def __init__(self, known: Mapping[str, set[Any]]) -> None:
-        self.known = known
+    def __init__(self, known: Mapping[str, set[Any]], numbers: set[str]) -> None:
+        self.known, self.numbers = known, numbers
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.expr:
         self.generic_visit(node)
@@ -123,7 +133,12 @@ class _Folder(ast.NodeTransformer):
         values = self._values(node.left)
         self.generic_visit(node)
         others = _literals(node.comparators[0])
-        if not values or others is None or len(node.ops) > 1:
+        if others is None or len(node.ops) > 1:
+            return node
+        numeric = isinstance(node.left, ast.Attribute) and node.left.attr in self.numbers
+        if numeric and isinstance(node.ops[0], ast.Eq) and all(isinstance(o, str) for o in others):
+            return ast.Constant(False)
+        if not values:
             return node
         found = {value in others for value in values}
         if len(found) > 1 or (ELSEWHERE in values and not all(isinstance(o, str) for o in others)):

@@ -34,6 +34,9 @@ def strip(tree: ast.Module) -> None:
             for part in node.body:
                 if isinstance(part, ast.AnnAssign):  # a field needs one, whatever it says
                     part.annotation = ast.Constant(0)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            _drop_unread_texts(node)
 
 
 def unparse(tree: ast.Module) -> str:
@@ -68,6 +71,29 @@ def shorten_locals(tree: ast.Module) -> None:
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and _is_plain(function):
             _shorten(function)
+
+
+def _drop_unread_texts(function: ast.FunctionDef) -> None:
+    """Drop texts that a function names and never reads: advice that was left out."""
+    read = {
+        node.id
+        for node in ast.walk(function)
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+    }
+    for node in ast.walk(function):
+        for name in ("body", "orelse", "finalbody"):
+            body = getattr(node, name, None)
+            if isinstance(body, list) and not isinstance(node, ast.ClassDef):
+                kept = [one for one in body if not _is_unread_text(one, read)]
+                setattr(node, name, kept or body)
+
+
+def _is_unread_text(statement: ast.stmt, read: set[str]) -> bool:
+    if not isinstance(statement, ast.Assign) or len(statement.targets) != 1:
+        return False
+    target, value = statement.targets[0], statement.value
+    text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return isinstance(target, ast.Name) and target.id not in read and text
 
 
 def _is_plain(function: ast.FunctionDef) -> bool:

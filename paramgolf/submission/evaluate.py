@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paramgolf.codec.entry import ADAPT, RUNTIME, SLIDING, STRIDE
+from paramgolf.codec.entry_defaults import ADAPT, RUNTIME, SLIDING, STRIDE
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus

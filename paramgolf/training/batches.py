@@ -34,10 +34,11 @@ class Batch(NamedTuple):
 class Batches:
     """The batches of a run: a global batch is cut into windows, shared out, cut into rows."""
 
-    def __init__(self, stream: Stream, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, stream: Stream, config: TrainConfig, ranks: Ranks, micro_batch_tokens: int
+    ) -> None:
         self._config, self._ranks = config, ranks
-        assert config.micro_batch_tokens != "auto"
-        self._micro_batch_tokens = config.micro_batch_tokens
+        self._micro_batch_tokens = micro_batch_tokens
         arrangement = "sequential" if config.loader == "documents" else config.loader
         lengths = {self.window_tokens(sizes) for sizes in config.sizes}
         self._windows = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 
 from paramgolf.errors import ParamGolfError
@@ -16,10 +14,8 @@ SHARE = 0.9  # of the free memory; the rest is for the optimiser's and the libra
 CPU_TOKENS = 16_384  # on a CPU, where more rows a pass gain nothing
 
 
-def choose_micro_batch(network: Network, config: TrainConfig, ranks: Ranks) -> TrainConfig:
-    """Return the configuration with `auto` replaced by what fits, the same on all processes."""
-    if config.micro_batch_tokens != "auto":
-        return config
+def choose_micro_batch(network: Network, config: TrainConfig, ranks: Ranks) -> int:
+    """Return the tokens of a micro-batch that fits, the same on all processes."""
     length = max(sizes.sequence_length for sizes in config.sizes)
     sequences = min(sizes.batch_tokens for sizes in config.sizes) // length // ranks.world
     if ranks.device.type == "cpu":
@@ -31,7 +27,7 @@ def choose_micro_batch(network: Network, config: TrainConfig, ranks: Ranks) -> T
     tokens = int(ranks.agree(tokens))
     if ranks.is_main:
         say(f"train: micro_batch_tokens is {tokens:,}, {length * sequences // tokens} a step")
-    return dataclasses.replace(config, micro_batch_tokens=tokens)
+    return tokens
 
 
 def fitting(sequences: int, length: int, limit: int) -> int:

@@ -36,7 +36,11 @@ class Rehearsal:
         self.model, vocab_size = params.model, params.tokenizer.vocab_size
         network = Network(self.model, vocab_size, seed=params.train.seed, device=ranks.device)
         self._network = place(network, ranks)
-        self.train = choose_micro_batch(self._network, params.train, ranks)
+        self.train = params.train
+        tokens = params.train.micro_batch_tokens
+        if tokens == "auto":
+            tokens = choose_micro_batch(self._network, self.train, ranks)
+        self.micro_batch_tokens = tokens
         self._state = TrainState(self._network, self.train, ranks)
         self._documents = self.train.loader == "documents"
         self._batch = self._random_batch(vocab_size, ranks.device)
@@ -47,12 +51,6 @@ class Rehearsal:
             work(self._batch)
             self._replay.capture(phase, work, self._batch)
         self._state.zero_grad()
-
-    @property
-    def micro_batch_tokens(self) -> int:
-        """The tokens of a pass."""
-        assert self.train.micro_batch_tokens != "auto"
-        return self.train.micro_batch_tokens
 
     def _random_batch(self, vocab_size: int, device: torch.device) -> Batch:
         tokens, length = self.micro_batch_tokens, self.train.sequence_length

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import statistics
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,6 @@ from paramgolf.training.checkpoint import Checkpoint, resume_key
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
 from paramgolf.training.micro_batch import choose_micro_batch
-from paramgolf.training.profile import time_split
 from paramgolf.training.replay import Replay
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
@@ -40,14 +40,23 @@ METRICS = Path("artifacts/metrics/train.json")
 SCHEMA = 1
 
 
-def train(model: ModelConfig, config: TrainConfig, ranks: Ranks) -> None:
-    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off."""
+def train(
+    model: ModelConfig,
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    split: Callable[..., dict[str, float] | None] | None = None,
+) -> None:
+    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
+
+    `split` tells where the time of a step goes (paramgolf.training.profile.time_split).
+    """
     tokens = open_tokens()
     run = Run(model, config, ranks, tokens)
     run.resume()
     run.warm_up()
     run.loop()
-    run.finish()
+    run.finish(split)
 
 
 class Run:
@@ -65,11 +74,14 @@ class Run:
             sha256_file(tokens.folder / "manifest.json"),
             [ranks.world, str(ranks.device.type)],
         )
-        config = choose_micro_batch(self._network, config, ranks)
         self.model, self.config, self.ranks = model, config, ranks
         self._state = TrainState(self._network, config, ranks)
         self._replay = Replay()
-        self._batches = Batches(tokens.train(), config, ranks)
+        if config.micro_batch_tokens == "auto":
+            micro_batch_tokens = choose_micro_batch(self._network, config, ranks)
+        else:
+            micro_batch_tokens = config.micro_batch_tokens
+        self._batches = Batches(tokens.train(), config, ranks, micro_batch_tokens)
         self._checkpoint = Checkpoint("train", key)
         self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
         self.step = 0
@@ -264,25 +276,22 @@ class Run:
         self._log.write({"event": "validation", **found, "tokens_scored": score.tokens})
         return score
 
-    def finish(self) -> None:
+    def finish(self, split: Callable[..., dict[str, float] | None] | None = None) -> None:
         """Average the weights, validate in full, write the model and the metrics."""
         seconds = self.clock.elapsed
         self._state.load_average()
         score = self._validate(None)
         if self.ranks.is_main:
             self._write_model()
-        metrics = self._metrics(seconds, score) | {"time_split_ms": self._time_split()}
+        metrics = self._metrics(seconds, score)
+        if split is not None:  # the weights are written by now, and a step may spoil them
+            at = point(self.config, self.step, 0.0)
+            found = split(self._forward_backward, lambda: self._state.step(at))
+            metrics["time_split_ms"] = found
         if self.ranks.is_main:
             write_json(METRICS, metrics)
             self._checkpoint.remove()
         self.ranks.barrier()
-
-    def _time_split(self) -> dict[str, float] | None:
-        """Return where a step's time goes; the weights are written by now, and are spoilt."""
-        if self.ranks.device.type == "cpu":
-            return None
-        at = point(self.config, self.step, 0.0)
-        return time_split(self._forward_backward, lambda: self._state.step(at))
 
     def _write_model(self) -> None:
         model, tensors = reached(self.model, self.phase, self._network.state_dict())
