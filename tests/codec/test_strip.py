@@ -43,7 +43,8 @@ def nothing() -> None:
     """Only a docstring."""
 
 def fail():
-    raise ValueError("no", found=1, fix="dvc repro")
+    advice = "run dvc repro"
+    raise ValueError("no", found=1, fix=advice)
 '''
 
 
@@ -143,4 +144,6 @@ def test_stripped_modules_have_the_same_names(path):
         }
 
     source = (ROOT / path).read_text()
-    assert names(stripped(source)) == names(source)
+    left = names(stripped(source))
+    assert left <= names(source)
+    assert names(source) - left <= {"fix"}  # advice, which errors do not show any more
