@@ -148,7 +148,9 @@ def _frozen(params: dict[str, Any]) -> Frozen:
     modes, kinds = (
         {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
     )
-    whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
+    # not the seed: runs that differ by it alone have the same modules
+    training = {name: value for name, value in params["train"].items() if name != "seed"}
+    whole = {"ModelConfig": params["model"], "TrainConfig": training}
     if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
         whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
     return {

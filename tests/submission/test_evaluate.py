@@ -26,7 +26,11 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 def test_the_options_give_the_recipes_evaluation(recipe, stage):
     params = build(recipe, folder=RECIPES)
     words = command(params, stage)
-    options = _parser(params["train"]["sequence_length"]).parse_args(words)
+    frozen = {
+        name: {"mode": params[section]["mode"], "mixture": params[section]["mixture"]["kind"]}
+        for section, name in COMMANDS.items()
+    }
+    options = _parser({"train": params["train"], **frozen}).parse_args(words)
     kind, _ = SCORERS[words[0]]
     assert _section(kind, options, stage) == parse(kind, params[stage], stage)
 

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
 
-from paramgolf.codec.code import embedded_files, module_name, pack_code
+from paramgolf.codec.code import frozen_params, pack_code, program
 from paramgolf.errors import ParamGolfError
+from paramgolf.recipes import check, compose
 from paramgolf.submission.script import Script, one_code, read_script, requirements
 
 
 @pytest.fixture(scope="module")
-def packed(tmp_path_factory) -> Path:
+def frozen():
+    params = check(compose("sample"), where="sample")
+    model = dataclasses.asdict(params.model)
+    return frozen_params(model, params.train, params.eval_sliding, params.eval_ttt)
+
+
+@pytest.fixture(scope="module")
+def packed(frozen, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("script") / "train_gpt.py"
-    path.write_bytes(pack_code({"train": {"seed": 7}, "model": {}}, rans=True).content)
+    path.write_bytes(pack_code(frozen, rans=True).content)
     return path
 
 
-def test_parameters_and_modules_come_back(packed):
+def test_parameters_and_modules_come_back(packed, frozen):
     script = read_script(packed)
-    assert script.params == {"train": {"seed": 7}, "model": {}}
+    assert script.params == json.loads(json.dumps(frozen))
     modules = {name for name, source in script.sources.items() if source}
-    assert modules == {module_name(path) for path in embedded_files()}
+    assert modules == {*program(frozen, rans=True)}
+
+
+def test_runs_of_two_seeds_have_one_code(packed, frozen, tmp_path):
+    other = tmp_path / "train_gpt.py"
+    seeded = {**frozen, "train": {**frozen["train"], "seed": 7}}
+    other.write_bytes(pack_code(seeded, rans=True).content)
+    assert other.read_bytes() != packed.read_bytes()
+    assert one_code([read_script(packed), read_script(other)])
 
 
 def test_requirements_are_what_the_modules_import(packed):
