@@ -148,13 +148,15 @@ def _frozen(params: dict[str, Any]) -> Frozen:
     modes, kinds = (
         {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
     )
-    # not the seed: runs that differ by it alone have the same modules
-    training = {name: value for name, value in params["train"].items() if name != "seed"}
-    whole = {"ModelConfig": params["model"], "TrainConfig": training}
+    whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
     if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
         whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
+    frozen: dict[str, dict[str, tuple[Any, ...]]] = {
+        kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()
+    }
+    frozen["TrainConfig"]["seed"] = ()  # any: runs of other seeds have the same modules
     return {
-        **{kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()},
+        **frozen,
         "SlidingConfig": {"mode": (modes["eval"],)},
         "AdaptConfig": {"mode": (modes["eval_ttt"],)},
         "MixtureConfig": {"kind": tuple(sorted({*kinds.values()}))},

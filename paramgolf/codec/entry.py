@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from paramgolf.codec.entry_defaults import RUNTIME, defaults_of
+from paramgolf.codec.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
@@ -71,12 +71,18 @@ def _parser(params: dict[str, Any]) -> argparse.ArgumentParser:
         "eval": "score model.bin by a sliding window",
         "eval_ttt": "score model.bin while it learns from what is scored",
     }
-    for name in SCORERS:
+    for name, defaults in (("eval", SLIDING), ("eval_ttt", ADAPT)):
         command = commands.add_parser(name, help=helps[name])
         command.add_argument("--model", type=Path, default=Path(sys.argv[0]).parent / "model.bin")
         command.add_argument("--data", type=Path, default=TOKENS_PATH, help="folder of tokens")
         command.add_argument("--json", type=Path, help="file to write the metrics to")
-        _add_options(command, {**defaults_of(name, window, **params[name]), **RUNTIME})
+        chosen = {
+            "mode": params[name]["mode"],
+            "mixture": {"kind": params[name]["mixture"], **MIXTURE},
+            "window": window,
+        }
+        stride = min(STRIDE, window)
+        _add_options(command, {**chosen, **defaults, "stride": stride, **RUNTIME})
     trainer = commands.add_parser("train", help=f"train on {TOKENS_PATH} into artifacts/train")
     _add_options(trainer, RUNTIME)
     return parser

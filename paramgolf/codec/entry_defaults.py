@@ -54,10 +54,3 @@ ADAPT: dict[str, Any] = {
         "prefix_documents": 2000,
     },
 }
-
-
-def defaults_of(command: str, window: int, mode: str, mixture: str) -> dict[str, Any]:
-    """Return the options of `eval` or `eval_ttt`; the mode and the kind of mixture are frozen."""
-    chosen = {"mode": mode, "mixture": {"kind": mixture, **MIXTURE}, "window": window}
-    rest = SLIDING if command == "eval" else ADAPT
-    return {**chosen, **rest, "stride": min(STRIDE, window)}

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paramgolf.codec.entry_defaults import RUNTIME, defaults_of
+from paramgolf.codec.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
@@ -18,6 +18,7 @@ from paramgolf.params import PARAMS_PATH, load, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
+DEFAULTS: dict[str, dict[str, Any]] = {"eval_sliding": SLIDING, "eval_ttt": ADAPT}
 TOLERANCE = (
     1e-3  # bits a byte; the devices' arithmetic differs by less, the record's margin is 2e-3
 )
@@ -32,8 +33,9 @@ def command(params: Mapping[str, Any], stage: str) -> list[str]:
     """Return the words after `python train_gpt.py`: options where they are not the defaults."""
     window = params["train"]["sequence_length"]
     section = params[stage]
-    frozen = {"mode": section["mode"], "mixture": section["mixture"]["kind"]}
-    defaults = defaults_of(COMMANDS[stage], window, **frozen)
+    mixture = {"kind": section["mixture"]["kind"], **MIXTURE}
+    frozen = {"mode": section["mode"], "mixture": mixture}  # mode and kind are in the code
+    defaults = {"window": window, **frozen, **DEFAULTS[stage], "stride": min(STRIDE, window)}
     return [COMMANDS[stage], *_options(section, defaults)]
 
 
