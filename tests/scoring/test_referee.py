@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -59,7 +58,7 @@ def test_scores_that_are_no_numbers_are_named():
 @pytest.fixture
 def project(tmp_path, tokens_folder, monkeypatch):
     """A folder with tokens and the example of the page as my_scorer.py."""
-    shutil.copytree(tokens_folder, tmp_path / "data/tokens")
+    assert tokens_folder == tmp_path / "data/tokens"
     (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     (tmp_path / "my_scorer.py").write_text(example)
     monkeypatch.chdir(tmp_path)
