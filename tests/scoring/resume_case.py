@@ -1,33 +1,26 @@
 """The evaluations that are killed and resumed, each in a process of its own."""
 
+import dataclasses
 import os
 import sys
 import time
 from pathlib import Path
 
 import torch
-from scoring_case import MIXTURE, make_config, make_lora_config
+from scoring_case import MIXTURE, SLIDING, make_config, make_lora_config
 
 from paramgolf.runtime import processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring import resume, sliding
 from paramgolf.scoring.adapt import score_adaptive
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.sliding import score_sliding
 from paramgolf.scoring.stage import StageSession
 
-SLIDING = SlidingConfig(
-    mode="strided",
-    window=16,
-    stride=4,
-    batch_windows=5,
-    row_windows=2,
-    max_tokens=None,
-    mixture=MixtureConfig(**{**MIXTURE, "kind": "tilt"}),
-)
+TILTED = dataclasses.replace(SLIDING, mixture=MixtureConfig(**{**MIXTURE, "kind": "tilt"}))
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
 CASES = {
-    "strided": (SLIDING, score_sliding),
+    "strided": (TILTED, score_sliding),
     "sgd": (make_config(), score_adaptive),
     "lora_stream": (
         make_lora_config("lora_stream", {"reset_chunks": 3}, chunk_tokens=16),

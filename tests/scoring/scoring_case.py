@@ -7,7 +7,13 @@ from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Ranks
-from paramgolf.scoring.config import AdaptConfig, AdapterConfig, DocumentsConfig, MixtureConfig
+from paramgolf.scoring.config import (
+    AdaptConfig,
+    AdapterConfig,
+    DocumentsConfig,
+    MixtureConfig,
+    SlidingConfig,
+)
 from paramgolf.scoring.text import Text
 
 VOCAB, WINDOW, STRIDE = 61, 16, 4
@@ -52,6 +58,15 @@ DOCUMENTS = {
     "prefix_documents": 0,
     "phases": 0,
 }
+SLIDING = SlidingConfig(
+    mode="strided",
+    window=16,
+    stride=4,
+    batch_windows=5,
+    row_windows=2,
+    max_tokens=None,
+    mixture=MixtureConfig(**MIXTURE),
+)
 
 
 def make_network(**changes) -> Network:

@@ -11,6 +11,7 @@ from packed_case import write_package
 from scoring_case import (
     ALONE,
     MIXTURE,
+    SLIDING,
     make_config,
     make_lora_config,
     make_text,
@@ -20,20 +21,10 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.bits_per_byte import bits_per_byte
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed, score_sliding
 from paramgolf.scoring.stage import StageSession
-
-SLIDING = SlidingConfig(
-    mode="strided",
-    window=16,
-    stride=4,
-    batch_windows=5,
-    row_windows=2,
-    max_tokens=None,
-    mixture=MixtureConfig(**MIXTURE),
-)
 
 
 @pytest.fixture(scope="module")
