@@ -20,7 +20,6 @@ from paramgolf.model.operations import Operations, activate
 Tap = Callable[[str, Tensor], None]
 
 
-TWO_LANES = ("merge", "routed", "mixed", "lanes")  # parallel forms with two residual lanes
 State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's
 
 
