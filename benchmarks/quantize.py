@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +181,7 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
 
 
 def codec_rows(bench: Bench) -> Iterator[Row]:
-    """Compress the reference's integers in every way; the coders take each tensor by itself."""
+    """Compress the reference's integers in every way, as package does: all tensors at once."""
     tensors, _ = bench.solve(bench.config(**REFERENCE))
     integers = {n: t for n, t in tensors.items() if n.endswith(".integers")}
     raws = {name: t.numpy().tobytes() for name, t in integers.items()}
@@ -188,23 +189,22 @@ def codec_rows(bench: Bench) -> Iterator[Row]:
     yield Row("integers: order-0 entropy", entropy, "bytes", None, None, "lower")
     coded: dict[str, bytes] = {}
 
-    def encode() -> int:
-        coded.update({n: compress("rans", raws[n], tuple(t.shape)) for n, t in integers.items()})
-        return sum(map(len, coded.values()))
+    def coder(name: str) -> bytes:
+        coded[name] = compress("rans", raws[name], tuple(integers[name].shape))
+        return coded[name]
 
-    ways: dict[str, tuple[Callable[[], int], float | None]] = {
-        "ours": (encode, 15.0),
-        "brotli": (lambda: sum(len(compress("brotli", r)) for r in raws.values()), None),
-        "brotli, shuffled": (
-            lambda: sum(len(compress("brotli", shuffle(r))) for r in raws.values()),
-            None,
-        ),
-        "LZMA": (lambda: sum(len(compress("lzma", r)) for r in raws.values()), None),
+    ways: dict[str, tuple[Callable[[str], bytes], float | None]] = {
+        "ours": (coder, 15.0),
+        "brotli": (lambda name: compress("brotli", raws[name]), None),
+        "brotli, shuffled": (lambda name: compress("brotli", shuffle(raws[name])), None),
+        "LZMA": (lambda name: compress("lzma", raws[name]), None),
     }
     if shutil.which("lrzip"):
-        ways["lrzip ZPAQ"] = lambda: sum(map(zpaq_bytes, raws.values())), None
-    for name, (sizes, target) in ways.items():
-        size, seconds = bench.timed(sizes)
+        ways["lrzip ZPAQ"] = lambda name: zpaq(raws[name]), None
+    for name, (way, target) in ways.items():
+        with ThreadPoolExecutor() as pool:
+            packed, seconds = bench.timed(lambda way=way, pool=pool: list(pool.map(way, raws)))
+        size = sum(map(len, packed))
         yield Row(f"integers: {name}", size, "bytes", entropy, None, "lower")
         yield Row(f"integers: {name}, encode", seconds, "s", None, target, "lower")
     found, seconds = bench.timed(
@@ -214,13 +214,13 @@ def codec_rows(bench: Bench) -> Iterator[Row]:
     yield Row("integers: ours, decode", seconds, "s", None, 5.0, "lower")
 
 
-def zpaq_bytes(raw: bytes) -> int:
-    """Return the size of lrzip's ZPAQ mode at its highest level."""
+def zpaq(raw: bytes) -> bytes:
+    """Compress by lrzip's ZPAQ mode at its highest level."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "integers"
         path.write_bytes(raw)
         subprocess.run(["lrzip", "-q", "-z", "-L", "9", str(path)], check=True)
-        return path.with_suffix(".lrz").stat().st_size
+        return path.with_suffix(".lrz").read_bytes()
 
 
 def write_rows(bench: Bench) -> Iterator[Row]:
@@ -236,7 +236,8 @@ def write_rows(bench: Bench) -> Iterator[Row]:
 
 def stage_rows() -> Iterator[Row]:
     """Run quantize, package and eval_sliding as the pipeline does, other stages cached."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if not Path("artifacts/calibrate/hessians.safetensors").is_file():
         run_stage("calibrate", environment)
     start = time.perf_counter()
