@@ -1,5 +1,7 @@
 """What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--skip ...]`.
 
+OPENBLAS_NUM_THREADS=1 before it, as the stages set it for themselves: else numpy's threads spin.
+
 Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
 artifacts of later stages are written there. Two settings are fitted to the same bytes, code
 included: the reference (SDClip of 12.85 deviations at 6 bits, the embedding's of 20 at 8, brotli)
@@ -51,7 +53,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
-COMMAND = "python benchmarks/quantize.py"
+COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
 PARTS = ("loss", "codecs", "write", "stages")
 REFERENCE = {
     "method": "gptq",
@@ -267,10 +269,12 @@ def main() -> None:
             rows.append(row)
             write_results("quantize", rows, COMMAND, show=False)
 
-    with processes(replace(params.runtime, processes=1)) as ranks:
-        bench = Bench(params, ranks)
-        for part, measure in (("loss", loss_rows), ("codecs", codec_rows), ("write", write_rows)):
-            if part not in options.skip:
+    measures = {"loss": loss_rows, "codecs": codec_rows, "write": write_rows}
+    parts = [measure for part, measure in measures.items() if part not in options.skip]
+    if parts:
+        with processes(replace(params.runtime, processes=1)) as ranks:
+            bench = Bench(params, ranks)
+            for measure in parts:
                 add(measure(bench))
     if "stages" not in options.skip:
         add(stage_rows())
