@@ -29,6 +29,7 @@ CAUTION = 4000  # of a layout that predicts steps
 PATIENCES = (64, 16, 1024)
 SEGMENTS = (64, 32, 16, 8, 4)
 TRIES = 8
+AT_ONCE = 128  # lanes: what is computed of them stays in the processor's cache
 MOST_LANES = 1024  # of a block of rows; a lane costs 2 bytes
 LEAST_BLOCKS, LEAST_LANES = 4, 4  # where steps are predicted; lanes are counted in steps
 
@@ -124,16 +125,18 @@ class Plan:
             for index, block in enumerate(self.shaped):
                 fit, near = moments.fit()
                 nearest = min(nearest, near)
-                while not self._block(index, block, fit):
-                    pass
+                for first in range(0, self.layout.lanes, AT_ONCE):
+                    while not self._lanes(index, slice(first, first + AT_ONCE), fit):
+                        pass
                 moments.add(block.astype(np.float64))
             if nearest > MARGIN:
                 return
         raise AssertionError("every caution leads to numbers near a half")
 
-    def _block(self, index: int, block: np.ndarray, fit: Fit) -> bool:
+    def _lanes(self, index: int, lanes: slice, fit: Fit) -> bool:
         """Note a block's tables and symbols; bring outliers in, and tell if there were none."""
-        integers, layout = block.astype(np.int64), self.layout
+        block, layout = self.shaped[index, :, lanes], self.layout
+        integers = block.astype(np.int64)
         mean = np.repeat(fit.constant[:, None], block.shape[1], 1)
         if fit.weights is not None:
             mean += (fit.weights @ block.astype(np.float64)).astype(np.int64)
@@ -145,7 +148,7 @@ class Plan:
         symbols = (integers >> 1 if layout.segment else integers) - whole
         low, high = _ranges()
         inside = symbols.clip(low[table], high[table])
-        self.tables[index], self.symbols[index] = table, inside + 128
+        self.tables[index, :, lanes], self.symbols[index, :, lanes] = table, inside + 128
         out = inside != symbols
         if not out.any():
             return True
