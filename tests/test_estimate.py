@@ -347,7 +347,7 @@ def test_activations_are_those_measured_on_a_gpu(base: Params):
 def test_a_device_holds_its_share_of_a_small_batch(sample):
     memory = [training_memory(sample.model, sample.train, 1024, DEVICES["H100"], n) for n in (1, 8)]
     assert memory[0].activations == 8 * memory[1].activations
-    assert memory[1].gradients > memory[0].gradients  # gathered to be summed
+    assert memory[1].gradients == memory[0].gradients  # summed in place
 
 
 # the command
