@@ -74,6 +74,11 @@ def _disagreements(params: Params) -> Iterator[str]:
             "`tokenizer.source` must be published exactly when data.source is hub and "
             f"data.hub.kind is shards, found {params.tokenizer.source}"
         )
+    if params.model.fused_markers != params.tokenizer.fuse_markers:
+        yield (
+            "`model.fused_markers` must be what `tokenizer.fuse_markers` is, found "
+            f"{params.model.fused_markers} and {params.tokenizer.fuse_markers}"
+        )
     budget = params.train.budget_seconds
     if budget is not None and params.train.reserve_seconds >= budget:
         yield "`train.reserve_seconds` must be below `train.budget_seconds`"

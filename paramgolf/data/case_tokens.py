@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
+from paramgolf.data.aliases import ALIASES
 from paramgolf.data.byte_counts import SPACE
 from paramgolf.data.case_transform import MARKS
 from paramgolf.errors import ParamGolfError
@@ -20,7 +21,7 @@ from paramgolf.errors import ParamGolfError
 MARK_BYTES = 3
 # tokens 4, 5 and 6 after a space become 8, 9 and 10; 7 is ESCAPE
 FUSED_MARKS = np.array([4, 5, 6], dtype=np.uint16)
-ALIASES = np.array([8, 9, 10], dtype=np.uint16)
+ALIAS_IDS = np.array(ALIASES, dtype=np.uint16)
 ESCAPE_ID = 7
 
 
@@ -71,7 +72,7 @@ class Fusion:
     @property
     def aliases(self) -> list[list[int]]:
         """[alias, space, mark] of each fused pair."""
-        pairs = zip(ALIASES.tolist(), FUSED_MARKS.tolist(), strict=True)
+        pairs = zip(ALIASES, FUSED_MARKS.tolist(), strict=True)
         return [[alias, self.space, mark] for alias, mark in pairs]
 
     def fuse(
@@ -82,9 +83,9 @@ class Fusion:
         `ids` uint16 [n] are whole documents, `counts` uint16 [n].
         """
         pairs = np.flatnonzero((ids[:-1] == self.space) & np.isin(ids[1:], FUSED_MARKS))
-        literal = np.flatnonzero(np.isin(ids, ALIASES))
+        literal = np.flatnonzero(np.isin(ids, ALIAS_IDS))
         fused = ids.copy()
-        fused[pairs] = ids[pairs + 1] + (ALIASES[0] - FUSED_MARKS[0])
+        fused[pairs] = ids[pairs + 1] + (ALIAS_IDS[0] - FUSED_MARKS[0])
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[pairs + 1], repeats[literal] = 0, 2
         before = (np.cumsum(repeats) - repeats)[literal]  # where the literals' escapes go
@@ -100,7 +101,7 @@ class Fusion:
 
     def split(self, ids: np.ndarray) -> np.ndarray:
         """Return the ids uint16 that `fuse` made `ids` from."""
-        is_alias = np.isin(ids, ALIASES)
+        is_alias = np.isin(ids, ALIAS_IDS)
         literal = is_alias & escaped(ids, ESCAPE_ID)
         repeats = np.ones(len(ids), dtype=np.int64)
         repeats[is_alias & ~literal] = 2
@@ -108,7 +109,7 @@ class Fusion:
         ends = np.cumsum(repeats)[is_alias & ~literal]
         whole = np.repeat(ids, repeats)
         whole[ends - 2] = self.space
-        whole[ends - 1] -= ALIASES[0] - FUSED_MARKS[0]
+        whole[ends - 1] -= ALIAS_IDS[0] - FUSED_MARKS[0]
         return whole
 
 

@@ -52,10 +52,9 @@ def training_memory(
     muon_names = MATRICES if train.muon_blocks_only else (*MATRICES, *PROJECTIONS)
     muon = sum(size for name, size in sizes.items() if name in muon_names)
     copy = device.compute_bytes if device.compute_bytes < FLOAT32 else 0
-    gathered = FLOAT32 if count > 1 else 0  # gradients side by side, to be summed over processes
     return Memory(
         weights=(FLOAT32 + copy) * parameters,
-        gradients=(FLOAT32 + copy + gathered) * parameters,
+        gradients=(FLOAT32 + copy) * parameters,
         optimiser=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
         activations=activation_bytes(model, train, vocab_size, device, count),

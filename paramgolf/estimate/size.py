@@ -13,11 +13,11 @@ than rounded weights would. Of int6 that is 0.3 % of the bytes, of int5 1.2 %, o
 from __future__ import annotations
 
 import math
-import statistics
-from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from paramgolf.codec.config import PackageConfig
+from paramgolf.estimate.allocation import High, high_matrices, other_allocations
 from paramgolf.estimate.entropy import (
     best_percentile,
     entropy_bits,
@@ -26,8 +26,9 @@ from paramgolf.estimate.entropy import (
     integer_chances,
 )
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, repeat_count, shapes
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
 from paramgolf.quant.config import QuantizeConfig
+from paramgolf.training.config import TrainConfig
 
 LZMA_EXCESS_BITS = 0.16  # a weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
 # variance that GPTQ adds to a row, in units of the rounding error's (step^2 / 12): 0.4 to 0.9 in
@@ -41,6 +42,13 @@ VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or 
 TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
 FINER_BITS = 2  # more, of a finer group's weights
 LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
+# deviation of a trained matrix's rows, in units of Muon's balance; with it #1296 comes out at the
+# published 16.0 MB, and #1204 at 15.4 MB, where 15.9 were published
+MUON_BALANCE = 4.9
+TABLE_DEVIATION = 0.25  # of the embedding's rows in the trained sample: 0.22
+DEVIATION_DOUBT = 0.1  # the share by which trained deviations may be off
+
+Deviations = Mapping[str, float]  # of a parameter's rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,21 +63,29 @@ class Part:
 
 
 def model_parts(
-    model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, package: PackageConfig
+    model: ModelConfig,
+    vocab_size: int,
+    quantize: QuantizeConfig,
+    package: PackageConfig,
+    deviations: Deviations,
 ) -> list[Part]:
-    """Return the expected parts of model.bin, in the order of its parameters."""
+    """Return the expected parts of model.bin, in the order of its parameters.
+
+    Of `deviations` depends how coarse quantize.least_reach makes the rows; else they do not matter.
+    """
     parts, rows, others, vector_bits = [], 0, 0, 0.0
-    share, shuffled = high_share(model, quantize), package.byte_shuffle
+    high, shuffled = high_matrices(model, quantize), package.byte_shuffle
     sizes = shapes(model, vocab_size)
     for name, shape in sizes.items():
         weights = math.prod(shape)
+        share = sum(high[name]) / len(high[name]) if name in high else 1.0
         widths = bits_of(name, quantize, share)
         if not widths:
             kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
             others, vector_bits = others + weights, vector_bits + weights * kind_bits[shuffled]
             continue
         bits = sum(
-            part * bits_per_weight(name, shape[-1], width, quantize, package)
+            part * bits_per_weight(name, shape[-1], width, quantize, package, deviations)
             for width, part in widths.items()
         )
         parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
@@ -86,7 +102,7 @@ def model_parts(
 def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int, float]:
     """Return the widths of a parameter's integers and the part that has each; {}: it is float16.
 
-    `share` is the part of the block matrices that gets quantize.matrix_bits.
+    `share` is the part of its matrices, of those of the blocks, that gets quantize.matrix_bits.
     """
     if name == "embedding":
         return {quantize.embedding_bits: 1.0}
@@ -101,55 +117,74 @@ def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int
     return {} if width is None else {width: 1.0}
 
 
-def high_share(model: ModelConfig, quantize: QuantizeConfig) -> float:
-    """Return the expected part of the block matrices that gets quantize.matrix_bits.
-
-    Which ones do is known after calibration only; each is taken to be as likely as another.
-    """
-    if quantize.high_bits_matrices is None:
-        return 1.0
-    untied = repeat_count(model) if model.untied_repeats else 0
-    matrices = len(MATRICES) * model.layers + 2 * untied
-    share = min(1.0, quantize.high_bits_matrices / matrices)
-    if quantize.recurrent_high:
-        times = Counter(model.orders[-1])
-        repeated = len(MATRICES) * sum(count > 1 for count in times.values()) + 2 * untied
-        share += (1 - share) * repeated / matrices
-    return share
-
-
 def allocation_uncertainty(
-    model: ModelConfig, vocab_size: int, quantize: QuantizeConfig, package: PackageConfig
+    model: ModelConfig,
+    vocab_size: int,
+    quantize: QuantizeConfig,
+    package: PackageConfig,
+    deviations: Deviations,
 ) -> int:
-    """Return by how many bytes the choice of the matrices of more bits may be off (2 sigma).
+    """Return by how many bytes the choice of the matrices of more bits may be off."""
+    if quantize.high_bits_matrices is None:
+        return 0
+    sizes, options = shapes(model, vocab_size), (quantize, package, deviations)
 
-    The choice is taken as a draw without replacement from matrices of different sizes.
-    """
-    share = high_share(model, quantize)
-    sizes = [
-        math.prod(shape[1:]) * (_width_bits(name, shape[-1], quantize, package) / 8)
-        for name, shape in shapes(model, vocab_size).items()
-        if name in MATRICES
-        for _ in range(shape[0])
+    def price(name: str, width: int) -> float:
+        _, rows, columns = sizes[name]
+        return rows * columns * bits_per_weight(name, columns, width, *options) / 8
+
+    more = {n: price(n, quantize.matrix_bits) - price(n, quantize.low_bits) for n in MATRICES}
+
+    def total(high: High) -> float:
+        return sum(more[name] * sum(of_layers) for name, of_layers in high.items())
+
+    expected = total(high_matrices(model, quantize))
+    return round(max(abs(total(h) - expected) for h in other_allocations(model, quantize)))
+
+
+def deviation_uncertainty(
+    model: ModelConfig,
+    vocab_size: int,
+    quantize: QuantizeConfig,
+    package: PackageConfig,
+    deviations: Deviations,
+) -> int:
+    """Return by how many bytes the deviations may be off; 0 where no row is as small as that."""
+    wider = {name: (1 + DEVIATION_DOUBT) * value for name, value in deviations.items()}
+    found = [
+        sum(part.bytes for part in model_parts(model, vocab_size, quantize, package, of_rows))
+        for of_rows in (deviations, wider)
     ]
-    drawn, left = share * len(sizes), 1 - share
-    variance = drawn * left * statistics.pvariance(sizes) * len(sizes) / (len(sizes) - 1)
-    return round(2 * math.sqrt(variance))
+    return found[1] - found[0]
 
 
-def _width_bits(name: str, columns: int, quantize: QuantizeConfig, package: PackageConfig) -> float:
-    """Return how many bits a weight's integer of matrix_bits takes more than one of low_bits."""
-    widths = quantize.matrix_bits, quantize.low_bits
-    high, low = (bits_per_weight(name, columns, width, quantize, package) for width in widths)
-    return high - low
+def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) -> Deviations:
+    """Return the standard deviation of each parameter's rows at the end of a long training.
+
+    Muon's updates have deviation 1 / sqrt(columns); rate and decay come to a balance at the root
+    of their ratio.
+    """
+    deviations = dict.fromkeys(TABLES, TABLE_DEVIATION)
+    if train.matrix_decay > 0:
+        balance = MUON_BALANCE * math.sqrt(train.matrix_lr / train.matrix_decay)
+        for name, shape in shapes(model, vocab_size).items():
+            if name in (*MATRICES, *PROJECTIONS):
+                deviations[name] = balance / math.sqrt(shape[-1])
+    return deviations
 
 
 def bits_per_weight(
-    name: str, columns: int, width: int, quantize: QuantizeConfig, package: PackageConfig
+    name: str,
+    columns: int,
+    width: int,
+    quantize: QuantizeConfig,
+    package: PackageConfig,
+    deviations: Deviations,
 ) -> float:
     """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
     maximum = 2 ** (width - 1) - 1
-    step = reach(name, columns, maximum, quantize) / maximum
+    least = quantize.least_reach / deviations.get(name, math.inf)
+    step = max(reach(name, columns, maximum, quantize), least) / maximum
     if solved(name, quantize):
         step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
     chances = integer_chances(step, maximum)
@@ -167,7 +202,10 @@ def solved(name: str, quantize: QuantizeConfig) -> bool:
 
 
 def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> float:
-    """Return the largest representable weight of a parameter, in deviations of its row."""
+    """Return the largest representable weight of a parameter, in deviations of its row.
+
+    Not counted: quantize.least_reach.
+    """
     has_hessian = name in (*MATRICES, "embedding")
     if quantize.grid == "absmax" or not has_hessian:
         return expected_percentile(1.0, columns)
@@ -218,7 +256,8 @@ def fitted(
         return quantize, 1.0
     for _ in range(20):
         place = (low + high) / 2
-        parts = model_parts(model, vocab_size, _scaled(quantize, 2**place), package)
+        # clips are fitted on grid sdclip, whose steps are in deviations of the row
+        parts = model_parts(model, vocab_size, _scaled(quantize, 2**place), package, {})
         if sum(part.bytes for part in parts) + code_bytes > quantize.fit_bytes:
             low = place
         else:

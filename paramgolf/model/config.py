@@ -48,6 +48,7 @@ class ModelConfig:
     virtual_scalars: bool
     first_attention: bool
     smear: Literal["none", "channel", "token"]
+    fused_markers: bool
     bigram_buckets: int
     bigram_dim: int
     value_embedding_dim: int

@@ -6,14 +6,18 @@ document enters the next one's embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paramgolf.data.aliases import ALIASES
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import GATE_CHANNELS
 
+ALIAS_SPACE, ALIAS_MARK = 0.4, 0.6  # shares of an alias's first row (#2109)
 Tensors = Mapping[str, Tensor]
 
 
@@ -33,22 +37,48 @@ def bigram_ids(tokens_BT: Tensor, buckets: int, bos: int) -> Tensor:
     return torch.where(starts, buckets - 1, hashed)
 
 
-def embed(tokens_BT: Tensor, tensors: Tensors, *, smear: str, bos: int) -> Tensor:
+def embed(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, *, bos: int) -> Tensor:
     """Return the normalised embeddings x0 [B, T, d]."""
     e = F.embedding(tokens_BT, tensors["embedding"])
-    if "bigram_table" in tensors:
+    if config.bigram_buckets:
         table = tensors["bigram_table"]
         bigrams = F.embedding(bigram_ids(tokens_BT, len(table), bos), table)
         e = e + tensors["bigram_scale"] * F.linear(bigrams, tensors["bigram_proj"])
-    continues = (tokens_BT != bos).unsqueeze(-1)
-    if smear == "token":  # #1667, before the norm
+    if config.smear == "token":  # #1667, before the norm
         gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
-        e = e + tensors["smear_scale"] * gate * continues * previous(e)
+        e = e + tensors["smear_scale"] * gate * smeared(e, tokens_BT, config, bos)
     e = F.rms_norm(e, (e.shape[-1],))
-    if smear == "channel":  # #1019, after the norm
+    if config.smear == "channel":  # #1019, after the norm
         gate = torch.sigmoid(tensors["smear_gate"])
-        e = (1 - gate) * e + gate * continues * previous(e)
+        e = (1 - gate) * e + gate * smeared(e, tokens_BT, config, bos)
     return e
+
+
+def smeared(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tensor:
+    """Return the embedding before each position [B, T, d]; zeros at BOS and after an alias."""
+    stops = tokens_BT == bos
+    if config.fused_markers:
+        before = previous(tokens_BT)
+        stops = stops | (before >= ALIASES[0]) & (before <= ALIASES[-1])
+    return previous(e) * ~stops.unsqueeze(-1)
+
+
+@torch.no_grad()
+def mix_aliases(embedding: Tensor, aliases: Sequence[tuple[int, int, int]]) -> None:
+    """Start the rows of aliases [V, d] from those of the space and the mark that each stands for.
+
+    `aliases` are (alias, space, mark); the mix has the length of the mark's row (#2109).
+    """
+    if [alias for alias, _, _ in aliases] != list(ALIASES):
+        raise ParamGolfError(
+            "model.fused_markers needs tokens whose markers are fused",
+            expected=f"aliases {ALIASES}",
+            found=aliases,
+            fix="set both model.fused_markers and tokenizer.fuse_markers, and `dvc repro`",
+        )
+    for alias, space, mark in aliases:
+        mixed = ALIAS_SPACE * embedding[space] + ALIAS_MARK * embedding[mark]
+        embedding[alias] = mixed * (embedding[mark].norm() / mixed.norm())
 
 
 def value_embedding(tokens_BT: Tensor, tensors: Tensors) -> Tensor | None:

@@ -192,7 +192,7 @@ class Network(nn.Module):
 
     def _hidden(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Tensor:
         """Return the normalised output of the last step [B, T, d]."""
-        x0 = embed(tokens_BT, tensors, smear=self.config.smear, bos=BOS)
+        x0 = embed(tokens_BT, tensors, self.config, bos=BOS)
         shared = self._shared_context(x0, tokens_BT, options)
         extra = value_embedding(tokens_BT, tensors)
         rows = _Rows(tensors, self.config)

@@ -6,7 +6,7 @@ Jordan et al. (2024); row normalisation is MuonEq-R (#1260).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -19,7 +19,8 @@ from paramgolf.runtime import Ranks
 class Muon:
     """Optimiser of parameters [n, out, in] or [out, in].
 
-    All ranks hold all momentum and share the iterations.
+    All ranks hold all momentum and share the iterations. What one group of parameters comes to is
+    gathered while the next is iterated.
     """
 
     def __init__(
@@ -37,21 +38,35 @@ class Muon:
         self.momentum = {n: torch.zeros_like(_stack(p)) for n, p in self._parameters.items()}
 
     @torch.no_grad()
-    def step(self, *, lr: float, decay: float, momentum: float) -> None:
-        """Update every parameter from its gradient: p <- (1 - lr decay) p - lr update."""
-        for names in self._groups().values():
+    def step(
+        self, *, lr: float, decay: float, momentum: float, meanwhile: Callable[[], object]
+    ) -> None:
+        """Update every parameter from its gradient: p <- (1 - lr decay) p - lr update.
+
+        `meanwhile` is called while updates are gathered; it must leave these parameters alone.
+        """
+        begun = []
+        for names in self._groups():
             wide = torch.cat([self._direction(name, momentum) for name in names])
-            updates = self._orthogonalise(wide).split([len(self.momentum[name]) for name in names])
-            for name, update in zip(names, updates, strict=True):
+            begun.append((names, *self._orthogonalise(wide)))
+        meanwhile()
+        for names, whole, gathering in begun:
+            if gathering:
+                gathering.wait()
+            counts = [len(self.momentum[name]) for name in names]
+            for name, update in zip(names, whole[: sum(counts)].split(counts), strict=True):
                 self._apply(self._parameters[name], update, lr, decay)
 
-    def _groups(self) -> dict[tuple[int, int], list[str]]:
-        """Name the parameters of each shape; transposes of one another go together."""
-        groups: dict[tuple[int, int], list[str]] = {}
+    def _groups(self) -> list[list[str]]:
+        """Name the parameters of each shape, transposes of one another together.
+
+        The largest group comes first: the others' iterations take longer than to gather it.
+        """
+        groups: dict[tuple[int, ...], list[str]] = {}
         for name, p in self._parameters.items():
-            rows, cols = p.shape[-2:]
-            groups.setdefault((min(rows, cols), max(rows, cols)), []).append(name)
-        return groups
+            groups.setdefault(tuple(sorted(p.shape[-2:])), []).append(name)
+        sizes = {n: p.numel() for n, p in self._parameters.items()}
+        return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
     def _direction(self, name: str, momentum: float) -> Tensor:
         """Return the Nesterov direction, rows <= cols, in the dtype of the iteration."""
@@ -65,18 +80,20 @@ class Muon:
             direction = direction.mT
         return direction.to(self._ranks.compute_dtype)
 
-    def _orthogonalise(self, G: Tensor) -> Tensor:
-        """Orthogonalise a stack, each rank a part; parts are padded to equal length."""
+    def _orthogonalise(self, G: Tensor) -> tuple[Tensor, dist.Work | None]:
+        """Orthogonalise a stack, each rank a part; begin to gather the parts, of equal length.
+
+        Returns the updates, followed by padding, and what to wait for before they are read.
+        """
         ranks = self._ranks
         if ranks.world == 1:
-            return orthogonalise(G, self._steps)
+            return orthogonalise(G, self._steps), None
         each = -(-len(G) // ranks.world)
         part = G[each * ranks.rank : each * (ranks.rank + 1)]
         mine = G.new_zeros(each, *G.shape[1:])
         mine[: len(part)] = orthogonalise(part, self._steps)
         whole = G.new_empty(each * ranks.world, *G.shape[1:])
-        dist.all_gather_into_tensor(whole, mine)
-        return whole[: len(G)]
+        return whole, dist.all_gather_into_tensor(whole, mine, async_op=True)
 
     def _apply(self, p: nn.Parameter, update: Tensor, lr: float, decay: float) -> None:
         rows, cols = p.shape[-2:]

@@ -35,6 +35,7 @@ class QuantizeConfig:
     method: Literal["gptq", "nearest"]
     embedding_method: Literal["gptq", "nearest"] | None
     grid: Literal["sdclip", "percentile", "absmax"]
+    least_reach: float
     matrix_bits: int
     embedding_bits: int
     high_bits_matrices: int | None
@@ -76,6 +77,8 @@ class QuantizeConfig:
             yield "low_rank` must lie in 1..64, `low_rank_group` and `group_columns` be at least 1"
         if self.fit_bytes is not None and (self.fit_bytes < 1 or self.grid != "sdclip"):
             yield "fit_bytes` must be at least 1, and needs `grid` sdclip, whose clips it moves"
+        if self.least_reach < 0 or (self.least_reach > 0 and self.grid == "sdclip"):
+            yield "least_reach` must be 0, or above 0 with `grid` percentile or absmax"
         if min(self.attention_clip, self.mlp_clip, self.embedding_clip) <= 0:
             yield "attention_clip`, `mlp_clip` and `embedding_clip` must be above 0"
         if self.fit_code_bytes < 0:

@@ -36,7 +36,13 @@ def grid_of(name: str, config: QuantizeConfig) -> Grid:
     else:
         clip = config.mlp_clip if name in MLP else config.attention_clip
         bits = config.matrix_bits
-    return Grid(kind=config.grid, bits=bits, clip=clip, hessian_clip=config.hessian_clip)
+    return Grid(
+        kind=config.grid,
+        bits=bits,
+        clip=clip,
+        hessian_clip=config.hessian_clip,
+        least_reach=config.least_reach,
+    )
 
 
 def stacked(tensor: Tensor) -> Tensor:

@@ -21,16 +21,18 @@ LARGEST_SCALE = torch.finfo(torch.float16).max
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grid:
-    """How the rows of a matrix are quantised; the last two fields are read by `sdclip` alone.
+    """How the rows of a matrix are quantised; the clips are read by `sdclip` alone.
 
     `clip` is the largest representable weight in standard deviations of its row (#1394);
-    `hessian_clip` is the weight of the Hessian in it (#1412), 0 for none.
+    `hessian_clip` is the weight of the Hessian in it (#1412), 0 for none. The other kinds let no
+    row's largest representable weight be less than `least_reach` (#1019).
     """
 
     kind: Literal["sdclip", "percentile", "absmax"]
     bits: int
     clip: float = 0.0
     hessian_clip: float = 0.0
+    least_reach: float = 0.0
 
     @property
     def maximum(self) -> int:
@@ -49,9 +51,9 @@ def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
         case "sdclip":
             reach = _sdclip(weight_NRC, diagonal_NC, grid)
         case "percentile":
-            reach = _percentile(weight_NRC, diagonal_NC, grid.maximum)
+            reach = _percentile(weight_NRC, diagonal_NC, grid)
         case "absmax":
-            reach = weight_NRC.abs().amax(-1)
+            reach = weight_NRC.abs().amax(-1).clamp_min(grid.least_reach)
     return round_scales(reach / grid.maximum)
 
 
@@ -100,16 +102,17 @@ def _row_importance(weight_NRC: Tensor, diagonal_NC: Tensor) -> Tensor:
     return row_NR / row_NR.mean(-1, keepdim=True).clamp_min(tiny)
 
 
-def _percentile(weight_NRC: Tensor, diagonal_NC: Tensor, maximum: int) -> Tensor:
+def _percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
     """Return, for each row, the percentile of |w| whose grid has the least weighted error.
 
     The error of a candidate is the sum over columns of H_jj (w_j - q_j s)^2 under rounding to the
     nearest, with s as stored.
     """
-    limit = torch.full(weight_NRC.shape[:-1], float(maximum), device=weight_NRC.device)
+    limit = torch.full(weight_NRC.shape[:-1], float(grid.maximum), device=weight_NRC.device)
     best = error = None
-    for reach in _percentiles(weight_NRC.abs()):
-        scale = round_scales(reach / maximum)
+    for percentile in _percentiles(weight_NRC.abs()):
+        reach = percentile.clamp_min(grid.least_reach)
+        scale = round_scales(reach / grid.maximum)
         residual = weight_NRC - dequantize(nearest(weight_NRC, scale, limit), scale)
         candidate = (residual.square() * diagonal_NC.unsqueeze(1)).sum(-1)
         if best is None or error is None:

@@ -261,7 +261,8 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
         return {name: shorten(_to_half(name, tensor), config.vector_digits)}
     weight = tensor.reshape(1, -1, tensor.shape[-1])
     maxima = _maxima(weight, (bits,))
-    scale = shorten(round_scales(weight.abs().amax(-1) / maxima), config.scale_digits)
+    reach = weight.abs().amax(-1).clamp_min(config.least_reach)
+    scale = shorten(round_scales(reach / maxima), config.scale_digits)
     integers = nearest(weight, scale, maxima).to(torch.int8)
     return {
         f"{name}.integers": integers.view(tensor.shape),

@@ -19,6 +19,7 @@ from paramgolf.data.tokens import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
 from paramgolf.model.config import ModelConfig
+from paramgolf.model.embedding import mix_aliases
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.place import place
@@ -67,6 +68,8 @@ class Run:
     ) -> None:
         self._tokens = tokens
         network = Network(model, tokens.vocab_size, seed=config.seed, device=ranks.device)
+        if model.fused_markers:
+            mix_aliases(network.get_parameter("embedding"), tokens.aliases)
         self._network = place(network, ranks)
         key = resume_key(
             dataclasses.asdict(model),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from paramgolf.model.network import Network
@@ -74,11 +75,11 @@ class TrainState:
         multiplier = lr_multiplier(self._config, at) * rewarm
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
-        self._adam.step()
         self._muon.step(
             lr=self._config.matrix_lr * multiplier,
             decay=self._config.matrix_decay * decay_multiplier(self._config, at),
             momentum=muon_momentum(self._config, at.step),
+            meanwhile=self._adam.step,
         )
         self._update_average(at, multiplier)
         return multiplier
@@ -102,11 +103,9 @@ class TrainState:
     def _reduce_gradients(self) -> None:
         if self._ranks.world == 1:
             return
-        grads = [p.grad for p in self._parameters.values() if p.grad is not None]
-        flat = self._ranks.sum(torch.cat([g.flatten() for g in grads]))
-        parts = flat.split([g.numel() for g in grads])
-        for grad, part in zip(grads, parts, strict=True):
-            grad.copy_(part.view_as(grad))
+        begun = [dist.all_reduce(p.grad, async_op=True) for p in self._parameters.values()]
+        for sum_of_ranks in begun:
+            sum_of_ranks.wait()
 
     @torch.no_grad()
     def _update_average(self, at: Point, multiplier: float) -> None:

@@ -154,7 +154,7 @@ def test_modules_imported_within_functions_stay():
     assert sorted(found) == ["paramgolf.a", "paramgolf.b", "paramgolf.m"]
 
 
-def recipe_params(name):
+def recipe_params(name, **changes):
     params = check(compose(name, RECIPES), where=name)
     narrow = dataclasses.replace(
         params.model,
@@ -165,6 +165,7 @@ def recipe_params(name):
         rope_dims=8,
         bigram_buckets=min(params.model.bigram_buckets, 64),
         value_embedding_dim=8,
+        **changes,
     )
     sections = params.train, params.eval_sliding, params.eval_ttt
     return narrow, frozen_params(dataclasses.asdict(narrow), *sections)
@@ -200,9 +201,12 @@ def test_the_program_of_a_recipe_lacks_no_name(name):
                 assert {alias.name for alias in node.names} <= found, module
 
 
-@pytest.mark.parametrize("name", ["pr1204", "pr1392", "pr2135"])
-def test_the_network_of_a_recipe_computes_the_same(tmp_path, name):
-    config, frozen = recipe_params(name)
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [("pr1204", {}), ("pr1392", {}), ("pr2135", {}), ("pr2135", {"fused_markers": True})],
+)
+def test_the_network_of_a_recipe_computes_the_same(tmp_path, name, changes):
+    config, frozen = recipe_params(name, **changes)
     (tmp_path / "train_gpt.py").write_bytes(pack_code(frozen).content)
     command = [sys.executable, "-I", "-c", LOSS, "train_gpt.py"]
     found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)

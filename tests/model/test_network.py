@@ -149,7 +149,7 @@ def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
     changed = batch.clone()
     changed[0, 9] = 5
     tensors = dict(network.named_parameters())
-    before, after = (embed(x, tensors, smear=smear, bos=1) for x in (batch, changed))
+    before, after = (embed(x, tensors, config, bos=1) for x in (batch, changed))
     assert torch.equal(before[:, 10:], after[:, 10:])
     assert not torch.equal(before[:, 9], after[:, 9])
 

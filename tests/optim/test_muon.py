@@ -19,6 +19,10 @@ CPU = Ranks(0, 1, torch.device("cpu"))
 SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
 
 
+def nothing() -> None:
+    """What there is to do while updates are gathered."""
+
+
 def make(seed: int = 0) -> dict[str, nn.Parameter]:
     generator = torch.Generator().manual_seed(seed)
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in SHAPES.items()}
@@ -49,7 +53,7 @@ def test_update_is_the_formula(normalise_rows):
             scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
             rows.append(matrix * (1 - 0.02 * 0.1) - 0.02 * scale * X)
         expected[name] = torch.stack(rows).view(p.shape)
-    muon.step(lr=0.02, decay=0.1, momentum=0.9)
+    muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
     for name, p in parameters.items():
         torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-5)
 
@@ -58,8 +62,8 @@ def test_momentum_gathers_gradients():
     parameters = make()
     first = {name: p.grad.clone() for name, p in parameters.items()}
     muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalise_rows=False)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, meanwhile=nothing)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, meanwhile=nothing)
     for name, buffer in muon.momentum.items():
         torch.testing.assert_close(buffer.view(first[name].shape), 1.5 * first[name])
 
@@ -82,7 +86,7 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
         parameters = make()
         muon = Muon(parameters, coefficients("polar_express", 5), ranks, normalise_rows=True)
         for _ in range(3):
-            muon.step(lr=0.02, decay=0.1, momentum=0.9)
+            muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
         torch.save({n: p.detach() for n, p in parameters.items()}, out / f"{rank}.pt")
 
 
@@ -91,8 +95,28 @@ def test_two_processes_equal_one(tmp_path, free_port):
     parameters = make()
     muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalise_rows=True)
     for _ in range(3):
-        muon.step(lr=0.02, decay=0.1, momentum=0.9)
+        muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, p in parameters.items():
             torch.testing.assert_close(found[name], p.detach(), atol=1e-6, rtol=0)
+
+
+def test_updates_are_gathered_while_there_is_other_work(monkeypatch):
+    """All groups are on their way, the largest first, before anything is waited for."""
+    events = []
+
+    class Gathering:
+        def wait(self):
+            events.append("wait")
+
+    def gather(whole, mine, *, async_op):
+        assert async_op
+        events.append(tuple(mine.shape[1:]))
+        return Gathering()
+
+    monkeypatch.setattr("paramgolf.optim.muon.dist.all_gather_into_tensor", gather)
+    ranks = Ranks(1, 2, torch.device("cpu"))
+    muon = Muon(make(), coefficients("newton_schulz", 5), ranks, normalise_rows=True)
+    muon.step(lr=0.0, decay=0.0, momentum=0.9, meanwhile=lambda: events.append("meanwhile"))
+    assert events == [(8, 16), (8, 8), (4, 8), "meanwhile", "wait", "wait", "wait"]

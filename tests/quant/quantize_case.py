@@ -17,6 +17,7 @@ def make_config(**changes):
     values = {
         "method": "gptq",
         "grid": "sdclip",
+        "least_reach": 0.0,
         "matrix_bits": 6,
         "embedding_bits": 8,
         "attention_clip": 12.85,

@@ -140,6 +140,9 @@ def test_gates_and_tables_are_rounded_by_their_rows(tiny_model):
         scale = tensors[f"{name}.scales"].float().unsqueeze(-1)
         assert ((dequantized(tensors)[name] - weight).abs() <= 0.51 * scale).all()
     assert stored_bits(tensors, reports)["head_gate"] == 8
+    floored = make_config(gate_bits=8, table_bits=6, grid="absmax", least_reach=30.0)
+    scales = quantize_model(trained, make_hessians(trained), floored, CPU)[0]["bigram_table.scales"]
+    assert (scales == torch.tensor(30 / 31).half()).all()
     plain, _ = quantize_model(trained, make_hessians(trained), make_config(), CPU)
     assert "head_gate" in plain
     assert "bigram_table" in plain

@@ -52,6 +52,19 @@ def test_absmax_reaches_the_largest_weight(weight, diagonal):
     np.testing.assert_allclose(found.numpy() * 127, weight.abs().amax(-1).numpy(), rtol=2**-11)
 
 
+@pytest.mark.parametrize("kind", ["absmax", "percentile"])
+def test_no_row_reaches_less_than_the_least_reach(kind, weight, diagonal):
+    """The published grids (#1019): s = clip / m, and 1 / m where that is larger."""
+    weight[0, 1] *= 0.02
+    free = row_scales(weight, diagonal, Grid(kind=kind, bits=6))
+    found = row_scales(weight, diagonal, Grid(kind=kind, bits=6, least_reach=1.0))
+    assert found[0, 1] == torch.tensor(1 / 31).half()
+    assert (free[0, 1] < found[0, 1] / 10).all()
+    large = free.float() * 31 > 1.1
+    assert large.any()
+    assert (found[large] == free[large]).all()
+
+
 def test_percentile_picks_the_candidate_of_least_weighted_error(weight, diagonal):
     weight[0, 0, 3] = 8.0  # an outlier in a column that hardly matters
     diagonal[0, 3] = 1e-6

@@ -85,6 +85,15 @@ def test_clips_belong_to_their_family(trained, hessians):
         assert {name for name in plain if changed[name] != plain[name]} == names
 
 
+def test_the_least_reach_holds_for_all_families(trained, hessians):
+    config = make_config(grid="percentile", least_reach=30.0)
+    tensors, _ = quantize_model(trained, hessians, config, CPU)
+    for name in ("q", "up", "embedding"):
+        width = config.embedding_bits if name == "embedding" else config.matrix_bits
+        least = torch.tensor(30.0 / (2 ** (width - 1) - 1)).half()
+        assert (tensors[f"{name}.scales"] == least).all()
+
+
 def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
     hessians["qkv"][0] = 0.0
     tensors, reports = quantize_model(trained, hessians, make_config(), CPU)

@@ -1,0 +1,132 @@
+"""Folders in which recipes run stage by stage, and schedules cut to a small number of tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paramgolf.files import read_json
+from paramgolf.recipes import Assignment, build, read_assignment
+
+ROOT = Path(__file__).parents[1]
+WORK = ROOT / ".cache" / "benchmarks"
+PUBLISHED_STEPS = 5000  # about what the records take in their 600 s
+LOG_LINES = 20
+MAKES_TOKENS = threading.Lock()
+
+
+def cut(recipe: str, changes: list[Assignment], tokens: int, batch_tokens: int) -> dict[str, Any]:
+    """Return the parameters of a recipe with changes, its schedule cut to so many tokens.
+
+    Points that the recipe gives in steps become shares of PUBLISHED_STEPS. Momentum has settled
+    after a quarter of the run, and the average forgets its start. The changes have the last word.
+    """
+    content = build(recipe)
+    train, steps = content["train"], tokens // batch_tokens
+    short: dict[str, Any] = {
+        "train.steps": steps,
+        "train.budget_seconds": None,
+        "train.batch_tokens": batch_tokens,
+        "train.micro_batch_tokens": min(batch_tokens, train["micro_batch_tokens"]),
+        "train.muon_momentum_steps": min(train["muon_momentum_steps"], steps // 4),
+        "train.ema_warmup": True,
+        "train.validate_every": 0,
+        "train.checkpoint_every": 0,
+    }
+    if train["warmdown_unit"] == "steps":
+        share = min(1.0, train["warmdown"] / PUBLISHED_STEPS)
+        short |= {"train.warmdown_unit": "fraction", "train.warmdown": share}
+    if content["model"]["recurrence_unit"] == "step":
+        phases = [
+            {**phase, "at": phase["at"] / PUBLISHED_STEPS}
+            for phase in content["model"]["recurrence"]
+        ]
+        short |= {"model.recurrence_unit": "fraction", "model.recurrence": phases}
+    return build(recipe, [*short.items(), *changes])
+
+
+def assignments(texts: Iterable[str]) -> list[Assignment]:
+    """Read changes of parameters as the command line gives them."""
+    return [read_assignment(text) for text in texts]
+
+
+class Failed(Exception):
+    """A stage that ended with an error, or was not begun."""
+
+
+class Project:
+    """A folder with params.yaml in which stages run; others of the same text share its tokens."""
+
+    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+        self.folder, self.content = folder, content
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "tmp").mkdir(parents=True)
+        (folder / "params.yaml").write_text(yaml.safe_dump(content))
+
+    def take_tokens(self) -> None:
+        """Put data/tokens in place, those of the same text and tokenizer; make them if need be."""
+        with MAKES_TOKENS:
+            kept = self._kept_tokens()
+        (self.folder / "data").mkdir()
+        (self.folder / "data/tokens").symlink_to(kept)
+
+    def _kept_tokens(self) -> Path:
+        parts = {name: self.content[name] for name in ("data", "tokenizer")}
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        kept = WORK / "tokens" / key
+        if not (kept / "manifest.json").is_file():
+            for stage in ("download", "retokenize"):
+                self.run(stage)
+            shutil.rmtree(kept, ignore_errors=True)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / "data/tokens").rename(kept)
+            shutil.rmtree(self.folder / "data")
+        return kept
+
+    def run(self, *stages: str) -> None:
+        """Run stages; what one says goes to its log, whose end is shown if it fails.
+
+        A folder of temporary files of its own lets several projects share a GPU; what they compile
+        they share.
+        """
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "DVC_ROOT": str(ROOT),  # paths of texts are relative to the repository
+            "TMPDIR": str(self.folder / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(WORK / "kernels/inductor"),
+            "TRITON_CACHE_DIR": str(WORK / "kernels/triton"),
+        }
+        for stage in stages:
+            log, start = self.folder / f"{stage}.log", time.monotonic()
+            command = [sys.executable, str(ROOT / "stages" / f"{stage}.py")]
+            with log.open("w") as out:
+                done = subprocess.run(
+                    command, cwd=self.folder, env=environment, stdout=out, stderr=out
+                )
+            seconds = time.monotonic() - start
+            print(f"{self.folder.name}: {stage} {seconds:.0f} s", file=sys.stderr, flush=True)
+            if done.returncode:
+                end = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
+                raise Failed(f"{stage} failed\n{end}")
+
+    def metrics(self, stage: str) -> dict[str, Any] | None:
+        """Return the metrics of a stage, None where it has not run."""
+        path = self.folder / f"artifacts/metrics/{stage}.json"
+        return read_json(path) if path.is_file() else None
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the log's steps of training."""
+        lines = (self.folder / "artifacts/train/log.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, lines) if line["event"] == "step"]

@@ -1,0 +1,145 @@
+"""The results of recipes.py: a file of JSON that every call adds to, and the page made from it."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tables import RESULTS, device_name
+
+from paramgolf.files import read_json, write_json, write_text
+
+PATH = RESULTS / "recipes.json"
+COMMON = "common"
+# figure of a recipe: heading, and how it is written
+FIGURES = {
+    "parameters": ("parameters", "{:,.0f}"),
+    "tokens": ("tokens", "{:,.0f}"),
+    "first_loss": ("loss at step 0", "{:.4f}"),
+    "step_ms_before": ("ms a step, before recurrence", "{:.1f}"),
+    "step_ms_after": ("after", "{:.1f}"),
+    "tokens_per_second": ("tokens/s", "{:,.0f}"),
+    "startup_seconds": ("s to the first step", "{:.0f}"),
+    "peak_memory_bytes": ("GiB at the peak", "{:.1f}"),
+    "val_bpb": ("bits/byte, trained", "{:.4f}"),
+    "val_bpb_packed": ("packed", "{:.4f}"),
+    "val_bpb_sliding": ("sliding", "{:.4f}"),
+    "val_bpb_adapted": ("adapted", "{:.4f}"),
+    "bytes_total": ("bytes", "{:,.0f}"),
+    "headroom_bytes": ("left", "{:,.0f}"),
+}
+GIB = 2**30
+
+
+class Results:
+    """What is in the file; every change is written at once."""
+
+    def __init__(self, path: Path = PATH) -> None:
+        self.path = path
+        self.content: dict[str, Any] = {"recipes": {}, "techniques": {}}
+        if path.is_file():
+            self.content = read_json(path)
+
+    def add_recipe(self, name: str, figures: dict[str, float], command: str) -> None:
+        """Take a recipe's figures in the place of older ones."""
+        made = {"command": command, "device": device_name(), "torch": torch.__version__}
+        self.content["recipes"][name] = {**made, "figures": figures}
+        self._write()
+
+    def techniques(self, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return the runs by technique and seed made by `settings`; others are not compared."""
+        return self._of(settings)["rows"]
+
+    def add_technique(
+        self, settings: dict[str, Any], name: str, changes: str, seed: int, found: dict[str, float]
+    ) -> None:
+        """Take the figures of one run of a technique."""
+        row = self._of(settings)["rows"].setdefault(name, {"seeds": {}})
+        row["changes"] = changes
+        row["seeds"][str(seed)] = found
+        self._write()
+
+    def _of(self, settings: dict[str, Any]) -> dict[str, Any]:
+        made = {**settings, "device": device_name(), "torch": torch.__version__}
+        key = ", ".join(f"{name} {value}" for name, value in made.items())
+        return self.content["techniques"].setdefault(key, {"settings": made, "rows": {}})
+
+    def _write(self) -> None:
+        write_json(self.path, self.content)
+        write_text(self.path.with_suffix(".md"), "\n".join(page(self.content)) + "\n")
+
+
+def page(content: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of the page."""
+    shown = [
+        key for key in FIGURES if any(key in r["figures"] for r in content["recipes"].values())
+    ]
+    if shown:
+        yield "# Recipes\n"
+        yield from _table(["recipe", *(FIGURES[key][0] for key in shown)])
+    for name, recipe in content["recipes"].items():
+        yield _line([name, *(_written(key, recipe["figures"].get(key)) for key in shown)])
+    if shown:
+        yield ""
+    made = [(r["command"], r["device"], r["torch"], n) for n, r in content["recipes"].items()]
+    for command, device, version, name in made:
+        yield f"- {name}: `{command}` on {device}, torch {version}"
+    for group in content["techniques"].values():
+        settings = ", ".join(f"{name} {value}" for name, value in group["settings"].items())
+        yield f"\n# What each technique does\n\n{settings}. Differences are to the common"
+        yield "recipe with the same seeds, ± their standard deviation; packed is without overlap.\n"
+        yield from _table(["technique", "change", *TECHNIQUE_COLUMNS])
+        for name, row in group["rows"].items():
+            change = f"`{row['changes']}`" if row["changes"] else ""
+            yield _line([name, change, *cells(group["rows"], name)])
+
+
+TECHNIQUE_COLUMNS = ("bits/byte", "difference", "packed", "difference", "bytes", "seeds")
+
+
+def cells(rows: dict[str, Any], name: str) -> list[str]:
+    """Return the figures of a technique's row, in the order of TECHNIQUE_COLUMNS."""
+    runs, written = rows[name]["seeds"], []
+    for key in ("val_bpb", "val_bpb_packed"):
+        values = [run[key] for run in runs.values() if key in run]
+        written.append(f"{statistics.mean(values):.4f}" if values else "")
+        written.append(_signed(differences(rows, name, key)))
+    sizes = [run["bytes_total"] for run in runs.values() if "bytes_total" in run]
+    written.append(f"{statistics.mean(sizes):,.0f}" if sizes else "")
+    return [*written, str(len(runs))]
+
+
+def differences(rows: dict[str, Any], name: str, key: str = "val_bpb") -> list[float]:
+    """Return by how much a technique's score is above the common one, seed by seed."""
+    common = rows.get(COMMON, {"seeds": {}})["seeds"]
+    if name == COMMON:
+        return []
+    return [
+        run[key] - common[seed][key]
+        for seed, run in rows[name]["seeds"].items()
+        if key in run and key in common.get(seed, {})
+    ]
+
+
+def _signed(values: list[float]) -> str:
+    if not values:
+        return ""
+    spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):+.4f}{spread}"
+
+
+def _written(key: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return FIGURES[key][1].format(value / GIB if key == "peak_memory_bytes" else value)
+
+
+def _table(names: list[str]) -> list[str]:
+    return [_line(names), "|" + "---|" * len(names)]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"

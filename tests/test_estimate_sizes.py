@@ -1,0 +1,115 @@
+"""What an estimate of bytes expects: traces before calibration, deviations before training."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from paramgolf.codec.code import frozen_params, pack_code
+from paramgolf.estimate import size
+from paramgolf.estimate.allocation import (
+    LEARNED,
+    expected_traces,
+    high_matrices,
+    other_allocations,
+)
+from paramgolf.estimate.summary import estimate
+from paramgolf.model.network import Network
+from paramgolf.model.shapes import MATRICES
+from paramgolf.quant.allocation import layer_bits
+from paramgolf.quant.families import MEMBERS
+from paramgolf.quant.hessian import gather
+from paramgolf.recipes import Params, check, compose
+from paramgolf.runtime import Ranks
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+ALONE = Ranks(0, 1, torch.device("cpu"))
+VOCAB = 64
+FORMS = [
+    {},
+    {"parallel": "routed", "untied_repeats": True, "virtual_scalars": True}
+    | {"first_attention": False},
+    {"parallel": "merge", "layer_scale": False},
+]
+
+
+def recipe(name: str) -> Params:
+    return check(compose(name, RECIPES), where=name)
+
+
+@pytest.fixture(params=FORMS, ids=["single", "routed", "merge"])
+def model(request, tiny_model):
+    return tiny_model(**request.param)
+
+
+@pytest.fixture
+def hessians(model):
+    """The Hessians of a network whose every matrix is random."""
+    network = Network(model, VOCAB, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name in MATRICES:
+            matrix = network.get_parameter(name)
+            matrix.copy_(0.2 * torch.randn(matrix.shape, generator=generator))
+    return gather(network, [torch.randint(2, VOCAB, (4, 32), generator=generator)], ALONE)
+
+
+def test_traces_of_normed_inputs_are_known_beforehand(model, hessians):
+    expected = expected_traces(model, learned={})
+    for family, name in (("qkv", "q"), ("qkv", "v"), ("up", "up")):
+        traces = hessians[family].diagonal(dim1=1, dim2=2).sum(1).tolist()
+        assert traces == pytest.approx(expected[name], rel=1e-3)
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_the_choice_is_that_of_quantize_where_the_traces_are(model, recurrent):
+    quantize = dataclasses.replace(
+        recipe("base").quantize, high_bits_matrices=7, low_bits=5, recurrent_high=recurrent
+    )
+    traces = expected_traces(model, LEARNED)
+    sides = {"qkv": 32, "o": 32, "up": 32, "down": 64, "embedding": 32}
+    hessians = {
+        family: torch.tensor(traces.get(names[0], [1.0]))[:, None, None]
+        * torch.eye(sides[family])
+        / sides[family]
+        for family, names in MEMBERS.items()
+    }
+    bits = layer_bits(hessians, model, quantize)
+    found = high_matrices(model, quantize)
+    assert found == {name: tuple(width == 6 for width in bits[name]) for name in MATRICES}
+
+
+def test_every_matrix_has_all_bits_unless_some_are_chosen(tiny_model):
+    quantize, model = recipe("base").quantize, tiny_model()
+    assert all(all(of_layers) for of_layers in high_matrices(model, quantize).values())
+    some = dataclasses.replace(quantize, high_bits_matrices=6)
+    assert len({json.dumps(found) for found in other_allocations(model, some)}) > 1
+    assert all(sum(map(sum, found.values())) == 6 for found in other_allocations(model, some))
+
+
+@pytest.mark.parametrize(("name", "published"), [("pr1204", 15_940_000), ("pr1296", 15_995_000)])
+def test_published_artifacts_are_within_the_tolerance(name, published):
+    params = recipe(name)
+    code = pack_code(
+        frozen_params(
+            dataclasses.asdict(params.model), params.train, params.eval_sliding, params.eval_ttt
+        )
+    )
+    found = estimate(params, code_bytes=len(code.content), device="H100", count=8)["artifact"]
+    assert abs(found["bytes_total"] - published) < found["tolerance_bytes"] < 0.08 * published
+
+
+def test_rows_need_no_deviation_where_nothing_is_floored(tiny_model):
+    params = recipe("pr1493")
+    options = params.model, 8192, params.quantize, params.package
+    deviations = size.trained_deviations(params.model, 8192, params.train)
+    assert size.deviation_uncertainty(*options, deviations) == 0
+    assert size.model_parts(*options, deviations) == size.model_parts(*options, {})
+    without = dataclasses.replace(params.train, matrix_decay=0.0)
+    assert size.trained_deviations(params.model, 8192, without).keys() == {
+        "embedding",
+        "bigram_table",
+        "value_table",
+    }
