@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from paramgolf.cli import COMMANDS, main
 from paramgolf.commands import deps, use
 from paramgolf.commands.completion import SHELLS
+from paramgolf.errors import exit_on_error
 from paramgolf.params import read_yaml
 from paramgolf.report.inputs import SECTIONS
 
@@ -65,6 +67,14 @@ print("heavy:", sorted(heavy))
     command_line = [sys.executable, "-c", script]
     result = subprocess.run(command_line, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.endswith("heavy: []\n")
+
+
+def test_the_collector_leaves_alone_what_was_imported():
+    gc.unfreeze()
+    with exit_on_error():
+        frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen > gc.get_freeze_count()
 
 
 BAD = [
