@@ -13,20 +13,12 @@ import sys
 import tempfile
 from pathlib import Path
 
+import yaml
 from tables import Row, write_results
 
 ROOT = Path(__file__).parents[1]
-STAGES = (
-    "download",
-    "retokenize",
-    "audit",
-    "train",
-    "calibrate",
-    "quantize",
-    "package",
-    "eval_sliding",
-    "eval_ttt",
-)
+STAGES = [*yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]]
+STAGES = STAGES[: STAGES.index("report")]
 
 
 def run_recipe(recipe: str, changes: list[str], skip: list[str]) -> dict[str, dict]:
