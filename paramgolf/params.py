@@ -38,7 +38,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "run in the project's folder, or write the file with `paramgolf use sample`"
+        fix = "run in the project's folder"
+        if Path(path).name == PARAMS_PATH.name:
+            fix += ", or write the file with `paramgolf use sample`"
         raise ParamGolfError(f"there is no file {path}", fix=fix) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamGolfError("not a YAML file", where=path, found=error) from None

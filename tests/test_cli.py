@@ -87,6 +87,7 @@ BAD = [
     (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
     (["check"], "there is no file params.yaml"),
     (["check", "recipes/sample.yaml"], "`audit` is missing"),
+    (["check", "other.yaml"], "there is no file other.yaml"),
     (["recipes", "sample"], "unrecognized arguments: sample"),
     (["estimate", "pr9"], "there is no recipe `pr9`"),
     (["estimate", "sample", "--gpus", "0"], "--gpus must be at least 1"),
@@ -109,6 +110,15 @@ def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys
     assert message in error
     assert "Traceback" not in error
     assert not (project / "params.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("recipes",), ("use", "sample"), ("estimate", "sample"), ("compare",)]
+)
+def test_outside_a_project_the_remedy_is_its_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert code_of(*words) == 2
+    assert capsys.readouterr().err.endswith("what to do: run in the project's folder\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
