@@ -1,5 +1,7 @@
 """What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--skip ...]`.
 
+OPENBLAS_NUM_THREADS=1 before it, as the stages set it for themselves: else numpy's threads spin.
+
 Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
 artifacts of later stages are written there. Two settings are fitted to the same bytes, code
 included: the reference (SDClip of 12.85 deviations at 6 bits, the embedding's of 20 at 8, brotli)
@@ -17,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +53,7 @@ ROOT = Path(__file__).parents[1]
 LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
+COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
 PARTS = ("loss", "codecs", "write", "stages")
 REFERENCE = {
     "method": "gptq",
@@ -154,75 +158,74 @@ class Bench:
         return self.bits_per_byte(dequantized(solution[0])), record, seconds
 
 
-def loss_rows(bench: Bench) -> list[Row]:
+def loss_rows(bench: Bench) -> Iterator[Row]:
     """Fit both settings to the same bytes and score them."""
     before = bench.bits_per_byte(bench.trained.state)
+    yield Row("before quantising", before, "bits/byte", None, None, "lower")
     reference, ours = bench.config(**REFERENCE), bench.config(**OURS)
     _, seconds = bench.timed(lambda: bench.solve(reference))
-    rows = [Row("GPTQ, all matrices", seconds, "s", None, 3.0, "lower")]
+    yield Row("GPTQ, all matrices", seconds, "s", None, 3.0, "lower")
     _, seconds = bench.timed(lambda: bench.solve(ours))
-    rows.append(Row("GPTQ with the trellis, all matrices", seconds, "s", None, None, "lower"))
+    yield Row("GPTQ with the trellis, all matrices", seconds, "s", None, None, "lower")
     limit = LIMIT_BYTES
-    if bench.total(reference) < limit / 2:
+    if sum(tensor.numel() for tensor in bench.trained.state.values()) < limit:
         limit = bench.total(reference)
         say(f"quantize: the model is small; both settings are fitted to {limit:,} bytes")
     losses = {}
     for name, config in (("reference", reference), ("ours", ours)):
         score, record, seconds = bench.fitted(config, limit)
         losses[name] = score - before
-        rows += [
-            Row(f"{name}: bytes", record["bytes_total"], "bytes", None, limit, "lower"),
-            Row(f"{name}: loss by quantising", losses[name], "bits/byte", None, None, "lower"),
-            Row(f"{name}: fit", seconds, "s", None, 90.0, "lower"),
-        ]
+        yield Row(f"{name}: bytes", record["bytes_total"], "bytes", None, limit, "lower")
+        yield Row(f"{name}: loss by quantising", losses[name], "bits/byte", None, None, "lower")
+        yield Row(f"{name}: fit", seconds, "s", None, 90.0, "lower")
     ratio = losses["ours"] / losses["reference"]
-    rows.append(Row("loss by quantising, ours / reference", ratio, "", None, 0.65, "lower"))
-    return rows
+    yield Row("loss by quantising, ours / reference", ratio, "", None, 0.65, "lower")
 
 
-def codec_rows(bench: Bench) -> list[Row]:
-    """Compress the reference's integers in every way; the coders take each tensor by itself."""
+def codec_rows(bench: Bench) -> Iterator[Row]:
+    """Compress the reference's integers in every way, as package does: all tensors at once."""
     tensors, _ = bench.solve(bench.config(**REFERENCE))
     integers = {n: t for n, t in tensors.items() if n.endswith(".integers")}
     raws = {name: t.numpy().tobytes() for name, t in integers.items()}
     entropy = sum(entropy_bits(t) * t.numel() / 8 for t in integers.values())
-    rows = [Row("integers: order-0 entropy", entropy, "bytes", None, None, "lower")]
-
-    def add(name: str, sizes: Callable[[], int]) -> None:
-        size, seconds = bench.timed(sizes)
-        rows.append(Row(f"integers: {name}", size, "bytes", entropy, None, "lower"))
-        rows.append(Row(f"integers: {name}, encode", seconds, "s", None, None, "lower"))
-
-    add("brotli", lambda: sum(len(compress("brotli", raw)) for raw in raws.values()))
-    add("brotli, shuffled", lambda: sum(len(compress("brotli", shuffle(r))) for r in raws.values()))
-    add("LZMA", lambda: sum(len(compress("lzma", raw)) for raw in raws.values()))
-    if shutil.which("lrzip"):
-        add("lrzip ZPAQ", lambda: sum(map(zpaq_bytes, raws.values())))
+    yield Row("integers: order-0 entropy", entropy, "bytes", None, None, "lower")
     coded: dict[str, bytes] = {}
 
-    def encode() -> int:
-        coded.update({n: compress("rans", raws[n], tuple(t.shape)) for n, t in integers.items()})
-        return sum(map(len, coded.values()))
+    def coder(name: str) -> bytes:
+        coded[name] = compress("rans", raws[name], tuple(integers[name].shape))
+        return coded[name]
 
-    add("ours", encode)
-    rows[-1] = replace(rows[-1], target=15.0)
+    ways: dict[str, tuple[Callable[[str], bytes], float | None]] = {
+        "ours": (coder, 15.0),
+        "brotli": (lambda name: compress("brotli", raws[name]), None),
+        "brotli, shuffled": (lambda name: compress("brotli", shuffle(raws[name])), None),
+        "LZMA": (lambda name: compress("lzma", raws[name]), None),
+    }
+    if shutil.which("lrzip"):
+        ways["lrzip ZPAQ"] = lambda name: zpaq(raws[name]), None
+    for name, (way, target) in ways.items():
+        with ThreadPoolExecutor() as pool:
+            packed, seconds = bench.timed(lambda way=way, pool=pool: list(pool.map(way, raws)))
+        size = sum(map(len, packed))
+        yield Row(f"integers: {name}", size, "bytes", entropy, None, "lower")
+        yield Row(f"integers: {name}, encode", seconds, "s", None, target, "lower")
     found, seconds = bench.timed(
         lambda: {name: rans.decode(data, len(raws[name])) for name, data in coded.items()}
     )
     assert found == raws
-    return [*rows, Row("integers: ours, decode", seconds, "s", None, 5.0, "lower")]
+    yield Row("integers: ours, decode", seconds, "s", None, 5.0, "lower")
 
 
-def zpaq_bytes(raw: bytes) -> int:
-    """Return the size of lrzip's ZPAQ mode at its highest level."""
+def zpaq(raw: bytes) -> bytes:
+    """Compress by lrzip's ZPAQ mode at its highest level."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "integers"
         path.write_bytes(raw)
         subprocess.run(["lrzip", "-q", "-z", "-L", "9", str(path)], check=True)
-        return path.with_suffix(".lrz").stat().st_size
+        return path.with_suffix(".lrz").read_bytes()
 
 
-def write_rows(bench: Bench) -> list[Row]:
+def write_rows(bench: Bench) -> Iterator[Row]:
     """Let the model write calibration text."""
     bench.network.load_state_dict(bench.trained.state)
     length, config = bench.trained.sequence_length, bench.params.calibrate
@@ -230,19 +233,20 @@ def write_rows(bench: Bench) -> list[Row]:
         lambda: write_text(bench.network, range(WRITTEN), length, bench.tokens.bos, config)
     )
     assert np.prod(texts.shape) == WRITTEN * length
-    return [Row(f"writing {WRITTEN} x {length} tokens", seconds, "s", None, 25.0, "lower")]
+    yield Row(f"writing {WRITTEN} x {length} tokens", seconds, "s", None, 25.0, "lower")
 
 
-def stage_rows() -> list[Row]:
+def stage_rows() -> Iterator[Row]:
     """Run quantize, package and eval_sliding as the pipeline does, other stages cached."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if not Path("artifacts/calibrate/hessians.safetensors").is_file():
         run_stage("calibrate", environment)
     start = time.perf_counter()
     for stage in ("quantize", "package", "eval_sliding"):
         run_stage(stage, environment)
     seconds = time.perf_counter() - start
-    return [Row("requantise to scored", seconds, "s", None, 60.0, "lower")]
+    yield Row("requantise to scored", seconds, "s", None, 60.0, "lower")
 
 
 def run_stage(stage: str, environment: dict[str, str]) -> None:
@@ -258,14 +262,23 @@ def main() -> None:
     os.chdir(options.folder)
     params = check(read_yaml("params.yaml"), where="params.yaml")
     rows: list[Row] = []
-    with processes(replace(params.runtime, processes=1)) as ranks:
-        bench = Bench(params, ranks)
-        for part, measure in (("loss", loss_rows), ("codecs", codec_rows), ("write", write_rows)):
-            if part not in options.skip:
-                rows += measure(bench)
+
+    def add(found: Iterable[Row]) -> None:
+        for row in found:
+            say(f"{row.figure}: {row.value:,.6g} {row.unit}")
+            rows.append(row)
+            write_results("quantize", rows, COMMAND, show=False)
+
+    measures = {"loss": loss_rows, "codecs": codec_rows, "write": write_rows}
+    parts = [measure for part, measure in measures.items() if part not in options.skip]
+    if parts:
+        with processes(replace(params.runtime, processes=1)) as ranks:
+            bench = Bench(params, ranks)
+            for measure in parts:
+                add(measure(bench))
     if "stages" not in options.skip:
-        rows += stage_rows()
-    write_results("quantize", rows, "python benchmarks/quantize.py")
+        add(stage_rows())
+    write_results("quantize", rows, COMMAND)
 
 
 if __name__ == "__main__":

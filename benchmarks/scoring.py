@@ -93,6 +93,8 @@ class Bench:
         self.adapt = load(AdaptConfig, "eval_ttt")
         self.watched = Watched()
         self.found: dict[str, Scored] = {}
+        sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
+        self.command = f"python benchmarks/scoring.py {sizes}"
 
     def network(self) -> Network:
         """Load the packed model anew."""
@@ -113,6 +115,7 @@ class Bench:
         self.found[name] = Scored(ledger.nats, seconds, spent)
         parts = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
         say(f"{name}: {self.bpb(name, len(ledger.nats)):.4f} bits per byte, {parts}")
+        write_results("scoring", list(way_rows(self)), self.command, show=False)
 
     def run(self) -> None:
         """Score in every way."""
@@ -179,18 +182,22 @@ def published(kind: str) -> MixtureConfig:
     return recipe_of(MIXED[kind]).eval_ttt.mixture
 
 
-def rows_of(bench: Bench) -> Iterator[Row]:
-    """Yield the table: every way's score and seconds, then what has a target."""
-    found, count, slow = bench.found, len(bench.text), len(bench.slow)
-    for name, scored in found.items():
+def way_rows(bench: Bench) -> Iterator[Row]:
+    """Yield every way's score and seconds, as far as they are known."""
+    for name, scored in bench.found.items():
         tokens = len(scored.nats)
-        beside = bench.bpb("strided", tokens) if name != "strided" else None
+        beside = bench.bpb("strided", tokens) if name not in ("plain", "strided") else None
         figure = f"{name}, {tokens:,} tokens"
         yield Row(figure, bench.bpb(name, tokens), "bits/byte", beside, None, "lower")
         yield Row(f"{figure}: seconds", scored.total, "s", None, None, "lower")
         if bench.ranks.compile:
             compiling = scored.seconds["compile"]
             yield Row(f"{figure}: compiling and warming up", compiling, "s", None, None, "lower")
+
+
+def target_rows(bench: Bench) -> Iterator[Row]:
+    """Yield what has a target."""
+    found, count, slow = bench.found, len(bench.text), len(bench.slow)
     config = bench.sliding
     windows = len(sliding_windows(count, config.window, config.stride))
     speed = windows * config.window / found["strided"].seconds["score"]
@@ -225,8 +232,7 @@ def main() -> None:
     with processes(load(RuntimeConfig, "runtime")) as ranks:
         bench = Bench(ranks, options)
         bench.run()
-        sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
-        write_results("scoring", list(rows_of(bench)), f"python benchmarks/scoring.py {sizes}")
+        write_results("scoring", [*way_rows(bench), *target_rows(bench)], bench.command)
 
 
 if __name__ == "__main__":

@@ -35,8 +35,11 @@ def device_name() -> str:
     return f"{cores} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
-def write_results(name: str, rows: list[Row], command: str) -> None:
-    """Write the figures and print their table; older figures of a name are replaced."""
+def write_results(name: str, rows: list[Row], command: str, *, show: bool = True) -> None:
+    """Write the figures and print their table; older figures of a name are replaced.
+
+    A benchmark of many minutes writes what it has so far, with `show` off.
+    """
     path = RESULTS / f"{name}.json"
     fresh = {row.figure: asdict(row) for row in rows}
     before = read_json(path) if path.is_file() else {"rows": [], "command": command}
@@ -51,7 +54,8 @@ def write_results(name: str, rows: list[Row], command: str) -> None:
     write_json(path, content)
     table = markdown(content)
     write_text(RESULTS / f"{name}.md", table)
-    print(table)
+    if show:
+        print(table)
 
 
 def markdown(content: dict) -> str:

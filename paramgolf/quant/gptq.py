@@ -8,6 +8,7 @@ matrix's inputs x, E = W - dequantised W; the error that matters is tr(E H E^T).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
+from paramgolf.quant.captured import captured
 from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.grids import nearest
 from paramgolf.quant.trellis import choose
@@ -94,6 +96,9 @@ def solve(
     integers = torch.empty_like(work)
     upper = factors.upper
     pivot = upper.diagonal(dim1=1, dim2=2).unsqueeze(-1)
+    by_trellis: Callable[..., Tensor] = functools.partial(_by_trellis, segment=segment)
+    if segment:
+        by_trellis = captured(by_trellis, work[:, 0], step, maximum)
     for start in range(0, columns, block_columns):
         stop = min(start + block_columns, columns)
         errors = work.new_empty(work.shape[0], stop - start, work.shape[2])
@@ -104,7 +109,7 @@ def solve(
             if factor is not None:
                 step, maximum = scale_NR.float() * factor[:, j], maximum_NR / factor[:, j]
             if segment:
-                integers[:, j] = _by_trellis(column, step, maximum, segment)
+                integers[:, j] = by_trellis(column, step, maximum)
             else:
                 integers[:, j] = (column / step).round().clamp(-maximum, maximum)
             errors[:, done] = (column - integers[:, j] * step) / pivot[:, j]
