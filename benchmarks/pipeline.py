@@ -58,6 +58,7 @@ class Clone:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._environment = {**os.environ, "PATH": path, "PYTHONPATH": str(folder)}
+        self._environment.pop("PYTHONDONTWRITEBYTECODE", None)  # Python's default, a user's too
 
     def watch(self, folder: Path) -> Path:
         """Let each stage from now on note its library call's seconds; return the file of notes."""

@@ -38,13 +38,18 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        fix = "run in the project's folder, or write the file with `paramgolf use sample`"
-        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+        raise ParamGolfError(f"there is no file {path}", fix=_where_to_find(path)) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ParamGolfError("not a YAML file", where=path, found=error) from None
     if not isinstance(content, dict):
         raise ParamGolfError("not a YAML mapping", where=path, found=type(content).__name__)
     return content
+
+
+def _where_to_find(path: str | Path) -> str:
+    advice = "run in the project's folder"
+    is_params = Path(path).name == PARAMS_PATH.name
+    return f"{advice}, or write the file with `paramgolf use sample`" if is_params else advice
 
 
 def parse(section: type[Section], content: Any, name: str, *, where: object = None) -> Section:

@@ -104,7 +104,8 @@ def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
             raise ParamGolfError("recipes inherit in a circle", where=folder, found=chain)
         path = folder / f"{parent}.yaml"
         if not path.is_file():
-            fix = f"choose one of: {', '.join(names(folder))}"
+            known = ", ".join(names(folder))
+            fix = f"choose one of: {known}" if known else "run in the project's folder"
             raise ParamGolfError(f"there is no recipe `{parent}`", where=folder, fix=fix)
         layers[parent] = read_yaml(path)
         parent = layers[parent].pop("from", None)

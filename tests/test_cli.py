@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from paramgolf.cli import COMMANDS, main
 from paramgolf.commands import deps, use
 from paramgolf.commands.completion import SHELLS
+from paramgolf.errors import exit_on_error
 from paramgolf.params import read_yaml
 from paramgolf.report.inputs import SECTIONS
 
@@ -67,6 +69,16 @@ print("heavy:", sorted(heavy))
     assert result.stdout.endswith("heavy: []\n")
 
 
+def test_nothing_is_left_for_the_collector_at_the_end():
+    gc.unfreeze()
+    before = gc.get_freeze_count()
+    with exit_on_error():
+        pass
+    frozen = gc.get_freeze_count()
+    gc.unfreeze()
+    assert frozen > before
+
+
 BAD = [
     ([], "the following arguments are required: COMMAND"),
     (["frobnicate"], "invalid choice: 'frobnicate'"),
@@ -77,6 +89,7 @@ BAD = [
     (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
     (["check"], "there is no file params.yaml"),
     (["check", "recipes/sample.yaml"], "`audit` is missing"),
+    (["check", "other.yaml"], "there is no file other.yaml"),
     (["recipes", "sample"], "unrecognized arguments: sample"),
     (["estimate", "pr9"], "there is no recipe `pr9`"),
     (["estimate", "sample", "--gpus", "0"], "--gpus must be at least 1"),
@@ -99,6 +112,15 @@ def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys
     assert message in error
     assert "Traceback" not in error
     assert not (project / "params.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "words", [("recipes",), ("use", "sample"), ("estimate", "sample"), ("compare",)]
+)
+def test_outside_a_project_the_remedy_is_its_folder(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert code_of(*words) == 2
+    assert capsys.readouterr().err.endswith("what to do: run in the project's folder\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

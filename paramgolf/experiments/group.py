@@ -12,7 +12,8 @@ from paramgolf.report.statistics import Sample, sample
 
 SEED = "train.seed"
 APART = ("runtime.", "verify.")  # sections that change no result
-LABEL_LENGTH = 60
+ABSENT = "(absent)"
+LABEL_LENGTH = 60  # more only where two groups would look alike
 STEPS_TOLERANCE = 0.01
 
 
@@ -70,15 +71,26 @@ def _same(one: Experiment, other: Experiment) -> bool:
 
 
 def _labels(params: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    shown = _differing(params)
+    short = [_joined([f"{k}={_short(v.get(k, ABSENT))}" for k in shown]) for v in params]
+    for label, values in zip(short, params, strict=True):
+        alike = [other for other, its in zip(params, short, strict=True) if its == label]
+        whole = [f"{k}={_text(values.get(k, ABSENT))}" for k in _differing(alike)]
+        yield ", ".join([label, *whole]) or "all runs"
+
+
+def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys whose values are not the same everywhere."""
     keys = dict.fromkeys(key for values in params for key in values)
-    shown = [k for k in keys if len({json.dumps(v.get(k, "(absent)")) for v in params}) > 1]
-    for values in params:
-        words = [f"{key}={_short(values.get(key, '(absent)'))}" for key in shown]
-        yield _joined(words) or "all runs"
+    return [k for k in keys if len({json.dumps(v.get(k, ABSENT)) for v in params}) > 1]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _short(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = _text(value)
     return text if len(text) <= 24 else f"{text[:21]}..."
 
 

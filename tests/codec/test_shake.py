@@ -10,14 +10,14 @@ import sys
 
 import pytest
 import torch
+from recipe_case import RECIPES, narrow_recipe
 
-from paramgolf.codec.code import ROOT, frozen_params, pack_code, program
+from paramgolf.codec.code import frozen_params, pack_code, program
 from paramgolf.codec.shake import shake
 from paramgolf.codec.strip import unparse
 from paramgolf.model.network import Network, Pass
-from paramgolf.recipes import check, compose, names
+from paramgolf.recipes import names
 
-RECIPES = ROOT / "recipes"
 VOCAB = 97
 LOSS = """
 import json, runpy, sys
@@ -155,20 +155,10 @@ def test_modules_imported_within_functions_stay():
 
 
 def recipe_params(name, **changes):
-    params = check(compose(name, RECIPES), where=name)
-    narrow = dataclasses.replace(
-        params.model,
-        width=64,
-        heads=4,
-        kv_heads=2,
-        mlp_hidden=128,
-        rope_dims=8,
-        bigram_buckets=min(params.model.bigram_buckets, 64),
-        value_embedding_dim=8,
-        **changes,
-    )
+    params = narrow_recipe(name)
+    model = dataclasses.replace(params.model, **changes)
     sections = params.train, params.eval_sliding, params.eval_ttt
-    return narrow, frozen_params(dataclasses.asdict(narrow), *sections)
+    return model, frozen_params(dataclasses.asdict(model), *sections)
 
 
 def undefined(source):

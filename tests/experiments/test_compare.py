@@ -239,6 +239,17 @@ def test_labels_are_short_and_name_absent_parameters():
     assert re.search(r"model.order=\(absent\).* and \d more", second)
 
 
+def test_labels_are_distinct_where_short_ones_would_be_alike():
+    order = [*range(40)]
+    many = {f"model.key{i}": i for i in range(9)} | {"model.order": order}
+    changes = [{}, {"model.key8": 0}, {"model.order": order[::-1]}, {"model.order": [*order, 40]}]
+    runs = [Experiment(str(i), many | change, {}) for i, change in enumerate(changes)]
+    runs.append(Experiment("other", {f"model.key{i}": -1 for i in range(9)}, {}))
+    labels = [group.label for group in grouped(runs)]
+    assert len(set(labels)) == len(runs)
+    assert labels[1].endswith(" more, model.key8=0, model.order=" + str(order))
+
+
 def test_numbers_that_dvc_writes_differently_are_one_group(project, compared):
     """`-S train.adam_eps=1e-8` is written as 1e-08, which YAML 1.1 reads as a text."""
     text = yaml.safe_dump(merged(PARAMS, {"train.seed": 4})).replace("1.0e-08", "1e-08")

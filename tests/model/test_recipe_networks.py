@@ -2,50 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from pathlib import Path
 
 import pytest
 import torch
+from recipe_case import RECIPES, moved, narrow_recipe
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.model.shapes import FROZEN
-from paramgolf.recipes import check, compose, names
+from paramgolf.recipes import names
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 VOCAB = 97
 
 
 @pytest.fixture(params=[name for name in names(RECIPES) if name != "sample"])
 def config(request) -> ModelConfig:
     """A recipe's network, narrower: the layers, orders and options are its own."""
-    full = check(compose(request.param, RECIPES), where=request.param).model
-    return dataclasses.replace(
-        full,
-        width=64,
-        heads=4,
-        kv_heads=2,
-        mlp_hidden=128,
-        rope_dims=8,
-        bigram_buckets=min(full.bigram_buckets, 64),
-        value_embedding_dim=8,
-    )
+    return narrow_recipe(request.param).model
 
 
 @pytest.fixture
 def network(config) -> Network:
     return Network(config, VOCAB, seed=1)
-
-
-def moved(network: Network) -> Network:
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name not in FROZEN:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return network
 
 
 def text() -> torch.Tensor:

@@ -12,19 +12,8 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[2]
-STAGES = [
-    "download",
-    "retokenize",
-    "audit",
-    "train",
-    "calibrate",
-    "quantize",
-    "package",
-    "eval_sliding",
-    "eval_ttt",
-    "report",
-    "verify",
-]
+STAGES = [*yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]]
+MODEL_STAGES = STAGES[STAGES.index("train") : STAGES.index("report")]
 SHRUNK = {
     "data": {"validation_documents": 4, "max_documents": 60},
     "tokenizer": {"vocab_size": 512, "training_bytes": 500_000},

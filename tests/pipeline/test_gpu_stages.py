@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pipeline_case import MODEL_STAGES
 
 from paramgolf.recipes import compose
 
 ROOT = Path(__file__).parents[2]
-STAGES = ("train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
 pytestmark = [pytest.mark.gpu, pytest.mark.pipeline]
 
 
@@ -39,7 +39,7 @@ def run_stage(folder: Path, stage: str) -> dict:
 
 def test_stages_run_and_agree_with_the_cpu(tmp_path, tokens_folder):
     write_params(tmp_path, "cuda")
-    found = {stage: run_stage(tmp_path, stage) for stage in STAGES}
+    found = {stage: run_stage(tmp_path, stage) for stage in MODEL_STAGES}
     assert "NVIDIA" in found["train"]["device"]
     assert found["train"]["mfu"] > 0
     gap = found["eval_sliding"]["val_bpb_plain"] - found["train"]["val_bpb"]

@@ -1,17 +1,14 @@
 """C1 for every recipe: through each way to score, each mixture; a later token moves no past score.
 
-The recipes are shrunk; their networks, orders and options are their own. Both a token inside a
+The networks are narrow; layers, orders and options are the recipes' own. Both a token inside a
 document and one at its end are changed, and all text after it.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from pathlib import Path
-
 import numpy as np
 import pytest
-import torch
+from recipe_case import RECIPES, moved, narrow_recipe
 from scoring_case import (
     ALONE,
     MIXTURE,
@@ -22,41 +19,16 @@ from scoring_case import (
 )
 
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import FROZEN
-from paramgolf.recipes import check, compose, names
+from paramgolf.recipes import names
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
 KINDS = ("none", "ngram", "tilt")
 COUNT = 80
-
-
-def shrunk(recipe: str) -> Network:
-    """The recipe's network, narrow, with every parameter moved: a 0 would hide a leak."""
-    full = check(compose(recipe, RECIPES), where=recipe).model
-    narrow = dataclasses.replace(
-        full,
-        width=16,
-        heads=2,
-        kv_heads=1,
-        mlp_hidden=32,
-        rope_dims=4,
-        bigram_buckets=min(full.bigram_buckets, 64),
-        bigram_dim=8,
-        value_embedding_dim=8,
-    )
-    network = Network(narrow, VOCAB, seed=1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name not in FROZEN:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return network
 
 
 def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
@@ -81,7 +53,7 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("recipe", names(RECIPES))
 def test_no_past_score_moves_with_later_text(recipe, way):
-    network = shrunk(recipe)
+    network = moved(Network(narrow_recipe(recipe).model, VOCAB, seed=1))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
     text = echoing_text(COUNT)
     start, _ = find_documents(text)
