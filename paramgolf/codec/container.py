@@ -28,7 +28,7 @@ from paramgolf.params import convert
 from paramgolf.quant.dequantize import restore
 
 MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
-VERSION = 1
+VERSION = 2
 PREFIX = struct.Struct("<8sI32sI")  # magic, version, SHA-256 of all that follows it, header bytes
 DIGEST_FROM = 44  # where the bytes that the SHA-256 covers begin: after itself
 MAX_HEADER_BYTES = 2**16

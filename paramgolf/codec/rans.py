@@ -34,6 +34,7 @@ PANEL = 32
 MARGIN = 1e-9
 # the states of a trellis after each state and parity of the half
 NEXT = np.array([0, 2, 5, 7, 1, 3, 4, 6, 2, 0, 7, 5, 3, 1, 6, 4])
+REACH = 5  # deviations within which every symbol can be coded
 WORN = 0.005  # share of a table that belongs to twice the deviation
 
 
@@ -119,14 +120,16 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
     """Return where symbols begin, int64 [tables, 257], and the symbol of each slot, int8, flat.
 
     Table class x SHIFTS + s is that of a deviation and of a mean s / SHIFTS above whole; symbol r
-    is r + 128. Within 6 deviations each has a frequency of at least 1.
+    is r + 128. Within REACH deviations each has a frequency of at least 1.
     """
     edges = [-128.5 + i for i in range(257)]
     starts = np.zeros((CLASSES * SHIFTS, 257), np.int64)
     for row in range(len(starts)):
         deviation = 2.0 ** ((row // SHIFTS + SMALLEST) / OCTAVE)
         mean, scale = row % SHIFTS / SHIFTS, 1 / (deviation * math.sqrt(2))
-        low, high = (max(0, min(256, round(mean + 128 + x * (6 * deviation + 1)))) for x in (-1, 1))
+        low, high = (
+            max(0, min(256, round(mean + 128 + x * (REACH * deviation + 1)))) for x in (-1, 1)
+        )
         narrow = [math.erf((edges[i] - mean) * scale) for i in range(low, high + 1)]
         wide = [math.erf((edges[i] - mean) * scale / 2) for i in range(low, high + 1)]
         mixed = np.diff((1 - WORN) * np.array(narrow) + WORN * np.array(wide)) / 2
@@ -255,7 +258,7 @@ class Place(NamedTuple):
     def table(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """Return the tables of the symbols, and the whole numbers that those count from, int64."""
         weight = layout.patience + self.seen
-        average = (self.error + TYPICAL * layout.patience) * (2**16 // weight) >> 16
+        average = (self.error + TYPICAL * layout.patience) * (2**24 // weight) >> 24
         classes = self.classes + scale_classes()[np.minimum(average, 1023)]
         mean = self.mean
         if layout.segment:

@@ -22,10 +22,11 @@ class Head(NamedTuple):
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
     """Return cap * tanh(z / cap) of z = hidden [..., d] embedding^T, float32 [..., V]."""
-    z = F.linear(hidden, head.embedding)
+    z = F.linear(hidden, head.embedding).float()
     if head.adapter is not None:
-        z = z + low_rank(hidden, head.adapter)
-    z = z.float()
+        # in float32: compiled code may round a sum in bfloat16 for one of its readers and not for
+        # another, and the probabilities would no longer add up to 1
+        z = z + low_rank(hidden, head.adapter).float()
     if head.sides is None:
         return head.softcap * torch.tanh(z / head.softcap)
     above, below = head.sides

@@ -101,11 +101,11 @@ class Scorer:
             nats, times = np.zeros((2, len(targets)))
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.ranks)]
-            # kept on the device until the end, so that no batch waits for the one before it
+            # all passes are launched before a score is waited for, so that the device never waits
             with torch.no_grad(), self.network.frozen():
-                scores = [self.score_windows(batch) for batch in mine]
+                scores = [start_copy(self.score_windows(batch)) for batch in mine]
             for batch, score in zip(mine, scores, strict=True):
-                add_scores(nats, times, batch, score.double().cpu().numpy(), targets.start)
+                add_scores(nats, times, batch, score(), targets.start)
             both = torch.from_numpy(np.stack([nats, times])).to(self.ranks.device)
             nats, times = self.ranks.sum(both).cpu().numpy()
             self.ledger.score(targets.start, nats, times)

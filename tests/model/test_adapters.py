@@ -7,6 +7,7 @@ import torch
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.block import Adapters, Context, Kind, Pair, Weights, attention, mlp
+from paramgolf.model.head import Head, head_nll
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.reference import REFERENCE
 
@@ -154,3 +155,19 @@ def test_keep_and_warm(tiny_model):
     adapters.warm({name: 2 * a[:, 1:] for name, a in before.items()})
     assert all(torch.equal(adapters.a[name], 2 * before[name][:, 1:]) for name in before)
     assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapters.parameters())
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_chances_of_a_compiled_head_with_an_adapter_add_up_to_one(device):
+    generator = torch.Generator(device).manual_seed(0)
+    width, vocab, rank = 64, 8192, 8
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=generator, device=device).bfloat16()
+
+    hidden, embedding = drawn(1, 1, width).expand(1, vocab, width), drawn(vocab, width)
+    pair = Pair(*(x.requires_grad_() for x in (drawn(1, rank, width), drawn(1, vocab, rank))))
+    everyone = torch.arange(vocab, device=device)[None]
+    nll = torch.compile(head_nll, dynamic=False)
+    nats = nll(hidden, everyone, Head(embedding, 30.0, None, pair)).detach()
+    assert float(nats.neg().double().exp().sum()) == pytest.approx(1, abs=1e-4)
