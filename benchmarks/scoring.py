@@ -22,7 +22,7 @@ from tables import Row, write_results
 
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.model.network import Network
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.progress import say
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Ranks, processes, synchronize
@@ -90,8 +90,8 @@ class Bench:
         self.text = load_text(options.data, self.network().vocab_size, options.tokens)
         count = min(options.slow_tokens, len(self.text))
         self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
-        self.sliding = load(SlidingConfig, "eval_sliding")
-        self.adapt = load(AdaptConfig, "eval_ttt")
+        self.sliding = load_params(SlidingConfig, "eval_sliding")
+        self.adapt = load_params(AdaptConfig, "eval_ttt")
         self.watched = Watched()
         self.found: dict[str, Scored] = {}
         sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
@@ -239,7 +239,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.only:
         options.only.append("strided")  # which all are compared with
-    with processes(load(RuntimeConfig, "runtime")) as ranks:
+    with processes(load_params(RuntimeConfig, "runtime")) as ranks:
         bench = Bench(ranks, options)
         bench.run()
         write_results("scoring", [*way_rows(bench), *target_rows(bench)], bench.command)

@@ -25,7 +25,7 @@ PARAMS_PATH = Path("params.yaml")
 Section = TypeVar("Section")
 
 
-def load(section: type[Section], name: str, path: str | Path = PARAMS_PATH) -> Section:
+def load_params(section: type[Section], name: str, path: str | Path = PARAMS_PATH) -> Section:
     """Read section `name` of a parameter file as an instance of the dataclass `section`."""
     content = read_yaml(path)
     if name not in content:

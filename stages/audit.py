@@ -4,12 +4,12 @@ from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
 from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
-from paramgolf.params import load
+from paramgolf.params import load_params
 
 
 def main() -> None:
     """Read params.yaml, write artifacts/metrics/audit.json."""
-    write_json("artifacts/metrics/audit.json", audit(load(AuditConfig, "audit")))
+    write_json("artifacts/metrics/audit.json", audit(load_params(AuditConfig, "audit")))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.quant.calibrate import calibrate
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.runtime import launch, processes
@@ -11,11 +11,11 @@ from paramgolf.runtime_config import RuntimeConfig
 
 def main() -> None:
     """Read params.yaml, calibrate, write artifacts/calibrate and the metrics."""
-    runtime = load(RuntimeConfig, "runtime")
+    runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
-        calibrate(load(CalibrateConfig, "calibrate"), ranks)
+        calibrate(load_params(CalibrateConfig, "calibrate"), ranks)
 
 
 if __name__ == "__main__":

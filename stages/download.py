@@ -3,12 +3,12 @@
 from paramgolf.data.config import DataConfig
 from paramgolf.data.download import download
 from paramgolf.errors import exit_on_error
-from paramgolf.params import load
+from paramgolf.params import load_params
 
 
 def main() -> None:
     """Read params.yaml, write data/raw."""
-    download(load(DataConfig, "data"))
+    download(load_params(DataConfig, "data"))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_adaptive
@@ -13,8 +13,8 @@ from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 def main() -> None:
     """Read params.yaml, score and adapt, write artifacts/eval_ttt and its metrics."""
-    runtime = load(RuntimeConfig, "runtime")
-    config = load(AdaptConfig, "eval_ttt")
+    runtime = load_params(RuntimeConfig, "runtime")
+    config = load_params(AdaptConfig, "eval_ttt")
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:

@@ -3,15 +3,17 @@
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.package import package
 from paramgolf.errors import exit_on_error
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig
 
 
 def main() -> None:
     """Read params.yaml, pack, write artifacts/package and artifacts/metrics/package.json."""
-    sections = load(PackageConfig, "package"), load(TrainConfig, "train")
-    package(*sections, load(SlidingConfig, "eval_sliding"), load(AdaptConfig, "eval_ttt"))
+    sections = load_params(PackageConfig, "package"), load_params(TrainConfig, "train")
+    package(
+        *sections, load_params(SlidingConfig, "eval_sliding"), load_params(AdaptConfig, "eval_ttt")
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import torch
 
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
 from paramgolf.runtime import resolve_device
@@ -13,10 +13,10 @@ from paramgolf.runtime_config import RuntimeConfig
 
 def main() -> None:
     """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
-    runtime = load(RuntimeConfig, "runtime")
+    runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime, processes=1)
     device = torch.device(resolve_device(runtime))
-    quantize(load(QuantizeConfig, "quantize"), device)
+    quantize(load_params(QuantizeConfig, "quantize"), device)
 
 
 if __name__ == "__main__":

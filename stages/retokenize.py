@@ -3,13 +3,15 @@
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.errors import exit_on_error
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
 
 
 def main() -> None:
     """Read params.yaml, write data/tokens."""
-    retokenize(load(TokenizerConfig, "tokenizer"), load(RuntimeConfig, "runtime").workers)
+    retokenize(
+        load_params(TokenizerConfig, "tokenizer"), load_params(RuntimeConfig, "runtime").workers
+    )
 
 
 if __name__ == "__main__":

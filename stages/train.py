@@ -3,7 +3,7 @@
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
@@ -13,11 +13,16 @@ from paramgolf.training.run import train
 
 def main() -> None:
     """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
-    runtime = load(RuntimeConfig, "runtime")
+    runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
-        train(load(ModelConfig, "model"), load(TrainConfig, "train"), ranks, split=time_split)
+        train(
+            load_params(ModelConfig, "model"),
+            load_params(TrainConfig, "train"),
+            ranks,
+            split=time_split,
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Hold the run against the rules: `python stages/verify.py`; exit code 1 where one is broken."""
 
 from paramgolf.errors import exit_on_error
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.report.config import VerifyConfig
 from paramgolf.report.rules import verify
 
 
 def main() -> None:
     """Read the metrics, write artifacts/metrics/verify.json, and fail if the rules are enforced."""
-    limits = load(VerifyConfig, "verify")
+    limits = load_params(VerifyConfig, "verify")
     kept = verify(limits)
     if not kept and limits.enforce:
         raise SystemExit(1)

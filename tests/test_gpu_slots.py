@@ -17,7 +17,7 @@ import torch
 from paramgolf import gpu_slots
 from paramgolf.clock import START_VARIABLE, start_time
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -83,7 +83,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def runtime(device: str = "auto", processes: int = 1) -> RuntimeConfig:
-    base = load(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
+    base = load_params(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
     return dataclasses.replace(base, device=device, processes=processes)
 
 
@@ -178,9 +178,9 @@ SEES = """
 import sys
 import torch
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.params import load
+from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
-take_gpus(load(RuntimeConfig, "runtime", sys.argv[1]), processes=1)
+take_gpus(load_params(RuntimeConfig, "runtime", sys.argv[1]), processes=1)
 torch.ones(1, device="cuda").sum().item()
 print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
 sys.stdin.read()

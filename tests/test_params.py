@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load, parse
+from paramgolf.params import load_params, parse
 from paramgolf.recipes import check, compose
 
 ROOT = Path(__file__).parents[1]
@@ -173,6 +173,6 @@ def test_a_bad_file_is_named(content, message, tmp_path):
     if content is not None:
         path.write_text(content)
     with pytest.raises(ParamGolfError) as caught:
-        load(Outer, "outer", path)
+        load_params(Outer, "outer", path)
     assert message in str(caught.value)
     assert str(path) in str(caught.value)

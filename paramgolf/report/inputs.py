@@ -10,7 +10,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
-from paramgolf.params import PARAMS_PATH, load, read_yaml
+from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.report.config import VerifyConfig
 from paramgolf.report.metrics import Metrics, load_metrics, need
 
@@ -68,7 +68,7 @@ def load_inputs(root: Path = Path()) -> Inputs:
         need(errors, "tensors", ERRORS),
         read_json(root / PACKAGE, fix="make it with `dvc repro package`"),
         {section: need(content, section, PARAMS_PATH) for section in SECTIONS},
-        load(VerifyConfig, "verify", root / PARAMS_PATH),
+        load_params(VerifyConfig, "verify", root / PARAMS_PATH),
     )
 
 

@@ -14,7 +14,7 @@ from paramgolf.codec.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STR
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.params import PARAMS_PATH, load, read_yaml
+from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
@@ -54,7 +54,7 @@ def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> di
     Python's -I keeps the project's modules out of its sight: it has what the folder has.
     """
     runtime = read_yaml(root / PARAMS_PATH)["runtime"]
-    take_gpus(load(RuntimeConfig, "runtime", root / PARAMS_PATH))
+    take_gpus(load_params(RuntimeConfig, "runtime", root / PARAMS_PATH))
     result = tokens.parent / "metrics.json"
     files = ["--data", str(tokens), "--json", str(result)]
     line = [sys.executable, "-I", "train_gpt.py", *words, *files, *_options(runtime, RUNTIME)]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.network import BOS, Network
 from paramgolf.model.place import place
 from paramgolf.optim.schedule import Point
 from paramgolf.recipes import Params
@@ -18,7 +18,7 @@ from paramgolf.runtime import Ranks
 from paramgolf.training.batches import Batch, batch_of
 from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.profile import time_split
-from paramgolf.training.replay import Replay
+from paramgolf.training.replay import Replay, backward
 from paramgolf.training.state import TrainState
 
 DOCUMENT_TOKENS = 1000  # of a document, on average: about FineWeb's
@@ -60,14 +60,13 @@ class Rehearsal:
         return batch_of(drawn, length if self._documents else None, device)
 
     def _backward(self, batch: Batch, phase: int) -> Tensor:
-        longest = self.train.sequence_length if self._documents else None
-        options = Pass(
-            self.model.orders[phase], document_tokens=longest, segments=batch.segments(longest)
+        return backward(
+            self._network,
+            batch,
+            self.model.orders[phase],
+            longest=self.train.sequence_length if self._documents else None,
+            batch_tokens=self.train.batch_tokens,
         )
-        nll = self._network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
-        loss = nll.sum() / self.train.batch_tokens
-        loss.backward()
-        return loss.detach()
 
     def passes(self, phase: int, batch_tokens: int) -> None:
         """Run forward and backward of a step of so many tokens."""

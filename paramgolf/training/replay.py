@@ -11,9 +11,25 @@ from collections.abc import Callable, Hashable
 import torch
 from torch import Tensor
 
+from paramgolf.model.config import Order
+from paramgolf.model.network import Network, Pass
 from paramgolf.training.batches import Batch
 
 WARM_UPS = 2  # passes before a capture: allocations and choices of the libraries settle
+
+
+def backward(
+    network: Network, batch: Batch, order: Order, *, longest: int | None, batch_tokens: int
+) -> Tensor:
+    """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
+
+    `longest` is how many tokens of its document a token may see, or None: the whole row.
+    """
+    options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
+    nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
+    loss = nll.sum() / batch_tokens
+    loss.backward()
+    return loss.detach()
 
 
 class Replay:

@@ -32,7 +32,7 @@ from paramgolf.training.checkpoint import Checkpoint, resume_key
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
 from paramgolf.training.micro_batch import choose_micro_batch
-from paramgolf.training.replay import Replay
+from paramgolf.training.replay import Replay, backward
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
 
@@ -224,14 +224,13 @@ class Run:
 
     def _backward(self, batch: Batch, *, sizes: BatchPhase, phase: int) -> Tensor:
         """Add the gradient of a micro-batch; return its share of the global mean."""
-        longest = self._batches.document_tokens(sizes)
-        options = Pass(
-            self.model.orders[phase], document_tokens=longest, segments=batch.segments(longest)
+        return backward(
+            self._network,
+            batch,
+            self.model.orders[phase],
+            longest=self._batches.document_tokens(sizes),
+            batch_tokens=sizes.batch_tokens,
         )
-        nll = self._network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
-        loss = nll.sum() / sizes.batch_tokens
-        loss.backward()
-        return loss.detach()
 
     def _flush(self) -> None:
         """Read and log the loss that is still pending; a loss that is not finite is an error."""
