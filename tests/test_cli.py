@@ -272,7 +272,7 @@ def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
     """runtime is nobody's parameter: no result depends on it."""
     for name, stage in deps.read_pipeline(ROOT)["stages"].items():
         source = (ROOT / deps.script_of(stage)).read_text()
-        read = set(re.findall(r'load\(\w+, "(\w+)"\)', source)) - {"runtime"}
+        read = set(re.findall(r'load_params\(\w+, "(\w+)"\)', source)) - {"runtime"}
         if name == "report":
             read = {*SECTIONS, "verify.eval_seconds", "verify.train_seconds"}
         if name == "package":  # how the evaluations go is frozen into train_gpt.py, no more of them

@@ -303,7 +303,8 @@ def test_a_first_layer_without_attention_costs_none(tiny_model):
 
 
 def test_steps_of_1493_are_near_those_published(base):
-    found = stretches(base.model, base.train, 8192, Machine(device=DEVICES["H100"], count=8))
+    published = dataclasses.replace(DEVICES["H100"], utilisation=0.27)  # of #1218 to #1493
+    found = stretches(base.model, base.train, 8192, Machine(device=published, count=8))
     assert sum(part.steps for part in found) == pytest.approx(4554, rel=0.05)
     assert [part.phase for part in found] == [0, 1]
 

@@ -53,7 +53,8 @@ def run(options: argparse.Namespace) -> int:
     content = build(options.name, [read_assignment(text) for text in options.assignments])
     params = check(content, where=f"recipe {options.name}")
     sections = params.train, params.eval_sliding, params.eval_ttt
-    code = pack_code(frozen_params(dataclasses.asdict(params.model), *sections))
+    frozen = frozen_params(dataclasses.asdict(params.model), *sections)
+    code = pack_code(frozen, rans=params.package.codec == "rans")
     code_bytes = len(code.content)
     result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=count)
     result = {"recipe": options.name, "changes": options.assignments, **result}

@@ -29,10 +29,11 @@ class Device:
 
 GIB = 2**30
 DEVICES = {
-    # 27 %: the logs of #1218 to #1493 on 8xH100 (26.9 to 28.3 %)
+    # 35 %: pr1493 and pr1855 on one H100, benchmarks/results/train_speed.md (the published scripts
+    # reach 27 % on eight)
     "H100": Device(
         peak_flops=PEAK_FLOPS["H100"],
-        utilisation=0.27,
+        utilisation=0.35,
         memory_bytes=79 * GIB,
         compute_bytes=2,
         shortest_step=0.010,
@@ -40,7 +41,7 @@ DEVICES = {
     # the same arithmetic as an H100, so taken to be as fast
     "H200": Device(
         peak_flops=PEAK_FLOPS["H200"],
-        utilisation=0.27,
+        utilisation=0.35,
         memory_bytes=140 * GIB,
         compute_bytes=2,
         shortest_step=0.010,

@@ -37,6 +37,7 @@ GPTQ_VARIANCE = 0.8
 RANS_EXCESS_BITS = 0.01  # its states, tables and rounded frequencies, on full-size matrices
 HEADER_BYTES = 800  # compressed JSON: the model, the streams, the tensors
 # bits of a float16 after the codec, with the bytes shuffled and without
+DIGITS = 10  # of float16, after its first; shorter ones cost a bit less each
 SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor of about 1.3
 VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or spread like gates
 TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
@@ -82,7 +83,8 @@ def model_parts(
         widths = bits_of(name, quantize, share)
         if not widths:
             kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
-            others, vector_bits = others + weights, vector_bits + weights * kind_bits[shuffled]
+            each = kind_bits[shuffled] - (DIGITS - quantize.vector_digits)
+            others, vector_bits = others + weights, vector_bits + weights * each
             continue
         bits = sum(
             part * bits_per_weight(name, shape[-1], width, quantize, package, deviations)
@@ -91,9 +93,10 @@ def model_parts(
         parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
         rows += weights // shape[-1]
     parts += _refinements(sizes, quantize)
+    scale_bits = SCALE_BITS[shuffled] - (DIGITS - quantize.scale_digits)
     return [
         *parts,
-        Part("scales", "scales", rows, round(rows * SCALE_BITS[shuffled] / 8), None),
+        Part("scales", "scales", rows, round(rows * scale_bits / 8), None),
         Part("vectors", "float16", others, round(vector_bits / 8), None),
         Part("header", "header", 0, HEADER_BYTES, None),
     ]

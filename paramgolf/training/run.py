@@ -89,6 +89,7 @@ class Run:
         self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
         self.step = 0
         self.tokens = 0  # trained on so far
+        self._flops = 0.0  # that they took
         self.phase = 0
         self._sizes = config.sizes[0]
         self._sizes_since = 0  # the step at which the sizes changed
@@ -111,6 +112,7 @@ class Run:
             return
         self._state.load(saved["state"])
         self.step, self.tokens, self.phase = saved["step"], saved["tokens"], saved["phase"]
+        self._flops = saved["flops"]
         self._sizes = self.config.sizes[saved["sizes"]]
         self._sizes_since = saved["sizes_since"]
         self._spent = saved["elapsed"]
@@ -128,6 +130,7 @@ class Run:
                     "state": self._state.state(),
                     "step": self.step,
                     "tokens": self.tokens,
+                    "flops": self._flops,
                     "phase": self.phase,
                     "sizes": self.config.sizes.index(self._sizes),
                     "sizes_since": self._sizes_since,
@@ -172,6 +175,7 @@ class Run:
             multiplier = self._state.step(at, rewarm=self._rewarm())
             self.step += 1
             self.tokens += self._sizes.batch_tokens
+            self._flops += self._sizes.batch_tokens * self._token_flops()
             # Reading the loss of the step before keeps the host one step ahead of the device.
             self._flush()
             done = {"step": self.step, "lr": multiplier, "tokens": self.tokens}
@@ -184,6 +188,12 @@ class Run:
         self._flush()
         synchronize(self.ranks.device)
         meter.close()
+
+    def _token_flops(self) -> float:
+        """Return the floating-point operations that training on a token takes at present."""
+        length = self._sizes.sequence_length
+        order = self.model.orders[self.phase]
+        return TRAINING_FACTOR * forward_flops(self.model, self._tokens.vocab_size, order, length)
 
     def _agreed_seconds(self) -> float:
         """Return the main process's clock, so that all processes end at one step."""
@@ -311,10 +321,6 @@ class Run:
     def _metrics(self, seconds: float, score: Tally) -> dict[str, Any]:
         speed = self.tokens / seconds if seconds else 0.0
         name = device_name(self.ranks.device)
-        order = self._pass.order
-        flops = TRAINING_FACTOR * forward_flops(
-            self.model, self._tokens.vocab_size, order, self.config.sequence_length
-        )
         peak = peak_flops(name)
         return {
             "parameters": sum(p.numel() for p in self._network.parameters()),
@@ -325,7 +331,7 @@ class Run:
             "step_ms_median": statistics.median(self._step_ms) if self._step_ms else 0.0,
             "startup_seconds": self._startup_seconds,
             "peak_memory_bytes": peak_memory(self.ranks.device),
-            "mfu": speed * flops / peak / self.ranks.world if peak else None,
+            "mfu": self._flops / seconds / peak / self.ranks.world if peak and seconds else None,
             "val_bpb": score.bits_per_byte,
             "val_loss": score.loss,
             "world_size": self.ranks.world,
