@@ -33,7 +33,9 @@ def shrink(content: dict) -> dict:
     train |= {"steps": 6, "budget_seconds": None, "reserve_seconds": 0.0, "warmdown": 0.7}
     train |= {"warmdown_unit": "fraction", "batch_tokens": 512, "micro_batch_tokens": 256}
     train |= {"sequence_length": 64, "curriculum": [], "validation_tokens": 512}
-    content["calibrate"] |= {"sequences": 6, "batch_sequences": 3}
+    calibrate = content["calibrate"]
+    calibrate |= {"sequences": 6, "batch_sequences": 3}
+    calibrate["sensitivity_sequences"] = min(calibrate["sensitivity_sequences"], 6)
     for stage in ("eval_sliding", "eval_ttt"):
         content[stage] |= {"window": 64, "stride": 32, "batch_windows": 8, "max_tokens": 1500}
     content["eval_ttt"] |= {"chunk_tokens": 512, "epochs": 1, "batch_sequences": 4}

@@ -1,0 +1,104 @@
+"""Loss curves that must agree: `python benchmarks/curves.py DIR [--gpus 2]`, DIR as data/tokens.
+
+Trains for 200 steps with fused kernels, with plain operations, and with plain operations and
+PyTorch's attention; the last two differ by rounding alone, which is the noise that the first is
+held against. With --gpus N it trains on one GPU and on N instead, and compares speeds as well.
+Rows go to results/train_speed.json: the mean loss of every 20 steps, and the largest differences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+from projects import WORK, Project, assignments, cut
+from tables import Row, write_results
+
+STEPS, EVERY = 200, 20
+RECIPE = "h100x1"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training: the mean loss of every EVERY steps, and its speed."""
+
+    losses: list[float]
+    tokens_per_second: float
+
+
+def train(tokens: Path, name: str, batch_tokens: int, changes: list[str]) -> Run:
+    """Train on the tokens in a folder, with changes of the recipe's parameters."""
+    text = ["data.source=files", "data.files=[unread]", "tokenizer.source=train"]
+    changes = assignments([*text, *changes])
+    project = Project(
+        WORK / "curves" / name, cut(RECIPE, changes, STEPS * batch_tokens, batch_tokens)
+    )
+    (project.folder / "data").mkdir()
+    (project.folder / "data/tokens").symlink_to(tokens.resolve())
+    project.run("train")
+    losses = [step["loss"] for step in project.steps()]
+    means = [statistics.mean(losses[i : i + EVERY]) for i in range(0, STEPS, EVERY)]
+    metrics = project.metrics("train")
+    assert metrics is not None
+    return Run(means, metrics["tokens_per_second"])
+
+
+def largest(one: Run, other: Run) -> float:
+    """Return the largest difference of two curves, nats."""
+    return max(abs(a - b) for a, b in zip(one.losses, other.losses, strict=True))
+
+
+def curve_rows(name: str, run: Run, reference: Run) -> list[Row]:
+    """Return a curve beside the one that it is compared with."""
+    pairs = zip(run.losses, reference.losses, strict=True)
+    return [
+        Row(f"{name}: loss, steps to {EVERY * (i + 1)}", a, "nats", b, None, "lower")
+        for i, (a, b) in enumerate(pairs)
+    ]
+
+
+def kernel_rows(tokens: Path) -> list[Row]:
+    """Compare fused kernels with plain operations."""
+    plain = ["runtime.kernels=reference"]
+    fused = train(tokens, "fused", 98_304, ["runtime.kernels=fused"])
+    reference = train(tokens, "reference", 98_304, plain)
+    rounded = train(tokens, "rounded", 98_304, [*plain, "runtime.attention=sdpa"])
+    noise = largest(rounded, reference)
+    rows = curve_rows("fused kernels, plain operations", fused, reference)
+    figure = "fused kernels against plain operations: largest difference; reference: of roundings"
+    return [*rows, Row(figure, largest(fused, reference), "nats", noise, None, "lower")]
+
+
+def gpu_rows(tokens: Path, count: int) -> list[Row]:
+    """Compare one GPU with several."""
+    one, several = (
+        train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}"]) for n in (1, count)
+    )
+    speed = several.tokens_per_second / one.tokens_per_second
+    apart = largest(several, one)
+    return [
+        *curve_rows(f"{count} GPUs, one", several, one),
+        Row(f"{count} GPUs: times the speed of one", speed, "", None, 0.95 * count, "higher"),
+        Row(f"{count} GPUs: largest difference of the loss", apart, "nats", None, 1e-3, "lower"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("tokens", type=Path, help="folder of shards, as data/tokens")
+    parser.add_argument("--gpus", type=int, help="compare one GPU with so many")
+    options = parser.parse_args()
+    if options.gpus:
+        rows = gpu_rows(options.tokens, options.gpus)
+        command = f"python benchmarks/curves.py DIR --gpus {options.gpus}"
+    else:
+        rows, command = kernel_rows(options.tokens), "python benchmarks/curves.py DIR"
+    write_results("train_speed", rows, command)
+
+
+if __name__ == "__main__":
+    main()
