@@ -35,8 +35,7 @@ def train(tokens: Path, name: str, batch_tokens: int, changes: list[str]) -> Run
     project = Project(
         WORK / "curves" / name, cut(RECIPE, changes, STEPS * batch_tokens, batch_tokens)
     )
-    (project.folder / "data").mkdir()
-    (project.folder / "data/tokens").symlink_to(tokens.resolve())
+    project.link_tokens(tokens)
     project.run("train")
     losses = [step["loss"] for step in project.steps()]
     means = [statistics.mean(losses[i : i + EVERY]) for i in range(0, STEPS, EVERY)]

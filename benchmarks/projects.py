@@ -61,6 +61,12 @@ def assignments(texts: Iterable[str]) -> list[Assignment]:
     return [read_assignment(text) for text in texts]
 
 
+def stage_environment() -> dict[str, str]:
+    """Return the environment in which a stage of this repository runs, whatever folder it is in."""
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+
+
 class Failed(Exception):
     """A stage that ended with an error, or was not begun."""
 
@@ -78,8 +84,12 @@ class Project:
         """Put data/tokens in place, those of the same text and tokenizer; make them if need be."""
         with MAKES_TOKENS:
             kept = self._kept_tokens()
+        self.link_tokens(kept)
+
+    def link_tokens(self, tokens: Path) -> None:
+        """Let data/tokens be a folder of shards elsewhere."""
         (self.folder / "data").mkdir()
-        (self.folder / "data/tokens").symlink_to(kept)
+        (self.folder / "data/tokens").symlink_to(tokens.resolve())
 
     def _kept_tokens(self) -> Path:
         parts = {name: self.content[name] for name in ("data", "tokenizer")}
@@ -101,8 +111,7 @@ class Project:
         they share.
         """
         environment = {
-            **os.environ,
-            "PYTHONPATH": str(ROOT),
+            **stage_environment(),
             "DVC_ROOT": str(ROOT),  # paths of texts are relative to the repository
             "TMPDIR": str(self.folder / "tmp"),
             "TORCHINDUCTOR_CACHE_DIR": str(WORK / "kernels/inductor"),

@@ -5,9 +5,9 @@ OPENBLAS_NUM_THREADS=1 before it, as the stages set it for themselves: else nump
 Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
 artifacts of later stages are written there. The codecs need nothing but artifacts/package.
 Two settings are fitted to the same bytes, code included: the reference (SDClip of 12.85 deviations
-at 6 bits, the embedding's of 20 at 8, brotli) and ours (a trellis, steps balanced by sensitivity,
-our coder); the loss is that of the validation text, in windows without overlap. A model far smaller
-than the limit is fitted to the reference's own size.
+at 6 bits, the embedding's of 20 at 8, brotli) and ours, that of recipe best (a trellis, steps
+balanced by sensitivity, our coder); the loss is that of the validation text, in windows without
+overlap. A model far smaller than the limit is fitted to the reference's own size.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from projects import ROOT, stage_environment
 from tables import Row, write_results
 
 from paramgolf.codec import rans
@@ -45,12 +46,11 @@ from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import entropy_bits
 from paramgolf.quant.trained import Trained, load_trained
-from paramgolf.recipes import Params, check
+from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Ranks, processes, synchronize
 from paramgolf.scoring.stage import PACKAGE_PATH
 from paramgolf.training.validate import validate
 
-ROOT = Path(__file__).parents[1]
 LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
@@ -77,16 +77,8 @@ REFERENCE = {
     "low_rank_matrices": 0,
     "fit_codec": "brotli",
 }
-OURS = REFERENCE | {
-    "matrix_bits": 7,
-    "attention_clip": 26.0,
-    "mlp_clip": 26.0,
-    "trellis": True,
-    "balance": 0.8,
-    "scale_digits": 3,
-    "vector_digits": 6,
-    "fit_codec": "rans",
-}
+BEST = check(compose("best", ROOT / "recipes"), where="best").quantize
+OURS = {key: getattr(BEST, key) for key in REFERENCE}
 
 
 class Bench:
@@ -240,20 +232,19 @@ def write_rows(bench: Bench) -> Iterator[Row]:
 
 def stage_rows() -> Iterator[Row]:
     """Run quantize, package and eval_sliding as the pipeline does, other stages cached."""
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     if not Path("artifacts/calibrate/hessians.safetensors").is_file():
-        run_stage("calibrate", environment)
+        run_stage("calibrate")
     start = time.perf_counter()
     for stage in ("quantize", "package", "eval_sliding"):
-        run_stage(stage, environment)
+        run_stage(stage)
     seconds = time.perf_counter() - start
     yield Row("requantise to scored", seconds, "s", None, 60.0, "lower")
 
 
-def run_stage(stage: str, environment: dict[str, str]) -> None:
+def run_stage(stage: str) -> None:
     """Run a stage in this folder."""
-    subprocess.run([sys.executable, str(ROOT / f"stages/{stage}.py")], env=environment, check=True)
+    command = [sys.executable, str(ROOT / f"stages/{stage}.py")]
+    subprocess.run(command, env=stage_environment(), check=True)
 
 
 def main() -> None:

@@ -1,34 +1,23 @@
 """Writing with remembered keys and values: the same logits as a whole forward pass, everywhere."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from recipe_case import RECIPES, moved, narrow_recipe
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.shapes import FROZEN
 from paramgolf.quant.generate import pick, write
-from paramgolf.recipes import check, compose, names
+from paramgolf.recipes import names
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 VOCAB, LENGTH, BOS = 97, 24, 1
 
 
 def recipe_network(name, **changes):
     """A recipe's network, narrower, its parameters moved off their initial values."""
-    full = check(compose(name, RECIPES), where=name).model
-    sizes = {"width": 64, "heads": 4, "kv_heads": 2, "mlp_hidden": 128, "rope_dims": 8}
-    buckets = min(full.bigram_buckets, 64)
-    config = dataclasses.replace(full, **sizes, bigram_buckets=buckets, value_embedding_dim=8)
-    network = Network(dataclasses.replace(config, **changes), VOCAB, seed=1)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter, p in network.named_parameters():
-            if parameter not in FROZEN:
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return network
+    config = dataclasses.replace(narrow_recipe(name).model, **changes)
+    return moved(Network(config, VOCAB, seed=1))
 
 
 def written_logits(network, draws, monkeypatch):
