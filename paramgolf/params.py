@@ -74,6 +74,8 @@ def convert(kind: Any, value: Any, name: str, faults: list[str]) -> Any:
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, name, faults)
     if origin is typing.Literal:
+        if type(value) is bool and {"on", "off"} <= {*arguments}:  # as YAML 1.1 reads the two words
+            value = "on" if value else "off"
         if any(value == one and type(value) is type(one) for one in arguments):
             return value
         return _fault(name, "one of " + ", ".join(map(str, arguments)), value, faults)

@@ -127,6 +127,8 @@ class Network(nn.Module):
     def compile_blocks(self) -> None:
         """Compile block and head; a kind of block costs one graph, however many its layers."""
         torch._dynamo.config.recompile_limit = GRAPHS
+        # FlashAttention-3 is one; without this every start traces and lowers its blocks anew
+        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
         self._block = torch.compile(block, dynamic=False)
         self._nll = torch.compile(self.operations.nll, dynamic=False)
         self._add = torch.compile(add_all, dynamic=False)
@@ -234,8 +236,9 @@ class Network(nn.Module):
         self, step: Step, shared: Context, extra: Tensor | None, tensors: Tensors, options: Pass
     ) -> Context:
         context = shared
-        if step.window is not None:
-            segments = shared.segments or Segments(None, shared.x0.shape[1])
+        segments = shared.segments or Segments(None, shared.x0.shape[1])
+        # a window as long as its row is none, and attention without one is faster
+        if step.window is not None and step.window < segments.longest:
             context = context._replace(segments=segments.within(step.window))
         if step.value_row is not None:
             assert extra is not None
