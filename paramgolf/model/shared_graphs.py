@@ -19,16 +19,18 @@ from paramgolf.model.network import Network
 
 
 def share_graphs(network: Network) -> None:
-    """Let passes of a compiled network share graphs from now on, whatever their rows and tokens.
+    """Let passes with adapters, a row each, share a compiled network's graphs from now on.
 
-    A pass of one row has graphs of its own: PyTorch tells 1 apart from all other sizes.
+    Their rows and tokens may differ. A pass of one row has graphs of its own: PyTorch tells 1 apart
+    from all other sizes.
     """
     run, nll = network._block, network._nll
 
     def run_marked(state: State, weights: Weights, context: Context, kind: Kind) -> State:
         c = context
-        _mark((state, c.x0, c.value_extra, c.first_values, c.entering), 0, 1)
-        _mark((c.cos, c.sin, c.adapters, c.segments), 0)
+        if c.adapters is not None:  # without, the whole model learns, from passes of one shape
+            _mark((state, c.x0, c.value_extra, c.first_values, c.entering), 0, 1)
+            _mark((c.cos, c.sin, c.adapters), 0)
         return run(state, weights, c, kind)
 
     def nll_marked(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
