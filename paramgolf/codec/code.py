@@ -29,9 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/codec/entry.py")
 RANS = Path("paramgolf/codec/rans.py")  # left out where no stream needs it
 SCRIPT = '''# coding: latin-1
-"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
-`python train_gpt.py train` trains it anew; --help tells more. The modules are compressed by
-brotli; `python train_gpt.py source FOLDER` writes them out."""
+"""`python train_gpt.py eval` scores model.bin; --help tells more; `source DIR` unpacks the code."""
 import brotli
 
 PACKED = @PACKED@
