@@ -19,6 +19,7 @@ from paramgolf.files import read_json, write_json, write_text
 
 PATH = RESULTS / "recipes.json"
 COMMON = "common"
+MADE = ("device", "torch", "command")  # of each run, and of the file all that there are
 TECHNIQUES = "python benchmarks/recipes.py --techniques"
 # figure of a recipe: heading, how it is written, unit, what is better
 FIGURES: dict[str, tuple[str, str, str, Literal["higher", "lower"]]] = {
@@ -100,12 +101,11 @@ class Results:
         return self.content["techniques"].setdefault(key, {"settings": made, "rows": {}})
 
     def _write(self) -> None:
-        commands = [recipe["command"] for recipe in self.content["recipes"].values()]
-        commands += [TECHNIQUES] * bool(self.content["techniques"])
+        made = [*self.content["recipes"].values()]
+        groups = [group["settings"] for group in self.content["techniques"].values()]
+        made += [{"command": TECHNIQUES, **group} for group in groups]
         content = {
-            "device": device_name(),
-            "torch": torch.__version__,
-            "command": "; ".join(dict.fromkeys(commands)),
+            **{key: "; ".join(dict.fromkeys(one[key] for one in made)) for key in MADE},
             "rows": [asdict(row) for row in rows_of(self.content)],
             "runs": self.content,
         }

@@ -114,13 +114,20 @@ def test_files_of_results_are_brought_together(modules, results, tmp_path):
     other.add_technique({"tokens": "1"}, "no XSA", "model.xsa_layers=0", 3, {"val_bpb": 2.0})
     other.add_technique({"tokens": "2"}, "common", "", 1, {"val_bpb": 1.9})
     results.add_recipe("b", {"first_loss": 6.0}, "run b")
+    read = json.loads(other.path.read_text())
+    read["runs"]["recipes"]["a"]["device"] = "another GPU"
+    other.path.write_text(json.dumps(read))
     results.add_file(other.path)
     merged = modules.recipe_results.Results(results.path)
     assert {*merged.content["recipes"]} == {"a", "b"}
     assert {*merged.techniques({"tokens": "1"})["no XSA"]["seeds"]} == {"1", "2", "3"}
     assert {*merged.techniques({"tokens": "1"})["common"]["seeds"]} == {"1", "2"}
     assert {*merged.techniques({"tokens": "2"})["common"]["seeds"]} == {"1"}
+    devices = json.loads(results.path.read_text())["device"].split("; ")
+    assert len(devices) == 2
+    assert "another GPU" in devices
     page = results.path.with_suffix(".md").read_text()
+    assert "- a: `run a` on another GPU, torch" in page
     assert "| a | 7.0000 |" in page
     assert "| b | 6.0000 |" in page
 
