@@ -23,7 +23,7 @@ from paramgolf.training.config import TrainConfig
 from paramgolf.training.validate import validate
 
 METRICS = Path("artifacts/metrics/packed.json")
-BATCH_TOKENS = 65_536
+BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 
 def main() -> None:
