@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tables import Row, write_results
 
+from paramgolf.codec.container import load_package
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.model.network import Network
 from paramgolf.params import load_params
@@ -30,7 +31,7 @@ from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import load_network
+from paramgolf.scoring.evaluation import build_network
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.session import Session
@@ -87,7 +88,8 @@ class Bench:
 
     def __init__(self, ranks: Ranks, options: argparse.Namespace) -> None:
         self.ranks, self.options = ranks, options
-        self.text = load_text(options.data, self.network().vocab_size, options.tokens)
+        self.packed = load_package(options.package)
+        self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
         count = min(options.slow_tokens, len(self.text))
         self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
         self.sliding = load_params(SlidingConfig, "eval_sliding")
@@ -98,9 +100,9 @@ class Bench:
         self.command = f"python benchmarks/scoring.py {sizes}"
 
     def network(self) -> Network:
-        """Load the packed model anew."""
+        """Build the packed model's network anew."""
         torch._dynamo.reset()  # or the graphs of one way after another exceed their limit
-        return load_network(self.options.package, self.ranks)
+        return build_network(self.packed, self.ranks)
 
     def bpb(self, name: str, count: int) -> float:
         """Return the bits per byte of the first `count` targets."""
