@@ -24,7 +24,7 @@ from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
 
-Item = TypeVar("Item")
+Drawn = TypeVar("Drawn")
 AHEAD = 8  # forward passes launched before a score is waited for, so that the device never waits
 BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
 
@@ -198,9 +198,9 @@ def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
             yield group[begin : begin + rows]
 
 
-def lag(items: Iterator[Item], count: int) -> Iterator[Item]:
+def lag(items: Iterator[Drawn], count: int) -> Iterator[Drawn]:
     """Yield the items, each when `count` more have been drawn."""
-    drawn: deque[Item] = deque()
+    drawn: deque[Drawn] = deque()
     for item in items:
         drawn.append(item)
         if len(drawn) > count:
