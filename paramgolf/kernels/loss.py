@@ -75,8 +75,9 @@ def _nll(
 
 @_nll.register_fake
 def _(hidden, embedding, caps, targets, gradient):  # type: ignore[no-untyped-def]
-    nll = hidden.new_empty(len(hidden), dtype=torch.float32)
-    return nll, hidden.new_empty((len(hidden), len(embedding)) if gradient else (0,))
+    rows, _ = hidden.shape  # len would fix what may be a symbol
+    nll = hidden.new_empty(rows, dtype=torch.float32)
+    return nll, hidden.new_empty((rows, len(embedding)) if gradient else (0,))
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

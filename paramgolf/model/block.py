@@ -103,7 +103,10 @@ def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
 
 def low_rank(x: Tensor, pair: Pair) -> Tensor:
     """Return (x a^T) b^T [B, T, out], each row by its own matrices."""
-    return x @ pair.a.mT @ pair.b.mT
+    a, b = pair
+    if len(a) == 1:
+        return F.linear(F.linear(x, a[0]), b[0])
+    return x.bmm(a.mT).bmm(b.mT)  # not matmul: what it might broadcast is slow to trace
 
 
 def adapt(y: Tensor, n: Tensor, name: str, adapters: Adapters | None) -> Tensor:

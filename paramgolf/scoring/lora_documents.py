@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network
+from paramgolf.model.shared_graphs import share_graphs
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.document_batches import (
@@ -29,8 +30,8 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
 from paramgolf.scoring.text import Text, find_documents
 
-SMALLEST_WIDTH = 256  # tokens; widths double from here to the window, so that few graphs compile
-FEWER_ROWS = 4  # rows are dropped when at most one in so many is in use
+SMALLEST_WIDTH = 256  # tokens; widths double from here to the window, so that shapes are few
+FEWER_ROWS = 4  # rows are dropped when at most one in so many is in use; so many are the fewest
 Matrices = dict[str, torch.Tensor]
 
 
@@ -73,6 +74,8 @@ class DocumentScorer(Scorer):
         self.config = config
         self._lanes = share(config.documents.lanes, self.ranks)
         self.warm: dict[int, Matrices] = {}
+        if self.ranks.compile:
+            share_graphs(network)
 
     def plan(self) -> list[Step]:
         """Return what to score, and where phases come (#1610, #1626).
@@ -184,13 +187,14 @@ class DocumentScorer(Scorer):
 def rows_in_use(batch: Batch, rows: int, window: int) -> Iterator[tuple[int, int]]:
     """Yield where each chunk begins in its document, and the rows that its pass has, of `rows`.
 
-    Rows that the longest documents do without are dropped, once passes fill the window.
+    Rows that the longest documents do without are dropped, once passes fill the window. A few idle
+    ones stay: they cost next to nothing, and a pass of one row would need graphs of its own.
     """
     lengths = batch.stop - batch.start
     for begin in range(0, batch.chunks * batch.chunk, batch.chunk):
         if begin + batch.chunk >= window:
             active = int((lengths > begin).sum())
-            while rows % FEWER_ROWS == 0 and active <= rows // FEWER_ROWS:
+            while rows > FEWER_ROWS and rows % FEWER_ROWS == 0 and active <= rows // FEWER_ROWS:
                 rows //= FEWER_ROWS
         yield begin, rows
 

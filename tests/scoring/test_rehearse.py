@@ -1,5 +1,6 @@
 """Warming up: every shape that scoring needs, on random tokens, and nothing is touched."""
 
+import collections
 import dataclasses
 import functools
 
@@ -21,7 +22,7 @@ from scoring_case import (
 from paramgolf.model.network import Network
 from paramgolf.scoring import lora_documents, session
 from paramgolf.scoring.adapt import score_and_adapt
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.config import MixtureConfig, ShortChunk, SlidingConfig
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text
@@ -146,3 +147,43 @@ def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     score(case, echoing_text(400), WARM, network=network)
     assert compiled[0] > before
     assert graphs["unique_graphs"] == compiled[0]
+
+
+def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
+    """Many shapes of passes compile what one shape does, and score as uncompiled ones do."""
+    compiled, compile_as_is = collections.Counter(), torch.compile
+
+    def counted(function, **options):
+        def backend(graph, _):
+            compiled[function.__name__] += 1
+            return graph.forward
+
+        return compile_as_is(function, backend=backend, **options)
+
+    def graphs(network, shapes):
+        compiled.clear()
+        passes["shapes"][True].clear()
+        torch._dynamo.reset()
+        network.compile_blocks()
+        nats = score("lora_documents", text, WARM, network=network).nats
+        assert len(passes["shapes"][True]) == shapes
+        return dict(compiled), nats
+
+    monkeypatch.setattr(torch, "compile", counted)
+    text, networks = echoing_text(300), [make_network(recurrence=[]) for _ in range(3)]
+    documents = {"batch_documents": 8, "lanes": 1, "chunk_tokens": 6}
+    monkeypatch.setitem(
+        CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(lora_documents, "SMALLEST_WIDTH", WINDOW)
+        patch.setattr(lora_documents, "FEWER_ROWS", 1000)
+        few, _ = graphs(networks[0], shapes=1)
+    documents["short_chunks"] = (ShortChunk(document_tokens=14, chunk_tokens=4),)
+    monkeypatch.setitem(
+        CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
+    )
+    many, nats = graphs(networks[1], shapes=5)
+    assert many == few == {"block": 3, "head_nll": 1}
+    plain = score("lora_documents", text, ALONE, network=networks[2])
+    np.testing.assert_allclose(nats, plain.nats, atol=2e-4)
