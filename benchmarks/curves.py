@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from projects import WORK, Project, assignments, cut
-from tables import Row, write_results
+from tables import Row, device_name, write_results
 
 STEPS, EVERY = 200, 20
 RECIPE = "h100x1"
@@ -76,11 +76,19 @@ def gpu_rows(tokens: Path, count: int) -> list[Row]:
         train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}"]) for n in (1, count)
     )
     speed = several.tokens_per_second / one.tokens_per_second
-    apart = largest(several, one)
+    apart, them = largest(several, one), f"{count} x {device_name()}"
     return [
-        *curve_rows(f"{count} GPUs, one", several, one),
-        Row(f"{count} GPUs: times the speed of one", speed, "", None, 0.95 * count, "higher"),
-        Row(f"{count} GPUs: largest difference of the loss", apart, "nats", None, 1e-3, "lower"),
+        *curve_rows(f"{them}, one", several, one),
+        Row(
+            f"{them}: tokens/s",
+            several.tokens_per_second,
+            "tokens/s",
+            one.tokens_per_second,
+            None,
+            "higher",
+        ),
+        Row(f"{them}: times the speed of one", speed, "", None, 0.95 * count, "higher"),
+        Row(f"{them}: largest difference of the loss", apart, "nats", None, 1e-3, "lower"),
     ]
 
 

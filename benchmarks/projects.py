@@ -2,28 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import queue
 import shutil
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from paramgolf.files import read_json
+from paramgolf.gpu_slots import VISIBLE
 from paramgolf.recipes import Assignment, build, read_assignment
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".cache" / "benchmarks"
+SCRIPTS = {"packed": ROOT / "benchmarks" / "packed_score.py"}  # run as stages are
 PUBLISHED_STEPS = 5000  # about what the records take in their 600 s
 LOG_LINES = 20
-MAKES_TOKENS = threading.Lock()
 
 
 def cut(recipe: str, changes: list[Assignment], tokens: int, batch_tokens: int) -> dict[str, Any]:
@@ -67,6 +70,41 @@ def stage_environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
 
 
+class Devices:
+    """GPUs that runs take and give back, each of them `jobs` times at once.
+
+    They are the first `count` of those that CUDA_VISIBLE_DEVICES names, or of the machine's.
+    """
+
+    def __init__(self, count: int, jobs: int = 1) -> None:
+        visible = os.environ.get(VISIBLE)
+        names = visible.split(",") if visible else [str(i) for i in range(count)]
+        if not 0 < count <= len(names):
+            raise SystemExit(f"--gpus {count}, but {VISIBLE} names {len(names)}: {visible}")
+        self.runs = count * jobs
+        self._free: queue.Queue[str] = queue.Queue()
+        for name in names[:count] * jobs:
+            self._free.put(name.strip())
+
+    @contextlib.contextmanager
+    def take(self) -> Iterator[str]:
+        """Wait for a GPU, and lend it as CUDA_VISIBLE_DEVICES names it."""
+        device = self._free.get()
+        try:
+            yield device
+        finally:
+            self._free.put(device)
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold a lock file, which other threads and processes wait for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 class Failed(Exception):
     """A stage that ended with an error, or was not begun."""
 
@@ -74,16 +112,39 @@ class Failed(Exception):
 class Project:
     """A folder with params.yaml in which stages run; others of the same text share its tokens."""
 
-    def __init__(self, folder: Path, content: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, content: dict[str, Any], device: str | None = None) -> None:
+        """Make the folder anew; stages see `device` alone of the GPUs, or all of them."""
         self.folder, self.content = folder, content
+        self.environment = {
+            **stage_environment(),
+            "DVC_ROOT": str(ROOT),  # paths of texts are relative to the repository
+            "TMPDIR": str(folder / "tmp"),
+            "TORCHINDUCTOR_CACHE_DIR": str(WORK / "kernels/inductor"),
+            "TRITON_CACHE_DIR": str(WORK / "kernels/triton"),
+        }
+        if device is not None:
+            self.see(device)
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "tmp").mkdir(parents=True)
         (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
+    def see(self, device: str) -> None:
+        """Let the stages that follow see one GPU alone."""
+        self.environment[VISIBLE] = device
+
     def take_tokens(self) -> None:
         """Put data/tokens in place, those of the same text and tokenizer; make them if need be."""
-        with MAKES_TOKENS:
-            kept = self._kept_tokens()
+        parts = {name: self.content[name] for name in ("data", "tokenizer")}
+        if parts["data"]["source"] != "hub":
+            parts["data"] = {
+                **parts["data"],
+                "hub": None,
+            }  # recipes name theirs, and do not read it
+        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+        kept = WORK / "tokens" / key
+        with locked(WORK / "tokens" / f"{key}.lock"):
+            if not (kept / "manifest.json").is_file():
+                self._make_tokens(kept)
         self.link_tokens(kept)
 
     def link_tokens(self, tokens: Path) -> None:
@@ -91,18 +152,11 @@ class Project:
         (self.folder / "data").mkdir()
         (self.folder / "data/tokens").symlink_to(tokens.resolve())
 
-    def _kept_tokens(self) -> Path:
-        parts = {name: self.content[name] for name in ("data", "tokenizer")}
-        key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
-        kept = WORK / "tokens" / key
-        if not (kept / "manifest.json").is_file():
-            for stage in ("download", "retokenize"):
-                self.run(stage)
-            shutil.rmtree(kept, ignore_errors=True)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / "data/tokens").rename(kept)
-            shutil.rmtree(self.folder / "data")
-        return kept
+    def _make_tokens(self, kept: Path) -> None:
+        self.run("download", "retokenize")
+        shutil.rmtree(kept, ignore_errors=True)
+        (self.folder / "data/tokens").rename(kept)
+        shutil.rmtree(self.folder / "data")
 
     def run(self, *stages: str) -> None:
         """Run stages; what one says goes to its log, whose end is shown if it fails.
@@ -110,19 +164,13 @@ class Project:
         A folder of temporary files of its own lets several projects share a GPU; what they compile
         they share.
         """
-        environment = {
-            **stage_environment(),
-            "DVC_ROOT": str(ROOT),  # paths of texts are relative to the repository
-            "TMPDIR": str(self.folder / "tmp"),
-            "TORCHINDUCTOR_CACHE_DIR": str(WORK / "kernels/inductor"),
-            "TRITON_CACHE_DIR": str(WORK / "kernels/triton"),
-        }
         for stage in stages:
             log, start = self.folder / f"{stage}.log", time.monotonic()
-            command = [sys.executable, str(ROOT / "stages" / f"{stage}.py")]
+            script = SCRIPTS.get(stage, ROOT / "stages" / f"{stage}.py")
+            command = [sys.executable, str(script)]
             with log.open("w") as out:
                 done = subprocess.run(
-                    command, cwd=self.folder, env=environment, stdout=out, stderr=out
+                    command, cwd=self.folder, env=self.environment, stdout=out, stderr=out
                 )
             seconds = time.monotonic() - start
             print(f"{self.folder.name}: {stage} {seconds:.0f} s", file=sys.stderr, flush=True)

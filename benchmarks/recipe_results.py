@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from paramgolf.files import read_json, write_json, write_text
 
 PATH = RESULTS / "recipes.json"
 COMMON = "common"
+MADE = ("device", "torch", "command")  # of each run, and of the file all that there are
 TECHNIQUES = "python benchmarks/recipes.py --techniques"
 # figure of a recipe: heading, how it is written, unit, what is better
 FIGURES: dict[str, tuple[str, str, str, Literal["higher", "lower"]]] = {
@@ -31,6 +33,7 @@ FIGURES: dict[str, tuple[str, str, str, Literal["higher", "lower"]]] = {
     "peak_memory_bytes": ("GiB at the peak", "{:.1f}", "bytes", "lower"),
     "val_bpb": ("bits/byte, trained", "{:.4f}", "bits/byte", "lower"),
     "val_bpb_packed": ("packed", "{:.4f}", "bits/byte", "lower"),
+    "lost": ("lost by quantising", "{:+.4f}", "bits/byte", "lower"),
     "val_bpb_sliding": ("sliding", "{:.4f}", "bits/byte", "lower"),
     "val_bpb_adapted": ("adapted", "{:.4f}", "bits/byte", "lower"),
     "bytes_total": ("bytes", "{:,.0f}", "bytes", "lower"),
@@ -42,10 +45,14 @@ GIB = 2**30
 
 
 class Results:
-    """What is in the file; every change is written at once."""
+    """What is in the file; every change is written at once, one thread after another.
+
+    Processes that run at the same time write a file each, and `add_file` brings them together.
+    """
 
     def __init__(self, path: Path = PATH) -> None:
         self.path = path
+        self._lock = threading.Lock()
         self.content: dict[str, Any] = {"recipes": {}, "techniques": {}}
         if path.is_file():
             self.content = read_json(path)["runs"]
@@ -53,21 +60,40 @@ class Results:
     def add_recipe(self, name: str, figures: dict[str, float], command: str) -> None:
         """Take a recipe's figures in the place of older ones."""
         made = {"command": command, "device": device_name(), "torch": torch.__version__}
-        self.content["recipes"][name] = {**made, "figures": figures}
-        self._write()
+        with self._lock:
+            self.content["recipes"][name] = {**made, "figures": figures}
+            self._write()
 
     def techniques(self, settings: dict[str, Any]) -> dict[str, Any]:
         """Return the runs by technique and seed made by `settings`; others are not compared."""
-        return self._of(settings)["rows"]
+        with self._lock:
+            return self._of(settings)["rows"]
 
     def add_technique(
         self, settings: dict[str, Any], name: str, changes: str, seed: int, found: dict[str, float]
     ) -> None:
         """Take the figures of one run of a technique."""
-        row = self._of(settings)["rows"].setdefault(name, {"seeds": {}})
+        with self._lock:
+            self._add(self._of(settings)["rows"], name, changes, {str(seed): found})
+            self._write()
+
+    def add_file(self, path: Path) -> None:
+        """Take what another file holds, in the place of the same runs here."""
+        content = read_json(path)["runs"]
+        with self._lock:
+            self.content["recipes"] |= content["recipes"]
+            for key, other in content["techniques"].items():
+                empty = {"settings": other["settings"], "rows": {}}
+                rows = self.content["techniques"].setdefault(key, empty)["rows"]
+                for name, row in other["rows"].items():
+                    self._add(rows, name, row["changes"], row["seeds"])
+            self._write()
+
+    @staticmethod
+    def _add(rows: dict[str, Any], name: str, changes: str, seeds: dict[str, Any]) -> None:
+        row = rows.setdefault(name, {"seeds": {}})
         row["changes"] = changes
-        row["seeds"][str(seed)] = found
-        self._write()
+        row["seeds"] |= seeds
 
     def _of(self, settings: dict[str, Any]) -> dict[str, Any]:
         made = {**settings, "device": device_name(), "torch": torch.__version__}
@@ -75,12 +101,11 @@ class Results:
         return self.content["techniques"].setdefault(key, {"settings": made, "rows": {}})
 
     def _write(self) -> None:
-        commands = [recipe["command"] for recipe in self.content["recipes"].values()]
-        commands += [TECHNIQUES] * bool(self.content["techniques"])
+        made = [*self.content["recipes"].values()]
+        groups = [group["settings"] for group in self.content["techniques"].values()]
+        made += [{"command": TECHNIQUES, **group} for group in groups]
         content = {
-            "device": device_name(),
-            "torch": torch.__version__,
-            "command": "; ".join(dict.fromkeys(commands)),
+            **{key: "; ".join(dict.fromkeys(one[key] for one in made)) for key in MADE},
             "rows": [asdict(row) for row in rows_of(self.content)],
             "runs": self.content,
         }
@@ -94,11 +119,8 @@ def rows_of(content: dict[str, Any]) -> Iterator[Row]:
         figures = recipe["figures"]
         for key, value in figures.items():
             _, _, unit, better = FIGURES[key]
-            yield Row(f"{name}: {key}", value, unit, None, None, better)
-        if {"val_bpb", "val_bpb_packed"} <= figures.keys():
-            lost = figures["val_bpb_packed"] - figures["val_bpb"]
-            most = MOST_LOST.get(name)
-            yield Row(f"{name}: lost by quantising", lost, "bits/byte", None, most, "lower")
+            most = MOST_LOST.get(name) if key == "lost" else None
+            yield Row(f"{name}: {key}", value, unit, None, most, better)
     for group in content["techniques"].values():
         for name in group["rows"]:
             found = differences(group["rows"], name)

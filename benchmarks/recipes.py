@@ -2,30 +2,38 @@
 
     python benchmarks/recipes.py --recipes pr1493 pr1855 --set data.source=files ...
     python benchmarks/recipes.py --techniques --seconds 540 --jobs 3 --set data.source=files ...
+    python benchmarks/recipes.py --add one.json other.json
 
 Recipes run every stage with their schedules cut to `--tokens`; techniques are changes of one common
 recipe (benchmarks/techniques.py). Every run is added to benchmarks/results/recipes.json as it ends,
 so that calls add up: a recipe's figures replace its older ones, a technique that was run with the
-same settings is not run again. Tokens and compiled kernels stay in .cache/benchmarks.
+same settings is not run again. With --gpus N, runs are spread over N GPUs, and a recipe trains on
+one of its own. Calls at the same time need a file each (--results), which --add brings together.
+Tokens and compiled kernels stay in .cache/benchmarks.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import itertools
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import techniques
-from projects import WORK, Failed, Project, assignments, cut
+from projects import WORK, Devices, Failed, Project, assignments, cut
 from recipe_results import FIGURES, PATH, Results
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import parse
 
-STAGES = ("train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
+FIRST = ("train", "calibrate", "quantize")
+PACKING = ("package", "packed")
+EVALUATIONS = ("eval_sliding", "eval_ttt")
+STAGES = (*FIRST, *PACKING, *EVALUATIONS)
 # figure, and the stage's metric that it is
 METRICS = {
     "parameters": ("train", "parameters"),
@@ -34,7 +42,7 @@ METRICS = {
     "startup_seconds": ("train", "startup_seconds"),
     "peak_memory_bytes": ("train", "peak_memory_bytes"),
     "val_bpb": ("train", "val_bpb"),
-    "val_bpb_packed": ("eval_sliding", "val_bpb_plain"),
+    "val_bpb_packed": ("packed", "val_bpb"),
     "val_bpb_sliding": ("eval_sliding", "val_bpb"),
     "val_bpb_adapted": ("eval_ttt", "val_bpb"),
     "bytes_total": ("package", "bytes_total"),
@@ -42,23 +50,34 @@ METRICS = {
 }
 
 
-def run_recipe(recipe: str, options: argparse.Namespace) -> dict[str, float]:
-    """Run a recipe's stages in a folder of its own and return the figures."""
+def run_recipe(recipe: str, options: argparse.Namespace, devices: Devices) -> dict[str, float]:
+    """Run a recipe's stages in a folder of its own, one GPU at a time, and return the figures."""
     content = cut(recipe, assignments(options.set), options.tokens, options.batch_tokens)
-    skipped = set(options.skip)
-    if options.plain:
-        content["eval_sliding"]["stride"] = content["eval_sliding"]["window"]
-        skipped.add("eval_ttt")
+    skipped = {*options.skip, *EVALUATIONS * options.plain}
     if content["eval_ttt"]["mode"] == "none":
         skipped.add("eval_ttt")
-    project = Project(WORK / "recipes" / recipe, content)
-    project.take_tokens()
-    project.run(*(stage for stage in STAGES if stage not in skipped))
+    with devices.take() as device:
+        if time.monotonic() > options.deadline:
+            raise Failed("not begun, out of time")
+        project = Project(WORK / options.results.stem / recipe, content, device)
+        project.take_tokens()
+        project.run(*(stage for stage in FIRST if stage not in skipped))
+    # beside the next recipe's start: compressing needs no GPU, and scoring needs it for a second
+    project.run(*(stage for stage in PACKING if stage not in skipped))
+    if stages := [stage for stage in EVALUATIONS if stage not in skipped]:
+        with devices.take() as device:
+            project.see(device)
+            project.run(*stages)
+    return figures_of(project)
+
+
+def figures_of(project: Project) -> dict[str, float]:
+    """Return the figures of a recipe's run, those of stages that were run."""
     metrics = {stage: project.metrics(stage) or {} for stage in STAGES}
     found = {name: metrics[stage].get(key) for name, (stage, key) in METRICS.items()}
-    if options.plain:
-        found["val_bpb_sliding"] = None
-    found |= of_steps(project.steps(), parse(ModelConfig, content["model"], "model"))
+    found |= of_steps(project.steps(), parse(ModelConfig, project.content["model"], "model"))
+    if found["val_bpb_packed"]:
+        found["lost"] = found["val_bpb_packed"] - found["val_bpb"]
     return {name: found[name] for name in FIGURES if found.get(name) is not None}
 
 
@@ -76,17 +95,63 @@ def of_steps(steps: list[dict[str, Any]], model: ModelConfig) -> dict[str, float
     }
 
 
+def run_recipes(options: argparse.Namespace, results: Results) -> None:
+    """Run recipes in the order given, keep and print each as it ends."""
+    devices = Devices(options.gpus)
+
+    def run(recipe: str) -> bool:
+        try:
+            figures = run_recipe(recipe, options, devices)
+        except Failed as error:
+            print(f"{recipe}: {error}", file=sys.stderr, flush=True)
+            return False
+        results.add_recipe(recipe, figures, command_of(recipe, options))
+        print(recipe, figures, flush=True)
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(2 * devices.runs) as pool:
+        done = [*pool.map(run, dict.fromkeys(options.recipes))]
+    if not all(done):
+        sys.exit("some recipes have no figures")
+
+
+def command_of(recipe: str, options: argparse.Namespace) -> str:
+    """Return the command that runs one recipe alone."""
+    arguments = [f"--recipes {recipe}", f"--tokens {options.tokens}"]
+    arguments += [f"--batch-tokens {options.batch_tokens}", *["--plain"] * options.plain]
+    arguments += [f"--skip {' '.join(options.skip)}"] * bool(options.skip)
+    arguments += [f"--set {' '.join(options.set)}"] * bool(options.set)
+    return " ".join(["python", "benchmarks/recipes.py", *arguments])
+
+
 def main() -> None:
+    options = read_options()
+    results = Results(options.results)
+    if options.techniques:
+        techniques.run_all(options, results)
+    elif options.recipes:
+        run_recipes(options, results)
+    for path in options.add:
+        results.add_file(path)
+
+
+def read_options() -> argparse.Namespace:
+    """Read the command line; tokens and tokens a step depend on what is run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipes", nargs="+", metavar="NAME", help="recipes to run whole")
     what.add_argument("--techniques", action="store_true", help="run the table of techniques")
+    what.add_argument(
+        "--add", nargs="+", type=Path, default=[], metavar="FILE", help="results to take as well"
+    )
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
     parser.add_argument("--tokens", type=int, help="of training; default: 60 M, techniques 20 M")
     parser.add_argument("--batch-tokens", type=int, help="a step; default: 98,304, techniques half")
     parser.add_argument("--results", type=Path, default=PATH, help="file of JSON to add to")
+    parser.add_argument("--gpus", type=int, default=1, help="that runs are spread over")
+    parser.add_argument("--seconds", type=float, default=1e9, help="after which no run is begun")
     recipes = parser.add_argument_group("recipes")
     recipes.add_argument("--skip", nargs="*", default=[], choices=STAGES)
     recipes.add_argument("--plain", action="store_true", help="no overlap, no adaptation")
@@ -97,30 +162,12 @@ def main() -> None:
     others.add_argument(
         "--close", type=float, default=0.003, help="difference below which all seeds are run"
     )
-    others.add_argument("--seconds", type=float, default=1e9, help="after which no run is begun")
     others.add_argument("--jobs", type=int, default=1, help="runs at a time on one GPU")
     options = parser.parse_args()
     options.tokens = options.tokens or (20_000_000 if options.techniques else 60_000_000)
     options.batch_tokens = options.batch_tokens or (49_152 if options.techniques else 98_304)
-    results = Results(options.results)
-    if options.techniques:
-        techniques.run_all(options, results)
-        return
-    failed = False
-    for recipe in options.recipes:
-        try:
-            figures = run_recipe(recipe, options)
-        except Failed as error:
-            print(f"{recipe}: {error}", file=sys.stderr, flush=True)
-            failed = True
-            continue
-        arguments = [f"--recipes {recipe}", f"--tokens {options.tokens}"]
-        arguments += [f"--batch-tokens {options.batch_tokens}", *["--plain"] * options.plain]
-        arguments += [f"--set {' '.join(options.set)}"] * bool(options.set)
-        command = " ".join(["python", "benchmarks/recipes.py", *arguments])
-        results.add_recipe(recipe, figures, command)
-        print(recipe, figures, flush=True)
-    sys.exit(failed)
+    options.deadline = time.monotonic() + options.seconds
+    return options
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tables import Row, write_results
 
+from paramgolf.codec.container import load_package
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.model.network import Network
 from paramgolf.params import load_params
@@ -30,7 +31,7 @@ from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import load_network
+from paramgolf.scoring.evaluation import build_network
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.session import Session
@@ -87,7 +88,8 @@ class Bench:
 
     def __init__(self, ranks: Ranks, options: argparse.Namespace) -> None:
         self.ranks, self.options = ranks, options
-        self.text = load_text(options.data, self.network().vocab_size, options.tokens)
+        self.packed = load_package(options.package)
+        self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
         count = min(options.slow_tokens, len(self.text))
         self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
         self.sliding = load_params(SlidingConfig, "eval_sliding")
@@ -98,9 +100,9 @@ class Bench:
         self.command = f"python benchmarks/scoring.py {sizes}"
 
     def network(self) -> Network:
-        """Load the packed model anew."""
+        """Build the packed model's network anew."""
         torch._dynamo.reset()  # or the graphs of one way after another exceed their limit
-        return load_network(self.options.package, self.ranks)
+        return build_network(self.packed, self.ranks)
 
     def bpb(self, name: str, count: int) -> float:
         """Return the bits per byte of the first `count` targets."""
@@ -116,7 +118,8 @@ class Bench:
         self.found[name] = Scored(ledger.nats, seconds, spent)
         parts = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
         say(f"{name}: {self.bpb(name, len(ledger.nats)):.4f} bits per byte, {parts}")
-        write_results("scoring", list(way_rows(self)), self.command, show=False)
+        rows = [*way_rows(self), *target_rows(self)]
+        write_results("scoring", rows, self.command, show=False)
 
     def run(self) -> None:
         """Score in every way, or in those asked for."""
@@ -190,7 +193,8 @@ def way_rows(bench: Bench) -> Iterator[Row]:
     """Yield every way's score and seconds, as far as they are known."""
     for name, scored in bench.found.items():
         tokens = len(scored.nats)
-        beside = bench.bpb("strided", tokens) if name not in ("plain", "strided") else None
+        other = name not in ("plain", "strided") and "strided" in bench.found
+        beside = bench.bpb("strided", tokens) if other else None
         figure = f"{name}, {tokens:,} tokens"
         yield Row(figure, bench.bpb(name, tokens), "bits/byte", beside, None, "lower")
         yield Row(f"{figure}: seconds", scored.total, "s", None, None, "lower")
@@ -203,10 +207,11 @@ def target_rows(bench: Bench) -> Iterator[Row]:
     """Yield what has a target, of the ways that were measured."""
     found, count, slow = bench.found, len(bench.text), len(bench.slow)
     config = bench.sliding
-    windows = len(sliding_windows(count, config.window, config.stride))
-    speed = windows * config.window / found["strided"].seconds["score"]
-    yield Row("strided: tokens read a second", speed, "tokens/s", 1.5e6, 2.6e6, "higher")
-    if "windowed" in found:
+    if "strided" in found:
+        windows = len(sliding_windows(count, config.window, config.stride))
+        speed = windows * config.window / found["strided"].seconds["score"]
+        yield Row("strided: tokens read a second", speed, "tokens/s", 1.5e6, 2.6e6, "higher")
+    if {"strided", "windowed"} <= found.keys():
         above = bench.bpb("windowed", count) - bench.bpb("strided", count)
         yield Row("windowed: above strided", above, "bits/byte", None, 0.0005, "lower")
         ratio = found["strided"].total / found["windowed"].total
@@ -219,12 +224,16 @@ def target_rows(bench: Bench) -> Iterator[Row]:
     if "lora_documents" in found and "documents" in found:
         gain = bench.bpb("documents", slow) - bench.bpb("lora_documents", slow)
         yield Row("lora_documents: gain over documents", gain, "bits/byte", None, None, "higher")
+    share = max(s.ledger_seconds / s.total for s in found.values())
+    yield Row("ledger: largest share of the seconds", 100 * share, "%", None, 2.0, "lower")
+
+
+def table_rows(bench: Bench) -> Iterator[Row]:
+    """Make each mixture's table, and yield its seconds."""
     for kind in MIXED:
         figure = f"{kind}: table of {bench.options.table_tokens:,} tokens"
         reference = 175.0 if kind == "tilt" else None  # the records' hints, one thread of C
         yield Row(figure, bench.table_seconds(kind), "s", reference, 10.0, "lower")
-    share = max(s.ledger_seconds / s.total for s in found.values())
-    yield Row("ledger: largest share of the seconds", 100 * share, "%", None, 2.0, "lower")
 
 
 def main() -> None:
@@ -242,7 +251,8 @@ def main() -> None:
     with processes(load_params(RuntimeConfig, "runtime")) as ranks:
         bench = Bench(ranks, options)
         bench.run()
-        write_results("scoring", [*way_rows(bench), *target_rows(bench)], bench.command)
+        rows = [*way_rows(bench), *target_rows(bench), *table_rows(bench)]
+        write_results("scoring", rows, bench.command)
 
 
 if __name__ == "__main__":

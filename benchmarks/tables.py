@@ -42,13 +42,12 @@ def write_results(name: str, rows: list[Row], command: str, *, show: bool = True
     """
     path = RESULTS / f"{name}.json"
     fresh = {row.figure: asdict(row) for row in rows}
-    before = read_json(path) if path.is_file() else {"rows": [], "command": command}
+    made = {"device": device_name(), "torch": torch.__version__, "command": command}
+    before = read_json(path) if path.is_file() else {**made, "rows": []}
     kept = [fresh.pop(row["figure"], row) for row in before["rows"]]
-    commands = dict.fromkeys([*before["command"].split("; "), command])
+    joined = {key: dict.fromkeys([*before[key].split("; "), now]) for key, now in made.items()}
     content = {
-        "device": device_name(),
-        "torch": torch.__version__,
-        "command": "; ".join(commands),
+        **{key: "; ".join(values) for key, values in joined.items()},
         "rows": [*kept, *fresh.values()],
     }
     write_json(path, content)

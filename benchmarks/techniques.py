@@ -7,15 +7,18 @@ import shutil
 import time
 from argparse import Namespace
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from projects import WORK, Failed, Project, assignments, cut
+from projects import WORK, Devices, Failed, Project, assignments, cut
 from recipe_results import COMMON, Results, cells, differences
 
-PACKING = ("calibrate", "quantize", "package", "eval_sliding")
+PACKING = ("calibrate", "quantize", "package", "packed")
 LATER = ("calibrate.", "quantize.", "package.")  # changes that leave the training as it is
 REPEATED_TWICE = "[0,1,2,3,4,5,3,4,5,3,4,5,6,7,8,9,10]"
 REPEATED_ONCE = "[0,1,2,3,4,5,3,4,5,6,7,8,9,10]"
+LAST_TWO_REPEATED = "[0,1,2,3,4,5,4,5,4,5,6,7,8,9,10]"
+NINE_LAYERS = "model.window_layers=[0,1,2,4,5,6,8,9,10]"
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,10 @@ TECHNIQUES = (
         ("two lanes, mixed (#1289)", "model.parallel=mixed"),
         ("no recurrence", "model.recurrence=[]"),
         ("layers 3-5 twice", f"model.recurrence=[{{at: 0.35, order: {REPEATED_ONCE}}}]"),
+        (
+            "layers 4-5 three times",
+            f"model.recurrence=[{{at: 0.35, order: {LAST_TWO_REPEATED}}}]",
+        ),
         ("recurrence from the start", f"model.recurrence=[{{at: 0.0, order: {REPEATED_TWICE}}}]"),
         ("untied repeats (#1204)", "model.untied_repeats=true"),
         ("scales by place (#1204)", "model.virtual_scalars=true"),
@@ -80,6 +87,15 @@ TECHNIQUES = (
             "windows of 512 in every other layer",
             "model.window_layers=[0,2,4,6,8]",
             "model.window=512",
+        ),
+        ("windows of 256 in nine layers", NINE_LAYERS, "model.window=256"),
+        ("windows of 128 in nine layers", NINE_LAYERS, "model.window=128"),
+        (
+            "windows of 256 in nine layers, no attention in layer 0, layers 3-5 twice",
+            NINE_LAYERS,
+            "model.window=256",
+            "model.first_attention=false",
+            f"model.recurrence=[{{at: 0.35, order: {REPEATED_ONCE}}}]",
         ),
         ("Polar Express", "train.muon_coefficients=polar_express"),
         ("rows not normalised", "train.muon_normalise_rows=false"),
@@ -139,17 +155,18 @@ def run_all(options: Namespace, results: Results) -> None:
         "tokens a step": f"{options.batch_tokens:,}",
         "changed": " ".join(options.set) or "nothing",
     }
-    deadline, failed = time.monotonic() + options.seconds, False
+    failed = False
     wanted = [t for t in TECHNIQUES if t.name in (options.only or names) or t.name == COMMON]
-    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+    devices = Devices(options.gpus, options.jobs)
+    with concurrent.futures.ThreadPoolExecutor(devices.runs) as pool:
         for seed in options.seeds:
             due = [t for t in wanted if is_due(t, seed, results.techniques(settings), options)]
-            # what changes quantising alone takes the common model, which is trained first
-            for common in (True, False):
+            # what changes quantising alone takes the common model, which is trained by then
+            for trains in (True, False):
                 begun = {
-                    pool.submit(run, technique, seed, options, deadline): technique
+                    pool.submit(run, technique, seed, options, devices): technique
                     for technique in due
-                    if (technique.name == COMMON) == common
+                    if technique.trains == trains
                 }
                 for done in concurrent.futures.as_completed(begun):
                     technique = begun[done]
@@ -179,34 +196,26 @@ def is_due(technique: Technique, seed: int, rows: dict[str, Any], options: Names
     return bool(found) and abs(found[0]) < options.close
 
 
-def run(technique: Technique, seed: int, options: Namespace, deadline: float) -> dict[str, float]:
+def run(technique: Technique, seed: int, options: Namespace, devices: Devices) -> dict[str, float]:
     """Train, and pack where its merit shows there; return the scores."""
-    if time.monotonic() > deadline:
-        raise Failed("not begun, out of time")
-    changes = technique.changes_at(options.batch_tokens)
-    base = [*options.set, f"train.seed={seed}", "eval_ttt.mode=none"]
-    content = cut(
-        options.common,
-        assignments([*base, *changes]),
-        options.tokens,
-        options.batch_tokens,
-    )
-    content["eval_sliding"]["stride"] = content["eval_sliding"]["window"]
-    project = Project(WORK / "techniques" / f"{_slug(technique.name)}-{seed}", content)
-    project.take_tokens()
-    trained = WORK / "techniques" / f"{_slug(COMMON)}-{seed}" / "artifacts"
-    if not technique.trains and (trained / "metrics/train.json").is_file():
-        shutil.copytree(trained / "train", project.folder / "artifacts/train")
-        (project.folder / "artifacts/metrics").mkdir()
-        shutil.copy(trained / "metrics/train.json", project.folder / "artifacts/metrics")
-    else:
-        project.run("train")
-    if technique.packed:
-        project.run(*PACKING)
+    with devices.take() as device:
+        if time.monotonic() > options.deadline:
+            raise Failed("not begun, out of time")
+        project = project_of(technique, seed, options, device)
+        project.take_tokens()
+        trained = folder_of(COMMON, seed, options) / "artifacts"
+        if not technique.trains and (trained / "metrics/train.json").is_file():
+            shutil.copytree(trained / "train", project.folder / "artifacts/train")
+            (project.folder / "artifacts/metrics").mkdir()
+            shutil.copy(trained / "metrics/train.json", project.folder / "artifacts/metrics")
+        else:
+            project.run("train")
+        if technique.packed:
+            project.run(*PACKING)
     found = {}
     for stage, key, name in (
         ("train", "val_bpb", "val_bpb"),
-        ("eval_sliding", "val_bpb_plain", "val_bpb_packed"),
+        ("packed", "val_bpb", "val_bpb_packed"),
         ("package", "bytes_total", "bytes_total"),
     ):
         if metrics := project.metrics(stage):
@@ -216,5 +225,15 @@ def run(technique: Technique, seed: int, options: Namespace, deadline: float) ->
     return found
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)
+def project_of(technique: Technique, seed: int, options: Namespace, device: str) -> Project:
+    """Return the folder in which a technique runs, with its parameters."""
+    changes = technique.changes_at(options.batch_tokens)
+    changed = assignments([*options.set, f"train.seed={seed}", "eval_ttt.mode=none", *changes])
+    content = cut(options.common, changed, options.tokens, options.batch_tokens)
+    return Project(folder_of(technique.name, seed, options), content, device)
+
+
+def folder_of(name: str, seed: int, options: Namespace) -> Path:
+    """Return a technique's folder; calls with other files of results have others."""
+    slug = "".join(c if c.isalnum() else "-" for c in name)
+    return WORK / options.results.stem / f"{slug}-{seed}"

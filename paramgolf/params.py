@@ -58,7 +58,8 @@ def parse(section: type[Section], content: Any, name: str, *, where: object = No
     value = convert(section, content, name, faults)
     if faults:
         raise_faults(faults, where)
-    return typing.cast(Section, value)
+    assert isinstance(value, section)
+    return value
 
 
 def raise_faults(faults: list[str], where: object) -> typing.NoReturn:

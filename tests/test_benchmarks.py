@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
+import subprocess
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -103,3 +106,111 @@ def test_figures_of_other_recipes_stay(modules, tmp_path):
         "b": {"first_loss": 6.5},
     }
     assert "| a | 7.2500 |" in path.with_suffix(".md").read_text()
+
+
+def test_files_of_results_are_brought_together(modules, results, tmp_path):
+    other = modules.recipe_results.Results(tmp_path / "other.json")
+    other.add_recipe("a", {"first_loss": 7.0}, "run a")
+    other.add_technique({"tokens": "1"}, "no XSA", "model.xsa_layers=0", 3, {"val_bpb": 2.0})
+    other.add_technique({"tokens": "2"}, "common", "", 1, {"val_bpb": 1.9})
+    results.add_recipe("b", {"first_loss": 6.0}, "run b")
+    read = json.loads(other.path.read_text())
+    read["runs"]["recipes"]["a"]["device"] = "another GPU"
+    other.path.write_text(json.dumps(read))
+    results.add_file(other.path)
+    merged = modules.recipe_results.Results(results.path)
+    assert {*merged.content["recipes"]} == {"a", "b"}
+    assert {*merged.techniques({"tokens": "1"})["no XSA"]["seeds"]} == {"1", "2", "3"}
+    assert {*merged.techniques({"tokens": "1"})["common"]["seeds"]} == {"1", "2"}
+    assert {*merged.techniques({"tokens": "2"})["common"]["seeds"]} == {"1"}
+    devices = json.loads(results.path.read_text())["device"].split("; ")
+    assert len(devices) == 2
+    assert "another GPU" in devices
+    page = results.path.with_suffix(".md").read_text()
+    assert "- a: `run a` on another GPU, torch" in page
+    assert "| a | 7.0000 |" in page
+    assert "| b | 6.0000 |" in page
+
+
+def test_a_gpu_is_taken_and_given_back(modules, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,7")
+    devices = modules.projects.Devices(2, jobs=2)
+    assert devices.runs == 4
+    with devices.take() as a, devices.take() as b, devices.take() as c:
+        assert [a, b, c] == ["4", "5", "4"]
+    with devices.take() as d, devices.take() as e:
+        assert {d, e} == {"5", "4"}
+    with pytest.raises(SystemExit, match="--gpus 4, but CUDA_VISIBLE_DEVICES names 3"):
+        modules.projects.Devices(4)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    with modules.projects.Devices(1).take() as first:
+        assert first == "0"
+
+
+@pytest.fixture
+def ran(modules, monkeypatch, tmp_path):
+    """Stages as they are run: (project, stage, GPU); training writes what its figures are of."""
+    calls = []
+
+    def run(command, *, cwd, env, stdout, stderr):
+        stage = Path(command[1]).stem
+        calls.append((cwd.name, stage, env["CUDA_VISIBLE_DEVICES"]))
+        for folder in ("artifacts/train", "artifacts/metrics"):
+            (cwd / folder).mkdir(parents=True, exist_ok=True)
+        if stage == "train":
+            time.sleep(0.05)  # or one GPU would do all
+            steps = [{"event": "step", "step": i, "seconds": i, "loss": 5.0} for i in (1, 2)]
+            log = "\n".join(json.dumps(step) for step in steps)
+            (cwd / "artifacts/train/log.jsonl").write_text(log)
+            (cwd / "artifacts/metrics/train.json").write_text('{"val_bpb": 1.25}')
+        if stage == "packed_score":
+            (cwd / "artifacts/metrics/packed.json").write_text('{"val_bpb": 1.375}')
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.setattr(modules.projects.subprocess, "run", run)
+    for name in ("recipes", "techniques"):
+        monkeypatch.setattr(getattr(modules, name), "WORK", tmp_path)
+    monkeypatch.setattr(modules.projects.Project, "take_tokens", lambda project: None)
+    return calls
+
+
+def call(modules, monkeypatch, tmp_path, *arguments: str) -> dict:
+    path = tmp_path / "mine.json"
+    command = ["recipes.py", *arguments, "--results", str(path), "--gpus", "2", "--set", *TEXT]
+    monkeypatch.setattr("sys.argv", command)
+    modules.recipes.main()
+    return json.loads(path.read_text())["runs"]
+
+
+def test_recipes_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
+    names = ["pr1493", "h100x1", "pr1204", "best"]
+    runs = call(modules, monkeypatch, tmp_path, "--recipes", *names, "--plain")
+    assert {*runs["recipes"]} == {*names}
+    assert all(recipe["device"] for recipe in runs["recipes"].values())
+    figures = runs["recipes"]["best"]["figures"]
+    assert (figures["val_bpb"], figures["val_bpb_packed"], figures["lost"]) == (1.25, 1.375, 0.125)
+    assert {gpu for _, _, gpu in ran} == {"2", "3"}
+    for name in names:
+        mine = [(stage, gpu) for recipe, stage, gpu in ran if recipe == name]
+        stages = ["train", "calibrate", "quantize", "package", "packed_score"]
+        assert [stage for stage, _ in mine] == stages
+        assert len({gpu for _, gpu in mine}) == 1
+
+
+def test_no_recipe_is_begun_when_time_is_up(modules, monkeypatch, ran, tmp_path):
+    with pytest.raises(SystemExit, match="some recipes"):
+        call(modules, monkeypatch, tmp_path, "--recipes", "pr1493", "--seconds", "-1")
+    assert ran == []
+
+
+def test_techniques_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
+    only = ["no XSA", "no skips", "no clipping"]
+    runs = call(
+        modules, monkeypatch, tmp_path, "--techniques", "--seeds", "1", "--jobs", "2",
+        "--only", *only,
+    )  # fmt: skip
+    (group,) = runs["techniques"].values()
+    assert {*group["rows"]} == {"common", *only}
+    trained = sorted(gpu for _, stage, gpu in ran if stage == "train")
+    assert trained == ["2", "2", "3", "3"]

@@ -49,6 +49,13 @@ def base() -> Params:
 # bytes
 
 
+def model_bytes(params: Params, **changes) -> size.ModelBytes:
+    """What a recipe's model.bin is expected to be, with changes, whatever the deviations."""
+    names = ("model", "quantize", "package")
+    sections = {name: getattr(params, name) for name in names} | {"vocab_size": 8192}
+    return size.ModelBytes(**sections | {"deviations": {}} | changes)
+
+
 def gaussian_model(model: ModelConfig, spread: float) -> Trained:
     """A model of Gaussian rows whose deviations differ by a factor exp(N(0, spread^2))."""
     generator = torch.Generator().manual_seed(0)
@@ -107,16 +114,17 @@ def test_bytes_are_what_package_writes(settings, base):
     tensors, reports = quantize_model(trained, hessians, quantize, torch.device("cpu"))
     bits = stored_bits(tensors, reports)
     content, parts = encode(tensors, {**trained.config, "quantize": {"bits": bits}}, base.package)
-    options = model, VOCAB, quantize, base.package
     rows = {*QUANTIZED, *TABLES, *PROJECTIONS} & trained.state.keys()
     deviations = {name: float(trained.state[name].std(-1).mean()) for name in rows}
-    estimated = size.model_parts(*options, deviations)
+    changes = {"model": model, "vocab_size": VOCAB, "quantize": quantize}
+    expected = model_bytes(base, **changes, deviations=deviations)
+    estimated = expected.parts()
     written = {part.name: part.bytes for part in parts}
     assert {p.name for p in estimated} - {"finer groups", "low-rank codes"} == {*written} - {
         "codes"
     }
     total = sum(part.bytes for part in estimated)
-    tolerance = size.allocation_uncertainty(*options, deviations)
+    tolerance = expected.allocation_uncertainty()
     assert (tolerance > 0) == (quantize.high_bits_matrices is not None)
     assert abs(total - len(content)) < BYTES_TOLERANCE * len(content) + tolerance
     if quantize.finer_groups == 0:  # else the finer integers are in the matrices' parts
@@ -136,19 +144,18 @@ def test_bytes_of_matrices_of_mixed_bits_are_the_sum_of_their_layers(base):
     config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
     written = {part.name: part.bytes for part in encode(tensors, config, base.package)[1]}
     expected: dict[str, float] = dict.fromkeys(MATRICES, 0.0)
+    of_bits = model_bytes(base, quantize=quantize)
     for report in (report for report in reports if report["name"] in MATRICES):
         rows, columns = report["shape"]
-        options = columns, report["bits"], quantize, base.package, {}
-        bits = size.bits_per_weight(report["name"], *options)
+        bits = of_bits.bits_per_weight(report["name"], columns, report["bits"])
         expected[report["name"]] += rows * columns * bits / 8
     assert len({report["bits"] for report in reports if report["name"] == "q"}) == 2
     assert expected == pytest.approx({name: written[name] for name in MATRICES}, rel=0.01)
 
 
 def test_bytes_of_1493_are_those_published(base):
-    parts = size.model_parts(base.model, 8192, base.quantize, base.package, {})
     published, code = 15_992_694, 16_600  # mean of three seeds; its code
-    assert sum(part.bytes for part in parts) == pytest.approx(published - code, rel=0.005)
+    assert model_bytes(base).total == pytest.approx(published - code, rel=0.005)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +189,7 @@ def test_bits_of_grids_that_follow_a_rows_largest_weights(grid, bits, columns, b
     limits = torch.full_like(scales, 2 ** (bits - 1) - 1).float()
     raw = nearest(weight, scales, limits).to(torch.int8).numpy().tobytes()
     real = 8 * len(brotli.compress(raw, quality=11, lgwin=24)) / len(raw)
-    estimated = size.bits_per_weight("q", columns, bits, quantize, base.package, {})
+    estimated = model_bytes(base, quantize=quantize).bits_per_weight("q", columns, bits)
     assert estimated == pytest.approx(real, rel=0.015)
 
 
@@ -196,9 +203,9 @@ def test_expected_percentiles_are_those_of_gaussian_rows(columns):
 
 def test_codecs_differ_and_auto_takes_the_smaller(base):
     found = {
-        codec: size.bits_per_weight(
-            "q", 512, 6, base.quantize, dataclasses.replace(base.package, codec=codec), {}
-        )
+        codec: model_bytes(
+            base, package=dataclasses.replace(base.package, codec=codec)
+        ).bits_per_weight("q", 512, 6)
         for codec in ("brotli", "lzma", "rans", "auto")
     }
     assert found["auto"] == found["rans"] < found["brotli"] < found["lzma"]
@@ -230,13 +237,12 @@ def test_a_share_of_a_parameters_matrices_has_more_bits(base):
 
 def test_clips_that_are_fitted_end_below_the_limit(base, sample):
     quantize = dataclasses.replace(base.quantize, fit_bytes=15_999_000)
-    options = base.model, 8192, quantize, base.package
-    fitted, factor = size.fitted(*options, code_bytes=30_000)
-    parts = size.model_parts(base.model, 8192, fitted, base.package, {})
-    assert 15_990_000 < sum(part.bytes for part in parts) + 30_000 <= 15_999_000
-    assert fitted.mlp_clip == factor * quantize.mlp_clip
-    assert size.fitted(base.model, 8192, base.quantize, base.package, code_bytes=0)[1] == 1
-    widest = size.fitted(*options, code_bytes=15_900_000)[1]
+    expected = model_bytes(base, quantize=quantize)
+    fitted, factor = expected.fitted(30_000)
+    assert 15_990_000 < fitted.total + 30_000 <= 15_999_000
+    assert fitted.quantize.mlp_clip == factor * quantize.mlp_clip
+    assert model_bytes(base).fitted(0)[1] == 1
+    widest = expected.fitted(15_900_000)[1]
     assert widest == pytest.approx(16)
 
 

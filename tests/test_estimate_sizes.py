@@ -103,10 +103,15 @@ def test_published_artifacts_are_within_the_tolerance(name, published):
 
 def test_rows_need_no_deviation_where_nothing_is_floored(tiny_model):
     params = recipe("pr1493")
-    options = params.model, 8192, params.quantize, params.package
-    deviations = size.trained_deviations(params.model, 8192, params.train)
-    assert size.deviation_uncertainty(*options, deviations) == 0
-    assert size.model_parts(*options, deviations) == size.model_parts(*options, {})
+    expected = size.ModelBytes(
+        model=params.model,
+        vocab_size=8192,
+        quantize=params.quantize,
+        package=params.package,
+        deviations=size.trained_deviations(params.model, 8192, params.train),
+    )
+    assert expected.deviation_uncertainty() == 0
+    assert expected.parts() == dataclasses.replace(expected, deviations={}).parts()
     without = dataclasses.replace(params.train, matrix_decay=0.0)
     assert size.trained_deviations(params.model, 8192, without).keys() == {
         "embedding",

@@ -29,9 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/codec/entry.py")
 RANS = Path("paramgolf/codec/rans.py")  # left out where no stream needs it
 SCRIPT = '''# coding: latin-1
-"""The packed model's code: `python train_gpt.py eval` scores the model.bin beside it,
-`python train_gpt.py train` trains it anew; --help tells more. The modules are compressed by
-brotli; `python train_gpt.py source FOLDER` writes them out."""
+"""`python train_gpt.py eval` scores model.bin; --help tells more; `source DIR` unpacks the code."""
 import brotli
 
 PACKED = @PACKED@
@@ -117,7 +115,8 @@ def pack_code(
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
     loader = unparse(ast.parse(LOADER.replace("@ENTRY@", module_name(entry))))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
-    text = "\0".join([loader, frozen, *itertools.chain(*everything.items())])
+    in_order = reversed(everything.items())  # it compresses to 0.3 % less this way
+    text = "\0".join([loader, frozen, *itertools.chain(*in_order)])
     packed = literal(brotli.compress(text.encode(), quality=11, lgwin=24))
     script = SCRIPT.replace("@PACKED@", packed).encode("latin-1")
     sizes = {name: len(source.encode()) for name, source in modules.items()}

@@ -22,7 +22,7 @@ MIXTURE = {
     "beta": 2.625,
 }
 COMMON = {"stride": STRIDE, "batch_windows": 32, "max_tokens": None}
-SLIDING = {**COMMON, "row_windows": 8}
+SLIDING = {**COMMON, "row_windows": 16}
 ADAPT: dict[str, Any] = {
     **COMMON,
     "chunk_tokens": 32768,

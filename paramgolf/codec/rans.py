@@ -80,11 +80,12 @@ class Moments:
         self.sums, self.products = np.zeros(size), np.zeros((size, size))
 
     def add(self, block: np.ndarray) -> None:
-        """Add a block, float64 [steps, lanes]."""
+        """Add a block, int8 [steps, lanes]."""
         if self.layout.caution:
-            self.count += block.shape[1]
-            self.sums += block.sum(1)
-            self.products += block @ block.T
+            exact = block.astype(np.float64)
+            self.count += exact.shape[1]
+            self.sums += exact.sum(1)
+            self.products += exact @ exact.T
 
     def fit(self) -> tuple[Fit, float]:
         """Return what is expected of the next block, and how near to a half anything was."""
@@ -112,15 +113,17 @@ class Moments:
         near = min(float(np.abs(x - np.floor(x) - 0.5).min()) for x in exact)
         weights, *rest = (np.rint(x) for x in exact)
         constant, classes, inverse = (x.astype(np.int64) for x in rest)
+        classes = classes.clip(OCTAVE - CLASSES, 2 * CLASSES - 1)  # beyond, tables are the last
         return Fit(weights, constant, classes, inverse), near
 
 
 @functools.cache
 def tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return where symbols begin, int64 [tables, 257], and the symbol of each slot, int8, flat.
+    """Return where symbols begin, int64 [tables, 257], and what each slot stands for, int64, flat.
 
-    Table class x SHIFTS + s is that of a deviation and of a mean s / SHIFTS above whole; symbol r
-    is r + 128. Within REACH deviations each has a frequency of at least 1.
+    Table class x SHIFTS + s is that of a deviation and of a mean s / SHIFTS above whole. A slot is
+    its symbol << 29 | its place among the symbol's << 15 | the symbol's frequency, which is at
+    least 1 within REACH deviations. Starts are of symbol + 128.
     """
     edges = [-128.5 + i for i in range(257)]
     starts = np.zeros((CLASSES * SHIFTS, 257), np.int64)
@@ -137,15 +140,23 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
         counts[counts.argmax()] += 2**BITS - counts.sum()
         starts[row, low + 1 : high + 1] = counts.cumsum()
         starts[row, high + 1 :] = 2**BITS
-    symbols = np.tile(np.arange(-128, 128, dtype=np.int8), len(starts))
-    return starts, symbols.repeat(np.diff(starts).ravel())
+    frequency = np.diff(starts)
+    symbols = (np.arange(-128, 128) << 29) - (starts[:, :-1] << 15) + frequency
+    slots = symbols.ravel().repeat(frequency.ravel()).reshape(-1, 2**BITS)
+    slots += np.arange(2**BITS) << 15
+    return starts, slots.ravel()
 
 
 @functools.cache
-def scale_classes() -> np.ndarray:
-    """Return by how many classes a lane's mean error, 256 being the step's deviation, differs."""
+def scaled_classes() -> np.ndarray:
+    """Return the tables of classes scaled by a lane's mean error, flat: 1024 means for each class.
+
+    The first class is -CLASSES; a mean error of 256 is the step's deviation.
+    """
     means = np.maximum(np.arange(1024), 1)
-    return np.rint(OCTAVE * np.log2(means / TYPICAL)).astype(np.int64)
+    differences = np.rint(OCTAVE * np.log2(means / TYPICAL)).astype(np.int64)
+    classes = np.arange(-CLASSES, 2 * CLASSES)[:, None] + differences
+    return (classes.clip(0, CLASSES - 1) * SHIFTS).ravel()
 
 
 def next_states(states: np.ndarray, halves: np.ndarray) -> np.ndarray:
@@ -175,7 +186,8 @@ def decode(data: bytes, size: int) -> bytes:
     moments, blocks = Moments(layout), np.empty(shape, np.int8)
     for block in blocks:
         fit, _ = moments.fit()
-        moments.add(_decode_block(reader, fit, layout, block))
+        _decode_block(reader, fit, layout, block)
+        moments.add(block)
     reader.finish()
     whole = (blocks.transpose(0, 2, 1) if layout.across else blocks).ravel()
     places = np.frombuffer(data, "<u4", layout.outliers, HEADER.size)
@@ -191,23 +203,19 @@ class _Reader:
     def __init__(self, words: np.ndarray, lanes: int) -> None:
         self.words, self.place = words, 2 * lanes
         self.states = words[:lanes] << 16 | words[lanes : 2 * lanes]
-        self.starts, self.symbols = tables()
+        self.slots = tables()[1]
 
     def read(self, table: np.ndarray) -> np.ndarray:
         """Return a symbol of each lane, int64, by the lanes' tables."""
-        slot = self.states & 2**BITS - 1
-        symbols = self.symbols[table << BITS | slot].astype(np.int64)
-        index = table * 257 + symbols + 128
-        start = self.starts.ravel()[index]
-        frequency = self.starts.ravel()[index + 1] - start
-        states = frequency * (self.states >> BITS) + slot - start
+        slots = self.slots.take(table << BITS | self.states & 2**BITS - 1)
+        states = (slots & 2**15 - 1) * (self.states >> BITS) + (slots >> 15 & 2**14 - 1)
         (low,) = (states < LOWEST).nonzero()
         if self.place + len(low) > len(self.words):
             raise ParamGolfError("rans data cut short")
         states[low] = states[low] << 16 | self.words[self.place : self.place + len(low)]
         self.place += len(low)
         self.states = states
-        return symbols
+        return slots >> 29
 
     def finish(self) -> None:
         """Refuse data that does not end here."""
@@ -215,13 +223,14 @@ class _Reader:
             raise ParamGolfError("damaged rans data, or data of another length")
 
 
-def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) -> np.ndarray:
-    """Fill a block, int8 [steps, lanes]; return it as float64."""
-    exact = np.zeros(block.shape)
-    means = np.repeat(fit.constant[:, None], block.shape[1], 1).astype(np.float64)
+def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) -> None:
+    """Fill a block, int8 [steps, lanes]."""
+    weights, means = fit.weights, fit.constant
+    if weights is not None:
+        exact = np.zeros(block.shape)
+        means = np.repeat(means[:, None], block.shape[1], 1).astype(np.float64)
     trellis, error = np.zeros((2, block.shape[1]), np.int64)
-    for i, row in enumerate(exact):
-        weights = fit.weights
+    for i, row in enumerate(block):
         if weights is not None and i % PANEL == 0:
             means[i : i + PANEL] += weights[i : i + PANEL, :i] @ exact[:i]
         mean = means[i].astype(np.int64)
@@ -234,12 +243,12 @@ def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) 
             trellis = next_states(trellis, halves)
             if (i + 1) % layout.segment == 0:
                 trellis = np.zeros_like(trellis)
-        row[:] = block[i] = integers.astype(np.int8)  # of damaged data, whatever it makes
-        error += magnitudes(block[i].astype(np.int64), mean, fit.inverse[i])
+        row[:] = integers  # of damaged data, whatever it makes
+        error += magnitudes(integers, mean, fit.inverse[i])
         if weights is not None:
+            exact[i] = row
             rest = slice(i + 1, i - i % PANEL + PANEL)
-            means[rest] += weights[rest, i, None] * row
-    return exact
+            means[rest] += weights[rest, i, None] * exact[i]
 
 
 class Place(NamedTuple):
@@ -259,13 +268,12 @@ class Place(NamedTuple):
         """Return the tables of the symbols, and the whole numbers that those count from, int64."""
         weight = layout.patience + self.seen
         average = (self.error + TYPICAL * layout.patience) * (2**24 // weight) >> 24
-        classes = self.classes + scale_classes()[np.minimum(average, 1023)]
-        mean = self.mean
+        mean, classes = self.mean, self.classes + CLASSES
         if layout.segment:
             mean, classes = mean - (self.parity << UNIT) >> 1, classes - OCTAVE
+        table = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
         eighths = mean + 2 ** (UNIT - 4) >> UNIT - 3
-        classes = np.minimum(np.maximum(classes, 0), CLASSES - 1)  # half the time of clip
-        return classes * SHIFTS | eighths & SHIFTS - 1, eighths >> 3
+        return table | eighths & SHIFTS - 1, eighths >> 3
 
 
 def magnitudes(integers: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:

@@ -134,7 +134,7 @@ class Plan:
                 for first in range(0, self.layout.lanes, AT_ONCE):
                     while not self._lanes(index, slice(first, first + AT_ONCE), fit):
                         pass
-                moments.add(block.astype(np.float64))
+                moments.add(block)
             if nearest > MARGIN:
                 return
         raise AssertionError("every caution leads to numbers near a half")

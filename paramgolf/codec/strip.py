@@ -19,6 +19,7 @@ def strip(tree: ast.Module) -> None:
     functions with a decorator from elsewhere: kernels and custom operators read them. The `fix` of
     an error speaks of a project that is not there once the module is packed.
     """
+    tree.body = [_unannotated(statement) for statement in tree.body]
     for node in ast.walk(tree):
         for name in ("body", "orelse", "finalbody"):
             body = getattr(node, name, None)

@@ -63,43 +63,114 @@ class Part:
     bits: float | None
 
 
-def model_parts(
-    model: ModelConfig,
-    vocab_size: int,
-    quantize: QuantizeConfig,
-    package: PackageConfig,
-    deviations: Deviations,
-) -> list[Part]:
-    """Return the expected parts of model.bin, in the order of its parameters.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelBytes:
+    """What model.bin will be made of.
 
     Of `deviations` depends how coarse quantize.least_reach makes the rows; else they do not matter.
     """
-    parts, rows, others, vector_bits = [], 0, 0, 0.0
-    high, shuffled = high_matrices(model, quantize), package.byte_shuffle
-    sizes = shapes(model, vocab_size)
-    for name, shape in sizes.items():
-        weights = math.prod(shape)
-        share = sum(high[name]) / len(high[name]) if name in high else 1.0
-        widths = bits_of(name, quantize, share)
-        if not widths:
-            kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
-            each = kind_bits[shuffled] - (DIGITS - quantize.vector_digits)
-            others, vector_bits = others + weights, vector_bits + weights * each
-            continue
-        bits = sum(
-            part * bits_per_weight(name, shape[-1], width, quantize, package, deviations)
-            for width, part in widths.items()
-        )
-        parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
-        rows += weights // shape[-1]
-    parts += _refinements(sizes, quantize)
-    scale_bits = SCALE_BITS[shuffled] - (DIGITS - quantize.scale_digits)
-    return [
-        *parts,
-        Part("scales", "scales", rows, round(rows * scale_bits / 8), None),
-        Part("vectors", "float16", others, round(vector_bits / 8), None),
-        Part("header", "header", 0, HEADER_BYTES, None),
-    ]
+
+    model: ModelConfig
+    vocab_size: int
+    quantize: QuantizeConfig
+    package: PackageConfig
+    deviations: Deviations
+
+    @property
+    def total(self) -> int:
+        """The expected bytes of model.bin."""
+        return sum(part.bytes for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """Return the expected parts of model.bin, in the order of its parameters."""
+        parts, rows, others, vector_bits = [], 0, 0, 0.0
+        quantize, shuffled = self.quantize, self.package.byte_shuffle
+        high = high_matrices(self.model, quantize)
+        sizes = shapes(self.model, self.vocab_size)
+        for name, shape in sizes.items():
+            weights = math.prod(shape)
+            share = sum(high[name]) / len(high[name]) if name in high else 1.0
+            widths = bits_of(name, quantize, share)
+            if not widths:
+                kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
+                each = kind_bits[shuffled] - (DIGITS - quantize.vector_digits)
+                others, vector_bits = others + weights, vector_bits + weights * each
+                continue
+            bits = sum(
+                part * self.bits_per_weight(name, shape[-1], width)
+                for width, part in widths.items()
+            )
+            parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
+            rows += weights // shape[-1]
+        parts += _refinements(sizes, quantize)
+        scale_bits = SCALE_BITS[shuffled] - (DIGITS - quantize.scale_digits)
+        return [
+            *parts,
+            Part("scales", "scales", rows, round(rows * scale_bits / 8), None),
+            Part("vectors", "float16", others, round(vector_bits / 8), None),
+            Part("header", "header", 0, HEADER_BYTES, None),
+        ]
+
+    def bits_per_weight(self, name: str, columns: int, width: int) -> float:
+        """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
+        maximum = 2 ** (width - 1) - 1
+        least = self.quantize.least_reach / self.deviations.get(name, math.inf)
+        step = max(reach(name, columns, maximum, self.quantize), least) / maximum
+        if solved(name, self.quantize):
+            step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
+        chances = integer_chances(step, maximum)
+        brotli, lzma = huffman_bits(chances), entropy_bits(chances) + LZMA_EXCESS_BITS
+        ours = min(entropy_bits(chances) + RANS_EXCESS_BITS, brotli)
+        sizes = {"brotli": brotli, "lzma": lzma, "rans": ours, "auto": min(ours, lzma)}
+        return sizes[self.package.codec]
+
+    def allocation_uncertainty(self) -> int:
+        """Return by how many bytes the choice of the matrices of more bits may be off."""
+        quantize = self.quantize
+        if quantize.high_bits_matrices is None:
+            return 0
+        sizes = shapes(self.model, self.vocab_size)
+
+        def price(name: str, width: int) -> float:
+            _, rows, columns = sizes[name]
+            return rows * columns * self.bits_per_weight(name, columns, width) / 8
+
+        more = {n: price(n, quantize.matrix_bits) - price(n, quantize.low_bits) for n in MATRICES}
+
+        def total(high: High) -> float:
+            return sum(more[name] * sum(of_layers) for name, of_layers in high.items())
+
+        expected = total(high_matrices(self.model, quantize))
+        others = other_allocations(self.model, quantize)
+        return round(max(abs(total(high) - expected) for high in others))
+
+    def deviation_uncertainty(self) -> int:
+        """Return by how many bytes the deviations may be off; 0 where no row is that small."""
+        wider = {name: (1 + DEVIATION_DOUBT) * value for name, value in self.deviations.items()}
+        return replace(self, deviations=wider).total - self.total
+
+    def fitted(self, code_bytes: int) -> tuple[ModelBytes, float]:
+        """Return the model with the clips that quantize.fit_bytes leads to, and their factor.
+
+        Without fit_bytes the clips stay, factor 1. The search ends at 1/4 and 16 times the clips.
+        """
+        low, high = -2.0, 4.0  # doublings
+        limit = self.quantize.fit_bytes
+        if limit is None:
+            return self, 1.0
+        plain = replace(self, deviations={})  # least_reach is of grids that are not fitted
+        for _ in range(20):
+            place = (low + high) / 2
+            if plain._scaled(2**place).total + code_bytes > limit:
+                low = place
+            else:
+                high = place
+        return self._scaled(2**high), 2**high
+
+    def _scaled(self, factor: float) -> ModelBytes:
+        clips = ("attention_clip", "mlp_clip", "embedding_clip")
+        scaled = {clip: getattr(self.quantize, clip) * factor for clip in clips}
+        return replace(self, quantize=replace(self.quantize, **scaled))
 
 
 def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int, float]:
@@ -120,47 +191,6 @@ def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int
     return {} if width is None else {width: 1.0}
 
 
-def allocation_uncertainty(
-    model: ModelConfig,
-    vocab_size: int,
-    quantize: QuantizeConfig,
-    package: PackageConfig,
-    deviations: Deviations,
-) -> int:
-    """Return by how many bytes the choice of the matrices of more bits may be off."""
-    if quantize.high_bits_matrices is None:
-        return 0
-    sizes, options = shapes(model, vocab_size), (quantize, package, deviations)
-
-    def price(name: str, width: int) -> float:
-        _, rows, columns = sizes[name]
-        return rows * columns * bits_per_weight(name, columns, width, *options) / 8
-
-    more = {n: price(n, quantize.matrix_bits) - price(n, quantize.low_bits) for n in MATRICES}
-
-    def total(high: High) -> float:
-        return sum(more[name] * sum(of_layers) for name, of_layers in high.items())
-
-    expected = total(high_matrices(model, quantize))
-    return round(max(abs(total(h) - expected) for h in other_allocations(model, quantize)))
-
-
-def deviation_uncertainty(
-    model: ModelConfig,
-    vocab_size: int,
-    quantize: QuantizeConfig,
-    package: PackageConfig,
-    deviations: Deviations,
-) -> int:
-    """Return by how many bytes the deviations may be off; 0 where no row is as small as that."""
-    wider = {name: (1 + DEVIATION_DOUBT) * value for name, value in deviations.items()}
-    found = [
-        sum(part.bytes for part in model_parts(model, vocab_size, quantize, package, of_rows))
-        for of_rows in (deviations, wider)
-    ]
-    return found[1] - found[0]
-
-
 def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) -> Deviations:
     """Return the standard deviation of each parameter's rows at the end of a long training.
 
@@ -174,27 +204,6 @@ def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) 
             if name in (*MATRICES, *PROJECTIONS):
                 deviations[name] = balance / math.sqrt(shape[-1])
     return deviations
-
-
-def bits_per_weight(
-    name: str,
-    columns: int,
-    width: int,
-    quantize: QuantizeConfig,
-    package: PackageConfig,
-    deviations: Deviations,
-) -> float:
-    """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
-    maximum = 2 ** (width - 1) - 1
-    least = quantize.least_reach / deviations.get(name, math.inf)
-    step = max(reach(name, columns, maximum, quantize), least) / maximum
-    if solved(name, quantize):
-        step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
-    chances = integer_chances(step, maximum)
-    brotli, lzma = huffman_bits(chances), entropy_bits(chances) + LZMA_EXCESS_BITS
-    ours = min(entropy_bits(chances) + RANS_EXCESS_BITS, brotli)
-    sizes = {"brotli": brotli, "lzma": lzma, "rans": ours, "auto": min(ours, lzma)}
-    return sizes[package.codec]
 
 
 def solved(name: str, quantize: QuantizeConfig) -> bool:
@@ -240,38 +249,3 @@ def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part
     if codes:
         parts.append(Part("low-rank codes", "integers", 0, round(codes), None))
     return parts
-
-
-def fitted(
-    model: ModelConfig,
-    vocab_size: int,
-    quantize: QuantizeConfig,
-    package: PackageConfig,
-    *,
-    code_bytes: int,
-) -> tuple[QuantizeConfig, float]:
-    """Return the configuration with the clips that quantize.fit_bytes leads to, and their factor.
-
-    Without fit_bytes the clips stay, factor 1. The search ends at 1/4 and 16 times the clips.
-    """
-    low, high = -2.0, 4.0  # doublings
-    if quantize.fit_bytes is None:
-        return quantize, 1.0
-    for _ in range(20):
-        place = (low + high) / 2
-        # clips are fitted on grid sdclip, whose steps are in deviations of the row
-        parts = model_parts(model, vocab_size, _scaled(quantize, 2**place), package, {})
-        if sum(part.bytes for part in parts) + code_bytes > quantize.fit_bytes:
-            low = place
-        else:
-            high = place
-    return _scaled(quantize, 2**high), 2**high
-
-
-def _scaled(quantize: QuantizeConfig, factor: float) -> QuantizeConfig:
-    return replace(
-        quantize,
-        attention_clip=quantize.attention_clip * factor,
-        mlp_clip=quantize.mlp_clip * factor,
-        embedding_clip=quantize.embedding_clip * factor,
-    )

@@ -8,14 +8,7 @@ from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.memory import training_memory
-from paramgolf.estimate.size import (
-    Part,
-    allocation_uncertainty,
-    deviation_uncertainty,
-    fitted,
-    model_parts,
-    trained_deviations,
-)
+from paramgolf.estimate.size import ModelBytes, Part, trained_deviations
 from paramgolf.estimate.speed import Machine, stretches, training_flops
 from paramgolf.model.flops import TRAINING_FACTOR
 from paramgolf.model.shapes import shapes
@@ -59,16 +52,19 @@ def _flops(params: Params) -> list[dict[str, Any]]:
 
 def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
     model, vocab_size, package = params.model, params.tokenizer.vocab_size, params.package
-    quantize, factor = fitted(model, vocab_size, params.quantize, package, code_bytes=code_bytes)
-    options = model, vocab_size, quantize, package
-    deviations = trained_deviations(model, vocab_size, params.train)
-    parts = model_parts(*options, deviations)
+    expected, factor = ModelBytes(
+        model=model,
+        vocab_size=vocab_size,
+        quantize=params.quantize,
+        package=package,
+        deviations=trained_deviations(model, vocab_size, params.train),
+    ).fitted(code_bytes)
+    parts = expected.parts()
     integers = [part for part in parts if part.bits is not None]
     bytes_model = sum(part.bytes for part in parts)
     total, limit = bytes_model + code_bytes, package.limit_bytes
     tolerance = round(BYTES_TOLERANCE * bytes_model)
-    tolerance += allocation_uncertainty(*options, deviations)
-    tolerance += deviation_uncertainty(*options, deviations)
+    tolerance += expected.allocation_uncertainty() + expected.deviation_uncertainty()
     return {
         "parts": [dataclasses.asdict(part) for part in parts],
         "clip_factor": factor,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from paramgolf.clock import seconds_since_start
-from paramgolf.codec.container import load_package
+from paramgolf.codec.container import Package, load_package
 from paramgolf.model.network import Network
 from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
@@ -30,7 +30,11 @@ class Evaluation:
 
 def load_network(package: str | Path, ranks: Ranks) -> Network:
     """Rebuild the network from model.bin: float32 parameters on this process's device."""
-    packed = load_package(package)
+    return build_network(load_package(package), ranks)
+
+
+def build_network(packed: Package, ranks: Ranks) -> Network:
+    """Return a network of a decoded package, which stays as it is."""
     network = Network(packed.model, packed.vocab_size)
     network.load_state_dict(packed.state)
     return place(network, ranks)

@@ -55,7 +55,7 @@ class StreamScorer(Scorer):
             yield rehearsal._replace(options=learner.options(), learns=True)
 
     def score_and_learn(self, batch: Windows) -> None:
-        """Score a batch of windows that begin to score at the same offset, then learn from it."""
+        """Score a batch of windows, then learn from it."""
         rows = share(len(batch), self.ranks)
         mine = batch[rows.start : rows.stop]
         targets = batch.targets
@@ -78,11 +78,10 @@ class StreamScorer(Scorer):
         has a loss of 0, and joins the sums all the same.
         """
         starts = np.concatenate([mine.start, np.repeat(batch.start[:1], self.rows - len(mine))])
-        offset = int(batch.first[0] - batch.start[0])
-        nats, scores = self.score(starts, batch.length, slice(offset, None), self.learner.options())
+        part = slice(batch.offset, None)
+        nats, scores = self.score(starts, batch.length, part, self.learner.options())
         nats, scores = nats[: len(mine)], scores[: len(mine)]
-        targets = mine.first[:, None] + np.arange(batch.length - offset)
-        scored = send(torch.from_numpy(targets < mine.stop[:, None]), nats.device)
+        scored = send(torch.from_numpy(mine.scored(batch.offset)[1]), nats.device)
         return (nats * scored).sum(), start_copy(scores)
 
     def _learn(self, targets: range) -> None:

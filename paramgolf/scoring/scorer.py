@@ -6,8 +6,9 @@ Shapes: B windows of a batch, T tokens of a window.
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
 
+Drawn = TypeVar("Drawn")
+AHEAD = 8  # forward passes launched before a score is waited for, so that the device never waits
 BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
 
 if TYPE_CHECKING:
@@ -101,18 +104,17 @@ class Scorer:
             nats, times = np.zeros((2, len(targets)))
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.ranks)]
-            # all passes are launched before a score is waited for, so that the device never waits
             with torch.no_grad(), self.network.frozen():
-                scores = [start_copy(self.score_windows(batch)) for batch in mine]
-            for batch, score in zip(mine, scores, strict=True):
-                add_scores(nats, times, batch, score(), targets.start)
+                launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
+                for batch, scores in lag(launched, AHEAD):
+                    add_scores(nats, times, batch, scores(), targets.start)
             both = torch.from_numpy(np.stack([nats, times])).to(self.ranks.device)
             nats, times = self.ranks.sum(both).cpu().numpy()
             self.ledger.score(targets.start, nats, times)
 
     def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""
-        offsets = {int(x) for item in items for x in np.unique(item.first - item.start)}
+        offsets = {group.offset for item in items for group in split_groups(item)}
         for offset in sorted(offsets):
             yield Rehearsal(self.rows, items[0].length, slice(offset, None), self.options)
 
@@ -122,7 +124,7 @@ class Scorer:
         Every forward pass has `rows` rows, the last window standing in for those that are missing.
         """
         starts = np.pad(batch.start, (0, self.rows - len(batch)), mode="edge")
-        part = slice(int(batch.first[0] - batch.start[0]), None)
+        part = slice(batch.offset, None)
         return self.score(starts, batch.length, part, self.options)[1][: len(batch)]
 
     def score(
@@ -178,13 +180,32 @@ class Scorer:
         return nats, mixture.tilted(nats.detach(), of_hint, wanted, batch.numbers)
 
 
-def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
-    """Yield batches of at most `rows` windows that begin to score at the same offset."""
+def split_groups(windows: Windows) -> list[Windows]:
+    """Return windows that can share forward passes: they begin to score at the same offset.
+
+    Where that is early in the window all can: scores that nobody wants cost less than a pass.
+    """
     offsets = windows.first - windows.start
-    for offset in np.unique(offsets):
-        group = windows[offsets == offset]
+    if offsets.max() <= windows.length // 4:
+        return [windows]
+    return [windows[offsets == offset] for offset in np.unique(offsets)]
+
+
+def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
+    """Yield batches of at most `rows` windows that can share a forward pass."""
+    for group in split_groups(windows):
         for begin in range(0, len(group), rows):
             yield group[begin : begin + rows]
+
+
+def lag(items: Iterator[Drawn], count: int) -> Iterator[Drawn]:
+    """Yield the items, each when `count` more have been drawn."""
+    drawn: deque[Drawn] = deque()
+    for item in items:
+        drawn.append(item)
+        if len(drawn) > count:
+            yield drawn.popleft()
+    yield from drawn
 
 
 def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,8 +220,7 @@ def add_scores(
     nats: np.ndarray, times: np.ndarray, batch: Windows, scores: np.ndarray, origin: int
 ) -> None:
     """Add a batch's scores [B, k] to the sums of the targets from `origin` on, and count them."""
-    targets = batch.first[:, None] + np.arange(scores.shape[1])
-    scored = targets < batch.stop[:, None]
+    targets, scored = batch.scored(batch.length - scores.shape[1])
     np.add.at(nats, targets[scored] - origin, scores[scored])
     np.add.at(times, targets[scored] - origin, 1)
 

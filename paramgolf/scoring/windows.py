@@ -33,6 +33,16 @@ class Windows:
         return Windows(self.length, self.start[part], self.first[part], self.stop[part])
 
     @property
+    def offset(self) -> int:
+        """How many inputs every window reads before one whose target it scores."""
+        return int((self.first - self.start).min())
+
+    def scored(self, offset: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the targets of the inputs from `offset` on, and which are scored, [n, k] both."""
+        targets = self.start[:, None] + np.arange(offset, self.length)
+        return targets, (self.first[:, None] <= targets) & (targets < self.stop[:, None])
+
+    @property
     def targets(self) -> range:
         """The span of targets that these windows score; they must be neighbours, at least one."""
         return range(int(self.first[0]), int(self.stop[-1]))

@@ -153,9 +153,9 @@ def test_rows_that_go_together_are_predicted(shape):
 
 def test_tables_lie_clear_of_rounding():
     """No frequency, and no class of a mean, may depend on a platform's last digit."""
-    starts, symbols = tables()
+    starts, slots = tables()
     assert (starts[:, -1] == 2**BITS).all()
-    assert len(symbols) == len(starts) * 2**BITS
+    assert len(slots) == len(starts) * 2**BITS
     nearest = 1.0
     for row in range(len(starts)):
         deviation = 2.0 ** ((row // SHIFTS + SMALLEST) / OCTAVE)

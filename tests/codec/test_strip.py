@@ -13,6 +13,8 @@ import dataclasses
 import functools
 import typing
 
+TABLE: dict[str, int] = {}
+
 class Empty(Exception):
     """Only a docstring."""
 
@@ -69,6 +71,7 @@ def test_behaviour_stays_and_words_go():
     for word in ("Doc", "docstring", "stays", "invariant", "dvc repro"):
         assert word not in text
     assert "found=1" in text
+    assert "TABLE = {}" in text
 
 
 def test_imports_that_nothing_speaks_of_are_dropped():

@@ -1,0 +1,56 @@
+"""Score a packed model as training validates: `python benchmarks/packed_score.py`.
+
+Reads artifacts/package/model.bin, data/tokens and params.yaml of the folder it is started in. The
+text, its windows and what attention sees are those of the last validation of training, so that the
+difference from train's `val_bpb` is what quantising costs. Writes artifacts/metrics/packed.json.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.errors import exit_on_error
+from paramgolf.files import write_json
+from paramgolf.gpu_slots import take_gpus
+from paramgolf.model.network import Pass
+from paramgolf.params import load_params
+from paramgolf.runtime import launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.evaluation import load_network
+from paramgolf.scoring.stage import PACKAGE_PATH
+from paramgolf.training.config import TrainConfig
+from paramgolf.training.validate import validate
+
+METRICS = Path("artifacts/metrics/packed.json")
+BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
+
+
+def main() -> None:
+    runtime, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
+    length = train.sizes[-1].sequence_length
+    take_gpus(runtime)
+    launch(runtime)
+    with processes(runtime) as ranks:
+        network, tokens = load_network(PACKAGE_PATH, ranks), open_tokens(TOKENS_PATH)
+        score = validate(
+            network,
+            tokens.val(),
+            tokens.val_bytes(),
+            Pass(
+                network.config.orders[-1],
+                document_tokens=length if train.loader == "documents" else None,
+            ),
+            ranks,
+            length=length,
+            batch_windows=max(1, BATCH_TOKENS // length),
+            max_tokens=None,
+        )
+        if ranks.is_main:
+            found = {"val_bpb": score.bits_per_byte, "tokens_scored": score.tokens}
+            write_json(METRICS, found)
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()
