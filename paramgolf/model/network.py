@@ -77,7 +77,9 @@ class FanOut(torch.autograd.Function):
         """Return x `count` times; `add` sums gradients."""
         ctx.add = add
         ctx.set_materialize_grads(False)
-        return tuple(x.view_as(x) for _ in range(count))
+        return tuple(
+            x.detach() for _ in range(count)
+        )  # no views: compiled code would ask their base
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:

@@ -61,10 +61,10 @@ class StreamScorer(Scorer):
         targets = batch.targets
         loss, scores = self._score(batch, mine)
         (loss / len(targets)).backward()
-        nats, times = np.zeros((2, len(targets)))
+        both = torch.zeros(2, len(targets), dtype=torch.float64)
+        nats, times = both.numpy()
         add_scores(nats, times, mine, scores(), targets.start)
-        both = torch.from_numpy(np.stack([nats, times])).to(self.ranks.device)
-        nats, times = self.ranks.sum(both).cpu().numpy()
+        self.ranks.sum(both)
         self.ledger.score(targets.start, nats, times)
         if targets.stop < len(self.text):
             self._learn(targets)
@@ -81,7 +81,9 @@ class StreamScorer(Scorer):
         part = slice(batch.offset, None)
         nats, scores = self.score(starts, batch.length, part, self.learner.options())
         nats, scores = nats[: len(mine)], scores[: len(mine)]
-        scored = send(torch.from_numpy(mine.scored(batch.offset)[1]), nats.device)
+        targets = mine.start[:, None] + np.arange(batch.offset, batch.length)
+        inside = (mine.first[:, None] <= targets) & (targets < mine.stop[:, None])
+        scored = send(torch.from_numpy(inside), nats.device)
         return (nats * scored).sum(), start_copy(scores)
 
     def _learn(self, targets: range) -> None:

@@ -25,7 +25,7 @@ from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
 
 Drawn = TypeVar("Drawn")
-AHEAD = 8  # forward passes launched before a score is waited for, so that the device never waits
+AHEAD = 4  # forward passes launched before a score is waited for, so that the device never waits
 BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
 
 if TYPE_CHECKING:
@@ -101,15 +101,15 @@ class Scorer:
         """
         with self.session.timing.part("score"):
             targets = item.targets
-            nats, times = np.zeros((2, len(targets)))
+            both = torch.zeros(2, len(targets), dtype=torch.float64)
+            nats, times = both.numpy()
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.ranks)]
             with torch.no_grad(), self.network.frozen():
                 launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
                 for batch, scores in lag(launched, AHEAD):
                     add_scores(nats, times, batch, scores(), targets.start)
-            both = torch.from_numpy(np.stack([nats, times])).to(self.ranks.device)
-            nats, times = self.ranks.sum(both).cpu().numpy()
+            self.ranks.sum(both)
             self.ledger.score(targets.start, nats, times)
 
     def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
@@ -220,9 +220,12 @@ def add_scores(
     nats: np.ndarray, times: np.ndarray, batch: Windows, scores: np.ndarray, origin: int
 ) -> None:
     """Add a batch's scores [B, k] to the sums of the targets from `origin` on, and count them."""
-    targets, scored = batch.scored(batch.length - scores.shape[1])
-    np.add.at(nats, targets[scored] - origin, scores[scored])
-    np.add.at(times, targets[scored] - origin, 1)
+    offset = batch.length - scores.shape[1]
+    bounds = np.stack([batch.start + offset, batch.first, batch.stop], axis=1).tolist()
+    for (begin, first, stop), row in zip(bounds, scores, strict=True):
+        scored = slice(first - origin, stop - origin)
+        nats[scored] += row[first - begin : stop - begin]
+        times[scored] += 1
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

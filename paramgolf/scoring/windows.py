@@ -37,11 +37,6 @@ class Windows:
         """How many inputs every window reads before one whose target it scores."""
         return int((self.first - self.start).min())
 
-    def scored(self, offset: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the targets of the inputs from `offset` on, and which are scored, [n, k] both."""
-        targets = self.start[:, None] + np.arange(offset, self.length)
-        return targets, (self.first[:, None] <= targets) & (targets < self.stop[:, None])
-
     @property
     def targets(self) -> range:
         """The span of targets that these windows score; they must be neighbours, at least one."""

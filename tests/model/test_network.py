@@ -320,3 +320,18 @@ def test_last_positions_alone_score_the_same(tiny_model):
     whole = network.nll(batch[:, :-1], batch[:, 1:], options)
     tail = network.nll(batch[:, :-1], batch[:, -5:], options, part=slice(-5, None))
     torch.testing.assert_close(tail, whole[:, -5:])
+
+
+def test_blocks_read_no_views(tiny_model, monkeypatch):
+    """Compiled code with symbolic sizes asks what views are of, and torch 2.11 then refuses some."""
+    network = randomised(Network(tiny_model(), VOCAB, seed=1))
+    read, run = [], network._block
+
+    def watched(state, weights, context, kind):
+        read.extend([*state, context.x0, context.cos, context.sin, *(context.entering or ())])
+        return run(state, weights, context, kind)
+
+    monkeypatch.setattr(network, "_block", watched)
+    network.nll(tokens()[:, :-1], tokens()[:, 1:], Pass(network.config.orders[-1]))
+    assert read
+    assert all(tensor._base is None for tensor in read)
