@@ -11,13 +11,13 @@ from pathlib import Path
 PACKAGE = "paramgolf"
 
 
-def imported_modules(source: str) -> set[str]:
-    """Return the dotted names of `paramgolf` modules that `source` imports anywhere.
+def imported_modules(tree: ast.Module) -> set[str]:
+    """Return the dotted names of `paramgolf` modules that a module imports anywhere.
 
     `from paramgolf.a import b` names the module a, and a.b should that be a module.
     """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -45,7 +45,8 @@ def closure(script: Path, root: Path) -> list[Path]:
     queue = [script]
     while queue:
         path = queue.pop()
-        for name in imported_modules((root / path).read_text(encoding="utf-8")):
+        tree = ast.parse((root / path).read_text(encoding="utf-8"))
+        for name in imported_modules(tree):
             file = module_file(name, root)
             if file is not None and file.name != "__init__.py" and file not in found:
                 found.add(file)

@@ -247,7 +247,7 @@ def _reachable(trees: Trees, entry: str) -> Trees:
     """Return the modules that `entry` imports, directly or not."""
     found, queue = {entry}, [entry]
     while queue:
-        new = (imported_modules(ast.unparse(trees[queue.pop()])) & trees.keys()) - found
+        new = (imported_modules(trees[queue.pop()]) & trees.keys()) - found
         found |= new
         queue += new
     return {name: tree for name, tree in trees.items() if name in found}

@@ -323,7 +323,7 @@ def test_last_positions_alone_score_the_same(tiny_model):
 
 
 def test_blocks_read_no_views(tiny_model, monkeypatch):
-    """Compiled code with symbolic sizes asks what views are of, and torch 2.11 then refuses some."""
+    """Compiled code with symbolic sizes asks what views are of, which torch 2.11 may refuse."""
     network = randomised(Network(tiny_model(), VOCAB, seed=1))
     read, run = [], network._block
 
