@@ -70,13 +70,12 @@ class Ledger:
         no probability can have, are LedgerErrors too.
         """
         self._inside(np.array([start]), np.array([start + len(nats)]))
-        twice = np.flatnonzero(times > 1)
-        if len(twice):
-            _refuse("a target is scored a second time", start + twice)
-        new = np.flatnonzero(times)
-        if len(new) == len(nats):  # the ordinary case; a slice copies nothing
+        if times.max(initial=0) > 1:
+            _refuse("a target is scored a second time", start + np.flatnonzero(times > 1))
+        if times.min(initial=1) > 0:  # the ordinary case; a slice copies nothing
             self._enter(slice(start, start + len(nats)), nats)
         else:
+            new = np.flatnonzero(times)
             self._enter(start + new, nats[new])
 
     def score_at(self, targets: np.ndarray, nats: np.ndarray) -> None:
@@ -88,12 +87,13 @@ class Ledger:
         self._enter(targets, nats)
 
     def _enter(self, targets: np.ndarray | slice, nats: np.ndarray) -> None:
-        known = self.entry[targets] > 0
-        if known.any():
+        if self.entry[targets].max(initial=0) > 0:
+            known = self.entry[targets] > 0
             _refuse("a target is scored a second time", np.arange(len(self.entry))[targets][known])
-        impossible = ~((nats > -ROUNDING_NATS) & np.isfinite(nats))
-        if impossible.any():
+        # the extremes are NaN where a score is, and no comparison with it holds
+        if not (nats.min(initial=0) > -ROUNDING_NATS and nats.max(initial=0) < np.inf):
             fix = "lower the rate of eval_ttt if adaptation diverged; else the weights are damaged"
+            impossible = ~((nats > -ROUNDING_NATS) & np.isfinite(nats))
             found = _describe(np.arange(len(self.entry))[targets][impossible])
             raise LedgerError("a score is not the -ln of a probability", found=found, fix=fix)
         self.weights.append(len(self.updates))
