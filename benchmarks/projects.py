@@ -135,11 +135,8 @@ class Project:
     def take_tokens(self) -> None:
         """Put data/tokens in place, those of the same text and tokenizer; make them if need be."""
         parts = {name: self.content[name] for name in ("data", "tokenizer")}
-        if parts["data"]["source"] != "hub":
-            parts["data"] = {
-                **parts["data"],
-                "hub": None,
-            }  # recipes name theirs, and do not read it
+        if parts["data"]["source"] != "hub":  # recipes name theirs all the same
+            parts["data"] = {**parts["data"], "hub": None}
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         kept = WORK / "tokens" / key
         with locked(WORK / "tokens" / f"{key}.lock"):
