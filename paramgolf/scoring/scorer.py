@@ -114,7 +114,7 @@ class Scorer:
 
     def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""
-        offsets = {group.offset for item in items for group in split_groups(item)}
+        offsets = {batch.offset for item in items for batch in split_batches(item, self.rows)}
         for offset in sorted(offsets):
             yield Rehearsal(self.rows, items[0].length, slice(offset, None), self.options)
 
@@ -180,20 +180,17 @@ class Scorer:
         return nats, mixture.tilted(nats.detach(), of_hint, wanted, batch.numbers)
 
 
-def split_groups(windows: Windows) -> list[Windows]:
-    """Return windows that can share forward passes: they begin to score at the same offset.
+def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
+    """Yield batches of at most `rows` windows that can share a forward pass.
 
-    Where that is early in the window all can: scores that nobody wants cost less than a pass.
+    They begin to score at the same offset. Where that is early in the window all can share: scores
+    that nobody wants cost less than a pass.
     """
     offsets = windows.first - windows.start
-    if offsets.max() <= windows.length // 4:
-        return [windows]
-    return [windows[offsets == offset] for offset in np.unique(offsets)]
-
-
-def split_batches(windows: Windows, rows: int) -> Iterator[Windows]:
-    """Yield batches of at most `rows` windows that can share a forward pass."""
-    for group in split_groups(windows):
+    groups = [windows]
+    if offsets.max() > windows.length // 4:
+        groups = [windows[offsets == offset] for offset in np.unique(offsets)]
+    for group in groups:
         for begin in range(0, len(group), rows):
             yield group[begin : begin + rows]
 

@@ -46,7 +46,7 @@ def score(case, text, ranks, kind="none", network=None):
     network, config = network or make_network(), CASES[case]
     mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if config is None:
-        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 3, "batch_windows": 5}
+        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 5, "batch_windows": 5}
         config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
         return score_text(network, text, config, Session(ranks))
     config = dataclasses.replace(config, mixture=mixture)
