@@ -77,9 +77,8 @@ class FanOut(torch.autograd.Function):
         """Return x `count` times; `add` sums gradients."""
         ctx.add = add
         ctx.set_materialize_grads(False)
-        return tuple(
-            x.detach() for _ in range(count)
-        )  # no views: compiled code would ask their base
+        # not views: compiled code would ask what they are views of
+        return tuple(x.detach() for _ in range(count))
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
