@@ -32,10 +32,11 @@ def adapter_shapes(
 
 
 class AdapterSet:
-    """The adapters of `rows` rows: a [places, rows, r, in] and b [places, rows, out, r] by name.
+    """The adapters of `rows` rows: a [rows, places, r, in] and b [rows, places, out, r] by name.
 
     A fresh set adds nothing: b is 0. a is uniform within 1 / sqrt(in), the same for all rows, so
     that a document's scores do not depend on the row that it happens to take. float32 leaves.
+    Rows come first, and fewer rows are the first of them: they stay where they are in memory.
     """
 
     def __init__(
@@ -43,19 +44,20 @@ class AdapterSet:
     ) -> None:
         self.scale = alpha / rank
         generator = torch.Generator().manual_seed(seed)
-        self.a: dict[str, Tensor] = {}
-        self.b: dict[str, Tensor] = {}
+        self._fresh: dict[str, Tensor] = {}  # of one row
+        self._whole_a: dict[str, Tensor] = {}
+        self._whole_b: dict[str, Tensor] = {}
         for name, (places, out, width) in shapes.items():
-            drawn = 2 * torch.rand((places, 1, rank, width), generator=generator) - 1
-            shared = (drawn / width**0.5).to(device).expand(-1, rows, -1, -1)
-            self.a[name] = shared.contiguous().requires_grad_()
-            shape = (places, rows, out, rank)
-            self.b[name] = torch.zeros(shape, device=device, requires_grad=True)
+            drawn = 2 * torch.rand((1, places, rank, width), generator=generator) - 1
+            self._fresh[name] = (drawn / width**0.5).to(device)
+            self._whole_a[name] = self._fresh[name].repeat(rows, 1, 1, 1)
+            self._whole_b[name] = torch.zeros((rows, places, out, rank), device=device)
+        self.keep(rows)
 
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return next(iter(self.a.values())).shape[1]
+        return len(next(iter(self.a.values())))
 
     def pairs(self) -> dict[str, Pair]:
         """Return what Pass.adapters takes; gradients flow through it."""
@@ -66,13 +68,15 @@ class AdapterSet:
         return [*self.a.values(), *self.b.values()]
 
     def keep(self, rows: int) -> None:
-        """Forget all but the first `rows` rows; the leaves are new tensors."""
-        for tensors in (self.a, self.b):
-            for name, tensor in tensors.items():
-                tensors[name] = tensor.detach()[:, :rows].clone().requires_grad_()
+        """Let the first `rows` rows be all; the leaves are new tensors over the same memory."""
+        self.a, self.b = (
+            {name: tensor[:rows].detach().requires_grad_() for name, tensor in whole.items()}
+            for whole in (self._whole_a, self._whole_b)
+        )
 
-    def warm(self, a: Mapping[str, Tensor]) -> None:
-        """Take over `a` of another set (#1767), row by row; b stays as it is."""
-        with torch.no_grad():
-            for name, tensor in a.items():
-                self.a[name].copy_(tensor)
+    def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
+        """Make all rows fresh again, or with the first matrices `a` of another set (#1767)."""
+        for name, whole in self._whole_a.items():
+            whole.copy_((a or self._fresh)[name])
+            self._whole_b[name].zero_()
+        self.keep(len(whole))

@@ -7,7 +7,7 @@ after it is mixed with x0. Sources: spec numbers of the records beside each para
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -63,7 +63,7 @@ class Weights(NamedTuple):
 class Pair(NamedTuple):
     """A low-rank addition to a projection, for each row of the batch or (B = 1) for all.
 
-    A step's is a [B, r, in] and b [B, out, r]; a stack over places has one dimension more in front.
+    A step's is a [B, r, in] and b [B, out, r]; those of all places are the second dimension there.
     """
 
     a: Tensor
@@ -101,31 +101,43 @@ def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
     return F.linear(x, weight)
 
 
-def low_rank(x: Tensor, pair: Pair) -> Tensor:
-    """Return (x a^T) b^T [B, T, out], each row by its own matrices."""
-    a, b = pair
-    if len(a) == 1:
-        return F.linear(F.linear(x, a[0]), b[0])
-    return x.bmm(a.mT).bmm(b.mT)  # not matmul: what it might broadcast is slow to trace
+def low_rank(x: Tensor, *pairs: Pair) -> list[Tensor]:
+    """Return (x a^T) b^T [B, T, out] for each of `pairs`, each row by its own matrices.
+
+    x [B, T, in] is read once for all.
+    """
+
+    def product(x: Tensor, matrices: Tensor) -> Tensor:
+        # not matmul: what it might broadcast is slow to trace
+        return F.linear(x, matrices[0]) if len(matrices) == 1 else x.bmm(matrices.mT)
+
+    inner = product(x, torch.cat([pair.a for pair in pairs], dim=1))
+    parts = inner.split([pair.a.shape[1] for pair in pairs], dim=-1)
+    return [product(part, pair.b) for part, pair in zip(parts, pairs, strict=True)]
 
 
-def adapt(y: Tensor, n: Tensor, name: str, adapters: Adapters | None) -> Tensor:
-    """Return y [B, T, out], plus what adapter `name` makes of n [B, T, in] where there is one."""
-    pair = None if adapters is None else getattr(adapters, name)
-    return y if pair is None else y + low_rank(n, pair)
+def additions(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[str, Tensor]:
+    """Return what the adapters q, k, v and o make of attention's input n [B, T, d], by name."""
+    if adapters is None:
+        return {}
+    pairs = {name: pair for name in "qkvo" if (pair := getattr(adapters, name)) is not None}
+    if adapters.o is not None:  # scaled as the projection's rows are
+        pairs["o"] = Pair(adapters.o.a, w.attn_scale[:, None] * adapters.o.b)
+    return dict(zip(pairs, low_rank(n, *pairs.values()), strict=True)) if pairs else {}
 
 
-def heads_of(n: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor, Tensor]:
+def heads_of(
+    n: Tensor, w: Weights, c: Context, kind: Kind, added: Mapping[str, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
     """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D].
 
-    q and k are normalised and rotated; a value embedding is in v.
+    q and k are normalised and rotated; `added` is in, and a value embedding is in v.
     """
     qkv = linear(n, w.qkv, "qkv", c.tap)
-    if c.adapters is not None:
+    if added:
         kv = (len(w.qkv) - n.shape[-1]) // 2
-        parts = qkv.split([n.shape[-1], kv, kv], dim=-1)
-        named = zip(parts, "qkv", strict=True)
-        qkv = torch.cat([adapt(y, n, name, c.adapters) for y, name in named], dim=-1)
+        parts = zip("qkv", qkv.split([n.shape[-1], kv, kv], dim=-1), strict=True)
+        qkv = torch.cat([y + added[name] if name in added else y for name, y in parts], dim=-1)
     q, k, v = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
     if c.value_extra is not None:
         v = v + c.value_extra.view(v.shape)
@@ -137,7 +149,8 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
 
     The output's scale is a factor of the projection's rows: a weight is cheaper to scale.
     """
-    q, k, v = heads_of(n, w, c, kind)
+    added = additions(n, w, c.adapters)
+    q, k, v = heads_of(n, w, c, kind, added)
     if c.first_values is not None:
         assert w.value_mix is not None
         v = v + torch.sigmoid(w.value_mix) * c.first_values
@@ -146,9 +159,7 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if kind.xsa or gate is not None:
         y = kind.operations.finish_heads(y, v, gate, exclude=kind.xsa)
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
-    if c.adapters is not None and c.adapters.o is not None:
-        y = y + w.attn_scale * low_rank(n, c.adapters.o)
-    return y
+    return y + added["o"] if "o" in added else y
 
 
 def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
@@ -171,7 +182,8 @@ def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
         y = linear(hidden, down, "down", c.tap)
     if c.adapters is not None and c.adapters.mlp is not None:
-        y = y + w.mlp_scale * low_rank(n, c.adapters.mlp)
+        a, b = c.adapters.mlp
+        y = y + low_rank(n, Pair(a, w.mlp_scale[:, None] * b))[0]
     return y
 
 

@@ -26,7 +26,7 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
     if head.adapter is not None:
         # in float32: compiled code may round a sum in bfloat16 for one of its readers and not for
         # another, and the probabilities would no longer add up to 1
-        z = z + low_rank(hidden, head.adapter).float()
+        z = z + low_rank(hidden, head.adapter)[0].float()
     if head.sides is None:
         return head.softcap * torch.tanh(z / head.softcap)
     above, below = head.sides

@@ -28,6 +28,7 @@ from paramgolf.model.block import (
     Pair,
     State,
     Weights,
+    additions,
     block,
     heads_of,
     mix_in,
@@ -44,6 +45,7 @@ from paramgolf.model.shapes import MATRICES, shapes
 BOS = 1  # of every published tokenizer
 GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
 Tensors = dict[str, Tensor]
+Part = slice | Tensor  # of a row: places next to one another, or any, int64 [k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ class Pass:
     `order` is the layer order. `tap(family, row, x)` is shown the input of each matrix product:
     qkv, o, up, down, and embedding (the head's). A tap turns compilation off. With
     `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
-    `adapters` are low-rank additions by name (Adapters' fields, and head), stacked over the places
+    `adapters` are low-rank additions by name (Adapters' fields, and head), rows first, then places
     of the order. With `window` a position attends to no more than so many, its own among them.
     `segments` are those of `document_tokens` or `window`, where they were found beforehand.
     """
@@ -143,7 +145,7 @@ class Network(nn.Module):
                     matrices[self.config.layers + i].copy_(matrices[layer])
 
     def nll(
-        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, part: slice | None = None
+        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, part: Part | None = None
     ) -> Tensor:
         """Return the negative log-likelihood of each target, nats, float32 [B, T].
 
@@ -152,24 +154,24 @@ class Network(nn.Module):
         hidden, head = self._before_head(tokens_BT, options, part)
         return self._nll(hidden, targets_BT, head)
 
-    def logits(self, tokens_BT: Tensor, options: Pass, *, part: slice | None = None) -> Tensor:
+    def logits(self, tokens_BT: Tensor, options: Pass, *, part: Part | None = None) -> Tensor:
         """Return softcapped logits, float32 [B, T, V], of the positions `part` or of all."""
         hidden, head = self._before_head(tokens_BT, options, part)
         return head_logits(hidden, head)
 
     def _before_head(
-        self, tokens_BT: Tensor, options: Pass, part: slice | None
+        self, tokens_BT: Tensor, options: Pass, part: Part | None
     ) -> tuple[Tensor, Head]:
         """Return what the head reads [B, T, d], and the head's weights."""
         tensors = self._cast()
         hidden = self._hidden(tokens_BT, tensors, options)
         if part is not None:
-            hidden = hidden[:, part]
+            hidden = hidden[:, part] if isinstance(part, slice) else hidden.index_select(1, part)
         if options.tap is not None:
             options.tap("embedding", 0, hidden)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
-            adapter = Pair(*(x.to(self.compute_dtype)[0] for x in options.adapters["head"]))
+            adapter = Pair(*(x.to(self.compute_dtype)[:, 0] for x in options.adapters["head"]))
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         return hidden, Head(tensors["embedding"], self.config.softcap, sides, adapter)
 
@@ -257,7 +259,7 @@ class Network(nn.Module):
         if adapters is None:
             return [None] * places
         split = {
-            name: [x.to(self.compute_dtype).unbind(0) for x in pair]
+            name: [x.to(self.compute_dtype).unbind(1) for x in pair]
             for name, pair in adapters.items()
             if name != "head"
         }
@@ -270,7 +272,8 @@ class Network(nn.Module):
         """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""
         plain = context._replace(first_values=None, tap=None)
         _, n = mix_in(state[0], weights, plain, self._kind_base())
-        return heads_of(n, weights, plain, self._kind_base())[2]
+        added = additions(n, weights, plain.adapters)
+        return heads_of(n, weights, plain, self._kind_base(), added)[2]
 
     def _kind_base(self) -> Kind:
         c = self.config

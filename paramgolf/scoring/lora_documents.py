@@ -7,6 +7,7 @@ change any score before it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network
+from paramgolf.model.replay import Replay
 from paramgolf.model.shared_graphs import share_graphs
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
@@ -25,13 +27,15 @@ from paramgolf.scoring.document_batches import (
 )
 from paramgolf.scoring.ledger import Ledger, spread
 from paramgolf.scoring.low_rank import Learner
+from paramgolf.scoring.scorer import Batch as Passed
 from paramgolf.scoring.scorer import Rehearsal, Scorer, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
 from paramgolf.scoring.text import Text, find_documents
 
-SMALLEST_WIDTH = 256  # tokens; widths double from here to the window, so that shapes are few
-FEWER_ROWS = 4  # rows are dropped when at most one in so many is in use; so many are the fewest
+WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
+ROW_STEPS = 8  # rows are dropped an eighth at a time
+FEWEST_ROWS = 4
 Matrices = dict[str, torch.Tensor]
 
 
@@ -52,10 +56,25 @@ def score_documents(network: Network, text: Text, config: AdaptConfig, session: 
     return scorer.ledger
 
 
+class Lesson(NamedTuple):
+    """A pass as tensors alone, so that it can be recorded: see Batch of paramgolf.scoring.scorer.
+
+    `places` int64 [k] are those of the part that is scored; `learns` float32 [B] is 1 for the rows
+    that learn from it, 0 for the others.
+    """
+
+    inputs: torch.Tensor
+    targets: torch.Tensor
+    first: torch.Tensor
+    places: torch.Tensor
+    learns: torch.Tensor
+
+
 class DocumentScorer(Scorer):
     """Scores documents, in batches that share nothing but a lane's first matrices.
 
-    Processes share the lanes; each enters in the ledger what it scores itself.
+    Processes share the lanes; each enters in the ledger what it scores itself. Passes are short
+    where documents are: on a GPU they are CUDA graphs, or launching them would take longer.
     """
 
     def __init__(self, network: Network, text: Text, config: AdaptConfig, session: Session) -> None:
@@ -72,6 +91,8 @@ class DocumentScorer(Scorer):
             order=spread(self.start, self.stop),
         )
         self.config = config
+        self.learner = Learner(network, config.adapter, self.rows)
+        self._replay = Replay()
         self._lanes = share(config.documents.lanes, self.ranks)
         self.warm: dict[int, Matrices] = {}
         if self.ranks.compile:
@@ -106,19 +127,31 @@ class DocumentScorer(Scorer):
                 self.train(spread(self.start[: item.phase], self.stop[: item.phase]))
 
     def rehearsals(self, items: Sequence[Step]) -> Iterator[Rehearsal]:
-        """Yield the shapes of the passes that `items` need."""
-        window, rows = self.config.window, self.rows
-        learner = Learner(self.network, self.config.adapter, rows)
+        """Yield the shapes of the passes that `items` need, and record those passes on a GPU."""
+        window, learner = self.config.window, self.learner
         mine = [step.batch for step in items if step.batch.lane in self._lanes]
-        shapes = {shape for batch in mine for shape in pass_shapes(batch, rows, window)}
-        for rows, read, size in sorted(shapes, reverse=True):
-            if rows < learner.adapters.rows:
-                learner.keep(rows)
+        shapes = {shape for batch in mine for shape in pass_shapes(batch, self.rows, window)}
+        ordered = sorted(shapes, reverse=True)
+        for rows, read, size in ordered:
+            learner.keep(rows)
             yield Rehearsal(rows, read, slice(read - size, read), learner.options(), learns=True)
+        if self.ranks.device.type == "cuda":
+            self._record(ordered)
         if any(step.phase for step in items):
             self.network.requires_grad_(True)
             yield from sgd_rehearsals(self.network, self.config, self.ranks, window)
             self.network.requires_grad_(False).zero_grad()
+
+    def _record(self, shapes: Sequence[tuple[int, int, int]]) -> None:
+        """Record a pass of each of the rehearsed shapes (rows, tokens read and scored)."""
+        device = self.ranks.device
+        for shape in shapes:
+            rows, read, size = shape
+            self.learner.keep(rows)
+            inputs, targets = torch.zeros((2, rows, read), dtype=torch.int64, device=device)
+            first, places = (torch.zeros_like(inputs[0, :1].expand(n)) for n in (rows, size))
+            lesson = Lesson(inputs, targets, first, places, first.float())
+            self._replay.capture(shape, self._teach, lesson, warm_ups=0)
 
     def train(self, targets: np.ndarray) -> None:
         """Train the whole model on `targets`, in that order; adapters begin anew afterwards."""
@@ -132,23 +165,23 @@ class DocumentScorer(Scorer):
         self.network.requires_grad_(False).zero_grad()
 
     def _score_batch(self, batch: Batch) -> None:
-        rows = self.rows
-        # rows without a document stay idle, so that all batches have the same shape
+        rows, learner = self.rows, self.learner
+        # rows without a document stay idle: fewer would be another shape
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
         lengths = stop - start
-        learner = Learner(self.network, self.config.adapter, rows)
-        learner.adapters.warm(self.warm.get(batch.lane, {}))
-        for begin, used in rows_in_use(batch, rows, self.config.window):
+        learner.renew(self.warm.get(batch.lane))
+        if self.config.documents.warm_a and batch.lane not in self.warm:
+            fresh = learner.adapters.a.items()
+            self.warm[batch.lane] = {name: a.detach().clone() for name, a in fresh}
+        for begin, used in rows_in_use(batch, rows):
             if used < learner.adapters.rows:
                 learner.keep(used)
-            self._score_chunk(learner, start[:used] + begin, stop[:used], begin, batch.chunk)
+            self._score_chunk(start[:used] + begin, stop[:used], begin, batch.chunk)
             if self.config.documents.warm_a:
                 going, before = ((lengths > n).sum() for n in (begin + batch.chunk, begin))
-                self._hand_on(batch.lane, learner, slice(going, before))
+                self._hand_on(batch.lane, slice(going, before))
 
-    def _score_chunk(
-        self, learner: Learner, first: np.ndarray, stop: np.ndarray, begin: int, size: int
-    ) -> None:
+    def _score_chunk(self, first: np.ndarray, stop: np.ndarray, begin: int, size: int) -> None:
         """Score the targets first[i]..first[i] + size of each row, and learn from them.
 
         `begin` is the tokens of a document before the chunk. A row whose document ends in the
@@ -158,56 +191,64 @@ class DocumentScorer(Scorer):
         # where the window begins must not depend on where the document ends
         starts = np.minimum(first + size - width, stop)
         read = round_width(width, self.config.window)
-        part = slice(width - size, width)
-        nats, mixed = self.score(starts, read, part, learner.options())
-        scores = start_copy(mixed)
         goes_on = stop > first + size
-        if goes_on.any():
-            losses = nats.mean(dim=1) * send(torch.from_numpy(goes_on), nats.device)
-            losses.sum().backward()
+        part, run = slice(width - size, width), functools.partial(self._learn_pass, goes_on)
+        _, scores = self.score(starts, read, part, self.learner.options(), run)
         positions = first[:, None] + np.arange(size)
         scored = positions < stop[:, None]
-        self.ledger.score_at(positions[scored], scores()[scored])
+        self.ledger.score_at(positions[scored], start_copy(scores)()[scored])
         if goes_on.any():
             self.ledger.update(first[goes_on], first[goes_on] + size, own=True)
-            learner.step()
+            self.learner.step()
 
-    def _hand_on(self, lane: int, learner: Learner, rows: slice) -> None:
+    def _learn_pass(self, goes_on: np.ndarray, batch: Passed) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the scores of a pass, twice; the gradient of the rows that go on is there then."""
+        assert isinstance(batch.part, slice)
+        places = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
+        learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
+        lesson = Lesson(batch.inputs, batch.targets, batch.first, places, learns)
+        key = (*batch.inputs.shape, len(places))
+        replay = functools.partial(self._replay, key)
+        scores = (replay if self._replay.fits(key, lesson) else self._teach)(lesson)
+        return scores, scores
+
+    def _teach(self, lesson: Lesson) -> torch.Tensor:
+        """Score a pass, and add the gradient of the rows that learn."""
+        inputs, targets, first, places, learns = lesson
+        nats, scores = self.nats(Passed(inputs, targets, first, self.learner.options(), places))
+        (nats.mean(dim=1) * learns).sum().backward()
+        return scores
+
+    def _hand_on(self, lane: int, rows: slice) -> None:
         """Keep the first matrices of `rows`, whose documents have ended, for the lane's next batch.
 
         Idle rows go on to decay; what is handed on must not depend on how long.
         """
-        learned = {name: a.detach() for name, a in learner.adapters.a.items()}
-        if lane not in self.warm:
-            self.warm[lane] = {name: a.clone() for name, a in learned.items()}
-        for name, a in learned.items():
-            self.warm[lane][name][:, rows] = a[:, rows]
+        for name, a in self.learner.adapters.a.items():
+            self.warm[lane][name][rows] = a.detach()[rows]
 
 
-def rows_in_use(batch: Batch, rows: int, window: int) -> Iterator[tuple[int, int]]:
+def rows_in_use(batch: Batch, rows: int) -> Iterator[tuple[int, int]]:
     """Yield where each chunk begins in its document, and the rows that its pass has, of `rows`.
 
-    Rows that the longest documents do without are dropped, once passes fill the window. A few idle
-    ones stay: they cost next to nothing, and a pass of one row would need graphs of its own.
+    Rows that the longest documents do without are dropped. A few idle ones stay: they cost next to
+    nothing, and a pass of one row would need graphs of its own.
     """
     lengths = batch.stop - batch.start
+    every = max(FEWEST_ROWS, rows // ROW_STEPS)
     for begin in range(0, batch.chunks * batch.chunk, batch.chunk):
-        if begin + batch.chunk >= window:
-            active = int((lengths > begin).sum())
-            while rows > FEWER_ROWS and rows % FEWER_ROWS == 0 and active <= rows // FEWER_ROWS:
-                rows //= FEWER_ROWS
+        active = int((lengths > begin).sum())
+        step = FEWEST_ROWS if active <= FEWEST_ROWS else every
+        rows = min(rows, -(-active // step) * step)
         yield begin, rows
 
 
 def pass_shapes(batch: Batch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, the tokens read, and those scored, of each pass over a batch."""
-    for begin, used in rows_in_use(batch, rows, window):
+    for begin, used in rows_in_use(batch, rows):
         yield used, round_width(min(begin + batch.chunk, window), window), batch.chunk
 
 
 def round_width(width: int, window: int) -> int:
     """Return the width of the pass for `width` tokens: causal, so what is added changes nothing."""
-    rounded = SMALLEST_WIDTH
-    while rounded < width:
-        rounded *= 2
-    return min(rounded, window)
+    return min(-(-width // WIDTH_STEP) * WIDTH_STEP, window)

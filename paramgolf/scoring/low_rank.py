@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping
+
 import torch
+from torch import Tensor
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Network, Pass
@@ -12,7 +16,8 @@ from paramgolf.scoring.config import AdapterConfig
 class Learner:
     """A fresh set of adapters for `rows` rows of a network whose own weights stay as they are.
 
-    AdamW is elementwise, so each row learns from its own loss alone.
+    AdamW is elementwise, so each row learns from its own loss alone. Adapters, gradients and
+    moments stay where they are in memory, of however many rows.
     """
 
     def __init__(self, network: Network, config: AdapterConfig, rows: int) -> None:
@@ -27,7 +32,11 @@ class Learner:
             seed=config.seed,
             device=self._device,
         )
-        self.optimiser = self._adamw()
+        leaves = self.adapters.parameters()
+        # the gradient and both moments of each leaf, for all rows
+        self._state = [[torch.zeros_like(leaf) for _ in range(3)] for leaf in leaves]
+        self._steps = 0
+        self._use_leaves()
 
     def options(self) -> Pass:
         """Return the options of a pass through these adapters."""
@@ -36,27 +45,38 @@ class Learner:
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
         self.optimiser.step()
-        self.optimiser.zero_grad()
+        self.clear()
+        self._steps += 1
+
+    def clear(self) -> None:
+        """Set the gradients to 0."""
+        self.optimiser.zero_grad(set_to_none=False)
 
     def keep(self, rows: int) -> None:
-        """Forget all but the first `rows` rows, those of the optimiser's state too."""
-        before, state = self.adapters.parameters(), self.optimiser.state
+        """Go on with the first `rows` rows alone."""
         self.adapters.keep(rows)
-        self.optimiser = self._adamw()
-        for old, new in zip(before, self.adapters.parameters(), strict=True):
-            if old in state:
-                self.optimiser.state[new] = {
-                    name: value if name == "step" else value[:, :rows].clone()
-                    for name, value in state[old].items()
-                }
+        self._use_leaves()
 
-    def _adamw(self) -> torch.optim.AdamW:
-        config = self._config
-        return torch.optim.AdamW(
-            self.adapters.parameters(),
+    def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
+        """Begin anew with all rows, fresh or with the first matrices `a` of another set."""
+        self.adapters.renew(a)
+        for tensor in itertools.chain(*self._state):
+            tensor.zero_()
+        self._steps = 0
+        self._use_leaves()
+
+    def _use_leaves(self) -> None:
+        """Let a new optimiser step the present leaves, with gradients and moments as they are."""
+        config, leaves = self._config, self.adapters.parameters()
+        self.optimiser = torch.optim.AdamW(
+            leaves,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.decay,
             fused=self._device.type == "cuda",
         )
+        for leaf, state in zip(leaves, self._state, strict=True):
+            leaf.grad, mean, square = (tensor[: len(leaf)] for tensor in state)
+            step = torch.full((), float(self._steps), device=self._device)
+            self.optimiser.state[leaf] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}

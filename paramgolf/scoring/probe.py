@@ -52,6 +52,7 @@ class Probe:
         self._countdown -= 1
         if self._countdown != 0:
             return None
+        assert isinstance(batch.part, slice)
         positions = range(batch.inputs.shape[1])[batch.part][-LAST:]
         here = slice(positions.start, positions.stop)
         logits = scorer.network.logits(batch.inputs, batch.options, part=here).detach()

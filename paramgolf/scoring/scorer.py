@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.model.attention import BOUNDS_MULTIPLE
-from paramgolf.model.network import Network, Pass, segments_of
+from paramgolf.model.network import Network, Part, Pass, segments_of
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 class Batch(NamedTuple):
     """A forward pass: inputs and targets int64 [B, T], the targets that rows begin with int64 [B].
 
-    The targets of `part` are scored.
+    The targets of `part` are scored, a slice or places [k].
     """
 
     inputs: Tensor
     targets: Tensor
     first: Tensor
     options: Pass
-    part: slice
+    part: Part
 
     @property
     def numbers(self) -> Tensor:
@@ -128,16 +128,22 @@ class Scorer:
         return self.score(starts, batch.length, part, self.options)[1][: len(batch)]
 
     def score(
-        self, starts: np.ndarray, length: int, part: slice, options: Pass
+        self,
+        starts: np.ndarray,
+        length: int,
+        part: slice,
+        options: Pass,
+        run: Callable[[Batch], tuple[Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Return the network's nats of the rows that begin at `starts` [B], and their scores.
 
-        Both are float32 [B, k], of the targets in `part` of the `length`.
+        Both are float32 [B, k], of the targets in `part` of the `length`, and come from `nats`, or
+        from `run`.
         """
         options = self.parted(starts[:, None] + np.arange(length), options)
         batch = Batch(*take_rows(self.tokens, starts, length), options, part)
         show = self.session.examine(self, batch)
-        nats, scores = self.nats(batch)
+        nats, scores = (run or self.nats)(batch)
         if show is not None:
             show(scores)
         return nats, scores

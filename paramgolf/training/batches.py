@@ -1,4 +1,7 @@
-"""Which tokens a step trains on: sizes by phase of the curriculum, windows by arrangement."""
+"""Which tokens a step trains on: sizes by phase of the curriculum, windows by arrangement.
+
+And what it does with them, a micro-batch at a time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from torch import Tensor
 from paramgolf.data.loader import Windows
 from paramgolf.data.shards import Stream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
-from paramgolf.model.network import BOS
+from paramgolf.model.config import Order
+from paramgolf.model.network import BOS, Network, Pass
 from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
@@ -118,3 +122,17 @@ def batch_of(
         return Batch(send(tokens, device))
     found = find_bounds(tokens[:, :-1], BOS, longest, multiple=bounds)
     return Batch(send(tokens, device), send(found, device))
+
+
+def backward(
+    network: Network, batch: Batch, order: Order, *, longest: int | None, batch_tokens: int
+) -> Tensor:
+    """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
+
+    `longest` is how many tokens of its document a token may see, or None: the whole row.
+    """
+    options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
+    nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
+    loss = nll.sum() / batch_tokens
+    loss.backward()
+    return loss.detach()

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from paramgolf.model.network import BOS, Network
 from paramgolf.model.place import place
+from paramgolf.model.replay import Replay
 from paramgolf.optim.schedule import Point
 from paramgolf.recipes import Params
 from paramgolf.runtime import Ranks
-from paramgolf.training.batches import Batch, batch_of
+from paramgolf.training.batches import Batch, backward, batch_of
 from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.profile import time_split
-from paramgolf.training.replay import Replay, backward
 from paramgolf.training.state import TrainState
 
 DOCUMENT_TOKENS = 1000  # of a document, on average: about FineWeb's

@@ -23,16 +23,16 @@ from paramgolf.model.embedding import mix_aliases
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.place import place
+from paramgolf.model.replay import Replay
 from paramgolf.optim.schedule import Point, point
 from paramgolf.progress import Meter, say
 from paramgolf.runtime import Ranks, device_name, synchronize
 from paramgolf.scoring.bits_per_byte import Tally
-from paramgolf.training.batches import Batch, Batches
+from paramgolf.training.batches import Batch, Batches, backward
 from paramgolf.training.checkpoint import Checkpoint, resume_key
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
 from paramgolf.training.micro_batch import choose_micro_batch
-from paramgolf.training.replay import Replay, backward
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
 

@@ -48,7 +48,7 @@ def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual)
     options = Pass(order, adapters=adapters.pairs())
     adapted, plain = network.logits(tokens, options), network.logits(tokens, Pass(order))
     with torch.no_grad():
-        change = 2.0 * adapters.b[name][:, 0] @ adapters.a[name][:, 0]
+        change = 2.0 * adapters.b[name][0] @ adapters.a[name][0]
         network.get_parameter(name).add_(change)
     torch.testing.assert_close(adapted, network.logits(tokens, Pass(order)))
     assert (adapted - plain).abs().max() > 1e-2
@@ -102,9 +102,9 @@ def test_rows_never_meet(tiny_model, changes):
     loss = network.nll(tokens[:, :-1], tokens[:, 1:], Pass(order, adapters=adapters.pairs()))
     loss.sum(dim=1)[1].backward()
     for tensor in adapters.parameters():
-        assert not tensor.grad[:, [0, 2]].any()
-        assert tensor.grad[:, 1].any()
-    alone = {name: Pair(a[:, 1:2], b[:, 1:2]) for name, (a, b) in adapters.pairs().items()}
+        assert not tensor.grad[[0, 2]].any()
+        assert tensor.grad[1].any()
+    alone = {name: Pair(a[1:2], b[1:2]) for name, (a, b) in adapters.pairs().items()}
     again = network.nll(tokens[1:2, :-1], tokens[1:2, 1:], Pass(order, adapters=alone))
     torch.testing.assert_close(loss[1:2], again)
 
@@ -125,7 +125,7 @@ def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
     adapters = live_set(config, order, ["q"])
     assert order[1] == order[3]
     network.logits(tokens, Pass(order, adapters=adapters.pairs())).sum().backward()
-    gradient = adapters.b["q"].grad[:, 0]
+    gradient = adapters.b["q"].grad[0]
     assert all(gradient[place].any() for place in range(len(order)))
     assert not torch.equal(gradient[1], gradient[3])
 
@@ -141,20 +141,27 @@ def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
     plain = network.logits(tokens, Pass(order))
     assert torch.equal(plain, network.logits(tokens, Pass(order, adapters=fresh[1].pairs())))
     for name in ALL:
-        assert torch.equal(fresh[0].a[name][:, 0], fresh[1].a[name][:, 1])
+        assert torch.equal(fresh[0].a[name][0], fresh[1].a[name][1])
         assert 0.9 < fresh[0].a[name].abs().max() * config.width**0.5 <= 1
 
 
-def test_keep_and_warm(tiny_model):
+def test_keep_and_renew(tiny_model):
     config = tiny_model()
     adapters = live_set(config, config.orders[-1], ["k", "head"], rows=3)
     before = {name: a.detach().clone() for name, a in adapters.a.items()}
+    fresh = {name: a.clone() for name, a in adapters._fresh.items()}
+    places = {name: a.data_ptr() for name, a in adapters.a.items()}
     adapters.keep(2)
     assert adapters.rows == 2
-    assert all(torch.equal(adapters.a[name], before[name][:, :2]) for name in before)
-    adapters.warm({name: 2 * a[:, 1:] for name, a in before.items()})
-    assert all(torch.equal(adapters.a[name], 2 * before[name][:, 1:]) for name in before)
+    assert all(torch.equal(adapters.a[name], before[name][:2]) for name in before)
+    adapters.renew({name: 2 * a for name, a in before.items()})
+    assert adapters.rows == 3
+    assert all(torch.equal(adapters.a[name], 2 * before[name]) for name in before)
+    assert not any(b.any() for b in adapters.b.values())
+    adapters.renew()
+    assert all(torch.equal(a, fresh[name].expand_as(a)) for name, a in adapters.a.items())
     assert all(tensor.is_leaf and tensor.requires_grad for tensor in adapters.parameters())
+    assert places == {name: a.data_ptr() for name, a in adapters.a.items()}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])

@@ -97,16 +97,16 @@ def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents
     text = make_text(400)
     documents = {**documents, "batch_documents": 8, "lanes": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(lora_documents, "FEWER_ROWS", 1000)
+        patch.setattr(lora_documents, "FEWEST_ROWS", 1000)
         whole = adapt(text, documents=documents).nats
-    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
-    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
     np.testing.assert_allclose(adapt(text, documents=documents).nats, whole, atol=2e-4)
 
 
 def test_round_width():
     widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
-    assert widths == [256, 256, 512, 2048, 2048]
+    assert widths == [256, 256, 512, 1280, 2048]
     assert lora_documents.round_width(300, 400) == 400
 
 

@@ -57,8 +57,8 @@ def score(case, text, ranks, kind="none", network=None):
 def passes(monkeypatch):
     """The passes of rehearsals and of scoring: their shapes, and the inputs of the first."""
     seen = {"shapes": {True: set(), False: set()}, "inputs": [], "rehearsing": False}
-    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
-    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
     rehearse, inner = session.rehearse, Network._before_head
 
     def watched(*arguments):
@@ -67,8 +67,9 @@ def passes(monkeypatch):
         seen["rehearsing"] = False
 
     def before_head(self, tokens, options, part):
-        rows = None if options.adapters is None else options.adapters["q"].a.shape[1]
-        head = len(range(tokens.shape[1])[part or slice(None)])
+        rows = None if options.adapters is None else len(options.adapters["q"].a)
+        places = torch.arange(tokens.shape[1])
+        head = len(places if part is None else places[part])
         kind = (options.document_tokens, options.window, rows, torch.is_grad_enabled())
         seen["shapes"][seen["rehearsing"]].add((tuple(tokens.shape), head, *kind))
         if seen["rehearsing"]:
@@ -127,8 +128,8 @@ def test_weights_stay_as_they_are(monkeypatch, case):
 @pytest.mark.parametrize("case", ["documents", "sgd", "lora_documents"])
 def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     """Guards are the real ones, in bfloat16 as on a GPU; only the code that is made is not."""
-    monkeypatch.setattr(lora_documents, "FEWER_ROWS", 2)
-    monkeypatch.setattr(lora_documents, "SMALLEST_WIDTH", 4)
+    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
+    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
     graphs = torch._dynamo.utils.counters["stats"]
     network = make_network()
     network.compute_dtype = torch.bfloat16
@@ -176,14 +177,14 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
     with monkeypatch.context() as patch:
-        patch.setattr(lora_documents, "SMALLEST_WIDTH", WINDOW)
-        patch.setattr(lora_documents, "FEWER_ROWS", 1000)
+        patch.setattr(lora_documents, "WIDTH_STEP", WINDOW)
+        patch.setattr(lora_documents, "FEWEST_ROWS", 1000)
         few, _ = graphs(networks[0], shapes=1)
     documents["short_chunks"] = (ShortChunk(document_tokens=14, chunk_tokens=4),)
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
-    many, nats = graphs(networks[1], shapes=5)
+    many, nats = graphs(networks[1], shapes=7)
     assert many == few == {"block": 3, "head_nll": 1}
     plain = score("lora_documents", text, ALONE, network=networks[2])
     np.testing.assert_allclose(nats, plain.nats, atol=2e-4)

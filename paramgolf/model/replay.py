@@ -1,4 +1,4 @@
-"""Forward and backward of a micro-batch as a CUDA graph: hundreds of launches become one.
+"""Forward and backward of a pass as a CUDA graph: hundreds of launches become one.
 
 A graph holds addresses. So a batch is copied into the graph's own tensors, weights and gradients
 stay where they are, and whatever changes what is computed (layer order, sizes) is another graph.
@@ -7,51 +7,42 @@ stay where they are, and whatever changes what is computed (layer order, sizes) 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from paramgolf.model.config import Order
-from paramgolf.model.network import Network, Pass
-from paramgolf.training.batches import Batch
-
+Batch = tuple[Tensor | None, ...]  # a NamedTuple of them
 WARM_UPS = 2  # passes before a capture: allocations and choices of the libraries settle
 
 
-def backward(
-    network: Network, batch: Batch, order: Order, *, longest: int | None, batch_tokens: int
-) -> Tensor:
-    """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
-
-    `longest` is how many tokens of its document a token may see, or None: the whole row.
-    """
-    options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
-    nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
-    loss = nll.sum() / batch_tokens
-    loss.backward()
-    return loss.detach()
-
-
 class Replay:
-    """Graphs of passes that add to gradients and return a loss, by key."""
+    """Graphs of passes that add to gradients and return a tensor, by key."""
 
     def __init__(self) -> None:
         self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
 
-    def capture(self, key: Hashable, work: Callable[[Batch], Tensor], batch: Batch) -> None:
+    def capture(
+        self,
+        key: Hashable,
+        work: Callable[[Any], Tensor],
+        batch: Batch,
+        *,
+        warm_ups: int = WARM_UPS,
+    ) -> None:
         """Record `work` on batches shaped like `batch`. Gradients must exist, and are spoilt."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(WARM_UPS):
+            for _ in range(warm_ups):
                 work(batch)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.empty_cache()  # a graph's memory is apart from what the warm-up left
         graph = torch.cuda.CUDAGraph()
         pool = next((graph.pool() for graph, *_ in self._graphs.values()), None)
         with torch.cuda.graph(graph, pool=pool):
-            loss = work(batch)
-        self._graphs[key] = (graph, batch, loss)
+            result = work(batch)
+        self._graphs[key] = (graph, batch, result)
 
     def fits(self, key: Hashable, batch: Batch) -> bool:
         """Tell whether a graph was captured for this key and batches of these shapes."""
@@ -61,10 +52,10 @@ class Replay:
         return [x.shape for x in own if x is not None] == [x.shape for x in batch if x is not None]
 
     def __call__(self, key: Hashable, batch: Batch) -> Tensor:
-        """Run a graph on a batch that fits; the next call overwrites the loss."""
-        graph, own, loss = self._graphs[key]
+        """Run a graph on a batch that fits; the next call overwrites the result."""
+        graph, own, result = self._graphs[key]
         for mine, given in zip(own, batch, strict=True):
             if mine is not None and given is not None:
                 mine.copy_(given, non_blocking=True)
         graph.replay()
-        return loss
+        return result
