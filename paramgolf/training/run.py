@@ -97,6 +97,7 @@ class Run:
         self._spent = 0.0  # seconds before a resume
         self._startup_seconds = 0.0
         self._pending: tuple[dict[str, Any], Tensor] | None = None  # a step whose loss is unread
+        self._shown_loss = ""  # nothing until a loss has been read
         self._step_ms: list[float] = []
 
     @property
@@ -180,7 +181,7 @@ class Run:
             self._flush()
             done = {"step": self.step, "lr": multiplier, "tokens": self.tokens}
             self._pending = (done, loss)
-            meter.update(at.fraction, f"step {self.step} loss {self._log.last_loss:.4f}")
+            meter.update(at.fraction, f"step {self.step}{self._shown_loss}")
             now = self.clock.elapsed
             self._step_ms.append(1000 * (now - before))
             self._pause_for_records()
@@ -249,6 +250,7 @@ class Run:
         (done, loss), self._pending = self._pending, None
         value = float(loss)
         self._check_finite(done["step"], value)
+        self._shown_loss = f" loss {value:.4f}"
         self._log.write({"event": "step", **done, "loss": value, "seconds": self.clock.elapsed})
 
     def _check_finite(self, step: int, loss: float) -> None:
