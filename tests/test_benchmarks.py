@@ -13,6 +13,7 @@ from types import SimpleNamespace
 import pytest
 
 from paramgolf.files import lock
+from paramgolf.params import read_yaml
 from paramgolf.recipes import check
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +50,12 @@ def test_a_schedule_in_steps_becomes_one_in_shares(modules):
     assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
     assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
     assert train["muon_momentum_steps"] == 152
+
+
+def test_recipes_run_every_stage_of_a_model(modules):
+    plan = [*read_yaml(ROOT / "dvc.yaml")["stages"]]
+    ours = [stage for stage in modules.recipes.STAGES if stage not in modules.projects.SCRIPTS]
+    assert ours == plan[plan.index("train") : plan.index("report")]
 
 
 def test_steps_are_timed_in_the_order_that_they_ran(modules, tiny_model):
