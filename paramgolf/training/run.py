@@ -103,7 +103,7 @@ class Run:
     @property
     def _pass(self) -> Pass:
         order = self.model.orders[self.phase]
-        return Pass(order, document_tokens=self._batches.document_tokens(self._sizes))
+        return Pass(order, document_tokens=self.config.document_tokens(self._sizes))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same parameters, data and code, if any."""
@@ -239,7 +239,7 @@ class Run:
             self._network,
             batch,
             self.model.orders[phase],
-            longest=self._batches.document_tokens(sizes),
+            longest=self.config.document_tokens(sizes),
             batch_tokens=sizes.batch_tokens,
         )
 
