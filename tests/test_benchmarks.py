@@ -31,10 +31,12 @@ def modules(monkeypatch):
 def test_every_technique_is_a_possible_change_of_the_common_recipe(modules):
     techniques = modules.techniques.TECHNIQUES
     assert len({t.name for t in techniques}) == len(techniques)
+    options = argparse.Namespace(
+        common=modules.techniques.COMMON_RECIPE, set=TEXT, tokens=20_000_000, batch_tokens=49_152
+    )
     plain = None
     for technique in techniques:
-        changes = modules.projects.assignments([*TEXT, *technique.changes_at(49_152)])
-        content = modules.projects.cut("h100x1", changes, 20_000_000, 49_152)
+        content = modules.techniques.content_of(technique, 5, options)
         check(content, where=technique.name)
         plain = plain or content
         assert (content == plain) == (technique.name == "common")
@@ -228,5 +230,11 @@ def test_techniques_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
     )  # fmt: skip
     (group,) = runs["techniques"].values()
     assert {*group["rows"]} == {"common", *only}
+    common = {"muon_momentum": 0.95, "muon_momentum_start": 0.85, "ema_decay": 0.99}
+    written = " ".join(f"train.{key}={value}" for key, value in common.items())
+    assert group["settings"]["common recipe"] == f"pr1493 with {written}"
+    for folder in ("common-1", "no-clipping-1"):
+        train = read_yaml(tmp_path / "mine" / folder / "params.yaml")["train"]
+        assert {key: train[key] for key in common} == common
     trained = sorted(gpu for _, stage, gpu in ran if stage == "train")
     assert trained == ["2", "2", "3", "3"]
