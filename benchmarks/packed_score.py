@@ -28,7 +28,8 @@ BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 def main() -> None:
     runtime, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
-    length = train.sizes[-1].sequence_length
+    sizes = train.sizes[-1]
+    length = sizes.sequence_length
     take_gpus(runtime)
     launch(runtime)
     with processes(runtime) as ranks:
@@ -37,10 +38,7 @@ def main() -> None:
             network,
             tokens.val(),
             tokens.val_bytes(),
-            Pass(
-                network.config.orders[-1],
-                document_tokens=length if train.loader == "documents" else None,
-            ),
+            Pass(network.config.orders[-1], document_tokens=train.document_tokens(sizes)),
             ranks,
             length=length,
             batch_windows=max(1, BATCH_TOKENS // length),

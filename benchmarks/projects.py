@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from paramgolf.files import read_json
+from paramgolf.files import lock, read_json
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.recipes import Assignment, build, read_assignment
 
@@ -101,7 +100,7 @@ def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, which other threads and processes wait for."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file, wait=True)
         yield
 
 

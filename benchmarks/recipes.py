@@ -157,7 +157,11 @@ def read_options() -> argparse.Namespace:
     recipes.add_argument("--plain", action="store_true", help="no overlap, no adaptation")
     others = parser.add_argument_group("techniques")
     others.add_argument("--only", nargs="+", default=[], metavar="NAME", help="and the common one")
-    others.add_argument("--common", default="h100x1", help="recipe that they change")
+    others.add_argument(
+        "--common",
+        default=techniques.COMMON_RECIPE,
+        help=f"recipe that they change, with {' '.join(techniques.COMMON_CHANGES)}",
+    )
     others.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 2025])
     others.add_argument(
         "--close", type=float, default=0.003, help="difference below which all seeds are run"

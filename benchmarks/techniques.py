@@ -13,6 +13,13 @@ from typing import Any
 from projects import WORK, Devices, Failed, Project, assignments, cut
 from recipe_results import COMMON, Results, cells, differences
 
+COMMON_RECIPE = "pr1493"
+# momentum and average for some hundred steps, where the records take thousands
+COMMON_CHANGES = (
+    "train.muon_momentum=0.95",
+    "train.muon_momentum_start=0.85",
+    "train.ema_decay=0.99",
+)
 PACKING = ("calibrate", "quantize", "package", "packed")
 LATER = ("calibrate.", "quantize.", "package.")  # changes that leave the training as it is
 REPEATED_TWICE = "[0,1,2,3,4,5,3,4,5,3,4,5,6,7,8,9,10]"
@@ -150,7 +157,7 @@ def run_all(options: Namespace, results: Results) -> None:
     if unknown := sorted({*options.only} - {*names}):
         raise SystemExit(f"no such technique: {', '.join(unknown)}; there are: {', '.join(names)}")
     settings = {
-        "common recipe": options.common,
+        "common recipe": f"{options.common} with {' '.join(COMMON_CHANGES)}",
         "tokens": f"{options.tokens:,}",
         "tokens a step": f"{options.batch_tokens:,}",
         "changed": " ".join(options.set) or "nothing",
@@ -227,10 +234,15 @@ def run(technique: Technique, seed: int, options: Namespace, devices: Devices) -
 
 def project_of(technique: Technique, seed: int, options: Namespace, device: str) -> Project:
     """Return the folder in which a technique runs, with its parameters."""
-    changes = technique.changes_at(options.batch_tokens)
-    changed = assignments([*options.set, f"train.seed={seed}", "eval_ttt.mode=none", *changes])
-    content = cut(options.common, changed, options.tokens, options.batch_tokens)
+    content = content_of(technique, seed, options)
     return Project(folder_of(technique.name, seed, options), content, device)
+
+
+def content_of(technique: Technique, seed: int, options: Namespace) -> dict[str, Any]:
+    """Return the parameters of a technique's run; its own changes have the last word."""
+    common = [*COMMON_CHANGES, *options.set, f"train.seed={seed}", "eval_ttt.mode=none"]
+    changes = assignments([*common, *technique.changes_at(options.batch_tokens)])
+    return cut(options.common, changes, options.tokens, options.batch_tokens)
 
 
 def folder_of(name: str, seed: int, options: Namespace) -> Path:

@@ -18,6 +18,7 @@ import torch
 
 from paramgolf.clock import START_VARIABLE, start_time
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import lock
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -75,10 +76,10 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     need = f"{count} of {len(devices)} GPUs"
     with (folder / "turn.lock").open("w") as turn:
-        waited = not _lock(turn)
+        waited = not lock(turn)
         if waited:
             say(f"gpu: waiting for {need}, behind another run that waits")
-            _lock(turn, wait=True)
+            lock(turn, wait=True)
         slots = _free(devices, count, folder)
         while len(slots) < count:
             if not waited:
@@ -101,19 +102,8 @@ def _free(devices: Iterable[str], most: int, folder: Path) -> dict[str, IO[str]]
         if len(slots) == most:
             break
         file = (folder / f"{device.replace('/', '_')}.lock").open("w")
-        if _lock(file):
+        if lock(file):
             slots[device] = file
         else:
             file.close()
     return slots
-
-
-def _lock(file: IO[str], *, wait: bool = False) -> bool:
-    """Lock a file if nobody holds it, or wait for it; the lock goes when the file is closed."""
-    import fcntl  # POSIX only, as CUDA's multi-process launch is
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

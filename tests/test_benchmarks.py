@@ -12,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from paramgolf.files import lock
+from paramgolf.params import read_yaml
 from paramgolf.recipes import check
 
 ROOT = Path(__file__).parents[1]
@@ -29,10 +31,12 @@ def modules(monkeypatch):
 def test_every_technique_is_a_possible_change_of_the_common_recipe(modules):
     techniques = modules.techniques.TECHNIQUES
     assert len({t.name for t in techniques}) == len(techniques)
+    options = argparse.Namespace(
+        common=modules.techniques.COMMON_RECIPE, set=TEXT, tokens=20_000_000, batch_tokens=49_152
+    )
     plain = None
     for technique in techniques:
-        changes = modules.projects.assignments([*TEXT, *technique.changes_at(49_152)])
-        content = modules.projects.cut("h100x1", changes, 20_000_000, 49_152)
+        content = modules.techniques.content_of(technique, 5, options)
         check(content, where=technique.name)
         plain = plain or content
         assert (content == plain) == (technique.name == "common")
@@ -48,6 +52,12 @@ def test_a_schedule_in_steps_becomes_one_in_shares(modules):
     assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
     assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
     assert train["muon_momentum_steps"] == 152
+
+
+def test_recipes_run_every_stage_of_a_model(modules):
+    plan = [*read_yaml(ROOT / "dvc.yaml")["stages"]]
+    ours = [stage for stage in modules.recipes.STAGES if stage not in modules.projects.SCRIPTS]
+    assert ours == plan[plan.index("train") : plan.index("report")]
 
 
 def test_steps_are_timed_in_the_order_that_they_ran(modules, tiny_model):
@@ -147,6 +157,14 @@ def test_a_gpu_is_taken_and_given_back(modules, monkeypatch):
         assert first == "0"
 
 
+def test_one_at_a_time_makes_the_tokens(modules, tmp_path):
+    path = tmp_path / "tokens/some.lock"
+    with modules.projects.locked(path), path.open("w") as other:
+        assert not lock(other)
+    with path.open("w") as other:
+        assert lock(other)
+
+
 @pytest.fixture
 def ran(modules, monkeypatch, tmp_path):
     """Stages as they are run: (project, stage, GPU); training writes what its figures are of."""
@@ -212,5 +230,11 @@ def test_techniques_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
     )  # fmt: skip
     (group,) = runs["techniques"].values()
     assert {*group["rows"]} == {"common", *only}
+    common = {"muon_momentum": 0.95, "muon_momentum_start": 0.85, "ema_decay": 0.99}
+    written = " ".join(f"train.{key}={value}" for key, value in common.items())
+    assert group["settings"]["common recipe"] == f"pr1493 with {written}"
+    for folder in ("common-1", "no-clipping-1"):
+        train = read_yaml(tmp_path / "mine" / folder / "params.yaml")["train"]
+        assert {key: train[key] for key in common} == common
     trained = sorted(gpu for _, stage, gpu in ran if stage == "train")
     assert trained == ["2", "2", "3", "3"]

@@ -22,13 +22,11 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lock import LOADER, foreign_stages, numbers
 from paramgolf.params import PARAMS_PATH
 from paramgolf.recipes import flatten
+from paramgolf.report.inputs import STAGES as REPORTED
 from paramgolf.report.metrics import METRICS
 
 LOCK = "dvc.lock"
-STAGES = (
-    *("audit", "train", "calibrate", "quantize", "package"),
-    *("eval_sliding", "eval_ttt", "verify"),
-)
+STAGES = (*REPORTED, "verify")  # all that write metrics
 FILES = (
     *(PARAMS_PATH.as_posix(), LOCK),
     *((METRICS / f"{stage}.json").as_posix() for stage in STAGES),

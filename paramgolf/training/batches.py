@@ -57,7 +57,7 @@ class Batches:
         Rows are padded to it: compiled code and graphs want one shape, and attention's backward
         pays for each bound, an empty segment's too.
         """
-        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
+        length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
         if longest is None:
             return 0
         windows = self._windows[length]
@@ -78,10 +78,6 @@ class Batches:
         packed = self._config.loader == "documents"
         return self._micro_batch_tokens if packed else sizes.sequence_length
 
-    def document_tokens(self, sizes: BatchPhase) -> int | None:
-        """Return how many tokens of its own document a token may see, or None: the whole row."""
-        return sizes.sequence_length if self._config.loader == "documents" else None
-
     def windows(self, sizes: BatchPhase) -> int:
         """Return the sequences of a full micro-batch."""
         return max(1, self._micro_batch_tokens // sizes.sequence_length)
@@ -92,7 +88,7 @@ class Batches:
 
     def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
-        length, longest = self.window_tokens(sizes), self.document_tokens(sizes)
+        length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._ranks)
         rows = self.rows(sizes)
@@ -107,7 +103,7 @@ class Batches:
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocab_size, shape, generator=generator)
-        longest = self.document_tokens(sizes)
+        longest = self._config.document_tokens(sizes)
         return batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
 
 

@@ -73,6 +73,10 @@ class TrainConfig:
         )
         return (first, *self.curriculum)
 
+    def document_tokens(self, sizes: BatchPhase) -> int | None:
+        """Return how many tokens of its own document a token may see, or None: the whole row."""
+        return sizes.sequence_length if self.loader == "documents" else None
+
     def faults(self) -> Iterator[str]:
         """Yield what is wrong with the fields together."""
         if self.steps is None and self.budget_seconds is None:

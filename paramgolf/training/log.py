@@ -35,12 +35,9 @@ class Log:
         self._path = path
         self._show = show
         self.lines: list[str] = []
-        self.last_loss = float("nan")
 
     def write(self, record: dict[str, Any]) -> None:
         """Append a record; validations are shown too."""
-        if record["event"] == "step":
-            self.last_loss = record["loss"]
         if not self._show:
             return
         self.lines.append(json.dumps(record))

@@ -42,7 +42,7 @@ class Rehearsal:
             tokens = choose_micro_batch(self._network, self.train, ranks)
         self.micro_batch_tokens = tokens
         self._state = TrainState(self._network, self.train, ranks)
-        self._documents = self.train.loader == "documents"
+        self._longest = self.train.document_tokens(self.train.sizes[0])
         self._batch = self._random_batch(vocab_size, ranks.device)
         self._replay = Replay()
         for phase in (0, -1):
@@ -54,17 +54,17 @@ class Rehearsal:
 
     def _random_batch(self, vocab_size: int, device: torch.device) -> Batch:
         tokens, length = self.micro_batch_tokens, self.train.sequence_length
-        rows = 1 if self._documents else tokens // length
+        rows = tokens // length if self._longest is None else 1
         drawn = torch.randint(BOS + 1, vocab_size, (rows, tokens // rows + 1))
         drawn[torch.rand(drawn.shape) < 1 / DOCUMENT_TOKENS] = BOS
-        return batch_of(drawn, length if self._documents else None, device)
+        return batch_of(drawn, self._longest, device)
 
     def _backward(self, batch: Batch, phase: int) -> Tensor:
         return backward(
             self._network,
             batch,
             self.model.orders[phase],
-            longest=self.train.sequence_length if self._documents else None,
+            longest=self._longest,
             batch_tokens=self.train.batch_tokens,
         )
 

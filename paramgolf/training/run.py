@@ -97,12 +97,13 @@ class Run:
         self._spent = 0.0  # seconds before a resume
         self._startup_seconds = 0.0
         self._pending: tuple[dict[str, Any], Tensor] | None = None  # a step whose loss is unread
+        self._shown_loss = ""  # nothing until a loss has been read
         self._step_ms: list[float] = []
 
     @property
     def _pass(self) -> Pass:
         order = self.model.orders[self.phase]
-        return Pass(order, document_tokens=self._batches.document_tokens(self._sizes))
+        return Pass(order, document_tokens=self.config.document_tokens(self._sizes))
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same parameters, data and code, if any."""
@@ -180,7 +181,7 @@ class Run:
             self._flush()
             done = {"step": self.step, "lr": multiplier, "tokens": self.tokens}
             self._pending = (done, loss)
-            meter.update(at.fraction, f"step {self.step} loss {self._log.last_loss:.4f}")
+            meter.update(at.fraction, f"step {self.step}{self._shown_loss}")
             now = self.clock.elapsed
             self._step_ms.append(1000 * (now - before))
             self._pause_for_records()
@@ -238,7 +239,7 @@ class Run:
             self._network,
             batch,
             self.model.orders[phase],
-            longest=self._batches.document_tokens(sizes),
+            longest=self.config.document_tokens(sizes),
             batch_tokens=sizes.batch_tokens,
         )
 
@@ -249,6 +250,7 @@ class Run:
         (done, loss), self._pending = self._pending, None
         value = float(loss)
         self._check_finite(done["step"], value)
+        self._shown_loss = f" loss {value:.4f}"
         self._log.write({"event": "step", **done, "loss": value, "seconds": self.clock.elapsed})
 
     def _check_finite(self, step: int, loss: float) -> None:

@@ -52,7 +52,7 @@ def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
     rows = read(stream, config, sizes, 256)
     assert rows.shape == (2, 129)
     assert np.array_equal(rows[0].numpy(), stream.read(256, 385))
-    assert batches.document_tokens(sizes) == 32
+    assert config.document_tokens(sizes) == 32
     batch = next(batches.read(sizes, 256))
     expected = find_segments(batch.tokens[:, :-1], BOS, 32).bounds
     bounds = batch.segments(32).bounds

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from paramgolf import progress
 from paramgolf.data.tokens import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
@@ -156,6 +157,21 @@ def test_loss_falls_and_the_first_is_a_uniform_guess(run):
     losses = [record["loss"] for record in records if record["event"] == "step"]
     assert abs(losses[0] - math.log(64)) < 0.05
     assert losses[-1] < losses[0] - 1
+
+
+def test_progress_shows_a_loss_once_it_is_known(run, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    one = run(steps=3, validate_every=0)
+    one.resume()
+    one.loop()
+    lines = [line for line in capsys.readouterr().err.splitlines() if "% step" in line]
+    records = [json.loads(line) for line in one._log.lines]
+    losses = [record["loss"] for record in records if record["event"] == "step"]
+    assert lines == [
+        "train: 0% step 1",
+        f"train: 33% step 2 loss {losses[0]:.4f}",
+        f"train: 67% step 3 loss {losses[1]:.4f}",
+    ]
 
 
 def test_micro_batches_do_not_change_the_gradient(run):
