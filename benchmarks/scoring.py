@@ -4,7 +4,9 @@ Reads artifacts/package/model.bin, data/tokens and params.yaml of the folder it 
 a run of the pipeline; the ways to adapt are those of the recipes named in ADAPTED. Writes bits per
 byte and seconds of each way, speeds beside their references, the seconds of a mixture's table, and
 the ledger's share. The slow ways score `--slow-tokens`, beside the strided score of the same ones.
-References: the published logs of #1493 (its evaluation on eight GPUs, a GPU's share) and #1855.
+Speed on documents depends on their lengths, so `lora_documents` and its phases also score the text
+cut into documents as long as the contest's. References: the published logs of #1493 (its evaluation
+on eight GPUs, a GPU's share) and #1855.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,17 +40,31 @@ from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed, score_text
 from paramgolf.scoring.stage import PACKAGE_PATH
-from paramgolf.scoring.text import Text, load_text
+from paramgolf.scoring.text import Text, find_documents, load_text
 from paramgolf.scoring.windows import sliding_windows
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ADAPTED = {"sgd": "pr1493", "lora_stream": "pr1499", "lora_documents": "pr1855", "phases": "pr1855"}
+CONTEST = ", documents of the contest's lengths"
+DOCUMENTS = f"lora_documents{CONTEST}"
+PHASES = f"phases{CONTEST}"
+ADAPTED = {
+    "sgd": "pr1493",
+    "lora_stream": "pr1499",
+    "lora_documents": "pr1855",
+    DOCUMENTS: "pr1855",
+    PHASES: "pr1855",
+}
 MIXED = {"ngram": "pr1499", "tilt": "pr2135"}
 SIZES = ("window", "stride", "batch_windows", "chunk_tokens", "batch_sequences", "max_tokens")
 SMALL_ADAPTER = {"rank": 4, "alpha": 7.0}
 SMALL_DOCUMENTS = {"batch_documents": 8, "lanes": 1, "prefix_documents": 16}
-PUBLISHED_SPEEDS = {"sgd": 14_400.0, "lora_documents": 12_500.0}  # tokens/s of a GPU
+# tokens/s of a GPU
+PUBLISHED_SPEEDS = {"sgd": 14_400.0, "lora_documents": 12_500.0, DOCUMENTS: 12_500.0}
 PUBLISHED_TOKENS = 40_000_000  # of the contest's validation text, about
+# its 50,000 documents hold 47.85 M tokens of CaseOps, the longest twentieth 29 % of them; lengths
+# spread as a lognormal distribution does, whose deviation that share gives
+DOCUMENT_TOKENS = 957
+DOCUMENT_DEVIATION = 1.09
 
 
 class Watched:
@@ -92,6 +109,7 @@ class Bench:
         self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
         count = min(options.slow_tokens, len(self.text))
         self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
+        self.contest = cut_as_contest(self.text)
         self.sliding = load_params(SlidingConfig, "eval_sliding")
         self.adapt = load_params(AdaptConfig, "eval_ttt")
         self.watched = Watched()
@@ -106,8 +124,14 @@ class Bench:
 
     def bpb(self, name: str, count: int) -> float:
         """Return the bits per byte of the first `count` targets."""
-        byte_count = int(self.text.byte_counts[:count].sum(dtype=np.int64))
+        byte_count = int(self.text_of(name).byte_counts[:count].sum(dtype=np.int64))
         return bits_per_byte(self.found[name].nats[:count].sum(), byte_count)
+
+    def text_of(self, name: str) -> Text:
+        """Return the text that a way scores."""
+        if name.endswith(CONTEST):
+            return self.contest
+        return self.slow if name in ADAPTED else self.text
 
     def measure(self, name: str, score) -> None:
         """Let `score` score a fresh network, and keep what it found."""
@@ -129,7 +153,7 @@ class Bench:
         for name, config in self.sliding_ways():
             ways[name] = lambda n, s, c=config: score_text(n, text, c, s)
         for name, config in self.adaptive_ways():
-            ways[name] = lambda n, s, c=config: score_and_adapt(n, self.slow, c, s)
+            ways[name] = lambda n, s, c=config, t=name: score_and_adapt(n, self.text_of(t), c, s)
         for name, score in ways.items():
             if name in (self.options.only or ways):
                 self.measure(name, score)
@@ -151,11 +175,13 @@ class Bench:
         sizes = {key: getattr(self.adapt, key) for key in SIZES}
         for name, recipe in ADAPTED.items():
             config = recipe_of(recipe).eval_ttt
-            phases = config.documents.phases if name == "phases" else 0
-            adapter, documents = (
-                config.adapter,
-                dataclasses.replace(config.documents, phases=phases),
+            phases = config.documents.phases if name == PHASES else 0
+            # the longest twentieth of all documents, as in the contest
+            prefix = max(phases, len(find_documents(self.contest)[0]) // 20)
+            documents = dataclasses.replace(
+                config.documents, phases=phases, prefix_documents=prefix
             )
+            adapter = config.adapter
             if self.options.small:
                 adapter = dataclasses.replace(adapter, **SMALL_ADAPTER)
                 documents = dataclasses.replace(documents, **SMALL_DOCUMENTS)
@@ -181,6 +207,20 @@ class Bench:
         return time.perf_counter() - start
 
 
+def cut_as_contest(text: Text) -> Text:
+    """Return `text` with other bounds of documents: their lengths are drawn as the contest's."""
+    count, spread = len(text), DOCUMENT_DEVIATION
+    drawn = np.random.default_rng(0).lognormal(
+        math.log(DOCUMENT_TOKENS) - spread**2 / 2, spread, size=2 + 2 * count // DOCUMENT_TOKENS
+    )
+    starts = np.cumsum(np.r_[0, np.maximum(drawn, 2)]).astype(np.int64)
+    starts = starts[starts < count]
+    tokens, byte_counts = text.tokens.copy(), text.byte_counts.copy()
+    tokens[tokens == text.bos] = text.bos + 1
+    tokens[starts], byte_counts[starts[1:] - 1] = text.bos, 0
+    return Text(tokens, byte_counts, text.bos)
+
+
 def recipe_of(name: str) -> Params:
     return check(compose(name, RECIPES), where=name)
 
@@ -193,7 +233,8 @@ def way_rows(bench: Bench) -> Iterator[Row]:
     """Yield every way's score and seconds, as far as they are known."""
     for name, scored in bench.found.items():
         tokens = len(scored.nats)
-        other = name not in ("plain", "strided") and "strided" in bench.found
+        alone = name in ("plain", "strided") or name.endswith(CONTEST)
+        other = not alone and "strided" in bench.found
         beside = bench.bpb("strided", tokens) if other else None
         figure = f"{name}, {tokens:,} tokens"
         yield Row(figure, bench.bpb(name, tokens), "bits/byte", beside, None, "lower")
@@ -218,7 +259,7 @@ def target_rows(bench: Bench) -> Iterator[Row]:
         yield Row("windowed: times faster than strided", ratio, "", None, 20.0, "higher")
     for way, published in PUBLISHED_SPEEDS.items():
         if way in found:
-            speed = slow / found[way].total
+            speed = len(found[way].nats) / found[way].total
             figure = f"{way}: tokens scored a second"
             yield Row(figure, speed, "tokens/s", published, 2 * published, "higher")
     if "lora_documents" in found and "documents" in found:

@@ -7,6 +7,8 @@ from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_ne
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Pass
+from paramgolf.model.place import place
+from paramgolf.runtime import Ranks
 from paramgolf.scoring import lora_documents
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import ShortChunk
@@ -266,3 +268,20 @@ class TestPlantedViolations:
 def test_stride_is_no_matter():
     text = make_text(100)
     assert (adapt(text, stride=STRIDE).nats == adapt(text, stride=WINDOW).nats).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
+def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch):
+    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
+    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
+    ranks = Ranks(0, 1, torch.device("cuda"), compile=True, attention="sdpa", kernels="reference")
+    text, documents = make_text(400), {**documents, "batch_documents": 8}
+
+    def scores():
+        torch._dynamo.reset()
+        return adapt(text, ranks, place(make_network(), ranks), documents, epochs=1).nats
+
+    recorded = scores()
+    monkeypatch.setattr(DocumentScorer, "_record", lambda *_: None)
+    np.testing.assert_allclose(recorded, scores(), atol=1e-3)
