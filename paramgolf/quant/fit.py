@@ -2,8 +2,9 @@
 
 One number is searched, by which all clips are multiplied: bytes fall by about an eighth of the
 weights each time it doubles, whatever was trained. A solve costs seconds and a real compression a
-minute, so the search runs on the order-0 entropy of the integers, corrected by the ratio of real
-bytes to it, and only where it expects to end does it compress.
+minute, so the first step is found on the order-0 entropy of the integers, corrected by the ratio of
+real bytes to it. That ratio drifts with the clips; the steps that follow lie on a line through real
+bytes on either side of the limit.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     """
     assert config.fit_bytes is not None
     trials: list[Trial] = []
+    measured: list[tuple[float, int]] = []
     best: tuple[int, float, Solution] | None = None
     place, solution = 0.0, solve(config)
     for _ in range(MAX_COMPRESSIONS):
@@ -85,11 +87,16 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
         if total <= config.fit_bytes and place <= LEAST:
             say("quantize: the finest clips of the search leave bytes unused")
             break
+        measured.append((place, total))
+        target = config.fit_bytes - SLACK_BYTES // 2
+        found = _on_line(measured, target)
+        if found is not None:
+            place, solution = found, solve(scaled(config, found))
+            continue
         # the fixed bytes (code, header) go into the offset, not into the ratio
         fixed = sum(part.bytes for part in parts if part.kind in ("code", "header"))
-        ratio = (total - fixed) / entropy
-        target = (config.fit_bytes - SLACK_BYTES // 2 - fixed) / ratio
-        place, solution = _approach(config, solve, (place, solution), target, trials)
+        wanted = (target - fixed) / ((total - fixed) / entropy)
+        place, solution = _approach(config, solve, (place, solution), wanted, trials)
     if best is None:
         _refuse(min(t.bytes_total or 0 for t in trials if t.bytes_total) - config.fit_bytes, parts)
     total, place, solution = best
@@ -100,6 +107,23 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
         "trials": [asdict(trial) for trial in trials],
     }
     return solution, record
+
+
+def _on_line(measured: list[tuple[float, int]], target: int) -> float | None:
+    """Return where the line through two measured (place, bytes) around `target` reaches it.
+
+    They are the nearest on either side, or the last two; None where there are no two that differ.
+    """
+    above = [m for m in measured if m[1] > target]
+    below = [m for m in measured if m[1] <= target]
+    pair = measured[-2:]
+    if above and below:
+        pair = [max(below, key=lambda m: m[1]), min(above, key=lambda m: m[1])]
+    if len(pair) < 2 or pair[0][1] == pair[1][1]:
+        return None
+    (start, first), (end, second) = pair
+    place = start + (target - first) * (end - start) / (second - first)
+    return min(max(place, LEAST), MOST)
 
 
 def scaled(config: QuantizeConfig, place: float) -> QuantizeConfig:

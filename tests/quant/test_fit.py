@@ -2,15 +2,19 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 import safetensors.torch
+import torch
 from quantize_case import CPU, make_config, make_hessians, make_trained
 
 from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.ledger import Part
 from paramgolf.codec.package import package
 from paramgolf.errors import ParamGolfError
+from paramgolf.quant import fit as quant_fit
 from paramgolf.quant.fit import artifact_parts, entropy_bytes, fit, scaled
 from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model
 from paramgolf.recipes import check, compose
@@ -47,6 +51,26 @@ def test_it_ends_just_below_the_limit(case, change):
     compressed = [t for t in record["trials"] if t["bytes_total"] is not None]
     assert len(compressed) <= 4
     assert record["bytes_total"] in [t["bytes_total"] for t in compressed]
+
+
+def test_few_compressions_find_the_limit_where_entropy_is_a_poor_guide(monkeypatch):
+    """The bytes are those of a network of 36 M weights, by clips; entropy moves by half as much."""
+    weights = torch.empty(36_000_000, device="meta")
+
+    def solve(config):
+        place = math.log2(config.attention_clip / make_config().attention_clip)
+        return {"w.integers": weights, "place": torch.tensor(place)}, []
+
+    def measure(solution):
+        total = 16_252_255 - 4.38e6 * float(solution[0]["place"])
+        return [Part("model", "integers", round(total), 0, None, {})]
+
+    monkeypatch.setattr(
+        quant_fit, "entropy_bytes", lambda tensors: 15.9e6 - 2.2e6 * float(tensors["place"])
+    )
+    _, record = fit(make_config(fit_bytes=15_998_000), solve, measure)
+    assert 0 <= 15_998_000 - record["bytes_total"] <= 2000
+    assert sum(trial["bytes_total"] is not None for trial in record["trials"]) <= 3
 
 
 def test_the_coarsest_that_does_not_fit_is_refused(case):
