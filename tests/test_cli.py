@@ -191,6 +191,21 @@ def test_recipes_are_listed_with_their_size_and_score(capsys, monkeypatch):
     assert max(map(len, lines)) <= 80
 
 
+def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
+    figures = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003}
+    other = {"device": "a GPU", "figures": {"tokens": 1e8, "val_bpb_packed": 1.1}}
+    runs = {"recipes": {"h100x1": other, "pr1493": {"device": "a GPU", "figures": figures}}}
+    path = project / "benchmarks/results/recipes.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"runs": runs}))
+    assert code_of("recipes") == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
+    assert rows["pr1493"][2:4] == ["1.0810", "1.2345"]
+    assert rows["h100x1"][2:4] == ["-", "-"]
+    assert "packed after 60 M tokens of another text on a GPU" in " ".join(rows["ours:"])
+
+
 @pytest.mark.parametrize("command", ["check --help", "recipes", "estimate sample --json"])
 def test_a_reader_that_has_enough_is_no_error(command):
     """As in `paramgolf recipes | head -1`: whatever is printed after that is lost silently."""
