@@ -11,7 +11,7 @@ from paramgolf.model.network import Network
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.low_rank import Learner
-from paramgolf.scoring.scorer import Rehearsal, Scorer, add_scores, split_batches, start_copy
+from paramgolf.scoring.scorer import Rehearsal, Scorer, split_batches, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
@@ -61,11 +61,7 @@ class StreamScorer(Scorer):
         targets = batch.targets
         loss, scores = self._score(batch, mine)
         (loss / len(targets)).backward()
-        both = torch.zeros(2, len(targets), dtype=torch.float64)
-        nats, times = both.numpy()
-        add_scores(nats, times, mine, scores(), targets.start)
-        self.ranks.sum(both)
-        self.ledger.score(targets.start, nats, times)
+        self.enter(targets, [(mine, scores())])
         if targets.stop < len(self.text):
             self._learn(targets)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -100,17 +100,21 @@ class Scorer:
         runs it, so their number cannot change a score.
         """
         with self.session.timing.part("score"):
-            targets = item.targets
-            both = torch.zeros(2, len(targets), dtype=torch.float64)
-            nats, times = both.numpy()
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.ranks)]
             with torch.no_grad(), self.network.frozen():
                 launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
-                for batch, scores in lag(launched, AHEAD):
-                    add_scores(nats, times, batch, scores(), targets.start)
-            self.ranks.sum(both)
-            self.ledger.score(targets.start, nats, times)
+                scored = ((batch, scores()) for batch, scores in lag(launched, AHEAD))
+                self.enter(item.targets, scored)
+
+    def enter(self, targets: range, scored: Iterable[tuple[Windows, np.ndarray]]) -> None:
+        """Enter the scores [B, k] of batches of windows, and what the other processes scored."""
+        both = torch.zeros(2, len(targets), dtype=torch.float64)
+        nats, times = both.numpy()
+        for batch, scores in scored:
+            add_scores(nats, times, batch, scores, targets.start)
+        self.ranks.sum(both)
+        self.ledger.score(targets.start, nats, times)
 
     def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""
