@@ -15,7 +15,7 @@ from paramgolf.scoring.config import DocumentsConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class DocumentBatch:
     """Documents that are scored side by side, the longest first, `chunk` tokens at a time.
 
     Document i has the targets start[i]..stop[i], int64 [n].
@@ -36,7 +36,7 @@ class Batch:
 class Group:
     """Batches that may be scored at the same time, and the documents scored once they are."""
 
-    batches: tuple[Batch, ...]
+    batches: tuple[DocumentBatch, ...]
     documents_done: int
 
 
@@ -70,13 +70,15 @@ def plan_groups(
     return groups
 
 
-def _batch(start: np.ndarray, stop: np.ndarray, config: DocumentsConfig, lane: int) -> Batch:
+def _batch(
+    start: np.ndarray, stop: np.ndarray, config: DocumentsConfig, lane: int
+) -> DocumentBatch:
     longest = int((stop - start).max())
     short = (rule.chunk_tokens for rule in config.short_chunks if longest <= rule.document_tokens)
-    return Batch(start, stop, next(short, config.chunk_tokens), lane)
+    return DocumentBatch(start, stop, next(short, config.chunk_tokens), lane)
 
 
-def work(batch: Batch, window: int) -> float:
+def work(batch: DocumentBatch, window: int) -> float:
     """Return the tokens that scoring a batch reads: every chunk anew, with its context."""
     ends = (1 + np.arange(batch.chunks)) * batch.chunk
     reads = np.minimum(ends, window)

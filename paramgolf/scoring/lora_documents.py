@@ -20,15 +20,14 @@ from paramgolf.model.shared_graphs import share_graphs
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.document_batches import (
-    Batch,
+    DocumentBatch,
     phase_bounds,
     plan_groups,
     scoring_order,
 )
 from paramgolf.scoring.ledger import Ledger, spread
 from paramgolf.scoring.low_rank import Learner
-from paramgolf.scoring.scorer import Batch as Passed
-from paramgolf.scoring.scorer import Rehearsal, Scorer, start_copy
+from paramgolf.scoring.scorer import Batch, Rehearsal, Scorer, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
 from paramgolf.scoring.text import Text, find_documents
@@ -42,22 +41,12 @@ Matrices = dict[str, torch.Tensor]
 class Step(NamedTuple):
     """A batch to score, and the number of documents that the whole model then learns from."""
 
-    batch: Batch
+    batch: DocumentBatch
     phase: int
 
 
-def score_documents(network: Network, text: Text, config: AdaptConfig, session: Session) -> Ledger:
-    """Score every document, training the whole model in phases on the way."""
-    scorer = DocumentScorer(network, text, config, session)
-    # with several processes, a lane is another's to wait for
-    every = config.documents.lanes if session.ranks.world > 1 else 1
-    session.run(scorer, scorer.plan(), "documents", every=every)
-    scorer.ledger.merge(session.ranks)
-    return scorer.ledger
-
-
 class Lesson(NamedTuple):
-    """A pass as tensors alone, so that it can be recorded: see Batch of paramgolf.scoring.scorer.
+    """A pass as tensors alone, so that it can be recorded: see scorer.Batch.
 
     `places` int64 [k] are those of the part that is scored; `learns` float32 [B] is 1 for the rows
     that learn from it, 0 for the others.
@@ -68,6 +57,16 @@ class Lesson(NamedTuple):
     first: torch.Tensor
     places: torch.Tensor
     learns: torch.Tensor
+
+
+def score_documents(network: Network, text: Text, config: AdaptConfig, session: Session) -> Ledger:
+    """Score every document, training the whole model in phases on the way."""
+    scorer = DocumentScorer(network, text, config, session)
+    # with several processes, a lane is another's to wait for
+    every = config.documents.lanes if session.ranks.world > 1 else 1
+    session.run(scorer, scorer.plan(), "documents", every=every)
+    scorer.ledger.merge(session.ranks)
+    return scorer.ledger
 
 
 class DocumentScorer(Scorer):
@@ -164,7 +163,7 @@ class DocumentScorer(Scorer):
             adapter.adapt(chunk, progress=index / (len(chunks) - 1))
         self.network.requires_grad_(False).zero_grad()
 
-    def _score_batch(self, batch: Batch) -> None:
+    def _score_batch(self, batch: DocumentBatch) -> None:
         rows, learner = self.rows, self.learner
         # rows without a document stay idle: fewer would be another shape
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
@@ -201,7 +200,7 @@ class DocumentScorer(Scorer):
             self.ledger.update(first[goes_on], first[goes_on] + size, own=True)
             self.learner.step()
 
-    def _learn_pass(self, goes_on: np.ndarray, batch: Passed) -> tuple[torch.Tensor, torch.Tensor]:
+    def _learn_pass(self, goes_on: np.ndarray, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the scores of a pass, twice; the gradient of the rows that go on is there then."""
         assert isinstance(batch.part, slice)
         places = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
@@ -215,7 +214,7 @@ class DocumentScorer(Scorer):
     def _teach(self, lesson: Lesson) -> torch.Tensor:
         """Score a pass, and add the gradient of the rows that learn."""
         inputs, targets, first, places, learns = lesson
-        nats, scores = self.nats(Passed(inputs, targets, first, self.learner.options(), places))
+        nats, scores = self.nats(Batch(inputs, targets, first, self.learner.options(), places))
         (nats.mean(dim=1) * learns).sum().backward()
         return scores
 
@@ -228,7 +227,7 @@ class DocumentScorer(Scorer):
             self.warm[lane][name][rows] = a.detach()[rows]
 
 
-def rows_in_use(batch: Batch, rows: int) -> Iterator[tuple[int, int]]:
+def rows_in_use(batch: DocumentBatch, rows: int) -> Iterator[tuple[int, int]]:
     """Yield where each chunk begins in its document, and the rows that its pass has, of `rows`.
 
     Rows that the longest documents do without are dropped. A few idle ones stay: they cost next to
@@ -243,7 +242,7 @@ def rows_in_use(batch: Batch, rows: int) -> Iterator[tuple[int, int]]:
         yield begin, rows
 
 
-def pass_shapes(batch: Batch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
+def pass_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, the tokens read, and those scored, of each pass over a batch."""
     for begin, used in rows_in_use(batch, rows):
         yield used, round_width(min(begin + batch.chunk, window), window), batch.chunk
