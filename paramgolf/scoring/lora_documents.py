@@ -17,6 +17,7 @@ import torch
 from paramgolf.model.network import Network
 from paramgolf.model.replay import Replay
 from paramgolf.model.shared_graphs import share_graphs
+from paramgolf.progress import say
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.document_batches import (
@@ -131,6 +132,8 @@ class DocumentScorer(Scorer):
         mine = [step.batch for step in items if step.batch.lane in self._lanes]
         shapes = {shape for batch in mine for shape in pass_shapes(batch, self.rows, window)}
         ordered = sorted(shapes, reverse=True)
+        if self.ranks.is_main:
+            say(f"documents: compiling for {len(ordered)} shapes of passes")
         for rows, read, size in ordered:
             learner.keep(rows)
             yield Rehearsal(rows, read, slice(read - size, read), learner.options(), learns=True)
