@@ -272,6 +272,56 @@ def test_stride_is_no_matter():
     assert (adapt(text, stride=STRIDE).nats == adapt(text, stride=WINDOW).nats).all()
 
 
+class Recorded:
+    """A CUDA graph's ways on a CPU: it computes on the tensors that it was recorded with."""
+
+    def __init__(self):
+        self.passes, self.replayed = {}, []
+
+    @staticmethod
+    def addresses(scorer):
+        leaves = scorer.learner.adapters.parameters()
+        used = [*scorer.network.parameters(), *leaves, *(leaf.grad for leaf in leaves)]
+        return [tensor.data_ptr() for tensor in used]
+
+    def capture(self, key, work, lesson, *, warm_ups):
+        self.passes[key] = work, lesson, self.addresses(work.__self__)
+
+    def fits(self, key, lesson):
+        return key in self.passes
+
+    def __call__(self, key, given):
+        work, lesson, addresses = self.passes[key]
+        assert addresses == self.addresses(work.__self__)
+        for own, tensor in zip(lesson, given, strict=True):
+            assert own.shape == tensor.shape
+            own.copy_(tensor)
+        self.replayed.append(key)
+        return work(lesson)
+
+
+@pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
+def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch):
+    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
+    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
+    text, documents = make_text(400), {**documents, "batch_documents": 8}
+    plain = adapt(text, documents=documents, epochs=1)
+    monkeypatch.setattr(lora_documents, "Replay", Recorded)
+    config = make_lora_config("lora_documents", None, documents, epochs=1)
+    scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
+    steps = scorer.plan()
+    shapes = {
+        shape
+        for step in steps
+        for shape in lora_documents.pass_shapes(step.batch, scorer.rows, WINDOW)
+    }
+    scorer._record(sorted(shapes, reverse=True))
+    for step in steps:
+        scorer.run(step)
+    assert {*scorer._replay.replayed} == shapes
+    np.testing.assert_allclose(scorer.ledger.nats, plain.nats, atol=1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
 def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch):
