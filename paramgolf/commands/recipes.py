@@ -46,15 +46,15 @@ def run(options: argparse.Namespace) -> int:
         table.add_row(*_row(name, RECIPES, records, measured))
     console = Console(highlight=False, markup=False)
     console.print(table)
-    for one in list(measured.values())[:1]:
-        tokens = one["figures"]["tokens"] / 1e6
-        console.print(OURS.format(tokens=tokens, device=one["device"]))
+    settings = [(run["figures"]["tokens"] / 1e6, run["device"]) for run in measured.values()]
+    for tokens, device in dict.fromkeys(settings):
+        console.print(OURS.format(tokens=tokens, device=device))
     console.print(HINT)
     return 0
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """Return the recipes that the benchmark has trained and packed, all alike, by name."""
+    """Return the recipes that the benchmark has trained, packed and scored alike, by name."""
     runs = read_json(path)["runs"]["recipes"] if path.is_file() else {}
     return {name: run for name, run in runs.items() if "lost" in run["figures"]}
 

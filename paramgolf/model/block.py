@@ -63,7 +63,7 @@ class Weights(NamedTuple):
 class Pair(NamedTuple):
     """A low-rank addition to a projection, for each row of the batch or (B = 1) for all.
 
-    A step's is a [B, r, in] and b [B, out, r]; those of all places are the second dimension there.
+    A step's is a [B, r, in] and b [B, out, r], that of all places a [B, places, r, in] and so on.
     """
 
     a: Tensor

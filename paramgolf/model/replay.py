@@ -17,15 +17,15 @@ WARM_UPS = 2  # passes before a capture: allocations and choices of the librarie
 
 
 class Replay:
-    """Graphs of passes that add to gradients and return a tensor, by key."""
+    """Graphs of passes that add to gradients and return tensors, by key."""
 
     def __init__(self) -> None:
-        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch, Tensor]] = {}
+        self._graphs: dict[Hashable, tuple[torch.cuda.CUDAGraph, Batch, Any]] = {}
 
     def capture(
         self,
         key: Hashable,
-        work: Callable[[Any], Tensor],
+        work: Callable[[Any], Any],
         batch: Batch,
         *,
         warm_ups: int = WARM_UPS,
@@ -51,7 +51,7 @@ class Replay:
         own = self._graphs[key][1]
         return [x.shape for x in own if x is not None] == [x.shape for x in batch if x is not None]
 
-    def __call__(self, key: Hashable, batch: Batch) -> Tensor:
+    def __call__(self, key: Hashable, batch: Batch) -> Any:
         """Run a graph on a batch that fits; the next call overwrites the result."""
         graph, own, result = self._graphs[key]
         for mine, given in zip(own, batch, strict=True):

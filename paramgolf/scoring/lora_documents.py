@@ -204,22 +204,22 @@ class DocumentScorer(Scorer):
             self.learner.step()
 
     def _learn_pass(self, goes_on: np.ndarray, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the scores of a pass, twice; the gradient of the rows that go on is there then."""
+        """Return a pass's nats and scores; the rows that go on add their gradient."""
         assert isinstance(batch.part, slice)
         places = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
         learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
         lesson = Lesson(batch.inputs, batch.targets, batch.first, places, learns)
         key = (*batch.inputs.shape, len(places))
-        replay = functools.partial(self._replay, key)
-        scores = (replay if self._replay.fits(key, lesson) else self._teach)(lesson)
-        return scores, scores
+        if self._replay.fits(key, lesson):
+            return self._replay(key, lesson)
+        return self._teach(lesson)
 
-    def _teach(self, lesson: Lesson) -> torch.Tensor:
-        """Score a pass, and add the gradient of the rows that learn."""
+    def _teach(self, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return a pass's nats and scores [B, k], and add the gradient of the rows that learn."""
         inputs, targets, first, places, learns = lesson
         nats, scores = self.nats(Batch(inputs, targets, first, self.learner.options(), places))
         (nats.mean(dim=1) * learns).sum().backward()
-        return scores
+        return nats.detach(), scores
 
     def _hand_on(self, lane: int, rows: slice) -> None:
         """Keep the first matrices of `rows`, whose documents have ended, for the lane's next batch.

@@ -45,12 +45,8 @@ class Learner:
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
         self.optimiser.step()
-        self.clear()
+        self.optimiser.zero_grad(set_to_none=False)  # they stay in their place
         self._steps += 1
-
-    def clear(self) -> None:
-        """Set the gradients to 0."""
-        self.optimiser.zero_grad(set_to_none=False)
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows alone."""

@@ -1,4 +1,4 @@
-"""A project that ran whole once, shared by all tests of a process, and copies of it."""
+"""A project that ran whole once for all processes of the tests, and copies of it."""
 
 from __future__ import annotations
 
