@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import queue
 import shutil
+import statistics
 import subprocess
 import sys
 import time
@@ -19,6 +21,7 @@ import yaml
 
 from paramgolf.files import lock, read_json
 from paramgolf.gpu_slots import VISIBLE
+from paramgolf.model.config import ModelConfig
 from paramgolf.recipes import Assignment, build, read_assignment
 
 ROOT = Path(__file__).parents[1]
@@ -183,3 +186,17 @@ class Project:
         """Return the log's steps of training."""
         lines = (self.folder / "artifacts/train/log.jsonl").read_text().splitlines()
         return [line for line in map(json.loads, lines) if line["event"] == "step"]
+
+
+def of_steps(steps: list[dict[str, Any]], model: ModelConfig) -> dict[str, float | None]:
+    """Return the first loss, and the median milliseconds of a step in the first and last order."""
+    milliseconds: list[list[float]] = [[] for _ in model.orders]
+    for before, step in itertools.pairwise(steps):
+        phase = model.phase_at((step["step"] - 1) / len(steps), step["step"] - 1)
+        milliseconds[phase].append(1000 * (step["seconds"] - before["seconds"]))
+    first, last = milliseconds[0], milliseconds[-1]
+    return {
+        "first_loss": steps[0]["loss"],
+        "step_ms_before": statistics.median(first) if first else None,
+        "step_ms_after": statistics.median(last) if last and len(model.orders) > 1 else None,
+    }

@@ -16,15 +16,12 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import itertools
-import statistics
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import techniques
-from projects import WORK, Devices, Failed, Project, assignments, cut
+from projects import WORK, Devices, Failed, Project, assignments, cut, of_steps
 from recipe_results import FIGURES, PATH, Results
 
 from paramgolf.model.config import ModelConfig
@@ -79,20 +76,6 @@ def figures_of(project: Project) -> dict[str, float]:
     if found["val_bpb_packed"]:
         found["lost"] = found["val_bpb_packed"] - found["val_bpb"]
     return {name: found[name] for name in FIGURES if found.get(name) is not None}
-
-
-def of_steps(steps: list[dict[str, Any]], model: ModelConfig) -> dict[str, float | None]:
-    """Return the first loss, and the median milliseconds of a step in the first and last order."""
-    milliseconds: list[list[float]] = [[] for _ in model.orders]
-    for before, step in itertools.pairwise(steps):
-        phase = model.phase_at((step["step"] - 1) / len(steps), step["step"] - 1)
-        milliseconds[phase].append(1000 * (step["seconds"] - before["seconds"]))
-    first, last = milliseconds[0], milliseconds[-1]
-    return {
-        "first_loss": steps[0]["loss"],
-        "step_ms_before": statistics.median(first) if first else None,
-        "step_ms_after": statistics.median(last) if last and len(model.orders) > 1 else None,
-    }
 
 
 def run_recipes(options: argparse.Namespace, results: Results) -> None:

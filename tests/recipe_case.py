@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import FROZEN
 from paramgolf.recipes import Params, check, compose
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -42,6 +41,6 @@ def moved(network: Network) -> Network:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, p in network.named_parameters():
-            if name not in FROZEN:
+            if name != "softcaps":  # only adaptation moves them
                 p.add_(0.1 * torch.randn(p.shape, generator=generator))
     return network

@@ -115,7 +115,7 @@ def pack_code(
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
     loader = unparse(ast.parse(LOADER.replace("@ENTRY@", module_name(entry))))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
-    in_order = reversed(everything.items())  # it compresses to 0.3 % less this way
+    in_order = sorted(everything.items(), reverse=True)  # it compresses to 0.4 % less this way
     text = "\0".join([loader, frozen, *itertools.chain(*in_order)])
     packed = literal(brotli.compress(text.encode(), quality=11, lgwin=24))
     script = SCRIPT.replace("@PACKED@", packed).encode("latin-1")

@@ -62,12 +62,11 @@ def measure(params: Params) -> dict[str, Any]:
         rehearsal = Rehearsal(params, ranks)
         started = seconds_since_start()
         phases = {"first": phase_figures(rehearsal, 0, params, device_name(ranks.device))}
-        if params.model.recurrence:
+        if params.model.recurrence or params.train.curriculum:
             phases["last"] = phase_figures(rehearsal, -1, params, device_name(ranks.device))
         return {
             "device": device_name(ranks.device),
             "torch": torch.__version__,
-            "batch_tokens": params.train.batch_tokens,
             "micro_batch_tokens": rehearsal.micro_batch_tokens,
             "startup_seconds": started,
             "peak_memory_bytes": torch.cuda.max_memory_allocated(),
@@ -79,15 +78,18 @@ def phase_figures(rehearsal: Any, phase: int, params: Params, device: str) -> di
     """Return speed and time split of a step of the recipe's batch."""
     from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 
-    tokens = params.train.batch_tokens
+    sizes = params.train.sizes[phase]
+    tokens = sizes.batch_tokens
     seconds = rehearsal.step_seconds(phase, tokens)
     order = params.model.orders[phase]
     flops = TRAINING_FACTOR * forward_flops(
-        params.model, params.tokenizer.vocab_size, order, params.train.sequence_length
+        params.model, params.tokenizer.vocab_size, order, sizes.sequence_length
     )
     peak = peak_flops(device)
     return {
         "order": list(order),
+        "batch_tokens": tokens,
+        "sequence_length": sizes.sequence_length,
         "step_ms": 1000 * seconds,
         "tokens_per_second": tokens / seconds,
         "mfu": flops * tokens / seconds / peak if peak else None,
@@ -102,6 +104,8 @@ def _show(result: dict[str, Any]) -> None:
     names = list(result["phases"])
     table = Table("", *(f"{name} order" for name in names))
     phases = [result["phases"][name] for name in names]
+    table.add_row("tokens a step", *(f"{p['batch_tokens']:,}" for p in phases))
+    table.add_row("sequence length", *(f"{p['sequence_length']:,}" for p in phases))
     table.add_row("tokens a second", *(f"{p['tokens_per_second']:,.0f}" for p in phases))
     table.add_row("MFU", *("" if p["mfu"] is None else f"{p['mfu']:.1%}" for p in phases))
     table.add_row("step, ms", *(f"{p['step_ms']:.1f}" for p in phases), end_section=True)
@@ -111,7 +115,7 @@ def _show(result: dict[str, Any]) -> None:
     title = " ".join([result["recipe"], *result["changes"]])
     console.print(
         f"{title} on {result['device']}, torch {result['torch']}: "
-        f"{result['batch_tokens']:,} tokens a step, {result['micro_batch_tokens']:,} a pass",
+        f"{result['micro_batch_tokens']:,} tokens a pass",
         markup=False,
     )
     console.print(table)

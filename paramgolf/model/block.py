@@ -8,7 +8,7 @@ after it is mixed with x0. Sources: spec numbers of the records beside each para
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -149,28 +149,51 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
 
     The output's scale is a factor of the projection's rows: a weight is cheaper to scale.
     """
+    gate = None
+    if kind.head_gate in ("doubled", "dense", "sparse"):
+        n, gate = head_gates(n, w, kind)
     added = additions(n, w, c.adapters)
     q, k, v = heads_of(n, w, c, kind, added)
     if c.first_values is not None:
         assert w.value_mix is not None
         v = v + torch.sigmoid(w.value_mix) * c.first_values
     y = kind.attend(q, k, v, c.segments)
-    gate = None if w.head_gate is None else head_gates(n, w.head_gate, kind)
     if kind.xsa or gate is not None:
         y = kind.operations.finish_heads(y, v, gate, exclude=kind.xsa)
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
     return y + added["o"] if "o" in added else y
 
 
-def head_gates(n: Tensor, weight: Tensor, kind: Kind) -> Tensor:
-    """Return a gate a head [B, T, H] from the first channels of the sublayer's input."""
-    z = F.linear(n[..., : weight.shape[-1]].contiguous(), weight)
+class FirstChannels(torch.autograd.Function):
+    """x and its first channels, whose gradient is added to x's in its place.
+
+    Autograd would widen it to all channels and add that: two more passes over memory.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return x [..., d] and its first `count` channels."""
+        return x.view_as(x), x[..., :count].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, d_x: Tensor, d_first: Tensor) -> tuple[Tensor, None]:
+        """Return the sum of both gradients; compiled code writes the first channels alone."""
+        count = d_first.shape[-1]
+        at = [None] * (d_x.dim() - 1) + [torch.arange(count, device=d_x.device)]
+        return torch.ops.aten.index_put.default(d_x, at, d_x[..., :count] + d_first), None
+
+
+def head_gates(n: Tensor, w: Weights, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return the sublayer's input [B, T, d], and of its first channels a gate a head [B, T, H]."""
+    assert w.head_gate is not None
+    n, first = FirstChannels.apply(n, w.head_gate.shape[-1])
+    z = F.linear(first, w.head_gate)
     match kind.head_gate:
         case "doubled":  # #1667: starts at 1
-            return 2 * torch.sigmoid(z)
+            return n, 2 * torch.sigmoid(z)
         case "dense":  # #1736
-            return torch.sigmoid(z)
-    return torch.sigmoid(kind.head_gate_scale * z)  # sparse, #1787
+            return n, torch.sigmoid(z)
+    return n, torch.sigmoid(kind.head_gate_scale * z)  # sparse, #1787
 
 
 def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
@@ -224,9 +247,14 @@ def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tenso
 
 
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Run one step: let a skip enter, split the lane where two begin, run both sublayers."""
-    if kind.parallel in ("none", "single"):
-        return (_one_lane(state[0], w, c, kind),)
+    """Run one step: both sublayers, and what comes before them."""
+    if kind.parallel in ("merge", "routed", "mixed", "lanes"):
+        return _two_lanes(state, w, c, kind)
+    return (_one_lane(state[0], w, c, kind),)
+
+
+def _two_lanes(state: State, w: Weights, c: Context, kind: Kind) -> State:
+    """Let a skip enter, split the lane where two begin, run both sublayers."""
     state = enter(state, w, c, kind)
     if len(state) == 1:
         state = (state[0], state[0])

@@ -88,6 +88,11 @@ class FanOut(torch.autograd.Function):
         return ctx.add([g for g in gradients if g is not None]), None, None
 
 
+def same_again(x: Tensor) -> Tensor:
+    """Return x as another tensor: a block that got one tensor twice would be one more graph."""
+    return FanOut.apply(x, 1, lambda gradients: gradients[0])[0]
+
+
 def add_all(tensors: list[Tensor]) -> Tensor:
     """Return the sum of `tensors` in their dtype, added up in float32."""
     return sum((x.float() for x in tensors[1:]), tensors[0].float()).to(tensors[0].dtype)
@@ -217,7 +222,7 @@ class Network(nn.Module):
             run = block if options.tap is not None else self._block
             state = run(state, weights, context, self._kind(step))
             if step.push:
-                kept.append(state)
+                kept.append(tuple(map(same_again, state)))
         return norm(self._join(state, tensors))
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:

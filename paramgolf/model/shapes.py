@@ -10,7 +10,6 @@ Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
-FROZEN = ("softcaps",)  # trained by nothing but adaptation at evaluation (#1923)
 TABLES = ("embedding", "bigram_table", "value_table")  # one row a token or bucket
 GATE_CHANNELS = 12  # channels that a sparse gate reads (#1667)
 

@@ -29,7 +29,7 @@ REPEATS = 8
 class Rehearsal:
     """Network, optimisers and captured passes of a recipe on one GPU.
 
-    A `phase` is an index into the model's layer orders: 0 is the first, -1 the last.
+    A `phase` is 0, the model's first layer order on batches of the first sizes, or -1, the last.
     """
 
     def __init__(self, params: Params, ranks: Ranks) -> None:
@@ -42,37 +42,40 @@ class Rehearsal:
             tokens = choose_micro_batch(self._network, self.train, ranks)
         self.micro_batch_tokens = tokens
         self._state = TrainState(self._network, self.train, ranks)
-        self._longest = self.train.document_tokens(self.train.sizes[0])
-        self._batch = self._random_batch(vocab_size, ranks.device)
+        self._batches: dict[int, Batch] = {}
         self._replay = Replay()
         for phase in (0, -1):
             self._state.zero_grad()
+            batch = self._random_batch(phase, vocab_size, ranks.device)
             work = functools.partial(self._backward, phase=phase)
-            work(self._batch)
-            self._replay.capture(phase, work, self._batch)
+            work(batch)
+            self._replay.capture(phase, work, batch)
+            self._batches[phase] = batch
         self._state.zero_grad()
 
-    def _random_batch(self, vocab_size: int, device: torch.device) -> Batch:
-        tokens, length = self.micro_batch_tokens, self.train.sequence_length
-        rows = tokens // length if self._longest is None else 1
-        drawn = torch.randint(BOS + 1, vocab_size, (rows, tokens // rows + 1))
+    def _random_batch(self, phase: int, vocab_size: int, device: torch.device) -> Batch:
+        sizes = self.train.sizes[phase]
+        longest = self.train.document_tokens(sizes)
+        rows = self.micro_batch_tokens // sizes.sequence_length if longest is None else 1
+        drawn = torch.randint(BOS + 1, vocab_size, (rows, self.micro_batch_tokens // rows + 1))
         drawn[torch.rand(drawn.shape) < 1 / DOCUMENT_TOKENS] = BOS
-        return batch_of(drawn, self._longest, device)
+        return batch_of(drawn, longest, device)
 
     def _backward(self, batch: Batch, phase: int) -> Tensor:
+        sizes = self.train.sizes[phase]
         return backward(
             self._network,
             batch,
             self.model.orders[phase],
-            longest=self._longest,
-            batch_tokens=self.train.batch_tokens,
+            longest=self.train.document_tokens(sizes),
+            batch_tokens=sizes.batch_tokens,
         )
 
     def passes(self, phase: int, batch_tokens: int) -> None:
         """Run forward and backward of a step of so many tokens."""
         self._state.zero_grad()
         for _ in range(batch_tokens // self.micro_batch_tokens):
-            self._replay(phase, self._batch)
+            self._replay(phase, self._batches[phase])
 
     def optimise(self) -> None:
         """Clip, update weights and average."""

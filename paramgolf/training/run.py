@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +147,8 @@ class Run:
 
         Weights, moments and batches stay as they are.
         """
-        phases = range(len(self.model.orders))
         if self.ranks.compile:
-            for sizes, phase in itertools.product(self.config.sizes, phases):
+            for sizes, phase in self._meetings():
                 self._state.zero_grad()
                 batch = self._batches.random(sizes, self._tokens.vocab_size)
                 work = functools.partial(self._backward, sizes=sizes, phase=phase)
@@ -160,6 +159,14 @@ class Run:
         synchronize(self.ranks.device)
         self._startup_seconds = seconds_since_start()
         self.clock = Clock(spent=self._spent)
+
+    def _meetings(self) -> Iterable[tuple[BatchPhase, int]]:
+        """Return the sizes of batches and the phases of the model that meet in this run."""
+        sizes, model = self.config.sizes, self.model
+        if model.recurrence_unit == "step":  # what meets then depends on the speed
+            return itertools.product(sizes, range(len(model.orders)))
+        turns = [s.at for s in sizes] + [phase.at for phase in model.recurrence]
+        return {(self._batches.sizes(Point(0, at, 0.0)), model.phase_at(at, 0)) for at in turns}
 
     def loop(self) -> None:
         """Take steps until the budget of steps or seconds is spent."""

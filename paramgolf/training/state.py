@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, TABLES
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import coefficients
@@ -38,6 +38,8 @@ class TrainState:
         self._config = config
         self._ranks = ranks
         self._parameters = dict(network.named_parameters())
+        if network.config.asymmetric_softcap:  # only adaptation at evaluation moves caps (#1923)
+            self._parameters["softcaps"].requires_grad_(False)
         steps = coefficients(config.muon_coefficients, config.muon_iterations)
         self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
         matrices = {n: p for n, p in self._parameters.items() if n in self._matrices}
@@ -49,8 +51,8 @@ class TrainState:
     def _make_adam(self) -> torch.optim.AdamW:
         c = self._config
         tables = [p for name, p in self._parameters.items() if name in TABLES]
-        others = (*TABLES, *self._matrices, *FROZEN)
-        rest = [p for name, p in self._parameters.items() if name not in others]
+        others = (*TABLES, *self._matrices)
+        rest = [p for n, p in self._parameters.items() if n not in others and p.requires_grad]
         groups = [
             {"params": tables, "peak_lr": c.token_lr, "weight_decay": c.token_decay},
             {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay},

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from paramgolf.model.attention import attend_sdpa, rotary_table
+from paramgolf.model.block import FirstChannels, block
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed
 from paramgolf.model.network import Network, Pass
@@ -335,3 +336,34 @@ def test_blocks_read_no_views(tiny_model, monkeypatch):
     network.nll(tokens()[:, :-1], tokens()[:, 1:], Pass(network.config.orders[-1]))
     assert read
     assert all(tensor._base is None for tensor in read)
+
+
+def test_a_kind_of_block_is_one_graph(tiny_model):
+    """Encoder, decoder, and decoder in parallel: the first decoder reads one lane twice."""
+    repeated = RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4, 5))
+    model = tiny_model(layers=6, parallel_start=4, recurrence=(repeated,))
+    network = Network(model, VOCAB, seed=1)
+    torch._dynamo.reset()
+    graphs = []
+
+    def keep(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    network._block = torch.compile(block, dynamic=False, backend=keep)
+    text = tokens()
+    for order in model.orders:
+        network.nll(text[:, :-1], text[:, 1:], Pass(order)).sum().backward()
+        assert len(graphs) == 3
+
+
+def test_first_channels_get_the_gradient_of_a_slice():
+    x = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    weights = torch.arange(8.0), torch.arange(5.0)
+
+    def gradient(whole: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
+        total = (weights[0] * whole.square()).sum() + (weights[1] * first.exp()).sum()
+        return torch.autograd.grad(total, x)[0]
+
+    expected = gradient(x, x[..., :5])
+    torch.testing.assert_close(gradient(*FirstChannels.apply(x, 5)), expected, rtol=0, atol=0)

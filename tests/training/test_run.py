@@ -24,6 +24,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import compose
 from paramgolf.runtime import Ranks
+from paramgolf.training.config import BatchPhase
 from paramgolf.training.run import Run, reached
 from paramgolf.training.validate import validate
 
@@ -197,6 +198,21 @@ def test_warm_up_leaves_weights_moments_and_batches_untouched(run):
     after = [batch.tokens for batch in warm._batches.read(warm._sizes, 0)]
     assert torch.equal(torch.cat(after), torch.cat(before))
     assert warm.clock.elapsed < 1.0
+
+
+def test_only_what_meets_in_a_run_is_compiled(run):
+    """Recurrence begins at a half: sizes that begin later, or end before, meet one order alone."""
+
+    def met(*later: float, unit: str = "fraction") -> list[tuple[int, int]]:
+        phases = [BatchPhase(at=at, batch_tokens=512, sequence_length=64) for at in later]
+        one = run(curriculum=tuple(phases))
+        one.model = dataclasses.replace(one.model, recurrence_unit=unit)
+        return sorted((one.config.sizes.index(s), phase) for s, phase in one._meetings())
+
+    assert met() == [(0, 0), (0, 1)]
+    assert met(0.5) == [(0, 0), (1, 1)]
+    assert met(0.2, 0.6) == [(0, 0), (1, 0), (1, 1), (2, 1)]
+    assert met(0.5, unit="step") == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 def test_time_budget_ends_training(run):
