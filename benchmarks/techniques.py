@@ -169,18 +169,20 @@ def run_all(options: Namespace, results: Results) -> None:
         for seed in options.seeds:
             due = [t for t in wanted if is_due(t, seed, results.techniques(settings), options)]
             # what changes quantising alone takes the common model, which is trained by then
+            again = [] if has_common(due, seed, options) else [TECHNIQUES[0]]
             for trains in (True, False):
                 begun = {
                     pool.submit(run, technique, seed, options, devices): technique
-                    for technique in due
+                    for technique in dict.fromkeys([*again * trains, *due])
                     if technique.trains == trains
                 }
                 for done in concurrent.futures.as_completed(begun):
                     technique = begun[done]
                     try:
                         found = done.result()
-                        changes = " ".join(technique.changes_at(options.batch_tokens))
-                        results.add_technique(settings, technique.name, changes, seed, found)
+                        if technique in due:
+                            changes = " ".join(technique.changes_at(options.batch_tokens))
+                            results.add_technique(settings, technique.name, changes, seed, found)
                     except Failed as error:
                         print(f"{technique.name}, seed {seed}: {error}", flush=True)
                         failed = True
@@ -189,6 +191,12 @@ def run_all(options: Namespace, results: Results) -> None:
                     print(" | ".join([technique.name, f"seed {seed}", *row]), flush=True)
     if failed:
         raise SystemExit("some rows are missing: run the same command again")
+
+
+def has_common(due: list[Technique], seed: int, options: Namespace) -> bool:
+    """Tell whether the common model is there for those of `due` that only quantise it."""
+    trained = folder_of(COMMON, seed, options) / "artifacts/metrics/train.json"
+    return trained.is_file() or all(technique.trains for technique in due)
 
 
 def is_due(technique: Technique, seed: int, rows: dict[str, Any], options: Namespace) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -238,3 +239,19 @@ def test_techniques_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
         assert {key: train[key] for key in common} == common
     trained = sorted(gpu for _, stage, gpu in ran if stage == "train")
     assert trained == ["2", "2", "3", "3"]
+
+
+def test_what_only_quantises_shares_a_common_model_that_is_trained_again(
+    modules, monkeypatch, ran, tmp_path
+):
+    """As on another machine, which has the results and no models."""
+    arguments = ("--techniques", "--seeds", "1", "--only")
+    call(modules, monkeypatch, tmp_path, *arguments, "no XSA")
+    shutil.rmtree(tmp_path / "mine")
+    ran.clear()
+    only = ["rounded to nearest", "columns in order"]
+    (group,) = call(modules, monkeypatch, tmp_path, *arguments, *only)["techniques"].values()
+    assert {*group["rows"]} == {"common", "no XSA", *only}
+    assert [folder for folder, stage, _ in ran if stage == "train"] == ["common-1"]
+    quantised = {folder for folder, stage, _ in ran if stage == "quantize"}
+    assert quantised == {"common-1", "rounded-to-nearest-1", "columns-in-order-1"}
