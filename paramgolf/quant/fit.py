@@ -9,6 +9,7 @@ bytes on either side of the limit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
@@ -70,7 +71,6 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     """
     assert config.fit_bytes is not None
     trials: list[Trial] = []
-    measured: list[tuple[float, int]] = []
     best: tuple[int, float, Solution] | None = None
     place, solution = 0.0, solve(config)
     for _ in range(MAX_COMPRESSIONS):
@@ -87,9 +87,8 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
         if total <= config.fit_bytes and place <= LEAST:
             say("quantize: the finest clips of the search leave bytes unused")
             break
-        measured.append((place, total))
         target = config.fit_bytes - SLACK_BYTES // 2
-        found = _on_line(measured, target)
+        found = _on_line(trials, target)
         if found is not None:
             place, solution = found, solve(scaled(config, found))
             continue
@@ -109,11 +108,12 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     return solution, record
 
 
-def _on_line(measured: list[tuple[float, int]], target: int) -> float | None:
-    """Return where the line through two measured (place, bytes) around `target` reaches it.
+def _on_line(trials: list[Trial], target: int) -> float | None:
+    """Return where the line through the real bytes of two trials around `target` reaches it.
 
     They are the nearest on either side, or the last two; None where there are no two that differ.
     """
+    measured = [(math.log2(t.multiplier), t.bytes_total) for t in trials if t.bytes_total]
     above = [m for m in measured if m[1] > target]
     below = [m for m in measured if m[1] <= target]
     pair = measured[-2:]
