@@ -150,6 +150,7 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     The output's scale is a factor of the projection's rows: a weight is cheaper to scale.
     """
     gate = None
+    # named, not unlike "none": a packed program without gates then leaves them out (codec/shake.py)
     if kind.head_gate in ("doubled", "dense", "sparse"):
         n, gate = head_gates(n, w, kind)
     added = additions(n, w, c.adapters)
@@ -247,7 +248,7 @@ def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tenso
 
 
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Run one step: both sublayers, and what comes before them."""
+    """Run one step: a skip enters, lanes are mixed, both sublayers run."""
     if kind.parallel in ("merge", "routed", "mixed", "lanes"):
         return _two_lanes(state, w, c, kind)
     return (_one_lane(state[0], w, c, kind),)
