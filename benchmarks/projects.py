@@ -43,6 +43,10 @@ def cut(recipe: str, changes: list[Assignment], tokens: int, batch_tokens: int) 
         "train.steps": steps,
         "train.budget_seconds": None,
         "train.batch_tokens": batch_tokens,
+        "train.curriculum": [
+            {**sizes, "batch_tokens": sizes["batch_tokens"] * batch_tokens // train["batch_tokens"]}
+            for sizes in train["curriculum"]
+        ],
         "train.micro_batch_tokens": min(batch_tokens, train["micro_batch_tokens"]),
         "train.muon_momentum_steps": min(train["muon_momentum_steps"], steps // 4),
         "train.ema_warmup": True,

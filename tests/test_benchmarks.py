@@ -55,6 +55,12 @@ def test_a_schedule_in_steps_becomes_one_in_shares(modules):
     assert train["muon_momentum_steps"] == 152
 
 
+def test_batches_of_later_phases_shrink_with_the_first(modules):
+    content = modules.projects.cut("best", [], 60_000_000, 98_304)
+    sizes = {"at": 0.35, "batch_tokens": 98_304, "sequence_length": 2048}
+    assert content["train"]["curriculum"] == [sizes]
+
+
 def test_recipes_run_every_stage_of_a_model(modules):
     plan = [*read_yaml(ROOT / "dvc.yaml")["stages"]]
     ours = [stage for stage in modules.recipes.STAGES if stage not in modules.projects.SCRIPTS]
