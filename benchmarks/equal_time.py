@@ -38,6 +38,7 @@ ONE_GPU = (
 )
 TWICE = "model.recurrence=[{at: 0.35, order: [0,1,2,3,4,5,3,4,5,6,7,8,9,10]}]"
 NO_FIRST = "model.first_attention=false"
+LANES_9, LANES_10 = "model.parallel_start=9", "model.parallel_start=10"
 WINDOWS = ("model.window_layers=[0,2,4,6,8]", "model.window=512")
 
 
@@ -53,15 +54,9 @@ CHANGES: dict[str, tuple[str, ...]] = {
     "twice, 512 tokens of a document until then": (TWICE, *short(512)),
     "twice, 512, no first attention": (TWICE, *short(512), NO_FIRST),
     "twice, 256, no first attention, windows": (TWICE, *short(256), NO_FIRST, *WINDOWS),
-    "twice, 256, no first attention, lanes from 9": (
-        *(TWICE, *short(256), NO_FIRST, "model.parallel_start=9"),
-    ),
-    "twice, 256, no first attention, lanes from 10": (
-        *(TWICE, *short(256), NO_FIRST, "model.parallel_start=10"),
-    ),
-    "twice, 128, no first attention, lanes from 9": (
-        *(TWICE, *short(128), NO_FIRST, "model.parallel_start=9"),
-    ),
+    "twice, 256, no first attention, lanes from 9": (TWICE, *short(256), NO_FIRST, LANES_9),
+    "twice, 256, no first attention, lanes from 10": (TWICE, *short(256), NO_FIRST, LANES_10),
+    "twice, 128, no first attention, lanes from 9": (TWICE, *short(128), NO_FIRST, LANES_9),
 }
 
 
