@@ -15,7 +15,7 @@ import pytest
 
 from paramgolf.files import lock
 from paramgolf.params import read_yaml
-from paramgolf.recipes import check
+from paramgolf.recipes import build, check
 
 ROOT = Path(__file__).parents[1]
 TEXT = ["data.source=files", "data.files=[some.jsonl]", "tokenizer.source=train"]
@@ -25,7 +25,7 @@ TEXT = ["data.source=files", "data.files=[some.jsonl]", "tokenizer.source=train"
 def modules(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    names = ("projects", "recipe_results", "recipes", "techniques")
+    names = ("equal_time", "projects", "recipe_results", "recipes", "techniques")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -53,6 +53,15 @@ def test_a_schedule_in_steps_becomes_one_in_shares(modules):
     assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
     assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
     assert train["muon_momentum_steps"] == 152
+
+
+def test_recipe_best_is_one_of_the_shapes_that_are_compared(modules):
+    shapes = {
+        name: build("pr2135", modules.projects.assignments(changes))["model"]
+        for name, changes in modules.equal_time.CHANGES.items()
+    }
+    best = [name for name, model in shapes.items() if model == build("best")["model"]]
+    assert "twice, 256, no first attention, lanes from 9" in best
 
 
 def test_batches_of_later_phases_shrink_with_the_first(modules):
