@@ -14,29 +14,26 @@ import concurrent.futures
 import math
 from dataclasses import dataclass
 
-from projects import WORK, Devices, Project, assignments, of_steps
+from projects import WORK, Devices, Project, assignments, folder_name
 from tables import RESULTS, Row, write_results
+from techniques import COMMON_CHANGES, REPEATED_ONCE
 
 from paramgolf.files import read_json
-from paramgolf.model.config import ModelConfig
-from paramgolf.params import parse
 from paramgolf.recipes import build
 
 RECIPE, UNCHANGED = "pr2135", "unchanged"
 SECONDS = 90.0
 BATCH_TOKENS = 196_608
 ONE_GPU = (
+    *COMMON_CHANGES,
     f"train.batch_tokens={BATCH_TOKENS}",
-    "train.muon_momentum=0.95",
-    "train.muon_momentum_start=0.85",
     "train.muon_momentum_steps=100",
-    "train.ema_decay=0.99",
     "train.ema_warmup=true",
     "train.reserve_seconds=0.0",
     "train.validate_every=0",
     "train.checkpoint_every=0",
 )
-TWICE = "model.recurrence=[{at: 0.35, order: [0,1,2,3,4,5,3,4,5,6,7,8,9,10]}]"
+TWICE = f"model.recurrence=[{{at: 0.35, order: {REPEATED_ONCE}}}]"
 NO_FIRST = "model.first_attention=false"
 LANES_9, LANES_10 = "model.parallel_start=9", "model.parallel_start=10"
 WINDOWS = ("model.window_layers=[0,2,4,6,8]", "model.window=512")
@@ -88,14 +85,13 @@ def train(name: str, options: argparse.Namespace, devices: Devices) -> Run:
     seconds = f"train.budget_seconds={options.seconds}"
     changes = [*ONE_GPU, seconds, *CHANGES[name], *options.set, f"train.seed={options.seed}"]
     content = build(RECIPE, assignments(changes))
-    folder = "".join(c if c.isalnum() else "-" for c in name)
     with devices.take() as device:
-        project = Project(WORK / "equal_time" / folder, content, device)
+        project = Project(WORK / "equal_time" / folder_name(name), content, device)
         project.take_tokens()
         project.run("train")
     metrics = project.metrics("train")
     assert metrics is not None
-    times = of_steps(project.steps(), parse(ModelConfig, content["model"], "model"))
+    times = project.times()
     speeds = [
         1000 * content["train"]["batch_tokens"] / (times[key] or math.nan)
         for key in ("step_ms_before", "step_ms_after")

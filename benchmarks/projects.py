@@ -22,6 +22,7 @@ import yaml
 from paramgolf.files import lock, read_json
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.model.config import ModelConfig
+from paramgolf.params import parse
 from paramgolf.recipes import Assignment, build, read_assignment
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +69,11 @@ def cut(recipe: str, changes: list[Assignment], tokens: int, batch_tokens: int) 
 def assignments(texts: Iterable[str]) -> list[Assignment]:
     """Read changes of parameters as the command line gives them."""
     return [read_assignment(text) for text in texts]
+
+
+def folder_name(text: str) -> str:
+    """Return a name as a folder may have it."""
+    return "".join(c if c.isalnum() else "-" for c in text)
 
 
 def stage_environment() -> dict[str, str]:
@@ -190,6 +196,10 @@ class Project:
         """Return the log's steps of training."""
         lines = (self.folder / "artifacts/train/log.jsonl").read_text().splitlines()
         return [line for line in map(json.loads, lines) if line["event"] == "step"]
+
+    def times(self) -> dict[str, float | None]:
+        """Return the first loss and the times of steps, as `of_steps` does."""
+        return of_steps(self.steps(), parse(ModelConfig, self.content["model"], "model"))
 
 
 def of_steps(steps: list[dict[str, Any]], model: ModelConfig) -> dict[str, float | None]:

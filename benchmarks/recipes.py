@@ -21,11 +21,8 @@ import time
 from pathlib import Path
 
 import techniques
-from projects import WORK, Devices, Failed, Project, assignments, cut, of_steps
+from projects import WORK, Devices, Failed, Project, assignments, cut
 from recipe_results import FIGURES, PATH, Results
-
-from paramgolf.model.config import ModelConfig
-from paramgolf.params import parse
 
 FIRST = ("train", "calibrate", "quantize")
 PACKING = ("package", "packed")
@@ -72,7 +69,7 @@ def figures_of(project: Project) -> dict[str, float]:
     """Return the figures of a recipe's run, those of stages that were run."""
     metrics = {stage: project.metrics(stage) or {} for stage in STAGES}
     found = {name: metrics[stage].get(key) for name, (stage, key) in METRICS.items()}
-    found |= of_steps(project.steps(), parse(ModelConfig, project.content["model"], "model"))
+    found |= project.times()
     if found["val_bpb_packed"]:
         found["lost"] = found["val_bpb_packed"] - found["val_bpb"]
     return {name: found[name] for name in FIGURES if found.get(name) is not None}

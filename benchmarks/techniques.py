@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import shutil
 import time
 from argparse import Namespace
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from projects import WORK, Devices, Failed, Project, assignments, cut
+from projects import WORK, Devices, Failed, Project, assignments, cut, folder_name
 from recipe_results import COMMON, Results, cells, differences
 
 COMMON_RECIPE = "pr1493"
@@ -162,41 +162,45 @@ def run_all(options: Namespace, results: Results) -> None:
         "tokens a step": f"{options.batch_tokens:,}",
         "changed": " ".join(options.set) or "nothing",
     }
-    failed = False
     wanted = [t for t in TECHNIQUES if t.name in (options.only or names) or t.name == COMMON]
-    devices = Devices(options.gpus, options.jobs)
-    with concurrent.futures.ThreadPoolExecutor(devices.runs) as pool:
+    failed, devices = False, Devices(options.gpus, options.jobs)
+    with ThreadPoolExecutor(devices.runs) as pool:
         for seed in options.seeds:
             due = [t for t in wanted if is_due(t, seed, results.techniques(settings), options)]
+            again = TECHNIQUES[:1] if lacks_common(due, seed, options) else ()
             # what changes quantising alone takes the common model, which is trained by then
-            again = [] if has_common(due, seed, options) else [TECHNIQUES[0]]
             for trains in (True, False):
                 begun = {
                     pool.submit(run, technique, seed, options, devices): technique
-                    for technique in dict.fromkeys([*again * trains, *due])
+                    for technique in dict.fromkeys([*again, *due])
                     if technique.trains == trains
                 }
-                for done in concurrent.futures.as_completed(begun):
-                    technique = begun[done]
-                    try:
-                        found = done.result()
-                        if technique in due:
-                            changes = " ".join(technique.changes_at(options.batch_tokens))
-                            results.add_technique(settings, technique.name, changes, seed, found)
-                    except Failed as error:
-                        print(f"{technique.name}, seed {seed}: {error}", flush=True)
-                        failed = True
-                        continue
-                    row = cells(results.techniques(settings), technique.name)
-                    print(" | ".join([technique.name, f"seed {seed}", *row]), flush=True)
+                for future in as_completed(begun):
+                    technique = begun[future]
+                    found = outcome(future, f"{technique.name}, seed {seed}")
+                    failed = failed or found is None
+                    if found is not None and technique in due:
+                        changes = " ".join(technique.changes_at(options.batch_tokens))
+                        results.add_technique(settings, technique.name, changes, seed, found)
+                        row = cells(results.techniques(settings), technique.name)
+                        print(" | ".join([technique.name, f"seed {seed}", *row]), flush=True)
     if failed:
         raise SystemExit("some rows are missing: run the same command again")
 
 
-def has_common(due: list[Technique], seed: int, options: Namespace) -> bool:
-    """Tell whether the common model is there for those of `due` that only quantise it."""
+def outcome(future: Future[dict[str, float]], label: str) -> dict[str, float] | None:
+    """Return what a run found; print why it failed."""
+    try:
+        return future.result()
+    except Failed as error:
+        print(f"{label}: {error}", flush=True)
+        return None
+
+
+def lacks_common(due: list[Technique], seed: int, options: Namespace) -> bool:
+    """Tell whether those of `due` that only quantise have no common model yet."""
     trained = folder_of(COMMON, seed, options) / "artifacts/metrics/train.json"
-    return trained.is_file() or all(technique.trains for technique in due)
+    return not trained.is_file() and not all(technique.trains for technique in due)
 
 
 def is_due(technique: Technique, seed: int, rows: dict[str, Any], options: Namespace) -> bool:
@@ -255,5 +259,4 @@ def content_of(technique: Technique, seed: int, options: Namespace) -> dict[str,
 
 def folder_of(name: str, seed: int, options: Namespace) -> Path:
     """Return a technique's folder; calls with other files of results have others."""
-    slug = "".join(c if c.isalnum() else "-" for c in name)
-    return WORK / options.results.stem / f"{slug}-{seed}"
+    return WORK / options.results.stem / f"{folder_name(name)}-{seed}"

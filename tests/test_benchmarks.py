@@ -79,7 +79,7 @@ def test_recipes_run_every_stage_of_a_model(modules):
 def test_steps_are_timed_in_the_order_that_they_ran(modules, tiny_model):
     seconds = [0.1, 0.2, 0.3, 0.9, 1.2, 1.5]  # recurrence begins with the fourth of six
     steps = [{"step": i + 1, "seconds": s, "loss": 5.0 - i} for i, s in enumerate(seconds)]
-    found = modules.recipes.of_steps(steps, tiny_model())
+    found = modules.projects.of_steps(steps, tiny_model())
     assert found["first_loss"] == 5.0
     assert found["step_ms_before"] == pytest.approx(100)
     assert found["step_ms_after"] == pytest.approx(300)
