@@ -98,13 +98,15 @@ def _changed(tree: ast.Module) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> Any:
-    """Return what can be compared with a constant; lists and mappings cannot."""
-    return value if isinstance(value, str | int | float) or value is None else ()
+    """Return what can be compared with a constant; of lists and mappings only an empty one can."""
+    if isinstance(value, str | int | float) or value is None:
+        return value
+    return ... if value else ()
 
 
 def _is_plain(values: set[Any]) -> bool:
     """Whether branches hang on such values: texts, truth, None, nothing at all."""
-    return all(isinstance(v, str | bool) or v is None or v in (0, 0.0) for v in values)
+    return all(isinstance(v, str | bool) or v in (None, 0, 0.0, ()) for v in values)
 
 
 def _members(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
@@ -135,6 +137,8 @@ class _Folder(ast.NodeTransformer):
         others = _literals(node.comparators[0])
         if others is None or len(node.ops) > 1:
             return node
+        if others == [()] and isinstance(node.ops[0], ast.In):
+            return ast.Constant(False)
         numeric = isinstance(node.left, ast.Attribute) and node.left.attr in self.numbers
         if numeric and isinstance(node.ops[0], ast.Eq) and all(isinstance(o, str) for o in others):
             return ast.Constant(False)
@@ -169,15 +173,17 @@ class _Folder(ast.NodeTransformer):
 
     def visit_IfExp(self, node: ast.IfExp) -> ast.expr:
         self.generic_visit(node)
-        if isinstance(node.test, ast.Constant):
-            return node.body if node.test.value else node.orelse
-        return node
+        truth = _truth(node.test)
+        if truth is None:
+            return node
+        return node.body if truth else node.orelse
 
     def visit_If(self, node: ast.If) -> ast.stmt | list[ast.stmt]:
         self.generic_visit(node)
-        if not isinstance(node.test, ast.Constant):
+        truth = _truth(node.test)
+        if truth is None:
             return node
-        return node.body if node.test.value else node.orelse
+        return node.body if truth else node.orelse
 
     def visit_Match(self, node: ast.Match) -> ast.stmt | list[ast.stmt]:
         values = self._values(node.subject)
@@ -202,6 +208,20 @@ class _Folder(ast.NodeTransformer):
 
     def _values(self, node: ast.expr) -> set[Any]:
         return self.known.get(node.attr, set()) if isinstance(node, ast.Attribute) else set()
+
+
+def _truth(test: ast.expr) -> bool | None:
+    """Return what a folded test always says, whatever it asks before; None where it depends."""
+    if isinstance(test, ast.Constant):
+        return bool(test.value)
+    if not isinstance(test, ast.BoolOp) or any(map(_acts, ast.walk(test))):
+        return None
+    ends = isinstance(test.op, ast.Or)
+    return ends if _truth(test.values[-1]) == ends else None
+
+
+def _acts(node: ast.AST) -> bool:
+    return isinstance(node, ast.Call | ast.NamedExpr | ast.Await | ast.Yield)
 
 
 def _literals(node: ast.expr) -> list[Any] | None:
@@ -256,10 +276,16 @@ def _reachable(trees: Trees, entry: str) -> Trees:
 def _drop_unspoken(trees: Trees, entry: str) -> None:
     """Drop functions, methods, classes and constants whose name no other code holds."""
     spoken = Counter(name for tree in trees.values() for name in _words(tree))
+    taken = Counter(name for tree in trees.values() for name in _taken(tree))
     own = {n.name for t in trees.values() for n in t.body if isinstance(n, ast.ClassDef)}
     for module, tree in trees.items():
         keep = {"main"} if module == entry else set()
-        tree.body = [one for one in tree.body if not _unspoken(one, spoken, keep)]
+        here = Counter(_words(tree)) + taken  # who speaks of a constant; several modules have a FIX
+        tree.body = [
+            one
+            for one in tree.body
+            if not _unspoken(one, here if isinstance(one, ast.Assign) else spoken, keep)
+        ]
         for node in tree.body:
             if isinstance(node, ast.ClassDef) and {*map(ast.unparse, node.bases)} <= own:
                 kept = [one for one in node.body if not _unspoken(one, spoken, keep, method=True)]
@@ -283,6 +309,15 @@ def _unspoken(
     return not any(
         name in keep or name.startswith("__") or spoken[name] > inside[name] for name in names
     )
+
+
+def _taken(tree: ast.Module) -> Iterator[str]:
+    """Yield what a module takes from others: names that it imports, and attributes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
 
 
 def _words(node: ast.AST) -> Iterator[str]:

@@ -9,6 +9,7 @@ import re
 import string
 from collections.abc import Iterator
 
+PLACEHOLDER = 0  # the annotation of a field, where nobody reads it
 BLIND_DECORATORS = ("property", "contextlib.contextmanager", "torch.no_grad()")
 
 
@@ -34,10 +35,12 @@ def strip(tree: ast.Module) -> None:
         if isinstance(node, ast.ClassDef) and "kw_only" not in _decorators(node):
             for part in node.body:
                 if isinstance(part, ast.AnnAssign):  # a field needs one, whatever it says
-                    part.annotation = ast.Constant(0)
+                    part.annotation = ast.Constant(PLACEHOLDER)
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef):
             _drop_unread_texts(node)
+    if not any(map(_is_annotated, ast.walk(tree))):
+        tree.body = [s for s in tree.body if getattr(s, "module", None) != "__future__"]
 
 
 def unparse(tree: ast.Module) -> str:
@@ -150,6 +153,14 @@ def _drop_annotations(function: ast.FunctionDef) -> None:
         body = getattr(node, "body", None)
         if isinstance(body, list) and not isinstance(node, ast.ClassDef):
             node.body = [_unannotated(statement) for statement in body]  # type: ignore[attr-defined]
+
+
+def _is_annotated(node: ast.AST) -> bool:
+    """Tell whether an annotation was kept, which may need to stay a text until it is read."""
+    if isinstance(node, ast.FunctionDef) and node.returns is not None:
+        return True
+    found = getattr(node, "annotation", None)
+    return found is not None and getattr(found, "value", None) != PLACEHOLDER
 
 
 def _decorators(node: ast.ClassDef) -> str:

@@ -15,7 +15,7 @@ from torch.library import wrap_triton
 
 from paramgolf.model.operations import EPSILON
 
-TOKENS = 32  # of a tile
+TOKENS = 16  # of a tile
 
 
 @triton.jit

@@ -17,6 +17,7 @@ from paramgolf.model.operations import EPSILON
 ROWS = 4  # tokens of a tile
 PROGRAMS = 1056  # of the backward pass, at most: 8 a processor; each walks over many tiles
 STAGES = 3  # tiles under way in a program
+WARPS = 2  # of the backward pass
 
 
 @triton.jit
@@ -121,10 +122,11 @@ def _options(terms: int, mixed: bool, keep: bool, width: int) -> dict[str, float
 
 
 @torch.library.triton_op("paramgolf::mix_norm", mutates_args=())
-def _mix_norm(
+def mix_forward(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the sum, empty unless `keep`, and its scaled norm."""
     width = x.shape[-1]
     rows, terms = x.numel() // width, 1 + (y is not None) + (z is not None)
     normed = torch.empty_like(x)
@@ -139,7 +141,7 @@ def _mix_norm(
 
 
 @torch.library.triton_op("paramgolf::mix_norm_backward", mutates_args=())
-def _mix_norm_backward(
+def _mix_backward(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     d_sums: Tensor, d_normed: Tensor, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -155,7 +157,7 @@ def _mix_norm_backward(
         x, x if y is None else y, x if z is None else z,
         scale if coefficients is None else coefficients,
         scale, d_sums, d_normed, dx, dy, dz, partial, rows, width,
-        **_options(terms, mixed, keep, width), STAGES=STAGES,
+        **_options(terms, mixed, keep, width), STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     return dx, dy, dz, partial.sum(0)
 
@@ -165,22 +167,33 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
     ctx.save_for_backward(*tensors)
 
 
-def _differentiate(ctx, d_sums, d_normed):  # type: ignore[no-untyped-def]
-    x, y, z, coefficients, scale = ctx.saved_tensors
-    dx, dy, dz, d_coefficients = _mix_norm_backward(
-        x, y, z, coefficients, scale, d_sums.contiguous(), d_normed.contiguous(), ctx.keep
+def mix_backward(  # type: ignore[no-untyped-def]
+    x, y, z, coefficients, scale, *, d_sums, d_normed, keep
+):
+    """Return the gradients of x, y, z and the coefficients, None for those that are None."""
+    dx, dy, dz, d_coefficients = _mix_backward(
+        x, y, z, coefficients, scale, d_sums.contiguous(), d_normed.contiguous(), keep
     )
     if coefficients is None:
-        return dx, None if y is None else dx, None if z is None else dx, None, None, None
-    return dx, None if y is None else dy, None if z is None else dz, d_coefficients, None, None
+        dy, dz, d_coefficients = dx, dx, None
+    return dx, None if y is None else dy, None if z is None else dz, d_coefficients
 
 
-_mix_norm.register_autograd(_differentiate, setup_context=_save)
+def _differentiate(ctx, d_sums, d_normed):  # type: ignore[no-untyped-def]
+    d_mixed = mix_backward(*ctx.saved_tensors, d_sums=d_sums, d_normed=d_normed, keep=ctx.keep)
+    return *d_mixed, None, None
+
+
+mix_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def three(lanes: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Return one to three lanes as the kernels take them."""
+    return [lane.contiguous() for lane in lanes] + [None] * (3 - len(lanes))
 
 
 def mix_norm(
     lanes: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
     """As operations.mix_norm, for one to three lanes."""
-    rest = [lane.contiguous() for lane in lanes[1:]] + [None] * (3 - len(lanes))
-    return _mix_norm(lanes[0].contiguous(), *rest, coefficients, scale, keep)  # type: ignore[no-any-return]
+    return mix_forward(*three(lanes), coefficients, scale, keep)  # type: ignore[no-any-return]

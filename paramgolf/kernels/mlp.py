@@ -5,6 +5,9 @@ Forward, the product with `up` is written as the activation at once; backward, t
 hidden layer is the activation alone, which the gradient of `down` needs in any case: it is z^2 or
 slope^2 z^2, so its root tells |z|, and its lowest bit, one of eight, is made the sign of z. One
 persistent kernel serves both ways; tiles come through the tensor memory accelerator (Hopper).
+
+The sum that the residual connection adds is made here too, so that the product with `down` can add
+to it in place: a sum of two tensors would be three passes over memory instead of one.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
+
+from paramgolf.kernels.mix_norm import mix_backward, mix_forward, three
 
 TILE = {"M": 128, "N": 256, "K": 64}
 HALF_TILE = TILE["N"] // 2  # columns that are written at once
@@ -91,17 +96,25 @@ def _run(
 
 
 @torch.library.custom_op("paramgolf::mlp", mutates_args=())
-def _mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> tuple[Tensor, Tensor]:
+def _mlp(
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
+    up: Tensor, down: Tensor, slope: float, residual: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    total, n = mix_forward(x, y, z, coefficients, scale, residual)
     flat = n.view(-1, n.shape[-1])
     activated = flat.new_empty(len(flat), len(up))
     _run(flat, up, activated, activated, slope, backward=False)
-    return F.linear(activated, down).view(*n.shape[:-1], len(down)), activated
+    if residual:
+        total.view(flat.shape).addmm_(activated, down.T)
+    else:
+        total = F.linear(activated, down).view(n.shape)
+    return total, n, activated
 
 
 @_mlp.register_fake
-def _(n, up, down, slope):  # type: ignore[no-untyped-def]
-    rows = n.numel() // n.shape[-1]
-    return n.new_empty(*n.shape[:-1], len(down)), n.new_empty(rows, len(up))
+def _(x, y, z, coefficients, scale, up, down, slope, residual):  # type: ignore[no-untyped-def]
+    rows = x.numel() // x.shape[-1]
+    return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows, len(up))
 
 
 @torch.library.custom_op("paramgolf::mlp_hidden_gradient", mutates_args=())
@@ -117,24 +130,37 @@ def _(dy, down, activated, slope):  # type: ignore[no-untyped-def]
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    n, up, down, ctx.slope = inputs
-    ctx.mark_non_differentiable(output[1])
+    *tensors, ctx.slope, ctx.residual = inputs
+    _, n, activated = output
+    ctx.mark_non_differentiable(activated)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(n, up, down, output[1])
+    ctx.save_for_backward(*tensors, n, activated)
 
 
-def _differentiate(ctx, dy, _):  # type: ignore[no-untyped-def]
-    n, up, down, activated = ctx.saved_tensors
-    dy = dy.reshape(-1, dy.shape[-1])
+def _differentiate(ctx, d_out, d_n, _):  # type: ignore[no-untyped-def]
+    *mixed, up, down, n, activated = ctx.saved_tensors
+    dy, flat = (t.reshape(-1, t.shape[-1]) for t in (d_out, n))
     dz = _hidden_gradient(dy, down, activated, ctx.slope)
-    flat = n.reshape(-1, n.shape[-1])
-    return (dz @ up).view(n.shape), dz.T @ flat, dy.T @ activated, None
+    through = (dz @ up).view(n.shape)
+    if d_n is not None:
+        through = through + d_n
+    d_mixed = mix_backward(*mixed, d_sums=d_out, d_normed=through, keep=ctx.residual)
+    return *d_mixed, None, dz.T @ flat, dy.T @ activated, None, None
 
 
 _mlp.register_autograd(_differentiate, setup_context=_save)
 
 
-def mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
-    """As operations.mlp, for bfloat16."""
-    y: Tensor = _mlp(n.contiguous(), up, down, slope)[0]
-    return y
+def mlp(
+    lanes: tuple[Tensor, ...],
+    coefficients: Tensor | None,
+    scale: Tensor,
+    up: Tensor,
+    down: Tensor,
+    slope: float,
+    *,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """As operations.mlp, for bfloat16 and one to three lanes."""
+    found = _mlp(*three(lanes), coefficients, scale, up, down, slope, residual)
+    return found[0], found[1]

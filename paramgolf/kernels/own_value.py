@@ -10,7 +10,7 @@ from torch.library import wrap_triton
 
 from paramgolf.model.operations import TINY
 
-ITEMS = 32  # pairs (token, value head) of a tile
+ITEMS = 16  # pairs (token, value head) of a tile
 
 
 @triton.jit

@@ -197,20 +197,6 @@ def head_gates(n: Tensor, w: Weights, kind: Kind) -> tuple[Tensor, Tensor]:
     return n, torch.sigmoid(kind.head_gate_scale * z)  # sparse, #1787
 
 
-def mlp(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the MLP sublayer's output [B, T, d]: down(LeakyReLU(up n)^2), rows of down scaled."""
-    down = w.mlp_scale[:, None] * w.down
-    if c.tap is None:
-        y = kind.operations.mlp(n, w.up, down, kind.mlp_slope)
-    else:
-        hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
-        y = linear(hidden, down, "down", c.tap)
-    if c.adapters is not None and c.adapters.mlp is not None:
-        a, b = c.adapters.mlp
-        y = y + low_rank(n, Pair(a, w.mlp_scale[:, None] * b))[0]
-    return y
-
-
 def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
     """Let the encoder output enter: into both lanes where both read it, else into the first.
 
@@ -229,13 +215,13 @@ def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
     return tuple(lanes)
 
 
-def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return u and its scaled norm: x, a skip that enters it as in `enter`, and x0, mixed.
+def mixing(x: Tensor, w: Weights, c: Context) -> tuple[State, Tensor]:
+    """Return x, x0 and a skip that enters x as in `enter`, and the coefficients of their sum u.
 
     All is linear in each channel, so it is one weighted sum of up to three lanes.
     """
     own, first = w.resid_mix.float()
-    lanes: tuple[Tensor, ...] = (x, c.x0)
+    lanes: State = (x, c.x0)
     coefficients = [own, first]
     if c.entering is not None:
         assert w.skip_weight is not None
@@ -244,7 +230,40 @@ def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tenso
             share = torch.sigmoid(w.skip_gate.float())
             coefficients[0], skip = own * share, skip * (1 - share)
         coefficients.append(skip)
-    return kind.operations.mix_norm(lanes, torch.stack(coefficients), w.norm_scale)
+    return lanes, torch.stack(coefficients)
+
+
+def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return u and its scaled norm."""
+    return kind.operations.mix_norm(*mixing(x, w, c), w.norm_scale)
+
+
+def feed(
+    lanes: State,
+    coefficients: Tensor | None,
+    w: Weights,
+    c: Context,
+    kind: Kind,
+    *,
+    residual: bool,
+) -> Tensor:
+    """Return the MLP sublayer's output [B, T, d] for the scaled norm n of a sum of lanes.
+
+    It is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` the sum is added.
+    """
+    down = w.mlp_scale[:, None] * w.down
+    mixed = lanes, coefficients, w.norm_scale
+    if c.tap is None:
+        y, n = kind.operations.mlp(*mixed, w.up, down, kind.mlp_slope, residual=residual)
+    else:
+        total, n = kind.operations.mix_norm(*mixed, keep=residual)
+        hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
+        y = linear(hidden, down, "down", c.tap)
+        y = total + y if residual else y
+    if c.adapters is not None and c.adapters.mlp is not None:
+        a, b = c.adapters.mlp
+        y = y + low_rank(n, Pair(a, w.mlp_scale[:, None] * b))[0]
+    return y
 
 
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
@@ -260,25 +279,25 @@ def _two_lanes(state: State, w: Weights, c: Context, kind: Kind) -> State:
     if len(state) == 1:
         state = (state[0], state[0])
 
-    def normed(x: Tensor, weights: Tensor | None) -> Tensor:
-        lanes = (x,) if weights is None else (x, c.x0)
-        coefficients = None if weights is None else weights.float()
-        return kind.operations.mix_norm(lanes, coefficients, w.norm_scale, keep=False)[1]
+    def read(x: Tensor, weights: Tensor | None) -> tuple[State, Tensor | None]:
+        return ((x,), None) if weights is None else ((x, c.x0), weights.float())
 
     def attend(x: Tensor, weights: Tensor | None) -> Tensor:
-        return attention(normed(x, weights), w, c, kind)
+        n = kind.operations.mix_norm(*read(x, weights), w.norm_scale, keep=False)[1]
+        return attention(n, w, c, kind)
 
-    def feed(x: Tensor, weights: Tensor | None) -> Tensor:
-        return mlp(normed(x, weights), w, c, kind)
+    def fed(x: Tensor, weights: Tensor | None) -> Tensor:
+        return feed(*read(x, weights), w, c, kind, residual=False)
 
     match kind.parallel:
         case "merge":
             mixing = (state[0], c.x0), w.resid_mix.float(), w.norm_scale
             u, n = kind.operations.mix_norm(*mixing)
-            return u + attention(n, w, c, kind), state[1] + feed(state[1], None)
+            after = feed((state[1],), None, w, c, kind, residual=True)
+            return u + attention(n, w, c, kind), after
         case "routed":
-            return _routed(state, w, attend, feed)
-    return _simultaneous(state, w, attend, feed)
+            return _routed(state, w, attend, fed)
+    return _simultaneous(state, w, attend, fed)
 
 
 Sublayer = Callable[[Tensor, Tensor | None], Tensor]
@@ -286,16 +305,16 @@ Sublayer = Callable[[Tensor, Tensor | None], Tensor]
 
 def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     """Run MLP after attention, or both on one input (#1412)."""
-    u, n = mix_in(x, w, c, kind)
-    if kind.parallel == "single":
-        return u + attention(n, w, c, kind) + mlp(n, w, c, kind)
     if not kind.attention:
-        return u + mlp(n, w, c, kind)
-    h, n = kind.operations.mix_norm((u, attention(n, w, c, kind)), None, w.norm_scale)
-    return h + mlp(n, w, c, kind)
+        return feed(*mixing(x, w, c), w, c, kind, residual=True)
+    u, n = mix_in(x, w, c, kind)
+    from_attention = attention(n, w, c, kind)
+    if kind.parallel == "single":
+        return from_attention + feed((u,), None, w, c, kind, residual=True)
+    return feed((u, from_attention), None, w, c, kind, residual=True)
 
 
-def _routed(state: State, w: Weights, attend: Sublayer, feed: Sublayer) -> State:
+def _routed(state: State, w: Weights, attend: Sublayer, fed: Sublayer) -> State:
     """Run two lanes with learned writes; the MLP sees what attention wrote (#1204)."""
     a, b = state
     assert w.lane_keep is not None
@@ -303,25 +322,25 @@ def _routed(state: State, w: Weights, attend: Sublayer, feed: Sublayer) -> State
     written = attend(a, w.resid_mix)
     a = w.lane_keep[0] * a + w.lane_write[0, 0] * written
     b = w.lane_keep[0] * b + w.lane_write[0, 1] * written
-    written = feed(b, w.resid_mix)
+    written = fed(b, w.resid_mix)
     a = w.lane_keep[1] * a + w.lane_write[1, 0] * written
     return a, w.lane_keep[1] * b + w.lane_write[1, 1] * written
 
 
-def _simultaneous(state: State, w: Weights, attend: Sublayer, feed: Sublayer) -> State:
+def _simultaneous(state: State, w: Weights, attend: Sublayer, fed: Sublayer) -> State:
     """Run two lanes whose sublayers both read the old lanes: mixed (#1289) or lanes (#1529)."""
     a, b = state
     from_attention = attend(a, w.resid_mix)
     if w.mlp_mix is not None:
         assert w.lane_route is not None
-        from_mlp, r = feed(b, w.mlp_mix), w.lane_route
+        from_mlp, r = fed(b, w.mlp_mix), w.lane_route
         return (
             a + r[0] * from_attention + r[2] * from_mlp,
             b + r[1] * from_attention + r[3] * from_mlp,
         )
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    from_mlp = feed(b, None)
+    from_mlp = fed(b, None)
     first, second = (
         w.lane_keep[lane] * state[lane]
         + w.lane_write[0, lane] * from_attention

@@ -6,7 +6,7 @@ document enters the next one's embeddings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -37,13 +37,10 @@ def bigram_ids(tokens_BT: Tensor, buckets: int, bos: int) -> Tensor:
     return torch.where(starts, buckets - 1, hashed)
 
 
-def embed(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, *, bos: int) -> Tensor:
-    """Return the normalised embeddings x0 [B, T, d]."""
-    e = F.embedding(tokens_BT, tensors["embedding"])
-    if config.bigram_buckets:
-        table = tensors["bigram_table"]
-        bigrams = F.embedding(bigram_ids(tokens_BT, len(table), bos), table)
-        e = e + tensors["bigram_scale"] * F.linear(bigrams, tensors["bigram_proj"])
+def blended(
+    e: Tensor, tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, bos: int
+) -> Tensor:
+    """Return embeddings e [B, T, d] smeared and normalised."""
     if config.smear == "token":  # #1667, before the norm
         gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
         e = e + tensors["smear_scale"] * gate * smeared(e, tokens_BT, config, bos)
@@ -52,6 +49,23 @@ def embed(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, *, bos: int)
         gate = torch.sigmoid(tensors["smear_gate"])
         e = (1 - gate) * e + gate * smeared(e, tokens_BT, config, bos)
     return e
+
+
+def embed(
+    tokens_BT: Tensor,
+    tensors: Tensors,
+    config: ModelConfig,
+    *,
+    bos: int,
+    blend: Callable[..., Tensor] = blended,
+) -> Tensor:
+    """Return the normalised embeddings x0 [B, T, d]; `blend` is a compiled form of `blended`."""
+    e = F.embedding(tokens_BT, tensors["embedding"])
+    if config.bigram_buckets:
+        table = tensors["bigram_table"]
+        bigrams = F.embedding(bigram_ids(tokens_BT, len(table), bos), table)
+        e = e + tensors["bigram_scale"] * F.linear(bigrams, tensors["bigram_proj"])
+    return blend(e, tokens_BT, tensors, config, bos)
 
 
 def smeared(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tensor:
@@ -81,9 +95,9 @@ def mix_aliases(embedding: Tensor, aliases: Sequence[tuple[int, int, int]]) -> N
         embedding[alias] = mixed * (embedding[mark].norm() / mixed.norm())
 
 
-def value_embedding(tokens_BT: Tensor, tensors: Tensors) -> Tensor | None:
+def value_embedding(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig) -> Tensor | None:
     """Return the value embedding [B, T, kv], not scaled for a layer; None without a table."""
-    if "value_table" not in tensors:
+    if not config.value_embedding_layers:
         return None
     looked_up = F.embedding(tokens_BT, tensors["value_table"])
     return tensors["value_scale"] * F.linear(looked_up, tensors["value_proj"])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.block import Pair, low_rank
+from paramgolf.model.block import Pair, State, low_rank
+from paramgolf.model.operations import norm
 
 
 class Head(NamedTuple):
@@ -18,6 +20,23 @@ class Head(NamedTuple):
     softcap: float
     sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (#1923)
     adapter: Pair | None = None
+    lane_merge: Tensor | None = None  # scalar: the first lane's share
+
+
+def head_input(lanes: State, head: Head) -> Tensor:
+    """Return the last step's lanes [B, T, d] as one, normalised."""
+    if len(lanes) == 1:
+        return norm(lanes[0])
+    if head.lane_merge is not None:
+        return norm(torch.lerp(lanes[1], lanes[0], head.lane_merge))
+    return norm((lanes[0] + lanes[1]) / 2)
+
+
+def lanes_nll(
+    lanes: State, targets: Tensor, head: Head, nll: Callable[[Tensor, Tensor, Head], Tensor]
+) -> Tensor:
+    """Return what `nll`, which is `head_nll` or a fused form, says of the last step's lanes."""
+    return nll(head_input(lanes, head), targets, head)
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:

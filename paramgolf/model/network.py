@@ -34,15 +34,16 @@ from paramgolf.model.block import (
     mix_in,
 )
 from paramgolf.model.config import ModelConfig, Order
-from paramgolf.model.embedding import embed, value_embedding
-from paramgolf.model.head import Head, head_logits
+from paramgolf.model.embedding import blended, embed, value_embedding
+from paramgolf.model.head import Head, head_input, head_logits, lanes_nll
 from paramgolf.model.init import initial_parameters
-from paramgolf.model.operations import Operations, norm
+from paramgolf.model.operations import Operations
 from paramgolf.model.plan import Step, plan, repeated_layers
 from paramgolf.model.reference import REFERENCE
 from paramgolf.model.shapes import MATRICES, shapes
 
 BOS = 1  # of every published tokenizer
+DOCUMENTS = "L['c'].segments.bounds,L['c'].segments.longest"  # as compiled code names them
 GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
 Tensors = dict[str, Tensor]
 Part = slice | Tensor  # of a row: places next to one another, or any, int64 [k]
@@ -123,7 +124,8 @@ class Network(nn.Module):
         self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
         self._frozen: Tensors | None = None
         self._block: Callable[..., State] = block
-        self._nll: Callable[..., Tensor] = REFERENCE.nll
+        self._blend: Callable[..., Tensor] = blended
+        self._nll: Callable[..., Tensor] = lanes_nll
         self._add: Callable[[list[Tensor]], Tensor] = add_all
         if seed is None:
             values = {n: torch.empty(shape) for n, shape in shapes(config, vocab_size).items()}
@@ -137,8 +139,12 @@ class Network(nn.Module):
         torch._dynamo.config.recompile_limit = GRAPHS
         # FlashAttention-3 is one; without this every start traces and lowers its blocks anew
         torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
+        # of a block's sizes: batches of longer documents need no graphs of their own
+        torch.compiler.config.dynamic_sources = DOCUMENTS
         self._block = torch.compile(block, dynamic=False)
-        self._nll = torch.compile(self.operations.nll, dynamic=False)
+        self._nll = torch.compile(lanes_nll, dynamic=False)
+        if self.config.smear in ("token", "channel"):  # without, one operation is left
+            self._blend = torch.compile(blended, dynamic=False)
         self._add = torch.compile(add_all, dynamic=False)
 
     def untie_repeats(self) -> None:
@@ -156,29 +162,33 @@ class Network(nn.Module):
 
         `part` restricts the head to some positions: targets and result are then theirs alone.
         """
-        hidden, head = self._before_head(tokens_BT, options, part)
-        return self._nll(hidden, targets_BT, head)
+        lanes, head = self._before_head(tokens_BT, options, part)
+        return self._nll(lanes, targets_BT, head, self.operations.nll)
 
     def logits(self, tokens_BT: Tensor, options: Pass, *, part: Part | None = None) -> Tensor:
         """Return softcapped logits, float32 [B, T, V], of the positions `part` or of all."""
-        hidden, head = self._before_head(tokens_BT, options, part)
-        return head_logits(hidden, head)
+        lanes, head = self._before_head(tokens_BT, options, part)
+        return head_logits(head_input(lanes, head), head)
 
     def _before_head(
         self, tokens_BT: Tensor, options: Pass, part: Part | None
-    ) -> tuple[Tensor, Head]:
-        """Return what the head reads [B, T, d], and the head's weights."""
+    ) -> tuple[State, Head]:
+        """Return the last step's lanes [B, T, d], and the head's weights."""
         tensors = self._cast()
-        hidden = self._hidden(tokens_BT, tensors, options)
-        if part is not None:
-            hidden = hidden[:, part] if isinstance(part, slice) else hidden.index_select(1, part)
-        if options.tap is not None:
-            options.tap("embedding", 0, hidden)
+        lanes = self._lanes(tokens_BT, tensors, options)
+        if isinstance(part, slice):
+            lanes = tuple(x[:, part] for x in lanes)
+        elif part is not None:
+            lanes = tuple(x.index_select(1, part) for x in lanes)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
             adapter = Pair(*(x.to(self.compute_dtype)[:, 0] for x in options.adapters["head"]))
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
-        return hidden, Head(tensors["embedding"], self.config.softcap, sides, adapter)
+        share = tensors.get("lane_merge")
+        head = Head(tensors["embedding"], self.config.softcap, sides, adapter, share)
+        if options.tap is not None:
+            options.tap("embedding", 0, head_input(lanes, head))
+        return lanes, head
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -200,11 +210,14 @@ class Network(nn.Module):
         tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)
         return tensors
 
-    def _hidden(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Tensor:
-        """Return the normalised output of the last step [B, T, d]."""
-        x0 = embed(tokens_BT, tensors, self.config, bos=BOS)
+    def _lanes(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> State:
+        """Return the output of the last step, one lane or two [B, T, d]."""
+        run, blend = self._block, self._blend
+        if options.tap is not None:
+            run, blend = block, blended
+        x0 = embed(tokens_BT, tensors, self.config, bos=BOS, blend=blend)
         shared = self._shared_context(x0, tokens_BT, options)
-        extra = value_embedding(tokens_BT, tensors)
+        extra = value_embedding(tokens_BT, tensors, self.config)
         rows = _Rows(tensors, self.config)
         adapters = self._cast_adapters(options.adapters, len(options.order))
         state: State = (x0,)
@@ -219,11 +232,10 @@ class Network(nn.Module):
                 shared = shared._replace(first_values=self._first_values(state, weights, context))
             if step.skip_row is not None and kept:
                 context = context._replace(entering=kept.pop())
-            run = block if options.tap is not None else self._block
             state = run(state, weights, context, self._kind(step))
             if step.push:
                 kept.append(tuple(map(same_again, state)))
-        return norm(self._join(state, tensors))
+        return state
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
@@ -298,13 +310,6 @@ class Network(nn.Module):
     def _kind(self, step: Step) -> Kind:
         parallel = self.config.parallel if step.parallel else "none"
         return self._kind_base()._replace(attention=step.attention, xsa=step.xsa, parallel=parallel)
-
-    def _join(self, state: State, tensors: Tensors) -> Tensor:
-        if len(state) == 1:
-            return state[0]
-        if "lane_merge" in tensors:
-            return torch.lerp(state[1], state[0], tensors["lane_merge"])
-        return (state[0] + state[1]) / 2
 
 
 def segments_of(

@@ -23,7 +23,7 @@ class Operations(NamedTuple):
     mix_norm: Callable[..., tuple[Tensor, Tensor]]
     split_heads: Callable[..., tuple[Tensor, Tensor, Tensor]]
     finish_heads: Callable[..., Tensor]
-    mlp: Callable[..., Tensor]
+    mlp: Callable[..., tuple[Tensor, Tensor]]
     nll: Callable[..., Tensor]
 
 
@@ -97,6 +97,21 @@ def activate(z: Tensor, slope: float) -> Tensor:
     return F.leaky_relu(z, slope).square()
 
 
-def mlp(n: Tensor, up: Tensor, down: Tensor, slope: float) -> Tensor:
-    """Return down(LeakyReLU(up n)^2) [B, T, d] for n [B, T, d], up [m, d], down [d, m]."""
-    return F.linear(activate(F.linear(n, up), slope), down)
+def mlp(
+    lanes: tuple[Tensor, ...],
+    coefficients: Tensor | None,
+    scale: Tensor,
+    up: Tensor,
+    down: Tensor,
+    slope: float,
+    *,
+    residual: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return down(LeakyReLU(up n)^2) [B, T, d], and n, the scaled norm of the lanes' sum.
+
+    The sum is as in `mix_norm`; with `residual` it is added to the result. up is [m, d], down
+    [d, m].
+    """
+    total, n = mix_norm(lanes, coefficients, scale, keep=residual)
+    y = F.linear(activate(F.linear(n, up), slope), down)
+    return total + y if residual else y, n

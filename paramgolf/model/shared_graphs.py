@@ -7,6 +7,7 @@ block. Sizes of weights, heads and ranks stay fixed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ def share_graphs(network: Network) -> None:
     Their rows and tokens may differ. A pass of one row has graphs of its own: PyTorch tells 1 apart
     from all other sizes.
     """
-    run, nll = network._block, network._nll
+    blend, run, nll = network._blend, network._block, network._nll
+
+    def blend_marked(e: Tensor, tokens_BT: Tensor, *others: Any) -> Tensor:
+        tokens_BT = _own(tokens_BT)
+        _mark((e, tokens_BT), 0, 1)
+        return blend(e, tokens_BT, *others)
 
     def run_marked(state: State, weights: Weights, context: Context, kind: Kind) -> State:
         c = context
@@ -33,14 +39,18 @@ def share_graphs(network: Network) -> None:
             _mark((c.cos, c.sin, c.adapters), 0)
         return run(state, weights, c, kind)
 
-    def nll_marked(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-        # part of a row keeps its row's stride, which would be one more size
-        hidden, targets = hidden.contiguous(), targets.contiguous()
-        _mark((hidden, targets), 0, 1)
+    def nll_marked(lanes: State, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:
+        lanes, targets = tuple(map(_own, lanes)), _own(targets)
+        _mark((lanes, targets), 0, 1)
         _mark(head.adapter, 0)
-        return nll(hidden, targets, head)
+        return nll(lanes, targets, head, how)
 
-    network._block, network._nll = run_marked, nll_marked
+    network._blend, network._block, network._nll = blend_marked, run_marked, nll_marked
+
+
+def _own(x: Tensor) -> Tensor:
+    """Return x, or a copy where it is part of another tensor, whose sizes graphs would tell."""
+    return x.clone(memory_format=torch.contiguous_format) if x._is_view() else x
 
 
 def _mark(tree: Any, *dimensions: int) -> None:

@@ -48,8 +48,19 @@ class Config:
     on: bool
     size: int
     limit: int | None
+    rows: tuple[int, ...]
+    many: tuple[int, ...]
 """
-FROZEN = {"Config": {"way": ("a",), "on": (False,), "size": (3,), "limit": (None,)}}
+FROZEN = {
+    "Config": {
+        "way": ("a",),
+        "on": (False,),
+        "size": (3,),
+        "limit": (None,),
+        "rows": ([],),
+        "many": ([1],),
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -71,6 +82,14 @@ FROZEN = {"Config": {"way": ("a",), "on": (False,), "size": (3,), "limit": (None
         ),
         ("match c.way:\n  case 'b':\n    return 1\n  case 'a' | 'c':\n    return 2", "return 2"),
         ("match c.way:\n  case 'b':\n    return 1\n  case _:\n    return 2", "return 2"),
+        ("if x and c.on:\n  return 2\nreturn 1", "return 1"),
+        ("if x or not c.on:\n  return 2\nreturn 1", "return 2"),
+        ("return 1 if x.y > 2 and c.on else 2", "return 2"),
+        ("return x and c.on", "return x and False"),
+        ("if x() and c.on:\n  return 2\nreturn 1", "if x() and False:\n  return 2\n return 1"),
+        ("return 1 if x in c.rows else 2", "return 2"),
+        ("return 1 if c.rows else 2", "return 2"),
+        ("return 1 if x in c.many else 2", "return 1 if x in c.many else 2"),
         ("while c.on:\n  x()\nreturn 1", "while False:\n  x()\n return 1"),
     ],
 )
@@ -143,6 +162,20 @@ def main(c):
         assert name not in text
     assert "gone" not in found["paramgolf.other"]
     assert "by_name" in found["paramgolf.other"]
+
+
+def test_a_constant_is_its_modules_own():
+    """Another module may have one of that name, and what others import or ask for stays."""
+    source = "from paramgolf import n, o\nA = 1\nB = 2\n\ndef main():\n    return B + n.C + o.a()\n"
+    others = {
+        "paramgolf.n": "A = 3\nC = 4\nD = 5\n",
+        "paramgolf.o": "from paramgolf.n import D\nA = 6\n\ndef a():\n    return A + D\n",
+    }
+    found = shaken(source, {}, **others)
+    assert "A = 1" not in found["paramgolf.m"]
+    assert "A = 3" not in found["paramgolf.n"]
+    for module, line in (("m", "B = 2"), ("n", "C = 4"), ("n", "D = 5"), ("o", "A = 6")):
+        assert line in found[f"paramgolf.{module}"]
 
 
 def test_modules_imported_within_functions_stay():

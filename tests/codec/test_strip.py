@@ -74,6 +74,22 @@ def test_behaviour_stays_and_words_go():
     assert "TABLE = {}" in text
 
 
+def test_the_import_of_annotations_goes_where_none_is_left():
+    future = "from __future__ import annotations\n"
+    pair = "import typing\nclass Pair(typing.NamedTuple):\n    first: int\n"
+    for source, stays in (
+        ("def plain(x: int) -> int:\n    return x\n", False),
+        (pair, False),
+        ("@wrap\ndef kernel(x: int):\n    return x\n", True),
+        ("@wrap\ndef kernel(x) -> int:\n    return x\n", True),
+        ("@dataclass(kw_only=True)\nclass Kept:\n    field: int\n", True),
+    ):
+        assert ("__future__" in stripped(future + source)) == stays
+    scope: dict = {}
+    exec(stripped(future + pair), scope)
+    assert scope["Pair"](1).first == 1
+
+
 def test_imports_that_nothing_speaks_of_are_dropped():
     source = "from __future__ import annotations\nfrom a import b, c as d, e\nimport f\nprint(e, d)"
     kept = "from __future__ import annotations\nfrom a import c as d, e\nprint(e, d)"

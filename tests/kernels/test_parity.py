@@ -110,19 +110,22 @@ def test_finish_heads(fused, dtype, head_dim, exclude, gated):
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("residual", [True, False])
+@pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, True), (2, False), (3, True)])
 @pytest.mark.parametrize("slope", [0.5, 0.0])
 @pytest.mark.parametrize(("rows", "width", "hidden"), [(37, 64, 136), (300, 512, 2048), (1, 8, 8)])
-def test_mlp(fused, slope, rows, width, hidden):
-    tensors = [
-        draw(1, rows, width, dtype=torch.bfloat16),
-        (draw(hidden, width) / width**0.5).bfloat16(),
-        (draw(width, hidden) / hidden**0.5).bfloat16(),
-    ]
+def test_mlp(fused, slope, count, mixed, residual, rows, width, hidden):
+    up = (draw(hidden, width) / width**0.5).bfloat16()
+    down = (draw(width, hidden) / hidden**0.5).bfloat16()
+    coefficients = draw(count, width) if mixed else None
+    lanes = [draw(1, rows, width, dtype=torch.bfloat16, seed=i) for i in range(count)]
+    scale = torch.tensor(0.7, device=GPU)
 
     def of(function):
-        return lambda *t: function(*t, slope)
+        return lambda u, d, c, *x: function(x, c, scale, u, d, slope, residual=residual)
 
-    assert_equal(of(operations.mlp), of(fused.mlp), tensors, 3, 1.2e-2)
+    tensors = [up, down, coefficients, *lanes]
+    assert_equal(of(operations.mlp), of(fused.mlp), tensors, len(tensors), 1.2e-2)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
-from paramgolf.model.block import Adapters, Context, Kind, Pair, Weights, attention, mlp
+from paramgolf.model.block import Adapters, Context, Kind, Pair, Weights, attention, feed
 from paramgolf.model.head import Head, head_nll
 from paramgolf.model.network import Network, Pass
+from paramgolf.model.operations import norm
 from paramgolf.model.reference import REFERENCE
 
 VOCAB = 64
@@ -83,12 +84,14 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
         qkv, draw(d, d), draw(16, d), draw(d, 16), draw(d), draw(d), draw(2, d), draw(2), draw()
     )
     c = Context(draw(B, T, d), torch.ones(T, 1), torch.zeros(T, 1))
-    pair, n = Pair(draw(B, 3, d), draw(B, d, 3)), draw(B, T, d)
+    pair, x = Pair(draw(B, 3, d), draw(B, d, 3)), draw(B, T, d)
+    n = w.norm_scale * norm(x)
     added = torch.stack([n[i] @ pair.a[i].T @ pair.b[i].T for i in range(B)])
     with_o, with_mlp = (c._replace(adapters=Adapters(**{name: pair})) for name in ("o", "mlp"))
     difference = attention(n, w, with_o, kind) - attention(n, w, c, kind)
     torch.testing.assert_close(difference, w.attn_scale * added, atol=1e-4, rtol=1e-4)
-    difference = mlp(n, w, with_mlp, kind) - mlp(n, w, c, kind)
+    plain, adapted = (feed((x,), None, w, k, kind, residual=False) for k in (c, with_mlp))
+    difference = adapted - plain
     torch.testing.assert_close(difference, w.mlp_scale * added, atol=1e-2, rtol=1e-4)
 
 

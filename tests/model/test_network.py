@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import pytest
 import torch
 
-from paramgolf.model.attention import attend_sdpa, rotary_table
+from paramgolf.model.attention import attend_sdpa, find_segments, rotary_table
 from paramgolf.model.block import FirstChannels, block
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed
-from paramgolf.model.network import Network, Pass
+from paramgolf.model.network import BOS, Network, Pass
 from paramgolf.model.operations import exclude_own_value, rotate
 from paramgolf.model.plan import plan
 from paramgolf.model.shapes import count, shapes
@@ -355,6 +356,36 @@ def test_a_kind_of_block_is_one_graph(tiny_model):
     for order in model.orders:
         network.nll(text[:, :-1], text[:, 1:], Pass(order)).sum().backward()
         assert len(graphs) == 3
+
+
+def test_longer_documents_need_no_graph(tiny_model, monkeypatch):
+    """Neither their length nor the number of their bounds is told by the graphs of a block."""
+
+    def attend(q, k, v, segments):
+        return attend_sdpa(q, k, v, segments) / segments.longest
+
+    graphs, compile_as_is = [], torch.compile
+
+    def keep(graph, _inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(compile_as_is, backend=keep))
+    network = Network(tiny_model(), VOCAB, seed=1)
+    network.attend = attend
+    torch.nn.init.normal_(network.get_parameter("o"))  # zero at first, and nothing would be seen
+    torch._dynamo.reset()
+    network.compile_blocks()
+    text = tokens()
+    found = []
+    for longest in (5, 8):
+        segments = find_segments(text[:, :-1], BOS, longest, multiple=8 * longest)
+        options = Pass(network.config.orders[-1], document_tokens=longest, segments=segments)
+        nll = network.nll(text[:, :-1], text[:, 1:], options)
+        nll.sum().backward()
+        found.append((len(graphs), nll.detach()))
+    assert found[0][0] == found[1][0]
+    assert not torch.equal(found[0][1], found[1][1])
 
 
 def test_first_channels_get_the_gradient_of_a_slice():

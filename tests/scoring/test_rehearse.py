@@ -171,7 +171,10 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
         return dict(compiled), nats
 
     monkeypatch.setattr(torch, "compile", counted)
-    text, networks = echoing_text(300), [make_network(recurrence=[]) for _ in range(3)]
+    text, networks = (
+        echoing_text(300),
+        [make_network(recurrence=[], smear="token") for _ in range(3)],
+    )
     documents = {"batch_documents": 8, "lanes": 1, "chunk_tokens": 6}
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
@@ -185,6 +188,6 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
     many, nats = graphs(networks[1], shapes=7)
-    assert many == few == {"block": 3, "head_nll": 1}
+    assert many == few == {"blended": 1, "block": 3, "lanes_nll": 1}
     plain = score("lora_documents", text, ALONE, network=networks[2])
     np.testing.assert_allclose(nats, plain.nats, atol=2e-4)

@@ -293,6 +293,6 @@ def test_a_smear_across_documents_shows_in_another_document(monkeypatch, smear):
     first, second = later()
     assert (first == second).all()
     embed = embedding.embed
-    monkeypatch.setattr("paramgolf.model.network.embed", lambda *a, bos: embed(*a, bos=-1))
+    monkeypatch.setattr("paramgolf.model.network.embed", lambda *a, bos, blend: embed(*a, bos=-1))
     first, second = later()
     assert (first != second).any()
