@@ -155,7 +155,7 @@ class Bench:
         for name, config in self.adaptive_ways():
             ways[name] = lambda n, s, c=config, t=name: score_and_adapt(n, self.text_of(t), c, s)
         for name, score in ways.items():
-            if name in (self.options.only or ways):
+            if name in (self.options.ways or ways):
                 self.measure(name, score)
 
     def sliding_ways(self) -> Iterator[tuple[str, SlidingConfig]]:
@@ -285,10 +285,11 @@ def main() -> None:
     parser.add_argument("--slow-tokens", type=int, default=500_000, help="for ways to adapt")
     parser.add_argument("--table-tokens", type=int, default=PUBLISHED_TOKENS)
     parser.add_argument("--small", action="store_true", help="small adapters, for a CPU")
-    parser.add_argument("--only", nargs="*", metavar="WAY", help="strided, and some other ways")
+    # not --only: PyTorch copies the word after that into compiled code, which an apostrophe breaks
+    parser.add_argument("--ways", nargs="*", metavar="WAY", help="strided, and some other ways")
     options = parser.parse_args()
-    if options.only:
-        options.only.append("strided")  # which all are compared with
+    if options.ways:
+        options.ways.append("strided")  # which all are compared with
     with processes(load_params(RuntimeConfig, "runtime")) as ranks:
         bench = Bench(ranks, options)
         bench.run()

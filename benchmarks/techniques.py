@@ -239,6 +239,8 @@ def run(technique: Technique, seed: int, options: Namespace, devices: Devices) -
     ):
         if metrics := project.metrics(stage):
             found[name] = metrics[key]
+    if not technique.trains:  # its model is a common one, and one trained again is not the same
+        found["lost"] = found["val_bpb_packed"] - found.pop("val_bpb")
     if technique.name != COMMON:  # whose weights others quantise
         shutil.rmtree(project.folder / "artifacts")
     return found

@@ -270,3 +270,17 @@ def test_what_only_quantises_shares_a_common_model_that_is_trained_again(
     assert [folder for folder, stage, _ in ran if stage == "train"] == ["common-1"]
     quantised = {folder for folder, stage, _ in ran if stage == "quantize"}
     assert quantised == {"common-1", "rounded-to-nearest-1", "columns-in-order-1"}
+    assert {*group["rows"]["columns in order"]["seeds"]["1"]} == {"val_bpb_packed", "lost"}
+
+
+def test_what_only_quantises_is_compared_by_what_quantising_loses(modules):
+    rows = {
+        "common": {"seeds": {"1": {"val_bpb": 1.4, "val_bpb_packed": 1.41}}},
+        "trained": {"seeds": {"1": {"val_bpb": 1.5, "val_bpb_packed": 1.53}}},
+        "quantised": {"seeds": {"1": {"val_bpb_packed": 1.44, "lost": 0.03}}},
+    }
+    differences = modules.recipe_results.differences
+    found = {name: differences(rows, name, "val_bpb_packed") for name in rows}
+    assert found["common"] == differences(rows, "quantised") == []
+    assert found["trained"] == pytest.approx([0.12])
+    assert found["quantised"] == pytest.approx([0.02])
