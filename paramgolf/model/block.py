@@ -246,10 +246,10 @@ def feed(
     kind: Kind,
     *,
     residual: bool,
-) -> Tensor:
-    """Return the MLP sublayer's output [B, T, d] for the scaled norm n of a sum of lanes.
+) -> tuple[Tensor, Tensor]:
+    """Return the MLP sublayer's output [B, T, d], and the scaled norm n of a sum of lanes.
 
-    It is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` the sum is added.
+    The output is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` the sum is added.
     """
     down = w.mlp_scale[:, None] * w.down
     mixed = lanes, coefficients, w.norm_scale
@@ -263,7 +263,7 @@ def feed(
     if c.adapters is not None and c.adapters.mlp is not None:
         a, b = c.adapters.mlp
         y = y + low_rank(n, Pair(a, w.mlp_scale[:, None] * b))[0]
-    return y
+    return y, n
 
 
 def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
@@ -287,13 +287,12 @@ def _two_lanes(state: State, w: Weights, c: Context, kind: Kind) -> State:
         return attention(n, w, c, kind)
 
     def fed(x: Tensor, weights: Tensor | None) -> Tensor:
-        return feed(*read(x, weights), w, c, kind, residual=False)
+        return feed(*read(x, weights), w, c, kind, residual=False)[0]
 
     match kind.parallel:
         case "merge":
-            mixing = (state[0], c.x0), w.resid_mix.float(), w.norm_scale
-            u, n = kind.operations.mix_norm(*mixing)
-            after = feed((state[1],), None, w, c, kind, residual=True)
+            u, n = kind.operations.mix_norm(*read(state[0], w.resid_mix), w.norm_scale)
+            after, _ = feed((state[1],), None, w, c, kind, residual=True)
             return u + attention(n, w, c, kind), after
         case "routed":
             return _routed(state, w, attend, fed)
@@ -305,13 +304,11 @@ Sublayer = Callable[[Tensor, Tensor | None], Tensor]
 
 def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     """Run MLP after attention, or both on one input (#1412)."""
-    if not kind.attention:
-        return feed(*mixing(x, w, c), w, c, kind, residual=True)
+    if kind.parallel == "single" or not kind.attention:
+        fed, n = feed(*mixing(x, w, c), w, c, kind, residual=True)
+        return fed + attention(n, w, c, kind) if kind.attention else fed
     u, n = mix_in(x, w, c, kind)
-    from_attention = attention(n, w, c, kind)
-    if kind.parallel == "single":
-        return from_attention + feed((u,), None, w, c, kind, residual=True)
-    return feed((u, from_attention), None, w, c, kind, residual=True)
+    return feed((u, attention(n, w, c, kind)), None, w, c, kind, residual=True)[0]
 
 
 def _routed(state: State, w: Weights, attend: Sublayer, fed: Sublayer) -> State:

@@ -90,7 +90,7 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
     with_o, with_mlp = (c._replace(adapters=Adapters(**{name: pair})) for name in ("o", "mlp"))
     difference = attention(n, w, with_o, kind) - attention(n, w, c, kind)
     torch.testing.assert_close(difference, w.attn_scale * added, atol=1e-4, rtol=1e-4)
-    plain, adapted = (feed((x,), None, w, k, kind, residual=False) for k in (c, with_mlp))
+    plain, adapted = (feed((x,), None, w, k, kind, residual=False)[0] for k in (c, with_mlp))
     difference = adapted - plain
     torch.testing.assert_close(difference, w.mlp_scale * added, atol=1e-2, rtol=1e-4)
 
