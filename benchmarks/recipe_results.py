@@ -148,7 +148,10 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         settings = ", ".join(f"{name} {value}" for name, value in group["settings"].items())
         yield f"\n# What each technique does\n\n{settings}. Differences are to the common"
         yield "recipe with the same seeds, ± their standard deviation; packed is without overlap."
-        yield "What only quantises is compared by what quantising loses.\n"
+        yield "What only quantises is compared by what quantising loses."
+        if pooled := deviation(group["rows"]):
+            yield f"A difference of one seed is uncertain by {pooled:.4f}: rows of several, pooled."
+        yield ""
         yield from _table(["technique", "change", *TECHNIQUE_COLUMNS])
         for name, row in group["rows"].items():
             change = f"`{row['changes']}`" if row["changes"] else ""
@@ -185,6 +188,14 @@ def differences(rows: dict[str, Any], name: str, key: str = "val_bpb") -> list[f
         for seed, run in rows[name]["seeds"].items()
         if key in run and key in common.get(seed, {})
     ]
+
+
+def deviation(rows: dict[str, Any]) -> float | None:
+    """Return the standard deviation of a trained technique's difference, pooled over the rows."""
+    found = [values for name in rows if len(values := differences(rows, name)) > 1]
+    freedom = sum(len(values) - 1 for values in found)
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in found)
+    return (squares / freedom) ** 0.5 if freedom else None
 
 
 def _signed(values: list[float]) -> str:

@@ -105,6 +105,22 @@ def test_differences_are_between_equal_seeds(modules, results):
     assert again.techniques({"tokens": "2"}) == {}
     page = results.path.with_suffix(".md").read_text()
     assert "| no XSA | `model.xsa_layers=0` | 2.0390 | -0.0110 ± 0.0014 |" in page
+    assert "A difference of one seed is uncertain by 0.0014" in page
+
+
+def test_deviations_are_pooled_over_the_rows_of_several_seeds(modules):
+    scores = {
+        "common": (2.0, 2.0, 2.0),
+        "two": (2.1, 2.3),  # variance 0.02, of one degree of freedom
+        "three": (1.9, 2.0, 2.1),  # 0.01, of two
+        "one": (3.0,),
+    }
+    rows = {
+        name: {"seeds": {str(i): {"val_bpb": value} for i, value in enumerate(values)}}
+        for name, values in scores.items()
+    }
+    assert modules.recipe_results.deviation(rows) == pytest.approx((0.04 / 3) ** 0.5)
+    assert modules.recipe_results.deviation({"common": rows["common"]}) is None
 
 
 def test_only_close_calls_are_run_with_more_seeds(modules):

@@ -17,9 +17,8 @@ from typing import Any
 
 import brotli
 
-from paramgolf.codec.entry_defaults import ADAPT
 from paramgolf.codec.ledger import Part, apportion
-from paramgolf.codec.shake import Frozen, shake
+from paramgolf.codec.shake import Frozen, drop_unread, shake, without, words_in
 from paramgolf.codec.strip import shorten_locals, strip, unparse
 from paramgolf.imports import closure
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
@@ -111,7 +110,9 @@ def pack_code(
     """
     modules = program(params, entry, root, rans=rans)
     parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
-    frozen = json.dumps(params, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    frozen = json.dumps(
+        _read(params, modules), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
     loader = unparse(ast.parse(LOADER.replace("@ENTRY@", module_name(entry))))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
@@ -134,10 +135,22 @@ def program(
     trees = {module_name(p): ast.parse((root / p).read_text(encoding="utf-8")) for p in files}
     for tree in trees.values():
         strip(tree)
+    if params and not params["eval_ttt"]["mode"].startswith("lora"):
+        without(trees, {"adapter", "documents"}, of="AdaptConfig", defaults="ADAPT")
     shaken = shake(trees, module_name(entry), _frozen(params))
+    drop_unread(shaken, "TrainConfig")  # not ModelConfig: a model.bin holds all of its fields
     for tree in shaken.values():
         shorten_locals(tree)
     return {name: unparse(tree) for name, tree in shaken.items()}
+
+
+def _read(params: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
+    """Return the parameters without those of training that no module speaks of."""
+    spoken = {word for source in modules.values() for word in words_in(source)}
+    sections = {**params}
+    if "train" in params:
+        sections["train"] = {k: value for k, value in params["train"].items() if k in spoken}
+    return sections
 
 
 def _frozen(params: dict[str, Any]) -> Frozen:
@@ -148,8 +161,6 @@ def _frozen(params: dict[str, Any]) -> Frozen:
         {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
     )
     whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
-    if not modes["eval_ttt"].startswith("lora"):  # nothing reads what adapters are like
-        whole |= {"AdapterConfig": ADAPT["adapter"], "DocumentsConfig": ADAPT["documents"]}
     frozen: dict[str, dict[str, tuple[Any, ...]]] = {
         kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()
     }

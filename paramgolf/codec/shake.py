@@ -10,6 +10,7 @@ another recipe) is refused with a message, not run by code that is not there.
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -46,6 +47,42 @@ def shake(trees: Trees, entry: str, frozen: Frozen) -> Trees:
             drop_unused_imports(tree)
         if before == _count(trees):
             return trees
+
+
+def without(trees: Trees, fields: set[str], *, of: str, defaults: str) -> None:
+    """Drop fields of a dataclass, and their entries in the mapping of its defaults."""
+    for tree in trees.values():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == of:
+                node.body = [one for one in node.body if _declared(one) not in fields]
+            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == defaults:
+                assert isinstance(node.value, ast.Dict)
+                entries = zip(node.value.keys, node.value.values, strict=True)
+                kept = [
+                    (key, value)
+                    for key, value in entries
+                    if not isinstance(key, ast.Constant) or key.value not in fields
+                ]
+                node.value.keys, node.value.values = (list(x) for x in zip(*kept, strict=True))
+
+
+def drop_unread(trees: Trees, name: str) -> None:
+    """Drop the fields of a dataclass of which no code speaks."""
+    spoken = Counter(word for tree in trees.values() for word in words_in(ast.unparse(tree)))
+    for tree in trees.values():
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and node.name == name:
+                node.body = [one for one in node.body if spoken[_declared(one)] != 1]
+
+
+def _declared(statement: ast.stmt) -> str:
+    """Return the field that a statement declares."""
+    return ast.unparse(statement.target) if isinstance(statement, ast.AnnAssign) else ""
+
+
+def words_in(source: str) -> list[str]:
+    """Return all names in a module, in texts as well."""
+    return re.findall(r"\w+", source)
 
 
 def _count(trees: Trees) -> int:

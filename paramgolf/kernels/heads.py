@@ -5,14 +5,12 @@ One program works on a run of tokens of one head: a query, a key or a value head
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
+from paramgolf.kernels.launch import launch, operator
 from paramgolf.model.operations import EPSILON
 
 TOKENS = 16  # of a tile
@@ -99,47 +97,38 @@ def _backward(
         tl.store(d_qkv + at, inverse * (g - unit * along), mask=live)
 
 
-def _sizes(qkv: Tensor, gain: Tensor, cos: Tensor, heads: int) -> dict[str, Any]:
-    """Return the constants of both kernels for `heads` value heads; gain has one a query head."""
-    head_dim = qkv.shape[-1] // (len(gain) + 2 * heads)
-    return {
-        "H": len(gain),
-        "K": heads,
-        "D": head_dim,
-        "WIDE": triton.next_power_of_2(head_dim),
-        "HALF": cos.shape[-1],
-        "TOKENS": TOKENS,
-        "EPSILON": EPSILON,
-    }
+def _launch(kernel, qkv, gain, cos, sin, kv_heads, *others):  # type: ignore[no-untyped-def]
+    B, T, width = qkv.shape
+    heads = len(gain) + 2 * kv_heads
+    launch(
+        kernel, (triton.cdiv(B * T, TOKENS), heads), qkv, gain, cos, sin, *others, B * T, T,
+        H=len(gain), K=kv_heads, D=width // heads, WIDE=triton.next_power_of_2(width // heads),
+        HALF=cos.shape[-1], TOKENS=TOKENS, EPSILON=EPSILON,
+    )  # fmt: skip
 
 
-@torch.library.triton_op("paramgolf::split_heads", mutates_args=())
+@operator("split_heads")
 def _split_heads(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    B, T, _ = qkv.shape
-    sizes = _sizes(qkv, gain, cos, kv_heads)
-    H, K, D = sizes["H"], sizes["K"], sizes["D"]
-    q, k, v = (qkv.new_empty(B, T, heads, D) for heads in (H, K, K))
-    grid = (triton.cdiv(B * T, TOKENS), H + 2 * K)
-    wrap_triton(_forward)[grid](qkv, gain, cos, sin, q, k, v, B * T, T, **sizes)
+    B, T, width = qkv.shape
+    heads = len(gain), kv_heads, kv_heads
+    q, k, v = (qkv.new_empty(B, T, count, width // sum(heads)) for count in heads)
+    _launch(_forward, qkv, gain, cos, sin, kv_heads, q, k, v)
     return q, k, v
 
 
-@torch.library.triton_op("paramgolf::split_heads_backward", mutates_args=())
+@operator("split_heads_backward")
 def _split_heads_backward(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int,
     dq: Tensor, dk: Tensor, dv: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    B, T, _ = qkv.shape
-    sizes = _sizes(qkv, gain, cos, kv_heads)
+    """Return the gradient of qkv, and that of gain in parts, float32 [tiles, H]."""
     d_qkv = torch.empty_like(qkv)
-    grid = (triton.cdiv(B * T, TOKENS), sizes["H"] + 2 * kv_heads)
-    partial = qkv.new_empty(grid[0], sizes["H"], dtype=torch.float32)
-    wrap_triton(_backward)[grid](
-        qkv, gain, cos, sin, dq, dk, dv, d_qkv, partial, B * T, T, **sizes
-    )  # fmt: skip
-    return d_qkv, partial.sum(0).to(gain.dtype)
+    tiles = triton.cdiv(qkv.shape[0] * qkv.shape[1], TOKENS)
+    partial = qkv.new_empty(tiles, len(gain), dtype=torch.float32)
+    _launch(_backward, qkv, gain, cos, sin, kv_heads, dq, dk, dv, d_qkv, partial)
+    return d_qkv, partial
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -149,8 +138,8 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, dq, dk, dv):  # type: ignore[no-untyped-def]
     gradients = (g.contiguous() for g in (dq, dk, dv))
-    d_qkv, d_gain = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *gradients)
-    return d_qkv, d_gain, None, None, None
+    d_qkv, partial = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *gradients)
+    return d_qkv, partial.sum(0).to(ctx.saved_tensors[1].dtype), None, None, None
 
 
 _split_heads.register_autograd(_differentiate, setup_context=_save)

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from paramgolf.kernels.launch import launch, operator
 from paramgolf.model.head import Head, head_nll
 
 WIDEST = 65_536  # vocabulary that one program holds in its registers
@@ -58,26 +59,21 @@ def _losses(
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
 
 
-@torch.library.custom_op("paramgolf::nll", mutates_args=())
+@operator("nll")
 def _nll(
     hidden: Tensor, embedding: Tensor, caps: Tensor, targets: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor]:
     logits = F.linear(hidden, embedding)
-    nll = hidden.new_empty(len(hidden), dtype=torch.float32)
+    rows, _ = hidden.shape  # len would fix what may be a symbol
+    nll = hidden.new_empty(rows, dtype=torch.float32)
     wide = triton.next_power_of_2(len(embedding))
-    _losses[(len(hidden),)](
+    launch(
+        _losses, (rows,),
         logits, targets, caps, nll, len(embedding),
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
     return nll, logits if gradient else logits.new_empty(0)
-
-
-@_nll.register_fake
-def _(hidden, embedding, caps, targets, gradient):  # type: ignore[no-untyped-def]
-    rows, _ = hidden.shape  # len would fix what may be a symbol
-    nll = hidden.new_empty(rows, dtype=torch.float32)
-    return nll, hidden.new_empty((rows, len(embedding)) if gradient else (0,))
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

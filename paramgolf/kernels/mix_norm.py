@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
+from paramgolf.kernels.launch import launch, operator
 from paramgolf.model.operations import EPSILON
 
 ROWS = 4  # tokens of a tile
@@ -110,56 +110,59 @@ def _backward(
             tl.store(base + 2 * width, tl.sum(a2, 0), mask=inside)
 
 
-def _options(terms: int, mixed: bool, keep: bool, width: int) -> dict[str, float]:
-    return {
-        "TERMS": terms,
-        "MIXED": mixed,
+def _arguments(
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
+    keep: bool,
+) -> tuple[list[Tensor], dict[str, float]]:  # fmt: skip
+    """Return the tensors that both kernels read, x or scale for an absent one, and constants."""
+    lanes = [x if lane is None else lane for lane in (x, y, z)]
+    return [*lanes, scale if coefficients is None else coefficients, scale], {
+        "TERMS": 1 + (y is not None) + (z is not None),
+        "MIXED": coefficients is not None,
         "KEEP": keep,
-        "WIDTH": triton.next_power_of_2(width),
+        "WIDTH": triton.next_power_of_2(x.shape[-1]),
         "ROWS": ROWS,
-        "EPSILON": EPSILON,  # a constant: Inductor would pass a number as float64
+        "EPSILON": EPSILON,
     }
 
 
-@torch.library.triton_op("paramgolf::mix_norm", mutates_args=())
+@operator("mix_norm")
 def mix_forward(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the sum, empty unless `keep`, and its scaled norm."""
+    read, constants = _arguments(x, y, z, coefficients, scale, keep)
     width = x.shape[-1]
-    rows, terms = x.numel() // width, 1 + (y is not None) + (z is not None)
-    normed = torch.empty_like(x)
-    sums = torch.empty_like(x) if keep else x.new_empty(0)
-    wrap_triton(_forward)[(triton.cdiv(rows, ROWS),)](
-        x, x if y is None else y, x if z is None else z,
-        scale if coefficients is None else coefficients,
-        scale, sums, normed, rows, width,
-        **_options(terms, coefficients is not None, keep, width),
-    )  # fmt: skip
+    rows = x.numel() // width
+    sums, normed = torch.empty_like(x) if keep else x.new_empty(0), torch.empty_like(x)
+    grid = (triton.cdiv(rows, ROWS),)
+    launch(_forward, grid, *read, sums, normed, rows, width, **constants)
     return sums, normed
 
 
-@torch.library.triton_op("paramgolf::mix_norm_backward", mutates_args=())
+@operator("mix_norm_backward")
 def _mix_backward(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     d_sums: Tensor, d_normed: Tensor, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, y and z, and the coefficients' in parts, [programs, terms, d]."""
+    read, constants = _arguments(x, y, z, coefficients, scale, keep)
     width = x.shape[-1]
-    rows, terms = x.numel() // width, 1 + (y is not None) + (z is not None)
-    mixed = coefficients is not None
+    rows = x.numel() // width
     dx = torch.empty_like(x)
-    dy = torch.empty_like(x) if mixed and terms > 1 else x.new_empty(0)
-    dz = torch.empty_like(x) if mixed and terms > 2 else x.new_empty(0)
+    dy, dz = (
+        x.new_empty(0) if lane is None or coefficients is None else torch.empty_like(x)
+        for lane in (y, z)
+    )
     programs = min(PROGRAMS, triton.cdiv(rows, ROWS))
-    partial = x.new_empty((programs, terms, width) if mixed else 0, dtype=torch.float32)
-    wrap_triton(_backward)[(programs,)](
-        x, x if y is None else y, x if z is None else z,
-        scale if coefficients is None else coefficients,
-        scale, d_sums, d_normed, dx, dy, dz, partial, rows, width,
-        **_options(terms, mixed, keep, width), STAGES=STAGES, num_warps=WARPS,
+    shape = (0,) if coefficients is None else (programs, *coefficients.shape)
+    partial = x.new_empty(shape, dtype=torch.float32)
+    launch(
+        _backward, (programs,), *read, d_sums, d_normed, dx, dy, dz, partial, rows, width,
+        **constants, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
-    return dx, dy, dz, partial.sum(0)
+    return dx, dy, dz, partial
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
@@ -171,12 +174,12 @@ def mix_backward(  # type: ignore[no-untyped-def]
     x, y, z, coefficients, scale, *, d_sums, d_normed, keep
 ):
     """Return the gradients of x, y, z and the coefficients, None for those that are None."""
-    dx, dy, dz, d_coefficients = _mix_backward(
+    dx, dy, dz, partial = _mix_backward(
         x, y, z, coefficients, scale, d_sums.contiguous(), d_normed.contiguous(), keep
     )
     if coefficients is None:
-        dy, dz, d_coefficients = dx, dx, None
-    return dx, None if y is None else dy, None if z is None else dz, d_coefficients
+        return dx, None if y is None else dx, None if z is None else dx, None
+    return dx, None if y is None else dy, None if z is None else dz, partial.sum(0)
 
 
 def _differentiate(ctx, d_sums, d_normed):  # type: ignore[no-untyped-def]

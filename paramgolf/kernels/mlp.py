@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from paramgolf.kernels.launch import launch, operator
 from paramgolf.kernels.mix_norm import mix_backward, mix_forward, three
 
 TILE = {"M": 128, "N": 256, "K": 64}
@@ -77,9 +78,14 @@ def _run(
     rows, inner = x.shape
     columns = out.shape[1]
     w_tile = (TILE["K"], TILE["N"]) if backward else (TILE["N"], TILE["K"])
-    tiles = triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-    _product[(min(processors, tiles),)](
+
+    def programs(_: object) -> tuple[int]:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+        return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
+
+    launch(
+        _product,
+        programs,
         _tiles(x, TILE["M"], TILE["K"]),
         _tiles(w, *w_tile),
         _tiles(activated, TILE["M"], HALF_TILE),
@@ -95,14 +101,14 @@ def _run(
     )
 
 
-@torch.library.custom_op("paramgolf::mlp", mutates_args=())
+@operator("mlp")
 def _mlp(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     up: Tensor, down: Tensor, slope: float, residual: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     total, n = mix_forward(x, y, z, coefficients, scale, residual)
     flat = n.view(-1, n.shape[-1])
-    activated = flat.new_empty(len(flat), len(up))
+    activated = flat.new_empty(flat.shape[0], len(up))  # not len: it may be a symbol
     _run(flat, up, activated, activated, slope, backward=False)
     if residual:
         total.view(flat.shape).addmm_(activated, down.T)
@@ -111,22 +117,11 @@ def _mlp(
     return total, n, activated
 
 
-@_mlp.register_fake
-def _(x, y, z, coefficients, scale, up, down, slope, residual):  # type: ignore[no-untyped-def]
-    rows = x.numel() // x.shape[-1]
-    return torch.empty_like(x), torch.empty_like(x), x.new_empty(rows, len(up))
-
-
-@torch.library.custom_op("paramgolf::mlp_hidden_gradient", mutates_args=())
+@operator("mlp_hidden_gradient")
 def _hidden_gradient(dy: Tensor, down: Tensor, activated: Tensor, slope: float) -> Tensor:
     dz = torch.empty_like(activated)
     _run(dy, down, activated, dz, slope, backward=True)
     return dz
-
-
-@_hidden_gradient.register_fake
-def _(dy, down, activated, slope):  # type: ignore[no-untyped-def]
-    return torch.empty_like(activated)
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

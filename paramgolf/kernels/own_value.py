@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.library import wrap_triton
 
+from paramgolf.kernels.launch import launch, operator
 from paramgolf.model.operations import TINY
 
 ITEMS = 16  # pairs (token, value head) of a tile
@@ -79,21 +79,22 @@ def _backward(
 
 def _launch(kernel, y, v, gate, others, exclude):  # type: ignore[no-untyped-def]
     items, head_dim = v.numel() // v.shape[-1], v.shape[-1]
-    wrap_triton(kernel)[(triton.cdiv(items, ITEMS),)](
+    launch(
+        kernel, (triton.cdiv(items, ITEMS),),
         y, v, y if gate is None else gate, *others, items,
         GROUP=y.shape[-2] // v.shape[-2], D=head_dim, WIDE=triton.next_power_of_2(head_dim),
         EXCLUDE=exclude, GATED=gate is not None, ITEMS=ITEMS, TINY=TINY,
     )  # fmt: skip
 
 
-@torch.library.triton_op("paramgolf::finish_heads", mutates_args=())
+@operator("finish_heads")
 def _finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, exclude: bool) -> Tensor:
     out = torch.empty_like(y)
     _launch(_forward, y, v, gate, (out,), exclude)
     return out
 
 
-@torch.library.triton_op("paramgolf::finish_heads_backward", mutates_args=())
+@operator("finish_heads_backward")
 def _finish_heads_backward(
     y: Tensor, v: Tensor, gate: Tensor | None, d_out: Tensor, exclude: bool
 ) -> tuple[Tensor, Tensor, Tensor]:

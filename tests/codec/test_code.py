@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,15 @@ def test_size_and_shares(packed_params):
     assert {*code.part.shares} == {"params", "loader", *program(packed_params)}
     assert module_name(RANS) not in code.part.shares
     assert module_name(RANS) in pack_code(packed_params, rans=True).part.shares
+
+
+def test_parameters_of_training_that_nothing_reads_stay_out(tmp_path, packed_params):
+    (tmp_path / "train_gpt.py").write_bytes(pack_code(packed_params).content)
+    frozen = json.loads(runpy.run_path(str(tmp_path / "train_gpt.py"))["PARAMS"])
+    assert packed_params["train"]["qat_below"] == 0
+    assert "qat_below" not in frozen["train"]
+    assert frozen["train"].items() < packed_params["train"].items()
+    assert frozen["model"] == json.loads(json.dumps(packed_params["model"]))
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])

@@ -13,7 +13,7 @@ import torch
 from recipe_case import RECIPES, narrow_recipe
 
 from paramgolf.codec.code import frozen_params, pack_code, program
-from paramgolf.codec.shake import shake
+from paramgolf.codec.shake import drop_unread, shake, without
 from paramgolf.codec.strip import unparse
 from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import names
@@ -185,6 +185,28 @@ def test_modules_imported_within_functions_stay():
         **{"paramgolf.a": "def x(y): pass", "paramgolf.b": "y = 1", "paramgolf.c": ""},
     )
     assert sorted(found) == ["paramgolf.a", "paramgolf.b", "paramgolf.m"]
+
+
+def test_fields_that_nothing_speaks_of_go():
+    fields = "class Config:\n size: int\n way: str\n rate: float"
+    trees = {"a": ast.parse(fields), "b": ast.parse("def f(c): return c.size, getattr(c, 'way')")}
+    drop_unread(trees, "Config")
+    assert unparse(trees["a"]) == fields.removesuffix("\n rate: float")
+
+
+def test_fields_go_with_their_defaults():
+    source = "class Config:\n size: int\n way: str\nDEFAULTS = {**OTHERS, 'size': 3, 'way': 'a'}"
+    tree = ast.parse(source)
+    without({"m": tree}, {"way", "other"}, of="Config", defaults="DEFAULTS")
+    assert unparse(tree) == "class Config:\n size: int\nDEFAULTS = {**OTHERS, 'size': 3}"
+
+
+@pytest.mark.parametrize(("mode", "held"), [("sgd", False), ("lora_documents", True)])
+def test_adapters_are_configured_only_where_they_learn(mode, held):
+    frozen = recipe_params("pr1493")[1]
+    modules = program({**frozen, "eval_ttt": {**frozen["eval_ttt"], "mode": mode}})
+    assert ("class AdapterConfig" in modules["paramgolf.scoring.config"]) == held
+    assert ("'adapter'" in modules["paramgolf.codec.entry_defaults"]) == held
 
 
 def recipe_params(name, **changes):

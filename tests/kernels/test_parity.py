@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from paramgolf.model import operations
 from paramgolf.model.head import Head, head_nll
@@ -151,3 +152,15 @@ def test_caps_that_learn_get_their_gradient(fused):
     targets = torch.randint(50, (B, T), device=GPU)
     fused.nll(hidden, targets, Head(embedding, 30.0, caps)).sum().backward()
     assert caps.grad.abs().min() > 0
+
+
+def test_a_kernel_is_compiled_while_the_compiler_asks_for_shapes(fused):
+    from paramgolf.kernels import launch, mix_norm
+
+    scale = torch.tensor(0.7, device=GPU)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        fused.mix_norm((torch.empty(2, 3, 40, device=GPU),), None, scale)
+    (begun,) = launch.BEGUN[mix_norm._forward].values()
+    begun.result()
+    fused.mix_norm((draw(2, 3, 40),), None, scale)
+    assert mix_norm._forward not in launch.BEGUN

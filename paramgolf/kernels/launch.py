@@ -1,0 +1,58 @@
+"""Triton kernels as PyTorch's operators, compiled in threads while its compiler traces.
+
+A start needs some thirty kernels. Triton would compile each as it is first launched, one after the
+other; here threads do while the graphs that launch them are traced and lowered, since most of its
+passes release the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+from torch._subclasses import FakeTensor
+
+THREADS = ThreadPoolExecutor(8)
+BEGUN: dict[Any, dict[str, Future[None]]] = defaultdict(dict)  # by kernel and arguments
+
+
+def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Register a function as an operator that PyTorch's compiler does not look into.
+
+    For shapes the compiler runs it on tensors without data; what launches kernels goes by `launch`.
+    """
+
+    def register(function: Callable[..., Any]) -> Any:
+        made = torch.library.custom_op(f"paramgolf::{name}", function, mutates_args=())
+        made.register_fake(function)
+        return made
+
+    return register
+
+
+def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
+    """Launch a kernel, or begin to compile it where its first argument has no data."""
+    if isinstance(getattr(args[0], "base", args[0]), FakeTensor):
+        _begin(kernel, args, options)
+        return
+    for future in BEGUN.pop(kernel, {}).values():
+        future.result()
+    kernel[grid](*args, **options)
+
+
+def _begin(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """Compile a kernel in a thread, load it and build its launcher."""
+    if any(isinstance(x, torch.SymInt) for x in args):
+        return  # which kernel it is depends on the number
+    args = tuple(getattr(x, "dtype", x) for x in args)  # of tensors; descriptors stay
+    device, key = torch.cuda.current_device(), f"{args} {options}"
+
+    def compile_here() -> None:
+        torch.cuda.set_device(device)
+        _ = kernel.warmup(*args, grid=(1,), **options).run
+
+    if key not in BEGUN[kernel]:
+        BEGUN[kernel][key] = THREADS.submit(compile_here)
