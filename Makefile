@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test test-gpu lint deps
+.PHONY: setup repro test test-gpu test-kernels lint deps
 
 setup: $(INSTALLED)
 
@@ -24,6 +24,13 @@ test: setup
 
 test-gpu:
 	python3 -m pytest -m gpu
+
+# the kernels without a GPU, by Triton's interpreter; the version that goes with the torch of requirements.lock
+test-kernels: setup .cache/triton
+	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/kernels
+
+.cache/triton: | setup
+	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.7.1
 
 lint: setup
 	ruff check

@@ -1,6 +1,12 @@
-"""Each fused kernel against its plain form, forward and backward, over odd shapes, on a GPU."""
+"""Each fused kernel against its plain form, forward and backward, over odd shapes, on a GPU.
+
+With package triton, TRITON_INTERPRET=1 runs them on a CPU instead: all but the MLP's, which
+descriptors feed, and those that compile.
+"""
 
 from __future__ import annotations
+
+import os
 
 import pytest
 import torch
@@ -9,8 +15,9 @@ from torch._subclasses import FakeTensorMode
 from paramgolf.model import operations
 from paramgolf.model.head import Head, head_nll
 
-pytestmark = pytest.mark.gpu
-GPU = torch.device("cuda")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
+GPU = torch.device("cpu" if INTERPRETED else "cuda")
 # relative error of a tensor: float32 arithmetic, and bfloat16's rounding of in- and outputs
 BOUNDS = {torch.float32: 1e-5, torch.bfloat16: 1.2e-2}
 DTYPES = [torch.float32, torch.bfloat16]
@@ -111,6 +118,7 @@ def test_finish_heads(fused, dtype, head_dim, exclude, gated):
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, True), (2, False), (3, True)])
 @pytest.mark.parametrize("slope", [0.5, 0.0])
@@ -154,6 +162,7 @@ def test_caps_that_learn_get_their_gradient(fused):
     assert caps.grad.abs().min() > 0
 
 
+@pytest.mark.gpu
 def test_a_kernel_is_compiled_while_the_compiler_asks_for_shapes(fused):
     from paramgolf.kernels import launch, mix_norm
 
