@@ -27,12 +27,7 @@ REPLACE = ("replace", "dataclasses.replace")
 
 def shake(trees: Trees, entry: str, frozen: Frozen) -> Trees:
     """Return the modules that module `entry` reaches, with what is left of them."""
-    classes = {
-        node.name: node
-        for tree in trees.values()
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-    }
+    classes = _classes(trees)
     changed = {name for tree in trees.values() for name in _changed(tree)}
     folder = _Folder(_known_values(classes, frozen, changed), _numbers(frozen))
     for tree in trees.values():
@@ -51,28 +46,28 @@ def shake(trees: Trees, entry: str, frozen: Frozen) -> Trees:
 
 def without(trees: Trees, fields: set[str], *, of: str, defaults: str) -> None:
     """Drop fields of a dataclass, and their entries in the mapping of its defaults."""
-    for tree in trees.values():
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name == of:
-                node.body = [one for one in node.body if _declared(one) not in fields]
-            elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == defaults:
-                assert isinstance(node.value, ast.Dict)
-                entries = zip(node.value.keys, node.value.values, strict=True)
-                kept = [
-                    (key, value)
-                    for key, value in entries
-                    if not isinstance(key, ast.Constant) or key.value not in fields
-                ]
-                node.value.keys, node.value.values = (list(x) for x in zip(*kept, strict=True))
+    declaring = _classes(trees)[of]
+    declaring.body = [one for one in declaring.body if _declared(one) not in fields]
+    for statement in [one for tree in trees.values() for one in tree.body]:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == defaults:
+            mapping = statement.value
+            assert isinstance(mapping, ast.Dict)
+            entries = zip(mapping.keys, mapping.values, strict=True)
+            kept = [(k, v) for k, v in entries if getattr(k, "value", None) not in fields]
+            mapping.keys, mapping.values = [k for k, _ in kept], [v for _, v in kept]
 
 
 def drop_unread(trees: Trees, name: str) -> None:
-    """Drop the fields of a dataclass of which no code speaks."""
+    """Drop the fields of a dataclass, if it is there, of which no code speaks."""
     spoken = Counter(word for tree in trees.values() for word in words_in(ast.unparse(tree)))
-    for tree in trees.values():
-        for node in tree.body:
-            if isinstance(node, ast.ClassDef) and node.name == name:
-                node.body = [one for one in node.body if spoken[_declared(one)] != 1]
+    if declaring := _classes(trees).get(name):
+        declaring.body = [one for one in declaring.body if spoken[_declared(one)] != 1]
+
+
+def _classes(trees: Trees) -> dict[str, ast.ClassDef]:
+    """Return the classes of all modules by name."""
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    return {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
 
 
 def _declared(statement: ast.stmt) -> str:

@@ -171,10 +171,8 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
         return dict(compiled), nats
 
     monkeypatch.setattr(torch, "compile", counted)
-    text, networks = (
-        echoing_text(300),
-        [make_network(recurrence=[], smear="token") for _ in range(3)],
-    )
+    text = echoing_text(300)
+    networks = [make_network(recurrence=[], smear="token") for _ in range(3)]
     documents = {"batch_documents": 8, "lanes": 1, "chunk_tokens": 6}
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
