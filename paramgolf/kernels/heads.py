@@ -5,6 +5,8 @@ One program works on a run of tokens of one head: a query, a key or a value head
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -65,7 +67,7 @@ def _forward(
 
 @triton.jit
 def _backward(
-    qkv, gain, cos, sin, dq, dk, dv, d_qkv, partial, tokens, length,
+    qkv, gain, cos, sin, dq, dk, dv, dv_again, d_qkv, partial, tokens, length,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
     TOKENS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
@@ -76,7 +78,9 @@ def _backward(
     at = (token * ((H + 2 * K) * D) + head * D)[:, None] + channel[None, :]
     if head >= H + K:
         source = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
-        tl.store(d_qkv + at, tl.load(dv + source, mask=live), mask=live)
+        g = tl.load(dv + source, mask=live, other=0.0).to(tl.float32)
+        g += tl.load(dv_again + source, mask=live, other=0.0).to(tl.float32)
+        tl.store(d_qkv + at, g, mask=live)
     else:
         x = tl.load(qkv + at, mask=live, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
@@ -121,32 +125,37 @@ def _split_heads(
 @operator("split_heads_backward")
 def _split_heads_backward(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int,
-    dq: Tensor, dk: Tensor, dv: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradient of qkv, and that of gain in parts, float32 [tiles, H]."""
     d_qkv = torch.empty_like(qkv)
     tiles = triton.cdiv(qkv.shape[0] * qkv.shape[1], TOKENS)
     partial = qkv.new_empty(tiles, len(gain), dtype=torch.float32)
-    _launch(_backward, qkv, gain, cos, sin, kv_heads, dq, dk, dv, d_qkv, partial)
+    _launch(_backward, qkv, gain, cos, sin, kv_heads, dq, dk, dv, dv_again, d_qkv, partial)
     return d_qkv, partial
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.kv_heads = inputs
-    ctx.save_for_backward(*tensors)
+class SplitHeads(torch.autograd.Function):
+    """q, k and v, and v once more, so that its two gradients are added in the same pass."""
 
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return what `split_heads` does."""
+        *tensors, ctx.kv_heads = inputs
+        ctx.save_for_backward(*tensors)
+        q, k, v = _split_heads(*inputs)
+        return q, k, v, v.detach()
 
-def _differentiate(ctx, dq, dk, dv):  # type: ignore[no-untyped-def]
-    gradients = (g.contiguous() for g in (dq, dk, dv))
-    d_qkv, partial = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *gradients)
-    return d_qkv, partial.sum(0).to(ctx.saved_tensors[1].dtype), None, None, None
-
-
-_split_heads.register_autograd(_differentiate, setup_context=_save)
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of qkv and gain."""
+        own = (g.contiguous() for g in gradients)
+        d_qkv, partial = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *own)
+        return d_qkv, partial.sum(0).to(ctx.saved_tensors[1].dtype), None, None, None
 
 
 def split_heads(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As operations.split_heads; v is a copy, so that its gradient joins the others' at once."""
-    return _split_heads(qkv.contiguous(), gain, cos, sin, kv_heads)  # type: ignore[no-any-return]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As operations.split_heads; v is a copy, so that its gradients join the others' at once."""
+    return SplitHeads.apply(qkv.contiguous(), gain, cos, sin, kv_heads)  # type: ignore[no-any-return]

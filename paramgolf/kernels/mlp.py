@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.kernels.launch import launch, operator
-from paramgolf.kernels.mix_norm import mix_backward, mix_forward, three
+from paramgolf.kernels.mix_norm import kept, mix_backward, mix_forward, three
 
 TILE = {"M": 128, "N": 256, "K": 64}
 HALF_TILE = TILE["N"] // 2  # columns that are written at once
@@ -105,8 +105,8 @@ def _run(
 def _mlp(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
     up: Tensor, down: Tensor, slope: float, residual: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    total, n = mix_forward(x, y, z, coefficients, scale, residual)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    total, n, inverses = mix_forward(x, y, z, coefficients, scale, residual)
     flat = n.view(-1, n.shape[-1])
     activated = flat.new_empty(flat.shape[0], len(up))  # not len: it may be a symbol
     _run(flat, up, activated, activated, slope, backward=False)
@@ -114,7 +114,7 @@ def _mlp(
         total.view(flat.shape).addmm_(activated, down.T)
     else:
         total = F.linear(activated, down).view(n.shape)
-    return total, n, activated
+    return total, n, activated, inverses
 
 
 @operator("mlp_hidden_gradient")
@@ -125,21 +125,22 @@ def _hidden_gradient(dy: Tensor, down: Tensor, activated: Tensor, slope: float) 
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    *tensors, ctx.slope, ctx.residual = inputs
-    _, n, activated = output
-    ctx.mark_non_differentiable(activated)
+    *mixed, up, down, ctx.slope, keep = inputs
+    _, n, activated, inverses = output
+    ctx.mark_non_differentiable(activated, inverses)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, n, activated)
+    saved = kept(ctx, (*mixed, keep), n, inverses)
+    ctx.save_for_backward(*saved, up, down, n, activated)
 
 
-def _differentiate(ctx, d_out, d_n, _):  # type: ignore[no-untyped-def]
+def _differentiate(ctx, d_out, d_n, *_):  # type: ignore[no-untyped-def]
     *mixed, up, down, n, activated = ctx.saved_tensors
     dy, flat = (t.reshape(-1, t.shape[-1]) for t in (d_out, n))
     dz = _hidden_gradient(dy, down, activated, ctx.slope)
     through = (dz @ up).view(n.shape)
     if d_n is not None:
         through = through + d_n
-    d_mixed = mix_backward(*mixed, d_sums=d_out, d_normed=through, keep=ctx.residual)
+    d_mixed = mix_backward(ctx, mixed, d_out, through)
     return *d_mixed, None, dz.T @ flat, dy.T @ activated, None, None
 
 

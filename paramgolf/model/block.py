@@ -128,8 +128,8 @@ def additions(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[str, Ten
 
 def heads_of(
     n: Tensor, w: Weights, c: Context, kind: Kind, added: Mapping[str, Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D].
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D], v twice.
 
     q and k are normalised and rotated; `added` is in, and a value embedding is in v.
     """
@@ -138,10 +138,10 @@ def heads_of(
         kv = (len(w.qkv) - n.shape[-1]) // 2
         parts = zip("qkv", qkv.split([n.shape[-1], kv, kv], dim=-1), strict=True)
         qkv = torch.cat([y + added[name] if name in added else y for name, y in parts], dim=-1)
-    q, k, v = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
+    q, k, v, own = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
     if c.value_extra is not None:
-        v = v + c.value_extra.view(v.shape)
-    return q, k, v
+        v = own = v + c.value_extra.view(v.shape)
+    return q, k, v, own
 
 
 def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
@@ -154,13 +154,13 @@ def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if kind.head_gate in ("doubled", "dense", "sparse"):
         n, gate = head_gates(n, w, kind)
     added = additions(n, w, c.adapters)
-    q, k, v = heads_of(n, w, c, kind, added)
+    q, k, v, own = heads_of(n, w, c, kind, added)
     if c.first_values is not None:
         assert w.value_mix is not None
-        v = v + torch.sigmoid(w.value_mix) * c.first_values
+        v = own = v + torch.sigmoid(w.value_mix) * c.first_values
     y = kind.attend(q, k, v, c.segments)
     if kind.xsa or gate is not None:
-        y = kind.operations.finish_heads(y, v, gate, exclude=kind.xsa)
+        y = kind.operations.finish_heads(y, own, gate, exclude=kind.xsa)
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
     return y + added["o"] if "o" in added else y
 

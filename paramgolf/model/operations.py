@@ -21,7 +21,7 @@ class Operations(NamedTuple):
     """One way to compute what the functions of this module say."""
 
     mix_norm: Callable[..., tuple[Tensor, Tensor]]
-    split_heads: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    split_heads: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
     finish_heads: Callable[..., Tensor]
     mlp: Callable[..., tuple[Tensor, Tensor]]
     nll: Callable[..., Tensor]
@@ -50,16 +50,17 @@ def mix_norm(
 
 def split_heads(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return q [B, T, H, D], k and v [B, T, K, D] of a packed projection [B, T, (H + 2K) D].
 
-    q and k are normalised, rotated by cos and sin [T, channels / 2]; q is scaled by `gain` [H].
+    q and k are normalised, rotated by cos and sin [T, channels / 2]; q is scaled by `gain` [H]. v
+    comes twice: attention and XSA both read it, and a kernel may add their gradients.
     """
     B, T, _ = qkv.shape
     H = len(gain)
     heads = qkv.view(B, T, H + 2 * kv_heads, -1)
     q, k, v = heads.split([H, kv_heads, kv_heads], dim=2)
-    return rotate(norm(q), cos, sin) * gain[:, None], rotate(norm(k), cos, sin), v
+    return rotate(norm(q), cos, sin) * gain[:, None], rotate(norm(k), cos, sin), v, v
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
