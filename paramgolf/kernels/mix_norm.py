@@ -66,9 +66,7 @@ def _forward(
 
 
 @triton.jit
-def _into_sum(
-    unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP: tl.constexpr
-):  # fmt: skip
+def _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP: tl.constexpr):
     """Return the gradient of a tile of the sum, whose norm is `unit`."""
     dn = tl.load(d_normed + at, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
     du = inverse[:, None] * (dn - unit * (tl.sum(dn * unit, 1) / width)[:, None])
