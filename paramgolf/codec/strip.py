@@ -67,13 +67,13 @@ def drop_unused_imports(tree: ast.Module) -> None:
 
 
 def shorten_locals(tree: ast.Module) -> None:
-    """Give the local variables of plain functions names of a letter or two.
+    """Give the local variables of functions names of a letter or two.
 
     Arguments keep theirs, callers may use them; so do functions that hold others, whose variables
-    are read from within, and those with a decorator from elsewhere, which may read the source.
+    are read from within.
     """
     for function in ast.walk(tree):
-        if isinstance(function, ast.FunctionDef) and _is_plain(function):
+        if isinstance(function, ast.FunctionDef) and not _holds_scopes(function):
             _shorten(function)
 
 
@@ -100,10 +100,9 @@ def _is_unread_text(statement: ast.stmt, read: set[str]) -> bool:
     return isinstance(target, ast.Name) and target.id not in read and text
 
 
-def _is_plain(function: ast.FunctionDef) -> bool:
+def _holds_scopes(function: ast.FunctionDef) -> bool:
     scopes = ast.FunctionDef | ast.Lambda | ast.ClassDef | ast.Global | ast.Nonlocal
-    nested = any(isinstance(node, scopes) for node in ast.walk(function) if node is not function)
-    return not nested and not _has_foreign_decorator(function)
+    return any(isinstance(node, scopes) for node in ast.walk(function) if node is not function)
 
 
 def _shorten(function: ast.FunctionDef) -> None:
