@@ -136,7 +136,10 @@ def _split_heads_backward(
 
 
 class SplitHeads(torch.autograd.Function):
-    """q, k and v, and v once more, so that its two gradients are added in the same pass."""
+    """q, k and v, and v once more, so that its two gradients are added in the same pass.
+
+    A Function, since an operator may not return one tensor twice.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
