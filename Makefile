@@ -36,6 +36,7 @@ lint: setup
 	ruff check
 	ruff format --check
 	mypy
+	lint-imports --no-logo
 
 deps: setup
 	paramgolf deps --write

@@ -32,13 +32,13 @@ from projects import ROOT, stage_environment
 from tables import Row, write_results
 
 from paramgolf.codec import rans
-from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import dequantized, read_container
 from paramgolf.codec.writer import compress
 from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.model.backend import place
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.place import place
+from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import collect, write_text

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from tables import Row, write_results
 
+from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.codec.container import load_package
 from paramgolf.data.tokens import TOKENS_PATH
 from paramgolf.model.network import Network
@@ -32,7 +33,6 @@ from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Ranks, processes, synchronize
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_and_adapt
-from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
 from paramgolf.scoring.evaluation import build_network
 from paramgolf.scoring.ledger import Ledger

@@ -22,9 +22,9 @@ import torch
 from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
+from paramgolf.profiling.rehearsal import Rehearsal
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import processes
-from paramgolf.training.rehearsal import Rehearsal
 
 FULL, SMALL = 786_432, 196_608  # tokens a step: the records', and one for a single GPU
 PUBLISHED = {(FULL, 0): 1.00e6, (FULL, 1): 0.65e6, (SMALL, 0): 0.76e6, (SMALL, 1): 0.57e6}

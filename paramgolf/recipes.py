@@ -22,10 +22,10 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import convert, raise_faults, read_yaml
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
-from paramgolf.report.config import VerifyConfig
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig
+from paramgolf.verify.config import VerifyConfig
 
 RECIPES = Path("recipes")
 NOT_RECIPES = ("base", "records")

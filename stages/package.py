@@ -1,8 +1,8 @@
 """Pack the quantised model and its code, and count every byte: `python stages/package.py`."""
 
 from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.package import package
 from paramgolf.errors import exit_on_error
+from paramgolf.packing.package import package
 from paramgolf.params import load_params
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig

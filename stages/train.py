@@ -4,10 +4,10 @@ from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import load_params
+from paramgolf.profiling.time_split import time_split
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
-from paramgolf.training.profile import time_split
 from paramgolf.training.run import train
 
 

@@ -2,8 +2,8 @@
 
 from paramgolf.errors import exit_on_error
 from paramgolf.params import load_params
-from paramgolf.report.config import VerifyConfig
-from paramgolf.report.rules import verify
+from paramgolf.verify.config import VerifyConfig
+from paramgolf.verify.rules import verify
 
 
 def main() -> None:

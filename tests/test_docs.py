@@ -14,7 +14,7 @@ from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.params import read_yaml
 from paramgolf.recipes import build, check, compose, flatten, names, read_assignment
-from paramgolf.report.rules import RULES
+from paramgolf.verify.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"

@@ -25,7 +25,6 @@ from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.flops import forward_flops
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
-from paramgolf.optim.schedule import point
 from paramgolf.quant.families import MEMBERS, QUANTIZED, grid_of, rounded_bits
 from paramgolf.quant.grids import nearest, row_scales
 from paramgolf.quant.quantize import quantize_model
@@ -34,6 +33,7 @@ from paramgolf.quant.trained import Trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Ranks
 from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.estimate import size
 from paramgolf.estimate.allocation import (
     LEARNED,
@@ -18,6 +17,7 @@ from paramgolf.estimate.allocation import (
 from paramgolf.estimate.summary import estimate
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES
+from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.families import MEMBERS
 from paramgolf.quant.hessian import gather

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from paramgolf.codec.codecs import Codec, decompress, unshuffle
+from paramgolf.codec.dequantize import restore
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 from paramgolf.params import convert
-from paramgolf.quant.dequantize import restore
 
 MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
 VERSION = 2

@@ -14,6 +14,7 @@ import brotli
 from torch import Tensor
 
 from paramgolf.codec import rans_writer
+from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import (
@@ -25,7 +26,6 @@ from paramgolf.codec.container import (
     StreamEntry,
     TensorEntry,
 )
-from paramgolf.codec.ledger import Part, apportion
 from paramgolf.codec.rans_writer import encodable
 from paramgolf.params import convert
 

@@ -15,11 +15,11 @@ from typing import Any
 
 from ruamel.yaml import YAMLError
 
-from paramgolf.codec.code import embedded_files
 from paramgolf.commented_yaml import dumper
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_text
 from paramgolf.imports import closure
+from paramgolf.packing.code import embedded_files
 
 EXAMPLE = """example:
   paramgolf deps

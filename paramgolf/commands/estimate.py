@@ -13,10 +13,10 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from paramgolf.codec.code import frozen_params, pack_code
 from paramgolf.errors import ParamGolfError
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.summary import estimate
+from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.recipes import build, check, read_assignment
 
 EXAMPLE = """example:

@@ -52,8 +52,8 @@ def measure(params: Params) -> dict[str, Any]:
     import torch
 
     from paramgolf.clock import seconds_since_start
+    from paramgolf.profiling.rehearsal import Rehearsal
     from paramgolf.runtime import device_name, processes, resolve_device
-    from paramgolf.training.rehearsal import Rehearsal
 
     if resolve_device(params.runtime) == "cpu":
         fix = "run it on a machine with a CUDA GPU; `paramgolf estimate` needs none"

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from paramgolf.estimate.devices import Device
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
-from paramgolf.optim.schedule import point
 from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.schedule import point
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,9 @@ from typing import Any
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED, Group, flags, grouped
 from paramgolf.experiments.read import Experiment, Source, find, read
+from paramgolf.experiments.statistics import Sample, exact, judge, sample
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
-from paramgolf.report.statistics import Sample, exact, judge, sample
 
 SCHEMA = 1
 PUBLISHED_BYTES = 151_080_891  # of the contest's validation text

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramgolf.experiments.read import Experiment
-from paramgolf.report.statistics import Sample, sample
+from paramgolf.experiments.statistics import Sample, sample
 
 SEED = "train.seed"
 APART = ("runtime.", "verify.")  # sections that change no result

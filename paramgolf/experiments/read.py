@@ -20,13 +20,13 @@ import yaml
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lock import LOADER, foreign_stages, numbers
+from paramgolf.metrics import METRICS
+from paramgolf.metrics import STAGES as MEASURED
 from paramgolf.params import PARAMS_PATH
 from paramgolf.recipes import flatten
-from paramgolf.report.inputs import STAGES as REPORTED
-from paramgolf.report.metrics import METRICS
 
 LOCK = "dvc.lock"
-STAGES = (*REPORTED, "verify")  # all that write metrics
+STAGES = (*MEASURED, "verify")  # all that write metrics
 FILES = (
     *(PARAMS_PATH.as_posix(), LOCK),
     *((METRICS / f"{stage}.json").as_posix() for stage in STAGES),

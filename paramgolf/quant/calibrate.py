@@ -21,8 +21,8 @@ from paramgolf.data.shards import Stream
 from paramgolf.data.tokens import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
+from paramgolf.model.backend import place
 from paramgolf.model.network import Network
-from paramgolf.model.place import place
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.generate import write

@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from torch import Tensor
 
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.ledger import Part
 from paramgolf.codec.writer import Memo, encode
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 from paramgolf.quant.captured import captured
-from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.grids import nearest
 from paramgolf.quant.trellis import choose
 

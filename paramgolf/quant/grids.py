@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from paramgolf.quant.dequantize import dequantize
+from paramgolf.codec.dequantize import dequantize
 
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # candidates of #414 and #1019
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 6.1e-5; below it float16 loses digits, then is 0

@@ -11,18 +11,18 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.progress import say
 from paramgolf.quant.allocation import Bits, finer_columns, layer_bits
 from paramgolf.quant.balance import SUFFIX, balanced_scales
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.dequantize import finer_factor, restore
 from paramgolf.quant.families import MEMBERS, grid_of, rounded_bits, stacked
 from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.gptq import Factors, factorise, nearest_by_trellis, quantize_rows
 from paramgolf.quant.grids import nearest, round_scales, row_scales, shorten
-from paramgolf.quant.low_rank import add_corrections
+from paramgolf.quant.lqer import add_corrections
 from paramgolf.quant.report import Solved, matrix_reports, stored_bits, summary
 from paramgolf.quant.trained import Trained, load_tensors, load_trained
 from paramgolf.quant.trellis import segment_of

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paramgolf.metrics import need
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.report.inputs import PACKAGE
-from paramgolf.report.metrics import need
 
 FAMILIES = ("MLP", "attention", "embedding", "tables", "vectors", "header", "code")
 MLP = ("up", "down")

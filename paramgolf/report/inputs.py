@@ -10,11 +10,10 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
+from paramgolf.metrics import STAGES, Metrics, load_metrics, need
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
-from paramgolf.report.config import VerifyConfig
-from paramgolf.report.metrics import Metrics, load_metrics, need
+from paramgolf.verify.config import VerifyConfig
 
-STAGES = ("audit", "train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
 SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 LOG = Path("artifacts/train/log.jsonl")
 ERRORS = Path("artifacts/quantize/report.json")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.files import write_text
+from paramgolf.metrics import need
 from paramgolf.report import byte_map, curves, views
 from paramgolf.report.html import template
 from paramgolf.report.inputs import LOG, Inputs, load_inputs
-from paramgolf.report.metrics import need
 from paramgolf.report.plots import write_pictures
 from paramgolf.report.scores import evaluations
 from paramgolf.report.template import RUN_PAGE

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from paramgolf.metrics import need
 from paramgolf.model.shapes import MATRICES
 from paramgolf.report.charts import Axis
 from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs
-from paramgolf.report.metrics import need
 from paramgolf.report.scores import SCORES, Score, chain, notes
 
 KINDS = ("integers", "scales", "float16", "header", "code")  # of parts, in the page's order

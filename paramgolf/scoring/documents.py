@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.files import atomic_open
-from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.text import Text
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
+from paramgolf.model.backend import place
 from paramgolf.model.network import Network
-from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
-from paramgolf.scoring.bits_per_byte import Tally
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text, load_text

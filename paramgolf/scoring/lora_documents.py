@@ -27,7 +27,7 @@ from paramgolf.scoring.document_batches import (
     scoring_order,
 )
 from paramgolf.scoring.ledger import Ledger, spread
-from paramgolf.scoring.low_rank import Learner
+from paramgolf.scoring.lora_adapter import Learner
 from paramgolf.scoring.scorer import Batch, Rehearsal, Scorer, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals

@@ -10,7 +10,7 @@ import torch
 from paramgolf.model.network import Network
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
-from paramgolf.scoring.low_rank import Learner
+from paramgolf.scoring.lora_adapter import Learner
 from paramgolf.scoring.scorer import Rehearsal, Scorer, split_batches, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from paramgolf.checkpoint import Checkpoint
 from paramgolf.runtime import Ranks
-from paramgolf.training.checkpoint import Checkpoint
 
 SECONDS = 30.0  # between saves, at least
 SHARE = 0.02  # of the time goes into saving, at most

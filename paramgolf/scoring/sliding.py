@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paramgolf.bits_per_byte import Tally
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Ranks
-from paramgolf.scoring.bits_per_byte import Tally
 from paramgolf.scoring.config import SlidingConfig
 from paramgolf.scoring.evaluation import Evaluation, begin, summary
 from paramgolf.scoring.ledger import Ledger

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from paramgolf.checkpoint import resume_key
 from paramgolf.data.tokens import TOKENS_PATH, open_tokens
 from paramgolf.files import sha256_file, write_json
 from paramgolf.progress import say
@@ -21,7 +22,6 @@ from paramgolf.scoring.resume import Resume
 from paramgolf.scoring.scorer import Batch, Scorer
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.snapshot import load_state, own_state_of, state_of
-from paramgolf.training.checkpoint import resume_key
 
 ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"

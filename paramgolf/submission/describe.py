@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import date
 from typing import Any
 
-from paramgolf.report.statistics import Sample, sample
+from paramgolf.experiments.statistics import Sample, sample
 from paramgolf.submission.about import About
 from paramgolf.submission.collect import SeedRun
 from paramgolf.submission.missing import SEEDS

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from paramgolf.codec.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.packing.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
 

@@ -16,9 +16,9 @@ from paramgolf.data.shards import Stream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.config import Order
 from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.schedule import Point
 
 SAMPLED_ROWS = 32
 SPARE_BOUNDS = 1.1

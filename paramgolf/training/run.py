@@ -14,25 +14,25 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from paramgolf.bits_per_byte import Tally
+from paramgolf.checkpoint import Checkpoint, resume_key
 from paramgolf.clock import Clock, seconds_since_start
 from paramgolf.data.tokens import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
+from paramgolf.model.backend import place
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.embedding import mix_aliases
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.place import place
 from paramgolf.model.replay import Replay
-from paramgolf.optim.schedule import Point, point
 from paramgolf.progress import Meter, say
 from paramgolf.runtime import Ranks, device_name, synchronize
-from paramgolf.scoring.bits_per_byte import Tally
 from paramgolf.training.batches import Batch, Batches, backward
-from paramgolf.training.checkpoint import Checkpoint, resume_key
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
 from paramgolf.training.micro_batch import choose_micro_batch
+from paramgolf.training.schedule import Point, point
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
 
@@ -50,7 +50,7 @@ def train(
 ) -> None:
     """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
 
-    `split` tells where the time of a step goes (paramgolf.training.profile.time_split).
+    `split` tells where the time of a step goes (paramgolf.profiling.time_split.time_split).
     """
     tokens = open_tokens()
     run = Run(model, config, ranks, tokens)

@@ -13,15 +13,15 @@ from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import coefficients
-from paramgolf.optim.schedule import (
+from paramgolf.runtime import Ranks
+from paramgolf.training.config import TrainConfig
+from paramgolf.training.schedule import (
     Point,
     decay_multiplier,
     ema_decay,
     lr_multiplier,
     muon_momentum,
 )
-from paramgolf.runtime import Ranks
-from paramgolf.training.config import TrainConfig
 
 Tensors = dict[str, Tensor]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from paramgolf.bits_per_byte import Tally
 from paramgolf.data.shards import Stream
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Ranks, share
-from paramgolf.scoring.bits_per_byte import Tally
 
 
 @torch.inference_mode()

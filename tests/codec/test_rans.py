@@ -9,8 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from package_case import make_options, make_quantized, sections
 
-from paramgolf.codec.artifact import Packer
-from paramgolf.codec.code import frozen_params
 from paramgolf.codec.codecs import decompress
 from paramgolf.codec.container import decode as decode_container
 from paramgolf.codec.rans import (
@@ -31,6 +29,8 @@ from paramgolf.codec.rans_writer import encodable, encode, find_segment
 from paramgolf.codec.writer import compress
 from paramgolf.codec.writer import encode as encode_container
 from paramgolf.errors import ParamGolfError
+from paramgolf.packing.artifact import Packer
+from paramgolf.packing.code import frozen_params
 
 
 def gaussian(rows, columns, *, deviation=2.4, spread=0.0, seed=0):

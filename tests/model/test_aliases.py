@@ -8,13 +8,13 @@ import json
 import pytest
 import torch
 
-from paramgolf.codec.code import frozen_params, program
 from paramgolf.data.aliases import ALIASES
 from paramgolf.data.tokens import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 from paramgolf.model.embedding import embed
 from paramgolf.model.network import Network, Pass
+from paramgolf.packing.code import frozen_params, program
 from paramgolf.runtime import Ranks
 from paramgolf.training.run import Run
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from paramgolf.model.attention import Segments, attend_sdpa, find_segments, flash_attention_3
+from paramgolf.model.backend import place
 from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
 
 pytestmark = pytest.mark.gpu

@@ -10,8 +10,8 @@ import torch
 from paramgolf.data.tokens import open_tokens
 from paramgolf.model.network import Network, Pass
 from paramgolf.optim.fake_quant import soft_round, straight_through
-from paramgolf.optim.schedule import point
 from paramgolf.runtime import Ranks
+from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
 CPU = Ranks(0, 1, torch.device("cpu"))

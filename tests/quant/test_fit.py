@@ -9,11 +9,11 @@ import safetensors.torch
 import torch
 from quantize_case import CPU, make_config, make_hessians, make_trained
 
-from paramgolf.codec.code import frozen_params, pack_code
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.ledger import Part
-from paramgolf.codec.package import package
 from paramgolf.errors import ParamGolfError
+from paramgolf.packing.code import frozen_params, pack_code
+from paramgolf.packing.package import package
 from paramgolf.quant import fit as quant_fit
 from paramgolf.quant.fit import artifact_parts, entropy_bytes, fit, scaled
 from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
-from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.gptq import factorise, quantize_rows, row_errors, solve
 from paramgolf.quant.grids import Grid, nearest, row_scales
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from paramgolf.quant.dequantize import dequantize
+from paramgolf.codec.dequantize import dequantize
 from paramgolf.quant.grids import PERCENTILES, SMALLEST_SCALE, Grid, nearest, row_scales
 
 

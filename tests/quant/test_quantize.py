@@ -8,8 +8,8 @@ import safetensors.torch
 import torch
 from quantize_case import CPU, make_config
 
+from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
-from paramgolf.quant.dequantize import dequantize
 from paramgolf.quant.quantize import quantize, quantize_model
 from paramgolf.quant.report import entropy_bits, summary
 from paramgolf.quant.trained import load_trained

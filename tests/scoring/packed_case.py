@@ -8,11 +8,11 @@ import torch
 from scoring_case import VOCAB, make_network, make_text
 
 from paramgolf.codec.config import PackageConfig
+from paramgolf.codec.dequantize import dequantize
 from paramgolf.codec.writer import encode
 from paramgolf.data.shards import write_shard
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES
-from paramgolf.quant.dequantize import dequantize
 
 
 def write_package(folder) -> Network:

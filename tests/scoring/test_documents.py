@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from scoring_case import make_text
 
-from paramgolf.scoring.bits_per_byte import bits_per_byte
+from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.scoring.documents import document_table, write_documents
 from paramgolf.scoring.text import Text
 

@@ -17,10 +17,10 @@ from scoring_case import (
     make_text,
 )
 
+from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
 from paramgolf.scoring.adapt import score_adaptive
-from paramgolf.scoring.bits_per_byte import bits_per_byte
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed, score_sliding

@@ -8,8 +8,8 @@ import torch
 from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
+from paramgolf.model.backend import place
 from paramgolf.model.network import Pass
-from paramgolf.model.place import place
 from paramgolf.runtime import Ranks
 from paramgolf.scoring import lora_documents
 from paramgolf.scoring.adapt import score_and_adapt

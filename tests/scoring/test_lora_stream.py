@@ -7,8 +7,8 @@ from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_ne
 
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
+from paramgolf.scoring.lora_adapter import Learner
 from paramgolf.scoring.lora_stream import StreamScorer
-from paramgolf.scoring.low_rank import Learner
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed
 from paramgolf.scoring.text import Text

@@ -30,7 +30,6 @@ from scoring_case import (
 )
 
 from paramgolf.model import embedding
-from paramgolf.report.rules import RULES, Run
 from paramgolf.scoring import mixture, sliding
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
@@ -42,6 +41,7 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
+from paramgolf.verify.rules import RULES, Run
 
 Patch = pytest.MonkeyPatch
 Caught = Callable[[Patch], set[str]]

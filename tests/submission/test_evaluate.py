@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.codec.entry import SCORERS, _parser, _section
 from paramgolf.errors import ParamGolfError
+from paramgolf.packing.entry import SCORERS, _parser, _section
 from paramgolf.params import parse
 from paramgolf.recipes import build, names
 from paramgolf.submission.build import slug

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.codec.code import frozen_params, pack_code, program
 from paramgolf.errors import ParamGolfError
+from paramgolf.packing.code import frozen_params, pack_code, program
 from paramgolf.recipes import check, compose
 from paramgolf.submission.script import Script, one_code, read_script, requirements
 

@@ -11,10 +11,10 @@ import torch
 from paramgolf.data.tokens import open_tokens
 from paramgolf.model.attention import find_segments
 from paramgolf.model.network import BOS
-from paramgolf.optim.schedule import Point
 from paramgolf.runtime import Ranks
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import BatchPhase
+from paramgolf.training.schedule import Point
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ import torch.multiprocessing as mp
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
-from paramgolf.optim.schedule import point
 from paramgolf.runtime import Ranks, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
+from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
 VOCAB, STEPS, ROWS = 64, 3, 4

@@ -1,0 +1,236 @@
+"""Lanes mixed channel by channel and normalised, in one pass over memory; see operations.mix_norm.
+
+Backward is one pass too, with each token's factor kept. With coefficients it recomputes the sum,
+and each program adds up its rows' share of their gradients, which a small sum then joins in a fixed
+order. Lanes that are added as they are need not be kept: their norm tells as much.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from paramgolf.model.kernels.launch import launch, operator
+from paramgolf.model.operations import EPSILON
+
+ROWS = 4  # tokens of a tile
+PROGRAMS = 1056  # of the backward pass, at most: 8 a processor; each walks over many tiles
+STAGES = 3  # tiles under way in a program
+WARPS = 2  # of the backward pass
+
+
+@triton.jit
+def _term(pointer, coefficients, index: tl.constexpr, mixed: tl.constexpr, at, column, live, width):
+    """Load a tile of one lane, float32, and what it adds to the sum."""
+    t = tl.load(pointer + at, mask=live, other=0.0).to(tl.float32)
+    if mixed:
+        return t, t * tl.load(coefficients + index * width + column, mask=column < width)[None, :]
+    return t, t
+
+
+@triton.jit
+def _sum(
+    x, y, z, coefficients, at, column, live, width, TERMS: tl.constexpr, MIXED: tl.constexpr
+):  # fmt: skip
+    t0, u = _term(x, coefficients, 0, MIXED, at, column, live, width)
+    t1, t2 = t0, t0
+    if TERMS > 1:
+        t1, part = _term(y, coefficients, 1, MIXED, at, column, live, width)
+        u += part
+    if TERMS > 2:
+        t2, part = _term(z, coefficients, 2, MIXED, at, column, live, width)
+        u += part
+    return t0, t1, t2, u
+
+
+@triton.jit
+def _forward(
+    x, y, z, coefficients, scale, sums, normed, inverses, rows, width,
+    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    at = row[:, None] * width + column[None, :]
+    live = (row < rows)[:, None] & (column < width)[None, :]
+    _, _, _, u = _sum(x, y, z, coefficients, at, column, live, width, TERMS, MIXED)
+    u = u.to(normed.dtype.element_ty)
+    if KEEP:
+        tl.store(sums + at, u, mask=live)
+    u = u.to(tl.float32)
+    inverse = tl.rsqrt(tl.sum(u * u, 1) / width + EPSILON)
+    tl.store(inverses + row, inverse, mask=row < rows)
+    tl.store(normed + at, u * (inverse * tl.load(scale))[:, None], mask=live)
+
+
+@triton.jit
+def _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP: tl.constexpr):
+    """Return the gradient of a tile of the sum, whose norm is `unit`."""
+    dn = tl.load(d_normed + at, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
+    du = inverse[:, None] * (dn - unit * (tl.sum(dn * unit, 1) / width)[:, None])
+    if KEEP:
+        du += tl.load(d_sums + at, mask=live, other=0.0).to(tl.float32)
+    return du
+
+
+@triton.jit
+def _backward(
+    x, y, z, coefficients, inverses, scale, d_sums, d_normed, dx, dy, dz, partial, rows, width,
+    TERMS: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    column = tl.arange(0, WIDTH)
+    inside = column < width
+    a0 = tl.zeros((ROWS, WIDTH), tl.float32)
+    a1, a2 = a0, a0
+    for first in tl.range(
+        tl.program_id(0) * ROWS, rows, tl.num_programs(0) * ROWS, num_stages=STAGES
+    ):
+        row = first + tl.arange(0, ROWS)
+        at = row[:, None] * width + column[None, :]
+        live = (row < rows)[:, None] & inside[None, :]
+        t0, t1, t2, u = _sum(x, y, z, coefficients, at, column, live, width, TERMS, True)
+        inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
+        unit = u.to(dx.dtype.element_ty).to(tl.float32) * inverse[:, None]
+        du = _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP)
+        tl.store(dx + at, du * tl.load(coefficients + column, mask=inside)[None, :], mask=live)
+        a0 += du * t0
+        if TERMS > 1:
+            c = tl.load(coefficients + width + column, mask=inside)[None, :]
+            tl.store(dy + at, du * c, mask=live)
+            a1 += du * t1
+        if TERMS > 2:
+            c = tl.load(coefficients + 2 * width + column, mask=inside)[None, :]
+            tl.store(dz + at, du * c, mask=live)
+            a2 += du * t2
+    base = partial + tl.program_id(0) * TERMS * width + column
+    tl.store(base, tl.sum(a0, 0), mask=inside)
+    if TERMS > 1:
+        tl.store(base + width, tl.sum(a1, 0), mask=inside)
+    if TERMS > 2:
+        tl.store(base + 2 * width, tl.sum(a2, 0), mask=inside)
+
+
+@triton.jit
+def _norm_backward(
+    normed, inverses, scale, d_sums, d_normed, dx, rows, width,
+    KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, WIDTH)
+    at = row[:, None] * width + column[None, :]
+    live = (row < rows)[:, None] & (column < width)[None, :]
+    inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
+    unit = tl.load(normed + at, mask=live, other=0.0).to(tl.float32) / tl.load(scale)
+    du = _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP)
+    tl.store(dx + at, du, mask=live)
+
+
+def _lanes(
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None
+) -> tuple[list[Tensor], int]:
+    """Return what a kernel reads, x for an absent one, and how many lanes there are."""
+    read = [x if tensor is None else tensor for tensor in (x, y, z, coefficients)]
+    return read, 1 + (y is not None) + (z is not None)
+
+
+def _tiles(x: Tensor, keep: bool) -> tuple[int, int, dict[str, int]]:
+    """Return rows and width of a lane, and the constants of a tile."""
+    width = x.shape[-1]
+    constants = {"KEEP": keep, "WIDTH": triton.next_power_of_2(width), "ROWS": ROWS}
+    return x.numel() // width, width, constants
+
+
+@operator("mix_norm")
+def mix_forward(
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the sum, empty unless `keep`, its scaled norm, and each token's factor, float32."""
+    rows, width, constants = _tiles(x, keep)
+    read, terms = _lanes(x, y, z, coefficients)
+    sums, normed = torch.empty_like(x) if keep else x.new_empty(0), torch.empty_like(x)
+    inverses = x.new_empty(rows, dtype=torch.float32)
+    launch(
+        _forward, (triton.cdiv(rows, ROWS),), *read, scale, sums, normed, inverses, rows, width,
+        **constants, TERMS=terms, MIXED=coefficients is not None, EPSILON=EPSILON,
+    )  # fmt: skip
+    return sums, normed, inverses
+
+
+@operator("mix_norm_backward")
+def _mix_backward(
+    x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor, inverses: Tensor,
+    scale: Tensor, d_sums: Tensor, d_normed: Tensor, keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of x, y and z, and the coefficients' in parts, [programs, terms, d]."""
+    rows, width, constants = _tiles(x, keep)
+    read, terms = _lanes(x, y, z, coefficients)
+    dx, dy, dz = (x.new_empty(0) if lane is None else torch.empty_like(x) for lane in (x, y, z))
+    programs = min(PROGRAMS, triton.cdiv(rows, ROWS))
+    partial = x.new_empty(programs, terms, width, dtype=torch.float32)
+    launch(
+        _backward, (programs,), *read, inverses, scale, d_sums, d_normed, dx, dy, dz, partial,
+        rows, width, **constants, TERMS=terms, STAGES=STAGES, num_warps=WARPS,
+    )  # fmt: skip
+    return dx, dy, dz, partial
+
+
+@operator("norm_backward")
+def _unmixed_backward(
+    normed: Tensor, inverses: Tensor, scale: Tensor, d_sums: Tensor, d_normed: Tensor, keep: bool
+) -> Tensor:
+    """Return the gradient of lanes that were added as they are, the same for each."""
+    rows, width, constants = _tiles(normed, keep)
+    dx = torch.empty_like(normed)
+    launch(
+        _norm_backward, (triton.cdiv(rows, ROWS),), normed, inverses, scale, d_sums, d_normed, dx,
+        rows, width, **constants,
+    )  # fmt: skip
+    return dx
+
+
+def kept(ctx, inputs, normed, inverses):  # type: ignore[no-untyped-def]
+    """Return the tensors that `mix_backward` reads; unmixed lanes are not among them."""
+    x, y, z, coefficients, scale, ctx.keep = inputs
+    ctx.terms = 1 + (y is not None) + (z is not None)
+    lanes = (normed,) if coefficients is None else (x, y, z, coefficients)
+    return *lanes, inverses, scale
+
+
+def mix_backward(ctx, saved, d_sums, d_normed):  # type: ignore[no-untyped-def]
+    """Return the gradients of x, y, z and the coefficients, None for those that are None."""
+    given = *saved, d_sums.contiguous(), d_normed.contiguous(), ctx.keep
+    absent = (None,) * (3 - ctx.terms)
+    if len(saved) == 3:
+        return *[_unmixed_backward(*given)] * ctx.terms, *absent, None
+    *d_lanes, partial = _mix_backward(*given)
+    return *d_lanes[: ctx.terms], *absent, partial.sum(0)
+
+
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
+    _, normed, inverses = output
+    ctx.mark_non_differentiable(inverses)
+    ctx.save_for_backward(*kept(ctx, inputs, normed, inverses))
+
+
+def _differentiate(ctx, d_sums, d_normed, _):  # type: ignore[no-untyped-def]
+    return *mix_backward(ctx, ctx.saved_tensors, d_sums, d_normed), None, None
+
+
+mix_forward.register_autograd(_differentiate, setup_context=_save)
+
+
+def three(lanes: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Return one to three lanes as the kernels take them."""
+    return [lane.contiguous() for lane in lanes] + [None] * (3 - len(lanes))
+
+
+def mix_norm(
+    lanes: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
+) -> tuple[Tensor, Tensor]:
+    """As operations.mix_norm, for one to three lanes."""
+    total, n, _ = mix_forward(*three(lanes), coefficients, scale, keep)
+    return total, n

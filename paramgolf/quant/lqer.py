@@ -1,0 +1,94 @@
+"""LQER: a low-rank correction for the matrices that quantising hurts most.
+
+arXiv 2402.02446; packed as in #1797, but with a scale for each column of the left factor. The
+error E = W - dequantised W is cut to its leading r components, E ~ left @ right, and both factors
+are stored as small integers with float16 scales.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from paramgolf.codec.dequantize import low_rank
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.gptq import row_errors
+from paramgolf.quant.grids import round_scales
+from paramgolf.quant.report import Solved
+
+LEFT_BITS, RIGHT_BITS = 2, 4  # codes -2..1 and -8..7 (#1797)
+
+
+def add_corrections(solved: list[Solved], config: QuantizeConfig) -> None:
+    """Correct the `low_rank_matrices` matrices with the largest error, in place.
+
+    The error is ||E||^2 (#1797), or tr(E H E^T) where the weighting is `hessian`. A matrix that its
+    packed correction would not bring nearer stays as it is.
+    """
+    weighted = config.low_rank_weighting == "hessian"
+    ranked = []
+    for place, one in enumerate(solved):
+        errors = _errors(one.weight - one.found, one.hessian if weighted else None)
+        ranked += [(-error, place, layer) for layer, error in enumerate(errors.tolist())]
+    for error, place, layer in sorted(ranked)[: config.low_rank_matrices]:
+        one = solved[place]
+        remaining = (one.weight - one.found)[layer]
+        codes = factorise_error(remaining, config, _root(one, layer) if weighted else None)
+        correction = low_rank(**codes)
+        hessian = one.hessian[layer : layer + 1] if weighted else None
+        if float(_errors((remaining - correction).unsqueeze(0), hessian)) < -error:
+            one.found[layer] += correction
+            one.tensors.update({f"{one.name}.{layer}.{kind}": t for kind, t in codes.items()})
+
+
+def factorise_error(
+    error_RC: Tensor, config: QuantizeConfig, root: tuple[Tensor, Tensor] | None
+) -> dict[str, Tensor]:
+    """Return the packed factors of the best correction of an error: see `low_rank` for shapes.
+
+    `root` is (A, inverse of A) with H = A A^T; the correction is then the best for tr(E H E^T)
+    instead of ||E||^2: the leading components of E A, times the inverse of A. The rank is at most
+    the matrix's own.
+    """
+    weighted = error_RC.double() if root is None else error_RC.double() @ root[0]
+    vectors, sizes, others = torch.linalg.svd(weighted, full_matrices=False)
+    rank = min(config.low_rank, len(sizes))
+    left, right = vectors[:, :rank] * sizes[:rank], others[:rank]
+    right = right if root is None else right @ root[1]
+    columns = right.shape[1]
+    width = config.low_rank_group if columns % config.low_rank_group == 0 else columns
+    left_codes, left_scales = _pack(left.T.unsqueeze(1), LEFT_BITS)
+    right_codes, right_scales = _pack(right.reshape(rank, -1, width), RIGHT_BITS)
+    return {
+        "left": left_codes.flatten(1).T.contiguous(),
+        "left_scales": left_scales.flatten(),
+        "right": right_codes.flatten(1),
+        "right_scales": right_scales,
+    }
+
+
+def _pack(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return int8 codes of `values` [r, g, n] and float16 scales [r, g]: max |x| at m + 1/2."""
+    most = 2 ** (bits - 1)
+    scales = round_scales(values.abs().amax(-1) / (most - 0.5))
+    codes = (values / scales.double().unsqueeze(-1)).round().clamp(-most, most - 1)
+    return codes.to(torch.int8), scales
+
+
+def _errors(error_NRC: Tensor, hessian_NCC: Tensor | None) -> Tensor:
+    if hessian_NCC is None:
+        return error_NRC.double().square().flatten(1).sum(1)
+    return row_errors(error_NRC.double(), hessian_NCC.double()).sum(1)
+
+
+def _root(solved: Solved, layer: int) -> tuple[Tensor, Tensor]:
+    """Return A and its inverse, A A^T the damped Hessian in the original order of columns.
+
+    GPTQ's factor U has U^T U = inverse of the permuted Hessian, so that A = inverse of U with its
+    rows put back.
+    """
+    upper = solved.factors.upper[layer].double()
+    identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
+    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
+    back = solved.factors.order[layer].argsort()
+    return inverse[back], upper[:, back]

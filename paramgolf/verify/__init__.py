@@ -1,0 +1,1 @@
+"""The contest's rules as checks over the metrics of a run."""

@@ -1,0 +1,235 @@
+"""The rules of the contest, R1 to R11, as checks over the metrics of the stages.
+
+docs/legality.md says where each rule comes from, and which code and test hold what no metric can
+show. A rule is a function of the run that returns its verdict; a broken rule is not an exception,
+so that all are listed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramgolf.data.tokens import open_tokens
+from paramgolf.files import write_json
+from paramgolf.metrics import METRICS, Metrics, load_metrics
+from paramgolf.params import read_yaml
+from paramgolf.verify.config import VerifyConfig
+
+DVC_YAML = Path("dvc.yaml")
+STAGES = ("audit", "train", "calibrate", "package", "eval_sliding", "eval_ttt")
+EVALUATORS = ("eval_sliding", "eval_ttt")
+# bounds of what the evaluators' probes find (paramgolf/scoring/probe.py)
+CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is usual
+SUM_ERROR = 1e-4  # of probabilities
+SCORE_ERROR = 0.02  # nats, in the mean: products in bfloat16 round otherwise in the compiled head
+EVALUATOR_DATA = {"artifacts/package", "data/tokens"}
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the rules look at: limits, metrics, the plan's stages, the number of targets."""
+
+    limits: VerifyConfig
+    metrics: Metrics
+    stages: Mapping[str, Mapping[str, Any]]
+    targets: int
+
+    def get(self, stage: str, key: str) -> Any:
+        """Return a metric of a stage."""
+        return self.metrics.get(stage, key)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a rule is kept (None: it does not apply), and why."""
+
+    passed: bool | None
+    reason: str
+
+    @property
+    def outcome(self) -> str:
+        """The verdict in a word or two."""
+        return {True: "pass", False: "fail", None: "not applicable"}[self.passed]
+
+
+def load_run(limits: VerifyConfig, root: Path = Path()) -> Run:
+    """Read the metrics of all stages, dvc.yaml and the manifest of the tokens."""
+    metrics = load_metrics(STAGES, root)
+    targets = len(open_tokens(root / "data/tokens").val()) - 1  # nothing predicts the first token
+    return Run(limits, metrics, read_yaml(root / DVC_YAML)["stages"], targets)
+
+
+def size(run: Run) -> Verdict:
+    """R1: code and weights together fit the limit."""
+    total, limit = run.get("package", "bytes_total"), run.get("package", "limit_bytes")
+    code, model = run.get("package", "bytes_code"), run.get("package", "bytes_model")
+    parts = f"{code:,} of code + {model:,} of weights = {total:,} bytes; limit {limit:,}"
+    return Verdict(total == code + model and total <= limit, parts)
+
+
+def training_time(run: Run) -> Verdict:
+    """R2: every reading of training text lies within the training time."""
+    train, calibrate = run.get("train", "train_seconds"), run.get("calibrate", "seconds")
+    limit = run.limits.train_seconds
+    if run.get("calibrate", "source") == "train":
+        total = train + calibrate
+        parts = f"{train:.1f} s training + {calibrate:.1f} s calibration = {total:.1f} s"
+    else:
+        total = train
+        parts = f"{train:.1f} s training; calibration reads no training text"
+    return Verdict(total <= limit, f"{parts}; limit {limit:g} s")
+
+
+def evaluation_time(run: Run) -> Verdict:
+    """R3: each evaluation lies within its time."""
+    limit = run.limits.eval_seconds
+    seconds = {stage: run.get(stage, "seconds") for stage in EVALUATORS}
+    parts = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+    return Verdict(max(seconds.values()) <= limit, f"{parts}; limit {limit:g} s each")
+
+
+def evaluators_read(run: Run) -> Verdict:
+    """R4: the evaluators read the package and the tokens, and nothing else."""
+    extra = []
+    for stage in EVALUATORS:
+        data = {dep for dep in run.stages[stage]["deps"] if not dep.endswith(".py")}
+        extra += [f"{stage} also reads {dep}" for dep in sorted(data - EVALUATOR_DATA)]
+        extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
+    return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")
+
+
+def validation_unseen(run: Run) -> Verdict:
+    """R5: no training, calibration or tokenizer saw validation text."""
+    overlap, source = run.get("audit", "train_val_overlap"), run.get("calibrate", "source")
+    train, val = run.get("audit", "documents_train"), run.get("audit", "documents_val")
+    texts = f"{overlap} of {val:,} validation documents are among {train:,} training documents"
+    passed = overlap == 0 and source in ("train", "generate")
+    return Verdict(passed, f"{texts}; calibration reads text of source `{source}`")
+
+
+def causal(run: Run) -> Verdict:
+    """R6: a score depends on the package and the text before it."""
+    ledger = run.get("eval_ttt", "ledger")
+    updates, trained, targets = (ledger[key] for key in ("updates", "targets_trained", "targets"))
+    passed = bool(ledger["score_first"]) and trained <= targets
+    reasons = []
+    for stage in EVALUATORS:
+        probe = run.get(stage, "probe")
+        passed &= probe["passes"] > 0 and probe["causal_error"] <= CAUSAL_ERROR
+        reasons.append(
+            f"{stage}: a later token was changed in {probe['passes']} passes, logits before it "
+            f"moved by {probe['causal_error']:.1e}"
+        )
+    learned = f"{updates:,} updates learnt from {trained:,} of {targets:,} targets"
+    return Verdict(passed, f"{'; '.join(reasons)}; {learned}, all scored before")
+
+
+def normalised(run: Run) -> Verdict:
+    """R7: a score is -ln p of a distribution over the full vocabulary, mixture included."""
+    reasons, passed = [], True
+    for stage in EVALUATORS:
+        probe = run.get(stage, "probe")
+        passed &= probe["positions"] > 0 and probe["sum_error"] <= SUM_ERROR
+        passed &= probe["score_error"] <= SCORE_ERROR and run.get(stage, "val_loss") > 0
+        reasons.append(
+            f"{stage}: {probe['positions']} distributions sum to 1 within "
+            f"{probe['sum_error']:.1e}, scores are theirs within {probe['score_error']:.1e} nats"
+        )
+    return Verdict(passed, "; ".join(reasons))
+
+
+def score_first(run: Run) -> Verdict:
+    """R8: a target is scored before an update learns from it."""
+    ledger = run.get("eval_ttt", "ledger")
+    updates = ledger["updates"]
+    if updates == 0:
+        return Verdict(None, "eval_ttt made no update")
+    passed = bool(ledger["score_first"]) and updates == run.get("eval_ttt", "updates")
+    return Verdict(passed, f"{updates:,} updates; scored before learnt from: {str(passed).lower()}")
+
+
+def scored_once(run: Run) -> Verdict:
+    """R9: each target is scored exactly once."""
+    reasons, passed = [], True
+    for stage in EVALUATORS:
+        ledger, scored = run.get(stage, "ledger"), run.get(stage, "tokens_scored")
+        passed &= bool(ledger["scored_once"]) and ledger["targets"] == scored
+        reasons.append(f"{stage} scored {scored:,} targets, its ledger holds {ledger['targets']:,}")
+    return Verdict(passed, "; ".join(reasons))
+
+
+def whole_validation(run: Run) -> Verdict:
+    """R10: the whole validation set is scored."""
+    scored = {stage: run.get(stage, "tokens_scored") for stage in EVALUATORS}
+    reason = ", ".join(f"{stage} {count:,}" for stage, count in scored.items())
+    reason += f" of {run.targets:,} targets"
+    if not run.limits.full_validation:
+        return Verdict(None, f"{reason}; verify.full_validation is false")
+    return Verdict(set(scored.values()) == {run.targets}, reason)
+
+
+def byte_count(run: Run) -> Verdict:
+    """R11: bits per byte divide by the bytes of the text, proven by the audit."""
+    raw, counted = run.get("audit", "bytes_val_raw"), run.get("audit", "bytes_val_counted")
+    lossless = run.get("audit", "lossless")
+    reasons = [
+        f"text has {raw:,} bytes, tokens count {counted:,}, lossless: {str(lossless).lower()}"
+    ]
+    passed = (lossless and raw == counted) or run.limits.allow_normalisation
+    for stage in EVALUATORS:
+        scored = run.get(stage, "bytes_scored")
+        whole = run.get(stage, "tokens_scored") == run.targets
+        passed &= _follows(run, stage) and (scored == counted if whole else scored <= counted)
+        reasons.append(f"{stage} divides by {scored:,}")
+    return Verdict(bool(passed), "; ".join(reasons))
+
+
+def _follows(run: Run, stage: str) -> bool:
+    """Tell whether val_bpb is what val_loss, tokens and bytes give."""
+    nats = run.get(stage, "val_loss") * run.get(stage, "tokens_scored")
+    bits = run.get(stage, "val_bpb") * run.get(stage, "bytes_scored")
+    return math.isclose(nats, bits * math.log(2), rel_tol=1e-9)
+
+
+RULES: dict[str, tuple[str, Callable[[Run], Verdict]]] = {
+    "R1": ("artifact fits its bytes", size),
+    "R2": ("training fits its time", training_time),
+    "R3": ("evaluation fits its time", evaluation_time),
+    "R4": ("evaluators read package and tokens alone", evaluators_read),
+    "R5": ("validation text is unseen", validation_unseen),
+    "R6": ("scores are causal", causal),
+    "R7": ("scores are normalised", normalised),
+    "R8": ("scored before learnt from", score_first),
+    "R9": ("each target scored once", scored_once),
+    "R10": ("whole validation set", whole_validation),
+    "R11": ("bytes are proven", byte_count),
+}
+
+
+def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
+    """Check every rule, print the list, write artifacts/metrics/verify.json; tell if all are kept.
+
+    The file has passed, failed (how many), rules (the outcome by rule) and reasons, a list that
+    `dvc metrics` leaves out of its table.
+    """
+    run = load_run(limits, root)
+    verdicts = {rule: check(run) for rule, (_, check) in RULES.items()}
+    for rule, verdict in verdicts.items():
+        print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}", flush=True)
+    broken = [rule for rule, verdict in verdicts.items() if verdict.passed is False]
+    print(f"broken: {', '.join(broken)}" if broken else "no rule is broken", flush=True)
+    content = {
+        "passed": not broken,
+        "failed": len(broken),
+        "rules": {rule: verdict.outcome for rule, verdict in verdicts.items()},
+        "reasons": [
+            {"rule": rule, "name": RULES[rule][0], "reason": verdict.reason}
+            for rule, verdict in verdicts.items()
+        ],
+    }
+    write_json(root / METRICS / "verify.json", content)
+    return not broken

@@ -1,0 +1,124 @@
+"""The package stage: the files, the ledger, the limit, and the comparison after reading back."""
+
+import hashlib
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from package_case import make_options, make_quantized, sections, write_quantized
+
+from paramgolf.codec.byte_ledger import apportion
+from paramgolf.codec.container import load_package
+from paramgolf.errors import ParamGolfError
+from paramgolf.packing.package import check_round_trip, package
+
+KEYS = {"bytes_model", "bytes_code", "bytes_total", "limit_bytes", "headroom_bytes", "fits"}
+
+
+@pytest.fixture
+def project(tmp_path, tiny_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_quantized(tmp_path, *make_quantized(tiny_model()))
+    return tmp_path
+
+
+def read_metrics(root):
+    return json.loads((root / "artifacts/metrics/package.json").read_text())
+
+
+def test_every_byte_is_accounted_for(project, sample, capsys):
+    package(make_options(), *sections(sample))
+    folder = project / "artifacts/package"
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert files.keys() == {"model.bin", "train_gpt.py", "package.json"}
+    ledger, metrics = json.loads(files["package.json"]), read_metrics(project)
+    assert metrics.keys() == KEYS | {"seconds"}
+    assert metrics["bytes_model"] == len(files["model.bin"])
+    assert metrics["bytes_code"] == len(files["train_gpt.py"])
+    assert metrics["bytes_total"] == len(files["model.bin"]) + len(files["train_gpt.py"])
+    assert metrics["headroom_bytes"] == 16_000_000 - metrics["bytes_total"]
+    assert metrics["fits"] is True
+    assert {key: ledger[key] for key in KEYS} == {key: metrics[key] for key in KEYS}
+    *model, code = ledger["parts"]
+    assert code["kind"] == "code"
+    assert sum(part["bytes"] for part in model) == len(files["model.bin"])
+    assert code["bytes"] == len(files["train_gpt.py"])
+    assert all(sum(part["shares"].values()) == part["bytes"] for part in ledger["parts"])
+    sizes = [part["bytes"] for part in model]
+    assert sizes == sorted(sizes, reverse=True)
+    assert {part["name"] for part in model} == {
+        "header", "scales", "vectors", "q", "k", "v", "o", "up", "down", "embedding"
+    }  # fmt: skip
+    for name, digest in ledger["sha256"].items():
+        assert hashlib.sha256(files[name]).hexdigest() == digest
+    assert "does NOT fit" not in capsys.readouterr().err
+
+
+def test_same_input_same_bytes(project, sample):
+    package(make_options(), *sections(sample))
+    folder = project / "artifacts/package"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    package(make_options(), *sections(sample))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_an_artifact_too_large_is_written_and_explained(project, sample, capsys):
+    package(make_options(limit_bytes=1000), *sections(sample))
+    metrics = read_metrics(project)
+    assert metrics["fits"] is False
+    assert metrics["headroom_bytes"] == 1000 - metrics["bytes_total"] < 0
+    assert load_package(project / "artifacts/package/model.bin").vocab_size == 64
+    log = capsys.readouterr().err
+    assert f"{-metrics['headroom_bytes']:,} bytes too many" in log
+    assert "up " in log
+    assert "down " in log
+
+
+def test_the_limit_itself_fits(project, sample):
+    package(make_options(), *sections(sample))
+    total = read_metrics(project)["bytes_total"]
+    package(make_options(limit_bytes=total), *sections(sample))
+    assert read_metrics(project)["fits"] is True
+    package(make_options(limit_bytes=total - 1), *sections(sample))
+    assert read_metrics(project)["fits"] is False
+
+
+def test_training_parameters_are_in_the_code(project, sample):
+    package(make_options(), *sections(sample))
+    before = (project / "artifacts/package/train_gpt.py").read_bytes()
+    package(make_options(), *sections(sample, matrix_lr=0.5))
+    assert (project / "artifacts/package/train_gpt.py").read_bytes() != before
+
+
+def test_reading_back_notices_any_difference(project, sample, tiny_model):
+    package(make_options(), *sections(sample))
+    path = project / "artifacts/package/model.bin"
+    tensors, _ = make_quantized(tiny_model())
+    check_round_trip(path, tensors)
+    for name in ("up.integers", "k.scales", "attn_scale"):
+        changed = {**tensors, name: tensors[name].clone()}
+        changed[name].view(-1)[3] += torch.ones((), dtype=tensors[name].dtype)
+        with pytest.raises(AssertionError, match=name):
+            check_round_trip(path, changed)
+    with pytest.raises(AssertionError, match="more"):
+        check_round_trip(path, {**tensors, "more": tensors["q_gain"]})
+
+
+def test_a_missing_input_says_what_to_do(tmp_path, sample, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamGolfError, match=r"(?s)no file.*dvc repro quantize"):
+        package(make_options(), *sections(sample))
+
+
+@settings(max_examples=100, deadline=None)
+@given(total=st.integers(0, 10**8), sizes=st.lists(st.integers(0, 10**7), min_size=1, max_size=30))
+def test_shares_add_up_and_are_fair(total, sizes):
+    named = {str(i): size for i, size in enumerate(sizes)}
+    shares = apportion(total, named)
+    assert sum(shares.values()) == total
+    assert min(shares.values()) >= 0
+    if sum(sizes):
+        for name, size in named.items():
+            assert abs(shares[name] - total * size / sum(sizes)) <= 1 + 1e-6

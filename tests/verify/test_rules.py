@@ -1,0 +1,180 @@
+"""The rules R1 to R11 over a made-up run: each is broken once, by the fault it is there for."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from run_files import BYTES, PROBE, ROOT, TOKENS, evaluation, write_run
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.verify.config import VerifyConfig
+from paramgolf.verify.rules import RULES, verify
+
+LIMITS = {
+    "enforce": True,
+    "train_seconds": 600.0,
+    "eval_seconds": 600.0,
+    "allow_normalisation": False,
+    "full_validation": True,
+}
+
+
+def verdict_of(root: Path) -> tuple[dict, dict[str, str]]:
+    """Return verify.json, and the reason by rule."""
+    content = json.loads((root / "artifacts/metrics/verify.json").read_text())
+    return content, {verdict["rule"]: verdict["reason"] for verdict in content["reasons"]}
+
+
+def outcomes(root: Path, changes: dict | None = None, **limits: object) -> dict[str, str]:
+    """Return the outcome of each rule for the made-up run with changes."""
+    write_run(root, changes)
+    kept = verify(VerifyConfig(**(LIMITS | limits)), root)
+    content, reasons = verdict_of(root)
+    found = content["rules"]
+    assert list(reasons) == list(RULES)
+    assert found.keys() == RULES.keys()
+    assert content["failed"] == list(found.values()).count("fail")
+    assert content["passed"] is kept is (content["failed"] == 0)
+    return found
+
+
+def ledger(stage: str, **changes: object) -> dict:
+    """Return the change of a stage's ledger."""
+    updates = 93 if stage == "eval_ttt" else 0
+    return {stage: {"ledger": evaluation(1.7, 1.8, updates)["ledger"] | changes}}
+
+
+def test_a_run_that_keeps_every_rule(tmp_path, capsys):
+    assert outcomes(tmp_path) == dict.fromkeys(RULES, "pass")
+    printed = capsys.readouterr().out
+    assert "R1  pass           artifact fits its bytes: 18,000 of code + 560,000" in printed
+    assert printed.endswith("no rule is broken\n")
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes"),
+    [
+        ("R1", {"package": {"bytes_model": 15_982_001, "bytes_total": 16_000_001}}),
+        ("R1", {"package": {"bytes_total": 577_999}}),  # code and weights do not add up to it
+        ("R2", {"train": {"train_seconds": 594.0}}),  # 6.25 s of calibration take it over
+        ("R3", {"eval_ttt": {"seconds": 600.5}}),
+        ("R5", {"audit": {"train_val_overlap": 1}}),
+        ("R6", {"eval_sliding": {"probe": {**PROBE, "causal_error": 0.02}}}),
+        ("R6", {"eval_ttt": {"probe": {**PROBE, "passes": 0}}}),
+        ("R7", {"eval_sliding": {"val_loss": 0.0}}),
+        ("R7", {"eval_ttt": {"probe": {**PROBE, "sum_error": 276.0}}}),  # a hashed cache (#886)
+        ("R7", {"eval_ttt": {"probe": {**PROBE, "score_error": 0.1}}}),
+        ("R7", {"eval_sliding": {"probe": {**PROBE, "positions": 0}}}),
+        ("R8", ledger("eval_ttt", score_first=False)),
+        ("R8", {"eval_ttt": {"updates": 94}}),
+        ("R9", ledger("eval_sliding", scored_once=False)),
+        ("R9", ledger("eval_ttt", targets=TOKENS)),
+        ("R10", {"eval_ttt": {"tokens_scored": 1999}}),
+        ("R11", {"audit": {"bytes_val_counted": BYTES + 1}}),
+        ("R11", {"audit": {"lossless": False}}),
+        ("R11", {"eval_sliding": {"bytes_scored": BYTES + 1000}}),  # a flattering denominator
+        ("R11", {"eval_ttt": {"val_bpb": 1.5}}),
+    ],
+)
+def test_a_broken_rule_fails(rule, changes, tmp_path, capsys):
+    assert outcomes(tmp_path, changes)[rule] == "fail"
+    assert rule in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_a_ledger_that_trained_on_more_than_was_scored_is_not_causal(tmp_path):
+    found = outcomes(tmp_path, ledger("eval_ttt", targets_trained=TOKENS))
+    assert found["R6"] == "fail"
+
+
+def test_calibration_on_generated_text_is_not_training_time(tmp_path):
+    changes = {"train": {"train_seconds": 599.0}, "calibrate": {"source": "generate"}}
+    assert outcomes(tmp_path, changes)["R2"] == "pass"
+
+
+def test_an_evaluator_with_another_input_breaks_r4(tmp_path):
+    write_run(tmp_path)
+    plan = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
+    plan["stages"]["eval_ttt"]["deps"].append("artifacts/train")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(plan))
+    assert verify(VerifyConfig(**LIMITS), tmp_path) is False
+    _, reasons = verdict_of(tmp_path)
+    assert reasons["R4"] == "eval_ttt also reads artifacts/train"
+
+
+def test_rules_that_do_not_apply(tmp_path):
+    part = {"tokens_scored": 1000, "bytes_scored": 3400}
+    changes = {
+        "eval_sliding": evaluation(1.8, 1.9, 0) | part,
+        "eval_ttt": evaluation(1.8, 1.9, 0) | part | {"updates": 0},
+    }
+    for metrics in changes.values():
+        metrics["val_bpb"] = metrics["val_loss"] * 1000 / 3400 / 0.6931471805599453
+        metrics["ledger"] = metrics["ledger"] | {"targets": 1000}
+    found = outcomes(tmp_path, changes, full_validation=False)
+    assert found.pop("R8") == found.pop("R10") == "not applicable"
+    assert set(found.values()) == {"pass"}
+    assert outcomes(tmp_path, changes)["R10"] == "fail"
+
+
+def test_a_lossy_tokenizer_is_accepted_where_that_is_said(tmp_path):
+    changes = {"audit": {"lossless": False, "bytes_val_raw": BYTES + 50}}
+    assert outcomes(tmp_path, changes, allow_normalisation=True)["R11"] == "pass"
+    assert outcomes(tmp_path, changes)["R11"] == "fail"
+
+
+def test_a_missing_metric_is_named(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "artifacts/metrics/package.json"
+    content = json.loads(path.read_text())
+    del content["bytes_code"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ParamGolfError, match="`bytes_code` is missing") as caught:
+        verify(VerifyConfig(**LIMITS), tmp_path)
+    assert "dvc repro -f -s package" in str(caught.value)
+
+
+def test_a_missing_metrics_file_is_named(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "artifacts/metrics/eval_ttt.json").unlink()
+    with pytest.raises(ParamGolfError, match=r"there is no file .*eval_ttt.json"):
+        verify(VerifyConfig(**LIMITS), tmp_path)
+
+
+@pytest.mark.parametrize(("enforce", "code"), [(True, 1), (False, 0)])
+def test_the_stage_fails_only_where_rules_are_enforced(enforce, code, tmp_path):
+    write_run(tmp_path, {"package": {"bytes_model": 16_000_000, "bytes_total": 16_018_000}})
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["verify"]["enforce"] = enforce
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    script = ROOT / "stages/verify.py"
+    result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == code
+    assert "broken: R1" in result.stdout
+    assert verdict_of(tmp_path)[0]["failed"] == 1
+
+
+def test_dvc_leaves_the_verdict_of_a_broken_rule(tmp_path):
+    """The failing stage's output is not cached by DVC, yet it stays for the reader."""
+    write_run(tmp_path, {"audit": {"train_val_overlap": 3}})
+    stage = {
+        "cmd": f"{sys.executable} {ROOT / 'stages/verify.py'}",
+        "deps": ["artifacts/metrics/audit.json"],
+        "outs": [{"artifacts/metrics/verify.json": {"cache": False}}],
+    }
+    plan = yaml.safe_load((tmp_path / "dvc.yaml").read_text())["stages"]
+    keep = {
+        name: {"cmd": "true", "deps": plan[name]["deps"]} for name in ("eval_sliding", "eval_ttt")
+    }
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": {**keep, "verify": stage}}))
+    for command in (["init", "--no-scm", "-q"], ["repro", "-s", "verify"]):
+        line = [sys.executable, "-m", "dvc", *command]
+        result = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode != 0
+    content, reasons = verdict_of(tmp_path)
+    assert content["rules"]["R5"] == "fail"
+    assert "3 of 64 validation documents" in reasons["R5"]
