@@ -27,24 +27,24 @@ BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 
 def main() -> None:
-    runtime, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
+    machine, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
     sizes = train.sizes[-1]
     length = sizes.sequence_length
-    take_gpus(runtime)
-    launch(runtime)
-    with processes(runtime) as ranks:
-        network, tokens = load_network(PACKAGE_PATH, ranks), open_tokens(TOKENS_PATH)
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
+        network, tokens = load_network(PACKAGE_PATH, runtime), open_tokens(TOKENS_PATH)
         score = validate(
             network,
             tokens.val(),
             tokens.val_bytes(),
             Pass(network.config.orders[-1], document_tokens=train.document_tokens(sizes)),
-            ranks,
+            runtime,
             length=length,
             batch_windows=max(1, BATCH_TOKENS // length),
             max_tokens=None,
         )
-        if ranks.is_main:
+        if runtime.is_main:
             found = {"val_bpb": score.bits_per_byte, "tokens_scored": score.tokens}
             write_json(METRICS, found)
 

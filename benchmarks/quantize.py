@@ -48,7 +48,7 @@ from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import entropy_bits
 from paramgolf.quant.trained import Trained, load_trained
 from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Ranks, processes, synchronize
+from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.scoring.stage import PACKAGE_PATH
 from paramgolf.training.validate import validate
 
@@ -85,23 +85,25 @@ OURS = {key: getattr(BEST, key) for key in REFERENCE}
 class Bench:
     """A trained model, its Hessians, and what is measured of them."""
 
-    def __init__(self, params: Params, ranks: Ranks) -> None:
-        self.params, self.ranks = params, ranks
+    def __init__(self, params: Params, runtime: Runtime) -> None:
+        self.params, self.runtime = params, runtime
         self.trained: Trained = load_trained()
         self.tokens: TokenSet = open_tokens()
         config = replace(params.calibrate, source="train")
         count = min(SENSITIVITY_SEQUENCES, config.sequences)
         config = replace(config, sensitivity_sequences=count)
-        self.hessians, _ = self.timed(lambda: collect(self.trained, self.tokens, config, ranks))[0]
+        self.hessians, _ = self.timed(lambda: collect(self.trained, self.tokens, config, runtime))[
+            0
+        ]
         self.network = Network(self.trained.model, self.trained.vocab_size)
-        place(self.network, replace(ranks, compile=False))
+        place(self.network, replace(runtime, compile=False))
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """Return what `work` returns, and its seconds."""
-        synchronize(self.ranks.device)
+        synchronize(self.runtime.device)
         start = time.perf_counter()
         found = work()
-        synchronize(self.ranks.device)
+        synchronize(self.runtime.device)
         return found, time.perf_counter() - start
 
     def config(self, **changes: Any) -> QuantizeConfig:
@@ -117,7 +119,7 @@ class Bench:
             self.tokens.val(),
             self.tokens.val_bytes(),
             Pass(order=self.trained.model.orders[-1]),
-            self.ranks,
+            self.runtime,
             length=length,
             batch_windows=max(1, 65536 // length),
             max_tokens=self.params.eval_sliding.max_tokens,
@@ -131,7 +133,7 @@ class Bench:
 
     def solve(self, config: QuantizeConfig) -> Any:
         """Factorise and quantise."""
-        families = prepare(self.trained, self.hessians, config, self.ranks.device)
+        families = prepare(self.trained, self.hessians, config, self.runtime.device)
         return solve_model(self.trained, families, config)
 
     def total(self, config: QuantizeConfig) -> int:
@@ -144,7 +146,7 @@ class Bench:
         coded = replace(config, fit_bytes=limit, fit_code_bytes=self.code_bytes(config.fit_codec))
 
         def search() -> Any:
-            families = prepare(self.trained, self.hessians, coded, self.ranks.device)
+            families = prepare(self.trained, self.hessians, coded, self.runtime.device)
             measure = artifact_parts(self.trained, coded)
             return fit(coded, lambda one: solve_model(self.trained, families, one), measure)
 
@@ -154,7 +156,7 @@ class Bench:
 
 def gptq_rows(bench: Bench) -> Iterator[Row]:
     """Factorise the Hessians and quantise all matrices, by the reference setting and by ours."""
-    on_cpu = bench.ranks.device.type == "cpu"
+    on_cpu = bench.runtime.device.type == "cpu"
     where, target = (f", {torch.get_num_threads()} CPU cores", 90.0) if on_cpu else ("", 3.0)
     _, seconds = bench.timed(lambda: bench.solve(bench.config(**REFERENCE)))
     yield Row(f"GPTQ, all matrices{where}", seconds, "s", None, target, "lower")
@@ -279,8 +281,8 @@ def main() -> None:
     measures = {"gptq": gptq_rows, "loss": loss_rows, "write": write_rows}
     parts = [measure for part, measure in measures.items() if part not in options.skip]
     if parts:
-        with processes(replace(params.runtime, processes=1)) as ranks:
-            bench = Bench(params, ranks)
+        with processes(replace(params.runtime, processes=1)) as runtime:
+            bench = Bench(params, runtime)
             for measure in parts:
                 add(measure(bench))
     if "stages" not in options.skip:

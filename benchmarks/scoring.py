@@ -30,7 +30,7 @@ from paramgolf.model.network import Network
 from paramgolf.params import load_params
 from paramgolf.progress import say
 from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Ranks, processes, synchronize
+from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
@@ -103,8 +103,8 @@ class Scored:
 class Bench:
     """One package and one text, scored in every way."""
 
-    def __init__(self, ranks: Ranks, options: argparse.Namespace) -> None:
-        self.ranks, self.options = ranks, options
+    def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
+        self.runtime, self.options = runtime, options
         self.packed = load_package(options.package)
         self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
         count = min(options.slow_tokens, len(self.text))
@@ -120,7 +120,7 @@ class Bench:
     def network(self) -> Network:
         """Build the packed model's network anew."""
         torch._dynamo.reset()  # or the graphs of one way after another exceed their limit
-        return build_network(self.packed, self.ranks)
+        return build_network(self.packed, self.runtime)
 
     def bpb(self, name: str, count: int) -> float:
         """Return the bits per byte of the first `count` targets."""
@@ -135,7 +135,7 @@ class Bench:
 
     def measure(self, name: str, score) -> None:
         """Let `score` score a fresh network, and keep what it found."""
-        session, before = Session(self.ranks), self.watched.seconds
+        session, before = Session(self.runtime), self.watched.seconds
         ledger = score(self.network(), session)
         ledger.close()
         seconds, spent = dict(session.timing.seconds), self.watched.seconds - before
@@ -202,8 +202,8 @@ class Bench:
         long = np.concatenate([tokens[:1], *parts])[: count + 1].astype(np.uint16)
         text = Text(long, np.ones(count, dtype=np.uint16), 1)
         start = time.perf_counter()
-        build_mixture(text, published(kind), Ledger(count), padding=1, device=self.ranks.device)
-        synchronize(self.ranks.device)
+        build_mixture(text, published(kind), Ledger(count), padding=1, device=self.runtime.device)
+        synchronize(self.runtime.device)
         return time.perf_counter() - start
 
 
@@ -239,7 +239,7 @@ def way_rows(bench: Bench) -> Iterator[Row]:
         figure = f"{name}, {tokens:,} tokens"
         yield Row(figure, bench.bpb(name, tokens), "bits/byte", beside, None, "lower")
         yield Row(f"{figure}: seconds", scored.total, "s", None, None, "lower")
-        if bench.ranks.compile:
+        if bench.runtime.compile:
             compiling = scored.seconds["compile"]
             yield Row(f"{figure}: compiling and warming up", compiling, "s", None, None, "lower")
 
@@ -290,8 +290,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.ways:
         options.ways.append("strided")  # which all are compared with
-    with processes(load_params(RuntimeConfig, "runtime")) as ranks:
-        bench = Bench(ranks, options)
+    with processes(load_params(RuntimeConfig, "runtime")) as runtime:
+        bench = Bench(runtime, options)
         bench.run()
         rows = [*way_rows(bench), *target_rows(bench), *table_rows(bench)]
         write_results("scoring", rows, bench.command)

@@ -39,9 +39,9 @@ VARIANT_SHARE = 0.93  # of TIMED's targets that others must reach
 def measure(recipe: str, kernels: str, *, whole: bool) -> dict:
     """Measure a recipe in this process; only its start unless `whole`."""
     params = check(compose(recipe), where=recipe)
-    runtime = dataclasses.replace(params.runtime, kernels=kernels, device="cuda")
-    with processes(runtime) as ranks:
-        rehearsal = Rehearsal(params, ranks)
+    machine = dataclasses.replace(params.runtime, kernels=kernels, device="cuda")
+    with processes(machine) as runtime:
+        rehearsal = Rehearsal(params, runtime)
         torch.cuda.synchronize()
         found: dict = {"startup": seconds_since_start()}
         if whole:

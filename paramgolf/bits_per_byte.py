@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 
 def bits_per_byte(nats: float, byte_count: int) -> float:
@@ -44,11 +44,11 @@ class Tally:
         total = nats.sum(dtype=np.float64)
         return cls(float(total), int(byte_counts.sum(dtype=np.int64)), len(nats))
 
-    def over(self, ranks: Ranks) -> Tally:
+    def over(self, runtime: Runtime) -> Tally:
         """Add the tallies of all processes."""
         sums = [self.nats, self.byte_count, self.tokens]
         # whole numbers stay exact in float64 up to 2^53, far above any count here
-        total = ranks.sum(torch.tensor(sums, dtype=torch.float64, device=ranks.device)).tolist()
+        total = runtime.sum(torch.tensor(sums, dtype=torch.float64, device=runtime.device)).tolist()
         return Tally(total[0], int(total[1]), int(total[2]))
 
     @property

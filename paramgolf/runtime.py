@@ -23,7 +23,7 @@ KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next 
 
 
 @dataclass(frozen=True, slots=True)
-class Ranks:
+class Runtime:
     """The processes that share a stage's work; one process on one device is the ordinary case."""
 
     rank: int
@@ -63,9 +63,9 @@ class Ranks:
             dist.barrier()
 
 
-def share(count: int, ranks: Ranks) -> range:
+def share(count: int, runtime: Runtime) -> range:
     """Return this process's contiguous part of `count` items; the parts cover all items once."""
-    return range(count * ranks.rank // ranks.world, count * (ranks.rank + 1) // ranks.world)
+    return range(count * runtime.rank // runtime.world, count * (runtime.rank + 1) // runtime.world)
 
 
 def resolve_device(config: RuntimeConfig) -> str:
@@ -124,7 +124,7 @@ def _keep_freed_memory() -> None:
 
 
 @contextlib.contextmanager
-def processes(config: RuntimeConfig) -> Iterator[Ranks]:
+def processes(config: RuntimeConfig) -> Iterator[Runtime]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
     _end_with_parent()
     kind = resolve_device(config)
@@ -140,12 +140,12 @@ def processes(config: RuntimeConfig) -> Iterator[Ranks]:
         _keep_freed_memory()
     compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
     if world == 1:
-        yield Ranks(0, 1, device, compiled, config.attention, config.kernels)
+        yield Runtime(0, 1, device, compiled, config.attention, config.kernels)
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
     try:
-        yield Ranks(rank, world, device, compiled, config.attention, config.kernels)
+        yield Runtime(rank, world, device, compiled, config.attention, config.kernels)
     finally:
         dist.destroy_process_group()
 

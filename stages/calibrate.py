@@ -11,11 +11,11 @@ from paramgolf.runtime_config import RuntimeConfig
 
 def main() -> None:
     """Read params.yaml, calibrate, write artifacts/calibrate and the metrics."""
-    runtime = load_params(RuntimeConfig, "runtime")
-    take_gpus(runtime)
-    launch(runtime)
-    with processes(runtime) as ranks:
-        calibrate(load_params(CalibrateConfig, "calibrate"), ranks)
+    machine = load_params(RuntimeConfig, "runtime")
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
+        calibrate(load_params(CalibrateConfig, "calibrate"), runtime)
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 def main() -> None:
     """Read params.yaml, score, write artifacts/eval_sliding and its metrics."""
-    runtime = load_params(RuntimeConfig, "runtime")
+    machine = load_params(RuntimeConfig, "runtime")
     config = load_params(SlidingConfig, "eval_sliding")
-    take_gpus(runtime)
-    launch(runtime)
-    with processes(runtime) as ranks:
-        session = StageSession("eval_sliding", config, ranks)
-        session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, ranks, session))
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
+        session = StageSession("eval_sliding", config, runtime)
+        session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 
 
 if __name__ == "__main__":

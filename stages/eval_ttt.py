@@ -13,13 +13,13 @@ from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 def main() -> None:
     """Read params.yaml, score and adapt, write artifacts/eval_ttt and its metrics."""
-    runtime = load_params(RuntimeConfig, "runtime")
+    machine = load_params(RuntimeConfig, "runtime")
     config = load_params(AdaptConfig, "eval_ttt")
-    take_gpus(runtime)
-    launch(runtime)
-    with processes(runtime) as ranks:
-        session = StageSession("eval_ttt", config, ranks)
-        session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, ranks, session))
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
+        session = StageSession("eval_ttt", config, runtime)
+        session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,14 @@ from paramgolf.training.run import train
 
 def main() -> None:
     """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
-    runtime = load_params(RuntimeConfig, "runtime")
-    take_gpus(runtime)
-    launch(runtime)
-    with processes(runtime) as ranks:
+    machine = load_params(RuntimeConfig, "runtime")
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
         train(
             load_params(ModelConfig, "model"),
             load_params(TrainConfig, "train"),
-            ranks,
+            runtime,
             split=time_split,
         )
 

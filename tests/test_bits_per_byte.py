@@ -8,7 +8,7 @@ import torch
 
 from paramgolf.bits_per_byte import Tally, bits_per_byte
 from paramgolf.errors import ParamGolfError
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 
 def test_a_uniform_model_over_bytes_spends_eight_bits():
@@ -33,7 +33,7 @@ def test_tally_sums_in_float64_and_does_not_wrap_uint16():
     assert tally.loss == pytest.approx(float(np.float32(0.1)), rel=1e-14)
 
 
-class Echo(Ranks):
+class Echo(Runtime):
     """Stands for two processes that hold the same."""
 
     def sum(self, tensor):

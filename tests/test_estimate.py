@@ -31,7 +31,7 @@ from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.trained import Trained
 from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
@@ -331,7 +331,7 @@ def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model)
     model = tiny_model(value_embedding_layers=(1,), bigram_buckets=64)
     train = dataclasses.replace(sample.train, muon_blocks_only=blocks_only)
     network = Network(model, VOCAB, seed=0)
-    state = TrainState(network, train, Ranks(0, 1, torch.device("cpu")))
+    state = TrainState(network, train, Runtime(0, 1, torch.device("cpu")))
     state.zero_grad()
     expected = training_memory(model, train, VOCAB, DEVICES["cpu"], 1)
     parameters = 4 * sum(p.numel() for p in network.parameters())

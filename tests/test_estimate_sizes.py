@@ -22,10 +22,10 @@ from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.families import MEMBERS
 from paramgolf.quant.hessian import gather
 from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB = 64
 FORMS = [
     {},

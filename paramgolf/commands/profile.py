@@ -58,14 +58,14 @@ def measure(params: Params) -> dict[str, Any]:
     if resolve_device(params.runtime) == "cpu":
         fix = "run it on a machine with a CUDA GPU; `paramgolf estimate` needs none"
         raise ParamGolfError("a profile is of a GPU, and torch sees none", fix=fix)
-    with processes(params.runtime) as ranks:
-        rehearsal = Rehearsal(params, ranks)
+    with processes(params.runtime) as runtime:
+        rehearsal = Rehearsal(params, runtime)
         started = seconds_since_start()
-        phases = {"first": phase_figures(rehearsal, 0, params, device_name(ranks.device))}
+        phases = {"first": phase_figures(rehearsal, 0, params, device_name(runtime.device))}
         if params.model.recurrence or params.train.curriculum:
-            phases["last"] = phase_figures(rehearsal, -1, params, device_name(ranks.device))
+            phases["last"] = phase_figures(rehearsal, -1, params, device_name(runtime.device))
         return {
-            "device": device_name(ranks.device),
+            "device": device_name(runtime.device),
             "torch": torch.__version__,
             "micro_batch_tokens": rehearsal.micro_batch_tokens,
             "startup_seconds": started,

@@ -31,7 +31,7 @@ def expected_magnitude(rank: float, columns: int) -> float:
 
 
 def expected_percentile(share: float, columns: int) -> float:
-    """Return the expected percentile of |w| in a row, interpolated between ranks."""
+    """Return the expected percentile of |w| in a row, interpolated between its neighbors in rank."""
     place = 1 + share * (columns - 1)
     low, part = int(place), place - int(place)
     high = min(low + 1, columns)

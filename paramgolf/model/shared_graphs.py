@@ -2,7 +2,7 @@
 
 A block is compiled with every size fixed, which makes the fastest code and is what training and
 windows want. Documents come in many shapes, and a graph costs seconds: theirs share one a kind of
-block. Sizes of weights, heads and ranks stay fixed.
+block. Sizes of weights, heads and runtime stay fixed.
 """
 
 from __future__ import annotations

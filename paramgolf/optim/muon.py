@@ -1,4 +1,4 @@
-"""Muon: momentum, then an orthogonalised update, for stacks of matrices; shared out over the ranks.
+"""Muon: momentum, then an orthogonalised update, for stacks of matrices; shared out over processes.
 
 The method is for matrices inside the blocks; tables, vectors and scalars take AdamW. Source:
 Jordan et al. (2024); row normalisation is MuonEq-R (#1260).
@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from paramgolf.optim.orthogonal import Coefficients, orthogonalise
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 
 class Muon:
     """Optimiser of parameters [n, out, in] or [out, in].
 
-    All ranks hold all momentum and share the iterations. What one group of parameters comes to is
+    All runtime hold all momentum and share the iterations. What one group of parameters comes to is
     gathered while the next is iterated.
     """
 
@@ -27,13 +27,13 @@ class Muon:
         self,
         parameters: Mapping[str, nn.Parameter],
         steps: tuple[Coefficients, ...],
-        ranks: Ranks,
+        runtime: Runtime,
         *,
         normalise_rows: bool,
     ) -> None:
         self._parameters = dict(parameters)
         self._steps = steps
-        self._ranks = ranks
+        self._runtime = runtime
         self._normalise_rows = normalise_rows
         self.momentum = {n: torch.zeros_like(_stack(p)) for n, p in self._parameters.items()}
 
@@ -78,21 +78,21 @@ class Muon:
             direction /= direction.norm(dim=-1, keepdim=True).clamp_min(1e-7)
         if direction.shape[-2] > direction.shape[-1]:
             direction = direction.mT
-        return direction.to(self._ranks.compute_dtype)
+        return direction.to(self._runtime.compute_dtype)
 
     def _orthogonalise(self, G: Tensor) -> tuple[Tensor, dist.Work | None]:
         """Orthogonalise a stack, each rank a part; begin to gather the parts, of equal length.
 
         Returns the updates, followed by padding, and what to wait for before they are read.
         """
-        ranks = self._ranks
-        if ranks.world == 1:
+        runtime = self._runtime
+        if runtime.world == 1:
             return orthogonalise(G, self._steps), None
-        each = -(-len(G) // ranks.world)
-        part = G[each * ranks.rank : each * (ranks.rank + 1)]
+        each = -(-len(G) // runtime.world)
+        part = G[each * runtime.rank : each * (runtime.rank + 1)]
         mine = G.new_zeros(each, *G.shape[1:])
         mine[: len(part)] = orthogonalise(part, self._steps)
-        whole = G.new_empty(each * ranks.world, *G.shape[1:])
+        whole = G.new_empty(each * runtime.world, *G.shape[1:])
         return whole, dist.all_gather_into_tensor(whole, mine, async_op=True)
 
     def _apply(self, p: nn.Parameter, update: Tensor, lr: float, decay: float) -> None:

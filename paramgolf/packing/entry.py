@@ -24,7 +24,7 @@ from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.packing.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.params import parse
-from paramgolf.runtime import Ranks, launch, processes
+from paramgolf.runtime import Runtime, launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
@@ -43,21 +43,21 @@ def main(params: dict[str, Any]) -> None:
     """Run the command on the command line; `params` are those of codec.code.frozen_params."""
     options = _parser(params).parse_args()
     with exit_on_error():
-        runtime = _section(RuntimeConfig, options, "runtime")
-        launch(runtime)
-        with processes(runtime) as ranks:
+        machine = _section(RuntimeConfig, options, "runtime")
+        launch(machine)
+        with processes(machine) as runtime:
             if options.command == "train":
                 model = parse(ModelConfig, params["model"], "model")
-                train(model, parse(TrainConfig, params["train"], "train"), ranks)
+                train(model, parse(TrainConfig, params["train"], "train"), runtime)
             else:
-                _score(options, ranks)
+                _score(options, runtime)
 
 
-def _score(options: argparse.Namespace, ranks: Ranks) -> None:
+def _score(options: argparse.Namespace, runtime: Runtime) -> None:
     kind, score = SCORERS[options.command]
     config: Any = _section(kind, options, options.command)
-    evaluation = score(options.model, options.data, config, ranks)
-    if ranks.is_main:
+    evaluation = score(options.model, options.data, config, runtime)
+    if runtime.is_main:
         print(json.dumps(evaluation.metrics, indent=1, sort_keys=True))
         if options.json:
             write_json(options.json, evaluation.metrics)

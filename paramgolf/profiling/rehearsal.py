@@ -15,7 +15,7 @@ from paramgolf.model.network import BOS, Network
 from paramgolf.model.replay import Replay
 from paramgolf.profiling.time_split import time_split
 from paramgolf.recipes import Params
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batch, backward, batch_of
 from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.schedule import Point
@@ -32,21 +32,21 @@ class Rehearsal:
     A `phase` is 0, the model's first layer order on batches of the first sizes, or -1, the last.
     """
 
-    def __init__(self, params: Params, ranks: Ranks) -> None:
+    def __init__(self, params: Params, runtime: Runtime) -> None:
         self.model, vocab_size = params.model, params.tokenizer.vocab_size
-        network = Network(self.model, vocab_size, seed=params.train.seed, device=ranks.device)
-        self._network = place(network, ranks)
+        network = Network(self.model, vocab_size, seed=params.train.seed, device=runtime.device)
+        self._network = place(network, runtime)
         self.train = params.train
         tokens = params.train.micro_batch_tokens
         if tokens == "auto":
-            tokens = choose_micro_batch(self._network, self.train, ranks)
+            tokens = choose_micro_batch(self._network, self.train, runtime)
         self.micro_batch_tokens = tokens
-        self._state = TrainState(self._network, self.train, ranks)
+        self._state = TrainState(self._network, self.train, runtime)
         self._batches: dict[int, Batch] = {}
         self._replay = Replay()
         for phase in (0, -1):
             self._state.zero_grad()
-            batch = self._random_batch(phase, vocab_size, ranks.device)
+            batch = self._random_batch(phase, vocab_size, runtime.device)
             work = functools.partial(self._backward, phase=phase)
             work(batch)
             self._replay.capture(phase, work, batch)

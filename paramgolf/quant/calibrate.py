@@ -29,21 +29,21 @@ from paramgolf.quant.generate import write
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import Trained, load_trained
-from paramgolf.runtime import Ranks, share, synchronize
+from paramgolf.runtime import Runtime, share, synchronize
 
 OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
 METRICS_PATH = Path("artifacts/metrics/calibrate.json")
 WRITTEN_TOGETHER = 128  # texts; a token of one takes 35 KB at 17 passes of 4 heads of 64 channels
 
 
-def calibrate(config: CalibrateConfig, ranks: Ranks) -> None:
+def calibrate(config: CalibrateConfig, runtime: Runtime) -> None:
     """Write the Hessians of the trained model (artifacts/calibrate) and the stage's metrics."""
     trained, tokens = load_trained(), open_tokens()
     start = time.perf_counter()
-    hessians, count = collect(trained, tokens, config, ranks)
-    synchronize(ranks.device)
+    hessians, count = collect(trained, tokens, config, runtime)
+    synchronize(runtime.device)
     seconds = time.perf_counter() - start
-    if ranks.is_main:
+    if runtime.is_main:
         on_cpu = {family: hessian.cpu().contiguous() for family, hessian in hessians.items()}
         write_bytes(OUT_PATH, safetensors.torch.save(on_cpu))
         metrics = {"seconds": seconds, "tokens": count, "source": config.source}
@@ -51,7 +51,7 @@ def calibrate(config: CalibrateConfig, ranks: Ranks) -> None:
 
 
 def collect(
-    trained: Trained, tokens: TokenSet, config: CalibrateConfig, ranks: Ranks
+    trained: Trained, tokens: TokenSet, config: CalibrateConfig, runtime: Runtime
 ) -> tuple[dict[str, Tensor], int]:
     """Return the Hessians, float32 by family, and the number of tokens that they saw.
 
@@ -67,29 +67,29 @@ def collect(
         )
     network = Network(trained.model, trained.vocab_size)
     network.load_state_dict(trained.state)
-    place(network, replace(ranks, compile=False))  # taps defeat compilation
+    place(network, replace(runtime, compile=False))  # taps defeat compilation
     length = trained.sequence_length
     batches: Iterator[Tensor]
     if config.source == "train":
         stream = tokens.train()
         starts = window_starts(len(stream), length, config.sequences, config.seed)
         sequences = len(starts)
-        mine = _batches(share(sequences, ranks), config.batch_sequences)
+        mine = _batches(share(sequences, runtime), config.batch_sequences)
         batches = (read_windows(stream, starts[i.start : i.stop], length) for i in mine)
     else:
         sequences = config.sequences
-        mine = _batches(share(sequences, ranks), config.batch_sequences)
+        mine = _batches(share(sequences, runtime), config.batch_sequences)
         batches = _written(network, mine, length, tokens.bos, config)
-    shown = track(batches, "calibrate", total=len(mine), show=ranks.is_main)
+    shown = track(batches, "calibrate", total=len(mine), show=runtime.is_main)
     texts: list[Tensor] = []
-    hessians = gather(network, (_kept(batch.to(ranks.device), texts) for batch in shown), ranks)
+    hessians = gather(network, (_kept(batch.to(runtime.device), texts) for batch in shown), runtime)
     if config.sensitivity_sequences:
-        some = share(min(config.sensitivity_sequences, sequences), ranks)
+        some = share(min(config.sensitivity_sequences, sequences), runtime)
         rows = torch.cat(texts)[: len(some)]
         pairs = track(
-            _drawn(rows, some, config), "sensitivity", total=len(rows), show=ranks.is_main
+            _drawn(rows, some, config), "sensitivity", total=len(rows), show=runtime.is_main
         )
-        hessians |= measure(network, pairs, hessians, ranks)
+        hessians |= measure(network, pairs, hessians, runtime)
     return hessians, sequences * length
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.shapes import shapes
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 # the family whose input a stacked parameter reads
 FAMILIES = {"qkv": "q", "o": "o", "up": "up", "down": "down", "embedding": "embedding"}
@@ -31,15 +31,15 @@ def empty_sums(config: ModelConfig, vocab_size: int, device: torch.device) -> di
 
 
 @torch.no_grad()
-def gather(network: Network, batches_BT: Iterable[Tensor], ranks: Ranks) -> dict[str, Tensor]:
+def gather(network: Network, batches_BT: Iterable[Tensor], runtime: Runtime) -> dict[str, Tensor]:
     """Return the mean of x x^T over all tokens of all processes, float32 by family.
 
     Each process passes its own batches (int64 [B, T], on its device) through the network in its
     last layer order, recurrence active. A layer that runs several times in a pass adds x x^T each
     time, so its mean is over tokens, not over runs.
     """
-    sums = empty_sums(network.config, network.vocab_size, ranks.device)
-    tokens = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    sums = empty_sums(network.config, network.vocab_size, runtime.device)
+    tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
 
     def tap(family: str, index: int, x: Tensor) -> None:
         rows = x.flatten(0, -2).float()
@@ -49,5 +49,5 @@ def gather(network: Network, batches_BT: Iterable[Tensor], ranks: Ranks) -> dict
     for batch in batches_BT:
         network.logits(batch, options)
         tokens += batch.numel()
-    total = ranks.sum(tokens).item()
-    return {family: ranks.sum(value).div_(total) for family, value in sums.items()}
+    total = runtime.sum(tokens).item()
+    return {family: runtime.sum(value).div_(total) for family, value in sums.items()}

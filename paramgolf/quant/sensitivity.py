@@ -16,14 +16,14 @@ from torch import Tensor
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.balance import SUFFIX
 from paramgolf.quant.families import MEMBERS, stacked
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 
 def measure(
     network: Network,
     rows: Iterable[tuple[Tensor, Tensor]],
     hessians: dict[str, Tensor],
-    ranks: Ranks,
+    runtime: Runtime,
 ) -> dict[str, Tensor]:
     """Return what an error's e H e^T in each row costs, nats a token: float32 [layers, rows].
 
@@ -34,8 +34,8 @@ def measure(
     options = Pass(order=network.config.orders[-1])
     parameters = {name: network.get_parameter(name) for names in MEMBERS.values() for name in names}
     sums = {name: torch.zeros_like(stacked(p)[..., 0]) for name, p in parameters.items()}
-    likely = torch.zeros(network.vocab_size, device=ranks.device)
-    tokens = torch.zeros((), dtype=torch.float64, device=ranks.device)
+    likely = torch.zeros(network.vocab_size, device=runtime.device)
+    tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
     for text, draws in rows:
         with torch.no_grad():
             chances = torch.softmax(network.logits(text, options)[0], dim=-1)
@@ -47,9 +47,9 @@ def measure(
         for name, gradient in zip(parameters, gradients, strict=True):
             sums[name] += stacked(gradient.float()).square().sum(-1)
         tokens += text.numel()
-    total = ranks.sum(tokens).item()
-    found = {name: ranks.sum(value) / total for name, value in sums.items()}
-    likely = ranks.sum(likely) / total
+    total = runtime.sum(tokens).item()
+    found = {name: runtime.sum(value) / total for name, value in sums.items()}
+    likely = runtime.sum(likely) / total
     found["embedding"] = found["embedding"].sum() * likely.unsqueeze(0)
     return {
         f"{name}{SUFFIX}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)

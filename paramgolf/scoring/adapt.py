@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from paramgolf.model.network import Network
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.evaluation import Evaluation, begin, summary
 from paramgolf.scoring.ledger import Ledger
@@ -24,14 +24,14 @@ def score_adaptive(
     package: str | Path,
     tokens: str | Path,
     config: AdaptConfig,
-    ranks: Ranks,
+    runtime: Runtime,
     session: Session | None = None,
 ) -> Evaluation:
     """Score a packed model that adapts as it goes; every process joins in.
 
     The metrics' plain score is of the weights as they were packed.
     """
-    session = session or Session(ranks)
+    session = session or Session(runtime)
     network, text = begin(package, tokens, config.max_tokens, session)
     plain = plain_score(network, text, config.window, config.batch_windows, session)
     ledger = score_and_adapt(network, text, config, session)
@@ -85,4 +85,4 @@ class ChunkScorer(Scorer):
         """Yield the shapes of the passes that `items` need."""
         yield from super().rehearsals(items)
         if self.adapter is not None and len(items) > 1:
-            yield from sgd_rehearsals(self.network, self._config, self.ranks)
+            yield from sgd_rehearsals(self.network, self._config, self.runtime)

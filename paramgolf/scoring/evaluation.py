@@ -13,7 +13,7 @@ from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
 from paramgolf.model.backend import place
 from paramgolf.model.network import Network
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text, load_text
@@ -28,16 +28,16 @@ class Evaluation:
     nats: np.ndarray
 
 
-def load_network(package: str | Path, ranks: Ranks) -> Network:
+def load_network(package: str | Path, runtime: Runtime) -> Network:
     """Rebuild the network from model.bin: float32 parameters on this process's device."""
-    return build_network(load_package(package), ranks)
+    return build_network(load_package(package), runtime)
 
 
-def build_network(packed: Package, ranks: Ranks) -> Network:
+def build_network(packed: Package, runtime: Runtime) -> Network:
     """Return a network of a decoded package, which stays as it is."""
     network = Network(packed.model, packed.vocab_size)
     network.load_state_dict(packed.state)
-    return place(network, ranks)
+    return place(network, runtime)
 
 
 def begin(
@@ -46,7 +46,7 @@ def begin(
     """Load what an evaluation reads; the clock has run since the command started."""
     session.timing.seconds["start"] += seconds_since_start()
     with session.timing.part("load"):
-        network = load_network(package, session.ranks)
+        network = load_network(package, session.runtime)
         return network, load_text(tokens, network.vocab_size, max_tokens)
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 ROUNDING_NATS = 1e-3  # how far below 0 a score may lie: cross entropy in float32 rounds
 REPLAYED = 1024  # updates checked at a time
@@ -122,7 +122,7 @@ class Ledger:
         self._place = np.empty(len(order), dtype=np.int64)
         self._place[order] = np.arange(len(order))
 
-    def merge(self, ranks: Ranks) -> None:
+    def merge(self, runtime: Runtime) -> None:
         """Exchange what each process scored and learned by itself since the last merge.
 
         All processes call it together; then all hold the same scores. A target that two of them
@@ -133,12 +133,12 @@ class Ledger:
         own = [update for update in self.updates[updates:] if update.own]
         trained, score_first = self._replay(own)
         rows = np.stack([np.where(mine, self.nats, 0.0), mine, trained])
-        nats, times, learned = ranks.sum(torch.from_numpy(rows).to(ranks.device)).cpu().numpy()
+        nats, times, learned = runtime.sum(torch.from_numpy(rows).to(runtime.device)).cpu().numpy()
         if (times > 1).any():
             _refuse("a target is scored a second time", np.flatnonzero(times > 1))
         new = len(self.weights) - 1 - entries
         figures = torch.tensor([new, len(own), not score_first], dtype=torch.float64)
-        total = ranks.sum(figures.to(ranks.device)).tolist()
+        total = runtime.sum(figures.to(runtime.device)).tolist()
         others = np.flatnonzero((times == 1) & ~mine)
         if len(others):
             self._enter(others, nats[others])

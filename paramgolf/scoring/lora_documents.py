@@ -64,9 +64,9 @@ def score_documents(network: Network, text: Text, config: AdaptConfig, session: 
     """Score every document, training the whole model in phases on the way."""
     scorer = DocumentScorer(network, text, config, session)
     # with several processes, a lane is another's to wait for
-    every = config.documents.lanes if session.ranks.world > 1 else 1
+    every = config.documents.lanes if session.runtime.world > 1 else 1
     session.run(scorer, scorer.plan(), "documents", every=every)
-    scorer.ledger.merge(session.ranks)
+    scorer.ledger.merge(session.runtime)
     return scorer.ledger
 
 
@@ -93,9 +93,9 @@ class DocumentScorer(Scorer):
         self.config = config
         self.learner = Learner(network, config.adapter, self.rows)
         self._replay = Replay()
-        self._lanes = share(config.documents.lanes, self.ranks)
+        self._lanes = share(config.documents.lanes, self.runtime)
         self.warm: dict[int, Matrices] = {}
-        if self.ranks.compile:
+        if self.runtime.compile:
             share_graphs(network)
 
     def plan(self) -> list[Step]:
@@ -123,7 +123,7 @@ class DocumentScorer(Scorer):
                 self._score_batch(item.batch)
         if item.phase:
             with self.session.timing.part("adapt"):
-                self.ledger.merge(self.ranks)
+                self.ledger.merge(self.runtime)
                 self.train(spread(self.start[: item.phase], self.stop[: item.phase]))
 
     def rehearsals(self, items: Sequence[Step]) -> Iterator[Rehearsal]:
@@ -132,21 +132,21 @@ class DocumentScorer(Scorer):
         mine = [step.batch for step in items if step.batch.lane in self._lanes]
         shapes = {shape for batch in mine for shape in pass_shapes(batch, self.rows, window)}
         ordered = sorted(shapes, reverse=True)
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             say(f"documents: compiling for {len(ordered)} shapes of passes")
         for rows, read, size in ordered:
             learner.keep(rows)
             yield Rehearsal(rows, read, slice(read - size, read), learner.options(), learns=True)
-        if self.ranks.device.type == "cuda":
+        if self.runtime.device.type == "cuda":
             self._record(ordered)
         if any(step.phase for step in items):
             self.network.requires_grad_(True)
-            yield from sgd_rehearsals(self.network, self.config, self.ranks, window)
+            yield from sgd_rehearsals(self.network, self.config, self.runtime, window)
             self.network.requires_grad_(False).zero_grad()
 
     def _record(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Record a pass of each of the rehearsed shapes (rows, tokens read and scored)."""
-        device = self.ranks.device
+        device = self.runtime.device
         for shape in shapes:
             rows, read, size = shape
             self.learner.keep(rows)

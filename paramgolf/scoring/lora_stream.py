@@ -30,7 +30,7 @@ class StreamScorer(Scorer):
             text,
             session,
             length=config.window,
-            rows=-(-config.batch_windows // session.ranks.world),
+            rows=-(-config.batch_windows // session.runtime.world),
             mixing=config.mixture,
         )
         self._config = config
@@ -56,7 +56,7 @@ class StreamScorer(Scorer):
 
     def score_and_learn(self, batch: Windows) -> None:
         """Score a batch of windows, then learn from it."""
-        rows = share(len(batch), self.ranks)
+        rows = share(len(batch), self.runtime)
         mine = batch[rows.start : rows.stop]
         targets = batch.targets
         loss, scores = self._score(batch, mine)
@@ -86,5 +86,5 @@ class StreamScorer(Scorer):
         self.ledger.update(np.array([targets.start]), np.array([targets.stop]))
         for leaf in self.learner.adapters.parameters():
             assert leaf.grad is not None
-            self.ranks.sum(leaf.grad)
+            self.runtime.sum(leaf.grad)
         self.learner.step()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from paramgolf.checkpoint import Checkpoint
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
 SECONDS = 30.0  # between saves, at least
 SHARE = 0.02  # of the time goes into saving, at most
@@ -25,10 +25,10 @@ class Resume:
     last. All processes must see the folder.
     """
 
-    def __init__(self, stage: str, key: str, ranks: Ranks) -> None:
-        self._ranks = ranks
+    def __init__(self, stage: str, key: str, runtime: Runtime) -> None:
+        self._runtime = runtime
         self._shared = Checkpoint(stage, key)
-        self._own = [Checkpoint(stage, f"{key}-{ranks.rank}-{turn}") for turn in (0, 1)]
+        self._own = [Checkpoint(stage, f"{key}-{runtime.rank}-{turn}") for turn in (0, 1)]
         self._saves = 0
         self._last, self._wait = time.monotonic(), SECONDS
         cpu = torch.device("cpu")
@@ -42,21 +42,21 @@ class Resume:
     def save(self, make: Callable[[], tuple[State, State]]) -> None:
         """Save what `make` returns, the common and the own state, if it is time; all call it."""
         due = time.monotonic() >= self._last + self._wait
-        if not self._ranks.agree(float(due)):
+        if not self._runtime.agree(float(due)):
             return
         begin = time.monotonic()
         shared, own = make()
         self._saves += 1
         if own:
             self._own[self._saves % 2].save(own)
-        self._ranks.barrier()
-        if self._ranks.is_main:
+        self._runtime.barrier()
+        if self._runtime.is_main:
             self._shared.save({**shared, "saves": self._saves, "own": bool(own)})
         self._last = time.monotonic()
         self._wait = max(SECONDS, (self._last - begin) / SHARE)
 
     def remove(self) -> None:
         """Delete the files, after success."""
-        self._ranks.barrier()
+        self._runtime.barrier()
         for checkpoint in (self._shared, *self._own):
             checkpoint.remove()

@@ -80,15 +80,20 @@ class Scorer:
         options: Pass | None = None,
         order: np.ndarray | None = None,
     ) -> None:
-        self.network, self.text, self.session, self.ranks = network, text, session, session.ranks
+        self.network, self.text, self.session, self.runtime = (
+            network,
+            text,
+            session,
+            session.runtime,
+        )
         self.rows, self.order, self.mixing = rows, order, mixing
         self.options = options or Pass(network.config.orders[-1])
         self.ledger = Ledger(len(text))
-        self.tokens = text.rows_source(length, self.ranks.device)
+        self.tokens = text.rows_source(length, self.runtime.device)
         self.mixture = None
         if mixing is not None:
             with session.timing.part("mixture"):
-                device = self.ranks.device
+                device = self.runtime.device
                 self.mixture = build_mixture(
                     text, mixing, self.ledger, order=order, padding=length, device=device
                 )
@@ -101,7 +106,7 @@ class Scorer:
         """
         with self.session.timing.part("score"):
             batches = list(split_batches(item, self.rows))
-            mine = [batches[i] for i in share(len(batches), self.ranks)]
+            mine = [batches[i] for i in share(len(batches), self.runtime)]
             with torch.no_grad(), self.network.frozen():
                 launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
                 scored = ((batch, scores()) for batch, scores in lag(launched, AHEAD))
@@ -113,7 +118,7 @@ class Scorer:
         nats, times = both.numpy()
         for batch, scores in scored:
             add_scores(nats, times, batch, scores, targets.start)
-        self.ranks.sum(both)
+        self.runtime.sum(both)
         self.ledger.score(targets.start, nats, times)
 
     def rehearsals(self, items: Sequence[Any]) -> Iterator[Rehearsal]:
@@ -171,7 +176,7 @@ class Scorer:
         segments = segments_of(inputs, options, multiple=multiple)
         if segments is None or segments.bounds is None:
             return options
-        bounds = send(segments.bounds, self.ranks.device)
+        bounds = send(segments.bounds, self.runtime.device)
         return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
 
     def nats(self, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.progress import track
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.scorer import Batch, Scorer
 from paramgolf.scoring.timing import Timing
 
@@ -17,9 +17,9 @@ from paramgolf.scoring.timing import Timing
 class Session:
     """What an evaluation runs in. A stage's also saves what is done, and examines some passes."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self.timing = Timing(ranks.device)
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
+        self.timing = Timing(runtime.device)
 
     def run(
         self, scorer: Scorer, items: Sequence[Any], label: str | None = None, *, every: int = 1
@@ -30,10 +30,10 @@ class Session:
         shown.
         """
         with self.timing.part("compile"):
-            if self.ranks.compile:
+            if self.runtime.compile:
                 rehearse(scorer, items)
         rest = range(self.begin(scorer), len(items))
-        show = self.ranks.is_main and label is not None
+        show = self.runtime.is_main and label is not None
         for index in track(rest, label or "", total=len(rest), show=show):
             scorer.run(items[index])
             if (index + 1) % every == 0:
@@ -70,7 +70,7 @@ def rehearse(scorer: Scorer, items: Sequence[Any]) -> None:
     for rows, length, part, options, learns in scorer.rehearsals(items):
         tokens = torch.randint(vocab_size, (rows, length), generator=generator)
         options = scorer.with_segments(tokens, options)
-        tokens = tokens.to(scorer.ranks.device)
+        tokens = tokens.to(scorer.runtime.device)
         batch = Batch(tokens, tokens, torch.zeros_like(tokens[:, 0]), options, part)
         with torch.set_grad_enabled(learns):
             nats, _ = scorer.nats(batch)

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Ranks, send, share
+from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.ledger import spans
 from paramgolf.scoring.scorer import Rehearsal, Scorer
@@ -26,7 +26,7 @@ class SgdAdapter:
     def __init__(
         self, scorer: Scorer, config: AdaptConfig, *, document_tokens: int | None = None
     ) -> None:
-        self._scorer, self._config, self._ranks = scorer, config, scorer.ranks
+        self._scorer, self._config, self._runtime = scorer, config, scorer.runtime
         self._options = sgd_options(scorer.network, document_tokens)
         self._parameters = list(scorer.network.parameters())
         # never None, so that a process without sequences joins the sums all the same
@@ -52,15 +52,15 @@ class SgdAdapter:
         scorer = self._scorer
         scorer.ledger.update(*spans(rows.ravel()))
         self.optimiser.zero_grad(set_to_none=False)
-        mine = rows[share(len(rows), self._ranks)]
+        mine = rows[share(len(rows), self._runtime)]
         if len(mine):
-            index = send(torch.from_numpy(mine), self._ranks.device)
+            index = send(torch.from_numpy(mine), self._runtime.device)
             inputs, goals = scorer.tokens[index].long(), scorer.tokens[index + 1].long()
             options = scorer.parted(mine, self._options)
             loss = scorer.network.nll(inputs, goals, options).sum() / rows.size
             loss.backward()
         for gradient in self._gradients:
-            self._ranks.sum(gradient)
+            self._runtime.sum(gradient)
         if self._config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
         self.optimiser.step()
@@ -72,11 +72,11 @@ def sgd_options(network: Network, document_tokens: int | None = None) -> Pass:
 
 
 def sgd_rehearsals(
-    network: Network, config: AdaptConfig, ranks: Ranks, document_tokens: int | None = None
+    network: Network, config: AdaptConfig, runtime: Runtime, document_tokens: int | None = None
 ) -> Iterator[Rehearsal]:
     """Yield the shapes of this process's passes over a chunk."""
     rows, batch = config.chunk_tokens // config.window, config.batch_sequences
     sizes = {min(batch, rows - begin) for begin in range(0, rows, batch)}
-    for size in sorted({len(share(size, ranks)) for size in sizes} - {0}):
+    for size in sorted({len(share(size, runtime)) for size in sizes} - {0}):
         options = sgd_options(network, document_tokens)
         yield Rehearsal(size, config.window, slice(None), options, learns=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from paramgolf.bits_per_byte import Tally
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig
 from paramgolf.scoring.evaluation import Evaluation, begin, summary
 from paramgolf.scoring.ledger import Ledger
@@ -24,11 +24,11 @@ def score_sliding(
     package: str | Path,
     tokens: str | Path,
     config: SlidingConfig,
-    ranks: Ranks,
+    runtime: Runtime,
     session: Session | None = None,
 ) -> Evaluation:
     """Score a packed model on the validation text in folder `tokens`; every process joins in."""
-    session = session or Session(ranks)
+    session = session or Session(runtime)
     network, text = begin(package, tokens, config.max_tokens, session)
     plain = plain_score(network, text, config.window, config.batch_windows, session)
     ledger = score_text(network, text, config, session)
@@ -39,7 +39,7 @@ def plain_score(network: Network, text: Text, window: int, rows: int, session: S
     """Return bits per byte without overlap, adaptation or mixture."""
 
     def make() -> float:
-        inner = Session(session.ranks)
+        inner = Session(session.runtime)
         ledger = score_fixed(network, text, inner, window=window, stride=window, rows=rows)
         ledger.close()
         session.timing.seconds["compile"] += inner.timing.seconds["compile"]

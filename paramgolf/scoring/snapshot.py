@@ -23,7 +23,7 @@ State = dict[str, Any]
 def state_of(scorer: Scorer) -> State:
     """Return what all processes hold alike, or do once ledgers are merged; all call it."""
     if isinstance(scorer, DocumentScorer):
-        scorer.ledger.merge(scorer.ranks)
+        scorer.ledger.merge(scorer.runtime)
     return {"ledger": ledger_state(scorer.ledger), "learned": learned(scorer)}
 
 
@@ -38,7 +38,7 @@ def load_state(scorer: Scorer, state: State, own: State) -> None:
     learn_again(scorer, state["learned"])
     if isinstance(scorer, DocumentScorer):
         for lane, matrices in own.get("warm", {}).items():
-            scorer.warm[lane] = {name: a.to(scorer.ranks.device) for name, a in matrices.items()}
+            scorer.warm[lane] = {name: a.to(scorer.runtime.device) for name, a in matrices.items()}
 
 
 @singledispatch

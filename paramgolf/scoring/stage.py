@@ -13,7 +13,7 @@ from paramgolf.checkpoint import resume_key
 from paramgolf.data.tokens import TOKENS_PATH, open_tokens
 from paramgolf.files import sha256_file, write_json
 from paramgolf.progress import say
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.documents import write_documents
 from paramgolf.scoring.evaluation import Evaluation
@@ -34,13 +34,13 @@ class StageSession(Session):
         self,
         stage: str,
         config: SlidingConfig | AdaptConfig,
-        ranks: Ranks,
+        runtime: Runtime,
         package: Path = PACKAGE_PATH,
         tokens: Path = TOKENS_PATH,
     ) -> None:
-        super().__init__(ranks)
-        key = evaluation_key(config, ranks, package, tokens)
-        self._stage, self._resume, self._probe = stage, Resume(stage, key, ranks), Probe()
+        super().__init__(runtime)
+        key = evaluation_key(config, runtime, package, tokens)
+        self._stage, self._resume, self._probe = stage, Resume(stage, key, runtime), Probe()
         self._facts: dict[str, float] = {}
         saved = self._resume.state
         if saved is not None:
@@ -60,7 +60,7 @@ class StageSession(Session):
         if saved is None:
             return 0
         load_state(scorer, saved["scorer"], self._resume.own)
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             say(f"{self._stage}: resumed after {saved['done']} parts of the text")
         done: int = saved["done"]
         return done
@@ -91,7 +91,7 @@ class StageSession(Session):
 
     def finish(self, evaluation: Evaluation) -> None:
         """Write documents.parquet and the metrics; nothing is left to resume."""
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             path = ARTIFACTS / self._stage / "documents.parquet"
             write_documents(path, evaluation.text, evaluation.nats)
             write_json(ARTIFACTS / "metrics" / f"{self._stage}.json", evaluation.metrics)
@@ -99,11 +99,11 @@ class StageSession(Session):
 
 
 def evaluation_key(
-    config: SlidingConfig | AdaptConfig, ranks: Ranks, package: Path, tokens: Path
+    config: SlidingConfig | AdaptConfig, runtime: Runtime, package: Path, tokens: Path
 ) -> str:
     """Return a hash of all that a score depends on."""
     found = open_tokens(tokens)
     files = [package, *(tokens / name for name in (*found.val_files, *found.val_bytes_files))]
     # a missing file is the evaluation's to complain of
     hashes = [sha256_file(path) if path.is_file() else None for path in files]
-    return resume_key(dataclasses.asdict(config), hashes, [ranks.world, ranks.device.type])
+    return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])

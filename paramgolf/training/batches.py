@@ -16,7 +16,7 @@ from paramgolf.data.shards import Stream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.config import Order
 from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.runtime import Ranks, send, share
+from paramgolf.runtime import Runtime, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.schedule import Point
 
@@ -39,9 +39,9 @@ class Batches:
     """The batches of a run: a global batch is cut into windows, shared out, cut into rows."""
 
     def __init__(
-        self, stream: Stream, config: TrainConfig, ranks: Ranks, micro_batch_tokens: int
+        self, stream: Stream, config: TrainConfig, runtime: Runtime, micro_batch_tokens: int
     ) -> None:
-        self._config, self._ranks = config, ranks
+        self._config, self._runtime = config, runtime
         self._micro_batch_tokens = micro_batch_tokens
         arrangement = "sequential" if config.loader == "documents" else config.loader
         lengths = {self.window_tokens(sizes) for sizes in config.sizes}
@@ -90,13 +90,13 @@ class Batches:
         """Yield this process's micro-batches after `consumed` tokens of training."""
         length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
         offset = -(-consumed // length)
-        mine = share(sizes.batch_tokens // length, self._ranks)
+        mine = share(sizes.batch_tokens // length, self._runtime)
         rows = self.rows(sizes)
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
             tokens = torch.from_numpy(windows)
-            yield batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
+            yield batch_of(tokens, longest, self._runtime.device, self._bounds[sizes])
 
     def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
@@ -104,7 +104,7 @@ class Batches:
         generator = torch.Generator().manual_seed(0)
         tokens = torch.randint(vocab_size, shape, generator=generator)
         longest = self._config.document_tokens(sizes)
-        return batch_of(tokens, longest, self._ranks.device, self._bounds[sizes])
+        return batch_of(tokens, longest, self._runtime.device, self._bounds[sizes])
 
 
 def batch_of(

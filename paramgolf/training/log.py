@@ -11,17 +11,17 @@ from typing import Any
 import torch
 
 from paramgolf.progress import say
-from paramgolf.runtime import Ranks, device_name
+from paramgolf.runtime import Runtime, device_name
 
 
-def environment(ranks: Ranks) -> dict[str, Any]:
+def environment(runtime: Runtime) -> dict[str, Any]:
     """Return what a reader needs to judge whether two runs compare."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
-        "device": device_name(ranks.device),
-        "world_size": ranks.world,
+        "device": device_name(runtime.device),
+        "world_size": runtime.world,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "system": platform.platform(),

@@ -27,7 +27,7 @@ from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.replay import Replay
 from paramgolf.progress import Meter, say
-from paramgolf.runtime import Ranks, device_name, synchronize
+from paramgolf.runtime import Runtime, device_name, synchronize
 from paramgolf.training.batches import Batch, Batches, backward
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.log import Log, environment
@@ -44,7 +44,7 @@ SCHEMA = 1
 def train(
     model: ModelConfig,
     config: TrainConfig,
-    ranks: Ranks,
+    runtime: Runtime,
     *,
     split: Callable[..., dict[str, float] | None] | None = None,
 ) -> None:
@@ -53,7 +53,7 @@ def train(
     `split` tells where the time of a step goes (paramgolf.profiling.time_split.time_split).
     """
     tokens = open_tokens()
-    run = Run(model, config, ranks, tokens)
+    run = Run(model, config, runtime, tokens)
     run.resume()
     run.warm_up()
     run.loop()
@@ -64,29 +64,29 @@ class Run:
     """One training run. `step` steps are done and `clock` has counted their seconds."""
 
     def __init__(
-        self, model: ModelConfig, config: TrainConfig, ranks: Ranks, tokens: TokenSet
+        self, model: ModelConfig, config: TrainConfig, runtime: Runtime, tokens: TokenSet
     ) -> None:
         self._tokens = tokens
-        network = Network(model, tokens.vocab_size, seed=config.seed, device=ranks.device)
+        network = Network(model, tokens.vocab_size, seed=config.seed, device=runtime.device)
         if model.fused_markers:
             mix_aliases(network.get_parameter("embedding"), tokens.aliases)
-        self._network = place(network, ranks)
+        self._network = place(network, runtime)
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),
             sha256_file(tokens.folder / "manifest.json"),
-            [ranks.world, str(ranks.device.type)],
+            [runtime.world, str(runtime.device.type)],
         )
-        self.model, self.config, self.ranks = model, config, ranks
-        self._state = TrainState(self._network, config, ranks)
+        self.model, self.config, self.runtime = model, config, runtime
+        self._state = TrainState(self._network, config, runtime)
         self._replay = Replay()
         if config.micro_batch_tokens == "auto":
-            micro_batch_tokens = choose_micro_batch(self._network, config, ranks)
+            micro_batch_tokens = choose_micro_batch(self._network, config, runtime)
         else:
             micro_batch_tokens = config.micro_batch_tokens
-        self._batches = Batches(tokens.train(), config, ranks, micro_batch_tokens)
+        self._batches = Batches(tokens.train(), config, runtime, micro_batch_tokens)
         self._checkpoint = Checkpoint("train", key)
-        self._log = Log(OUT / "log.jsonl", show=ranks.is_main)
+        self._log = Log(OUT / "log.jsonl", show=runtime.is_main)
         self.step = 0
         self.tokens = 0  # trained on so far
         self._flops = 0.0  # that they took
@@ -107,9 +107,9 @@ class Run:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same parameters, data and code, if any."""
-        saved = self._checkpoint.load(self.ranks.device)
+        saved = self._checkpoint.load(self.runtime.device)
         if saved is None:
-            self._log.write({"event": "start", **environment(self.ranks)})
+            self._log.write({"event": "start", **environment(self.runtime)})
             return
         self._state.load(saved["state"])
         self.step, self.tokens, self.phase = saved["step"], saved["tokens"], saved["phase"]
@@ -119,13 +119,13 @@ class Run:
         self._spent = saved["elapsed"]
         self._log.restore(saved["log"])
         self._step_ms = saved["step_ms"]
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             say(f"train: resumed at step {self.step} from {self._checkpoint.path}")
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint, unless the newest loss is not finite."""
         self._flush()
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             self._checkpoint.save(
                 {
                     "state": self._state.state(),
@@ -140,23 +140,23 @@ class Run:
                     "step_ms": self._step_ms,
                 }
             )
-        self.ranks.barrier()
+        self.runtime.barrier()
 
     def warm_up(self) -> None:
         """Compile and capture every phase's graphs on random tokens, then start the clock.
 
         Weights, moments and batches stay as they are.
         """
-        if self.ranks.compile:
+        if self.runtime.compile:
             for sizes, phase in self._meetings():
                 self._state.zero_grad()
                 batch = self._batches.random(sizes, self._tokens.vocab_size)
                 work = functools.partial(self._backward, sizes=sizes, phase=phase)
                 work(batch)
-                if self.ranks.device.type == "cuda":
+                if self.runtime.device.type == "cuda":
                     self._replay.capture((sizes, phase), work, batch)
         self._state.zero_grad()
-        synchronize(self.ranks.device)
+        synchronize(self.runtime.device)
         self._startup_seconds = seconds_since_start()
         self.clock = Clock(spent=self._spent)
 
@@ -170,7 +170,7 @@ class Run:
 
     def loop(self) -> None:
         """Take steps until the budget of steps or seconds is spent."""
-        meter = Meter("train", show=self.ranks.is_main)
+        meter = Meter("train", show=self.runtime.is_main)
         if self.step == 0:
             self._validate(self.config.validation_tokens)
         before = self.clock.elapsed
@@ -194,7 +194,7 @@ class Run:
             self._pause_for_records()
             before = self.clock.elapsed
         self._flush()
-        synchronize(self.ranks.device)
+        synchronize(self.runtime.device)
         meter.close()
 
     def _token_flops(self) -> float:
@@ -207,7 +207,7 @@ class Run:
         """Return the main process's clock, so that all processes end at one step."""
         if self.config.budget_seconds is None:
             return self.clock.elapsed
-        return self.ranks.agree(self.clock.elapsed)
+        return self.runtime.agree(self.clock.elapsed)
 
     def _enter_phase(self, at: Point) -> None:
         phase = self.model.phase_at(at.fraction, at.step)
@@ -228,10 +228,10 @@ class Run:
     def _forward_backward(self) -> Tensor:
         """Accumulate the gradient of the global batch's mean loss; return the loss (scalar)."""
         self._state.zero_grad()
-        loss = torch.zeros((), device=self.ranks.device)
+        loss = torch.zeros((), device=self.runtime.device)
         for batch in self._batches.read(self._sizes, self.tokens):
             loss += self._accumulate(batch)
-        return self.ranks.sum(loss)
+        return self.runtime.sum(loss)
 
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch, by a captured graph where one serves."""
@@ -281,14 +281,14 @@ class Run:
                 self.save_checkpoint()
 
     def _validate(self, max_tokens: int | None) -> Tally:
-        synchronize(self.ranks.device)
+        synchronize(self.runtime.device)
         with self.clock.paused():
             score = validate(
                 self._network,
                 self._tokens.val(),
                 self._tokens.val_bytes(),
                 self._pass,
-                self.ranks,
+                self.runtime,
                 length=self._sizes.sequence_length,
                 batch_windows=self._batches.windows(self._sizes),
                 max_tokens=max_tokens,
@@ -302,17 +302,17 @@ class Run:
         seconds = self.clock.elapsed
         self._state.load_average()
         score = self._validate(None)
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             self._write_model()
         metrics = self._metrics(seconds, score)
         if split is not None:  # the weights are written by now, and a step may spoil them
             at = point(self.config, self.step, 0.0)
             found = split(self._forward_backward, lambda: self._state.step(at))
             metrics["time_split_ms"] = found
-        if self.ranks.is_main:
+        if self.runtime.is_main:
             write_json(METRICS, metrics)
             self._checkpoint.remove()
-        self.ranks.barrier()
+        self.runtime.barrier()
 
     def _write_model(self) -> None:
         model, tensors = reached(self.model, self.phase, self._network.state_dict())
@@ -329,7 +329,7 @@ class Run:
 
     def _metrics(self, seconds: float, score: Tally) -> dict[str, Any]:
         speed = self.tokens / seconds if seconds else 0.0
-        name = device_name(self.ranks.device)
+        name = device_name(self.runtime.device)
         peak = peak_flops(name)
         return {
             "parameters": sum(p.numel() for p in self._network.parameters()),
@@ -339,11 +339,11 @@ class Run:
             "tokens_per_second": speed,
             "step_ms_median": statistics.median(self._step_ms) if self._step_ms else 0.0,
             "startup_seconds": self._startup_seconds,
-            "peak_memory_bytes": peak_memory(self.ranks.device),
-            "mfu": self._flops / seconds / peak / self.ranks.world if peak and seconds else None,
+            "peak_memory_bytes": peak_memory(self.runtime.device),
+            "mfu": self._flops / seconds / peak / self.runtime.world if peak and seconds else None,
             "val_bpb": score.bits_per_byte,
             "val_loss": score.loss,
-            "world_size": self.ranks.world,
+            "world_size": self.runtime.world,
             "device": name,
             "torch": torch.__version__,
         }

@@ -13,7 +13,7 @@ from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import coefficients
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.schedule import (
     Point,
@@ -30,20 +30,20 @@ class TrainState:
     """Network, optimisers and the exponential average of the weights, updated by one `step`.
 
     Matrices of the blocks take Muon; tables, and vectors with scalars, take AdamW at rates of
-    their own. All ranks hold the same state.
+    their own. All runtime hold the same state.
     """
 
-    def __init__(self, network: Network, config: TrainConfig, ranks: Ranks) -> None:
+    def __init__(self, network: Network, config: TrainConfig, runtime: Runtime) -> None:
         self.network = network
         self._config = config
-        self._ranks = ranks
+        self._runtime = runtime
         self._parameters = dict(network.named_parameters())
         if network.config.asymmetric_softcap:  # only adaptation at evaluation moves caps (#1923)
             self._parameters["softcaps"].requires_grad_(False)
         steps = coefficients(config.muon_coefficients, config.muon_iterations)
         self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
         matrices = {n: p for n, p in self._parameters.items() if n in self._matrices}
-        self._muon = Muon(matrices, steps, ranks, normalise_rows=config.muon_normalise_rows)
+        self._muon = Muon(matrices, steps, runtime, normalise_rows=config.muon_normalise_rows)
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._averaged = 0  # weights that swa has taken
@@ -67,10 +67,10 @@ class TrainState:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
     def step(self, at: Point, *, rewarm: float = 1.0) -> float:
-        """Sum gradients over ranks, clip, update weights and average; return the rate's share."""
+        """Sum gradients over processes, clip, update weights and average; return the rate's share."""
         if self._config.clip_scope == "process":
             # a part of 1 / world of the mean gradient is clipped as if it were the whole
-            self._clip(self._config.clip_norm / self._ranks.world)
+            self._clip(self._config.clip_norm / self._runtime.world)
         self._reduce_gradients()
         if self._config.clip_scope == "global":
             self._clip(self._config.clip_norm)
@@ -103,7 +103,7 @@ class TrainState:
             nn.utils.clip_grad_norm_(self._parameters.values(), norm)
 
     def _reduce_gradients(self) -> None:
-        if self._ranks.world == 1:
+        if self._runtime.world == 1:
             return
         begun = [dist.all_reduce(p.grad, async_op=True) for p in self._parameters.values()]
         for sum_of_ranks in begun:

@@ -15,7 +15,7 @@ from paramgolf.files import write_json
 from paramgolf.model.embedding import embed
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, program
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.run import Run
 
 VOCAB = 64
@@ -93,8 +93,10 @@ def run(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
         config = dataclasses.replace(
             sample.train, steps=2, batch_tokens=64, micro_batch_tokens=64, sequence_length=32
         )
-        ranks = Ranks(0, 1, torch.device("cpu"))
-        return Run(tiny_model(smear="token", **changes), config, ranks, open_tokens(tokens_folder))
+        runtime = Runtime(0, 1, torch.device("cpu"))
+        return Run(
+            tiny_model(smear="token", **changes), config, runtime, open_tokens(tokens_folder)
+        )
 
     return make
 

@@ -10,11 +10,11 @@ import torch
 from paramgolf.data.tokens import open_tokens
 from paramgolf.model.network import Network, Pass
 from paramgolf.optim.fake_quant import soft_round, straight_through
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
-CPU = Ranks(0, 1, torch.device("cpu"))
+CPU = Runtime(0, 1, torch.device("cpu"))
 
 
 def weights() -> torch.Tensor:

@@ -12,10 +12,10 @@ from torch import nn
 
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalise
-from paramgolf.runtime import Ranks, processes
+from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import RuntimeConfig
 
-CPU = Ranks(0, 1, torch.device("cpu"))
+CPU = Runtime(0, 1, torch.device("cpu"))
 SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
 
 
@@ -79,12 +79,12 @@ def test_singular_values_move_near_one(name):
 def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    runtime = RuntimeConfig(
+    machine = RuntimeConfig(
         device="cpu", processes=2, attention="auto", kernels="auto", compile="off", workers=0
     )
-    with processes(runtime) as ranks:
+    with processes(machine) as runtime:
         parameters = make()
-        muon = Muon(parameters, coefficients("polar_express", 5), ranks, normalise_rows=True)
+        muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalise_rows=True)
         for _ in range(3):
             muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
         torch.save({n: p.detach() for n, p in parameters.items()}, out / f"{rank}.pt")
@@ -116,7 +116,7 @@ def test_updates_are_gathered_while_there_is_other_work(monkeypatch):
         return Gathering()
 
     monkeypatch.setattr("paramgolf.optim.muon.dist.all_gather_into_tensor", gather)
-    ranks = Ranks(1, 2, torch.device("cpu"))
-    muon = Muon(make(), coefficients("newton_schulz", 5), ranks, normalise_rows=True)
+    runtime = Runtime(1, 2, torch.device("cpu"))
+    muon = Muon(make(), coefficients("newton_schulz", 5), runtime, normalise_rows=True)
     muon.step(lr=0.0, decay=0.0, momentum=0.9, meanwhile=lambda: events.append("meanwhile"))
     assert events == [(8, 16), (8, 8), (4, 8), "meanwhile", "wait", "wait", "wait"]

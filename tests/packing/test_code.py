@@ -28,7 +28,7 @@ from paramgolf.packing.code import (
 )
 from paramgolf.packing.entry import ADAPT, MIXTURE, RUNTIME, SLIDING
 from paramgolf.params import parse, read_yaml
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
@@ -86,7 +86,7 @@ def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
     common = {"window": 32, "stride": 16, "max_tokens": 1000, "mixture": mixture}
     sliding = {**SLIDING, **common, "mode": "strided"}
     adapt = {**ADAPT, **common, "mode": "sgd", "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
-    alone, model = Ranks(0, 1, torch.device("cpu")), artifact / "model.bin"
+    alone, model = Runtime(0, 1, torch.device("cpu")), artifact / "model.bin"
     if command == "eval":
         config = parse(SlidingConfig, sliding, "eval")
         expected = score_sliding(model, tokens_folder, config, alone).metrics

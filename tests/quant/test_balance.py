@@ -14,9 +14,9 @@ from paramgolf.quant.families import MEMBERS, stacked
 from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.quantize import prepare, quantize_model
 from paramgolf.quant.sensitivity import measure
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
-ALONE = Ranks(0, 1, CPU)
+ALONE = Runtime(0, 1, CPU)
 NAMES = [name for names in MEMBERS.values() for name in names]
 
 

@@ -20,9 +20,9 @@ from paramgolf.quant.calibrate import calibrate, collect, window_starts, write_t
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.trained import Trained
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB, LENGTH = 64, 16
 
 
@@ -208,9 +208,9 @@ def work(rank, folder, model):
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     trained = make_trained(parse(ModelConfig, model, "model"))
-    ranks = Ranks(rank, 2, torch.device("cpu"))
+    runtime = Runtime(rank, 2, torch.device("cpu"))
     tokens = open_tokens(f"{folder}/data/tokens")
-    found, _ = collect(trained, tokens, make_config(sequences=5, batch_sequences=2), ranks)
+    found, _ = collect(trained, tokens, make_config(sequences=5, batch_sequences=2), runtime)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 

@@ -52,10 +52,11 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
     resume.SECONDS, resume.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
     config, score = CASES[case]
-    machine = {"device": "cpu", "attention": "auto", "kernels": "auto", "compile": "off"}
-    runtime = RuntimeConfig(processes=1, workers=0, **machine)
+    machine = RuntimeConfig(
+        device="cpu", processes=1, attention="auto", kernels="auto", compile="off", workers=0
+    )
     paths = Path("model.bin"), Path()
-    with processes(runtime) as ranks:
-        session = Slow("eval", config, ranks, *paths)
+    with processes(machine) as runtime:
+        session = Slow("eval", config, runtime, *paths)
         session.pause = pause
-        session.finish(score(*paths, config, ranks, session))
+        session.finish(score(*paths, config, runtime, session))

@@ -6,7 +6,7 @@ import torch
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network
 from paramgolf.params import parse, read_yaml
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import (
     AdaptConfig,
     AdapterConfig,
@@ -17,7 +17,7 @@ from paramgolf.scoring.config import (
 from paramgolf.scoring.text import Text
 
 VOCAB, WINDOW, STRIDE = 61, 16, 4
-ALONE = Ranks(0, 1, torch.device("cpu"))
+ALONE = Runtime(0, 1, torch.device("cpu"))
 SMALL = {
     "layers": 3,
     "width": 16,

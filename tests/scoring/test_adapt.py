@@ -16,9 +16,9 @@ from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 
 
-def adapt(text, ranks, network=None, **changes):
+def adapt(text, runtime, network=None, **changes):
     config = make_config(**changes)
-    return score_and_adapt(network or make_network(), text, config, Session(ranks))
+    return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
 def test_rate_zero_scores_as_the_sliding_window_does():

@@ -10,7 +10,7 @@ from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_ne
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.backend import place
 from paramgolf.model.network import Pass
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import ShortChunk
@@ -26,9 +26,9 @@ SMOOTH = {"eps": 1e-3}
 PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
 
 
-def adapt(text, ranks=ALONE, network=None, documents=None, adapter=None, **changes):
+def adapt(text, runtime=ALONE, network=None, documents=None, adapter=None, **changes):
     config = make_lora_config("lora_documents", adapter, documents, **changes)
-    return score_and_adapt(network or make_network(), text, config, Session(ranks))
+    return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
 def brute_force(text, first, last, config):
@@ -329,12 +329,12 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
 def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch):
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
-    plain = Ranks(0, 1, torch.device("cuda"), attention="sdpa", kernels="reference")
-    ranks = dataclasses.replace(plain, compile=True)  # so that passes are rehearsed and recorded
+    plain = Runtime(0, 1, torch.device("cuda"), attention="sdpa", kernels="reference")
+    runtime = dataclasses.replace(plain, compile=True)  # so that passes are rehearsed and recorded
     text, documents = make_text(400), {**documents, "batch_documents": 8}
 
     def scores():
-        return adapt(text, ranks, place(make_network(), plain), documents, epochs=1).nats
+        return adapt(text, runtime, place(make_network(), plain), documents, epochs=1).nats
 
     recorded = scores()
     monkeypatch.setattr(DocumentScorer, "_record", lambda *_: None)

@@ -15,9 +15,9 @@ from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows
 
 
-def adapt(text, ranks=ALONE, network=None, adapter=None, **changes):
+def adapt(text, runtime=ALONE, network=None, adapter=None, **changes):
     config = make_lora_config("lora_stream", adapter, **changes)
-    return score_and_adapt(network or make_network(), text, config, Session(ranks))
+    return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
 def test_scores_are_those_of_a_plain_loop():

@@ -25,8 +25,8 @@ CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documen
 
 
 class Probing(Session):
-    def __init__(self, ranks):
-        super().__init__(ranks)
+    def __init__(self, runtime):
+        super().__init__(runtime)
         self.probe = Probe()
 
     def after(self, scorer, done, total):

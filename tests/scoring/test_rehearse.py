@@ -42,15 +42,15 @@ CASES = {
 }
 
 
-def score(case, text, ranks, kind="none", network=None):
+def score(case, text, runtime, kind="none", network=None):
     network, config = network or make_network(), CASES[case]
     mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if config is None:
         sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 5, "batch_windows": 5}
         config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
-        return score_text(network, text, config, Session(ranks))
+        return score_text(network, text, config, Session(runtime))
     config = dataclasses.replace(config, mixture=mixture)
-    return score_and_adapt(network, text, config, Session(ranks))
+    return score_and_adapt(network, text, config, Session(runtime))
 
 
 @pytest.fixture

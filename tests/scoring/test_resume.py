@@ -18,7 +18,7 @@ import torch
 from packed_case import write_package
 from resume_case import CASES, evaluate
 
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.resume import Resume
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -114,7 +114,7 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    resume = Resume("eval", "key", Ranks(0, 1, torch.device("cpu")))
+    resume = Resume("eval", "key", Runtime(0, 1, torch.device("cpu")))
     saved = []
 
     def make():
@@ -126,7 +126,7 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
         now[0] += 1.0
         resume.save(make)
     assert saved == [30.0, 183.0, 336.0, 489.0]  # 3 s of 150 s are 2 %
-    again = Resume("eval", "key", Ranks(0, 1, torch.device("cpu")))
+    again = Resume("eval", "key", Runtime(0, 1, torch.device("cpu")))
     assert again.state["done"] == 4
     again.remove()
     assert not list(tmp_path.glob(".resume/*"))

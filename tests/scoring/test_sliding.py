@@ -15,9 +15,9 @@ from paramgolf.scoring.text import Text, find_documents
 from paramgolf.scoring.windows import Windows, sliding_windows
 
 
-def slide(text, ranks, *, window=WINDOW, stride=STRIDE, rows=5, network=None):
+def slide(text, runtime, *, window=WINDOW, stride=STRIDE, rows=5, network=None):
     network = network or make_network()
-    ledger = score_fixed(network, text, Session(ranks), window=window, stride=stride, rows=rows)
+    ledger = score_fixed(network, text, Session(runtime), window=window, stride=stride, rows=rows)
     ledger.close()
     return ledger.nats
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.runtime import Ranks, share
+from paramgolf.runtime import Runtime, share
 from paramgolf.scoring.scorer import add_scores, split_batches
 from paramgolf.scoring.windows import document_windows, sliding_windows, split_chunks
 
@@ -22,7 +22,7 @@ def test_each_target_is_scored_once_whatever_the_shapes_and_processes(count, sha
     batches = list(split_batches(windows, rows))
     nats, times = np.zeros((2, count))
     for rank in range(world):
-        for i in share(len(batches), Ranks(rank, world, torch.device("cpu"))):
+        for i in share(len(batches), Runtime(rank, world, torch.device("cpu"))):
             batch = batches[i]
             assert 1 <= len(batch) <= rows
             assert batch.offset <= (batch.first - batch.start).max() <= batch.offset + length // 4

@@ -11,7 +11,7 @@ import torch
 from paramgolf.data.tokens import open_tokens
 from paramgolf.model.attention import find_segments
 from paramgolf.model.network import BOS
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import BatchPhase
 from paramgolf.training.schedule import Point
@@ -30,7 +30,7 @@ def config_of(sample, **changes):
 def read(stream, config, sizes, consumed, world=1):
     parts = []
     for rank in range(world):
-        batches = Batches(stream, config, Ranks(rank, world, torch.device("cpu")), 128)
+        batches = Batches(stream, config, Runtime(rank, world, torch.device("cpu")), 128)
         parts += [batch.tokens for batch in batches.read(sizes, consumed)]
     return torch.cat(parts)
 
@@ -47,7 +47,7 @@ def test_processes_share_one_global_batch(stream, sample, loader):
 
 def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
     config = config_of(sample, loader="documents")
-    batches = Batches(stream, config, Ranks(0, 1, torch.device("cpu")), 128)
+    batches = Batches(stream, config, Runtime(0, 1, torch.device("cpu")), 128)
     sizes = config.sizes[0]
     rows = read(stream, config, sizes, 256)
     assert rows.shape == (2, 129)
@@ -63,7 +63,7 @@ def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
 def test_the_curriculum_changes_sizes_at_its_fractions(stream, sample):
     later = BatchPhase(at=0.5, batch_tokens=512, sequence_length=64)
     config = config_of(sample, curriculum=(later,))
-    batches = Batches(stream, config, Ranks(0, 1, torch.device("cpu")), 128)
+    batches = Batches(stream, config, Runtime(0, 1, torch.device("cpu")), 128)
     assert batches.sizes(Point(0, 0.49, 1.0)) == config.sizes[0]
     assert batches.sizes(Point(0, 0.5, 1.0)) == later
     assert read(stream, config, later, 0).shape == (8, 65)

@@ -9,7 +9,7 @@ import torch
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.micro_batch import CPU_TOKENS, choose_micro_batch, fitting
 
 
@@ -30,7 +30,7 @@ def test_auto_becomes_a_number_on_a_cpu(sample, capsys):
         sample.train, micro_batch_tokens="auto", batch_tokens=2**16, sequence_length=256
     )
     chosen = choose_micro_batch(
-        Network(sample.model, 64, seed=1), config, Ranks(0, 1, torch.device("cpu"))
+        Network(sample.model, 64, seed=1), config, Runtime(0, 1, torch.device("cpu"))
     )
     assert chosen == CPU_TOKENS
     assert "16,384" in capsys.readouterr().err
@@ -41,6 +41,6 @@ def test_what_is_chosen_on_a_gpu_fits(sample):
     config = dataclasses.replace(
         sample.train, micro_batch_tokens="auto", batch_tokens=2**16, sequence_length=256
     )
-    ranks = Ranks(0, 1, torch.device("cuda"))
-    network = Network(sample.model, 64, seed=1).to(ranks.device)
-    assert 2**16 % choose_micro_batch(network, config, ranks) == 0
+    runtime = Runtime(0, 1, torch.device("cuda"))
+    network = Network(sample.model, 64, seed=1).to(runtime.device)
+    assert 2**16 % choose_micro_batch(network, config, runtime) == 0

@@ -23,13 +23,13 @@ from paramgolf.data.tokens import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import compose
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchPhase
 from paramgolf.training.run import Run, reached
 from paramgolf.training.validate import validate
 
 ROOT = Path(__file__).parents[2]
-CPU = Ranks(0, 1, torch.device("cpu"))
+CPU = Runtime(0, 1, torch.device("cpu"))
 TINY_MODEL = {
     "layers": 4,
     "width": 32,
@@ -142,9 +142,9 @@ def run(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
     """Make runs inside a temporary project."""
     monkeypatch.chdir(tmp_path)
 
-    def make(ranks: Ranks = CPU, **changes: object) -> Run:
+    def make(runtime: Runtime = CPU, **changes: object) -> Run:
         config = dataclasses.replace(sample.train, **{**TINY_TRAIN, **changes})
-        return Run(tiny_model(), config, ranks, open_tokens(tokens_folder))
+        return Run(tiny_model(), config, runtime, open_tokens(tokens_folder))
 
     return make
 
@@ -185,8 +185,8 @@ def test_micro_batches_do_not_change_the_gradient(run):
 
 
 def test_warm_up_leaves_weights_moments_and_batches_untouched(run):
-    compiled = Ranks(0, 1, torch.device("cpu"), compile=True)
-    warm, cold = run(ranks=compiled), run()
+    compiled = Runtime(0, 1, torch.device("cpu"), compile=True)
+    warm, cold = run(runtime=compiled), run()
     warm._network._block = cold._network._block  # what is compiled is not the point here
     before = [batch.tokens for batch in warm._batches.read(warm._sizes, 0)]
     warm.warm_up()

@@ -12,7 +12,7 @@ import torch.multiprocessing as mp
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Ranks, processes
+from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.schedule import point
@@ -21,12 +21,12 @@ from paramgolf.training.state import TrainState
 VOCAB, STEPS, ROWS = 64, 3, 4
 
 
-def trained(model: ModelConfig, config: TrainConfig, ranks: Ranks) -> dict[str, torch.Tensor]:
+def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[str, torch.Tensor]:
     """Weights and averages after a few steps, each rank on its rows of the batch."""
     network = Network(model, VOCAB, seed=0)
-    state = TrainState(network, config, ranks)
+    state = TrainState(network, config, runtime)
     batch = torch.randint(0, VOCAB, (ROWS, 17), generator=torch.Generator().manual_seed(1))
-    mine = batch.view(ranks.world, -1, 17)[ranks.rank]
+    mine = batch.view(runtime.world, -1, 17)[runtime.rank]
     for step in range(STEPS):
         state.zero_grad()
         nll = network.nll(mine[:, :-1], mine[:, 1:], Pass(model.orders[0]))
@@ -39,11 +39,11 @@ def trained(model: ModelConfig, config: TrainConfig, ranks: Ranks) -> dict[str, 
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    runtime = RuntimeConfig(
+    machine = RuntimeConfig(
         device="cpu", processes=2, attention="auto", kernels="auto", compile="off", workers=0
     )
-    with processes(runtime) as ranks:
-        torch.save(trained(model, config, ranks), out / f"{rank}.pt")
+    with processes(machine) as runtime:
+        torch.save(trained(model, config, runtime), out / f"{rank}.pt")
 
 
 @pytest.mark.parametrize("clip_norm", [0.05, 0.0])
@@ -51,7 +51,7 @@ def test_two_processes_equal_one(clip_norm, sample, tiny_model, tmp_path, free_p
     config = dataclasses.replace(sample.train, steps=10, clip_norm=clip_norm, adam_eps=1e-3)
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
     mp.spawn(_run_rank, args=(free_port, model, config, tmp_path), nprocs=2)
-    expected = trained(model, config, Ranks(0, 1, torch.device("cpu")))
+    expected = trained(model, config, Runtime(0, 1, torch.device("cpu")))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, x in expected.items():

@@ -14,7 +14,7 @@ from scoring_case import (
     make_text,
 )
 
-from paramgolf.runtime import Ranks
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_fixed
@@ -35,13 +35,13 @@ CONFIGS = {
 }
 
 
-def evaluate(ranks: Ranks) -> dict[str, np.ndarray]:
+def evaluate(runtime: Runtime) -> dict[str, np.ndarray]:
     network, text = make_network(), make_text(170)
-    fixed = score_fixed(network, text, Session(ranks), window=WINDOW, stride=STRIDE, rows=3)
+    fixed = score_fixed(network, text, Session(runtime), window=WINDOW, stride=STRIDE, rows=3)
     results = {"fixed": fixed.nats}
     for name, config in CONFIGS.items():
         network = make_network()
-        ledger = score_and_adapt(network, text, config, Session(ranks))
+        ledger = score_and_adapt(network, text, config, Session(runtime))
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         verdict = np.array(list(ledger.close().values()), dtype=float)
         results |= {
@@ -56,7 +56,7 @@ def work(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    np.savez(f"{folder}/{rank}.npz", **evaluate(Ranks(rank, 2, torch.device("cpu"))))
+    np.savez(f"{folder}/{rank}.npz", **evaluate(Runtime(rank, 2, torch.device("cpu"))))
     dist.destroy_process_group()
 
 
