@@ -7,7 +7,6 @@ from pathlib import Path
 
 from paramgolf.files import write_text
 from paramgolf.report import compare_views as views
-from paramgolf.report.compare_template import COMPARE_PAGE
 from paramgolf.report.html import template
 from paramgolf.report.runs import Run
 
@@ -22,7 +21,7 @@ def render_comparison(runs: Sequence[Run], left_out: Mapping[str, str]) -> str:
     falls, score_labels = views.falls(runs)
     stacks = views.stacks(runs)
     limits = {run.metrics.get("package.limit_bytes") for run in runs} - {None}
-    return template(COMPARE_PAGE).render(
+    return template("compare.html").render(
         warnings=views.warnings(runs, left_out),
         figures=views.FIGURES,
         summary=views.summary(runs),

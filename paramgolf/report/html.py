@@ -1,4 +1,4 @@
-"""Templates of the pages, with the macros and the style sheet at hand."""
+"""The pages' templates: HTML and CSS files beside this module, rendered by Jinja."""
 
 from __future__ import annotations
 
@@ -7,21 +7,18 @@ import re
 import jinja2
 from markupsafe import Markup, escape
 
-from paramgolf.report.macros import MACROS
-from paramgolf.report.style import STYLE
 
-
-def template(page: str) -> jinja2.Template:
-    """Return a page's template, with the macros and the style sheet at hand."""
+def template(name: str) -> jinja2.Template:
+    """Return one of the templates in paramgolf/report/templates, such as run.html."""
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        loader=jinja2.DictLoader({"macros": MACROS}),
+        loader=jinja2.PackageLoader("paramgolf.report"),
     )
     environment.filters["code"] = _code
-    return environment.from_string(page, globals={"style": Markup(STYLE)})
+    return environment.get_template(name)
 
 
 def _code(text: str) -> Markup:
-    """Return a text as HTML, what stands in backticks as code."""
+    """Return a text as HTML, with what stands in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))

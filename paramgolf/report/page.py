@@ -14,7 +14,6 @@ from paramgolf.report.html import template
 from paramgolf.report.inputs import LOG, Inputs, load_inputs
 from paramgolf.report.plots import write_pictures
 from paramgolf.report.scores import evaluations
-from paramgolf.report.template import RUN_PAGE
 
 OUT = Path("artifacts/report")
 
@@ -32,7 +31,7 @@ def render(inputs: Inputs) -> str:
     scores, score_labels = views.scores(inputs)
     limit_bytes = get("package", "limit_bytes")
     leaves = byte_map.leaves(inputs.package)
-    return template(RUN_PAGE).render(
+    return template("run.html").render(
         bpb=get("eval_ttt", "val_bpb"),
         facts=_facts(inputs),
         scores=scores,

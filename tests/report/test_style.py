@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 
 import pytest
 
-from paramgolf.report.style import STYLE
-
+STYLE = files("paramgolf.report").joinpath("templates/style.css").read_text(encoding="utf-8")
 TEXT, GRAPHIC = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
 Color = tuple[float, float, float]
 
