@@ -8,7 +8,7 @@ number of processes.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from paramgolf.quant.generate import write
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import Trained, load_trained
-from paramgolf.runtime import Runtime, share, synchronize
+from paramgolf.runtime import Runtime, synchronize
 
 OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
 METRICS_PATH = Path("artifacts/metrics/calibrate.json")
@@ -69,42 +69,43 @@ def collect(
     network.load_state_dict(trained.state)
     place(network, replace(runtime, compile=False))  # taps defeat compilation
     length = trained.sequence_length
-    batches: Iterator[Tensor]
     if config.source == "train":
         stream = tokens.train()
         starts = window_starts(len(stream), length, config.sequences, config.seed)
         sequences = len(starts)
-        mine = _batches(share(sequences, runtime), config.batch_sequences)
-        batches = (read_windows(stream, starts[i.start : i.stop], length) for i in mine)
+        numbers = deal(sequences, runtime)
+        texts_NT = read_windows(stream, starts[numbers], length).to(runtime.device)
     else:
         sequences = config.sequences
-        mine = _batches(share(sequences, runtime), config.batch_sequences)
-        batches = _written(network, mine, length, tokens.bos, config)
-    shown = track(batches, "calibrate", total=len(mine), show=runtime.is_main)
-    texts: list[Tensor] = []
-    hessians = gather(network, (_kept(batch.to(runtime.device), texts) for batch in shown), runtime)
+        numbers = deal(sequences, runtime)
+        texts_NT = _generate(network, numbers, length, tokens.bos, config, runtime)
+    batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
+    shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
+    hessians = gather(network, shown, runtime)
     if config.sensitivity_sequences:
-        some = share(min(config.sensitivity_sequences, sequences), runtime)
-        rows = torch.cat(texts)[: len(some)]
-        pairs = track(
-            _drawn(rows, some, config), "sensitivity", total=len(rows), show=runtime.is_main
-        )
-        hessians |= measure(network, pairs, hessians, runtime)
+        measured = numbers[: int(np.searchsorted(numbers, config.sensitivity_sequences))]
+        pairs = _with_draws(texts_NT, measured, config.seed)
+        shown = track(pairs, "sensitivity", total=len(measured), show=runtime.is_main)
+        hessians |= measure(network, shown, hessians, runtime)
     return hessians, sequences * length
 
 
-def _kept(batch: Tensor, texts: list[Tensor]) -> Tensor:
-    texts.append(batch)
-    return batch
+def deal(count: int, runtime: Runtime) -> np.ndarray:
+    """Return the numbers of this process's sequences, in rising order, of `count`.
+
+    Sequences are dealt like cards: the first ones, which alone show sensitivities, fall to all
+    processes alike.
+    """
+    return np.arange(runtime.rank, count, runtime.world)
 
 
-def _drawn(
-    rows: Tensor, numbers: range, config: CalibrateConfig
+def _with_draws(
+    texts_NT: Tensor, numbers: np.ndarray, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each text [1, T], and draws [T, 1] that depend on the seed and its number."""
-    for row, number in zip(rows, numbers, strict=False):
-        draws = np.random.default_rng([config.seed, number, 1]).random((len(row), 1))
-        yield row.unsqueeze(0), torch.from_numpy(draws).to(rows.device)
+    """Yield the text [1, T] of each number, and draws [T, 1] that follow from seed and number."""
+    for text_T, number in zip(texts_NT, numbers, strict=False):
+        draws = np.random.default_rng([seed, number, 1]).random((len(text_T), 1))
+        yield text_T.unsqueeze(0), torch.from_numpy(draws).to(text_T.device)
 
 
 def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.ndarray:
@@ -132,11 +133,11 @@ def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.nda
 def read_windows(stream: Stream, starts: np.ndarray, length: int) -> Tensor:
     """Return the windows that begin at `starts`, int64 [len(starts), length]."""
     rows = [stream.read(int(start), int(start) + length) for start in starts]
-    return torch.from_numpy(np.stack(rows).astype(np.int64))
+    return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(-1, length))
 
 
 def write_text(
-    network: Network, numbers: range, length: int, bos: int, config: CalibrateConfig
+    network: Network, numbers: Iterable[int], length: int, bos: int, config: CalibrateConfig
 ) -> Tensor:
     """Let the model write sequences `numbers`, int64 [len(numbers), length] on the model's device.
 
@@ -148,20 +149,18 @@ def write_text(
     return write(network, torch.from_numpy(np.stack(draws)).to(device), bos, config.temperature)
 
 
-def _written(
-    network: Network, mine: list[range], length: int, bos: int, config: CalibrateConfig
-) -> Iterator[Tensor]:
-    """Yield the texts of each batch; those of several are written together."""
-    texts: Tensor | None = None
-    for batch in mine:
-        if texts is None or len(texts) == 0:
-            most = max(WRITTEN_TOGETHER // config.batch_sequences, 1) * config.batch_sequences
-            numbers = range(batch.start, min(batch.start + most, mine[-1].stop))
-            texts = write_text(network, numbers, length, bos, config)
-        yield texts[: len(batch)]
-        texts = texts[len(batch) :]
-
-
-def _batches(mine: range, size: int) -> list[range]:
-    """Cut a process's share of the sequences into batches of `size`, the last one smaller."""
-    return [range(i, min(i + size, mine.stop)) for i in range(mine.start, mine.stop, size)]
+def _generate(
+    network: Network,
+    numbers: np.ndarray,
+    length: int,
+    bos: int,
+    config: CalibrateConfig,
+    runtime: Runtime,
+) -> Tensor:
+    """Return the texts of `numbers`, int64 [N, length], written some at a time."""
+    some = range(0, len(numbers), WRITTEN_TOGETHER)
+    texts = [torch.empty(0, length, dtype=torch.int64, device=runtime.device)]
+    for start in track(some, "writing text", total=len(some), show=runtime.is_main):
+        part = numbers[start : start + WRITTEN_TOGETHER]
+        texts.append(write_text(network, part, length, bos, config))
+    return torch.cat(texts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.balance import SUFFIX
 from paramgolf.quant.families import MEMBERS, stacked
+from paramgolf.quant.generate import pick
 from paramgolf.runtime import Runtime
 
 
@@ -40,8 +41,7 @@ def measure(
         with torch.no_grad():
             chances = torch.softmax(network.logits(text, options)[0], dim=-1)
             likely += chances.sum(0)
-            ends = chances.double().cumsum(-1)
-            targets = torch.searchsorted(ends, draws * ends[:, -1:]).clamp_max(len(likely) - 1)
+            targets = pick(chances.double(), draws)
         loss = network.nll(text, targets.T, options).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):

@@ -203,27 +203,42 @@ def _as_dict(value):
     return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
-def work(rank, folder, model):
+def work(rank, folder, model, changes):
     torch.set_num_threads(1)
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     trained = make_trained(parse(ModelConfig, model, "model"))
     runtime = Runtime(rank, 2, torch.device("cpu"))
     tokens = open_tokens(f"{folder}/data/tokens")
-    found, _ = collect(trained, tokens, make_config(sequences=5, batch_sequences=2), runtime)
+    found, _ = collect(trained, tokens, make_config(**json.loads(changes)), runtime)
     torch.save(found, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
-def test_two_processes_share_the_sequences(tiny_model, tokens_folder):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sequences": 5, "sensitivity_sequences": 0},
+        {"sequences": 8, "sensitivity_sequences": 3},
+        {"sequences": 4, "sensitivity_sequences": 2, "source": "generate"},
+    ],
+)
+def test_two_processes_find_what_one_does(tiny_model, tokens_folder, changes):
+    """Sensitivities are those of the first sequences, whichever process has them."""
     folder, model = tokens_folder.parents[1], tiny_model()
-    mp.spawn(work, args=(str(folder), json.loads(json.dumps(model, default=_as_dict))), nprocs=2)
+    given = json.dumps({**changes, "batch_sequences": 2})
+    content = json.loads(json.dumps(model, default=_as_dict))
+    mp.spawn(work, args=(str(folder), content, given), nprocs=2)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-    config = make_config(sequences=5, batch_sequences=2)
+    config = make_config(**json.loads(given))
     one, _ = collect(make_trained(model), open_tokens(tokens_folder), config, ALONE)
-    for family, expected in one.items():
-        assert torch.equal(first[family], second[family])
-        torch.testing.assert_close(first[family], expected, rtol=1e-4, atol=1e-6)
+    measured = [name for name in one if name.endswith(".sensitivity")]
+    assert bool(measured) == (changes["sensitivity_sequences"] > 0)
+    assert first.keys() == one.keys()
+    for name, expected in one.items():
+        assert torch.equal(first[name], second[name])
+        rounding = 1e-5 * float(expected.abs().max())
+        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=rounding)
 
 
 def test_recurrence_is_active(tiny_model):
