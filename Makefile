@@ -5,7 +5,7 @@ BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test test-gpu test-kernels lint deps
+.PHONY: setup repro test test-gpu test-kernels lint
 
 setup: $(INSTALLED)
 
@@ -37,6 +37,3 @@ lint: setup
 	ruff format --check
 	mypy
 	lint-imports --no-logo
-
-deps: setup
-	paramgolf deps --write

@@ -18,17 +18,25 @@ from typing import Any
 
 import torch
 
+from paramgolf.code_hash import code_hash
 from paramgolf.files import atomic_open
 
 
 def resume_key(*parts: object) -> str:
-    """Return a hash of `parts` (JSON-able), torch's version and the package's loaded code."""
-    digest = hashlib.sha256(json.dumps([torch.__version__, *parts], sort_keys=True).encode())
-    for name in sorted(name for name in sys.modules if name.startswith("paramgolf.")):
-        loader = sys.modules[name].__loader__
-        assert isinstance(loader, InspectLoader)
-        digest.update((loader.get_source(name) or "").encode())
-    return digest.hexdigest()[:16]
+    """Return a hash of `parts` (JSON-able), torch's version and the package's loaded code.
+
+    Of the code that is the hash which stages depend on: a comment does not end a run.
+    """
+    code = code_hash({name: _source(name) for name in sys.modules if name.startswith("paramgolf.")})
+    content = json.dumps([torch.__version__, code, *parts], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _source(module: str) -> str:
+    """Return a loaded module's source, of a file or packed in train_gpt.py."""
+    loader = sys.modules[module].__loader__
+    assert isinstance(loader, InspectLoader)
+    return loader.get_source(module) or ""
 
 
 class Checkpoint:

@@ -27,7 +27,6 @@ COMMANDS = {
     "audit-score": "judge another script's scoring function by the rules",
     "submit": "make the folder of a submission",
     "completion": "print the completion script of a shell",
-    "deps": "compare the stages' deps in dvc.yaml with their imports",
 }
 CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."

@@ -1,6 +1,6 @@
 """Which of the package's modules a script needs: the transitive closure of its import statements.
 
-The same answer serves as the exact deps of a DVC stage and as the contents of train_gpt.py.
+The same answer serves as what a stage's hash covers and as the contents of train_gpt.py.
 """
 
 from __future__ import annotations

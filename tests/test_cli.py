@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from paramgolf.cli import COMMANDS, main
-from paramgolf.commands import deps, use
+from paramgolf.commands import use
 from paramgolf.commands.completion import SHELLS
 from paramgolf.errors import exit_on_error
 from paramgolf.params import read_yaml
@@ -102,7 +103,6 @@ BAD = [
     (["completion"], "the following arguments are required: WHAT"),
     (["completion", "smalltalk"], "invalid choice: 'smalltalk'"),
     (["completion", "experiments"], "Git cannot read this folder"),
-    (["deps"], "there is no file dvc.yaml"),
 ]
 
 
@@ -219,81 +219,18 @@ def test_a_reader_that_has_enough_is_no_error(command):
     assert found.stderr == ""
 
 
-def test_deps_of_dvc_yaml_are_exact():
-    lines = deps.differences(deps.read_pipeline(ROOT)["stages"], ROOT)
-    assert lines == [], "run `paramgolf deps --write`"
-
-
-STAGE = """\
-# The plan.
-stages:
-  one:
-    desc: "A stage: first"
-    cmd:
-      - python -m paramgolf.cli check
-      - python stages/one.py
-    deps:
-      - data/raw # input
-      - paramgolf/gone.py
-      - stages/one.py
-    params:
-      - one
-    outs:
-      - out:
-          cache: false
-# the end
-metrics:
-  - out
-"""
-
-
-@pytest.fixture
-def small_project(project: Path) -> Path:
-    """A project of one stage whose deps lack a module and name one too many."""
-    (project / "stages").mkdir()
-    (project / "paramgolf").mkdir()
-    (project / "stages/one.py").write_text("from paramgolf.b import x\n")
-    (project / "paramgolf/b.py").write_text("import paramgolf.c\n")
-    (project / "paramgolf/c.py").write_text("")
-    (project / "dvc.yaml").write_text(STAGE)
-    return project
-
-
-def test_deps_names_what_is_missing_and_what_is_too_many(small_project, capsys):
-    assert code_of("deps") == 1
-    assert capsys.readouterr().out.splitlines() == [
-        "one: lacks paramgolf/b.py",
-        "one: lacks paramgolf/c.py",
-        "one: has no use for paramgolf/gone.py",
-    ]
-    assert (small_project / "dvc.yaml").read_text() == STAGE
-
-
-def test_deps_written_change_nothing_else(small_project, capsys):
-    assert code_of("deps", "--write") == 0
-    fixed = STAGE.replace(" # input", "").replace("gone.py", "b.py\n      - paramgolf/c.py")
-    assert (small_project / "dvc.yaml").read_text() == fixed
-    capsys.readouterr()
-    assert code_of("deps") == 0
-    assert capsys.readouterr().out == "dvc.yaml: every stage's deps are exact\n"
-
-
-def test_a_stage_without_its_script_is_named(small_project, capsys):
-    (small_project / "stages/one.py").unlink()
-    assert code_of("deps") == 2
-    assert "there is no script stages/one.py" in capsys.readouterr().err
-
-
 def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
     """runtime is nobody's parameter: no result depends on it."""
-    for name, stage in deps.read_pipeline(ROOT)["stages"].items():
-        source = (ROOT / deps.script_of(stage)).read_text()
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    del stages["code"]  # which runs before any parameter is read
+    for name, stage in stages.items():
+        source = (ROOT / f"stages/{name}.py").read_text()
         read = set(re.findall(r'load_params\(\w+, "(\w+)"\)', source)) - {"runtime"}
         if name == "report":
             read = {*SECTIONS, "verify.eval_seconds", "verify.train_seconds"}
         if name == "package":  # how the evaluations go is frozen into train_gpt.py, no more of them
-            stages, keys = {"eval_sliding", "eval_ttt"}, ("mode", "mixture.kind")
-            read = read - stages | {f"{stage}.{key}" for stage in stages for key in keys}
+            evaluations, keys = {"eval_sliding", "eval_ttt"}, ("mode", "mixture.kind")
+            read = read - evaluations | {f"{one}.{key}" for one in evaluations for key in keys}
         assert set(stage["params"]) == read, name
 
 

@@ -17,6 +17,7 @@ from paramgolf.data.tokens import open_tokens
 from paramgolf.files import write_json
 from paramgolf.metrics import METRICS, Metrics, load_metrics
 from paramgolf.params import read_yaml
+from paramgolf.stage_code import HASHES
 from paramgolf.verify.config import VerifyConfig
 
 DVC_YAML = Path("dvc.yaml")
@@ -96,7 +97,7 @@ def evaluators_read(run: Run) -> Verdict:
     """R4: the evaluators read the package and the tokens, and nothing else."""
     extra = []
     for stage in EVALUATORS:
-        data = {dep for dep in run.stages[stage]["deps"] if not dep.endswith(".py")}
+        data = {dep for dep in run.stages[stage]["deps"] if not dep.startswith(f"{HASHES}/")}
         extra += [f"{stage} also reads {dep}" for dep in sorted(data - EVALUATOR_DATA)]
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
     return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")

@@ -15,7 +15,7 @@ from paramgolf.data.shards import write_shard
 from paramgolf.files import write_json, write_text
 from paramgolf.recipes import RECIPES, build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TOKENS, BYTES = 2001, 7000  # validation tokens (one more than targets) and the bytes they stand for
 
 PROBE = {

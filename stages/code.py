@@ -1,0 +1,14 @@
+"""Hash the code of every stage without its comments: `python stages/code.py`."""
+
+from paramgolf.errors import exit_on_error
+from paramgolf.stage_code import write_hashes
+
+
+def main() -> None:
+    """Read paramgolf/ and stages/, write artifacts/code."""
+    write_hashes()
+
+
+if __name__ == "__main__":
+    with exit_on_error():
+        main()
