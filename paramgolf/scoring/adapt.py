@@ -12,7 +12,7 @@ from paramgolf.scoring.evaluation import Evaluation, begin, summary
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_documents import score_documents
 from paramgolf.scoring.lora_stream import StreamScorer
-from paramgolf.scoring.scorer import Rehearsal, Scorer
+from paramgolf.scoring.scorer import Rehearsal, Scorer, State
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
 from paramgolf.scoring.sliding import plain_score
@@ -80,6 +80,21 @@ class ChunkScorer(Scorer):
             with self.session.timing.part("adapt"):
                 index = targets.start // self._config.chunk_tokens
                 self.adapter.adapt(targets, progress=index / last)
+
+    def state(self) -> State:
+        """Add the weights and the momenta."""
+        state = super().state()
+        if self.adapter is not None:
+            state["weights"] = self.network.state_dict()
+            state["momenta"] = self.adapter.optimiser.state_dict()
+        return state
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned, and `own_state` with it."""
+        super().load_state(state)
+        if self.adapter is not None:
+            self.network.load_state_dict(state["weights"])
+            self.adapter.optimiser.load_state_dict(state["momenta"])
 
     def rehearsals(self, items: Sequence[Windows]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -168,6 +168,36 @@ class Ledger:
             "updates": len(self.updates) + elsewhere.updates,
             "targets_trained": int((trained | elsewhere.trained).sum()),
         }
+
+    def state(self) -> dict[str, Any]:
+        """Return all but the order to follow, which the mixture tells a ledger anew."""
+        none = np.zeros(0, dtype=np.int64)
+        starts = np.concatenate([none, *(u.start for u in self.updates)])
+        stops = np.concatenate([none, *(u.stop for u in self.updates)])
+        elsewhere = self.elsewhere
+        return {
+            "nats": torch.from_numpy(self.nats),
+            "entry": torch.from_numpy(self.entry),
+            "weights": self.weights,
+            "updates": [(u.entry, len(u.start), u.own) for u in self.updates],
+            "starts": torch.from_numpy(starts),
+            "stops": torch.from_numpy(stops),
+            "merged": self.merged,
+            "trained": torch.from_numpy(elsewhere.trained),
+            "elsewhere": (elsewhere.entries, elsewhere.updates, elsewhere.score_first),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Enter in an empty ledger what `state` returned."""
+        self.nats[:], self.entry[:] = state["nats"].numpy(), state["entry"].numpy()
+        self.weights, self.merged = list(state["weights"]), tuple(state["merged"])
+        ends = np.cumsum([length for _, length, _ in state["updates"]])
+        starts, stops = (np.split(state[key].numpy(), ends) for key in ("starts", "stops"))
+        self.updates = [
+            Update(entry, starts[i], stops[i], own)
+            for i, (entry, _, own) in enumerate(state["updates"])
+        ]
+        self.elsewhere = Elsewhere(state["trained"].numpy(), *state["elsewhere"])
 
     def weights_version(self) -> np.ndarray:
         """Return for each target how many updates its weights had seen, int64 [count]."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -60,6 +61,18 @@ class Learner:
             tensor.zero_()
         self._steps = 0
         self._use_leaves()
+
+    def state(self) -> dict[str, Any]:
+        """Return the adapters and their moments."""
+        leaves = [leaf.detach() for leaf in self.adapters.parameters()]
+        return {"leaves": leaves, "moments": self.optimiser.state_dict()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` returned."""
+        with torch.no_grad():
+            for leaf, saved in zip(self.adapters.parameters(), state["leaves"], strict=True):
+                leaf.copy_(saved)
+        self.optimiser.load_state_dict(state["moments"])
 
     def _use_leaves(self) -> None:
         """Let a new optimiser step the present leaves, with gradients and moments as they are."""

@@ -28,7 +28,7 @@ from paramgolf.scoring.document_batches import (
 )
 from paramgolf.scoring.ledger import Ledger, spread
 from paramgolf.scoring.lora_adapter import Learner
-from paramgolf.scoring.scorer import Batch, Rehearsal, Scorer, start_copy
+from paramgolf.scoring.scorer import Batch, Rehearsal, Scorer, State, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
 from paramgolf.scoring.text import Text, find_documents
@@ -126,6 +126,24 @@ class DocumentScorer(Scorer):
                 self.ledger.merge(self.runtime)
                 self.train(spread(self.start[: item.phase], self.stop[: item.phase]))
 
+    def state(self) -> State:
+        """Merge the processes' ledgers; add the weights, if phases change them."""
+        self.ledger.merge(self.runtime)
+        weights = self.network.state_dict() if self.config.documents.phases else {}
+        return {**super().state(), "weights": weights}
+
+    def own_state(self) -> State:
+        """Return the first matrices of this process's lanes."""
+        return {"warm": self.warm} if self.warm else {}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned, and `own_state` with it."""
+        super().load_state(state)
+        if self.config.documents.phases:
+            self.network.load_state_dict(state["weights"])
+        for lane, matrices in state.get("warm", {}).items():
+            self.warm[lane] = {name: a.to(self.runtime.device) for name, a in matrices.items()}
+
     def rehearsals(self, items: Sequence[Step]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need, and record those passes on a GPU."""
         window, learner = self.config.window, self.learner
@@ -211,7 +229,8 @@ class DocumentScorer(Scorer):
         lesson = Lesson(batch.inputs, batch.targets, batch.first, places, learns)
         key = (*batch.inputs.shape, len(places))
         if self._replay.fits(key, lesson):
-            return self._replay(key, lesson)
+            passed: tuple[torch.Tensor, torch.Tensor] = self._replay(key, lesson)
+            return passed
         return self._teach(lesson)
 
     def _teach(self, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:

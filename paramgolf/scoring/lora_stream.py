@@ -11,7 +11,7 @@ from paramgolf.model.network import Network
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
 from paramgolf.scoring.lora_adapter import Learner
-from paramgolf.scoring.scorer import Rehearsal, Scorer, split_batches, start_copy
+from paramgolf.scoring.scorer import Rehearsal, Scorer, State, split_batches, start_copy
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import Windows
@@ -47,6 +47,15 @@ class StreamScorer(Scorer):
         with self.session.timing.part("score"), self.network.frozen():
             for batch in split_batches(item, self._config.batch_windows):
                 self.score_and_learn(batch)
+
+    def state(self) -> State:
+        """Add the adapter and its moments."""
+        return {**super().state(), "learner": self.learner.state()}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned, and `own_state` with it."""
+        super().load_state(state)
+        self.learner.load_state(state["learner"])
 
     def rehearsals(self, items: Sequence[Windows]) -> Iterator[Rehearsal]:
         """Yield the shapes of the passes that `items` need."""

@@ -83,7 +83,7 @@ class Probe:
         nats = distributions(scorer, targets, logits[rows, columns])
         self.found["passes"] += 1
         if not len(targets):
-            return lambda scores: None
+            return lambda _: None
         error = float((nats.neg().exp().sum(1) - 1).abs().max())
         self.found["sum_error"] = max(self.found["sum_error"], error)
         tokens = batch.targets[:, batch.part][rows, columns]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -17,19 +17,18 @@ from torch import Tensor
 
 from paramgolf.model.attention import BOUNDS_MULTIPLE
 from paramgolf.model.network import Network, Part, Pass, segments_of
-from paramgolf.runtime import send, share
+from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
+from paramgolf.scoring.timing import Timing
 from paramgolf.scoring.windows import Windows
 
 Drawn = TypeVar("Drawn")
 AHEAD = 4  # forward passes launched before a score is waited for, so that the device never waits
 BOUNDS_EVERY = 512  # tokens: documents have more on average, so that all batches have one shape
-
-if TYPE_CHECKING:
-    from paramgolf.scoring.session import Session
+State = dict[str, Any]  # tensors and plain values
 
 
 class Batch(NamedTuple):
@@ -61,6 +60,16 @@ class Rehearsal(NamedTuple):
     learns: bool = False
 
 
+class Host(Protocol):
+    """What a scorer asks of the session that drives it."""
+
+    runtime: Runtime
+    timing: Timing
+
+    def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
+        """Look at a batch before it is scored; what is returned is then shown its scores."""
+
+
 class Scorer:
     """A network, its text, what is mixed in, and the ledger of the scores.
 
@@ -72,7 +81,7 @@ class Scorer:
         self,
         network: Network,
         text: Text,
-        session: Session,
+        session: Host,
         *,
         length: int,
         rows: int,
@@ -126,6 +135,18 @@ class Scorer:
         offsets = {batch.offset for item in items for batch in split_batches(item, self.rows)}
         for offset in sorted(offsets):
             yield Rehearsal(self.rows, items[0].length, slice(offset, None), self.options)
+
+    def state(self) -> State:
+        """Return what all processes hold alike, to go on from after a crash; all call it."""
+        return {"ledger": self.ledger.state()}
+
+    def own_state(self) -> State:
+        """Return what this process alone holds."""
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Go on from what `state` returned, and `own_state` with it."""
+        self.ledger.load_state(state["ledger"])
 
     def score_windows(self, batch: Windows) -> Tensor:
         """Return nats [B, T - offset] of the targets from the batch's offset to the windows' end.

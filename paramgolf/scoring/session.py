@@ -1,5 +1,7 @@
 """The course of an evaluation: its processes and its seconds, and how its scorer is driven."""
 
+# ruff: noqa: ARG002 (a stage's session overrides what takes arguments and leaves them unread here)
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -50,7 +52,11 @@ class Session:
     def after(self, scorer: Scorer, done: int, total: int) -> None:
         """Take notice that `done` items of `total` are done."""
 
-    def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
+    def examine(
+        self,
+        scorer: Scorer,
+        batch: Batch,
+    ) -> Callable[[Tensor], None] | None:
         """Look at a batch before it is scored; what is returned is then shown its scores."""
         return None
 

@@ -21,7 +21,6 @@ from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.resume import Resume
 from paramgolf.scoring.scorer import Batch, Scorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.snapshot import load_state, own_state_of, state_of
 
 ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
@@ -59,7 +58,7 @@ class StageSession(Session):
         saved = self._resume.state
         if saved is None:
             return 0
-        load_state(scorer, saved["scorer"], self._resume.own)
+        scorer.load_state({**saved["scorer"], **self._resume.own})
         if self.runtime.is_main:
             say(f"{self._stage}: resumed after {saved['done']} parts of the text")
         done: int = saved["done"]
@@ -68,7 +67,7 @@ class StageSession(Session):
     def after(self, scorer: Scorer, done: int, total: int) -> None:
         """Save what is done, and choose what to examine next."""
         self._probe.plan(done, total)
-        self._resume.save(lambda: (self._state(scorer, done), own_state_of(scorer)))
+        self._resume.save(lambda: (self._state(scorer, done), scorer.own_state()))
 
     def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
         """Examine the batch if its turn has come."""
@@ -77,7 +76,7 @@ class StageSession(Session):
     def _state(self, scorer: Scorer, done: int) -> dict[str, Any]:
         return {
             "done": done,
-            "scorer": state_of(scorer),
+            "scorer": scorer.state(),
             "facts": self._facts,
             "before": self.timing.total,
             "seconds": dict(self.timing.seconds),
