@@ -182,6 +182,11 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def as_text(value: Any) -> str:
+    """Return a parameter or metric as people read it: a text bare, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Return `below` with the values of `above` in their places; lists are replaced whole."""
     merged = dict(below)

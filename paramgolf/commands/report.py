@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print where it is."""
-    from paramgolf.report.compare_page import write_comparison
+    from paramgolf.report.comparison import write_comparison
     from paramgolf.report.runs import load_runs
 
     runs, left_out = load_runs(options.experiments, everywhere=options.all)

@@ -1,19 +1,23 @@
-"""Every byte of the artifact by family, tensor and kind, and the picture of it: a treemap."""
+"""Every byte of the artifact by family, tensor and kind, and where it lies in a treemap."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import squarify
 
 from paramgolf.metrics import need
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.report.inputs import PACKAGE
 
 FAMILIES = ("MLP", "attention", "embedding", "tables", "vectors", "header", "code")
+OTHER = "model"  # all of model.bin, where no ledger of its bytes is at hand
 MLP = ("up", "down")
 Area = tuple[float, float, float, float]  # left, top, width, height
-ASPECT = 2.2  # width over height that the rectangles are made for
+ASPECT = 2.2  # the treemap's width over its height
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +32,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """A rectangle of the picture, in per cent of its frame, and the leaf that it stands for."""
+    """A rectangle of the treemap, whose height is 100, and the leaf that it stands for."""
 
     leaf: Leaf
     left: float
@@ -43,16 +47,15 @@ def leaves(package: Mapping[str, Any]) -> list[Leaf]:
     They add up to both files. `package` is package.json; bytes of tensors that were compressed
     together are shared out by their size before. Code is told apart by the folder of its modules.
     """
-    found: dict[tuple[str, str, str], int] = {}
+    sizes: Counter[tuple[str, str, str]] = Counter()
     for part in need(package, "parts", PACKAGE):
         for name, size in need(part, "shares", PACKAGE).items():
-            place = _place(name, need(part, "kind", PACKAGE))
-            found[place] = found.get(place, 0) + size
-    made = [Leaf(*place, size) for place, size in found.items()]
+            sizes[_labels(name, need(part, "kind", PACKAGE))] += size
+    made = [Leaf(*labels, size) for labels, size in sizes.items()]
     return sorted(made, key=lambda leaf: (FAMILIES.index(leaf.family), -leaf.bytes))
 
 
-def _place(name: str, kind: str) -> tuple[str, str, str]:
+def _labels(name: str, kind: str) -> tuple[str, str, str]:
     """Return family, tensor and kind of a share of package.json's ledger."""
     if kind == "header":
         return "header", name, kind
@@ -74,62 +77,34 @@ def family_of(tensor: str) -> str:
     return "tables" if tensor in (*TABLES, *PROJECTIONS) else "vectors"
 
 
-def by_family(found: Iterable[Leaf]) -> dict[str, int]:
+def color_of(family: str) -> str:
+    """Return the name of a family's color in the style sheet, which is also its class there."""
+    return f"l{[*FAMILIES, OTHER].index(family)}"
+
+
+def by_family(leaves: Iterable[Leaf]) -> dict[str, int]:
     """Return the bytes of each family that has any, in the order of FAMILIES."""
     sums = dict.fromkeys(FAMILIES, 0)
-    for leaf in found:
+    for leaf in leaves:
         sums[leaf.family] += leaf.bytes
     return {family: size for family, size in sums.items() if size}
 
 
-def tiles(found: Sequence[Leaf]) -> list[Tile]:
+def tiles(leaves: Sequence[Leaf]) -> list[Tile]:
     """Lay out the families, and the leaves of each inside it; areas are in proportion to bytes."""
-    families = by_family(found)
-    frame = (0.0, 0.0, 100.0 * ASPECT, 100.0)
+    families = by_family(leaves)
+    areas = _areas([*families.values()], (0.0, 0.0, 100.0 * ASPECT, 100.0))
     made = []
-    for family, area in zip(families, squarify([*families.values()], frame), strict=True):
-        own = [leaf for leaf in found if leaf.family == family]
-        sizes = [leaf.bytes for leaf in own if leaf.bytes]
-        for leaf, (left, top, width, height) in zip(own, squarify(sizes, area), strict=False):
-            made.append(Tile(leaf, left / ASPECT, top, width / ASPECT, height))
+    for family, area in zip(families, areas, strict=True):
+        own = [leaf for leaf in leaves if leaf.family == family and leaf.bytes]
+        places = _areas([leaf.bytes for leaf in own], area)
+        made += [Tile(leaf, *place) for leaf, place in zip(own, places, strict=True)]
     return made
 
 
-def squarify(sizes: Sequence[float], area: Area) -> list[Area]:
-    """Divide an area in proportion to positive sizes, into rectangles that are nearly squares.
-
-    Bruls, Huizing and van Wijk (2000): strips along the shorter side, each closed where one more
-    rectangle would make its worst one longer. Sizes in falling order give the best result.
-    """
+def _areas(sizes: Sequence[float], area: Area) -> list[Area]:
+    """Divide an area in proportion to sizes, into rectangles that are nearly squares."""
     left, top, width, height = area
-    whole, rest, made = sum(sizes), list(sizes), list[Area]()
-    scale = width * height / whole if whole else 0.0
-    while rest:
-        upright = width >= height  # the strip stands at the left; else it lies on top
-        side = height if upright else width
-        count = 1
-        while count < len(rest) and _worst(rest[: count + 1], side, scale) <= _worst(
-            rest[:count], side, scale
-        ):
-            count += 1
-        strip, rest = rest[:count], rest[count:]
-        depth, at = sum(strip) * scale / side, 0.0
-        for size in strip:
-            length = size * scale / depth
-            if upright:
-                made.append((left, top + at, depth, length))
-            else:
-                made.append((left + at, top, length, depth))
-            at += length
-        if upright:
-            left, width = left + depth, width - depth
-        else:
-            top, height = top + depth, height - depth
-    return made
-
-
-def _worst(strip: Sequence[float], side: float, scale: float) -> float:
-    """Return the largest ratio of the sides of a strip's rectangles."""
-    depth = sum(strip) * scale / side
-    ratios = (size * scale / depth**2 for size in strip)
-    return max(max(ratio, 1 / ratio) for ratio in ratios)
+    scaled = squarify.normalize_sizes(sizes, width, height)
+    rectangles = squarify.squarify(scaled, left, top, width, height)
+    return [(each["x"], each["y"], each["dx"], each["dy"]) for each in rectangles]

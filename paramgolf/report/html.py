@@ -7,6 +7,10 @@ import re
 import jinja2
 from markupsafe import Markup, escape
 
+from paramgolf.recipes import as_text
+from paramgolf.report.byte_map import color_of
+from paramgolf.report.pictures import signed
+
 
 def template(name: str) -> jinja2.Template:
     """Return one of the templates in paramgolf/report/templates, such as run.html."""
@@ -15,7 +19,7 @@ def template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.PackageLoader("paramgolf.report"),
     )
-    environment.filters["code"] = _code
+    environment.filters |= {"code": _code, "text": as_text, "signed": signed, "line": color_of}
     return environment.get_template(name)
 
 

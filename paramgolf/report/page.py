@@ -2,58 +2,64 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from paramgolf.files import write_text
+from paramgolf.files import write_bytes, write_text
 from paramgolf.metrics import need
-from paramgolf.report import byte_map, curves, views
+from paramgolf.recipes import flatten
+from paramgolf.report import byte_map, pictures, views
+from paramgolf.report.drawing import Picture
 from paramgolf.report.html import template
 from paramgolf.report.inputs import LOG, Inputs, load_inputs
-from paramgolf.report.plots import write_pictures
 from paramgolf.report.scores import evaluations
 
 OUT = Path("artifacts/report")
 
 
 def write_report(root: Path = Path()) -> None:
-    """Write artifacts/report: index.html, loss.png, bpb.png, bytes.png, error.png."""
+    """Write artifacts/report: index.html, and the pictures in it: loss, bpb, bytes, error.png."""
     inputs = load_inputs(root)
-    write_text(root / OUT / "index.html", render(inputs))
-    write_pictures(inputs, root / OUT)
+    drawn = draw(inputs)
+    write_text(root / OUT / "index.html", render(inputs, drawn))
+    for name, picture in drawn.items():
+        write_bytes(root / OUT / f"{name}.png", picture.png())
 
 
-def render(inputs: Inputs) -> str:
+def draw(inputs: Inputs) -> dict[str, Picture]:
+    """Return the page's pictures by name."""
+    return {
+        "loss": pictures.training(inputs.log),
+        "bpb": pictures.waterfall(views.scores(inputs)),
+        "bytes": pictures.treemap(byte_map.tiles(byte_map.leaves(inputs.package))),
+        "error": pictures.errors(views.error_grids(inputs.errors)),
+    }
+
+
+def render(inputs: Inputs, drawn: Mapping[str, Picture]) -> str:
     """Return the page; the same inputs give the same text."""
     get = inputs.metrics.get
-    scores, score_labels = views.scores(inputs)
     limit_bytes = get("package", "limit_bytes")
     leaves = byte_map.leaves(inputs.package)
     return template("run.html").render(
         bpb=get("eval_ttt", "val_bpb"),
         facts=_facts(inputs),
-        scores=scores,
-        score_labels=score_labels,
+        pictures=drawn,
+        scores=views.scores(inputs),
         partial=_partial(inputs),
         evaluations=evaluations(inputs.param, inputs.metric),
-        loss=curves.loss_plot(inputs.log),
-        rate=curves.rate_plot(inputs.log),
         validations=inputs.log.validations,
         bytes_total=get("package", "bytes_total"),
-        tiles=byte_map.tiles(leaves),
         family_bytes=byte_map.by_family(leaves),
         leaves=leaves,
         parts=views.byte_parts(inputs),
         headroom=limit_bytes - get("package", "bytes_total"),
         limit_bytes=limit_bytes,
         bytes_note=_bytes_note(inputs),
-        grids=views.error_grids(inputs.errors),
         timings=views.timings(inputs),
         step_split=views.step_split(inputs),
-        environment=[(name, _show(value)) for name, value in inputs.log.environment.items()],
-        params=[(name, _rows(section)) for name, section in inputs.params.items()],
+        environment=inputs.log.environment,
+        params={name: flatten(section) for name, section in inputs.params.items()},
     )
 
 
@@ -67,7 +73,7 @@ def _facts(inputs: Inputs) -> list[tuple[str, str, str]]:
     lossless = "tokens give it back exactly" if get("audit", "lossless") else "tokens alter it"
     return [
         ("artifact", f"{get('package', 'bytes_total'):,} B", room),
-        ("parameters", f"{get('train', 'parameters'):,}", f"{_bits(inputs):.2f} bits a weight"),
+        ("parameters", f"{get('train', 'parameters'):,}", f"{_bits(inputs):.2f} bits per weight"),
         ("training", f"{get('train', 'train_seconds'):,.1f} s", device),
         ("steps", f"{get('train', 'steps'):,}", f"{get('train', 'tokens'):,} tokens"),
         ("validation text", f"{get('audit', 'bytes_val_raw'):,} B", lossless),
@@ -87,24 +93,11 @@ def _partial(inputs: Inputs) -> str | None:
 
 
 def _bits(inputs: Inputs) -> float:
-    return (
-        8 * inputs.metrics.get("package", "bytes_model") / inputs.metrics.get("train", "parameters")
-    )
+    size = int(inputs.metrics.get("package", "bytes_model"))
+    return 8 * size / int(inputs.metrics.get("train", "parameters"))
 
 
 def _bytes_note(inputs: Inputs) -> str:
     keys = ("bytes_model", "bytes_code", "bytes_total", "limit_bytes")
     model, code, total, limit = (inputs.metrics.get("package", key) for key in keys)
     return f"{model:,} bytes of weights and {code:,} of code, {total:,} of {limit:,} (decimal)."
-
-
-def _rows(section: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    rows: list[tuple[str, str]] = []
-    for key, value in section.items():
-        inner = isinstance(value, Mapping)
-        rows += _rows(value, f"{key}.") if inner else [(prefix + key, _show(value))]
-    return rows
-
-
-def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

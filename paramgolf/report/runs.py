@@ -16,7 +16,7 @@ MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, pl
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class ShownRun:
     """A run by its name; `params` and `metrics` by dotted key.
 
     `log` and `package` (package.json) are None where the cache does not hold them, `log` also where
@@ -34,7 +34,7 @@ class Run:
 
 def load_runs(
     wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
-) -> tuple[list[Run], dict[str, str]]:
+) -> tuple[list[ShownRun], dict[str, str]]:
     """Return the runs, each once, and why others were left out, by name.
 
     `wanted` is as in `paramgolf.experiments.read.find`. After `dvc exp run` the workspace is the
@@ -70,9 +70,9 @@ def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
         )
 
 
-def _run(source: Source, found: Experiment, root: Path) -> Run:
+def _run(source: Source, found: Experiment, root: Path) -> ShownRun:
     log, package = _contents(source, (LOG, PACKAGE), root)
-    return Run(
+    return ShownRun(
         found.name,
         found.params,
         found.metrics,

@@ -6,11 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paramgolf.report.charts import Axis
-
 SCORES = (
     ("Trained", "train", "val_bpb"),
-    ("Quantised and packed", "eval_sliding", "val_bpb_plain"),
+    ("Quantized and packed", "eval_sliding", "val_bpb_plain"),
     ("Sliding window", "eval_sliding", "val_bpb"),
     ("Adapted", "eval_ttt", "val_bpb"),
 )
@@ -21,17 +19,15 @@ Lookup = Callable[[str], Any]  # a parameter or metric by dotted key; None where
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Bits per byte after one more step of the pipeline; `bar` is the change, from and width.
+    """Bits per byte after one more step of the pipeline; `note` says how it was scored.
 
-    `note` says how it was scored. A run may lack a value: then it has no change, place and bar.
+    A run may lack a value: then it has no change.
     """
 
     name: str
     note: str
     value: float | None
     change: float | None = None
-    place: float | None = None
-    bar: tuple[float, float] = (0.0, 0.0)
 
     @property
     def trend(self) -> str:
@@ -54,24 +50,17 @@ class Evaluation:
     seconds: float | None
 
 
-def chain(
-    values: Sequence[float | None], ways: Sequence[str], axis: Axis, origin: float = 0.0
-) -> list[Score]:
+def chain(values: Sequence[float | None], ways: Sequence[str]) -> list[Score]:
     """Return a row for each of SCORES; a change is from the nearest value before that is known.
 
-    `ways` says how each was scored; the axis is that of values less `origin`.
+    `ways` says how each was scored.
     """
     rows: list[Score] = []
     before: float | None = None
     for (name, _, _), value, note in zip(SCORES, values, ways, strict=True):
-        if value is None:
-            rows.append(Score(name, note, None))
-            continue
-        place = axis.percent(value - origin)
-        left, right = sorted((place, place if before is None else axis.percent(before - origin)))
-        change = None if before is None else value - before
-        rows.append(Score(name, note, value, change, place, (left, round(right - left, 3))))
-        before = value
+        change = None if value is None or before is None else value - before
+        rows.append(Score(name, note, value, change))
+        before = before if value is None else value
     return rows
 
 

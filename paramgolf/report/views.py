@@ -9,7 +9,6 @@ from typing import Any
 
 from paramgolf.metrics import need
 from paramgolf.model.shapes import MATRICES
-from paramgolf.report.charts import Axis
 from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs
 from paramgolf.report.scores import SCORES, Score, chain, notes
 
@@ -17,7 +16,7 @@ KINDS = ("integers", "scales", "float16", "header", "code")  # of parts, in the 
 
 
 @dataclass(frozen=True, slots=True)
-class Timing:
+class StageTime:
     """Seconds against a limit (None: there is none); widths are in per cent of the longest bar."""
 
     name: str
@@ -28,8 +27,8 @@ class Timing:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """Bytes of a part; per cent of the artifact and of the limit; bits a weight."""
+class ByteRow:
+    """Bytes of a part; per cent of the artifact and of the limit; bits per weight."""
 
     name: str
     bytes: int
@@ -39,24 +38,24 @@ class Part:
 
 
 @dataclass(frozen=True, slots=True)
-class Grid:
-    """Errors by layer (rows) and matrix (columns); a cell is a per cent and a shade 0..1."""
+class ErrorGrid:
+    """Errors in per cent by layer (rows) and matrix (columns); None: there is no such matrix."""
 
     title: str
     note: str
     columns: Sequence[str]
-    rows: Sequence[tuple[str, Sequence[tuple[float, float] | None]]]
+    layers: Sequence[int]
+    rows: Sequence[Sequence[float | None]]
     decimals: int
 
 
-def scores(inputs: Inputs) -> tuple[list[Score], list[tuple[float, str]]]:
-    """Return BPB after each step of the pipeline, and the labels of their axis."""
+def scores(inputs: Inputs) -> list[Score]:
+    """Return bits per byte after each step of the pipeline."""
     values = [float(inputs.metrics.get(stage, key)) for _, stage, key in SCORES]
-    axis = Axis.over(values, ticks=4)
-    return chain(values, notes(inputs.param), axis), axis.labels()
+    return chain(values, notes(inputs.param))
 
 
-def timings(inputs: Inputs) -> list[Timing]:
+def timings(inputs: Inputs) -> list[StageTime]:
     """Return the seconds of each stage that has them; reading training text counts as training."""
     get, limits = inputs.metrics.get, inputs.limits
     train = [("training", float(get("train", "train_seconds")))]
@@ -66,7 +65,7 @@ def timings(inputs: Inputs) -> list[Timing]:
         train.append(calibration)
     else:
         rest.append(("Calibration, on generated text", [calibration], None))
-    for stage, name in (("quantize", "Quantising"), ("package", "Packing")):
+    for stage, name in (("quantize", "Quantizing"), ("package", "Packing")):
         rest.append((name, [(name.lower(), float(get(stage, "seconds")))], None))
     for stage, name in (("eval_sliding", "Sliding evaluation"), ("eval_ttt", "Adapted evaluation")):
         seconds = float(get(stage, "seconds"))
@@ -74,7 +73,7 @@ def timings(inputs: Inputs) -> list[Timing]:
     rows = [("Training and calibration", train, limits.train_seconds), *rest]
     longest = max(max(sum(s for _, s in parts), limit or 0.0) for _, parts, limit in rows)
     return [
-        Timing(
+        StageTime(
             name,
             sum(seconds for _, seconds in parts),
             limit,
@@ -92,12 +91,12 @@ def step_split(inputs: Inputs) -> list[tuple[str, float, float]]:
     """
     split = inputs.metric("train.time_split_ms") or {}
     whole = sum(split.values()) or 1.0
-    found = [(name, ms, 100 * ms / whole) for name, ms in split.items() if ms > 0]
-    return sorted(found, key=lambda item: -item[1])
+    shares = [(name, ms, 100 * ms / whole) for name, ms in split.items() if ms > 0]
+    return sorted(shares, key=lambda item: -item[1])
 
 
-def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
-    """Return the grids of both errors, in per cent; the embedding is one row of its own."""
+def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[ErrorGrid]:
+    """Return the grids of both errors; the note has that of the embedding, which is no block's."""
     texts = (
         ("output_error", "Output error", "share of a product's energy, on calibration text"),
         ("relative_error", "Weight error", "‖error‖ / ‖weights‖"),
@@ -105,26 +104,20 @@ def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[Grid]:
     return [_grid(errors, key, title, note) for key, title, note in texts]
 
 
-def _grid(errors: Sequence[Mapping[str, Any]], key: str, title: str, note: str) -> Grid:
+def _grid(errors: Sequence[Mapping[str, Any]], key: str, title: str, note: str) -> ErrorGrid:
     cells = {
         (need(e, "name", ERRORS), need(e, "layer", ERRORS)): 100 * float(need(e, key, ERRORS))
         for e in errors
     }
-    highest = max(cells.values()) or 1.0
+    decimals = max(0, 2 - math.floor(math.log10(max(cells.values()) or 1.0)))  # of the largest, 3
     layers = sorted({layer for name, layer in cells if name in MATRICES})
-
-    def row(layer: int) -> list[tuple[float, float] | None]:
-        values = [cells.get((name, layer)) for name in MATRICES]
-        return [None if value is None else (value, value / highest) for value in values]
-
-    rows = [(str(layer), row(layer)) for layer in layers]
+    rows = [[cells.get((name, layer)) for name in MATRICES] for layer in layers]
     others = [(name, value) for (name, _), value in cells.items() if name not in MATRICES]
-    decimals = max(0, 2 - math.floor(math.log10(highest)))  # three digits of the largest
     tail = ", ".join(f"{name} {value:.{decimals}f}" for name, value in others)
-    return Grid(title, f"{note}; {tail}" if tail else note, MATRICES, rows, decimals)
+    return ErrorGrid(title, f"{note}; {tail}" if tail else note, MATRICES, layers, rows, decimals)
 
 
-def byte_parts(inputs: Inputs) -> list[Part]:
+def byte_parts(inputs: Inputs) -> list[ByteRow]:
     """Return the parts of the artifact: matrices, the largest first, then all else."""
     total, limit = (inputs.metrics.get("package", key) for key in ("bytes_total", "limit_bytes"))
     parts = need(inputs.package, "parts", PACKAGE)
@@ -139,5 +132,5 @@ def byte_parts(inputs: Inputs) -> list[Part]:
         weights = raw if kinds[i] == "integers" else 0  # an integer is an int8 before compression
         bits = 8 * size / weights if weights else None
         name = need(parts[i], "name", PACKAGE)
-        rows.append(Part(name, size, 100 * size / total, 100 * size / limit, bits))
+        rows.append(ByteRow(name, size, 100 * size / total, 100 * size / limit, bits))
     return rows

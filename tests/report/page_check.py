@@ -40,4 +40,5 @@ def text_of(page: str) -> str:
 
 def outside_references(page: str) -> list[str]:
     """Return whatever in the page would be fetched, or run."""
-    return re.findall(r"(?:src|href)\s*=|url\(|@import|<script|https?:", page)
+    outside = r"(?:src|href)\s*=(?!\"#)|url\((?!#)|@import|<script|https?:"
+    return re.findall(outside, page)

@@ -10,37 +10,27 @@ from hypothesis import strategies as st
 
 from paramgolf.model.shapes import shapes
 from paramgolf.report import byte_map
-from paramgolf.report.byte_map import Leaf, family_of, leaves, squarify, tiles
+from paramgolf.report.byte_map import Leaf, family_of, leaves, tiles
 
 SIZES = st.lists(st.integers(1, 10_000), min_size=1, max_size=30)
 
 
 @settings(deadline=None, max_examples=60)
-@given(SIZES, st.floats(0.2, 5))
-def test_rectangles_have_the_areas_and_do_not_overlap(sizes, aspect):
+@given(SIZES)
+def test_tiles_have_the_areas_and_do_not_overlap(sizes):
     sizes.sort(reverse=True)
-    found = squarify(sizes, (3.0, 5.0, 100 * aspect, 100.0))
-    whole = 100 * aspect * 100
-    for size, (left, top, width, height) in zip(sizes, found, strict=True):
-        assert width * height == pytest.approx(whole * size / sum(sizes), rel=1e-6)
-        assert left >= 3 - 1e-6
-        assert top >= 5 - 1e-6
-        assert left + width <= 3 + 100 * aspect + 1e-6
-        assert top + height <= 105 + 1e-6
+    found = tiles([Leaf("MLP", f"t{i}", "integers", size) for i, size in enumerate(sizes)])
+    whole = 100 * byte_map.ASPECT * 100
+    for size, tile in zip(sizes, found, strict=True):
+        assert tile.width * tile.height == pytest.approx(whole * size / sum(sizes), rel=1e-6)
+        assert tile.left >= -1e-6
+        assert tile.top >= -1e-6
+        assert tile.left + tile.width <= 100 * byte_map.ASPECT + 1e-6
+        assert tile.top + tile.height <= 100 + 1e-6
     for one, other in itertools.combinations(found, 2):
-        across = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
-        along = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+        across = min(one.left + one.width, other.left + other.width) - max(one.left, other.left)
+        along = min(one.top + one.height, other.top + other.height) - max(one.top, other.top)
         assert across < 1e-6 or along < 1e-6
-
-
-def test_equal_sizes_make_squares():
-    assert squarify([1, 1, 1, 1], (0, 0, 10, 10)) == [
-        (0, 0, 5, 5),
-        (0, 5, 5, 5),
-        (5, 0, 5, 5),
-        (5, 5, 5, 5),
-    ]
-    assert squarify([], (0, 0, 10, 10)) == []
 
 
 def test_tiles_fill_the_frame_and_keep_a_family_together():
@@ -52,8 +42,8 @@ def test_tiles_fill_the_frame_and_keep_a_family_together():
     ]
     made = tiles(found)
     assert [tile.leaf.tensor for tile in made] == ["up", "q", "model"]
-    assert sum(tile.width * tile.height for tile in made) == pytest.approx(100 * 100)
-    assert [tile.width * tile.height for tile in made] == pytest.approx([6000, 3000, 1000])
+    shares = [tile.width * tile.height / (100 * 100 * byte_map.ASPECT) for tile in made]
+    assert shares == pytest.approx([0.6, 0.3, 0.1])
 
 
 def test_shares_are_told_apart_by_family_tensor_and_kind():

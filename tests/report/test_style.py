@@ -7,6 +7,8 @@ from importlib.resources import files
 
 import pytest
 
+from paramgolf.report.pictures import SHADES, STRONG, WEAK
+
 STYLE = files("paramgolf.report").joinpath("templates/style.css").read_text(encoding="utf-8")
 TEXT, GRAPHIC = 4.5, 3.0  # WCAG 2.2, 1.4.3 and 1.4.11
 Color = tuple[float, float, float]
@@ -19,8 +21,6 @@ def palettes() -> dict[str, dict[str, Color]]:
     for block in blocks:
         hexes = re.findall(r"--([\w-]+): #([0-9a-f]{6});", block)
         found.append({name: _rgb(*(int(h[i : i + 2], 16) for i in (0, 2, 4))) for name, h in hexes})
-        (heat,) = re.findall(r"--heat: (\d+), (\d+), (\d+);", block)
-        found[-1]["heat"] = _rgb(*map(int, heat))
     return dict(zip(("light", "dark"), found, strict=True))
 
 
@@ -49,7 +49,7 @@ def _luminance(color: Color) -> float:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_and_lines_stand_out(scheme):
     colors = palettes()[scheme]
-    for name in ("ink", "muted", "accent", "good", "bad"):
+    for name in ("ink", "muted", "l0", "good", "bad"):
         assert contrast(colors[name], colors["paper"]) >= TEXT, name
     for name in ("ink", "muted"):
         assert contrast(colors[name], colors["track"]) >= TEXT, name
@@ -61,13 +61,11 @@ def test_text_and_lines_stand_out(scheme):
 def test_words_on_colours_can_be_read(scheme):
     """Tiles of the map, and the darkest cell of a grid of errors."""
     colors = palettes()[scheme]
-    shares = [int(share) / 100 for share in re.findall(r"var\(--line\) (\d+)%", STYLE)]
-    assert len(shares) == 2
     for line in (f"l{i}" for i in range(8)):
-        for share in shares:
+        for share in (WEAK, *STRONG.values()):
             behind = mix(colors[line], colors["paper"], share)
             assert contrast(colors["ink"], behind) >= TEXT, (line, share)
-    assert contrast(colors["ink"], mix(colors["heat"], colors["paper"], 0.65)) >= TEXT
+    assert contrast(colors["ink"], mix(colors["heat"], colors["paper"], SHADES / 100)) >= TEXT
 
 
 def test_contrast_is_that_of_the_standard():

@@ -1,20 +1,22 @@
-"""What each part of the comparison of runs shows, computed from them and free of HTML."""
+"""Several runs side by side, as one offline HTML page."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from paramgolf.report import byte_map
-from paramgolf.report.charts import Axis
-from paramgolf.report.curves import Plot, line_class, overlaid_losses, overlaid_validations
+from paramgolf.experiments.group import APART
+from paramgolf.files import write_text
+from paramgolf.recipes import as_text
+from paramgolf.report import byte_map, pictures
+from paramgolf.report.drawing import Picture, line_class
+from paramgolf.report.html import template
 from paramgolf.report.inputs import Log
-from paramgolf.report.runs import Run
+from paramgolf.report.runs import ShownRun
 from paramgolf.report.scores import EVALUATORS, SCORES, Score, chain, notes
 
-APART = ("runtime.", "verify.")  # sections that change no result
 FIGURES = (
     ("Adapted", "eval_ttt.val_bpb", "{:.4f}"),
     ("Sliding", "eval_sliding.val_bpb", "{:.4f}"),
@@ -35,7 +37,7 @@ COMPARED = {
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class SummaryRow:
     """A run's figures as text, and which of them are the best of all runs; `line`: of its curve."""
 
     name: str
@@ -44,12 +46,12 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Fall:
-    """A run's scores step by step; all runs share an axis."""
+class Chain:
+    """A run's scores step by step."""
 
     name: str
     line: str
-    rows: Sequence[Score]
+    scores: Sequence[Score]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,31 @@ class Stack:
     total: int | None
 
 
-def summary(runs: Sequence[Run]) -> list[Row]:
+def write_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str], path: Path) -> None:
+    """Write the page; the same runs give the same bytes."""
+    write_text(path, render_comparison(runs, left_out))
+
+
+def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> str:
+    """Return the page; a run may lack metrics, its log or its ledger."""
+    bars, scored = stacks(runs), chains(runs)
+    limits = {run.metrics.get("package.limit_bytes") for run in runs} - {None}
+    return template("compare.html").render(
+        warnings=warnings(runs, left_out),
+        figures=FIGURES,
+        summary=summary(runs),
+        differences=differences(runs),
+        chains=scored,
+        changes=_changes(scored),
+        curves=_curves(runs),
+        stacks=bars,
+        family_rows=family_rows(bars),
+        limits=sorted(limits),
+        metrics=all_metrics(runs),
+    )
+
+
+def summary(runs: Sequence[ShownRun]) -> list[SummaryRow]:
     """Return FIGURES of each run."""
     lowest: dict[str, float] = {}
     for _, key, _ in FIGURES[:BEST]:
@@ -70,7 +96,7 @@ def summary(runs: Sequence[Run]) -> list[Row]:
         if len(set(values)) > 1:
             lowest[key] = min(values)
     return [
-        Row(
+        SummaryRow(
             run.name,
             line_class(line),
             [
@@ -84,47 +110,36 @@ def summary(runs: Sequence[Run]) -> list[Row]:
     ]
 
 
-def number(run: Run, key: str) -> float | int | None:
+def number(run: ShownRun, key: str) -> float | int | None:
     """Return a metric where the run has it as a number."""
     value = run.metrics.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def falls(runs: Sequence[Run]) -> tuple[list[Fall], list[tuple[float, str]]]:
-    """Return every run's scores step by step, and the labels of their common axis.
+def chains(runs: Sequence[ShownRun]) -> list[Chain]:
+    """Return every run's scores, step by step."""
 
-    It is that of changes since a run's first score, so that runs far apart can be compared.
-    """
-    values = [[number(run, f"{stage}.{key}") for _, stage, key in SCORES] for run in runs]
-    origins = [next((value for value in row if value is not None), None) for row in values]
-    changes = [
-        value - origin
-        for row, origin in zip(values, origins, strict=True)
-        for value in row
-        if value is not None and origin is not None
-    ]
-    if not changes:
-        return [], []
-    axis = Axis.over(changes, ticks=4, zero=True)
-    rows = zip(runs, values, origins, strict=True)
-    return [
-        Fall(run.name, line_class(line), chain(row, notes(run.params.get), axis, origin or 0.0))
-        for line, (run, row, origin) in enumerate(rows)
-    ], [(place, text.replace("-", "−")) for place, text in axis.labels()]
+    def scores(run: ShownRun) -> list[Score]:
+        values = [number(run, f"{stage}.{key}") for _, stage, key in SCORES]
+        return chain(values, notes(run.params.get))
+
+    return [Chain(run.name, line_class(line), scores(run)) for line, run in enumerate(runs)]
 
 
-def plots(runs: Sequence[Run]) -> list[Plot]:
-    """Return the charts of the runs whose logs are at hand."""
-    logs: dict[int, tuple[str, Log]] = {
-        line: (run.name, run.log) for line, run in enumerate(runs) if run.log is not None
-    }
-    if not logs:
-        return []
-    validations = overlaid_validations(logs)
-    return [overlaid_losses(logs), *([] if validations is None else [validations])]
+def _changes(chains: Sequence[Chain]) -> Picture | None:
+    """Return the picture of all chains, where any run has a score."""
+    if all(score.value is None for each in chains for score in each.scores):
+        return None
+    return pictures.changes([(each.name, each.scores) for each in chains])
 
 
-def stacks(runs: Sequence[Run]) -> list[Stack]:
+def _curves(runs: Sequence[ShownRun]) -> Picture | None:
+    """Return the curves of the runs whose logs are at hand."""
+    logs = {line: (run.name, run.log) for line, run in enumerate(runs) if run.log is not None}
+    return pictures.overlaid(logs) if logs else None
+
+
+def stacks(runs: Sequence[ShownRun]) -> list[Stack]:
     """Return each run's bytes by family; weights and code where its ledger is not at hand."""
     sizes = [dict(_sizes(run)) for run in runs]
     longest = max((sum(parts.values()) for parts in sizes), default=0) or 1
@@ -139,11 +154,11 @@ def stacks(runs: Sequence[Run]) -> list[Stack]:
     ]
 
 
-def _sizes(run: Run) -> Iterator[tuple[str, int]]:
+def _sizes(run: ShownRun) -> Iterator[tuple[str, int]]:
     if run.package is not None:
         yield from byte_map.by_family(byte_map.leaves(run.package)).items()
         return
-    for family in ("model", "code"):
+    for family in (byte_map.OTHER, "code"):
         if (size := number(run, f"package.bytes_{family}")) is not None:
             yield family, int(size)
 
@@ -151,19 +166,19 @@ def _sizes(run: Run) -> Iterator[tuple[str, int]]:
 def family_rows(stacks: Sequence[Stack]) -> list[tuple[str, list[int | None]]]:
     """Return the bytes of each family in each run."""
     sizes = [{family: size for family, size, _ in stack.parts} for stack in stacks]
-    order = [*byte_map.FAMILIES, "model"]
-    names = sorted({family for found in sizes for family in found}, key=order.index)
-    return [(family, [found.get(family) for found in sizes]) for family in names]
+    order = [*byte_map.FAMILIES, byte_map.OTHER]
+    names = sorted({family for each in sizes for family in each}, key=order.index)
+    return [(family, [each.get(family) for each in sizes]) for family in names]
 
 
-def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def differences(runs: Sequence[ShownRun]) -> list[tuple[str, list[str]]]:
     """Return each parameter that is not the same in all runs, and its values."""
     keys = dict.fromkeys(key for run in runs for key in run.params if not key.startswith(APART))
-    rows = [(key, [show(run.params.get(key, "(absent)")) for run in runs]) for key in keys]
+    rows = [(key, [as_text(run.params.get(key, "(absent)")) for run in runs]) for key in keys]
     return [(key, values) for key, values in rows if len(set(values)) > 1]
 
 
-def all_metrics(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+def all_metrics(runs: Sequence[ShownRun]) -> list[tuple[str, list[str]]]:
     """Return every metric but lists, and each run's value as text."""
     keys = sorted({key for run in runs for key in run.metrics})
     plain = [key for key in keys if not any(isinstance(r.metrics.get(key), list) for r in runs)]
@@ -175,41 +190,38 @@ def _figure(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else show(value)
+    return (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else as_text(value)
+    )
 
 
-def show(value: Any) -> str:
-    """Return a parameter or metric as text."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def warnings(runs: Sequence[Run], left_out: Mapping[str, str]) -> list[str]:
+def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]:
     """Return what makes the runs hard to compare, and what is missing."""
-    found = [f"{text}." for key, text in COMPARED.items() if _differ(runs, key)]
+    texts = [f"{text}." for key, text in COMPARED.items() if _differ(runs, key)]
     changed = {key for key, _ in differences(runs)}
     if any(key.startswith("tokenizer.") for key in changed):
-        found.append("the tokenizers differ: nats a token do not compare, bits per byte do.")
+        texts.append("the tokenizers differ: nats per token do not compare, bits per byte do.")
     for i, stage in enumerate(EVALUATORS, start=2):
         ways = dict.fromkeys(notes(run.params.get)[i] for run in runs)
         if len(ways) > 1:
-            found.append(f"{stage} did not score alike: {' / '.join(ways)}.")
+            texts.append(f"{stage} did not score alike: {' / '.join(ways)}.")
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
         reason = "DVC's cache and remote lack it, or it is not whole, or another run's"
-        found.append(f"no training log at hand of {names}: {reason}.")
-    found += [
+        texts.append(f"no training log at hand of {names}: {reason}.")
+    texts += [
         f"the same training, so that their curves lie on one another: {', '.join(names)}."
         for names in _shared(runs)
     ]
     for run in runs:
         for reason in dict.fromkeys(run.foreign.values()):
             stages = ", ".join(stage for stage, why in run.foreign.items() if why == reason)
-            found.append(f"not shown of {run.name}, as made with {reason}: {stages}.")
-    found += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
-    return found
+            texts.append(f"not shown of {run.name}, as made with {reason}: {stages}.")
+    texts += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
+    return texts
 
 
-def _shared(runs: Sequence[Run]) -> list[list[str]]:
+def _shared(runs: Sequence[ShownRun]) -> list[list[str]]:
     """Return the names of runs whose training logs are the same, those that have such a twin."""
     groups: list[tuple[Log, list[str]]] = []
     for run in runs:
@@ -223,5 +235,5 @@ def _shared(runs: Sequence[Run]) -> list[list[str]]:
     return [names for _, names in groups if len(names) > 1]
 
 
-def _differ(runs: Sequence[Run], metric: str) -> bool:
-    return len({show(v) for run in runs if (v := run.metrics.get(metric)) is not None}) > 1
+def _differ(runs: Sequence[ShownRun], metric: str) -> bool:
+    return len({as_text(v) for run in runs if (v := run.metrics.get(metric)) is not None}) > 1

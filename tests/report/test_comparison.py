@@ -19,10 +19,10 @@ from run_files import ROOT, evaluation, log_lines, metrics, package, write_run
 from paramgolf.cli import main
 from paramgolf.files import write_text
 from paramgolf.recipes import RECIPES, build, flatten
-from paramgolf.report import compare_views as views
-from paramgolf.report.compare_page import render_comparison
+from paramgolf.report import comparison as views
+from paramgolf.report.comparison import render_comparison
 from paramgolf.report.inputs import parse_log
-from paramgolf.report.runs import Run
+from paramgolf.report.runs import ShownRun
 
 PARAMS = flatten(build("sample", folder=ROOT / RECIPES))
 
@@ -32,7 +32,7 @@ def made(
     changes: dict[str, Any] | None = None,
     scores: tuple[float, float, float] = (1.7702, 1.7931, 1.8127),
     **parts: Any,
-) -> Run:
+) -> ShownRun:
     """Return a whole run; `scores` are adapted, sliding and packed, `parts` replace fields."""
     adapted, sliding, packed = scores
     by_stage = metrics()
@@ -41,17 +41,17 @@ def made(
     content = "".join(json.dumps(line) + "\n" for line in log_lines(200))
     log = parse_log(content.encode(), name)
     fields = {"metrics": flatten(by_stage), "log": log, "package": package()} | parts
-    return Run(name, {**PARAMS, **(changes or {})}, **fields)
+    return ShownRun(name, {**PARAMS, **(changes or {})}, **fields)
 
 
 @pytest.fixture(scope="module")
-def runs() -> list[Run]:
+def runs() -> list[ShownRun]:
     wide = made("wide", {"quantize.mlp_clip": 11.5, "verify.enforce": False}, (1.7603, 1.79, 1.81))
     return [made("base"), wide]
 
 
 @pytest.fixture(scope="module")
-def page(runs: list[Run]) -> str:
+def page(runs: list[ShownRun]) -> str:
     return render_comparison(runs, {})
 
 
@@ -85,32 +85,19 @@ def test_what_differs_has_a_row_a_run_or_a_row_a_parameter(runs):
     assert "No parameter." in text_of(render_comparison([runs[0], made("same")], {}))
 
 
-def test_all_runs_share_an_axis_of_changes_since_training(runs):
-    far = made("far", scores=(1.2702, 1.2931, 1.3127))
-    far = made("far", metrics={**far.metrics, "train.val_bpb": 1.3012})  # base, 0.5 below
-    falls, labels = views.falls([*runs, far])
-    base, wide, shifted = ([row.place for row in fall.rows] for fall in falls)
-    assert base == pytest.approx(shifted)
-    assert base[0] == wide[0]
-    assert wide[3] < base[3] < base[2] < base[0] < base[1]
-    assert "0.00" in [text for _, text in labels]
-    bar = falls[0].rows[1].bar
-    assert [bar[0], sum(bar)] == pytest.approx([base[0], base[1]], abs=0.01)
+def test_a_change_that_rounds_to_nothing_is_neither_good_nor_bad():
+    (flat,) = views.chains([made("flat", scores=(1.7702, 1.812701, 1.8127))])
+    assert [score.trend for score in flat.scores] == ["same", "worse", "same", "better"]
 
 
-def test_a_change_that_rounds_to_nothing_is_neither_good_nor_bad(runs):
-    falls, _ = views.falls([made("flat", scores=(1.7702, 1.812701, 1.8127))])
-    assert [row.trend for row in falls[0].rows] == ["same", "worse", "same", "better"]
-
-
-def test_curves_lie_in_one_frame_each_with_its_line(runs, page):
-    loss, validation = views.plots(runs)
-    assert [curve.line for curve in loss.curves] == ["l0", "l1"]
-    assert "base ends at" in loss.summary
-    assert "wide ends at" in loss.summary
-    assert [dot.line for dot in validation.dots] == ["l0", "l0", "l1", "l1"]
-    assert page.count('<polyline class="l1"') == 2
-    assert views.plots([made("x", log=None)]) == []
+def test_curves_of_all_runs_lie_in_one_picture(runs, page):
+    assert "base ends at" in page
+    assert "wide ends at" in page
+    assert "wide, step 100:" in page  # what a dot says where the reader points at it
+    assert page.count("<svg") == 2
+    without_logs = render_comparison([made("x", log=None)], {})
+    assert without_logs.count("<svg") == 1
+    assert "No training log is at hand." in without_logs
 
 
 def test_more_runs_than_colours_are_dashed():
@@ -141,7 +128,7 @@ def test_bytes_by_family_add_up(runs):
 )
 def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
     kept = {key: v for key, v in flatten(metrics()).items() if key not in missing}
-    bare = Run("bare", PARAMS, kept, None, None)
+    bare = ShownRun("bare", PARAMS, kept, None, None)
     shown = text_of(render_comparison([*runs, bare], {}))
     assert "no training log at hand of bare" in shown
     assert "–" in shown
@@ -150,8 +137,8 @@ def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
 
 def test_a_change_after_a_missing_score_is_from_the_nearest_before():
     kept = {k: v for k, v in flatten(metrics()).items() if k != "eval_sliding.val_bpb"}
-    falls, _ = views.falls([made("bare", metrics=kept)])
-    changes = [row.change for row in falls[0].rows]
+    (bare,) = views.chains([made("bare", metrics=kept)])
+    changes = [score.change for score in bare.scores]
     assert changes[0] is None
     assert changes[2] is None
     assert changes[3] == pytest.approx(1.7702 - 1.8127)
@@ -162,7 +149,7 @@ def test_a_change_after_a_missing_score_is_from_the_nearest_before():
     [
         ({}, {"eval_ttt.bytes_scored": 5}, "adapted scores are of different texts"),
         ({}, {"train.device": "H100"}, "different devices"),
-        ({"tokenizer.vocab_size": 2048}, {}, "nats a token do not compare"),
+        ({"tokenizer.vocab_size": 2048}, {}, "nats per token do not compare"),
         ({"eval_ttt.mode": "none"}, {}, "eval_ttt did not score alike: sgd, stream order / none"),
         (
             {"eval_ttt.mode": "lora_documents"},
@@ -206,7 +193,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run `paramgolf report`; return what it prints."""
+    """ShownRun `paramgolf report`; return what it prints."""
 
     def run(*words: str, code: int = 0) -> str:
         with pytest.raises(SystemExit) as caught:
@@ -278,7 +265,7 @@ def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
     assert "made-11 1.7011" in shown
     assert "made-12 ends at" in shown
     assert "no training log" not in shown
-    assert page.count('<polyline class="l1"') == 2
+    assert page.count("<svg") == 2
     assert "attention" in shown  # families are known from package.json alone
 
 
