@@ -35,16 +35,11 @@ def module_file(name: str, root: Path) -> Path | None:
     return None
 
 
-def templates(package: Path, root: Path) -> list[Path]:
-    """Return the files that a package carries in its folder `templates`, if it has one."""
-    return [path.relative_to(root) for path in (root / package / "templates").glob("*")]
-
-
 def closure(script: Path, root: Path) -> list[Path]:
     """Return the files of the package that `script` imports, directly or not, sorted.
 
     Paths are relative to `root`, the folder that holds the package. The __init__ files, which
-    hold a docstring alone, are left out; the templates of a module's package are in.
+    hold a docstring alone, are left out.
     """
     found: set[Path] = set()
     queue = [script]
@@ -54,6 +49,6 @@ def closure(script: Path, root: Path) -> list[Path]:
         for name in imported_modules(tree):
             file = module_file(name, root)
             if file is not None and file.name != "__init__.py" and file not in found:
-                found.update([file, *templates(file.parent, root)])
+                found.add(file)
                 queue.append(file)
     return sorted(found)

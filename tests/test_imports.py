@@ -37,13 +37,6 @@ def test_closure_follows_late_imports_and_circles_once(root):
     ]
 
 
-def test_templates_of_a_package_come_with_its_modules(root):
-    (root / "paramgolf/sub/templates").mkdir()
-    (root / "paramgolf/sub/templates/page.html").write_text("<p>")
-    found = closure(Path("stages/run.py"), root)
-    assert Path("paramgolf/sub/templates/page.html") in found
-
-
 def test_a_script_without_imports_has_an_empty_closure(root):
     assert closure(Path("paramgolf/unused.py"), root) == []
 
