@@ -22,8 +22,8 @@ import yaml
 from paramgolf.files import lock, read_json
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import parse
 from paramgolf.recipes import Assignment, build, read_assignment
+from paramgolf.schema import parse
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".cache" / "benchmarks"

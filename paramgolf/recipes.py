@@ -20,9 +20,10 @@ from paramgolf.codec.config import PackageConfig
 from paramgolf.data.config import AuditConfig, DataConfig, TokenizerConfig
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import convert, raise_faults, read_yaml
+from paramgolf.params import read_yaml
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
 from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.schema import Fault, convert, raise_faults
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.training.config import TrainConfig
 from paramgolf.verify.config import VerifyConfig
@@ -58,40 +59,48 @@ def check(content: Mapping[str, Any], *, where: object) -> Params:
     return params
 
 
-def inspect(content: Mapping[str, Any]) -> tuple[Params | None, list[str]]:
+def inspect(content: Mapping[str, Any]) -> tuple[Params | None, list[Fault]]:
     """Return the typed parameters (None where that cannot be) and every fault of `content`."""
-    faults: list[str] = []
-    params = convert(Params, content, "params", faults)
+    faults: list[Fault] = []
+    params: Params | None = convert(Params, content, "", faults)
     if params is not None:
         faults.extend(_disagreements(params))
-    return params, [fault.replace("`params.", "`") for fault in faults]
+    return params, faults
 
 
-def _disagreements(params: Params) -> Iterator[str]:
+def _disagreements(params: Params) -> Iterator[Fault]:
     published = params.data.source == "hub" and params.data.hub.kind == "shards"
     if published != (params.tokenizer.source == "published"):
         yield (
-            "`tokenizer.source` must be published exactly when data.source is hub and "
-            f"data.hub.kind is shards, found {params.tokenizer.source}"
+            "tokenizer.source",
+            "must be published exactly when data.source is hub and data.hub.kind is shards, "
+            f"found {params.tokenizer.source}",
         )
     if params.model.fused_markers != params.tokenizer.fuse_markers:
         yield (
-            "`model.fused_markers` must be what `tokenizer.fuse_markers` is, found "
-            f"{params.model.fused_markers} and {params.tokenizer.fuse_markers}"
+            "model.fused_markers",
+            "must be what `tokenizer.fuse_markers` is, found "
+            f"{params.model.fused_markers} and {params.tokenizer.fuse_markers}",
         )
     budget = params.train.budget_seconds
     if budget is not None and params.train.reserve_seconds >= budget:
-        yield "`train.reserve_seconds` must be below `train.budget_seconds`"
+        yield "train.reserve_seconds", "must be below `train.budget_seconds`"
     fit, package = params.quantize, params.package
     if fit.balance and not params.calibrate.sensitivity_sequences:
-        yield "`quantize.balance` needs `calibrate.sensitivity_sequences` of at least 1"
+        yield "quantize.balance", "needs `calibrate.sensitivity_sequences` of at least 1"
     if fit.trellis and (package.codec not in ("rans", "auto") or package.prune):
-        yield "`quantize.trellis` needs `package.codec` rans or auto, and `package.prune` false"
+        yield (
+            "quantize.trellis",
+            "needs `package.codec` rans or auto, and `package.prune` false",
+        )
     if fit.fit_bytes is not None:
         if fit.fit_codec != package.codec or not package.byte_shuffle:
-            yield "`quantize.fit_codec` must be `package.codec`, and `package.byte_shuffle` be true"
+            yield (
+                "quantize.fit_codec",
+                "must be `package.codec`, and `package.byte_shuffle` be true",
+            )
         if fit.fit_bytes > package.limit_bytes:
-            yield "`quantize.fit_bytes` must be at most `package.limit_bytes`"
+            yield "quantize.fit_bytes", "must be at most `package.limit_bytes`"
 
 
 def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
@@ -151,14 +160,14 @@ def build(
     return _in_order_of(compose("base", folder), plain)
 
 
-def _assign(content: dict[str, Any], key: str, value: Any) -> Iterator[str]:
+def _assign(content: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:
     known = flatten(content)
     if key not in known:
         near = difflib.get_close_matches(key, known, n=1)
         advice = f"; did you mean `{near[0]}`?" if near else ""
         if any(other.startswith(f"{key}.") for other in known):
             advice = "; it is a section, name one of its keys"
-        yield f"`{key}` is not a parameter{advice}"
+        yield key, f"is not a parameter{advice}"
         return
     *path, last = key.split(".")
     for part in path:

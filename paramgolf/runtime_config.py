@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from paramgolf.schema import Range
+
+Processes = Annotated[int, Range(0, 1024)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -11,8 +15,8 @@ class RuntimeConfig:
     """Facts of the machine, which no stage's result depends on; see recipes/base.yaml."""
 
     device: Literal["auto", "cpu", "cuda"]
-    processes: int
+    processes: Processes
     attention: Literal["auto", "fa3", "sdpa"]
     kernels: Literal["auto", "reference", "fused"]
     compile: Literal["auto", "on", "off"]
-    workers: int
+    workers: Processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load_params, parse
+from paramgolf.params import load_params
 from paramgolf.recipes import check, compose
+from paramgolf.schema import Range, parse
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = compose("sample", ROOT / "recipes")
@@ -123,7 +125,7 @@ def test_every_missing_key_is_listed(missing):
         ({"model.parallel_start": 1}, "`model.parallel_start` must lie in the decoder, 4..5"),
         ({"train.steps": None}, "`train.steps` or `budget_seconds` must be set"),
         ({"train.batch_tokens": 1000}, "`train.batch_tokens` must be a multiple"),
-        ({"eval_sliding.stride": 0}, "`eval_sliding.stride` must lie in 1..window (256)"),
+        ({"eval_sliding.stride": 257}, "`eval_sliding.stride` must lie in 1..window (256)"),
         ({"eval_ttt.chunk_tokens": 1000}, "`eval_ttt.chunk_tokens` must be a multiple"),
         ({"quantize.matrix_bits": 9}, "`quantize.matrix_bits` must lie in 2..8, found 9"),
         ({"quantize.least_reach": 1.0}, "`quantize.least_reach` must be 0, or above 0 with `grid`"),
@@ -136,6 +138,64 @@ def test_every_missing_key_is_listed(missing):
 )
 def test_a_fault_of_the_pipeline_parameters_is_named(changes, message):
     assert message in faults_of(changes)
+
+
+OUTSIDE = {
+    "data.hub.train_shards": 0,
+    "data.max_documents": 0,
+    "tokenizer.shard_tokens": 2**31,
+    "audit.allowed_overlap": -1,
+    "model.layers": 10**9,
+    "model.skip_rows": -1,
+    "model.rope_trained_length": 0,
+    "model.mlp_slope": 1e308,
+    "model.softcap": 0,
+    "train.steps": 0,
+    "train.seed": -1,
+    "train.token_lr": -1,
+    "train.ema_decay": 1.0,
+    "train.curriculum": [{"at": 1.0, "batch_tokens": 256, "sequence_length": 256}],
+    "calibrate.seed": 2**32,
+    "quantize.low_rank": 65,
+    "eval_ttt.adapter.rank": 0,
+    "verify.eval_seconds": 0,
+    "runtime.processes": -1,
+    "runtime.workers": -1,
+}
+
+
+@pytest.mark.parametrize("key", OUTSIDE)
+def test_a_number_outside_its_range_is_named(key):
+    value = OUTSIDE[key]
+    inner = ".0.at" if isinstance(value, list) else ""
+    assert re.search(rf"`{key}{inner}` must (be|lie) .*, found ", faults_of({key: value}))
+
+
+@pytest.mark.parametrize(
+    ("bounds", "words", "inside", "outside"),
+    [
+        (Range(2, 8), "lie in 2..8", [2, 8], [1, 9]),
+        (Range(1), "be at least 1", [1, 10**30], [0]),
+        (Range(above=0), "be above 0", [1e-300], [0, -1]),
+        (Range(0, below=1), "be at least 0 and below 1", [0, 0.999], [1, -1e-9]),
+        (Range(above=1, most=4), "be above 1 and at most 4", [4], [1, 4.1]),
+    ],
+)
+def test_a_range_admits_what_its_words_say(bounds, words, inside, outside):
+    assert str(bounds) == words
+    assert all(map(bounds.admits, inside))
+    assert not any(map(bounds.admits, outside))
+
+
+def test_gates_need_their_channels():
+    narrow = {"model.width": 8, "model.heads": 2, "model.kv_heads": 1, "model.rope_dims": 4}
+    assert "`model.head_gate` sparse needs" in faults_of({**narrow, "model.head_gate": "sparse"})
+    assert "`model.smear` token needs" in faults_of({**narrow, "model.smear": "token"})
+
+
+def test_a_long_value_is_shortened():
+    message = faults_of({"data.source": "x" * 10_000, "train.seed": 10**4000})
+    assert len(message) < 400
 
 
 def test_all_faults_come_in_one_message():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
+
+from paramgolf.schema import Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,10 +14,5 @@ class PackageConfig:
 
     codec: Literal["brotli", "lzma", "rans", "auto"]
     byte_shuffle: bool
-    limit_bytes: int
+    limit_bytes: Positive
     prune: bool
-
-    def faults(self) -> Iterator[str]:
-        """Yield what is wrong with the fields together."""
-        if self.limit_bytes < 1:
-            yield "limit_bytes` must be at least 1"

@@ -27,7 +27,7 @@ from paramgolf.codec.container import (
     TensorEntry,
 )
 from paramgolf.codec.rans_writer import encodable
-from paramgolf.params import convert
+from paramgolf.schema import Fault, convert
 
 CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "brotli": ("brotli",),
@@ -193,6 +193,6 @@ def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -
 
 def _check(content: dict[str, Any]) -> None:
     """Hold the header against the decoder's own rules, so that nothing unreadable is written."""
-    faults: list[str] = []
+    faults: list[Fault] = []
     convert(Header, content, "header", faults)
     assert not faults, faults

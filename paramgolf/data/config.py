@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from paramgolf.schema import Fault, Natural, Positive, Range
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +17,7 @@ class HubConfig:
     revision: str
     kind: Literal["shards", "documents"]
     variant: str
-    train_shards: int
+    train_shards: Positive
     documents_file: str
 
 
@@ -28,26 +30,23 @@ class DataConfig:
     validation_files: tuple[str, ...]
     text_field: str
     on_error: Literal["stop", "skip"]
-    validation_documents: int
-    max_documents: int | None
+    validation_documents: Natural
+    max_documents: Positive | None
     hub: HubConfig
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
         if self.source == "files" and not self.files:
-            yield "files` must name at least one path when data.source is `files`"
+            yield "files", "must name at least one path when data.source is `files`"
         if self.validation_documents < 1 and not self.validation_files:
-            yield "validation_documents` must be at least 1"
-        if self.max_documents is not None and self.max_documents < 1:
-            yield "max_documents` must be at least 1, or null"
+            yield "validation_documents", "must be at least 1 where `validation_files` is empty"
         published = self.source == "hub" and self.hub.kind == "shards"
         if published and (self.validation_files or self.max_documents is not None):
             yield (
-                "validation_files` and `data.max_documents` must be empty where data.hub.kind is "
-                "`shards`; data.hub.train_shards says how many to take"
+                "validation_files",
+                "and `data.max_documents` must be empty where data.hub.kind is `shards`; "
+                "data.hub.train_shards says how many to take",
             )
-        if self.hub.train_shards < 1:
-            yield "hub.train_shards` must be at least 1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,27 +57,23 @@ class TokenizerConfig:
     path: str | None
     transform: Literal["none", "caseops"]
     fuse_markers: bool
-    vocab_size: int
-    training_bytes: int
-    shard_tokens: int
+    vocab_size: Annotated[int, Range(300, 2**16)]  # tokens are uint16
+    training_bytes: Positive
+    shard_tokens: Annotated[int, Range(1, 2**31 - 1)]  # a shard's header holds it as an int32
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
         if self.source == "file" and not self.path:
-            yield "path` must name a tokenizer model when tokenizer.source is `file`"
+            yield "path", "must name a tokenizer model when tokenizer.source is `file`"
         foreign = self.source == "file" and str(self.path).endswith((".json", ".txt"))
         if self.transform == "caseops" and foreign:
-            yield "transform` must be none for a tokenizer that is not a SentencePiece model"
+            yield "transform", "must be none for a tokenizer that is not a SentencePiece model"
         if self.fuse_markers and self.transform != "caseops":
-            yield "fuse_markers` needs tokenizer.transform caseops"
-        if not 300 <= self.vocab_size <= 65_536:
-            yield f"vocab_size` must lie in 300..65536 (tokens are uint16), found {self.vocab_size}"
-        if self.training_bytes < 1 or self.shard_tokens < 1:
-            yield "training_bytes` and `shard_tokens` must be at least 1"
+            yield "fuse_markers", "needs tokenizer.transform caseops"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditConfig:
     """What the audit tolerates; units and meanings are in recipes/base.yaml."""
 
-    allowed_overlap: int
+    allowed_overlap: Natural

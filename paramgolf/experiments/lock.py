@@ -7,7 +7,6 @@ the run's parameters, and from outputs that are the run's.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,9 +14,9 @@ import yaml
 
 from paramgolf.params import PARAMS_PATH
 from paramgolf.recipes import flatten
+from paramgolf.schema import is_exponent
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
-EXPONENT = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 
 def foreign_stages(lock: bytes, params: Mapping[str, Any]) -> dict[str, str]:
@@ -63,5 +62,4 @@ def numbers(value: Any) -> Any:
         return {key: numbers(inner) for key, inner in value.items()}
     if isinstance(value, list):
         return [numbers(inner) for inner in value]
-    is_exponent = isinstance(value, str) and EXPONENT.fullmatch(value)
-    return float(value) if is_exponent else value
+    return float(value) if is_exponent(value) else value

@@ -5,16 +5,20 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from paramgolf.schema import Fault, Natural, NaturalFloat, Positive, PositiveFloat, Range
 
 Order = tuple[int, ...]
+LONGEST_ORDER = 1024  # layers that a pass may run; far above any use, far below what would hang
+GATE_CHANNELS = 12  # channels that a sparse gate reads (#1667)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecurrencePhase:
     """From point `at` of training (a step, or a fraction of the budget) layers run in `order`."""
 
-    at: float
+    at: NaturalFloat
     order: Order
 
 
@@ -22,26 +26,26 @@ class RecurrencePhase:
 class ModelConfig:
     """Shape and options of the network; units, meanings and sources are in recipes/base.yaml."""
 
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    mlp_hidden: int
-    mlp_slope: float
-    rope_dims: int
-    rope_base: float
-    rope_trained_length: int | None
-    q_gain: float
+    layers: Annotated[int, Range(1, 1024)]
+    width: Annotated[int, Range(1, 2**16)]
+    heads: Positive
+    kv_heads: Positive
+    mlp_hidden: Annotated[int, Range(1, 2**20)]
+    mlp_slope: Annotated[float, Range(0, 1)]
+    rope_dims: Natural
+    rope_base: Annotated[float, Range(above=1, most=1e12)]
+    rope_trained_length: Positive | None
+    q_gain: Annotated[float, Range(above=0, most=1e3)]
     window_layers: tuple[int, ...]
-    window: int
-    xsa_layers: int
+    window: Positive
+    xsa_layers: Natural
     layer_scale: bool
-    softcap: float
+    softcap: Annotated[float, Range(above=0, most=1e6)]
     asymmetric_softcap: bool
     skips: Literal["none", "additive", "gated"]
-    skip_rows: int | None
+    skip_rows: Natural | None
     parallel: Literal["none", "single", "merge", "routed", "mixed", "lanes"]
-    parallel_start: int
+    parallel_start: Natural
     recurrence_unit: Literal["fraction", "step"]
     recurrence: tuple[RecurrencePhase, ...]
     untied_repeats: bool
@@ -49,13 +53,13 @@ class ModelConfig:
     first_attention: bool
     smear: Literal["none", "channel", "token"]
     fused_markers: bool
-    bigram_buckets: int
-    bigram_dim: int
-    value_embedding_dim: int
+    bigram_buckets: Natural
+    bigram_dim: Positive
+    value_embedding_dim: Positive
     value_embedding_layers: tuple[int, ...]
     value_residual: bool
     head_gate: Literal["none", "doubled", "dense", "sparse"]
-    head_gate_scale: float
+    head_gate_scale: PositiveFloat
 
     @property
     def head_dim(self) -> int:
@@ -77,48 +81,58 @@ class ModelConfig:
         point = fraction if self.recurrence_unit == "fraction" else step
         return sum(phase.at <= point for phase in self.recurrence)
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        if min(self.layers, self.width, self.heads, self.kv_heads, self.mlp_hidden) < 1:
-            yield "layers`, `width`, `heads`, `kv_heads` and `mlp_hidden` must be at least 1"
-            return
         if self.width % self.heads:
-            yield f"heads` must divide `width`: {self.heads} does not divide {self.width}"
+            yield "heads", f"must divide `width`: {self.heads} does not divide {self.width}"
         if self.heads % self.kv_heads:
-            yield f"kv_heads` must divide `heads`: {self.kv_heads} does not divide {self.heads}"
-        if self.rope_dims % 2 or not 0 <= self.rope_dims <= self.head_dim:
+            yield "kv_heads", f"must divide `heads`: {self.kv_heads} does not divide {self.heads}"
+        if self.rope_dims % 2 or self.rope_dims > self.head_dim:
             limit = self.head_dim
-            yield f"rope_dims` must be even and at most the head size {limit}: {self.rope_dims}"
+            yield "rope_dims", f"must be even and at most the head size {limit}: {self.rope_dims}"
         yield from self._order_faults()
         yield from self._parallel_faults()
-        if any(layer not in range(self.layers) for layer in self.window_layers) or self.window < 1:
-            yield f"window_layers` must lie in 0..{self.layers - 1}, `window` be at least 1"
-        if any(layer not in range(self.layers) for layer in self.value_embedding_layers):
-            yield f"value_embedding_layers` must lie in 0..{self.layers - 1}"
-        if self.value_embedding_layers and self.value_embedding_dim < 1:
-            yield "value_embedding_dim` must be at least 1 when value_embedding_layers are named"
-        if self.bigram_buckets and (self.bigram_buckets < 2 or self.bigram_dim < 1):
-            yield "bigram_buckets` must be 0 or at least 2, with `bigram_dim` at least 1"
+        for name in ("window_layers", "value_embedding_layers"):
+            if any(layer not in range(self.layers) for layer in getattr(self, name)):
+                yield name, f"must lie in 0..{self.layers - 1}"
+        if self.bigram_buckets == 1:  # the last bucket is kept for positions that have no past
+            yield "bigram_buckets", "must be 0 or at least 2"
+        for name, reads_channels in (
+            ("head_gate", self.head_gate in ("doubled", "sparse")),
+            ("smear", self.smear == "token"),
+        ):
+            if reads_channels and self.width < GATE_CHANNELS:
+                kind = getattr(self, name)
+                yield name, f"{kind} needs a `width` of at least {GATE_CHANNELS}: {self.width}"
 
-    def _parallel_faults(self) -> Iterator[str]:
+    def _parallel_faults(self) -> Iterator[Fault]:
         if self.parallel == "none":
             return
         start = self.parallel_start
-        first = 1 + max(layer for order in self.orders for layer in order[: len(order) // 2])
+        decoded = (layer for order in self.orders for layer in order[: len(order) // 2])
+        first = 1 + max(decoded, default=-1)
         if not first <= start < self.layers:
             expected = f"lie in the decoder, {first}..{self.layers - 1}"
-            yield f"parallel_start` must {expected} (the second half of each order), found {start}"
+            yield (
+                "parallel_start",
+                f"must {expected} (the second half of each order), found {start}",
+            )
 
-    def _order_faults(self) -> Iterator[str]:
+    def _order_faults(self) -> Iterator[Fault]:
         for i, phase in enumerate(self.recurrence):
             missing = sorted(set(phase.order) - set(range(self.layers)))
             unused = sorted(set(range(self.layers)) - set(phase.order))
             if missing:
-                yield f"recurrence.{i}.order` names layers that do not exist: {missing}"
+                yield f"recurrence.{i}.order", f"names layers that do not exist: {missing}"
             if unused:
-                yield f"recurrence.{i}.order` leaves out layers: {unused}"
-            if self.recurrence_unit == "fraction" and not 0 <= phase.at < 1:
-                yield f"recurrence.{i}.at` must lie in 0..1, found {phase.at}"
+                yield f"recurrence.{i}.order", f"leaves out layers: {unused}"
+            if len(phase.order) > LONGEST_ORDER:
+                yield f"recurrence.{i}.order", f"must name at most {LONGEST_ORDER} layers"
+            if self.recurrence_unit == "fraction" and phase.at >= 1:
+                yield f"recurrence.{i}.at", f"is a fraction and must be below 1, found {phase.at}"
         for first, second in itertools.pairwise(self.recurrence):
             if second.at < first.at:
-                yield f"recurrence` must be in rising order of `at`: {first.at} before {second.at}"
+                yield (
+                    "recurrence",
+                    f"must be in rising order of `at`: {first.at} before {second.at}",
+                )

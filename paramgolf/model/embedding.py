@@ -14,8 +14,7 @@ from torch import Tensor
 
 from paramgolf.data.aliases import ALIASES
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import GATE_CHANNELS
+from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 
 ALIAS_SPACE, ALIAS_MARK = 0.4, 0.6  # shares of an alias's first row (#2109)
 Tensors = Mapping[str, Tensor]

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-from paramgolf.model.config import ModelConfig
+from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 
 Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
 TABLES = ("embedding", "bigram_table", "value_table")  # one row a token or bucket
-GATE_CHANNELS = 12  # channels that a sparse gate reads (#1667)
 
 
 def shapes(config: ModelConfig, vocab_size: int) -> dict[str, Shape]:

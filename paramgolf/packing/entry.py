@@ -23,9 +23,9 @@ from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.packing.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
-from paramgolf.params import parse
 from paramgolf.runtime import Runtime, launch, processes
 from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.schema import parse
 from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.evaluation import Evaluation

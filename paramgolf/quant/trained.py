@@ -14,7 +14,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
-from paramgolf.params import parse
+from paramgolf.schema import parse
 
 TRAIN_PATH = Path("artifacts/train")
 SCHEMA = 1

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from paramgolf.schema import (
+    Fault,
+    Natural,
+    NaturalFloat,
+    Positive,
+    PositiveFloat,
+    Range,
+    Seed,
+    Share,
+)
+
+BelowOne = Annotated[float, Range(0, below=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -12,18 +25,16 @@ class MixtureConfig:
     """What counts of the scored text add to the network; see recipes/base.yaml."""
 
     kind: Literal["none", "ngram", "tilt"]
-    contexts: tuple[int, ...]
-    min_count: int
-    weight: float
-    min_share: float
-    beta: float
+    contexts: tuple[Positive, ...]
+    min_count: Positive
+    weight: BelowOne
+    min_share: Share
+    beta: NaturalFloat
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        if min(self.contexts, default=0) < 1 or self.min_count < 1:
-            yield "contexts` must name at least one length, each at least 1, as must `min_count`"
-        if not (0 <= self.weight < 1 and 0 <= self.min_share <= 1 and self.beta >= 0):
-            yield "weight` and `min_share` must lie in 0..1, and `beta` must be 0 or more"
+        if not self.contexts:
+            yield "contexts", "must name at least one length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,23 +42,17 @@ class SlidingConfig:
     """The sliding-window evaluation; units and meanings are in recipes/base.yaml."""
 
     mode: Literal["strided", "documents", "windowed"]
-    window: int
-    stride: int
-    row_windows: int
-    batch_windows: int
-    max_tokens: int | None
+    window: Positive
+    stride: Positive
+    row_windows: Annotated[int, Range(2)]  # the first window of a row is context
+    batch_windows: Positive
+    max_tokens: Positive | None
     mixture: MixtureConfig
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        if not 1 <= self.stride <= self.window:
-            yield f"stride` must lie in 1..window ({self.window}), found {self.stride}"
-        if self.batch_windows < 1:
-            yield "batch_windows` must be at least 1"
-        if self.row_windows < 2:
-            yield "row_windows` must be at least 2: the first window of a row is context"
-        if self.max_tokens is not None and self.max_tokens < 1:
-            yield f"max_tokens` must be at least 1, or null for all, found {self.max_tokens}"
+        if self.stride > self.window:
+            yield "stride", f"must lie in 1..window ({self.window}), found {self.stride}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,34 +60,28 @@ class AdapterConfig:
     """Low-rank adapters and the AdamW that trains them; see recipes/base.yaml."""
 
     targets: tuple[Literal["q", "k", "v", "o", "mlp", "head"], ...]
-    rank: int
-    alpha: float
-    seed: int
-    lr: float
-    beta1: float
-    beta2: float
-    eps: float
-    decay: float
-    reset_chunks: int
+    rank: Positive
+    alpha: PositiveFloat
+    seed: Seed
+    lr: NaturalFloat
+    beta1: BelowOne
+    beta2: BelowOne
+    eps: PositiveFloat
+    decay: NaturalFloat
+    reset_chunks: Natural
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            yield "targets` must name at least one place, and none twice"
-        if self.rank < 1 or self.reset_chunks < 0:
-            yield "rank` must be at least 1, and `reset_chunks` 0 or more"
-        if self.lr < 0 or self.eps <= 0 or self.decay < 0:
-            yield "lr` and `decay` must be 0 or more, and `eps` above 0"
-        if not (0 <= self.beta1 < 1 and 0 <= self.beta2 < 1):
-            yield "beta1` and `beta2` must lie in 0..1"
+            yield "targets", "must name at least one place, and none twice"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ShortChunk:
     """Batches of documents of at most `document_tokens` are scored in chunks of `chunk_tokens`."""
 
-    document_tokens: int
-    chunk_tokens: int
+    document_tokens: Positive
+    chunk_tokens: Positive
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,35 +89,32 @@ class DocumentsConfig:
     """Adaptation to each document by itself; see recipes/base.yaml."""
 
     order: Literal["stream", "length"]
-    batch_documents: int
-    lanes: int
-    chunk_tokens: int
+    batch_documents: Positive
+    lanes: Positive
+    chunk_tokens: Positive
     short_chunks: tuple[ShortChunk, ...]
     warm_a: bool
-    prefix_documents: int
-    phases: int
+    prefix_documents: Natural
+    phases: Natural
 
     @property
     def longest_chunk(self) -> int:
         """The tokens of the longest chunk."""
         return max(self.chunk_tokens, *(rule.chunk_tokens for rule in self.short_chunks), 0)
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        if min(self.batch_documents, self.lanes, self.chunk_tokens) < 1:
-            yield "batch_documents`, `lanes` and `chunk_tokens` must be at least 1"
-        if min((rule.chunk_tokens for rule in self.short_chunks), default=1) < 1:
-            yield "short_chunks` must have `chunk_tokens` of at least 1"
         lengths = [rule.document_tokens for rule in self.short_chunks]
         if lengths != sorted(set(lengths)):
-            yield "short_chunks` must be in rising order of `document_tokens`"
-        if self.phases < 0 or self.prefix_documents < self.phases:
-            yield "phases` must be 0 or more, and `prefix_documents` at least as many"
+            yield "short_chunks", "must be in rising order of `document_tokens`"
+        if self.prefix_documents < self.phases:
+            yield "prefix_documents", f"must be at least `phases`, {self.phases}"
         if self.order == "stream" and (self.warm_a or self.short_chunks):
             found = "warm_a" if self.warm_a else "short_chunks"
             yield (
-                f"{found}` needs `order: length`: by it a score depends on the lengths of "
-                "documents that `order: stream` has not read yet"
+                found,
+                "needs `order: length`: by it a score depends on the lengths of documents that "
+                "`order: stream` has not read yet",
             )
 
 
@@ -127,34 +123,30 @@ class AdaptConfig:
     """The score-first adaptive evaluation; units and meanings are in recipes/base.yaml."""
 
     mode: Literal["none", "sgd", "lora_stream", "lora_documents"]
-    window: int
-    stride: int
-    batch_windows: int
-    max_tokens: int | None
-    chunk_tokens: int
-    epochs: int
-    batch_sequences: int
-    lr: float
-    momentum: float
-    clip_norm: float
+    window: Positive
+    stride: Positive
+    batch_windows: Positive
+    max_tokens: Positive | None
+    chunk_tokens: Positive
+    epochs: Positive
+    batch_sequences: Positive
+    lr: NaturalFloat
+    momentum: BelowOne
+    clip_norm: NaturalFloat
     adapter: AdapterConfig
     documents: DocumentsConfig
     mixture: MixtureConfig
 
-    def faults(self) -> Iterator[str]:
+    def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        if min(self.chunk_tokens, self.batch_windows, self.epochs, self.batch_sequences) < 1:
-            names = "`batch_windows`, `epochs` and `batch_sequences`"
-            yield f"chunk_tokens`, {names} must be at least 1"
-        if not 1 <= self.stride <= self.window:
-            yield f"stride` must lie in 1..window ({self.window}), found {self.stride}"
+        if self.stride > self.window:
+            yield "stride", f"must lie in 1..window ({self.window}), found {self.stride}"
         elif self.window % self.stride:
-            yield "stride` must divide `window`, or a chunk's scores would spill over its edge"
+            yield "stride", "must divide `window`, or a chunk's scores would spill over its edge"
         elif self.chunk_tokens % self.window:
-            yield "chunk_tokens` must be a multiple of `window`, the length of a training sequence"
+            yield (
+                "chunk_tokens",
+                "must be a multiple of `window`, the length of a training sequence",
+            )
         elif self.mode == "lora_documents" and self.documents.longest_chunk > self.window:
-            yield "documents` must have chunks of at most `window` tokens"
-        if self.max_tokens is not None and self.max_tokens < 1:
-            yield f"max_tokens` must be at least 1, or null for all, found {self.max_tokens}"
-        if self.lr < 0 or self.clip_norm < 0 or not 0 <= self.momentum < 1:
-            yield "lr` and `clip_norm` must be 0 or more, and `momentum` in 0..1"
+            yield "documents", "must have chunks of at most `window` tokens"

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import token_case
+from schema_case import faults_of
 
 from paramgolf.data import case_transform
 from paramgolf.data.audit import audit
@@ -231,6 +232,6 @@ def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path)
 )
 def test_parameters_that_do_not_go_together(changes: dict[str, Any], fault: str | None) -> None:
     fields = {"vocab_size": 330, "transform": "caseops"} | changes
-    faults = list(token_case.config(**fields).faults())
+    faults = faults_of(token_case.config(**fields))
     assert len(faults) == (fault is not None)
     assert all(fault is not None and fault in found for found in faults)

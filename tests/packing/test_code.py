@@ -115,7 +115,7 @@ def test_it_trains_from_its_own_modules(artifact, tokens_folder):
 def test_errors_are_one_message(artifact):
     found = run("train_gpt.py", "eval", "--stride", "0", "--device", "cpu", cwd=artifact)
     assert found.returncode == 2
-    assert "stride` must lie in 1..window" in found.stderr
+    assert "stride` must be at least 1" in found.stderr
     assert "Traceback" not in found.stderr
     (artifact / "model.bin").write_bytes(b"nothing")
     found = run("train_gpt.py", "eval", "--device", "cpu", cwd=artifact)

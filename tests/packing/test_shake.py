@@ -24,7 +24,7 @@ import json, runpy, sys
 found = runpy.run_path(sys.argv[1], run_name="packed")
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
-from paramgolf.params import parse
+from paramgolf.schema import parse
 import torch
 torch.set_num_threads(1)
 config = parse(ModelConfig, json.loads(found["PARAMS"])["model"], "model")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained
+from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
@@ -137,5 +138,5 @@ def test_sensitivities_that_are_missing_are_named(trained):
 
 
 def test_bounds_of_the_parameters():
-    faults = [*dataclasses.replace(make_config(), balance=1.5, scale_digits=0).faults()]
+    faults = faults_of(dataclasses.replace(make_config(), balance=1.5, scale_digits=0))
     assert len(faults) == 2

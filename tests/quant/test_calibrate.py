@@ -15,12 +15,12 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.plan import repeated_layers
-from paramgolf.params import parse
 from paramgolf.quant.calibrate import calibrate, collect, window_starts, write_text
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
+from paramgolf.schema import parse
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB, LENGTH = 64, 16

@@ -8,8 +8,8 @@ import pytest
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.packing.entry import SCORERS, _parser, _section
-from paramgolf.params import parse
 from paramgolf.recipes import build, names
+from paramgolf.schema import parse
 from paramgolf.submission.build import slug
 from paramgolf.submission.evaluate import (
     COMMANDS,
