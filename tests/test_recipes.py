@@ -57,13 +57,11 @@ def test_every_key_of_base_that_is_no_plain_word_has_a_comment():
 def test_records_are_scores_of_systems():
     records = read_yaml(RECIPES / "records.yaml")
     for name, record in records.items():
-        scores = list(record["seeds"].values()) if "seeds" in record else [record["mean"]]
         assert name == f"pr{record['pull_request']}"
-        assert record["evaluation"] in ("sliding", "adapted")
-        assert all(1.0 < score < 1.2 for score in scores)
+        assert record["evaluation"] in ("plain", "sliding", "adapted")
         assert record["artifact_bytes"] <= 16_000_000
     published = {"pr1204": 1.1063, "pr1296": 1.0897, "pr1392": 1.1020, "pr1493": 1.0810}
-    for name, mean in (published | {"pr1855": 1.0611}).items():
+    for name, mean in (published | {"pr1855": 1.0611, "pr2135": 1.0565}).items():
         assert statistics.fmean(records[name]["seeds"].values()) == pytest.approx(mean, abs=6e-5)
 
 

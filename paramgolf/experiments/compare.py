@@ -18,9 +18,13 @@ from paramgolf.recipes import RECIPES
 
 SCHEMA = 1
 PUBLISHED_BYTES = 151_080_891  # of the contest's validation text
-PUBLISHED_MACHINE = ("H100", 8)
+PUBLISHED_GPU = "H100"
 SCORE = "eval_ttt.val_bpb"
-EVALUATIONS = {"sliding": "eval_sliding.val_bpb", "adapted": SCORE}  # of records.yaml
+EVALUATIONS = {  # of records.yaml
+    "plain": "eval_sliding.val_bpb_plain",
+    "sliding": "eval_sliding.val_bpb",
+    "adapted": SCORE,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any
             both=reference.group is not None,
         )
         if reference.record is not None:
-            notes += _record_flags(group, reference, reference.record["evaluation"], score)
+            notes += _record_flags(group, reference.scores, reference.record, score)
     return {
         "label": group.label,
         "experiments": [run.name for run in group.runs],
@@ -151,16 +155,18 @@ def bytes_per_token(group: Group, score: str) -> float:
     return losses[0] / (scores[0] * math.log(2))
 
 
-def _record_flags(group: Group, reference: Reference, evaluation: str, score: str) -> Iterator[str]:
+def _record_flags(
+    group: Group, scores: Sample, record: Mapping[str, Any], score: str
+) -> Iterator[str]:
+    evaluation, count = record["evaluation"], record["training"]["gpus"]
     if score != EVALUATIONS[evaluation]:
         yield f"score: ours {score}, the record's is {evaluation} ({EVALUATIONS[evaluation]})"
-    if reference.scores.n == 0:
+    if scores.n == 0:
         yield "the record's single scores are not known: its mean is taken as exact"
-    kind, count = PUBLISHED_MACHINE
     devices, worlds = group.distinct("train.device"), group.distinct("train.world_size")
-    if any(kind not in str(device) for device in devices) or worlds != [count]:
+    if any(PUBLISHED_GPU not in str(device) for device in devices) or worlds != [count]:
         ours = ", ".join(f"{w} x {d}" for w, d in zip(worlds, devices, strict=False))
-        yield f"machine: ours {ours}, the record's {count} x {kind}"
+        yield f"machine: ours {ours}, the record's {count} x {PUBLISHED_GPU}"
     scored = group.distinct("eval_sliding.bytes_scored")
     if any(not _near(value) for value in scored):
         yield f"text: scored on {scored[0]:,} bytes, the record on {PUBLISHED_BYTES:,}"

@@ -30,7 +30,8 @@ METRICS: dict[str, Any] = {
     "train": {"steps": 4550, "val_bpb": 1.08, "device": "NVIDIA H100", "world_size": 8}
     | {"torch": "2.11.0", "val_loss": 2.79},
     "package": {"bytes_total": 15_990_000, "fits": True},
-    "eval_sliding": {"val_bpb": 1.083, "val_loss": 2.798, "bytes_scored": 151_080_891},
+    "eval_sliding": {"val_bpb": 1.083, "val_bpb_plain": 1.09, "val_loss": 2.798}
+    | {"bytes_scored": 151_080_891},
     "eval_ttt": {"val_bpb": 1.081, "val_loss": 2.7923, "bytes_scored": 151_080_891},
 }
 BASE = {1: 1.0810, 2: 1.0812, 3: 1.0808}
@@ -176,7 +177,9 @@ def test_against_a_record(project, compared):
 def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, compared):
     changes = {"train.device": "cpu", "train.world_size": 1, "eval_sliding.bytes_scored": 356_499}
     project.add("small", {}, {**changes, "package.fits": False, "verify.passed": False})
-    (group,) = compared("small", "--against", "pr2135")["groups"]
+    record = "pr9999: {pull_request: 9999, evaluation: adapted, mean: 1.05, training: {gpus: 8}}"
+    (project.folder / "recipes/records.yaml").write_text(record)
+    (group,) = compared("small", "--against", "pr9999")["groups"]
     assert group["verdict"]["better"] is None
     flags = "\n".join(group["flags"])
     for part in (
