@@ -29,7 +29,8 @@ from paramgolf.training.config import TrainConfig
 from paramgolf.verify.config import VerifyConfig
 
 RECIPES = Path("recipes")
-NOT_RECIPES = ("base", "records")
+NOT_RECIPES = ("base", "differences", "records")
+FIDELITY = "fidelity"  # no parameter: as an assignment, `published` restores what was published
 Assignment = tuple[str, Any]
 
 
@@ -122,7 +123,7 @@ def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
 
 
 def names(folder: Path = RECIPES) -> list[str]:
-    """Return the names of all recipes; base and the records' scores are none."""
+    """Return the names of all recipes; base, the differences and the records are none."""
     return sorted(path.stem for path in folder.glob("*.yaml") if path.stem not in NOT_RECIPES)
 
 
@@ -130,6 +131,44 @@ def describe(name: str, folder: Path = RECIPES) -> str:
     """Return the first line of a recipe's file, a comment that says what it is."""
     first = (folder / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
     return first.lstrip("# ")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """What some recipes do otherwise than the published code, on purpose.
+
+    `restore` holds the parameters, by dotted key, that bring the published behavior back;
+    `settings` the published settings that it concerns, as tests/fixtures names them.
+    """
+
+    recipes: Sequence[str]
+    theirs: str
+    ours: str
+    why: str
+    restore: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    effect: str = "not measured"
+    settings: Sequence[str] = ()
+
+
+def differences(name: str | None = None, folder: Path = RECIPES) -> list[Difference]:
+    """Return the differences of the recipe `name`, or of all, from what was published."""
+    entries = yaml.safe_load((folder / "differences.yaml").read_text(encoding="utf-8"))
+    found = [Difference(**entry) for entry in entries]
+    return [entry for entry in found if name is None or name in entry.recipes]
+
+
+def _restored(name: str, value: Any, folder: Path) -> list[Assignment]:
+    """Return the assignments that `fidelity=published` stands for."""
+    found = differences(name, folder)
+    if value != "published" or not found:
+        known = sorted({recipe for entry in differences(folder=folder) for recipe in entry.recipes})
+        raise ParamGolfError(
+            f"`{FIDELITY}` is `published`, for a recipe of a published system",
+            where=f"recipe {name}",
+            expected=f"{FIDELITY}=published and one of {', '.join(known)}",
+            found=f"{FIDELITY}={value}",
+        )
+    return [assignment for entry in found for assignment in entry.restore.items()]
 
 
 def read_assignment(text: str) -> Assignment:
@@ -149,10 +188,16 @@ def build(
 ) -> dict[str, Any]:
     """Return recipe `name` with the assignments made, checked whole and in the order of base.yaml.
 
-    Numbers come in their parameter's type (600 as 600.0). All faults are in one ParamGolfError.
+    Numbers come in their parameter's type (600 as 600.0). `fidelity=published` stands for the
+    parameters by which the recipe does all that its system's published code does, as far as ours
+    offers it. All faults are in one ParamGolfError.
     """
     content = compose(name, folder)
-    unknown = [fault for key, value in assignments for fault in _assign(content, key, value)]
+    changes = [assignment for assignment in assignments if assignment[0] != FIDELITY]
+    for key, value in assignments:
+        if key == FIDELITY:  # first, so that a parameter that is named wins
+            changes = [*_restored(name, value, folder), *changes]
+    unknown = [fault for key, value in changes for fault in _assign(content, key, value)]
     params, faults = inspect(content)
     if params is None or unknown or faults:
         raise_faults(unknown + faults, f"recipe {name}")

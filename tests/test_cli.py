@@ -181,30 +181,61 @@ def test_differences_show_what_came_and_went():
     assert lines == ["b: null -> 2", "d: (absent) -> x", "c: [1] -> (absent)"]
 
 
-def test_recipes_are_listed_with_their_size_and_score(capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
+def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+    """The words of each table's rows by recipe: what it is, what it costs, what ours scored."""
     assert code_of("recipes") == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line for line in lines if line.strip()}
-    assert "embedded sample" in rows["sample"]
-    assert "1,2" in rows["sample"]  # million parameters
-    assert rows["pr1493"].split()[1:3] == ["35,944,536", "1.0810"]
-    assert max(map(len, lines)) <= 80
+    assert max(map(len, lines)) <= 84
+    rows: dict[str, list[str]] = {}
+    for words in (line.split() for line in lines if line.strip()):
+        rows.setdefault(words[0], []).append(" ".join(words[1:]))
+    return rows
+
+
+def test_recipes_are_listed_with_score_size_and_speed(capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = listed(capsys)
+    assert "embedded sample" in rows["sample"][0]
+    assert rows["pr1493"][0].startswith("1.0810 SP8192")
+    assert rows["pr1493"][1].startswith("35,944,536 35,944,536 15,993,232 ")
+    assert rows["pr2135"][1].split()[4] == "820"  # 5,001 steps of 786,432 in 599.5 s on 8 GPUs
 
 
 def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
-    figures = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003}
+    figures = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003, "tokens_per_second": 9e5}
+    figures |= {"bytes_total": 16_000_001, "headroom_bytes": -1}
     other = {"device": "a GPU", "figures": {"tokens": 1e8, "val_bpb_packed": 1.1}}
     runs = {"recipes": {"h100x1": other, "pr1493": {"device": "a GPU", "figures": figures}}}
     path = project / "benchmarks/results/recipes.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"runs": runs}))
-    assert code_of("recipes") == 0
+    rows = listed(capsys)
+    _, costs, scores = rows["pr1493"]
+    assert costs == "35,944,536 35,944,536 15,993,232 16,000,001* 761 900"
+    assert scores == "1.2345 16,000,001*"
+    assert len(rows["h100x1"]) == 1
+    assert rows["pr1296"][1].endswith("15,999,533 - 909 -")
+
+
+def test_differences_are_a_table_that_names_what_restores_them(project, capsys):
+    assert code_of("recipes", "--differences") == 0
     lines = capsys.readouterr().out.splitlines()
-    rows = {line.split()[0]: line.split() for line in lines if line.strip()}
-    assert rows["pr1493"][2:4] == ["1.0810", "1.2345"]
-    assert rows["h100x1"][2:4] == ["-", "-"]
-    assert "packed after 60 M tokens of another text on a GPU" in " ".join(rows["ours:"])
+    clipped = next(line for line in lines if "train.clip_scope" in line)
+    assert clipped.startswith("| pr1204, pr1392, pr1855, pr2135 | each process clips ")
+    assert "| `train.clip_scope: process` |" in clipped
+
+
+def test_a_recipe_can_be_used_as_it_was_published(project):
+    assert code_of("use", "pr1855", "train.reserve_seconds=1.0", "fidelity=published") == 0
+    params = read_yaml("params.yaml")
+    assert params["train"]["clip_scope"] == "process"
+    assert params["train"]["reserve_seconds"] == 1.0  # what is named wins
+
+
+@pytest.mark.parametrize("words", [("best", "fidelity=published"), ("pr1855", "fidelity=ours")])
+def test_what_was_never_published_cannot_be_restored(words, project, capsys):
+    assert code_of("use", *words) == 2
+    assert "`fidelity` is `published`, for a recipe of a published" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["check --help", "recipes", "estimate sample --json"])

@@ -10,10 +10,19 @@ from pathlib import Path
 import pytest
 
 from paramgolf.cli import COMMANDS, build_parser
+from paramgolf.commands.recipes import markdown
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.params import read_yaml
-from paramgolf.recipes import build, check, compose, flatten, names, read_assignment
+from paramgolf.recipes import (
+    build,
+    check,
+    compose,
+    differences,
+    flatten,
+    names,
+    read_assignment,
+)
 from paramgolf.verify.rules import RULES
 
 ROOT = Path(__file__).parents[1]
@@ -138,7 +147,7 @@ def test_every_metric_is_explained():
 
 @pytest.mark.parametrize("name", names(RECIPES))
 def test_every_recipe_is_explained_with_its_figures(name):
-    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").partition("<!-- diff")[0]
     params = check(compose(name, RECIPES), where=name)
     (row,) = re.findall(rf"^\| {name} \| (.*) \| (.*) \| ([\d,]+) \|$", text, re.MULTILINE)
     assert row[2] == f"{count(params.model, params.tokenizer.vocab_size):,}"
@@ -147,3 +156,10 @@ def test_every_recipe_is_explained_with_its_figures(name):
     if record is not None:
         scores = list(record["seeds"].values()) if "seeds" in record else [record["mean"]]
         assert row[0] == f"{sum(scores) / len(scores):.4f}"
+
+
+def test_the_table_of_differences_is_the_data():
+    """`paramgolf recipes --differences` prints what belongs between the marks."""
+    text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"<!-- differences -->\n(.*)\n<!-- end -->", text, re.DOTALL)
+    assert table == markdown(differences(folder=RECIPES))

@@ -1,7 +1,7 @@
-"""List the recipes: parameters of the network, published score of the system, ours, what it is.
+"""List the recipes: what each is, its published score, sizes and speeds beside ours.
 
-Published scores are their authors', bits per byte on FineWeb; docs/recipes.md says how ours differ.
-Ours are those of benchmarks/results/recipes.md: short trainings on another text, then packed.
+Published scores are their authors', bits per byte on FineWeb. Ours are of another text, and in a
+table of their own: those of benchmarks/results/recipes.md, short trainings that were then packed.
 """
 
 from __future__ import annotations
@@ -9,48 +9,79 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, check, compose, describe, names
+from paramgolf.recipes import RECIPES, Difference, check, compose, describe, differences, names
 
 EXAMPLE = """example:
-  paramgolf recipes"""
-HEADINGS = ("recipe", "parameters", "published", "ours", "what it is")
+  paramgolf recipes
+  paramgolf recipes --differences"""
 MEASURED = RECIPES.parent / "benchmarks/results/recipes.json"
 PREFIX = re.compile(r"^PR \d+, [\d.]+: ")  # other columns say it
-OURS = "ours: packed after {tokens:,.0f} M tokens of another text on {device}; not FineWeb's"
+NONE = "-"
+SCORES = "FineWeb: the published score, bits per byte of the contest's text."
+COSTS = (
+    "Published, and ours beside it: parameters, bytes of code and weights (*: too many), "
+    "thousands of tokens per second that each GPU trains on."
+)
+OURS = (
+    "Ours, packed: bits per byte of that text. They are no scores to hold against those of FineWeb."
+)
 HINT = "paramgolf estimate NAME: what one costs; paramgolf use NAME: write it to params.yaml"
+MARKDOWN = ("recipes", "published", "ours", "why", "restored by", "measured effect")
+Row = Sequence[str]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's options: there are none."""
+    """Declare the command's options."""
+    parser.add_argument(
+        "--differences",
+        action="store_true",
+        help="print what recipes do otherwise than the published code, in Markdown",
+    )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table: our own recipes, then the published systems by number."""
+    """Print the tables: our own recipes, then the published systems by number."""
+    if options.differences:
+        print(markdown(differences()))
+        return 0
+    records, measured = read_yaml(RECIPES / "records.yaml"), read_measured(MEASURED)
+    ordered = sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name))
+    what = [(n, _score(records.get(n)), PREFIX.sub("", describe(n, RECIPES))) for n in ordered]
+    _print_table(SCORES, ("recipe", "FineWeb", "what it is"), what, wrap="what it is")
+    costs = [_costs(name, records[name], measured.get(name)) for name in ordered if name in records]
+    title = " ".join([COSTS, *_settings(measured.values())])
+    _print_table(title, ("recipe", "parameters", "ours", "bytes", "ours", "k/s", "ours"), costs)
+    if measured:
+        packed = [_packed(name, measured[name]["figures"]) for name in ordered if name in measured]
+        _print_table(OURS, ("recipe", "packed", "bytes"), packed)
+    print(HINT)
+    return 0
+
+
+def _print_table(
+    title: str, headings: Row, rows: Iterable[Row], *, wrap: str | None = None
+) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
-    records, measured = read_yaml(RECIPES / "records.yaml"), read_measured(MEASURED)
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column, heading in enumerate(HEADINGS):
-        wraps = column == len(HEADINGS) - 1
-        justify: Literal["right", "left"] = "right" if column in (1, 2, 3) else "left"
-        table.add_column(heading, justify=justify, no_wrap=not wraps)
-    for name in sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name)):
-        table.add_row(*_row(name, RECIPES, records, measured))
+    for heading in headings:
+        text = heading in ("recipe", wrap)
+        justify: Literal["left", "right"] = "left" if text else "right"
+        table.add_column(heading, justify=justify, no_wrap=heading != wrap)
+    for row in rows:
+        table.add_row(*row)
     console = Console(highlight=False, markup=False)
+    console.print(title)
     console.print(table)
-    settings = [(run["figures"]["tokens"] / 1e6, run["device"]) for run in measured.values()]
-    for tokens, device in dict.fromkeys(settings):
-        console.print(OURS.format(tokens=tokens, device=device))
-    console.print(HINT)
-    return 0
 
 
 def read_measured(path: Path) -> dict[str, Any]:
@@ -59,16 +90,58 @@ def read_measured(path: Path) -> dict[str, Any]:
     return {name: run for name, run in runs.items() if "lost" in run["figures"]}
 
 
-def _row(name: str, folder: Path, records: dict[str, Any], measured: dict[str, Any]) -> list[str]:
-    params = check(compose(name, folder), where=folder / f"{name}.yaml")
-    parameters = count(params.model, params.tokenizer.vocab_size)
-    line = PREFIX.sub("", describe(name, folder))
-    ours = f"{measured[name]['figures']['val_bpb_packed']:.4f}" if name in measured else "-"
-    return [name, f"{parameters:,}", _published(records.get(name)), ours, line]
+def _settings(runs: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield on what the benchmark trained and where, a sentence for each setting."""
+    found = [(run["figures"]["tokens"], run["device"]) for run in runs]
+    for tokens, device in dict.fromkeys(found):
+        yield f"Ours are of {tokens / 1e6:,.0f} M tokens of another text on one {device}."
 
 
-def _published(record: dict[str, Any] | None) -> str:
+def _score(record: Mapping[str, Any] | None) -> str:
     if record is None:
-        return "-"
+        return NONE
     mean = record["mean"] if "mean" in record else statistics.fmean(record["seeds"].values())
     return f"{mean:.4f}"
+
+
+def _costs(name: str, record: Mapping[str, Any], run: Mapping[str, Any] | None) -> Row:
+    params = check(compose(name, RECIPES), where=RECIPES / f"{name}.yaml")
+    training, limit = record["training"], params.package.limit_bytes
+    speed = training["steps"] * training["batch_tokens"] / training["seconds"] / training["gpus"]
+    return (
+        name,
+        f"{record['parameters']:,}",
+        f"{count(params.model, params.tokenizer.vocab_size):,}",
+        _bytes(record["artifact_bytes"], limit),
+        _bytes(run["figures"]["bytes_total"], limit) if run else NONE,
+        f"{speed / 1e3:,.0f}",
+        f"{run['figures']['tokens_per_second'] / 1e3:,.0f}" if run else NONE,
+    )
+
+
+def _packed(name: str, figures: Mapping[str, Any]) -> Row:
+    total = figures["bytes_total"]
+    return (
+        name,
+        f"{figures['val_bpb_packed']:.4f}",
+        _bytes(total, total + figures["headroom_bytes"]),
+    )
+
+
+def _bytes(total: int, limit: int) -> str:
+    return f"{total:,}{'*' if total > limit else ' '}"
+
+
+def markdown(found: Sequence[Difference]) -> str:
+    """Return differences as a table in Markdown, the one of docs/recipes.md."""
+    every = {recipe for entry in found for recipe in entry.recipes}
+    lines = [MARKDOWN, ["---"] * len(MARKDOWN)]
+    for entry in found:
+        keys = "<br>".join(f"`{key}: {_plain(value)}`" for key, value in entry.restore.items())
+        recipes = ", ".join(entry.recipes) if {*entry.recipes} != every else "all"
+        lines.append([recipes, entry.theirs, entry.ours, entry.why, keys or NONE, entry.effect])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _plain(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
