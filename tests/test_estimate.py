@@ -25,11 +25,12 @@ from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.flops import forward_flops
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
-from paramgolf.quant.families import MEMBERS, QUANTIZED, grid_of, rounded_bits
-from paramgolf.quant.grids import nearest, row_scales
+from paramgolf.quant.allocation import rounded_bits, widest_bits
+from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import stored_bits
-from paramgolf.quant.trained import Trained
+from paramgolf.quant.scales import grid_of
+from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchPhase, TrainConfig
@@ -38,6 +39,7 @@ from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 1000
+QUANTIZED = (*MATRICES, "embedding")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
     """Hessians of inputs whose channels are mixed, of traces about as RMSNorm gives them."""
     generator = torch.Generator().manual_seed(1)
     hessians = {}
-    for family, names in MEMBERS.items():
+    for family, names in FAMILIES.items():
         rows, columns = (1, *trained.state[names[0]].shape)[-3], trained.state[names[0]].shape[-1]
         mixing = torch.eye(columns) + 0.04 * torch.randn(columns, columns, generator=generator)
         x = torch.randn(rows, 2 * columns, columns, generator=generator) @ mixing
@@ -185,9 +187,9 @@ def test_bits_of_grids_that_follow_a_rows_largest_weights(grid, bits, columns, b
     generator = np.random.default_rng(0)
     weight = torch.from_numpy(generator.standard_normal((1, 131_072 // columns, columns))).float()
     quantize = dataclasses.replace(base.quantize, grid=grid, matrix_bits=bits, method="nearest")
-    scales = row_scales(weight, torch.ones(1, columns), grid_of("q", quantize))
+    scales = row_scales(weight, torch.ones(1, columns), grid_of("q", bits, quantize))
     limits = torch.full_like(scales, 2 ** (bits - 1) - 1).float()
-    raw = nearest(weight, scales, limits).to(torch.int8).numpy().tobytes()
+    raw = nearest(Rows(weight, scales, limits)).to(torch.int8).numpy().tobytes()
     real = 8 * len(brotli.compress(raw, quality=11, lgwin=24)) / len(raw)
     estimated = model_bytes(base, quantize=quantize).bits_per_weight("q", columns, bits)
     assert estimated == pytest.approx(real, rel=0.015)
@@ -214,7 +216,7 @@ def test_codecs_differ_and_auto_takes_the_smaller(base):
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_grids_are_those_of_quantize(name, base):
     quantize = dataclasses.replace(base.quantize, mlp_clip=9.0, attention_clip=11.0)
-    grid = grid_of(name, quantize)
+    grid = grid_of(name, widest_bits(name, quantize), quantize)
     assert size.bits_of(name, quantize) == {grid.bits: 1.0}
     assert size.reach(name, 64, grid.maximum, quantize) == grid.clip
 

@@ -19,8 +19,8 @@ from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.quant.allocation import layer_bits
-from paramgolf.quant.families import MEMBERS
 from paramgolf.quant.hessian import gather
+from paramgolf.quant.trained import FAMILIES
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 
@@ -74,7 +74,7 @@ def test_the_choice_is_that_of_quantize_where_the_traces_are(model, recurrent):
         family: torch.tensor(traces.get(names[0], [1.0]))[:, None, None]
         * torch.eye(sides[family])
         / sides[family]
-        for family, names in MEMBERS.items()
+        for family, names in FAMILIES.items()
     }
     bits = layer_bits(hessians, model, quantize)
     found = high_matrices(model, quantize)

@@ -11,8 +11,9 @@ import math
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
+from paramgolf.quant.config import PERCENTILES
+
 NORMAL = NormalDist()
-PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # candidates of grid `percentile` (#414)
 
 
 def best_percentile(maximum: int, columns: int) -> float:
@@ -31,7 +32,7 @@ def expected_magnitude(rank: float, columns: int) -> float:
 
 
 def expected_percentile(share: float, columns: int) -> float:
-    """Return the expected percentile of |w| in a row, interpolated between its neighbors in rank."""
+    """Return the expected percentile of |w| in a row, interpolated between neighbors in rank."""
     place = 1 + share * (columns - 1)
     low, part = int(place), place - int(place)
     high = min(low + 1, columns)

@@ -27,7 +27,7 @@ from paramgolf.estimate.entropy import (
 )
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
-from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.config import FINER_BITS, QuantizeConfig
 from paramgolf.training.config import TrainConfig
 
 LZMA_EXCESS_BITS = 0.16  # a weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
@@ -41,7 +41,6 @@ DIGITS = 10  # of float16, after its first; shorter ones cost a bit less each
 SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor of about 1.3
 VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or spread like gates
 TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
-FINER_BITS = 2  # more, of a finer group's weights
 LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
 # deviation of a trained matrix's rows, in units of Muon's balance; with it #1296 comes out at the
 # published 16.0 MB, and #1204 at 15.4 MB, where 15.9 were published

@@ -1,4 +1,8 @@
-"""Which matrices get how many bits, and which groups of columns two more (#1204, #1285, #1908)."""
+"""Which matrices get how many bits, and which groups of columns two more.
+
+Bits go where errors act most: an error of a matrix is multiplied by its inputs, whose mean squared
+size is the trace of its Hessian (pg#1204, pg#1285), or of one column, H_jj (pg#1908).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,26 @@ import torch
 from torch import Tensor
 
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES
-from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.families import MEMBERS, grid_of
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
+from paramgolf.quant.config import FINER_BITS, MOST_BITS, QuantizeConfig
+from paramgolf.quant.trained import FAMILIES
 
-FINER_BITS = 2  # a finer group has 2 bits more: integers of a quarter of the step
-MOST_BITS = 8
 Bits = dict[str, tuple[int, ...]]  # of each layer of a parameter
+
+GATES = ("head_gate",)
+OUTER = (*(name for name in TABLES if name != "embedding"), *PROJECTIONS)  # outside the blocks
+
+
+def rounded_bits(name: str, config: QuantizeConfig) -> int | None:
+    """Return the bits of a parameter that is rounded without a Hessian; None: it stays float16."""
+    if name in GATES:
+        return config.gate_bits
+    return config.table_bits if name in OUTER else None
+
+
+def widest_bits(name: str, config: QuantizeConfig) -> int:
+    """Return the bits of a parameter with a Hessian, the most of its layers."""
+    return config.embedding_bits if name == "embedding" else config.matrix_bits
 
 
 def layer_bits(hessians: dict[str, Tensor], model: ModelConfig, config: QuantizeConfig) -> Bits:
@@ -26,8 +43,8 @@ def layer_bits(hessians: dict[str, Tensor], model: ModelConfig, config: Quantize
     run more than once, above N where need be. Equal traces rank by family, parameter and layer.
     """
     bits = {
-        name: (grid_of(name, config).bits,) * len(hessians[family])
-        for family, names in MEMBERS.items()
+        name: (widest_bits(name, config),) * len(hessians[family])
+        for family, names in FAMILIES.items()
         for name in names
     }
     if config.high_bits_matrices is None:
@@ -62,11 +79,11 @@ def finer_columns(
     """Return the bits that each group of columns gets on top, int8 [layers, groups] by parameter.
 
     Of all groups of `group_columns` columns, the `finer_groups` with the largest sum over their
-    columns j of sqrt(H_jj) times the mean |w_ij| are chosen (#1908). Matrices above 6 bits, or
+    columns j of sqrt(H_jj) times the mean |w_ij| are chosen (pg#1908). Matrices above 6 bits, or
     whose columns do not divide into groups, take no part; parameters without a choice are left out.
     """
     width, saliency = config.group_columns, []
-    for family, names in MEMBERS.items():
+    for family, names in FAMILIES.items():
         rms_NC = hessians[family].diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
         for name in names if rms_NC.shape[1] % width == 0 else ():
             salient_NC = rms_NC * weights[name].abs().mean(1)
@@ -82,7 +99,7 @@ def finer_columns(
 
 
 def _traces(hessians: dict[str, Tensor]) -> Iterator[tuple[tuple[str, int], float]]:
-    for family, names in MEMBERS.items():
+    for family, names in FAMILIES.items():
         traces = hessians[family].diagonal(dim1=1, dim2=2).sum(1).tolist()
         for name in names:
             if name in MATRICES:

@@ -1,4 +1,4 @@
-"""Parameters of calibrate and quantize."""
+"""Parameters of calibrate and quantize, and what is fixed of them; needs no torch."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ from paramgolf.schema import (
 
 Bits = Annotated[int, Range(2, 8)]
 Digits = Annotated[int, Range(1, 10)]
+
+# of |w|: candidates of a row's reach (pg#414, pg#1019)
+PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
+FINER_BITS = 2  # more, of a finer group: integers of a quarter of the step (pg#1908)
+MOST_BITS = 8  # of an integer that is stored as int8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

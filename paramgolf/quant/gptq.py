@@ -1,29 +1,45 @@
 """GPTQ (arXiv 2210.17323): round column by column, and let later columns make up for each error.
 
-Three functions: `factorise` a Hessian's inverse, `solve` for the integers of a whole stack of
-matrices at once, and `quantize_rows`, which keeps for each row the better of GPTQ and rounding.
-Legend: N matrices of a stack, R rows (outputs), C columns (inputs), H the mean of x x^T over the
-matrix's inputs x, E = W - dequantised W; the error that matters is tr(E H E^T).
+Of integers Q on a grid, those are wanted that change a matrix's outputs least: with inputs x and
+H the mean of x x^T, the mean squared change of the outputs is tr(E H E^T), E = W - s Q. (The paper
+has H = 2 X X^T; a factor of H changes nothing.) Rows do not depend on each other, and share H.
+
+Rounding one weight leaves an error that the weights that are still free can make up for in part.
+If column j is rounded first and F are the free columns, j among them, the least error is left by
+
+    w_F <- w_F - (w_j - s q_j) / [H_F^-1]_jj * [H_F^-1]_j,F      (Optimal Brain Surgeon)
+
+and the next step needs the inverse of H without row and column j. GPTQ takes the columns in one
+order for all rows, so that these inverses are the same for all, and finds them all in one
+factorization: with H^-1 = U^T U, U upper triangular, row j of U is [H_F^-1]_j,F / sqrt([H_F^-1]_jj)
+for F = j, j + 1, ... So the step is, in the paper's words and in ours,
+
+    Err_j = (w_j - s q_j) / U_jj                                 errors = (column - s q) / pivot
+    w_k  <- w_k - Err_j U_jk      for k > j                      work -= errors * upper[j, k]
+
+`factorize` makes U, `solve` the integers of a whole stack of matrices at once, and `quantize_rows`
+keeps for each row the better of GPTQ and rounding.
+
+Legend: N matrices of a stack, R rows (outputs), C columns (inputs); upper is U, pivot its diagonal.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 from paramgolf.quant.captured import captured
-from paramgolf.quant.grids import nearest
-from paramgolf.quant.trellis import choose
+from paramgolf.quant.grids import Rows, nearest
+from paramgolf.quant.trellis import best_paths
 
 LADDER_STEPS = 5
-SMALLEST_STEP = 1e-6  # what the ladder starts from where the damping asked for is 0
+SMALLEST_DAMPING = 1e-6  # what the ladder starts from where the damping asked for is 0
 POWER_ITERATIONS = 12
 FIX = "calibrate on more or other text, or raise quantize.damping"
 
@@ -32,9 +48,12 @@ FIX = "calibrate on more or other text, or raise quantize.damping"
 class Factors:
     """What `solve` needs of a stack's Hessians, and what the report says of them.
 
-    `upper` [N, C, C] float32 has upper^T upper = inverse of the damped Hessian, columns in `order`
-    [N, C]; `dead` [N, C] marks the columns whose input was always 0. `damping` and `condition` (of
-    the damped Hessian, 2-norm, estimated from below) hold one number a matrix.
+    Attributes:
+        upper: U, float32 [N, C, C], U^T U the inverse of the damped Hessian, columns in `order`.
+        order: int64 [N, C], the column that comes first, second, ...
+        dead: bool [N, C], the columns whose input was always 0.
+        damping: what was added to the diagonal, as a share of its mean, one number per matrix.
+        condition: of the damped Hessian (2-norm, estimated from below), one number per matrix.
     """
 
     upper: Tensor
@@ -44,13 +63,13 @@ class Factors:
     condition: list[float]
 
 
-def factorise(hessian_NCC: Tensor, *, damping: float, act_order: bool, family: str) -> Factors:
-    """Damp and factorise each Hessian of a stack, in float64.
+def factorize(hessian_NCC: Tensor, *, damping: float, act_order: bool, family: str) -> Factors:
+    """Damp and factorize each Hessian of a stack, in float64.
 
-    With `act_order` the columns with the largest diagonal come first. Damping is a share of the
-    mean diagonal of the columns that are alive; where the factorisation fails it climbs tenfold,
-    and says so with the family and the layer. Raises where a Hessian is not finite or the ladder
-    ends.
+    With `act_order` the columns with the largest diagonal come first: they have all others left to
+    make up for their errors. Damping is a share of the mean diagonal of the columns that are alive;
+    where the factorization fails it climbs tenfold, and says so with the family and the layer.
+    Raises where a Hessian is not finite or the ladder ends.
     """
     _refuse_non_finite(hessian_NCC, family)
     diagonal = hessian_NCC.diagonal(dim1=1, dim2=2)
@@ -63,70 +82,54 @@ def factorise(hessian_NCC: Tensor, *, damping: float, act_order: bool, family: s
     used, condition = [], []
     for i, hessian in enumerate(hessian_NCC):
         alive = _revive(hessian.double(), dead[i])[order[i]][:, order[i]]
-        factor, step = _inverse_cholesky(alive, damping, f"{family}, layer {i}")
-        upper[i] = factor.float()
-        used.append(step)
-        condition.append(_condition(alive, step, upper[i]))
+        inverse, share = _inverse_cholesky(alive, damping, f"{family}, layer {i}")
+        upper[i] = inverse.float()
+        used.append(share)
+        condition.append(_condition(alive, share, upper[i]))
     return Factors(upper, order, dead, used, condition)
 
 
-def solve(
-    weight_NRC: Tensor,
-    scale_NR: Tensor,
-    maximum_NR: Tensor,
-    factors: Factors,
-    *,
-    block_columns: int,
-    factor_NRC: Tensor | None = None,
-    segment: int = 0,
-) -> Tensor:
+def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
     """Return GPTQ's integers as float32 [N, R, C], columns in their original order.
 
-    Within a block an error is carried to a column when that column's turn comes; to the columns
-    after the block all of a block's errors are carried at once. Dead columns become 0. `factor`
-    makes steps finer as in `nearest`; with a `segment` a trellis chooses each column's integers.
+    Within a block of columns an error is carried to a column when that column's turn comes; to the
+    columns after the block all of a block's errors are carried at once, by one product of matrices
+    (the paper's lazy batches): the same sums, but memory is read once per block, not per column.
+    Dead columns become 0. With a trellis the integers of a column are the best path along it.
     """
-    columns = weight_NRC.shape[2]
-    step, maximum = scale_NR.float(), maximum_NR
-    where = factors.order.unsqueeze(-1).expand(-1, -1, weight_NRC.shape[1])
-    factor = None if factor_NRC is None else factor_NRC.transpose(1, 2).gather(1, where)
-    # column-major, so that a column of all matrices is one contiguous read
-    weight = weight_NRC.float().masked_fill(factors.dead.unsqueeze(1), 0.0)
-    work = weight.transpose(1, 2).gather(1, where)
-    integers = torch.empty_like(work)
+    columns = rows.weight.shape[2]
+    scale, maximum = rows.scale.float(), rows.maximum
+    # columns first and in order, so that a column of all matrices is one contiguous read
+    index = factors.order.unsqueeze(-1).expand(-1, -1, rows.weight.shape[1])
+    weight = rows.weight.float().masked_fill(factors.dead.unsqueeze(1), 0.0)
+    work = weight.transpose(1, 2).gather(1, index)  # the paper's W, updated as columns are done
+    finer = rows.factor
+    finer = None if finer is None else finer.transpose(1, 2).gather(1, index)
+    integers = torch.empty_like(work)  # the paper's Q
     upper = factors.upper
     pivot = upper.diagonal(dim1=1, dim2=2).unsqueeze(-1)
-    by_trellis: Callable[..., Tensor] = functools.partial(_by_trellis, segment=segment)
-    if segment:
-        by_trellis = captured(by_trellis, work[:, 0], step, maximum)
+    choose: Callable[..., Tensor] = _nearest_column
+    if rows.segment:
+        # a path takes hundreds of small operations per column, which a GPU launches as one graph
+        path = partial(_best_path, segment=rows.segment)
+        choose = captured(path, work[:, 0], scale, maximum)
     for start in range(0, columns, block_columns):
         stop = min(start + block_columns, columns)
-        errors = work.new_empty(work.shape[0], stop - start, work.shape[2])
+        errors = work.new_empty(work.shape[0], stop - start, work.shape[2])  # Err of this block
         for j in range(start, stop):
             done = j - start
             carried = upper[:, start:j, j].unsqueeze(1) @ errors[:, :done]
             column = work[:, j] - carried.squeeze(1)
-            if factor is not None:
-                step, maximum = scale_NR.float() * factor[:, j], maximum_NR / factor[:, j]
-            if segment:
-                integers[:, j] = by_trellis(column, step, maximum)
-            else:
-                integers[:, j] = (column / step).round().clamp(-maximum, maximum)
-            errors[:, done] = (column - integers[:, j] * step) / pivot[:, j]
+            if finer is not None:
+                scale, maximum = rows.scale.float() * finer[:, j], rows.maximum / finer[:, j]
+            integers[:, j] = choose(column, scale, maximum)
+            errors[:, done] = (column - integers[:, j] * scale) / pivot[:, j]
         work[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
-    return torch.empty_like(integers).scatter_(1, where, integers).transpose(1, 2)
+    return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
 
 
 def quantize_rows(
-    weight_NRC: Tensor,
-    scale_NR: Tensor,
-    maximum_NR: Tensor,
-    hessian_NCC: Tensor,
-    factors: Factors,
-    *,
-    block_columns: int,
-    factor_NRC: Tensor | None = None,
-    segment: int = 0,
+    rows: Rows, hessian_NCC: Tensor, factors: Factors, *, block_columns: int
 ) -> Tensor:
     """Return integers, float32 [N, R, C]: each row's from GPTQ, or from rounding where better.
 
@@ -134,42 +137,24 @@ def quantize_rows(
     with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
     the same grid.
     """
-    alive = weight_NRC.masked_fill(factors.dead.unsqueeze(1), 0.0)
-    if segment:
-        rounded = nearest_by_trellis(alive, scale_NR, maximum_NR, segment)
-    else:
-        rounded = nearest(alive, scale_NR, maximum_NR, factor_NRC)
-    greedy = solve(
-        weight_NRC,
-        scale_NR,
-        maximum_NR,
-        factors,
-        block_columns=block_columns,
-        factor_NRC=factor_NRC,
-        segment=segment,
-    )
+    alive = rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0)
+    rounded = nearest(replace(rows, weight=alive))
+    greedy = solve(rows, factors, block_columns=block_columns)
+    together = rows.segment or 1  # rows that one path runs through stand or fall together
 
     def errors(integers: Tensor) -> Tensor:
-        found = dequantize(integers, scale_NR)
-        found = found if factor_NRC is None else found * factor_NRC
-        each = row_errors(weight_NRC - found, hessian_NCC)
-        whole = each.unflatten(1, (-1, segment or 1)).sum(-1)
-        return whole.repeat_interleave(segment or 1, 1)
+        each = row_errors(rows.weight - rows.dequantize(integers), hessian_NCC)
+        return each.unflatten(1, (-1, together)).sum(-1).repeat_interleave(together, 1)
 
     return torch.where((errors(rounded) < errors(greedy)).unsqueeze(-1), rounded, greedy)
 
 
-def nearest_by_trellis(
-    weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor, segment: int
-) -> Tensor:
-    """Round each column along the trellis's nearest path: integers as float32 [N, R, C]."""
-    columns, step = weight_NRC.float().transpose(1, 2), scale_NR.float().unsqueeze(1)
-    maximum = maximum_NR.unsqueeze(1).expand_as(columns)
-    return _by_trellis(columns, step.expand_as(columns), maximum, segment).transpose(1, 2)
+def _nearest_column(column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor) -> Tensor:
+    return (column_NR / scale_NR).round().clamp(-maximum_NR, maximum_NR)
 
 
-def _by_trellis(column: Tensor, step: Tensor, maximum: Tensor, segment: int) -> Tensor:
-    return choose(column / step, step.square(), maximum, segment)
+def _best_path(column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor, segment: int) -> Tensor:
+    return best_paths(column_NR / scale_NR, scale_NR.square(), maximum_NR, segment)
 
 
 def row_errors(error_NRC: Tensor, hessian_NCC: Tensor) -> Tensor:
@@ -188,7 +173,11 @@ def _refuse_non_finite(hessian_NCC: Tensor, family: str) -> None:
 
 
 def _revive(hessian: Tensor, dead: Tensor) -> Tensor:
-    """Cut dead columns off from the others and give them the mean diagonal of the living."""
+    """Cut dead columns off from the others and give them the mean diagonal of the living.
+
+    A dead input says nothing of its weights, which become 0; the diagonal that stands in for it
+    leaves the mean, by which damping is measured, as it was.
+    """
     alive = ~dead
     mean = hessian.diagonal()[alive].mean() if alive.any() else hessian.new_ones(())
     hessian = hessian * (alive.unsqueeze(0) & alive.unsqueeze(1))
@@ -200,29 +189,33 @@ def _inverse_cholesky(hessian: Tensor, damping: float, name: str) -> tuple[Tenso
     """Return upper-triangular U with U^T U = (H + damping mean(diag H) I)^-1, and the damping used.
 
     With J the reversal of the order, J H J = L L^T gives H = R R^T with R = J L J upper triangular,
-    so that U = R^-1: one factorisation and one triangular solve, no explicit inverse of H.
+    and H^-1 = R^-T R^-1, so that U = R^-1: one factorization and one triangular solve. The paper
+    inverts H and factorizes the inverse, which loses digits where H is nearly singular.
     """
     mean = hessian.diagonal().mean()
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
-    steps = [damping] + [max(damping, SMALLEST_STEP) * 10**i for i in range(1, LADDER_STEPS)]
-    for step in steps:
-        lower, failed = torch.linalg.cholesky_ex((hessian + step * mean * identity).flip(0, 1))
+    ladder = [damping] + [max(damping, SMALLEST_DAMPING) * 10**i for i in range(1, LADDER_STEPS)]
+    for share in ladder:
+        lower, failed = torch.linalg.cholesky_ex((hessian + share * mean * identity).flip(0, 1))
         if failed.item() == 0:
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
             if upper.float().isfinite().all():
-                if step != damping:
-                    say(f"quantize: {name}: the Hessian needed damping {step:g}, not {damping:g}")
-                return upper, step
-    tried = ", ".join(f"{step:g}" for step in steps)
+                if share != damping:
+                    say(f"quantize: {name}: the Hessian needed damping {share:g}, not {damping:g}")
+                return upper, share
+    tried = ", ".join(f"{share:g}" for share in ladder)
     raise ParamGolfError(
-        "a Hessian could not be factorised", where=name, found=f"damping tried: {tried}", fix=FIX
+        "a Hessian could not be factorized", where=name, found=f"damping tried: {tried}", fix=FIX
     )
 
 
-def _condition(hessian: Tensor, step: float, upper: Tensor) -> float:
-    """Estimate the damped Hessian's condition (2-norm): power iteration on it and its inverse."""
+def _condition(hessian: Tensor, damping: float, upper: Tensor) -> float:
+    """Estimate the damped Hessian's condition (2-norm): power iteration on it and its inverse.
+
+    Its inverse is U^T U, so that no other factorization is needed.
+    """
     damped = hessian.float()
-    shift = step * float(damped.diagonal().mean())
+    shift = damping * float(damped.diagonal().mean())
     start = torch.ones(len(damped), device=damped.device)
     largest = _norm_by_power(lambda x: damped @ x + shift * x, start)
     inverse = _norm_by_power(lambda x: upper.T @ (upper @ x), start)

@@ -1,7 +1,10 @@
-"""Grids: one scale for each row of a matrix, from which GPTQ or rounding makes integers.
+"""Grids: the numbers that a row's weights may take, and rounding to the nearest of them.
 
-A row's grid is scale * {-m .. m}, m = 2^(bits-1) - 1: symmetric, so -2^(bits-1) is never used.
-Legend: N matrices of a stack, R rows (outputs), C columns (inputs).
+A row's grid is s * {-m .. m}: s its scale, stored as float16, and m = 2^(bits - 1) - 1, so that
+-2^(bits - 1) is never used and zero is in the middle. Its reach, s * m, is the largest weight that
+it can hold; what lies beyond is clipped. A small reach clips more and rounds less coarsely.
+
+Legend: N matrices of a stack, R rows (outputs), C columns (inputs); W weights, q integers.
 """
 
 from __future__ import annotations
@@ -13,19 +16,21 @@ import torch
 from torch import Tensor
 
 from paramgolf.codec.dequantize import dequantize
+from paramgolf.quant.config import PERCENTILES
+from paramgolf.quant.trellis import best_paths
 
-PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)  # candidates of #414 and #1019
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 6.1e-5; below it float16 loses digits, then is 0
 LARGEST_SCALE = torch.finfo(torch.float16).max
+FLOAT16_DIGITS = 10  # binary digits of a float16 after its first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Grid:
-    """How the rows of a matrix are quantised; the clips are read by `sdclip` alone.
+class RowGrid:
+    """How the scale of a row follows from its weights; the clips are read by `sdclip` alone.
 
-    `clip` is the largest representable weight in standard deviations of its row (#1394);
-    `hessian_clip` is the weight of the Hessian in it (#1412), 0 for none. The other kinds let no
-    row's largest representable weight be less than `least_reach` (#1019).
+    `clip` is the reach in standard deviations of the row (pg#1394); `hessian_clip` is the weight of
+    the Hessian in it (pg#1412), 0 for none. The other kinds let no row reach less far than
+    `least_reach` (pg#1019).
     """
 
     kind: Literal["sdclip", "percentile", "absmax"]
@@ -37,10 +42,39 @@ class Grid:
     @property
     def maximum(self) -> int:
         """The largest integer, m."""
-        return 2 ** (self.bits - 1) - 1
+        return largest_integer(self.bits)
 
 
-def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows of weights, and the grid of each.
+
+    Attributes:
+        weight: W, float32 [N, R, C].
+        scale: s, float16 [N, R].
+        maximum: m, float32 [N, R].
+        factor: what multiplies s, and divides m, of each weight, [N, R, C]; None: 1 everywhere.
+        segment: rows that a path of the trellis runs through (quant.trellis); 0: there is none.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    maximum: Tensor
+    factor: Tensor | None = None
+    segment: int = 0
+
+    def dequantize(self, integers_NRC: Tensor) -> Tensor:
+        """Return the weights that integers stand for, float32 [N, R, C]."""
+        weight = dequantize(integers_NRC, self.scale)
+        return weight if self.factor is None else weight * self.factor
+
+
+def largest_integer(bits: int) -> int:
+    """Return m = 2^(bits - 1) - 1."""
+    return (1 << bits - 1) - 1
+
+
+def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:
     """Return the scale of each row, float16 [N, R].
 
     `weight_NRC` is float32; `diagonal_NC` is the Hessians' diagonal, which weighs the columns of
@@ -49,9 +83,9 @@ def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
     """
     match grid.kind:
         case "sdclip":
-            reach = _sdclip(weight_NRC, diagonal_NC, grid)
+            reach = _deviations(weight_NRC, diagonal_NC, grid)
         case "percentile":
-            reach = _percentile(weight_NRC, diagonal_NC, grid)
+            reach = _best_percentile(weight_NRC, diagonal_NC, grid)
         case "absmax":
             reach = weight_NRC.abs().amax(-1).clamp_min(grid.least_reach)
     return round_scales(reach / grid.maximum)
@@ -63,29 +97,37 @@ def round_scales(scale_NR: Tensor) -> Tensor:
 
 
 def shorten(half: Tensor, digits: int) -> Tensor:
-    """Round float16 to `digits` binary digits after the first, of which it has 10; halves go up."""
-    spare = 10 - digits
-    bits = half.view(torch.int16)
-    magnitude = (bits & 0x7FFF).int() + (1 << spare >> 1) >> spare << spare
-    largest = 0x7BFF >> spare << spare  # 0x7C00 is infinity
-    return (magnitude.clamp_max(largest).short() | bits & -0x8000).view(torch.float16)
+    """Round float16 to `digits` binary digits after the first, of which it has 10; halves go up.
 
-
-def nearest(
-    weight_NRC: Tensor, scale_NR: Tensor, maximum_NR: Tensor, factor_NRC: Tensor | None = None
-) -> Tensor:
-    """Round each weight to the nearest point of its row's grid: integers as float32 [N, R, C].
-
-    Where there is a `factor`, a weight's step is its row's scale times that, its reach the same.
+    A float16's bit pattern without its sign is a whole number that grows with the number it stands
+    for, so that rounding the pattern rounds the number, a carry into the exponent included.
     """
-    limit = maximum_NR.unsqueeze(-1)
-    if factor_NRC is not None:
-        weight_NRC, limit = weight_NRC / factor_NRC, limit / factor_NRC
-    return (weight_NRC / scale_NR.float().unsqueeze(-1)).round().clamp(-limit, limit)
+    dropped = FLOAT16_DIGITS - digits
+    pattern = half.view(torch.int16)
+    magnitude = (pattern & 0x7FFF).int() + (1 << dropped >> 1) >> dropped << dropped
+    largest = 0x7BFF >> dropped << dropped  # the next pattern, 0x7C00, is infinity
+    return (magnitude.clamp_max(largest).short() | pattern & -0x8000).view(torch.float16)
 
 
-def _sdclip(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
-    """Return clip * standard deviation (ddof 1) of each row (#1394)."""
+def nearest(rows: Rows) -> Tensor:
+    """Round each weight to the nearest point of its grid: integers as float32 [N, R, C].
+
+    With a trellis, to the nearest path of each segment of each column.
+    """
+    scale_NR1, limit_NR1 = rows.scale.float().unsqueeze(-1), rows.maximum.unsqueeze(-1)
+    if rows.segment:
+        columns_NCR = (rows.weight / scale_NR1).transpose(1, 2)
+        cost_NCR = scale_NR1.square().transpose(1, 2).expand_as(columns_NCR)
+        limit_NCR = limit_NR1.transpose(1, 2).expand_as(columns_NCR)
+        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.segment).transpose(1, 2)
+    if rows.factor is None:
+        return (rows.weight / scale_NR1).round().clamp(-limit_NR1, limit_NR1)
+    limit_NRC = limit_NR1 / rows.factor
+    return (rows.weight / rows.factor / scale_NR1).round().clamp(-limit_NRC, limit_NRC)
+
+
+def _deviations(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:
+    """Return clip times the standard deviation (ddof 1) of each row (pg#1394)."""
     if weight_NRC.shape[-1] == 1:  # one weight has no deviation
         return weight_NRC.abs().squeeze(-1)
     reach = grid.clip * weight_NRC.std(dim=-1, correction=1)
@@ -95,14 +137,14 @@ def _sdclip(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
 
 
 def _row_importance(weight_NRC: Tensor, diagonal_NC: Tensor) -> Tensor:
-    """Return each row's mean |w| weighted by the columns' importance, 1 on average (#1412)."""
+    """Return each row's mean |w| weighted by the columns' importance, 1 on average (pg#1412)."""
     tiny = torch.finfo(torch.float32).tiny  # a matrix of zeros, or one never used: importance 0
     column_N1C = (diagonal_NC / diagonal_NC.mean(-1, keepdim=True).clamp_min(tiny)).unsqueeze(1)
     row_NR = (weight_NRC.abs() * column_N1C).mean(-1)
     return row_NR / row_NR.mean(-1, keepdim=True).clamp_min(tiny)
 
 
-def _percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
+def _best_percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:
     """Return, for each row, the percentile of |w| whose grid has the least weighted error.
 
     The error of a candidate is the sum over columns of H_jj (w_j - q_j s)^2 under rounding to the
@@ -113,7 +155,8 @@ def _percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: Grid) -> Tensor:
     for percentile in _percentiles(weight_NRC.abs()):
         reach = percentile.clamp_min(grid.least_reach)
         scale = round_scales(reach / grid.maximum)
-        residual = weight_NRC - dequantize(nearest(weight_NRC, scale, limit), scale)
+        rows = Rows(weight_NRC, scale, limit)
+        residual = weight_NRC - rows.dequantize(nearest(rows))
         candidate = (residual.square() * diagonal_NC.unsqueeze(1)).sum(-1)
         if best is None or error is None:
             best, error = reach, candidate
@@ -129,8 +172,8 @@ def _percentiles(magnitude_NRC: Tensor) -> list[Tensor]:
     """Return PERCENTILES of each row, interpolated; torch.quantile refuses large tensors."""
     ordered = magnitude_NRC.sort(dim=-1).values
     last = ordered.shape[-1] - 1
-    places = [(int(p * last), p * last - int(p * last)) for p in PERCENTILES]
+    ranks = [(int(p * last), p * last - int(p * last)) for p in PERCENTILES]
     return [
-        torch.lerp(ordered[..., low], ordered[..., min(low + 1, last)], part)
-        for low, part in places
+        torch.lerp(ordered[..., low], ordered[..., min(low + 1, last)], fraction)
+        for low, fraction in ranks
     ]

@@ -1,6 +1,6 @@
-"""LQER: a low-rank correction for the matrices that quantising hurts most.
+"""LQER: a low-rank correction for the matrices that quantizing hurts most.
 
-arXiv 2402.02446; packed as in #1797, but with a scale for each column of the left factor. The
+arXiv 2402.02446; packed as in pg#1797, but with a scale for each column of the left factor. The
 error E = W - dequantised W is cut to its leading r components, E ~ left @ right, and both factors
 are stored as small integers with float16 scales.
 """
@@ -14,34 +14,35 @@ from paramgolf.codec.dequantize import low_rank
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.grids import round_scales
-from paramgolf.quant.report import Solved
+from paramgolf.quant.solved import Solved
 
-LEFT_BITS, RIGHT_BITS = 2, 4  # codes -2..1 and -8..7 (#1797)
+LEFT_BITS, RIGHT_BITS = 2, 4  # codes -2..1 and -8..7 (pg#1797)
 
 
 def add_corrections(solved: list[Solved], config: QuantizeConfig) -> None:
     """Correct the `low_rank_matrices` matrices with the largest error, in place.
 
-    The error is ||E||^2 (#1797), or tr(E H E^T) where the weighting is `hessian`. A matrix that its
-    packed correction would not bring nearer stays as it is.
+    The error is ||E||^2 (pg#1797), or tr(E H E^T) where the weighting is `hessian`. A matrix that
+    its packed correction would not bring nearer stays as it is.
     """
     weighted = config.low_rank_weighting == "hessian"
     ranked = []
-    for place, one in enumerate(solved):
-        errors = _errors(one.weight - one.found, one.hessian if weighted else None)
-        ranked += [(-error, place, layer) for layer, error in enumerate(errors.tolist())]
-    for error, place, layer in sorted(ranked)[: config.low_rank_matrices]:
-        one = solved[place]
-        remaining = (one.weight - one.found)[layer]
-        codes = factorise_error(remaining, config, _root(one, layer) if weighted else None)
+    for index, one in enumerate(solved):
+        hessian = one.family.hessian if weighted else None
+        errors = _errors(one.weight - one.dequantized, hessian).tolist()
+        ranked += [(-error, index, layer) for layer, error in enumerate(errors)]
+    for error, index, layer in sorted(ranked)[: config.low_rank_matrices]:
+        one = solved[index]
+        remaining = (one.weight - one.dequantized)[layer]
+        codes = factorize_error(remaining, config, _root(one, layer) if weighted else None)
         correction = low_rank(**codes)
-        hessian = one.hessian[layer : layer + 1] if weighted else None
+        hessian = one.family.hessian[layer : layer + 1] if weighted else None
         if float(_errors((remaining - correction).unsqueeze(0), hessian)) < -error:
-            one.found[layer] += correction
+            one.dequantized[layer] += correction
             one.tensors.update({f"{one.name}.{layer}.{kind}": t for kind, t in codes.items()})
 
 
-def factorise_error(
+def factorize_error(
     error_RC: Tensor, config: QuantizeConfig, root: tuple[Tensor, Tensor] | None
 ) -> dict[str, Tensor]:
     """Return the packed factors of the best correction of an error: see `low_rank` for shapes.
@@ -87,8 +88,8 @@ def _root(solved: Solved, layer: int) -> tuple[Tensor, Tensor]:
     GPTQ's factor U has U^T U = inverse of the permuted Hessian, so that A = inverse of U with its
     rows put back.
     """
-    upper = solved.factors.upper[layer].double()
+    upper = solved.family.factors.upper[layer].double()
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
     inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
-    back = solved.factors.order[layer].argsort()
+    back = solved.family.factors.order[layer].argsort()
     return inverse[back], upper[:, back]

@@ -1,54 +1,32 @@
-"""What quantising cost, matrix by matrix: bits, errors, and the state of the Hessian."""
+"""What quantizing cost, matrix by matrix: bits, errors, and the state of the Hessian."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from paramgolf.quant.allocation import MOST_BITS
-from paramgolf.quant.gptq import Factors, row_errors
-
-
-@dataclass(frozen=True, slots=True)
-class Solved:
-    """A quantised parameter beside what it came from, matrices stacked [N, R, C].
-
-    `bits` holds a number a layer, `tensors` the stored parts by their full names; `found` is what
-    they decode to. A `trellis` fixed each integer's parity, which then costs no bit.
-    """
-
-    name: str
-    bits: tuple[int, ...]
-    tensors: dict[str, Tensor]
-    weight: Tensor
-    found: Tensor
-    hessian: Tensor
-    factors: Factors
-    trellis: bool
-
-    @property
-    def integers(self) -> Tensor:
-        """The integers, int8 [N, R, C]."""
-        return self.tensors[f"{self.name}.integers"].view(self.weight.shape)
+from paramgolf.quant.config import MOST_BITS
+from paramgolf.quant.gptq import row_errors
+from paramgolf.quant.solved import Solved
 
 
 def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
     """Return a report for each matrix of a stack.
 
     relative_error is ||E|| / ||W|| (Frobenius); output_error is tr(E H E^T) / tr(W H W^T), the
-    share of the output's energy that quantising takes, and error_trace its numerator; entropy_bits
+    share of the output's energy that quantizing takes, and error_trace its numerator; entropy_bits
     is the order-0 entropy of the integers, bits a weight, of which a trellis saves one; low_rank is
     the rank of the matrix's correction, which the errors include; condition and damping are those
     of the damped Hessian.
     """
-    error = solved.weight - solved.found
+    factors = solved.family.factors
+    error = solved.weight - solved.dequantized
     pair = (error, solved.weight)
     norms = [tensor.flatten(1).norm(dim=1).tolist() for tensor in pair]
-    energies = [row_errors(tensor, solved.hessian).sum(1).tolist() for tensor in pair]
+    energies = [row_errors(tensor, solved.family.hessian).sum(1).tolist() for tensor in pair]
     return [
         {
             "name": solved.name,
@@ -60,9 +38,9 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
             "output_error": _ratio(energies[0][layer], energies[1][layer]),
             "error_trace": energies[0][layer],
             "low_rank": _rank(solved, layer),
-            "damping": solved.factors.damping[layer],
-            "condition": solved.factors.condition[layer],
-            "dead_columns": int(solved.factors.dead[layer].sum()),
+            "damping": factors.damping[layer],
+            "condition": factors.condition[layer],
+            "dead_columns": int(factors.dead[layer].sum()),
         }
         for layer, bits in enumerate(solved.bits)
     ]

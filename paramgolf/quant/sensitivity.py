@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.balance import SUFFIX
-from paramgolf.quant.families import MEMBERS, stacked
 from paramgolf.quant.generate import pick
+from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
 from paramgolf.runtime import Runtime
 
 
@@ -33,7 +32,9 @@ def measure(
     how likely the model finds their tokens: of most tokens a text this short holds none.
     """
     options = Pass(order=network.config.orders[-1])
-    parameters = {name: network.get_parameter(name) for names in MEMBERS.values() for name in names}
+    parameters = {
+        name: network.get_parameter(name) for names in FAMILIES.values() for name in names
+    }
     sums = {name: torch.zeros_like(stacked(p)[..., 0]) for name, p in parameters.items()}
     likely = torch.zeros(network.vocab_size, device=runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -52,8 +53,8 @@ def measure(
     likely = runtime.sum(likely) / total
     found["embedding"] = found["embedding"].sum() * likely.unsqueeze(0)
     return {
-        f"{name}{SUFFIX}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)
-        for family, names in MEMBERS.items()
+        f"{name}{SENSITIVITY}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)
+        for family, names in FAMILIES.items()
         for name in names
     }
 

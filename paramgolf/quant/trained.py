@@ -1,4 +1,4 @@
-"""The folder that train writes, as calibrate and quantize read it: weights and configuration."""
+"""A trained model as calibrate and quantize read it: weights, configuration, families."""
 
 from __future__ import annotations
 
@@ -13,12 +13,23 @@ from torch import Tensor
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import shapes
+from paramgolf.model.shapes import Shape, shapes
 from paramgolf.schema import parse
 
 TRAIN_PATH = Path("artifacts/train")
 SCHEMA = 1
 FIX = "make it with `dvc repro train`"
+
+# Matrices that read the same input share its Hessian. They are solved together, their rows stacked.
+# The embedding is a family too: as the head it makes logits of the last layer's output.
+FAMILIES = {
+    "qkv": ("q", "k", "v"),
+    "o": ("o",),
+    "up": ("up",),
+    "down": ("down",),
+    "embedding": ("embedding",),
+}
+SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +70,11 @@ def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     return Trained(model, config["vocab_size"], config["sequence_length"], state, config)
 
 
+def stacked(tensor: Tensor) -> Tensor:
+    """Return a parameter as a stack of matrices [layers, out, in]; the embedding is one layer."""
+    return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)
+
+
 def load_tensors(path: str | Path, *, fix: str) -> dict[str, Tensor]:
     """Read a safetensors file; a missing or damaged one is a ParamGolfError that suggests `fix`."""
     try:
@@ -69,6 +85,6 @@ def load_tensors(path: str | Path, *, fix: str) -> dict[str, Tensor]:
         raise ParamGolfError("not a safetensors file", where=path, found=error, fix=fix) from None
 
 
-def _differences(ours: dict, theirs: dict) -> str:
+def _differences(ours: dict[str, Shape], theirs: dict[str, Shape]) -> str:
     parts = [f"{name} {shape}" for name, shape in ours.items() if theirs.get(name) != shape]
     return ", ".join(parts) or "nothing more"

@@ -6,9 +6,9 @@ from quantize_case import CPU, make_config, make_hessians, make_trained
 
 from paramgolf.codec.container import dequantized
 from paramgolf.quant.allocation import finer_columns, layer_bits, repeated_rows
-from paramgolf.quant.families import MEMBERS
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import stored_bits
+from paramgolf.quant.trained import FAMILIES
 
 BLOCKS = ("q", "k", "v", "o", "up", "down")
 
@@ -22,7 +22,7 @@ def test_the_largest_traces_get_the_high_bits(trained, hessians, count):
     bits = layer_bits(hessians, trained.model, make_config(high_bits_matrices=count))
     traces = {
         (name, layer): hessian.trace().item()
-        for family, names in MEMBERS.items()
+        for family, names in FAMILIES.items()
         for layer, hessian in enumerate(hessians[family])
         for name in names
         if name != "embedding"
@@ -73,7 +73,7 @@ def test_finer_groups_are_the_most_salient(trained, hessians):
     weights["embedding"] = trained.state["embedding"].unsqueeze(0)
     chosen = finer_columns(weights, hessians, bits, make_config(finer_groups=3))
     scores = {}
-    for family, names in MEMBERS.items():
+    for family, names in FAMILIES.items():
         for name in names if family != "embedding" else ():  # 8 bits leave no room
             for layer, matrix in enumerate(weights[name]):
                 for group in range(matrix.shape[1] // 16):

@@ -10,15 +10,15 @@ from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.balance import MOST_CHANGE, SUFFIX, balanced_scales
-from paramgolf.quant.families import MEMBERS, stacked
 from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.quantize import prepare, quantize_model
+from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
+from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
 from paramgolf.runtime import Runtime
 
 ALONE = Runtime(0, 1, CPU)
-NAMES = [name for names in MEMBERS.values() for name in names]
+NAMES = [name for names in FAMILIES.values() for name in names]
 
 
 @pytest.fixture
@@ -51,11 +51,11 @@ def divergence(network, changed, text):
 
 def test_shapes_and_signs(trained):
     _, found = sensitivities(trained, make_hessians(trained), count=3)
-    assert found.keys() == {name + SUFFIX for name in NAMES}
+    assert found.keys() == {name + SENSITIVITY for name in NAMES}
     for name in NAMES:
-        assert found[name + SUFFIX].shape == stacked(trained.state[name]).shape[:2]
-        assert found[name + SUFFIX].dtype == torch.float32
-        assert (found[name + SUFFIX] >= 0).all()
+        assert found[name + SENSITIVITY].shape == stacked(trained.state[name]).shape[:2]
+        assert found[name + SENSITIVITY].dtype == torch.float32
+        assert (found[name + SENSITIVITY] >= 0).all()
 
 
 def test_ranks_share_the_texts(trained):
@@ -65,9 +65,9 @@ def test_ranks_share_the_texts(trained):
     rows = list(pairs(4))
     halves = [measure(network, rows[i : i + 2], hessians, ALONE) for i in (0, 2)]
     for name in NAMES:
-        mean = (halves[0][name + SUFFIX] + halves[1][name + SUFFIX]) / 2
+        mean = (halves[0][name + SENSITIVITY] + halves[1][name + SENSITIVITY]) / 2
         if name != "embedding":
-            torch.testing.assert_close(mean, whole[name + SUFFIX], rtol=1e-4, atol=1e-12)
+            torch.testing.assert_close(mean, whole[name + SENSITIVITY], rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["v", "o", "up", "down"])
@@ -84,7 +84,7 @@ def test_the_cost_of_small_errors_is_foreseen(trained, name):
     errors = 0.02 * torch.randn(
         trained.state[name].shape, generator=torch.Generator().manual_seed(9)
     )
-    expected = (row_errors(errors, hessians[family]) * found[name + SUFFIX]).sum()
+    expected = (row_errors(errors, hessians[family]) * found[name + SENSITIVITY]).sum()
     changed = Network(trained.model, VOCAB)
     changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
     assert 0.4 < divergence(network, changed, texts) / float(expected) < 2.5
@@ -120,8 +120,8 @@ def test_rows_that_nothing_reads_stay_within_bounds():
 def test_rows_that_matter_get_finer_steps(trained):
     hessians = make_hessians(trained)
     for name in NAMES:
-        hessians[name + SUFFIX] = torch.ones(stacked(trained.state[name]).shape[:2])
-    hessians["up" + SUFFIX][1] *= 16
+        hessians[name + SENSITIVITY] = torch.ones(stacked(trained.state[name]).shape[:2])
+    hessians["up" + SENSITIVITY][1] *= 16
     config = make_config(balance=1.0, scale_digits=3)
     tensors, reports = quantize_model(trained, hessians, config, CPU)
     scales = tensors["up.scales"].float()

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from paramgolf.quant.captured import captured
-from paramgolf.quant.trellis import choose
+from paramgolf.quant.trellis import best_paths
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -16,7 +16,7 @@ def test_a_captured_function_returns_what_it_returns_itself(device):
         weight = torch.rand(3, 128, generator=generator, device=device)
         return [target, weight, torch.full_like(target, 31.0)]
 
-    work = functools.partial(choose, segment=64)
+    work = functools.partial(best_paths, segment=64)
     found = captured(work, *inputs(1.0))
     for steps in (1.0, 10.0):
         given = inputs(steps)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
-from paramgolf.quant.gptq import factorise, quantize_rows, row_errors, solve
-from paramgolf.quant.grids import Grid, nearest, row_scales
+from paramgolf.quant.gptq import factorize, quantize_rows, row_errors, solve
+from paramgolf.quant.grids import RowGrid, Rows, nearest, row_scales
 
 
 def make_hessian(generator, columns, *, tokens=None):
@@ -23,7 +23,7 @@ def make_case(seed, *, matrices=2, rows=5, columns=12, bits=4, clip=3.0, tokens=
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(matrices, rows, columns, generator=generator)
     hessian = torch.stack([make_hessian(generator, columns, tokens=tokens) for _ in weight])
-    grid = Grid(kind="sdclip", bits=bits, clip=clip)
+    grid = RowGrid(kind="sdclip", bits=bits, clip=clip)
     scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
     return weight, hessian, scale, torch.full(scale.shape, float(grid.maximum))
 
@@ -51,8 +51,8 @@ def brute_force(weight, hessian, scale, maximum, *, damping, act_order):
 @pytest.mark.parametrize("seed", range(3))
 def test_solve_equals_the_column_loop(seed, block_columns, act_order):
     weight, hessian, scale, maximum = make_case(seed)
-    factors = factorise(hessian, damping=0.01, act_order=act_order, family="up")
-    found = solve(weight, scale, maximum, factors, block_columns=block_columns)
+    factors = factorize(hessian, damping=0.01, act_order=act_order, family="up")
+    found = solve(Rows(weight, scale, maximum), factors, block_columns=block_columns)
     for i in range(len(weight)):
         expected = brute_force(
             weight[i], hessian[i], scale[i], maximum[i, 0].item(), damping=0.01, act_order=act_order
@@ -63,21 +63,19 @@ def test_solve_equals_the_column_loop(seed, block_columns, act_order):
 def test_finer_columns_equal_the_column_loop_on_their_own_grid():
     """Steps of a quarter with four times the reach are a grid of their own for these columns."""
     weight, hessian, scale, maximum = make_case(4, matrices=1, rows=3)
-    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
+    factors = factorize(hessian, damping=0.01, act_order=True, family="up")
     factor = torch.ones_like(weight)
     factor[:, :, 4:8] = 0.25
-    found = solve(weight, scale, maximum, factors, block_columns=5, factor_NRC=factor)
-    everywhere = solve(
-        weight, scale, maximum, factors, block_columns=5, factor_NRC=torch.full_like(weight, 0.25)
-    )
-    alone = solve(weight, (scale / 4).half(), maximum * 4, factors, block_columns=5)
+    found = solve(Rows(weight, scale, maximum, factor), factors, block_columns=5)
+    quarters = torch.full_like(weight, 0.25)
+    everywhere = solve(Rows(weight, scale, maximum, quarters), factors, block_columns=5)
+    alone = solve(Rows(weight, (scale / 4).half(), maximum * 4), factors, block_columns=5)
     torch.testing.assert_close(everywhere, alone)
     assert found[:, :, :4].abs().max() <= 7
     assert 7 < found[:, :, 4:8].abs().max() <= 28
-    better = quantize_rows(
-        weight, scale, maximum, hessian, factors, block_columns=5, factor_NRC=factor
-    )
-    plain = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=5)
+    finer = Rows(weight, scale, maximum, factor)
+    better = quantize_rows(finer, hessian, factors, block_columns=5)
+    plain = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=5)
     fine, coarse = (
         row_errors(weight - dequantize(q, scale) * f, hessian).sum()
         for q, f in ((better, factor), (plain, 1.0))
@@ -87,7 +85,7 @@ def test_finer_columns_equal_the_column_loop_on_their_own_grid():
 
 def test_factors_invert_the_damped_hessian():
     _, hessian, _, _ = make_case(0)
-    factors = factorise(hessian, damping=0.05, act_order=True, family="o")
+    factors = factorize(hessian, damping=0.05, act_order=True, family="o")
     for i, h in enumerate(hessian):
         order = factors.order[i]
         assert (h.diagonal()[order].diff() <= 0).all()
@@ -112,9 +110,9 @@ def test_never_worse_than_rounding(seed, rows, columns, bits, clip, tokens, act_
     weight, hessian, scale, maximum = make_case(
         seed, rows=rows, columns=columns, bits=bits, clip=clip, tokens=tokens
     )
-    factors = factorise(hessian, damping=0.01, act_order=act_order, family="q")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=8)
-    rounded = nearest(weight, scale, maximum)
+    factors = factorize(hessian, damping=0.01, act_order=act_order, family="q")
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=8)
+    rounded = nearest(Rows(weight, scale, maximum))
     assert found.abs().max() <= 2 ** (bits - 1) - 1
     assert torch.equal(found, found.round())
     for i in range(len(weight)):
@@ -127,9 +125,9 @@ def test_never_worse_than_rounding(seed, rows, columns, bits, clip, tokens, act_
 
 def test_compensation_pays_where_inputs_depend_on_each_other():
     weight, hessian, scale, maximum = make_case(1, rows=64, columns=48, bits=4)
-    factors = factorise(hessian, damping=0.01, act_order=True, family="q")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=16)
-    rounded = nearest(weight, scale, maximum)
+    factors = factorize(hessian, damping=0.01, act_order=True, family="q")
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=16)
+    rounded = nearest(Rows(weight, scale, maximum))
     ours, theirs = (
         row_errors(weight - dequantize(q, scale), hessian).sum() for q in (found, rounded)
     )
@@ -138,25 +136,23 @@ def test_compensation_pays_where_inputs_depend_on_each_other():
 
 def test_members_of_a_family_do_not_disturb_each_other():
     weight, hessian, scale, maximum = make_case(2)
-    factors = factorise(hessian, damping=0.01, act_order=True, family="qkv")
-    together = solve(weight, scale, maximum, factors, block_columns=4)
-    alone = solve(weight[:, :2], scale[:, :2], maximum[:, :2], factors, block_columns=4)
+    factors = factorize(hessian, damping=0.01, act_order=True, family="qkv")
+    together = solve(Rows(weight, scale, maximum), factors, block_columns=4)
+    alone = solve(Rows(weight[:, :2], scale[:, :2], maximum[:, :2]), factors, block_columns=4)
     assert torch.equal(together[:, :2], alone)
 
 
 def test_dead_columns_become_zero_and_leave_the_others_alone():
     weight, hessian, scale, maximum = make_case(3)
     hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
-    factors = factorise(hessian, damping=0.01, act_order=True, family="down")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    factors = factorize(hessian, damping=0.01, act_order=True, family="down")
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
     assert factors.dead.sum() == 1
     assert (found[0, :, 4] == 0).all()
     kept = [j for j in range(12) if j != 4]
-    reduced = factorise(hessian[:1, kept][:, :, kept], damping=0.01, act_order=True, family="down")
+    reduced = factorize(hessian[:1, kept][:, :, kept], damping=0.01, act_order=True, family="down")
     without = quantize_rows(
-        weight[:1, :, kept],
-        scale[:1],
-        maximum[:1],
+        Rows(weight[:1, :, kept], scale[:1], maximum[:1]),
         hessian[:1, kept][:, :, kept],
         reduced,
         block_columns=4,
@@ -167,8 +163,8 @@ def test_dead_columns_become_zero_and_leave_the_others_alone():
 def test_a_matrix_that_nothing_reads_becomes_zero():
     weight, hessian, scale, maximum = make_case(4)
     hessian[1] = 0.0
-    factors = factorise(hessian, damping=0.01, act_order=True, family="qkv")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    factors = factorize(hessian, damping=0.01, act_order=True, family="qkv")
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
     assert (found[1] == 0).all()
     assert found[0].abs().sum() > 0
 
@@ -176,19 +172,19 @@ def test_a_matrix_that_nothing_reads_becomes_zero():
 def test_a_row_of_zeros_stays_zero():
     weight, hessian, _, maximum = make_case(5)
     weight[0, 2] = 0.0
-    grid = Grid(kind="sdclip", bits=4, clip=3.0)
+    grid = RowGrid(kind="sdclip", bits=4, clip=3.0)
     scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
-    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    factors = factorize(hessian, damping=0.01, act_order=True, family="up")
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
     assert (found[0, 2] == 0).all()
     assert scale.isfinite().all()
 
 
 def test_a_singular_hessian_is_solved_with_damping_alone(capsys):
     weight, hessian, scale, maximum = make_case(6, tokens=2)  # rank 2 of 12
-    factors = factorise(hessian, damping=0.01, act_order=True, family="up")
+    factors = factorize(hessian, damping=0.01, act_order=True, family="up")
     assert factors.damping == [0.01, 0.01]
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=4)
+    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
     assert found.isfinite().all()
     assert capsys.readouterr().err == ""
 
@@ -196,7 +192,7 @@ def test_a_singular_hessian_is_solved_with_damping_alone(capsys):
 def test_the_ladder_climbs_and_names_family_and_layer(capsys):
     _, hessian, _, _ = make_case(7)
     hessian[1] -= 0.3 * hessian[1].diagonal().mean() * torch.eye(12)  # indefinite
-    factors = factorise(hessian, damping=0.01, act_order=False, family="down")
+    factors = factorize(hessian, damping=0.01, act_order=False, family="down")
     assert factors.damping[0] == 0.01
     assert factors.damping[1] in (0.1, 1.0)
     assert "down, layer 1" in capsys.readouterr().err
@@ -204,14 +200,14 @@ def test_the_ladder_climbs_and_names_family_and_layer(capsys):
 
 def test_no_damping_climbs_from_its_smallest_step():
     hessian = torch.ones(1, 6, 6)  # rank 1: singular, and not by rounding
-    factors = factorise(hessian - torch.eye(6) * 1e-4, damping=0.0, act_order=False, family="o")
+    factors = factorize(hessian - torch.eye(6) * 1e-4, damping=0.0, act_order=False, family="o")
     assert 0 < factors.damping[0] <= 1e-2
 
 
 def test_the_ladder_ends_with_family_and_layer():
     hessian = torch.stack([torch.eye(4), torch.eye(4) - 1e5 * (1 - torch.eye(4))])
-    with pytest.raises(ParamGolfError, match=r"(?s)factorised.*up, layer 1.*0\.01, 0\.1, 1, 10"):
-        factorise(hessian, damping=0.01, act_order=True, family="up")
+    with pytest.raises(ParamGolfError, match=r"(?s)factorized.*up, layer 1.*0\.01, 0\.1, 1, 10"):
+        factorize(hessian, damping=0.01, act_order=True, family="up")
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -219,4 +215,4 @@ def test_a_hessian_that_is_not_finite_is_named(value):
     hessian = torch.eye(4).repeat(3, 1, 1)
     hessian[2, 0, 1] = value
     with pytest.raises(ParamGolfError, match=r"(?s)not finite.*embedding, layers \[2\]"):
-        factorise(hessian, damping=0.01, act_order=True, family="embedding")
+        factorize(hessian, damping=0.01, act_order=True, family="embedding")

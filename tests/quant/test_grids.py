@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from paramgolf.codec.dequantize import dequantize
-from paramgolf.quant.grids import PERCENTILES, SMALLEST_SCALE, Grid, nearest, row_scales
+from paramgolf.quant.config import PERCENTILES
+from paramgolf.quant.grids import SMALLEST_SCALE, RowGrid, Rows, nearest, row_scales
 
 
 @pytest.fixture
@@ -20,20 +21,20 @@ def diagonal():
 
 @pytest.mark.parametrize(("bits", "maximum"), [(2, 1), (5, 15), (6, 31), (7, 63), (8, 127)])
 def test_the_range_is_symmetric(bits, maximum):
-    assert Grid(kind="absmax", bits=bits).maximum == maximum
+    assert RowGrid(kind="absmax", bits=bits).maximum == maximum
 
 
 def test_sdclip_is_clip_deviations_over_m(weight, diagonal):
-    found = row_scales(weight, diagonal, Grid(kind="sdclip", bits=6, clip=12.85))
+    found = row_scales(weight, diagonal, RowGrid(kind="sdclip", bits=6, clip=12.85))
     expected = 12.85 * weight.double().numpy().std(axis=-1, ddof=1) / 31
     assert found.dtype == torch.float16
     np.testing.assert_allclose(found.numpy(), expected, rtol=2**-11)
 
 
 def test_hessian_clip_widens_rows_that_matter(weight, diagonal):
-    plain = row_scales(weight, diagonal, Grid(kind="sdclip", bits=6, clip=12.85))
+    plain = row_scales(weight, diagonal, RowGrid(kind="sdclip", bits=6, clip=12.85))
     found = row_scales(
-        weight, diagonal, Grid(kind="sdclip", bits=6, clip=12.85, hessian_clip=0.175)
+        weight, diagonal, RowGrid(kind="sdclip", bits=6, clip=12.85, hessian_clip=0.175)
     )
     importance = diagonal.double().numpy() / diagonal.double().numpy().mean(-1, keepdims=True)
     row = (np.abs(weight.double().numpy()) * importance[:, None]).mean(-1)
@@ -43,12 +44,12 @@ def test_hessian_clip_widens_rows_that_matter(weight, diagonal):
 
 
 def test_hessian_clip_on_a_matrix_that_nothing_reads_is_finite(weight, diagonal):
-    grid = Grid(kind="sdclip", bits=6, clip=12.85, hessian_clip=0.175)
+    grid = RowGrid(kind="sdclip", bits=6, clip=12.85, hessian_clip=0.175)
     assert row_scales(weight, 0 * diagonal, grid).isfinite().all()
 
 
 def test_absmax_reaches_the_largest_weight(weight, diagonal):
-    found = row_scales(weight, diagonal, Grid(kind="absmax", bits=8))
+    found = row_scales(weight, diagonal, RowGrid(kind="absmax", bits=8))
     np.testing.assert_allclose(found.numpy() * 127, weight.abs().amax(-1).numpy(), rtol=2**-11)
 
 
@@ -56,8 +57,8 @@ def test_absmax_reaches_the_largest_weight(weight, diagonal):
 def test_no_row_reaches_less_than_the_least_reach(kind, weight, diagonal):
     """The published grids (#1019): s = clip / m, and 1 / m where that is larger."""
     weight[0, 1] *= 0.02
-    free = row_scales(weight, diagonal, Grid(kind=kind, bits=6))
-    found = row_scales(weight, diagonal, Grid(kind=kind, bits=6, least_reach=1.0))
+    free = row_scales(weight, diagonal, RowGrid(kind=kind, bits=6))
+    found = row_scales(weight, diagonal, RowGrid(kind=kind, bits=6, least_reach=1.0))
     assert found[0, 1] == torch.tensor(1 / 31).half()
     assert (free[0, 1] < found[0, 1] / 10).all()
     large = free.float() * 31 > 1.1
@@ -68,7 +69,7 @@ def test_no_row_reaches_less_than_the_least_reach(kind, weight, diagonal):
 def test_percentile_picks_the_candidate_of_least_weighted_error(weight, diagonal):
     weight[0, 0, 3] = 8.0  # an outlier in a column that hardly matters
     diagonal[0, 3] = 1e-6
-    found = row_scales(weight, diagonal, Grid(kind="percentile", bits=4)).numpy()
+    found = row_scales(weight, diagonal, RowGrid(kind="percentile", bits=4)).numpy()
     for i in range(2):
         for j in range(3):
             row, h = weight[i, j].numpy(), diagonal[i].numpy()
@@ -87,14 +88,14 @@ def test_percentile_picks_the_candidate_of_least_weighted_error(weight, diagonal
 def test_tiny_and_zero_rows_get_the_smallest_normal_scale(kind):
     weight = torch.zeros(1, 2, 8)
     weight[0, 1] = 1e-9
-    found = row_scales(weight, torch.ones(1, 8), Grid(kind=kind, bits=6, clip=12.85))
+    found = row_scales(weight, torch.ones(1, 8), RowGrid(kind=kind, bits=6, clip=12.85))
     assert found.float().tolist() == [[SMALLEST_SCALE, SMALLEST_SCALE]]
-    assert (nearest(weight, found, torch.full((1, 2), 31.0)) == 0).all()
+    assert (nearest(Rows(weight, found, torch.full((1, 2), 31.0))) == 0).all()
 
 
 def test_a_single_column_has_a_scale():
     weight = torch.tensor([[[0.5], [-2.0]]])
-    found = row_scales(weight, torch.ones(1, 1), Grid(kind="sdclip", bits=6, clip=12.85))
+    found = row_scales(weight, torch.ones(1, 1), RowGrid(kind="sdclip", bits=6, clip=12.85))
     assert (found > SMALLEST_SCALE).all()
 
 

@@ -7,7 +7,7 @@ from quantize_case import CPU, make_config
 
 from paramgolf.codec.container import dequantized
 from paramgolf.codec.dequantize import low_rank
-from paramgolf.quant.lqer import factorise_error
+from paramgolf.quant.lqer import factorize_error
 from paramgolf.quant.quantize import quantize_model
 
 
@@ -20,7 +20,7 @@ def low_rank_matrix(seed, rows=24, columns=32, rank=2):
 @pytest.mark.parametrize("seed", range(3))
 def test_codes_stand_for_the_leading_components(seed):
     error = low_rank_matrix(seed)
-    codes = factorise_error(error, make_config(low_rank=2, low_rank_group=16), None)
+    codes = factorize_error(error, make_config(low_rank=2, low_rank_group=16), None)
     assert {name: tuple(t.shape) for name, t in codes.items()} == {
         "left": (24, 2),
         "left_scales": (2,),
@@ -54,12 +54,12 @@ def test_decoding_is_the_product_of_the_factors():
 
 
 def test_a_group_that_does_not_divide_is_the_whole_row():
-    codes = factorise_error(low_rank_matrix(0), make_config(low_rank_group=7, low_rank=2), None)
+    codes = factorize_error(low_rank_matrix(0), make_config(low_rank_group=7, low_rank=2), None)
     assert codes["right_scales"].shape == (2, 1)
 
 
 def test_an_error_of_zeros_stays_zero():
-    codes = factorise_error(torch.zeros(4, 8), make_config(), None)
+    codes = factorize_error(torch.zeros(4, 8), make_config(), None)
     assert not low_rank(**codes).any()
     assert all(t.isfinite().all() and (t > 0).all() for n, t in codes.items() if "scales" in n)
 
@@ -108,8 +108,8 @@ def test_weighting_is_the_best_for_the_output_error(trained, hessians):
     hessian = (x.T @ x / 64).double()
     root = torch.linalg.cholesky(hessian)
     config = make_config(low_rank=3, low_rank_group=4)
-    weighted = low_rank(**factorise_error(error, config, (root, root.inverse())))
-    plain = low_rank(**factorise_error(error, config, None))
+    weighted = low_rank(**factorize_error(error, config, (root, root.inverse())))
+    plain = low_rank(**factorize_error(error, config, None))
 
     def output_error(correction):
         rest = (error - correction).double()

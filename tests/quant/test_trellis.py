@@ -9,10 +9,11 @@ from quantize_case import CPU, make_config, make_hessians, make_trained
 
 from paramgolf.codec.rans import next_states
 from paramgolf.codec.rans_writer import find_segment
-from paramgolf.quant.gptq import factorise, nearest_by_trellis, quantize_rows, row_errors
+from paramgolf.quant.gptq import factorize, quantize_rows, row_errors
+from paramgolf.quant.grids import Rows, nearest
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import entropy_bits
-from paramgolf.quant.trellis import choose, segment_of, transitions
+from paramgolf.quant.trellis import best_paths, segment_of, transitions
 
 
 def brute_force(target, weight, maximum):
@@ -34,7 +35,7 @@ def test_the_path_is_the_best_of_all(seed):
     generator = torch.Generator().manual_seed(seed)
     target = 3 * torch.randn(8, generator=generator)
     weight = torch.rand(8, generator=generator) + 0.1
-    found = choose(target, weight, torch.full((8,), 5.0), 4)
+    found = best_paths(target, weight, torch.full((8,), 5.0), 4)
     for i in (0, 4):
         part = slice(i, i + 4)
         cost, _ = brute_force(target[part].tolist(), weight[part].tolist(), 5)
@@ -53,7 +54,7 @@ def test_transitions_are_those_of_the_coder():
 
 def test_a_fifth_less_error_than_rounding_at_the_same_bits():
     target = 10 * torch.randn(64, 1024, generator=torch.Generator().manual_seed(0))
-    found = choose(target, torch.ones_like(target), torch.full_like(target, 127.0), 64)
+    found = best_paths(target, torch.ones_like(target), torch.full_like(target, 127.0), 64)
     rounded = 2 * (target / 2).round()
     assert (target - found).square().mean() < 0.82 * (target - rounded).square().mean()
 
@@ -61,7 +62,7 @@ def test_a_fifth_less_error_than_rounding_at_the_same_bits():
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
 def test_targets_beyond_the_range_are_clipped(value):
     target = torch.full((64,), value)
-    found = choose(target, torch.ones(64), torch.full((64,), 63.0), 64)
+    found = best_paths(target, torch.ones(64), torch.full((64,), 63.0), 64)
     assert found.abs().max() <= 63
     assert find_segment(found.to(torch.int8).numpy().reshape(1, 64, 1)) == 64
 
@@ -81,9 +82,10 @@ def test_never_worse_than_the_nearest_path(act_order):
     hessian = x.mT @ x / 40
     scale = (torch.rand(2, 64, generator=generator) + 0.5).half() / 4
     maximum = torch.full((2, 64), 31.0)
-    factors = factorise(hessian, damping=0.01, act_order=act_order, family="test")
-    found = quantize_rows(weight, scale, maximum, hessian, factors, block_columns=5, segment=32)
-    near = nearest_by_trellis(weight, scale, maximum, 32)
+    factors = factorize(hessian, damping=0.01, act_order=act_order, family="test")
+    rows = Rows(weight, scale, maximum, segment=32)
+    found = quantize_rows(rows, hessian, factors, block_columns=5)
+    near = nearest(rows)
     errors = [
         row_errors(weight - q * scale.float().unsqueeze(-1), hessian).view(2, 2, 32).sum(-1)
         for q in (found, near)

@@ -1,0 +1,159 @@
+"""Matrices on their way through the quantizer: a family, its precision, the solved matrices.
+
+Legend: N matrices of a stack, R rows (outputs), C columns (inputs), G groups of columns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from paramgolf.codec.dequantize import finer_factor, restore
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.gptq import Factors, quantize_rows
+from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales
+from paramgolf.quant.trellis import segment_of
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Matrices that read the same input, and their Hessians, on the device.
+
+    Attributes:
+        name: a key of trained.FAMILIES.
+        weights: float32 [N, R, C] by parameter; their rows may differ in number.
+        hessian: the mean of x x^T, float32 [N, C, C].
+        factors: what GPTQ needs of it.
+        sensitivity: [N, R] by parameter, see quant.sensitivity; empty where not asked for.
+    """
+
+    name: str
+    weights: dict[str, Tensor]
+    hessian: Tensor
+    factors: Factors
+    sensitivity: dict[str, Tensor]
+
+    @property
+    def may_have_trellis(self) -> bool:
+        """Whether a trellis may choose its integers.
+
+        The coder predicts the embedding's rows from each other, which is worth as much as a trellis
+        and would not go with one.
+        """
+        return self.name != "embedding"
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How finely a parameter is quantized.
+
+    Attributes:
+        bits: of each matrix of the stack.
+        scale: of each row, float16 [N, R].
+        finer: how often the step of each group of columns is halved, int8 [N, G]; None: nowhere.
+    """
+
+    bits: tuple[int, ...]
+    scale: Tensor
+    finer: Tensor | None = None
+
+    @property
+    def maximum(self) -> Tensor:
+        """The largest integer of each row, float32 [N, R]."""
+        maxima = [float(largest_integer(bits)) for bits in self.bits]
+        return torch.tensor(maxima, device=self.scale.device).unsqueeze(1).expand_as(self.scale)
+
+    def halved(self) -> Precision:
+        """Return the same reach on a grid of half the step, as a trellis needs it: a bit more."""
+        bits = tuple(bits + 1 for bits in self.bits)
+        return replace(self, bits=bits, scale=round_scales(self.scale.float() / 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Solved:
+    """A quantized parameter beside what it came from.
+
+    Attributes:
+        name: of the parameter.
+        family: to which it belongs; its weights and Hessians.
+        bits: of each matrix of the stack.
+        tensors: the parts that are stored, by their full names.
+        dequantized: what they decode to, float32 [N, R, C].
+        trellis: whether one fixed each integer's parity, which then costs no bit.
+    """
+
+    name: str
+    family: Family
+    bits: tuple[int, ...]
+    tensors: dict[str, Tensor]
+    dequantized: Tensor
+    trellis: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """The trained weights, float32 [N, R, C]."""
+        return self.family.weights[self.name]
+
+    @property
+    def integers(self) -> Tensor:
+        """The integers, int8 [N, R, C]."""
+        return self.tensors[f"{self.name}.integers"]
+
+
+def solve_family(
+    family: Family, precisions: dict[str, Precision], config: QuantizeConfig
+) -> list[Solved]:
+    """Quantize the matrices of a family, the rows of all in one batched solve."""
+    own = {name: precisions[name] for name in family.weights}
+    sizes = [weight.shape[1] for weight in family.weights.values()]
+    segment = 0
+    if config.trellis and family.may_have_trellis:
+        segment = segment_of(*sizes)
+        own = {name: precision.halved() for name, precision in own.items()}
+    rows = Rows(
+        weight=torch.cat(list(family.weights.values()), 1),
+        scale=torch.cat([precision.scale for precision in own.values()], 1),
+        maximum=torch.cat([precision.maximum for precision in own.values()], 1),
+        factor=_finer_factors(family, own),
+        segment=segment,
+    )
+    if _method(family, config) == "gptq":
+        integers = quantize_rows(
+            rows, family.hessian, family.factors, block_columns=config.block_columns
+        )
+    else:
+        integers = nearest(rows)
+    parts = integers.to(torch.int8).split(sizes, dim=1)
+    return [
+        _solved(family, name, part.contiguous(), own[name], trellis=segment > 0)
+        for name, part in zip(own, parts, strict=True)
+    ]
+
+
+def _solved(
+    family: Family, name: str, integers: Tensor, precision: Precision, *, trellis: bool
+) -> Solved:
+    tensors = {f"{name}.integers": integers, f"{name}.scales": precision.scale}
+    if precision.finer is not None:
+        tensors[f"{name}.finer"] = precision.finer.to(integers.device)
+    return Solved(name, family, precision.bits, tensors, restore(tensors, name), trellis)
+
+
+def _method(family: Family, config: QuantizeConfig) -> str:
+    chosen = config.embedding_method if family.name == "embedding" else None
+    return chosen or config.method
+
+
+def _finer_factors(family: Family, precisions: dict[str, Precision]) -> Tensor | None:
+    """Return by what each weight's step is multiplied, [N, R, C]; None: no step is finer."""
+    if all(precision.finer is None for precision in precisions.values()):
+        return None
+    factors = []
+    for name, weight in family.weights.items():
+        halvings = precisions[name].finer
+        if halvings is None:
+            halvings = torch.zeros(len(weight), 1, dtype=torch.int8)
+        factors.append(finer_factor(halvings.to(weight.device), weight.shape[2]).expand_as(weight))
+    return torch.cat(factors, 1)
