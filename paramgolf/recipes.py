@@ -236,6 +236,9 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+ABSENT = "(absent)"  # as the text of a value that is not there
+
+
 def as_text(value: Any) -> str:
     """Return a parameter or metric as people read it: a text bare, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)

@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the comparison."""
     from paramgolf.experiments.compare import compare  # imports scipy
-    from paramgolf.experiments.show import markdown, write_picture
+    from paramgolf.experiments.show import markdown
 
     result = compare(
         options.experiments,
@@ -57,7 +57,10 @@ def run(options: argparse.Namespace) -> int:
     else:
         _show(result)
     if options.picture:
-        write_picture(result, options.picture)
+        from paramgolf.files import write_bytes
+        from paramgolf.report.pictures import compared  # imports matplotlib
+
+        write_bytes(options.picture, compared(result).png())
     return 0
 
 

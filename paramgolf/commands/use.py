@@ -7,23 +7,22 @@ Nothing is written when a parameter is at fault. Comments come from recipes/base
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML, YAMLError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from paramgolf.commented_yaml import dump_sections, key_comments
 from paramgolf.files import write_text
 from paramgolf.params import PARAMS_PATH
-from paramgolf.recipes import RECIPES, build, flatten, read_assignment
+from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_assignment
 
 EXAMPLE = """example:
   paramgolf use sample
   paramgolf use pr1296 train.seed=314 eval_ttt.mode=none
   paramgolf use sample data.source=files 'data.files=[corpus/*.jsonl.xz]'"""
-ABSENT = "(absent)"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +57,7 @@ def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Iterat
     for key in [*new, *(key for key in old if key not in new)]:
         before, after = old.get(key, ABSENT), new.get(key, ABSENT)
         if before != after:
-            yield f"{key}: {_show(before)} -> {_show(after)}"
+            yield f"{key}: {as_text(before)} -> {as_text(after)}"
 
 
 def _old_values(path: Path) -> dict[str, Any] | None:
@@ -71,7 +70,3 @@ def _old_values(path: Path) -> dict[str, Any] | None:
     except (FileNotFoundError, YAMLError):
         return None
     return flatten(content) if isinstance(content, dict) else None
-
-
-def _show(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

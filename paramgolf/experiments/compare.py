@@ -1,4 +1,4 @@
-"""Groups of experiments held against one another or against a published record."""
+"""Groups of experiments compared with one another or with a published record."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.group import SEED, Group, flags, grouped
+from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
 from paramgolf.experiments.read import Experiment, Source, find, read
-from paramgolf.experiments.statistics import Sample, exact, judge, sample
+from paramgolf.experiments.statistics import Sample, difference, exact, sample
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
 
@@ -29,11 +29,11 @@ EVALUATIONS = {  # of records.yaml
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What the groups are held against: a group of ours, or a record of records.yaml."""
+    """What the groups are compared with: a group of ours, or a record of records.yaml."""
 
     label: str
     scores: Sample
-    group: Group | None
+    group: SeedGroup | None
     record: Mapping[str, Any] | None = None
 
 
@@ -60,9 +60,9 @@ def compare(
         else:
             scored.append(run)
     if not scored:
-        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         fix = "run the pipeline first, or name experiments (`dvc exp show`)"
-        raise ParamGolfError("there is nothing to compare", found=found, fix=fix)
+        raise ParamGolfError("there is nothing to compare", found=reasons, fix=fix)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
     return {
@@ -91,7 +91,7 @@ def _unusable(run: Experiment, score: str) -> str | None:
 
 
 def _reference(
-    groups: Sequence[Group], against: str | None, score: str, records: Mapping[str, Any]
+    groups: Sequence[SeedGroup], against: str | None, score: str, records: Mapping[str, Any]
 ) -> Reference | None:
     """Return a record, or the first group: it holds `against` where that is an experiment."""
     if against is None and len(groups) == 1:
@@ -110,20 +110,20 @@ def record_sample(record: Mapping[str, Any]) -> Sample:
 def _described(reference: Reference | None) -> dict[str, Any] | None:
     if reference is None:
         return None
-    found = {"label": reference.label, **dataclasses.asdict(reference.scores)}
+    described = {"label": reference.label, **dataclasses.asdict(reference.scores)}
     if reference.record is None:
-        return {**found, "kind": "group"}
-    return {**found, "kind": "record", "pull_request": reference.record["pull_request"]}
+        return {**described, "kind": "group"}
+    return {**described, "kind": "record", "pull_request": reference.record["pull_request"]}
 
 
-def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any]:
+def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str, Any]:
     own = reference is not None and reference.group is group
-    metrics = {name: dataclasses.asdict(found) for name, found in group.summary().items()}
+    metrics = {name: dataclasses.asdict(values) for name, values in group.summary().items()}
     other = reference.group if reference is not None else None
     notes = list(flags(group, None if own else other))
     verdict = None
     if reference is not None and not own:
-        verdict = judge(
+        verdict = difference(
             _scores(group, score),
             reference.scores,
             bytes_per_token=bytes_per_token(group, score),
@@ -142,12 +142,12 @@ def _row(group: Group, reference: Reference | None, score: str) -> dict[str, Any
     }
 
 
-def _scores(group: Group, score: str) -> Sample:
+def _scores(group: SeedGroup, score: str) -> Sample:
     return sample(group.values(score))
 
 
-def bytes_per_token(group: Group, score: str) -> float:
-    """Return the bytes of a scored token: nats a token over nats a byte, of the score's stage."""
+def bytes_per_token(group: SeedGroup, score: str) -> float:
+    """Return the bytes per scored token: the stage's nats per token over its nats per byte."""
     stage = score.partition(".")[0]
     losses, scores = group.values(f"{stage}.val_loss"), group.values(f"{stage}.val_bpb")
     if not losses or not scores:
@@ -156,7 +156,7 @@ def bytes_per_token(group: Group, score: str) -> float:
 
 
 def _record_flags(
-    group: Group, scores: Sample, record: Mapping[str, Any], score: str
+    group: SeedGroup, scores: Sample, record: Mapping[str, Any], score: str
 ) -> Iterator[str]:
     evaluation, count = record["evaluation"], record["training"]["gpus"]
     if score != EVALUATIONS[evaluation]:

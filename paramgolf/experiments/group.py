@@ -9,16 +9,16 @@ from typing import Any
 
 from paramgolf.experiments.read import Experiment
 from paramgolf.experiments.statistics import Sample, sample
+from paramgolf.recipes import ABSENT, as_text
 
 SEED = "train.seed"
 APART = ("runtime.", "verify.")  # sections that change no result
-ABSENT = "(absent)"
 LABEL_LENGTH = 60  # more only where two groups would look alike
 STEPS_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class SeedGroup:
     """Runs of the same parameters but for the seed; `label` says what differs from other groups."""
 
     label: str
@@ -26,8 +26,8 @@ class Group:
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of each run that has it as a number."""
-        found = (run.metrics.get(metric) for run in self.runs)
-        return [value for value in found if isinstance(value, int | float)]
+        values = (run.metrics.get(metric) for run in self.runs)
+        return [value for value in values if isinstance(value, int | float)]
 
     def distinct(self, metric: str) -> list[Any]:
         """Return the different values of a metric, in the order of the runs."""
@@ -38,13 +38,13 @@ class Group:
         names = sorted({name for run in self.runs for name in run.metrics})
         values = {name: self.values(name) for name in names}
         return {
-            name: sample(list(map(float, found)))
-            for name, found in values.items()
-            if found and not any(isinstance(value, bool) for value in found)
+            name: sample(list(map(float, of_runs)))
+            for name, of_runs in values.items()
+            if of_runs and not any(isinstance(value, bool) for value in of_runs)
         }
 
 
-def grouped(experiments: Sequence[Experiment]) -> list[Group]:
+def grouped(experiments: Sequence[Experiment]) -> list[SeedGroup]:
     """Return the groups in the order of their first runs.
 
     Equal runs (the same parameters, seed and metrics) count once: after `dvc exp run` an experiment
@@ -57,7 +57,7 @@ def grouped(experiments: Sequence[Experiment]) -> list[Group]:
             members.append(run)
     firsts = [_apart_from_seed(members[0]) for members in runs.values()]
     labels = list(_labels(firsts))
-    return [Group(label, tuple(m)) for label, m in zip(labels, runs.values(), strict=True)]
+    return [SeedGroup(label, tuple(m)) for label, m in zip(labels, runs.values(), strict=True)]
 
 
 def _apart_from_seed(run: Experiment) -> dict[str, Any]:
@@ -75,7 +75,7 @@ def _labels(params: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     short = [_joined([f"{k}={_short(v.get(k, ABSENT))}" for k in shown]) for v in params]
     for label, values in zip(short, params, strict=True):
         alike = [other for other, its in zip(params, short, strict=True) if its == label]
-        whole = [f"{k}={_text(values.get(k, ABSENT))}" for k in _differing(alike)]
+        whole = [f"{k}={as_text(values.get(k, ABSENT))}" for k in _differing(alike)]
         yield ", ".join([label, *whole]) or "all runs"
 
 
@@ -85,12 +85,8 @@ def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
     return [k for k in keys if len({json.dumps(v.get(k, ABSENT)) for v in params}) > 1]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def _short(value: Any) -> str:
-    text = _text(value)
+    text = as_text(value)
     return text if len(text) <= 24 else f"{text[:21]}..."
 
 
@@ -104,7 +100,7 @@ def _joined(words: Sequence[str]) -> str:
     return text
 
 
-def flags(group: Group, other: Group | None) -> Iterator[str]:
+def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
     """Yield what makes a group's scores, or two groups', hard to compare."""
     groups = [group] if other is None else [group, other]
     for metric, what in (
@@ -114,9 +110,9 @@ def flags(group: Group, other: Group | None) -> Iterator[str]:
         ("eval_ttt.bytes_scored", "bytes scored"),
         ("eval_sliding.bytes_scored", "bytes scored"),
     ):
-        found = {str(value) for each in groups for value in each.distinct(metric)}
-        if len(found) > 1:
-            yield f"{what} differ: {', '.join(sorted(found))}"
+        values = {str(value) for each in groups for value in each.distinct(metric)}
+        if len(values) > 1:
+            yield f"{what} differ: {', '.join(sorted(values))}"
     steps = [value for each in groups for value in each.values("train.steps")]
     if steps and max(steps) - min(steps) > STEPS_TOLERANCE * max(steps):
         yield f"steps reached differ: {min(steps):,} to {max(steps):,}"

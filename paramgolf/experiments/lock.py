@@ -30,21 +30,21 @@ def foreign_stages(lock: bytes, params: Mapping[str, Any]) -> dict[str, str]:
         out["path"]: out.get("md5") for stage in stages.values() for out in _list(stage, "outs")
     }
     own = {name: list(_other_params(stage, params)) for name, stage in stages.items()}
-    found: dict[str, str] = {}
+    foreign: dict[str, str] = {}
     for _ in stages:  # the order in the file need not be that of the stages
-        before = len(found)
+        before = len(foreign)
         for name, stage in stages.items():
             reasons = list(own[name])
             for path, md5 in ((dep["path"], dep.get("md5")) for dep in _list(stage, "deps")):
-                if makers.get(path) in found:
-                    reasons.append(found[makers[path]])
+                if makers.get(path) in foreign:
+                    reasons.append(foreign[makers[path]])
                 elif path in hashes and md5 != hashes[path]:
                     reasons.append(f"another {path}")
             if reasons:
-                found[name] = ", ".join(dict.fromkeys(reasons))
-        if len(found) == before:
+                foreign[name] = ", ".join(dict.fromkeys(reasons))
+        if len(foreign) == before:
             break
-    return found
+    return foreign
 
 
 def _other_params(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:

@@ -1,8 +1,10 @@
 """Experiments as Git keeps them: parameters and metrics of a run.
 
-`dvc exp run` stores a run as a commit under refs/exps. Reading its files with one `git cat-file`
-takes a fraction of the time of `dvc exp show`, and a queued task that failed, which that command
-shows with another run's metrics, has no such commit.
+`dvc exp run` stores a run as a commit under refs/exps, and its files are read there with one
+`git cat-file`. dvc.api.exp_show would do less, and more slowly: of 60 experiments it takes 1.7 s
+where this takes 0.2 (4.8 s the first time, and 1.1 s to import), drops the stage from the name of
+a metric that only one stage has, and shows a queued task that failed, which has no such commit,
+with the metrics of the commit that it began from.
 """
 
 from __future__ import annotations
@@ -72,27 +74,27 @@ def find(wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
     if not wanted:
         chosen = names if everywhere else here
         return [*(Source(name, commit) for name, commit in sorted(chosen.items())), HERE]
-    found: dict[Source, None] = {}
+    sources: dict[Source, None] = {}
     for text in wanted:
         matches = [name for name in sorted(names) if fnmatch.fnmatchcase(name, text)]
         if text == WORKSPACE:
-            found[HERE] = None
+            sources[HERE] = None
         elif matches:
-            found |= dict.fromkeys(Source(name, names[name]) for name in matches)
+            sources |= dict.fromkeys(Source(name, names[name]) for name in matches)
         else:
-            found[Source(text, _resolve(text, names, root))] = None
-    return list(found)
+            sources[Source(text, _resolve(text, names, root))] = None
+    return list(sources)
 
 
 def list_experiments(root: Path) -> dict[tuple[str, str], str]:
     """Return the commit of each experiment by (commit that it began from, name)."""
     text = _git(["for-each-ref", "--format=%(objectname) %(refname)", "refs/exps"], root)
-    found = {}
+    commits = {}
     for line in text.splitlines():
         commit, reference = line.split(" ", 1)
         if match := REFERENCE.fullmatch(reference):
-            found[match[1].replace("/", ""), match[2]] = commit
-    return found
+            commits[match[1].replace("/", ""), match[2]] = commit
+    return commits
 
 
 def _resolve(text: str, names: Iterable[str], root: Path) -> str:

@@ -1,14 +1,10 @@
-"""A comparison as tables of text, for the terminal and for Markdown, and as a picture."""
+"""A comparison as tables of text, for the terminal and for Markdown."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-from paramgolf.files import write_bytes
 
 COLUMNS = {
     "eval_sliding.val_bpb": "sliding",
@@ -16,7 +12,6 @@ COLUMNS = {
     "train.steps": "steps",
     "package.bytes_total": "bytes",
 }
-INK, ACCENT = "#1c2126", "#1f6f8b"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +51,9 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 def _verdicts(result: Mapping[str, Any]) -> Table:
     reference = result["against"]
     known = f"n {reference['n']}" if reference["n"] else "its single scores are not known"
-    name = _reference_name(reference)
-    title = f"against {name}: {figure(reference)}, {known}; 5 mnats: 0.005 nats a token better"
-    headings = ("group", "BPB", "nats\na token", "t", "df", "p", "p of\n5 mnats")
+    name = reference_name(reference)
+    title = f"against {name}: {figure(reference)}, {known}; 5 mnats: 0.005 nats per token better"
+    headings = ("group", "BPB", "nats per\ntoken", "t", "p", "p of\n5 mnats")
     rules = ("5 mnats\np < 0.01", "better\np < 0.25")
     rows = [
         (str(i), *_verdict(group["verdict"]))
@@ -68,9 +63,10 @@ def _verdicts(result: Mapping[str, Any]) -> Table:
     return Table(title, (*headings, *rules), rows)
 
 
-def _reference_name(reference: Mapping[str, Any]) -> str:
+def reference_name(reference: Mapping[str, Any]) -> str:
+    """Return a record with its pull request of openai/parameter-golf, or that it is a group."""
     if reference["kind"] == "record":
-        return f"{reference['label']} (#{reference['pull_request']})"
+        return f"{reference['label']} (pg#{reference['pull_request']})"
     return "group 1"
 
 
@@ -78,7 +74,7 @@ def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"{verdict['difference_bpb']:+.5f}"
     yield f"{verdict['difference_nats']:+.5f}"
     better, by_margin = verdict["better"], verdict["by_margin"]
-    yield from (f"{better[key]:.2f}" if better else "-" for key in ("t", "degrees"))
+    yield f"{better['t']:.2f}" if better else "-"
     yield from (f"{test['p']:.2g}" if test else "-" for test in (better, by_margin))
     for rule in ("record", "progress"):
         yield _rule(verdict[rule], verdict[f"seeds_for_{rule}"])
@@ -90,17 +86,17 @@ def _rule(kept: bool, seeds: int | None) -> str:
     return f"+{seeds} seed{'s' if seeds > 1 else ''}"
 
 
-def figure(found: Mapping[str, Any]) -> str:
+def figure(score: Mapping[str, Any]) -> str:
     """Return a score's mean and standard deviation."""
-    deviation = "" if found["deviation"] is None else f" ± {found['deviation']:.5f}"
-    return f"{found['mean']:.5f}{deviation}"
+    deviation = "" if score["deviation"] is None else f" ± {score['deviation']:.5f}"
+    return f"{score['mean']:.5f}{deviation}"
 
 
-def _column(metric: str, found: Mapping[str, Any] | None) -> str:
+def _column(metric: str, values: Mapping[str, Any] | None) -> str:
     """Return a mean: a score with five decimals, a count without."""
-    if found is None:
+    if values is None:
         return "-"
-    return f"{found['mean']:,.{5 if metric.endswith('bpb') else 0}f}"
+    return f"{values['mean']:,.{5 if metric.endswith('bpb') else 0}f}"
 
 
 def notes(result: Mapping[str, Any]) -> Iterator[str]:
@@ -122,11 +118,11 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _full(found: Mapping[str, Any] | None) -> str:
-    if found is None:
+def _full(values: Mapping[str, Any] | None) -> str:
+    if values is None:
         return "-"
-    text = f"{found['mean']:.8g}"
-    return text if found["deviation"] is None else f"{text} ± {found['deviation']:.3g}"
+    text = f"{values['mean']:.8g}"
+    return text if values["deviation"] is None else f"{text} ± {values['deviation']:.3g}"
 
 
 def _markdown_table(table: Table) -> str:
@@ -135,26 +131,3 @@ def _markdown_table(table: Table) -> str:
     plain = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines)
     rows = (f"| {' | '.join(row)} |" for row in plain)
     return "\n".join([*([f"{table.title}\n"] if table.title else []), *rows])
-
-
-def write_picture(result: Mapping[str, Any], path: Path) -> None:
-    """Draw each run as a dot, each group's mean as a bar; the same input gives the same bytes."""
-    from matplotlib.figure import Figure  # half a second
-
-    labels = [f"{group['label']} (n {len(group['scores'])})" for group in result["groups"]]
-    drawing = Figure(figsize=(8, 1.2 + 0.5 * len(labels)), dpi=120, layout="constrained")
-    axes = drawing.subplots()
-    for place, group in enumerate(result["groups"]):
-        values = group["scores"]
-        axes.plot(values, [place] * len(values), "o", color=ACCENT, markersize=5, alpha=0.7)
-        axes.plot(sum(values) / len(values), place, "|", color=INK, markersize=18)
-    if result["against"] is not None:
-        place = result["against"]["mean"]
-        axes.axvline(place, color=INK, linewidth=0.8, linestyle="--")
-        axes.text(place, -0.55, _reference_name(result["against"]), ha="center", fontsize=8)
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set(xlabel=result["score"], ylim=(len(labels) - 0.5, -0.5))
-    axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    drawing.savefig(image, format="png", metadata={"Software": None})
-    write_bytes(path, image.getvalue())

@@ -1,4 +1,4 @@
-"""What is drawn: training curves, the scores from step to step, bytes, errors of quantizing."""
+"""What is drawn: training curves, scores, bytes, errors of quantizing, compared groups."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from paramgolf.experiments.show import reference_name
 from paramgolf.report.byte_map import ASPECT, Tile, color_of
 from paramgolf.report.drawing import WIDTH, Picture, colors, line_style, picture, tip
 from paramgolf.report.inputs import Log
@@ -191,6 +192,26 @@ def _draw_grid(axes: Axes, grid: ErrorGrid) -> None:
     axes.set(title=f"{grid.title}, %", ylabel="layer", ylim=(len(values), 0))
     axes.grid(visible=False)
     axes.tick_params(length=0)
+
+
+def compared(result: Mapping[str, Any]) -> Picture:
+    """Return the runs of `paramgolf compare` as dots, and the mean of each group as a bar."""
+    labels = [f"{group['label']} (n {len(group['scores'])})" for group in result["groups"]]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for place, group in enumerate(result["groups"]):
+            values = group["scores"]
+            axes.plot(values, [place] * len(values), "o", color=colors()["l0"], alpha=0.7)
+            axes.plot(_mean(values), place, "|", color=colors()["ink"], markersize=18)
+        if result["against"] is not None:
+            mean = result["against"]["mean"]
+            axes.axvline(mean, color=colors()["ink"], linewidth=0.8, linestyle="--")
+            axes.text(mean, -0.55, reference_name(result["against"]), ha="center")
+        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xlabel=result["score"], ylim=(len(labels) - 0.5, -0.5))
+
+    return picture(draw, f"{result['score']} of each run.", height=1.2 + 0.5 * len(labels))
 
 
 def thin(points: Points, limit: int = CURVE_POINTS) -> list[tuple[float, float]]:
