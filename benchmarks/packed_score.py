@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
 from paramgolf.gpu_slots import take_gpus

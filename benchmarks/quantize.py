@@ -35,7 +35,7 @@ from paramgolf.codec import rans
 from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import dequantized, read_container
 from paramgolf.codec.writer import compress
-from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.model.backend import place
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, pack_code

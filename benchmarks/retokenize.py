@@ -21,7 +21,7 @@ import psutil
 from tables import Row, write_results
 
 from paramgolf.data.documents import SCHEMA, Document, write_documents
-from paramgolf.data.text_files import Faults, read_texts
+from paramgolf.data.text_files import DocumentErrors, read_texts
 from paramgolf.files import write_json
 
 SAMPLE_SECONDS = 0.05
@@ -30,7 +30,7 @@ import sys
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import read_lines
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer import draw_texts, train_tokenizer
+from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
 work, raw, size, text_bytes, training_bytes, workers = sys.argv[1:]
 if __name__ == "__main__" and work == "train":
     lines = read_lines(f"{raw}/train.jsonl.zst")
@@ -82,7 +82,7 @@ def main() -> None:
 def write_raw(corpus: str, folder: Path, size: int) -> int:
     """Write `size` bytes of training text, and the corpus's first 100 documents as validation."""
     folder.mkdir()
-    val = itertools.islice(read_texts([corpus], "text", Faults("stop")), 100)
+    val = itertools.islice(read_texts([corpus], "text", DocumentErrors("stop")), 100)
     entries = {
         "val": write_documents(folder / "val.jsonl.zst", val),
         "train": write_documents(folder / "train.jsonl.zst", repeat(corpus, size)),
@@ -94,7 +94,7 @@ def write_raw(corpus: str, folder: Path, size: int) -> int:
 def repeat(corpus: str, size: int) -> Iterator[Document]:
     """Yield the corpus's documents again and again until they hold `size` bytes of text."""
     for turn in itertools.count():
-        for document in read_texts([corpus], "text", Faults("stop")):
+        for document in read_texts([corpus], "text", DocumentErrors("stop")):
             yield Document(f"{turn}/{document.name}", document.text)
             size -= len(document.text.encode())
             if size <= 0:

@@ -25,7 +25,7 @@ from tables import Row, write_results
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.codec.container import load_package
-from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.model.network import Network
 from paramgolf.params import load_params
 from paramgolf.progress import say

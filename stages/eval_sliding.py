@@ -1,6 +1,6 @@
 """Score the packed model by a sliding window: `python stages/eval_sliding.py`."""
 
-from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load_params

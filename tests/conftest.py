@@ -13,8 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 import numpy as np
 import pytest
 import torch
+from shard_files import write_shard
 
-from paramgolf.data.shards import write_shard
 from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.recipes import Params, check, compose

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import yaml
+from shard_files import write_shard
 
-from paramgolf.data.shards import write_shard
 from paramgolf.files import write_json, write_text
 from paramgolf.recipes import RECIPES, build
 

@@ -33,7 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print a line for each rule; code 1 where one is broken."""
-    from paramgolf.data.tokens import open_tokens
+    from paramgolf.data.token_set import open_tokens
     from paramgolf.errors import ParamGolfError
     from paramgolf.scoring.referee import Settings, audit, load_script
     from paramgolf.scoring.text import load_text

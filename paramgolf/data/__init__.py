@@ -1,1 +1,1 @@
-"""From sources of text to token shards: documents, tokenizers, byte counts, shards, batches."""
+"""From sources of text to token shards: documents, tokenizers, byte counts, shards, windows."""

@@ -13,16 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from paramgolf.data.audit_files import check_files
 from paramgolf.data.byte_counts import OFFSETS_RULE, SIDECAR_RULE
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.documents import RAW_PATH, Document, read_documents, read_manifest
 from paramgolf.data.overlap import Overlap, overlap
-from paramgolf.data.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
-from paramgolf.data.token_documents import split_documents
-from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, split_documents
+from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
+from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json
+from paramgolf.files import read_json, sha256_file
 from paramgolf.progress import track
 
 RETOKENIZE = "make the shards again with `dvc repro -f -s retokenize`"
@@ -141,3 +140,34 @@ class Checker:
 
 def _excerpt(text: str) -> str:
     return repr(text[:60])
+
+
+def check_files(tokens: TokenSet, manifest: dict[str, Any], source: dict[str, Any]) -> None:
+    """Refuse shards that are cut, exchanged or lack BOS; `source` is the manifest of data/raw."""
+    for split, stream in (("val", tokens.val()), ("train", tokens.train())):
+        _same(f"the {split} shards are cut", len(stream), manifest[split]["tokens"], "tokens")
+        documents = _count_bos(stream, tokens.bos)
+        what = f"the {split} shards are cut, or BOS is missing before documents (#1779)"
+        _same(what, documents, manifest[split]["documents"], "documents")
+        if (promised := source[split].get("documents")) is not None:
+            what = f"the {split} shards do not hold all documents of the source"
+            _same(what, documents, promised, "documents")
+    _same(
+        "the byte counts are cut", len(tokens.val_bytes()), len(tokens.val()), "counts, one a token"
+    )
+    for entry in manifest["val"]["files"] + manifest["val_bytes"]["files"]:
+        found = sha256_file(tokens.folder / entry["name"])
+        _same(
+            f"{entry['name']} is not the file of the manifest", found, entry["sha256"], "(SHA-256)"
+        )
+
+
+def _same(what: str, found: object, expected: object, unit: str) -> None:
+    if found != expected:
+        raise ParamGolfError(what, expected=f"{expected} {unit}", found=found, fix=RETOKENIZE)
+
+
+def _count_bos(stream: ShardStream, bos: int) -> int:
+    offsets = range(0, len(stream), BLOCK_TOKENS)
+    blocks = (stream.read(start, min(start + BLOCK_TOKENS, len(stream))) for start in offsets)
+    return sum(int(np.count_nonzero(block == bos)) for block in blocks)

@@ -9,11 +9,10 @@ from typing import Any
 
 from paramgolf.data.config import DataConfig
 from paramgolf.data.documents import RAW_PATH, SCHEMA, Document, write_documents
+from paramgolf.data.fetch import fetch_documents, fetch_shards
 from paramgolf.data.folders import fresh_folder
-from paramgolf.data.hub_documents import fetch_documents
-from paramgolf.data.hub_shards import fetch_shards
 from paramgolf.data.sample import sample_documents, versions
-from paramgolf.data.text_files import Faults, read_file, read_texts
+from paramgolf.data.text_files import DocumentErrors, read_file, read_texts
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 from paramgolf.progress import say
@@ -35,7 +34,7 @@ def download(config: DataConfig, folder: str | Path = RAW_PATH) -> dict[str, Any
 
 
 def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
-    faults = Faults(config.on_error)
+    faults = DocumentErrors(config.on_error)
     stream, origin = _open_source(config, faults)
     if config.validation_files:
         validation = read_texts(config.validation_files, config.text_field, faults)
@@ -60,7 +59,9 @@ def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
     }
 
 
-def _open_source(config: DataConfig, faults: Faults) -> tuple[Iterator[Document], dict[str, Any]]:
+def _open_source(
+    config: DataConfig, faults: DocumentErrors
+) -> tuple[Iterator[Document], dict[str, Any]]:
     """Return the stream of documents and what the manifest says of its origin."""
     if config.source == "sample":
         return sample_documents(), {"versions": versions()}

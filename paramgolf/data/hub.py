@@ -98,7 +98,7 @@ class Repository:
                         self.name, path, repo_type="dataset", revision=self.commit
                     )
                 return Path(local)
-            except Unreachable as error:
+            except HubUnreachableError as error:
                 # what the client does not mend itself: a reset connection, a body cut too often
                 if attempt == ATTEMPTS:
                     raise
@@ -125,7 +125,7 @@ def _discard(local: Path) -> None:
     local.unlink(missing_ok=True)
 
 
-class Unreachable(ParamGolfError):
+class HubUnreachableError(ParamGolfError):
     """The hub cannot be reached, or breaks off; it may answer later."""
 
 
@@ -150,7 +150,7 @@ def explained(where: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise ParamGolfError("not a repository's name", where=where, found=error) from None
     except (OSError, http_error) as error:
-        raise Unreachable(
+        raise HubUnreachableError(
             "Hugging Face cannot be reached, or broke off",
             where=f"{where} ({constants.ENDPOINT})",
             found=f"{type(error).__name__}: {error}",

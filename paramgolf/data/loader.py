@@ -8,13 +8,13 @@ from typing import Literal
 
 import numpy as np
 
-from paramgolf.data.shards import Stream
+from paramgolf.data.shards import ShardStream
 from paramgolf.errors import ParamGolfError
 
 Arrangement = Literal["shuffled", "coprime", "sequential"]
 
 
-class Windows:
+class TrainingWindows:
     """Windows of `length` + 1 tokens; window w of an epoch begins length tokens after window w - 1.
 
     The arrangement of an epoch is `sequential`, as in the stream; or, from a phase drawn anew each
@@ -23,7 +23,9 @@ class Windows:
     the seed, so training resumes at any step, on any number of processes.
     """
 
-    def __init__(self, stream: Stream, length: int, *, seed: int, arrangement: Arrangement) -> None:
+    def __init__(
+        self, stream: ShardStream, length: int, *, seed: int, arrangement: Arrangement
+    ) -> None:
         self.count = (len(stream) - length) // length  # windows of one epoch, at any phase
         if self.count < 1:
             raise ParamGolfError(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.data.documents import read_documents
-from paramgolf.data.token_documents import split_documents
-from paramgolf.data.tokens import TokenSet
+from paramgolf.data.shards import split_documents
+from paramgolf.data.token_set import TokenSet
 
 
 @dataclass(frozen=True, slots=True)

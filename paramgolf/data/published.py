@@ -8,13 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from paramgolf.data.bos import BOS
 from paramgolf.data.byte_counts import SIDECAR_RULE, TABLE_RULE, at_most
-from paramgolf.data.case_tokens import Fusion
+from paramgolf.data.caseops import Fusion
 from paramgolf.data.folders import link_or_copy
-from paramgolf.data.shard_writer import ShardWriter
-from paramgolf.data.shards import Stream, read_shard
-from paramgolf.data.token_documents import BLOCK_TOKENS, whole_documents
+from paramgolf.data.shards import (
+    BLOCK_TOKENS,
+    ShardStream,
+    ShardWriter,
+    read_shard,
+    whole_documents,
+)
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say, track
@@ -163,8 +167,8 @@ def _limit(ids: np.ndarray, published: np.ndarray, decoded: np.ndarray) -> np.nd
     return counts
 
 
-def _open(source: dict[str, Any], split: str, raw: Path) -> Stream:
-    return Stream([raw / entry["name"] for entry in source[split]["files"]])
+def _open(source: dict[str, Any], split: str, raw: Path) -> ShardStream:
+    return ShardStream([raw / entry["name"] for entry in source[split]["files"]])
 
 
 def _capacity(source: dict[str, Any], split: str) -> int:

@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from paramgolf.data import case_transform
-from paramgolf.data.bos import BOS
+from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import RAW_PATH, read_lines, read_manifest
 from paramgolf.data.encode import BATCH_BYTES, encode_documents
 from paramgolf.data.folders import fresh_folder, locate
 from paramgolf.data.published import adopt_shards
-from paramgolf.data.shard_writer import ShardWriter
-from paramgolf.data.text_tokenizer import TokenizerFile, open_tokenizer
-from paramgolf.data.tokenizer import draw_texts, train_tokenizer
-from paramgolf.data.tokens import SCHEMA, TOKENS_PATH
+from paramgolf.data.shards import ShardWriter
+from paramgolf.data.special_tokens import BOS
+from paramgolf.data.token_set import SCHEMA, TOKENS_PATH
+from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
@@ -96,9 +96,9 @@ def _place_tokenizer(
     write_bytes(
         path,
         train_tokenizer(
-            map(case_transform.encode, texts) if caseops else texts,
+            map(encode_case, texts) if caseops else texts,
             config.vocab_size,
-            symbols=case_transform.MARKS if caseops else "",
+            symbols=MARKS if caseops else "",
         ),
     )
     return TokenizerFile(str(path), config.transform, config.fuse_markers)

@@ -7,27 +7,21 @@ same format holds the byte counts of validation tokens (val_bytes_NNNNNN.bin), o
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import atomic_open
+from paramgolf.files import atomic_open, sha256_file
 
 MAGIC, VERSION, HEADER_VALUES = 20240520, 1, 256
 HEADER_BYTES = 4 * HEADER_VALUES
+BLOCK_TOKENS = 1 << 22
 FIX = "fetch or make the shard again: `dvc repro -f -s retokenize`"
-
-
-def write_shard(path: str | Path, values: np.ndarray) -> None:
-    """Write a one-dimensional array as a shard, atomically; values must fit in uint16."""
-    if values.dtype != np.uint16 and values.size and not 0 <= values.min() <= values.max() < 2**16:
-        raise ParamGolfError("a shard holds uint16 values", where=path, found=int(values.max()))
-    with atomic_open(path) as file:
-        file.write(header(len(values)))
-        file.write(np.ascontiguousarray(values, dtype="<u2").tobytes())
 
 
 def header(count: int) -> bytes:
@@ -58,7 +52,7 @@ def read_shard(path: str | Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
 
 
-class Stream:
+class ShardStream:
     """The values of several shards, read as one sequence."""
 
     def __init__(self, paths: Sequence[str | Path]) -> None:
@@ -80,3 +74,88 @@ class Stream:
             start += len(part)
             index += 1
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
+
+
+def split_documents(stream: ShardStream, bos: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens.
+
+    A stream that does not begin with BOS is refused: its documents could not be told apart (#1779).
+    """
+    if len(stream) and stream.read(0, 1)[0] != bos:
+        raise ParamGolfError(
+            "a token stream does not begin with BOS (#1779)",
+            expected=f"token {bos} before each document",
+            found=f"token {int(stream.read(0, 1)[0])}",
+            fix="write the shards with BOS before each document: `dvc repro -f -s retokenize`",
+        )
+    for begin, block in whole_documents(stream, bos):
+        starts = np.flatnonzero(block == bos).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(block)], strict=True):
+            yield begin + start, block[start:stop]
+
+
+def whole_documents(stream: ShardStream, bos: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (start, tokens) of blocks that end where a document ends; all together the stream."""
+    held, begin = np.empty(0, dtype=np.uint16), 0
+    for offset in range(0, len(stream), BLOCK_TOKENS):
+        block = stream.read(offset, min(offset + BLOCK_TOKENS, len(stream)))
+        held = np.concatenate([held, block])
+        starts = np.flatnonzero(held == bos)
+        cut = int(starts[-1]) if len(starts) else 0
+        if cut:
+            yield begin, held[:cut]
+        held, begin = held[cut:], begin + cut
+    if len(held):
+        yield begin, held
+
+
+class ShardWriter:
+    """Write a sequence of uint16 values into shards STEM_NNNNNN.bin of `capacity` values.
+
+    Used as a context; `entries` then lists {name, tokens, sha256} of each shard for a manifest.
+    Values go to the file at once, their count into its header at the end.
+    """
+
+    def __init__(self, folder: str | Path, stem: str, capacity: int) -> None:
+        self.entries: list[dict[str, Any]] = []
+        self.total = 0
+        self._folder, self._stem, self._capacity = Path(folder), stem, capacity
+        self._stack = contextlib.ExitStack()
+        self._file: IO[bytes] | None = None
+        self._count = 0
+
+    def append(self, values: np.ndarray) -> None:
+        """Add uint16 values; full shards are closed."""
+        assert values.dtype == np.uint16
+        while len(values):
+            if self._file is None:
+                self._file = self._stack.enter_context(atomic_open(self._path()))
+                self._file.write(bytes(HEADER_BYTES))
+            part, values = np.split(values, [self._capacity - self._count])
+            self._file.write(part.astype("<u2", copy=False).tobytes())
+            self._count += len(part)
+            if self._count == self._capacity:
+                self._finish()
+
+    def _path(self) -> Path:
+        return self._folder / f"{self._stem}_{len(self.entries):06d}.bin"
+
+    def _finish(self) -> None:
+        if self._file is None:
+            return
+        path = self._path()
+        self._file.seek(0)
+        self._file.write(header(self._count))
+        self._stack.close()
+        entry = {"name": path.name, "tokens": self._count, "sha256": sha256_file(path)}
+        self.entries.append(entry)
+        self.total += self._count
+        self._file, self._count = None, 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._finish()
+        self._stack.__exit__(*error)

@@ -39,7 +39,7 @@ BLOCK_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
-class Faults:
+class DocumentErrors:
     """What to do with a document that cannot be read: stop the run, or count it and go on."""
 
     on_error: Literal["stop", "skip"]
@@ -55,7 +55,9 @@ class Faults:
         self.skipped[kind] += 1
 
 
-def read_texts(patterns: Sequence[str], text_field: str, faults: Faults) -> Iterator[Document]:
+def read_texts(
+    patterns: Sequence[str], text_field: str, faults: DocumentErrors
+) -> Iterator[Document]:
     """Yield every document that the paths, folders and globs `patterns` name, in their order.
 
     Files of a folder or glob come sorted by name, and no file comes twice. A .txt file is one
@@ -120,7 +122,7 @@ def _known(path: Path) -> Path:
     return path
 
 
-def read_file(path: Path, name: str, text_field: str, faults: Faults) -> Iterator[Document]:
+def read_file(path: Path, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
     """Yield the documents of one file, named `name` and the line or row."""
     readers = {".jsonl": _read_jsonl, ".txt": _read_txt, ".parquet": _read_parquet}
     try:
@@ -135,7 +137,9 @@ def read_file(path: Path, name: str, text_field: str, faults: Faults) -> Iterato
         raise ParamGolfError("a file is damaged", where=path, found=error, fix=fix) from None
 
 
-def _read_jsonl(path: Path, name: str, text_field: str, faults: Faults) -> Iterator[Document]:
+def _read_jsonl(
+    path: Path, name: str, text_field: str, faults: DocumentErrors
+) -> Iterator[Document]:
     with _open(path) as file:
         for number, line in enumerate(file, 1):
             place = f"{name}:{number}"
@@ -151,14 +155,16 @@ def _read_jsonl(path: Path, name: str, text_field: str, faults: Faults) -> Itera
             yield from _checked(value, place, text_field, faults)
 
 
-def _read_txt(path: Path, name: str, text_field: str, faults: Faults) -> Iterator[Document]:
+def _read_txt(path: Path, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
     with _open(path) as file:
         text = _decode(file.read(), name, faults)
     if text is not None:
         yield Document(name, text)
 
 
-def _read_parquet(path: Path, name: str, text_field: str, faults: Faults) -> Iterator[Document]:
+def _read_parquet(
+    path: Path, name: str, text_field: str, faults: DocumentErrors
+) -> Iterator[Document]:
     with _open(path) as file, tempfile.TemporaryFile() as plain:
         if path.suffix in COMPRESSIONS:
             shutil.copyfileobj(file, plain)  # Parquet is read from its end, so it must be seekable
@@ -189,7 +195,7 @@ def _column(column: pyarrow.Array) -> Iterator[Any]:
     yield from column.to_pylist()
 
 
-def _checked(value: Any, name: str, text_field: str, faults: Faults) -> Iterator[Document]:
+def _checked(value: Any, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
     """Yield the value if it is a text that UTF-8 can hold; JSON can spell half a surrogate pair."""
     if not isinstance(value, str):
         found = "none" if value is None else type(value).__name__
@@ -203,7 +209,7 @@ def _checked(value: Any, name: str, text_field: str, faults: Faults) -> Iterator
     yield Document(name, value)
 
 
-def _decode(content: bytes, name: str, faults: Faults) -> str | None:
+def _decode(content: bytes, name: str, faults: DocumentErrors) -> str | None:
     try:
         return content.decode()
     except UnicodeDecodeError as error:

@@ -1,91 +1,108 @@
-"""SentencePiece BPE models: training one on a bounded draw of the training text, and loading any.
+"""Text to tokens and back by any kind of tokenizer, with the bytes that each token stands for.
 
-The trainer's options are those of the published tokenizers (BPE, byte fallback, single digits,
-character coverage 0.999, pad/bos/eos/unk = 0..3, no dummy prefix) but for the normalisation: the
-published nmt_nfkc rewrites the text, ours is the identity, so that decoding gives every byte back.
+A kind (SentencePiece, Hugging Face JSON, vocabulary file) gives ids of its own; here BOS comes
+before them, as token 1 of every shard, and the rules hold that all kinds share.
 """
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol
 
-import sentencepiece
+import numpy as np
 
-from paramgolf.data.documents import parse
-from paramgolf.errors import ParamGolfError
+from paramgolf.data.byte_counts import at_most
+from paramgolf.data.caseops import Fusion
+from paramgolf.data.special_tokens import BOS
+from paramgolf.data.vocabulary_json import JsonVocabulary
+from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
+from paramgolf.data.vocabulary_text import TextVocabulary
 
-OPTIONS: dict[str, Any] = {
-    "model_type": "bpe",
-    "character_coverage": 0.999,
-    "byte_fallback": True,
-    "split_digits": True,
-    "normalization_rule_name": "identity",
-    "remove_extra_whitespaces": False,
-    "add_dummy_prefix": False,
-    "pad_id": 0,
-    "bos_id": 1,
-    "eos_id": 2,
-    "unk_id": 3,
-    # a document is one sentence here; the default would drop those above 4192 bytes
-    "max_sentence_length": 2**30,
-    "num_threads": 1,
-    "minloglevel": 2,
-}
+Tokens = tuple[np.ndarray, np.ndarray | None]
 
 
-def draw_texts(lines: Iterable[bytes], *, total_bytes: int, limit_bytes: int) -> Iterator[str]:
-    """Yield texts of about `limit_bytes` in all, spread evenly over a stream of `total_bytes`.
+class Vocabulary(Protocol):
+    """What a kind of tokenizer gives; ids are its own, without BOS."""
 
-    A document is taken whenever the draw lags behind its share of the stream; with a limit at or
-    above the total, all are. `lines` are documents as JSON; their sizes stand in for the texts'.
+    size: int
+    bos: int
+    rule: str
+
+    def encode(self, texts: list[str], *, count_bytes: bool) -> Iterator[Tokens]:
+        """Yield the ids of each text, integers [n], and where asked their bytes, integers [n]."""
+
+    def decode(self, ids: np.ndarray) -> bytes:
+        """Return the text in UTF-8; unknown tokens give nothing."""
+
+    def excesses(self, ids: np.ndarray) -> dict[int, str]:
+        """Return the bytes by which each known accounting fault would count `ids` too high."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizerFile:
+    """A tokenizer as data/tokens holds it."""
+
+    path: str
+    """The ending tells the kind: .json Hugging Face, .txt a vocabulary file, else SentencePiece."""
+    transform: Literal["none", "caseops"]
+    fuse_markers: bool
+
+
+class TextTokenizer:
+    """Encodes documents as the shards hold them: BOS, then the tokens of the text."""
+
+    def __init__(self, vocabulary: Vocabulary, fusion: Fusion | None = None) -> None:
+        self.size = vocabulary.size
+        self.own_bos = vocabulary.bos
+        self.rule = vocabulary.rule
+        self.fusion = fusion
+        self._vocabulary = vocabulary
+        self._exchange = _exchange(vocabulary.size, vocabulary.bos)
+
+    def encode(self, texts: list[str], *, count_bytes: bool) -> Iterator[Tokens]:
+        """Yield tokens uint16 [n] of each text, BOS first, and their bytes uint16 [n] where asked.
+
+        The bytes of a document never sum to more than those of its text.
+        """
+        encoded = self._vocabulary.encode(texts, count_bytes=count_bytes)
+        for text, (ids, counts) in zip(texts, encoded, strict=True):
+            tokens = np.insert(self._exchange[ids], 0, BOS)
+            if counts is not None:
+                counts = np.insert(at_most(counts, len(text.encode())), 0, 0)
+            yield self.fusion.fuse(tokens, counts) if self.fusion else (tokens, counts)
+
+    def decode(self, tokens: np.ndarray) -> bytes:
+        """Return the text of one document's tokens in UTF-8; `tokens` begin with BOS."""
+        return self._vocabulary.decode(self._own(tokens))
+
+    def known_fault(self, tokens: np.ndarray, excess: int) -> str:
+        """Name the published accounting fault that explains an excess of bytes; "" if none does."""
+        return self._vocabulary.excesses(self._own(tokens)).get(excess, "") if excess else ""
+
+    def _own(self, tokens: np.ndarray) -> np.ndarray:
+        return self._exchange[(self.fusion.split(tokens) if self.fusion else tokens)[1:]]
+
+
+def open_tokenizer(file: TokenizerFile) -> TextTokenizer:
+    """Open a tokenizer; one whose bytes cannot be counted is refused."""
+    path = Path(file.path)
+    if path.suffix == ".json":
+        return TextTokenizer(JsonVocabulary(path))
+    if path.suffix == ".txt":
+        return TextTokenizer(TextVocabulary(path))
+    vocabulary = SentencePieceVocabulary(
+        path, transform=file.transform, fuse_markers=file.fuse_markers
+    )
+    return TextTokenizer(vocabulary, vocabulary.fusion)
+
+
+def _exchange(vocab_size: int, own: int) -> np.ndarray:
+    """Return uint16 [vocab_size] that maps ids of a tokenizer to those of the shards, and back.
+
+    `own`, the tokenizer's BOS, becomes 1 and its 1 becomes `own`; all others stay.
     """
-    share = min(1.0, limit_bytes / total_bytes)
-    passed = taken = 0
-    for line in lines:
-        passed += len(line)
-        if taken < passed * share:
-            taken += len(line)
-            yield parse(line).text[:limit_bytes]
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, *, symbols: str = "") -> bytes:
-    """Train a BPE model and return it serialised; too little text for `vocab_size` is an error.
-
-    Each character of `symbols` becomes a token of its own, from 4 on, and never part of another.
-    """
-    model = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(texts),
-            model_writer=model,
-            vocab_size=vocab_size,
-            user_defined_symbols=[*symbols],
-            **OPTIONS,
-        )
-    except RuntimeError as error:
-        raise ParamGolfError(
-            f"cannot train a tokenizer of {vocab_size} pieces on this text",
-            found=str(error).strip().splitlines()[-1],
-            fix="lower tokenizer.vocab_size, raise tokenizer.training_bytes, or give more text",
-        ) from None
-    return model.getvalue()
-
-
-def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model that has a BOS token."""
-    path = Path(path)
-    if not path.is_file():
-        fix = "set tokenizer.path to a SentencePiece .model file"
-        raise ParamGolfError("there is no tokenizer model", where=path, fix=fix)
-    model = sentencepiece.SentencePieceProcessor()
-    try:
-        model.load(str(path))
-    except (RuntimeError, OSError) as error:
-        raise ParamGolfError("not a SentencePiece model", where=path, found=error) from None
-    if model.bos_id() < 0:
-        fix = "take a model that was trained with a BOS token"
-        raise ParamGolfError("the tokenizer has no BOS token", where=path, fix=fix)
-    return model
+    ids = np.arange(vocab_size, dtype=np.uint16)
+    ids[[BOS, own]] = ids[[own, BOS]]
+    return ids

@@ -7,12 +7,19 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import sentencepiece
 
-from paramgolf.data import case_transform
 from paramgolf.data.byte_counts import TABLE_RULE, byte_table
-from paramgolf.data.case_tokens import MARK_BYTES, count_marks, fusion, mark_ids
-from paramgolf.data.case_transform import MARKS
-from paramgolf.data.tokenizer import load_tokenizer
+from paramgolf.data.caseops import (
+    MARK_BYTES,
+    MARKS,
+    count_marks,
+    decode_case,
+    encode_case,
+    fusion,
+    mark_ids,
+)
+from paramgolf.errors import ParamGolfError
 
 # what normalisations change: spaces at the ends and in a row, a line's end, a folded character
 PROBE = " a  b\n\u00bd "
@@ -49,7 +56,7 @@ class SentencePieceVocabulary:
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yield ids of each text, and their bytes by the token table where asked."""
         if self._marks is not None:
-            texts = [case_transform.encode(text) for text in texts]
+            texts = [encode_case(text) for text in texts]
         for ids in self._model.encode(texts, return_type="numpy", num_threads=1):
             yield ids, self.count(ids) if count_bytes else None
 
@@ -61,7 +68,7 @@ class SentencePieceVocabulary:
     def decode(self, ids: np.ndarray) -> bytes:
         """Return the text that the model decodes to, out of the case transform, in UTF-8."""
         text = self._model.decode(ids[ids != self._model.unk_id()].tolist())
-        return (text if self._marks is None else case_transform.decode(text)).encode()
+        return (text if self._marks is None else decode_case(text)).encode()
 
     def excesses(self, ids: np.ndarray) -> dict[int, str]:
         """Return the bytes by which the faults of issues #1545 and #1143 would count too high."""
@@ -78,3 +85,20 @@ class SentencePieceVocabulary:
             faults[marks] = ": case marks are counted as text (#1729)"
             faults[-literal] = ": marks that the text itself holds are not counted"
         return faults
+
+
+def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
+    """Load a SentencePiece model that has a BOS token."""
+    path = Path(path)
+    if not path.is_file():
+        fix = "set tokenizer.path to a SentencePiece .model file"
+        raise ParamGolfError("there is no tokenizer model", where=path, fix=fix)
+    model = sentencepiece.SentencePieceProcessor()
+    try:
+        model.load(str(path))
+    except (RuntimeError, OSError) as error:
+        raise ParamGolfError("not a SentencePiece model", where=path, found=error) from None
+    if model.bos_id() < 0:
+        fix = "take a model that was trained with a BOS token"
+        raise ParamGolfError("the tokenizer has no BOS token", where=path, fix=fix)
+    return model

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.data.aliases import ALIASES
+from paramgolf.data.special_tokens import ALIASES
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 

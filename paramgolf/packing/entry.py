@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from paramgolf.data.tokens import TOKENS_PATH
+from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig

@@ -17,8 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from paramgolf.data.shards import Stream
-from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.data.shards import ShardStream
+from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.model.backend import place
@@ -130,7 +130,7 @@ def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.nda
     return offset + np.sort(chosen) * length
 
 
-def read_windows(stream: Stream, starts: np.ndarray, length: int) -> Tensor:
+def read_windows(stream: ShardStream, starts: np.ndarray, length: int) -> Tensor:
     """Return the windows that begin at `starts`, int64 [len(starts), length]."""
     rows = [stream.read(int(start), int(start) + length) for start in starts]
     return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(-1, length))

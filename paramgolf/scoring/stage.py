@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from paramgolf.checkpoint import resume_key
-from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import sha256_file, write_json
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 
 FIX = "make the tokens again: `dvc repro -f -s retokenize`"

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from paramgolf.data.tokens import TOKENS_PATH, open_tokens
+from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED
 from paramgolf.experiments.lock import numbers

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from paramgolf.data.loader import Windows
-from paramgolf.data.shards import Stream
+from paramgolf.data.loader import TrainingWindows
+from paramgolf.data.shards import ShardStream
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.config import Order
 from paramgolf.model.network import BOS, Network, Pass
@@ -39,14 +39,14 @@ class Batches:
     """The batches of a run: a global batch is cut into windows, shared out, cut into rows."""
 
     def __init__(
-        self, stream: Stream, config: TrainConfig, runtime: Runtime, micro_batch_tokens: int
+        self, stream: ShardStream, config: TrainConfig, runtime: Runtime, micro_batch_tokens: int
     ) -> None:
         self._config, self._runtime = config, runtime
         self._micro_batch_tokens = micro_batch_tokens
         arrangement = "sequential" if config.loader == "documents" else config.loader
         lengths = {self.window_tokens(sizes) for sizes in config.sizes}
         self._windows = {
-            length: Windows(stream, length, seed=config.seed, arrangement=arrangement)
+            length: TrainingWindows(stream, length, seed=config.seed, arrangement=arrangement)
             for length in lengths
         }
         self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.sizes}

@@ -17,7 +17,7 @@ from torch import Tensor
 from paramgolf.bits_per_byte import Tally
 from paramgolf.checkpoint import Checkpoint, resume_key
 from paramgolf.clock import Clock, seconds_since_start
-from paramgolf.data.tokens import TokenSet, open_tokens
+from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
 from paramgolf.model.backend import place

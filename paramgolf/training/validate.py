@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from paramgolf.bits_per_byte import Tally
-from paramgolf.data.shards import Stream
+from paramgolf.data.shards import ShardStream
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, share
 
@@ -14,8 +14,8 @@ from paramgolf.runtime import Runtime, share
 @torch.inference_mode()
 def validate(
     network: Network,
-    tokens: Stream,
-    byte_counts: Stream,
+    tokens: ShardStream,
+    byte_counts: ShardStream,
     options: Pass,
     runtime: Runtime,
     *,

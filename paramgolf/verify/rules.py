@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.token_set import open_tokens
 from paramgolf.files import write_json
 from paramgolf.metrics import METRICS, Metrics, load_metrics
 from paramgolf.params import read_yaml

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import sentencepiece
 import token_case
+from shard_files import write_shard
 
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import SIDECAR_RULE, ByteTable, byte_table
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.overlap import compare
-from paramgolf.data.shards import read_shard, write_shard
-from paramgolf.data.tokenizer import load_tokenizer
+from paramgolf.data.shards import read_shard
+from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 

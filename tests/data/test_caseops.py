@@ -1,237 +1,222 @@
-"""tokenizer.transform caseops from text to audit: own tokenizers and published shards."""
+"""CaseOps: the rule on text and its inverse; marks as tokens, their bytes and their fusion."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import itertools
 
 import numpy as np
 import pytest
 import token_case
-from schema_case import faults_of
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
-from paramgolf.data import case_transform
-from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import SIDECAR_RULE, TABLE_RULE, byte_table
-from paramgolf.data.config import AuditConfig
-from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import Stream, write_shard
-from paramgolf.data.tokenizer import load_tokenizer
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.byte_counts import SPACE, byte_table
+from paramgolf.data.caseops import (
+    ALL_CAPS,
+    CAP_NEXT,
+    ESCAPE,
+    MARKS,
+    TITLE,
+    Fusion,
+    count_marks,
+    decode_case,
+    encode_case,
+    escaped,
+    fusion,
+    mark_ids,
+)
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file, write_json
 
-VAL, TRAIN = token_case.make_cased_texts(1, 12), token_case.make_cased_texts(2, 40)
-BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = AuditConfig(allowed_overlap=0)
+T, A, C, E = TITLE, ALL_CAPS, CAP_NEXT, ESCAPE
+TEXT = token_case.mixed_text(MARKS + "aAbBzZ \n0'ÉéſKİß\0")
 MODEL = token_case.processor(token_case.trained_on_case())
-
-
-@pytest.fixture(scope="module")
-def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return token_case.write_raw(tmp_path_factory.mktemp("case") / "raw", VAL, TRAIN)
-
-
-def config(**changes: Any) -> Any:
-    return token_case.config(vocab_size=330, transform="caseops", **changes)
-
-
-def values(folder: Path, split: str) -> np.ndarray:
-    files = read_json(folder / "manifest.json")[split]["files"]
-    stream = Stream([folder / file["name"] for file in files])
-    return stream.read(0, len(stream))
-
-
-@pytest.mark.parametrize("fuse", [False, True])
-def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
-    raw: Path, tmp_path: Path, fuse: bool
-) -> None:
-    manifest = retokenize(config(fuse_markers=fuse), 1, raw, tmp_path / "tokens")
-    metrics = audit(STRICT, raw, tmp_path / "tokens")
-    assert metrics["lossless"]
-    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
-    assert manifest["transform"] == "caseops"
-    model = load_tokenizer(tmp_path / "tokens/tokenizer.model")
-    pieces = [model.id_to_piece(i) for i in range(330)]
-    assert pieces[4:8] == [*case_transform.MARKS]
-    assert not any("A" <= letter <= "Z" for piece in pieces[264:] for letter in piece)
-    assert manifest["bos"] == 1
-    assert [alias[::2] for alias in manifest["aliases"]] == ([[8, 4], [9, 5], [10, 6]] * fuse)
-    assert len(open_tokens(tmp_path / "tokens").aliases) == 3 * fuse
-
-
-def test_fusing_shortens_the_stream_and_keeps_every_byte(raw: Path, tmp_path: Path) -> None:
-    model, counts = token_case.trained_on_case(), {}
-    for fuse in (False, True):
-        folder = tmp_path / str(fuse)
-        token_case.write_tokens(raw, folder, model, transform="caseops", fuse_markers=fuse)
-        counts[fuse] = values(folder, "val_bytes")
-    assert len(counts[True]) < 0.95 * len(counts[False])
-    assert counts[True].sum() == counts[False].sum() == BYTES
-
-
-def test_the_bytes_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path) -> None:
-    for workers in (1, 2):
-        retokenize(config(fuse_markers=True), workers, raw, tmp_path / str(workers))
-    for path in (tmp_path / "1").iterdir():
-        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
-
-
-def recount(folder: Path, count: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write other validation bytes, with a manifest that hides it."""
-    counts = count(values(folder, "val")).astype(np.uint16)
-    path = folder / "val_bytes_000000.bin"
-    write_shard(path, counts)
-    manifest = read_json(folder / "manifest.json")
-    file = {"name": path.name, "tokens": len(counts), "sha256": sha256_file(path)}
-    manifest["val_bytes"]["files"] = [file]
-    write_json(folder / "manifest.json", manifest)
-
-
-def refuse(raw: Path, folder: Path, expected: str) -> None:
-    with pytest.raises(ParamGolfError) as caught:
-        audit(STRICT, raw, folder)
-    assert re.search(expected, str(caught.value)), caught.value
-
-
-def marks_as_text(ids: np.ndarray) -> np.ndarray:
-    return byte_table(MODEL).counts(ids)
-
-
-def no_literals(ids: np.ndarray) -> np.ndarray:
-    return np.where((ids >= 4) & (ids <= 7), 0, byte_table(MODEL).counts(ids))
+TABLE, MARK_IDS = byte_table(MODEL), mark_ids(MODEL)
+TOKEN_TEXT = token_case.mixed_text([*MARKS, *"aTHhe oOfF  \0\1\2\3\né語", " The"])
+# BOS, pad, marks, aliases, a byte and a space
+IDS = st.lists(st.sampled_from([0, 3, 4, 5, 6, 7, 7, 8, 9, 10, 11, 50, 50, 60]))
 
 
 @pytest.mark.parametrize(
-    ("count", "name"),
+    ("text", "encoded"),
     [
-        (marks_as_text, r"case marks are counted as text \(#1729\)"),
-        (no_literals, "marks that the text itself holds are not counted"),
+        ("the cat", "the cat"),
+        ("The Cat I", f"{T}the {T}cat {T}i"),
+        ("USA's NASA1b", f"{A}usa's {A}nasa1b"),
+        ("iPhone", f"i{C}phone"),
+        ("McDonald", f"{T}mc{C}donald"),
+        ("ABc", f"{T}a{C}bc"),
+        ("aBC", f"a{C}b{C}c"),
+        ("éAb ÉCOLE", f"é{T}ab É{A}cole"),
+        (f"{T}a{E}", f"{E}{T}a{E}{E}"),
     ],
 )
-def test_a_false_count_is_named(
-    raw: Path, tmp_path: Path, count: Callable[[np.ndarray], np.ndarray], name: str
-) -> None:
-    folder = tmp_path / "tokens"
-    token_case.write_tokens(raw, folder, token_case.trained_on_case(), transform="caseops")
-    recount(folder, count)
-    refuse(raw, folder, f"differ from its text: {name}\n  where: val:1\n")
+def test_the_rule_by_examples(text: str, encoded: str) -> None:
+    assert encode_case(text) == encoded
+    assert decode_case(encoded) == text
 
 
-def test_tokens_of_the_untransformed_text_are_found(raw: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "tokens"
-    token_case.write_tokens(raw, folder, token_case.trained_on_case())
-    manifest = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", manifest | {"transform": "caseops"})
-    refuse(raw, folder, "the validation tokens are not those of the validation text")
+@given(TEXT)
+@settings(max_examples=1000, deadline=None)
+def test_decode_is_the_exact_inverse(text: str) -> None:
+    encoded = encode_case(text)
+    assert decode_case(encoded) == text
+    assert not any("A" <= character <= "Z" for character in encoded)
 
 
-def test_a_tokenizer_without_marks_is_refused(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(ParamGolfError, match="does not have the case marks"):
-        token_case.write_tokens(raw, tmp_path / "t", token_case.trained(), transform="caseops")
+def test_decode_is_the_exact_inverse_of_all_short_texts() -> None:
+    for letters in itertools.product("aBC 1" + MARKS, repeat=4):
+        text = "".join(letters)
+        assert decode_case(encode_case(text)) == text
 
 
-def flat(parts: list[list[int]]) -> list[int]:
-    return [value for part in parts for value in part]
+def test_every_character_comes_back_alone() -> None:
+    for code in itertools.chain(range(0xD800), range(0xE000, 0x110000)):
+        assert decode_case(encode_case(chr(code))) == chr(code)
 
 
-class Published:
-    """data/raw of published shards of the case transform, with a sidecar."""
+@given(TEXT)
+@settings(max_examples=300, deadline=None)
+def test_the_bytes_of_the_text_are_those_of_what_is_no_mark(text: str) -> None:
+    total, literal = 0, False
+    for character in encode_case(text):
+        counts = literal or character not in MARKS
+        total += len(character.encode()) if counts else 0
+        literal = character == ESCAPE and not literal
+    assert total == len(text.encode())
 
-    def __init__(self, folder: Path, *, sidecar: bool) -> None:
-        self.folder = folder
-        folder.mkdir()
-        (folder / "tokenizer.model").write_bytes(token_case.trained_on_case())
-        self.manifest: dict[str, Any] = {"schema": 1, "kind": "shards", "source": "hub"}
-        self.manifest["tokenizer"] = {"file": "tokenizer.model"}
-        texts = [case_transform.encode(text) for text in VAL]
-        ids = [[1, *MODEL.encode(text)] for text in texts]
-        self.add("val", flat(ids), documents=12)
-        train = [[1, *MODEL.encode(case_transform.encode(text))] for text in TRAIN]
-        self.add("train", flat(train))
-        # as published: counts of surfaces; a character's bytes all at one of its byte tokens
-        counts = [self.sidecar(text) for text in texts]
-        self.add("val_bytes", flat(counts) if sidecar else [])
 
-    @staticmethod
-    def sidecar(text: str) -> list[int]:
-        counts, literal, done = [0], False, 0
-        for _, end in MODEL.encode_as_offset_mapping(text)["offsets"]:
-            total = 0
-            surface, done = text[done:end], max(done, end)
-            for character in surface:
-                if literal or character not in case_transform.MARKS:
+@given(TEXT)
+@settings(max_examples=300, deadline=None)
+def test_any_text_can_be_decoded(text: str) -> None:
+    # what a model writes need not be a transform of anything
+    assert encode_case(decode_case(encode_case(text))) == encode_case(text)
+    assert isinstance(decode_case(text), str)
+
+
+@pytest.mark.parametrize(
+    ("text", "decoded"), [(T, ""), (E, ""), (f"{T} a", " a"), (f"{A}{T}a", "A"), (f"{C}1", "1")]
+)
+def test_a_mark_that_nothing_follows_stands_for_nothing(text: str, decoded: str) -> None:
+    assert decode_case(text) == decoded
+
+
+def tokens_of(text: str) -> np.ndarray:
+    ids = MODEL.encode(encode_case(text))
+    return np.array([1, *ids], dtype=np.uint16)
+
+
+def surface_counts(ids: list[int]) -> list[int]:
+    """Bytes of each piece by the published rule: a machine over the characters of surfaces."""
+    counts, literal = [], False
+    for i in ids:
+        total = 0
+        if MODEL.is_byte(i):
+            total, literal = 1, False
+        elif not MODEL.is_control(i):
+            for character in MODEL.id_to_piece(i).replace(SPACE, " "):
+                if literal or character not in MARKS:
                     total += len(character.encode())
-                literal = character == case_transform.ESCAPE and not literal
-            counts.append(total)
-        return counts
-
-    def add(self, split: str, numbers: list[int], **more: Any) -> None:
-        files = []
-        for index, part in enumerate(np.array_split(np.array(numbers, dtype=np.uint16), 2)):
-            if len(part):
-                path = self.folder / f"fineweb_{split}_{index:06d}.bin"
-                write_shard(path, part)
-                entry = {"name": path.name, "tokens": len(part), "sha256": sha256_file(path)}
-                files.append(entry)
-        self.manifest[split] = {"files": files, "tokens": len(numbers)} | more
-        write_json(self.folder / "manifest.json", self.manifest)
+                literal = character == ESCAPE and not literal
+        counts.append(total)
+    return counts
 
 
-@pytest.mark.parametrize("sidecar", [False, True])
-@pytest.mark.parametrize("fuse", [False, True])
-def test_published_shards_pass_through(tmp_path: Path, sidecar: bool, fuse: bool) -> None:
-    published = Published(tmp_path / "raw", sidecar=sidecar)
-    folder = tmp_path / "tokens"
-    retokenize(config(source="published", fuse_markers=fuse), 1, published.folder, folder)
-    metrics = audit(STRICT, published.folder, folder)
-    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
-    assert metrics["lossless"]
-    assert metrics["documents_train"] == 40
-    assert metrics["bytes_scored_rule"] == (SIDECAR_RULE if sidecar else TABLE_RULE)
-    if not fuse:
-        assert (folder / "val_000001.bin").stat().st_nlink == 2
+def test_the_marks_are_tokens_4_to_7() -> None:
+    assert [MODEL.id_to_piece(i) for i in range(4)] == ["<pad>", "<s>", "</s>", "<unk>"]
+    assert MARK_IDS.tolist() == [4, 5, 6, 7]
+    assert [MODEL.id_to_piece(int(i)) for i in MARK_IDS] == [*MARKS]
+    assert [MODEL.id_to_piece(i) for i in (8, 9, 10)] == ["<0x00>", "<0x01>", "<0x02>"]
 
 
-def test_fused_published_shards_are_those_of_the_text(raw: Path, tmp_path: Path) -> None:
-    published = Published(tmp_path / "raw", sidecar=False)
-    retokenize(config(source="published", fuse_markers=True), 1, published.folder, tmp_path / "a")
-    token_case.write_tokens(
-        raw, tmp_path / "b", token_case.trained_on_case(), transform="caseops", fuse_markers=True
-    )
-    for split in ("val", "train", "val_bytes"):
-        assert values(tmp_path / "a", split).tolist() == values(tmp_path / "b", split).tolist()
+@given(TOKEN_TEXT)
+@settings(max_examples=200, deadline=None)
+def test_counts_are_those_of_the_surfaces_and_sum_to_the_text(text: str) -> None:
+    ids = tokens_of(text)
+    counts = count_marks(ids, TABLE.counts(ids), MARK_IDS)
+    assert counts.dtype == np.uint16
+    assert counts.tolist() == surface_counts(ids.tolist())
+    if SPACE not in text:
+        assert counts.sum() == len(text.encode())
 
 
-def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> None:
-    published = Published(tmp_path / "raw", sidecar=False)
-    ids = np.concatenate([[1, *MODEL.encode(case_transform.encode(text))] for text in VAL])
-    published.add("val_bytes", marks_as_text(ids.astype(np.uint16)).tolist())
-    retokenize(config(source="published"), 1, published.folder, tmp_path / "tokens")
-    refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(#1729\)")
+@given(IDS)
+@settings(max_examples=200, deadline=None)
+def test_escaped_is_that_of_a_plain_loop(ids: list[int]) -> None:
+    expected, literal = [], False
+    for i in ids:
+        expected.append(literal)
+        literal = i == 7 and not literal
+    assert escaped(np.array(ids, dtype=np.uint16), 7).tolist() == expected
 
 
-def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path) -> None:
-    published = Published(tmp_path / "raw", sidecar=True)
-    stated = token_case.config(source="published", vocab_size=330)
-    with pytest.raises(ParamGolfError, match=r"set tokenizer\.transform to caseops"):
-        retokenize(stated, 1, published.folder, tmp_path / "tokens")
+def fuse_by_loop(ids: list[int], space: int) -> list[int]:
+    fused: list[int] = []
+    for i in ids:
+        if fused and fused[-1] == space and i in (4, 5, 6):
+            fused[-1] = i + 4
+        elif i in (8, 9, 10):
+            fused += [7, i]
+        else:
+            fused.append(i)
+    return fused
 
 
-@pytest.mark.parametrize(
-    ("changes", "fault"),
-    [
-        ({"transform": "none", "fuse_markers": True}, "fuse_markers` needs tokenizer.transform"),
-        ({"source": "file", "path": "t.json"}, "must be none for a tokenizer that is not a"),
-        ({"source": "file", "path": "t.txt"}, "must be none for a tokenizer that is not a"),
-        ({"source": "file", "path": "t.model"}, None),
-        ({"fuse_markers": True}, None),
-    ],
-)
-def test_parameters_that_do_not_go_together(changes: dict[str, Any], fault: str | None) -> None:
-    fields = {"vocab_size": 330, "transform": "caseops"} | changes
-    faults = faults_of(token_case.config(**fields))
-    assert len(faults) == (fault is not None)
-    assert all(fault is not None and fault in found for found in faults)
+@given(IDS)
+@settings(max_examples=300, deadline=None)
+def test_fusing_is_that_of_a_plain_loop_and_keeps_the_bytes(values: list[int]) -> None:
+    ids = np.array(values, dtype=np.uint16)
+    counts = np.arange(len(ids), dtype=np.uint16)
+    fused, sums = Fusion(50).fuse(ids, counts)
+    assert fused.tolist() == fuse_by_loop(values, 50)
+    assert fused.dtype == np.uint16
+    assert sums is not None
+    assert len(sums) == len(fused)
+    assert sums.sum() == counts.sum()
+
+
+@given(TOKEN_TEXT)
+@example("\ue004 The")  # a fused pair behind a mark that is text
+@example("\ue004\0 \ue004\1\ue001 A")
+@settings(max_examples=200, deadline=None)
+def test_splitting_is_the_exact_inverse_on_texts(text: str) -> None:
+    ids = tokens_of(text)
+    counts = count_marks(ids, TABLE.counts(ids), MARK_IDS)
+    fused, sums = fusion(MODEL).fuse(ids, counts)
+    assert fusion(MODEL).split(fused).tolist() == ids.tolist()
+    assert sums is not None
+    assert sums.sum() == counts.sum()
+
+
+def test_a_fused_pair_has_the_byte_of_its_space() -> None:
+    ids = tokens_of("the The \1")
+    fused, sums = fusion(MODEL).fuse(ids, count_marks(ids, TABLE.counts(ids), MARK_IDS))
+    assert sums is not None
+    assert sums[fused == 8].tolist() == [1]
+    assert fused[-2:].tolist() == [7, 9]  # the literal U+0001 and its escape
+    assert sums[-2:].tolist() == [0, 1]
+    assert fusion(MODEL).aliases == [
+        [8, fusion(MODEL).space, 4],
+        [9, fusion(MODEL).space, 5],
+        [10, fusion(MODEL).space, 6],
+    ]
+
+
+def test_a_model_without_the_marks_is_refused() -> None:
+    model = token_case.processor(token_case.trained())
+    with pytest.raises(ParamGolfError, match=r"does not have the case marks(.|\n)*none of them"):
+        mark_ids(model)
+
+
+def test_a_mark_inside_a_longer_piece_is_refused() -> None:
+    symbols = ",".join(MARKS) + ",\ue001x"
+    model = token_case.processor(token_case.other(user_defined_symbols=symbols))
+    with pytest.raises(ParamGolfError, match=r"as four pieces\n  found: .*'\\ue001x'"):
+        mark_ids(model)
+
+
+def test_marks_elsewhere_cannot_be_fused() -> None:
+    symbols = "x," + ",".join(MARKS)
+    model = token_case.processor(token_case.other(user_defined_symbols=symbols))
+    assert mark_ids(model).tolist() == [5, 6, 7, 8]
+    with pytest.raises(ParamGolfError, match=r"cannot be fused(.|\n)*found: .*\[5, 6, 7, 8\]"):
+        fusion(model)

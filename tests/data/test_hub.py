@@ -18,12 +18,13 @@ import pytest
 import token_case
 import yaml
 from hub_server import COMMIT, NAME, Hub
+from shard_files import write_shard
 
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import write_shard
-from paramgolf.data.tokenizer import load_tokenizer, train_tokenizer
+from paramgolf.data.tokenizer_training import train_tokenizer
+from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.files import read_json
 from paramgolf.recipes import compose, merge
 

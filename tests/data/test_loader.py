@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from shard_files import write_shard
 
-from paramgolf.data.loader import Windows
-from paramgolf.data.shards import Stream, write_shard
+from paramgolf.data.loader import TrainingWindows
+from paramgolf.data.shards import ShardStream
 from paramgolf.errors import ParamGolfError
 
 
@@ -15,21 +16,21 @@ def stream(tmp_path):
     values = np.arange(1000, dtype=np.uint16)
     for i, part in enumerate(np.split(values, [130, 131, 700])):
         write_shard(tmp_path / f"{i}.bin", part)
-    return Stream([tmp_path / f"{i}.bin" for i in range(4)])
+    return ShardStream([tmp_path / f"{i}.bin" for i in range(4)])
 
 
 def test_windows_are_a_function_of_seed_and_index(stream):
-    one, two = (Windows(stream, 16, seed=3, arrangement="shuffled") for _ in range(2))
+    one, two = (TrainingWindows(stream, 16, seed=3, arrangement="shuffled") for _ in range(2))
     whole = one.read(0, 2 * one.count)
     backwards = [two.read(i, i + 1)[0] for i in reversed(range(2 * two.count))]
     assert np.array_equal(whole, np.stack(backwards[::-1]))
-    other = Windows(stream, 16, seed=4, arrangement="shuffled").read(0, one.count)
+    other = TrainingWindows(stream, 16, seed=4, arrangement="shuffled").read(0, one.count)
     assert not np.array_equal(whole[: one.count], other)
 
 
 @pytest.mark.parametrize("arrangement", ["shuffled", "coprime"])
 def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement):
-    windows = Windows(stream, 16, seed=3, arrangement=arrangement)
+    windows = TrainingWindows(stream, 16, seed=3, arrangement=arrangement)
     first, second = (windows.read(e * windows.count, (e + 1) * windows.count) for e in (0, 1))
     for epoch in (first, second):
         assert np.array_equal(epoch, epoch[:, :1] + np.arange(17))
@@ -39,10 +40,10 @@ def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement):
 
 
 def test_sequential_windows_follow_the_stream(stream):
-    windows = Windows(stream, 16, seed=3, arrangement="sequential")
+    windows = TrainingWindows(stream, 16, seed=3, arrangement="sequential")
     assert windows.read(0, 3)[:, 0].tolist() == [0, 16, 32]
 
 
 def test_a_short_stream_is_refused(stream):
     with pytest.raises(ParamGolfError, match="too little training text"):
-        Windows(stream, 600, seed=0, arrangement="shuffled")
+        TrainingWindows(stream, 600, seed=0, arrangement="shuffled")

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import token_case
+from shard_files import write_shard
 
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import SIDECAR_RULE, byte_table
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import read_shard, write_shard
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.shards import read_shard
+from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_json
 

@@ -15,17 +15,17 @@ import pytest
 import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_files import write_shard
 
 from paramgolf.data import encode
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.encode import batches, ordered_map
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shard_writer import ShardWriter
-from paramgolf.data.shards import Stream, write_shard
-from paramgolf.data.token_documents import split_documents
-from paramgolf.data.tokenizer import draw_texts, load_tokenizer, train_tokenizer
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.shards import ShardStream, ShardWriter, split_documents
+from paramgolf.data.token_set import open_tokens
+from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
+from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 
@@ -75,7 +75,7 @@ def test_the_manifest_says_what_lies_there(tokens: Path) -> None:
     files = [file for split in ("train", "val", "val_bytes") for file in manifest[split]["files"]]
     for file in files:
         assert file["sha256"] == sha256_file(tokens / file["name"])
-        assert len(Stream([tokens / file["name"]])) == file["tokens"]
+        assert len(ShardStream([tokens / file["name"]])) == file["tokens"]
     listed = {file["name"] for file in files} | {"manifest.json", "tokenizer.model"}
     assert {path.name for path in tokens.iterdir()} == listed
     assert all(file["tokens"] == 1000 for file in manifest["train"]["files"][:-1])
@@ -260,7 +260,7 @@ def test_shards_hold_what_was_appended(
         for part in parts:
             writer.append(np.array(part, dtype=np.uint16))
     values = [value for part in parts for value in part]
-    stream = Stream([folder / entry["name"] for entry in writer.entries])
+    stream = ShardStream([folder / entry["name"] for entry in writer.entries])
     assert stream.read(0, len(stream)).tolist() == values
     assert writer.total == len(values)
     assert all(entry["tokens"] == capacity for entry in writer.entries[:-1])
@@ -294,7 +294,7 @@ def test_documents_are_found_whatever_the_block(
     path = tmp_path_factory.mktemp("stream") / "a.bin"
     write_shard(path, np.array(values, dtype=np.uint16))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("paramgolf.data.token_documents.BLOCK_TOKENS", block)
-        found = list(split_documents(Stream([path]), 1))
+        patch.setattr("paramgolf.data.shards.BLOCK_TOKENS", block)
+        found = list(split_documents(ShardStream([path]), 1))
     assert [ids[1:].tolist() for _, ids in found] == bodies
     assert all(values[start] == 1 for start, _ in found)

@@ -14,7 +14,7 @@ import pytest
 import zstandard
 
 from paramgolf.data.documents import Document
-from paramgolf.data.text_files import Faults, read_texts
+from paramgolf.data.text_files import DocumentErrors, read_texts
 from paramgolf.errors import ParamGolfError
 
 TEXTS = ["first\ntext", "zweiter Ümlaut 語", "third \u2028 line"]
@@ -46,7 +46,7 @@ def parquet(texts: Iterable[object], kind: pyarrow.DataType | None = None) -> by
 
 
 def read(*patterns: str, on_error: str = "stop", field: str = "text") -> list[Document]:
-    return list(read_texts(patterns, field, Faults(on_error)))  # type: ignore[arg-type]
+    return list(read_texts(patterns, field, DocumentErrors(on_error)))  # type: ignore[arg-type]
 
 
 def write(name: str, content: bytes) -> None:
@@ -125,7 +125,7 @@ def test_a_fault_stops_the_run_or_is_counted(kind: str) -> None:
     write("a.jsonl", content + b'{"text": "last"}\n')
     with pytest.raises(ParamGolfError, match=f"cannot read a document: {kind}\n  where: {place}\n"):
         read("a.jsonl")
-    faults = Faults("skip")
+    faults = DocumentErrors("skip")
     found = [document.text for document in read_texts(["a.jsonl"], "text", faults)]
     assert found == ["good", "last"]
     assert faults.skipped == {kind: 1}

@@ -13,14 +13,15 @@ import token_case
 import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_files import write_shard
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import SPACE
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import read_shard, write_shard
-from paramgolf.data.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.shards import read_shard
+from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.data.vocabulary_json import span_bytes
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json

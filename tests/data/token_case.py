@@ -12,11 +12,11 @@ import numpy as np
 import sentencepiece
 from hypothesis import strategies as st
 
-from paramgolf.data import case_transform
+from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import SCHEMA, Document, write_documents
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer import OPTIONS, train_tokenizer
+from paramgolf.data.tokenizer_training import OPTIONS, train_tokenizer
 from paramgolf.files import write_json
 
 WORDS = ["the", "of", "and", "in", "to", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
@@ -61,8 +61,8 @@ def make_cased_texts(seed: int, count: int) -> list[str]:
 @functools.cache
 def trained_on_case(vocab_size: int = 330) -> bytes:
     """A tokenizer as retokenize trains it with tokenizer.transform caseops."""
-    texts = map(case_transform.encode, make_cased_texts(0, 100))
-    return train_tokenizer(texts, vocab_size, symbols=case_transform.MARKS)
+    texts = map(encode_case, make_cased_texts(0, 100))
+    return train_tokenizer(texts, vocab_size, symbols=MARKS)
 
 
 @functools.cache

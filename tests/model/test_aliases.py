@@ -8,8 +8,8 @@ import json
 import pytest
 import torch
 
-from paramgolf.data.aliases import ALIASES
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.special_tokens import ALIASES
+from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 from paramgolf.model.embedding import embed

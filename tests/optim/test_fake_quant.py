@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.token_set import open_tokens
 from paramgolf.model.network import Network, Pass
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.runtime import Runtime

@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.overrides import TorchFunctionMode
 
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.network import Network, Pass

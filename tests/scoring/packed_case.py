@@ -6,11 +6,11 @@ import json
 import numpy as np
 import torch
 from scoring_case import VOCAB, make_network, make_text
+from shard_files import write_shard
 
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.codec.writer import encode
-from paramgolf.data.shards import write_shard
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES
 

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from shard_files import write_shard
 
-from paramgolf.data.shards import write_shard
 from paramgolf.errors import ParamGolfError
 from paramgolf.scoring.text import load_text
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.token_set import open_tokens
 from paramgolf.model.attention import find_segments
 from paramgolf.model.network import BOS
 from paramgolf.runtime import Runtime

@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from paramgolf import progress
-from paramgolf.data.tokens import open_tokens
+from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import compose

@@ -10,13 +10,14 @@ import pytest
 import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_files import write_shard
 
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import read_shard, write_shard
-from paramgolf.data.text_tokenizer import TokenizerFile, open_tokenizer
-from paramgolf.data.vocabulary_file import Trie, VocabularyFile, read_tokens
+from paramgolf.data.shards import read_shard
+from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.vocabulary_text import TextVocabulary, Trie, read_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 
@@ -44,7 +45,7 @@ def make(folder: Path, tokens: list[bytes], val: list[str] = VAL) -> tuple[Path,
     """Write data/raw and data/tokens with a vocabulary file of `tokens`."""
     raw = token_case.write_raw(folder / "raw", val, TRAIN)
     path = write(folder, tokens)
-    size = VocabularyFile(path).size
+    size = TextVocabulary(path).size
     config = token_case.config(source="file", path=str(path), vocab_size=size)
     retokenize(config, 1, raw, folder / "tokens")
     return raw, folder / "tokens"

@@ -1,22 +1,73 @@
-"""The marks of CaseOps in token streams: their bytes, and pairs with a space fused into one token.
+"""CaseOps: text in small letters with marks where capitals were, and these marks as tokens.
 
-Bytes (#1729): a mark stands for none; one that an ESCAPE makes literal for its own 3 bytes. Fusion
-(#2109): a space followed by TITLE, ALL_CAPS or CAP_NEXT becomes the one token 8, 9 or 10. These are
-the byte-fallback tokens of U+0000 to U+0002; where a text holds such a character, its token is
-written after ESCAPE, which else stands before marks alone, so that `split` is an exact inverse.
+The transform (pg#1729). Only runs of ASCII letters change, each run as one word: two or more
+letters, all capitals, are ALL_CAPS and the word in small letters; else a first capital is TITLE,
+each later one CAP_NEXT. A mark that stands in the text itself is written after ESCAPE. So every
+text has one transform, and `decode_case` gives every text back:
+
+    The NASA mcDonald  ->  TITLE the, ALL_CAPS nasa, mc CAP_NEXT donald
+
+Why it helps: `The`, `the` and `THE` share their tokens, and a mark is cheap to predict. Small and
+capital ASCII letters have the same number of bytes, so a text and its transform differ by their
+marks alone: bytes are counted on the transform's tokens, and a mark stands for none, save one that
+an ESCAPE makes literal, which stands for its own 3 bytes.
+
+Fusion (pg#2109). A space followed by TITLE, ALL_CAPS or CAP_NEXT, the usual case, becomes the one
+token 8, 9 or 10. Where a text holds such a character (U+0000 to U+0002), its token is written after
+ESCAPE, which else stands before marks alone, so that `Fusion.split` is an exact inverse.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 import sentencepiece
 
-from paramgolf.data.aliases import ALIASES
 from paramgolf.data.byte_counts import SPACE
-from paramgolf.data.case_transform import MARKS
+from paramgolf.data.special_tokens import ALIASES
 from paramgolf.errors import ParamGolfError
+
+TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
+
+# a run from its first capital on, whether letters stand before it or not; or a mark
+_MARKED = re.compile(r"(?<![A-Za-z])([A-Z][A-Za-z]*)|([A-Z][A-Za-z]*)|([\ue001-\ue004])")
+_CAPITAL = re.compile("[A-Z]")
+_ENCODED = re.compile("\ue004(.?)|[\ue001\ue003]([a-z]?)|\ue002([a-z]*)")
+
+
+def encode_case(text: str) -> str:
+    """Return `text` in small ASCII letters, with marks where capitals were."""
+    return _MARKED.sub(_mark, text)
+
+
+def decode_case(text: str) -> str:
+    """Return the original of an encoded text; a mark that nothing follows stands for nothing."""
+    return _ENCODED.sub(_unmark, text)
+
+
+def _mark(match: re.Match[str]) -> str:
+    word, tail, mark = match.groups()
+    if mark:
+        return ESCAPE + mark
+    if tail:
+        return _mark_capitals(tail)
+    if len(word) == 1 or word[1:].islower():
+        return TITLE + word.lower()
+    if word.isupper():
+        return ALL_CAPS + word.lower()
+    return TITLE + word[0].lower() + _mark_capitals(word[1:])
+
+
+def _mark_capitals(letters: str) -> str:
+    return _CAPITAL.sub(lambda match: CAP_NEXT + match[0], letters).lower()
+
+
+def _unmark(match: re.Match[str]) -> str:
+    literal, letter, word = match.groups()
+    return literal if literal is not None else (letter or word or "").upper()
+
 
 MARK_BYTES = 3
 # tokens 4, 5 and 6 after a space become 8, 9 and 10; 7 is ESCAPE

@@ -1,4 +1,4 @@
-"""Published token shards: which files of a repository make up a variant, and fetching them.
+"""What download takes from a Hugging Face repository: a file of documents, or a variant's shards.
 
 A variant's shards lie in a folder fineweb10B_VARIANT as fineweb_{train,val,val_bytes}_NNNNNN.bin. A
 manifest.json above the folder, where there is one, names the tokenizer and promises the numbers of
@@ -25,6 +25,25 @@ SHARD = re.compile(
 )
 SPLITS = ("train", "val", "val_bytes")
 Layout = dict[str, list[str]]
+
+
+def fetch_documents(config: HubConfig) -> tuple[Path, dict[str, Any]]:
+    """Fetch `documents_file`; return its local path and what the manifest says of its origin.
+
+    A bare name is found in whatever folder of the repository it lies, the uppermost first.
+    """
+    repository = Repository(config.repository, config.revision)
+    paths = [p for p in repository.files if PurePosixPath(p).name == config.documents_file]
+    path = min(paths, key=lambda p: (p.count("/"), p), default=config.documents_file)
+    local = repository.fetch(path)
+    file = repository.files[path]
+    origin = {
+        "repository": config.repository,
+        "revision": config.revision,
+        "commit": repository.commit,
+        "published": {"path": path, "bytes": file.size, "sha256": file.sha256},
+    }
+    return local, origin
 
 
 def fetch_shards(config: HubConfig, folder: Path) -> dict[str, Any]:

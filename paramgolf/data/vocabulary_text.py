@@ -23,7 +23,7 @@ _ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[\\nrt]|)")
 _PLAIN = {b"\\": b"\\", b"n": b"\n", b"r": b"\r", b"t": b"\t"}
 
 
-class VocabularyFile:
+class TextVocabulary:
     """Ids, text and bytes of a vocabulary file."""
 
     rule = TABLE_RULE

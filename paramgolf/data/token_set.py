@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramgolf.data.shards import Stream
+from paramgolf.data.shards import ShardStream
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 
@@ -27,20 +27,20 @@ class TokenSet:
     aliases: tuple[tuple[int, int, int], ...] = ()
     """(alias, space, mark) of each token that stands for a space and a case mark."""
 
-    def train(self) -> Stream:
+    def train(self) -> ShardStream:
         """Open the training tokens; each document begins with BOS."""
         return self._open(self.train_files)
 
-    def val(self) -> Stream:
+    def val(self) -> ShardStream:
         """Open the validation tokens; each document begins with BOS."""
         return self._open(self.val_files)
 
-    def val_bytes(self) -> Stream:
+    def val_bytes(self) -> ShardStream:
         """Open the byte counts: value i is the bytes of text that validation token i stands for."""
         return self._open(self.val_bytes_files)
 
-    def _open(self, names: tuple[str, ...]) -> Stream:
-        return Stream([self.folder / name for name in names])
+    def _open(self, names: tuple[str, ...]) -> ShardStream:
+        return ShardStream([self.folder / name for name in names])
 
 
 def open_tokens(folder: str | Path = TOKENS_PATH) -> TokenSet:

@@ -1,0 +1,12 @@
+"""Ids that every set of shards fixes, whatever its tokenizer calls them.
+
+BOS is token 1, as in the published shards: where a tokenizer has another id for it, the two change
+places. The aliases are the byte-fallback tokens of U+0000 to U+0002, which `fuse_markers` makes
+stand for a space and the case mark TITLE, ALL_CAPS or CAP_NEXT behind it (pg#2109). The network
+reads this module too, so it imports nothing.
+"""
+
+from __future__ import annotations
+
+BOS = 1
+ALIASES = (8, 9, 10)

@@ -1,0 +1,238 @@
+"""tokenizer.transform caseops from text to audit: own tokenizers and published shards."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import token_case
+from schema_case import faults_of
+from shard_files import write_shard
+
+from paramgolf.data.audit import audit
+from paramgolf.data.byte_counts import SIDECAR_RULE, TABLE_RULE, byte_table
+from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
+from paramgolf.data.config import AuditConfig
+from paramgolf.data.retokenize import retokenize
+from paramgolf.data.shards import ShardStream
+from paramgolf.data.token_set import open_tokens
+from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json, sha256_file, write_json
+
+VAL, TRAIN = token_case.make_cased_texts(1, 12), token_case.make_cased_texts(2, 40)
+BYTES = sum(len(text.encode()) for text in VAL)
+STRICT = AuditConfig(allowed_overlap=0)
+MODEL = token_case.processor(token_case.trained_on_case())
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return token_case.write_raw(tmp_path_factory.mktemp("case") / "raw", VAL, TRAIN)
+
+
+def config(**changes: Any) -> Any:
+    return token_case.config(vocab_size=330, transform="caseops", **changes)
+
+
+def values(folder: Path, split: str) -> np.ndarray:
+    files = read_json(folder / "manifest.json")[split]["files"]
+    stream = ShardStream([folder / file["name"] for file in files])
+    return stream.read(0, len(stream))
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
+    raw: Path, tmp_path: Path, fuse: bool
+) -> None:
+    manifest = retokenize(config(fuse_markers=fuse), 1, raw, tmp_path / "tokens")
+    metrics = audit(STRICT, raw, tmp_path / "tokens")
+    assert metrics["lossless"]
+    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
+    assert manifest["transform"] == "caseops"
+    model = load_tokenizer(tmp_path / "tokens/tokenizer.model")
+    pieces = [model.id_to_piece(i) for i in range(330)]
+    assert pieces[4:8] == [*MARKS]
+    assert not any("A" <= letter <= "Z" for piece in pieces[264:] for letter in piece)
+    assert manifest["bos"] == 1
+    assert [alias[::2] for alias in manifest["aliases"]] == ([[8, 4], [9, 5], [10, 6]] * fuse)
+    assert len(open_tokens(tmp_path / "tokens").aliases) == 3 * fuse
+
+
+def test_fusing_shortens_the_stream_and_keeps_every_byte(raw: Path, tmp_path: Path) -> None:
+    model, counts = token_case.trained_on_case(), {}
+    for fuse in (False, True):
+        folder = tmp_path / str(fuse)
+        token_case.write_tokens(raw, folder, model, transform="caseops", fuse_markers=fuse)
+        counts[fuse] = values(folder, "val_bytes")
+    assert len(counts[True]) < 0.95 * len(counts[False])
+    assert counts[True].sum() == counts[False].sum() == BYTES
+
+
+def test_the_bytes_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        retokenize(config(fuse_markers=True), workers, raw, tmp_path / str(workers))
+    for path in (tmp_path / "1").iterdir():
+        assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
+
+
+def recount(folder: Path, count: Callable[[np.ndarray], np.ndarray]) -> None:
+    """Write other validation bytes, with a manifest that hides it."""
+    counts = count(values(folder, "val")).astype(np.uint16)
+    path = folder / "val_bytes_000000.bin"
+    write_shard(path, counts)
+    manifest = read_json(folder / "manifest.json")
+    file = {"name": path.name, "tokens": len(counts), "sha256": sha256_file(path)}
+    manifest["val_bytes"]["files"] = [file]
+    write_json(folder / "manifest.json", manifest)
+
+
+def refuse(raw: Path, folder: Path, expected: str) -> None:
+    with pytest.raises(ParamGolfError) as caught:
+        audit(STRICT, raw, folder)
+    assert re.search(expected, str(caught.value)), caught.value
+
+
+def marks_as_text(ids: np.ndarray) -> np.ndarray:
+    return byte_table(MODEL).counts(ids)
+
+
+def no_literals(ids: np.ndarray) -> np.ndarray:
+    return np.where((ids >= 4) & (ids <= 7), 0, byte_table(MODEL).counts(ids))
+
+
+@pytest.mark.parametrize(
+    ("count", "name"),
+    [
+        (marks_as_text, r"case marks are counted as text \(#1729\)"),
+        (no_literals, "marks that the text itself holds are not counted"),
+    ],
+)
+def test_a_false_count_is_named(
+    raw: Path, tmp_path: Path, count: Callable[[np.ndarray], np.ndarray], name: str
+) -> None:
+    folder = tmp_path / "tokens"
+    token_case.write_tokens(raw, folder, token_case.trained_on_case(), transform="caseops")
+    recount(folder, count)
+    refuse(raw, folder, f"differ from its text: {name}\n  where: val:1\n")
+
+
+def test_tokens_of_the_untransformed_text_are_found(raw: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "tokens"
+    token_case.write_tokens(raw, folder, token_case.trained_on_case())
+    manifest = read_json(folder / "manifest.json")
+    write_json(folder / "manifest.json", manifest | {"transform": "caseops"})
+    refuse(raw, folder, "the validation tokens are not those of the validation text")
+
+
+def test_a_tokenizer_without_marks_is_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(ParamGolfError, match="does not have the case marks"):
+        token_case.write_tokens(raw, tmp_path / "t", token_case.trained(), transform="caseops")
+
+
+def flat(parts: list[list[int]]) -> list[int]:
+    return [value for part in parts for value in part]
+
+
+class Published:
+    """data/raw of published shards of the case transform, with a sidecar."""
+
+    def __init__(self, folder: Path, *, sidecar: bool) -> None:
+        self.folder = folder
+        folder.mkdir()
+        (folder / "tokenizer.model").write_bytes(token_case.trained_on_case())
+        self.manifest: dict[str, Any] = {"schema": 1, "kind": "shards", "source": "hub"}
+        self.manifest["tokenizer"] = {"file": "tokenizer.model"}
+        texts = [encode_case(text) for text in VAL]
+        ids = [[1, *MODEL.encode(text)] for text in texts]
+        self.add("val", flat(ids), documents=12)
+        train = [[1, *MODEL.encode(encode_case(text))] for text in TRAIN]
+        self.add("train", flat(train))
+        # as published: counts of surfaces; a character's bytes all at one of its byte tokens
+        counts = [self.sidecar(text) for text in texts]
+        self.add("val_bytes", flat(counts) if sidecar else [])
+
+    @staticmethod
+    def sidecar(text: str) -> list[int]:
+        counts, literal, done = [0], False, 0
+        for _, end in MODEL.encode_as_offset_mapping(text)["offsets"]:
+            total = 0
+            surface, done = text[done:end], max(done, end)
+            for character in surface:
+                if literal or character not in MARKS:
+                    total += len(character.encode())
+                literal = character == ESCAPE and not literal
+            counts.append(total)
+        return counts
+
+    def add(self, split: str, numbers: list[int], **more: Any) -> None:
+        files = []
+        for index, part in enumerate(np.array_split(np.array(numbers, dtype=np.uint16), 2)):
+            if len(part):
+                path = self.folder / f"fineweb_{split}_{index:06d}.bin"
+                write_shard(path, part)
+                entry = {"name": path.name, "tokens": len(part), "sha256": sha256_file(path)}
+                files.append(entry)
+        self.manifest[split] = {"files": files, "tokens": len(numbers)} | more
+        write_json(self.folder / "manifest.json", self.manifest)
+
+
+@pytest.mark.parametrize("sidecar", [False, True])
+@pytest.mark.parametrize("fuse", [False, True])
+def test_published_shards_pass_through(tmp_path: Path, sidecar: bool, fuse: bool) -> None:
+    published = Published(tmp_path / "raw", sidecar=sidecar)
+    folder = tmp_path / "tokens"
+    retokenize(config(source="published", fuse_markers=fuse), 1, published.folder, folder)
+    metrics = audit(STRICT, published.folder, folder)
+    assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
+    assert metrics["lossless"]
+    assert metrics["documents_train"] == 40
+    assert metrics["bytes_scored_rule"] == (SIDECAR_RULE if sidecar else TABLE_RULE)
+    if not fuse:
+        assert (folder / "val_000001.bin").stat().st_nlink == 2
+
+
+def test_fused_published_shards_are_those_of_the_text(raw: Path, tmp_path: Path) -> None:
+    published = Published(tmp_path / "raw", sidecar=False)
+    retokenize(config(source="published", fuse_markers=True), 1, published.folder, tmp_path / "a")
+    token_case.write_tokens(
+        raw, tmp_path / "b", token_case.trained_on_case(), transform="caseops", fuse_markers=True
+    )
+    for split in ("val", "train", "val_bytes"):
+        assert values(tmp_path / "a", split).tolist() == values(tmp_path / "b", split).tolist()
+
+
+def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> None:
+    published = Published(tmp_path / "raw", sidecar=False)
+    ids = np.concatenate([[1, *MODEL.encode(encode_case(text))] for text in VAL])
+    published.add("val_bytes", marks_as_text(ids.astype(np.uint16)).tolist())
+    retokenize(config(source="published"), 1, published.folder, tmp_path / "tokens")
+    refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(#1729\)")
+
+
+def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path) -> None:
+    published = Published(tmp_path / "raw", sidecar=True)
+    stated = token_case.config(source="published", vocab_size=330)
+    with pytest.raises(ParamGolfError, match=r"set tokenizer\.transform to caseops"):
+        retokenize(stated, 1, published.folder, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"transform": "none", "fuse_markers": True}, "fuse_markers` needs tokenizer.transform"),
+        ({"source": "file", "path": "t.json"}, "must be none for a tokenizer that is not a"),
+        ({"source": "file", "path": "t.txt"}, "must be none for a tokenizer that is not a"),
+        ({"source": "file", "path": "t.model"}, None),
+        ({"fuse_markers": True}, None),
+    ],
+)
+def test_parameters_that_do_not_go_together(changes: dict[str, Any], fault: str | None) -> None:
+    fields = {"vocab_size": 330, "transform": "caseops"} | changes
+    faults = faults_of(token_case.config(**fields))
+    assert len(faults) == (fault is not None)
+    assert all(fault is not None and fault in found for found in faults)
