@@ -33,7 +33,7 @@ from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import AdaptConfig, SlidingConfig
 from paramgolf.scoring.sliding import score_sliding
 
-LIMIT_BYTES = 35_000  # of code, for the evaluators and the training of a recipe
+LIMIT_BYTES = 45_000  # of code, for the evaluators and the training of a recipe
 WHERE = """
 import runpy, sys
 sys.argv = ["train_gpt.py", *sys.argv[1:]]
