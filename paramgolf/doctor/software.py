@@ -15,9 +15,9 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from paramgolf.doctor.finding import Finding, fault, ok, warning
+from paramgolf.gpu_support import flash_attention_obstacle
 
 OLDEST_PYTHON = (3, 11)
-HOPPER = 9  # compute capability that FlashAttention-3 is written for
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
 GIB = 2**30
 GPU_LIBRARIES = ("flash_attn_3", "Triton", "NCCL")
@@ -128,7 +128,7 @@ def _cuda_finding(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) 
 
 def _attention_finding(problem: str | None, gpus: Sequence[Gpu]) -> Finding:
     name = "flash_attn_3"
-    if any(gpu.capability[0] != HOPPER for gpu in gpus):
+    if any(flash_attention_obstacle(gpu.capability, installed=True) for gpu in gpus):
         return ok(name, "not for these GPUs: PyTorch's attention is used")
     if problem is None:
         return ok(name, "installed")

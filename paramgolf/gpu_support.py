@@ -1,0 +1,36 @@
+"""What serves a GPU: which attention, which kernels. Without torch, so that `doctor` can ask too.
+
+A compute capability is (major, minor), None for a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+HOPPER = 9  # major compute capability of H100 and H200
+FLASH_ATTENTION_MODULE = "flash_attn_interface"  # of the package flash_attn_3
+
+
+def flash_attention_obstacle(capability: Sequence[int] | None, *, installed: bool) -> str | None:
+    """Return why FlashAttention-3 cannot serve a device, or None if it can.
+
+    It is written for Hopper's asynchronous matrix products; on other GPUs its kernels do not start.
+    """
+    return _not_hopper(capability) or (None if installed else "package flash_attn_3 absent")
+
+
+def fused_kernels_obstacle(capability: Sequence[int] | None, *, triton: bool) -> str | None:
+    """Return why the fused kernels of paramgolf.model.kernels cannot serve a device, or None.
+
+    The MLP reads its tiles by the tensor memory accelerator. Hopper was the first to have one; the
+    tiles are chosen for its shared memory, which later GPUs for desktops do not have.
+    """
+    return _not_hopper(capability) or (None if triton else "package triton absent")
+
+
+def _not_hopper(capability: Sequence[int] | None) -> str | None:
+    if capability is None:
+        return "device cpu"
+    if capability[0] != HOPPER:
+        return "a GPU of compute capability {}.{}, where Hopper has 9.0".format(*capability)
+    return None
