@@ -27,7 +27,7 @@ test-gpu:
 
 # the kernels without a GPU, by Triton's interpreter; the version that goes with the torch of requirements.lock
 test-kernels: setup .cache/triton
-	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/kernels
+	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/model/kernels
 
 .cache/triton: | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.7.1

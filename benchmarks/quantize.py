@@ -36,7 +36,6 @@ from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import dequantized, read_container
 from paramgolf.codec.writer import compress
 from paramgolf.data.token_set import TokenSet, open_tokens
-from paramgolf.model.backend import place
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
@@ -96,7 +95,7 @@ class Bench:
             0
         ]
         self.network = Network(self.trained.model, self.trained.vocab_size)
-        place(self.network, replace(runtime, compile=False))
+        self.network = self.network.on(replace(runtime, compile=False))
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
         """Return what `work` returns, and its seconds."""

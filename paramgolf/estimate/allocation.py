@@ -55,10 +55,10 @@ def expected_traces(model: ModelConfig, learned: dict[str, float]) -> dict[str, 
     """Return the expected trace of each block matrix's Hessian, by parameter and layer."""
     rows = model.layers + (repeat_count(model) if model.untied_repeats else 0)
     traces = {n: [0.0] * (rows if n in ("up", "down") else model.layers) for n in MATRICES}
-    for step in plan(model, model.orders[-1]):
-        trace = model.width / (step.slot + 1) if model.layer_scale else float(model.width)
+    for virtual in plan(model, model.orders[-1]):
+        trace = model.width / (virtual.slot + 1) if model.layer_scale else float(model.width)
         for name in MATRICES:
-            row = step.mlp_row if name in ("up", "down") else step.layer
-            if step.attention or name in ("up", "down"):
+            row = virtual.mlp_row if name in ("up", "down") else virtual.layer
+            if virtual.attention or name in ("up", "down"):
                 traces[name][row] += learned.get(name, 1.0) * trace
     return traces

@@ -1,65 +1,197 @@
-"""Put a network on its device: precision, attention kernel, fused kernels, compilation."""
+"""How a network computes: one value, made here for the machine that a process runs on."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.attention import attend_sdpa, flash_attention_3
+from paramgolf.gpu_support import (
+    FLASH_ATTENTION_MODULE,
+    flash_attention_obstacle,
+    fused_kernels_obstacle,
+)
+from paramgolf.model.attention import Attend, attend_sdpa, flash_attention_3
+from paramgolf.model.block import Context, Kind, Lanes, Weights, block
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.network import Network
+from paramgolf.model.embedding import smear_and_norm
+from paramgolf.model.head import Head, head_nll, lanes_nll
+from paramgolf.model.operations import Operations, finish_heads, mix_norm, mlp, split_heads
+from paramgolf.model.torch_internals import (
+    is_view,
+    let_vary,
+    require_known_torch,
+    set_up_compiler,
+)
 from paramgolf.runtime import Runtime
 
-HOPPER = (9, 0)  # compute capability with a tensor memory accelerator
-ALIGNED = 8  # channels: 16 bytes of bfloat16
+# the plain forms, which a CPU runs and every kernel is compared with
+REFERENCE = Operations(mix_norm, split_heads, finish_heads, mlp, head_nll)
+GRAPHS = 64  # of the block: kinds, times shapes of batches, times with gradients or without
+ALIGNED = 8  # channels: rows of bfloat16 in multiples of 16 bytes, as the TMA wants them
 
 
-def place(network: Network, runtime: Runtime) -> Network:
-    """Move `network` to this process's device, in its precision and with its kernels."""
-    network.to(runtime.device)
-    network.compute_dtype = runtime.compute_dtype
-    network.attend = flash_attention_3() if _use_fa3(runtime) else attend_sdpa
-    if _use_fused(runtime, network.config):
-        from paramgolf.model.kernels.fused import FUSED  # Triton is present where there is a GPU
-
-        network.operations = FUSED
-    if runtime.compile:
-        network.compile_blocks()
-    return network
+def add_all(tensors: list[Tensor]) -> Tensor:
+    """Return the sum of `tensors` in their dtype, added up in float32."""
+    return sum((x.float() for x in tensors[1:]), tensors[0].float()).to(tensors[0].dtype)
 
 
-def _use_fa3(runtime: Runtime) -> bool:
-    present = importlib.util.find_spec("flash_attn_interface") is not None
-    if runtime.attention == "fa3" and not (present and runtime.device.type == "cuda"):
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """How a network computes a pass; the defaults are plain float32 on any device.
+
+    Another way is another value: `dataclasses.replace`, then Network.with_backend.
+
+    Attributes:
+        dtype: what parameters are cast to and sublayers compute in.
+        attend: causal attention.
+        operations: the operations that have fused kernels.
+        block: block.block, or a compiled form.
+        smear: embedding.smear_and_norm, or a compiled form.
+        nll: head.lanes_nll, or a compiled form.
+        add: the sum of a tensor's gradients from its readers, `add_all` or a compiled form.
+        fake_quant: what the passes see of the block matrices in late QAT, None: the matrices.
+    """
+
+    dtype: torch.dtype = torch.float32
+    attend: Attend = attend_sdpa
+    operations: Operations = REFERENCE
+    block: Callable[..., Lanes] = block
+    smear: Callable[..., Tensor] = smear_and_norm
+    nll: Callable[..., Tensor] = lanes_nll
+    add: Callable[[list[Tensor]], Tensor] = add_all
+    fake_quant: Callable[[Tensor], Tensor] | None = None
+
+
+def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
+    """Return the backend of a network on this process's device, as runtime.* asks."""
+    require_known_torch()
+    backend = Backend(
+        dtype=runtime.compute_dtype,
+        attend=flash_attention_3() if _use_flash_attention(runtime) else attend_sdpa,
+        operations=fused_operations() if _use_fused(runtime, config) else REFERENCE,
+    )
+    return compiled(backend) if runtime.compile else backend
+
+
+def fused_operations() -> Operations:
+    """Load the fused kernels; package triton is needed."""
+    from paramgolf.model.kernels import heads, loss, mix_norm, mlp, xsa
+
+    return Operations(mix_norm.mix_norm, heads.split_heads, xsa.finish_heads, mlp.mlp, loss.nll)
+
+
+def compiled(backend: Backend) -> Backend:
+    """Return the backend with block, smearing, loss and sums compiled by torch.compile.
+
+    A kind of block costs one graph, however many layers are of it. Every size is fixed, which makes
+    the fastest code, but for those of documents, so that longer ones need no graphs of their own.
+    """
+    set_up_compiler(graphs=GRAPHS, dynamic_sources=document_sources())
+    return dataclasses.replace(
+        backend,
+        block=torch.compile(backend.block, dynamic=False),
+        smear=torch.compile(backend.smear, dynamic=False),
+        nll=torch.compile(backend.nll, dynamic=False),
+        add=torch.compile(backend.add, dynamic=False),
+    )
+
+
+def document_sources() -> str:
+    """Return how compiled code names the bounds of documents and the longest one's length.
+
+    It goes by the name that `block` gives its context: L['c'].segments.bounds.
+    """
+    parameters = inspect.signature(block, eval_str=True).parameters.values()
+    (context,) = (p.name for p in parameters if p.annotation is Context)
+    return ",".join(f"L['{context}'].segments.{field}" for field in ("bounds", "longest"))
+
+
+def share_graphs(backend: Backend) -> Backend:
+    """Return a compiled backend whose passes with adapters, a row each, share graphs.
+
+    Their rows and tokens may differ: documents come in many shapes, and a graph of each would cost
+    seconds. A pass of one row has graphs of its own, since PyTorch tells 1 apart from all other
+    sizes. Sizes of weights, heads and runtime stay fixed.
+    """
+
+    def smear_marked(e: Tensor, tokens_BT: Tensor, *others: Any) -> Tensor:
+        tokens_BT = _no_view(tokens_BT)
+        _vary((e, tokens_BT), 0, 1)
+        return backend.smear(e, tokens_BT, *others)
+
+    def block_marked(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Lanes:
+        c = context
+        if c.adapters is not None:  # without, the whole model learns, from passes of one shape
+            _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
+            _vary((c.cos, c.sin, c.adapters), 0)
+        return backend.block(lanes, weights, c, kind)
+
+    def nll_marked(lanes: Lanes, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:
+        lanes, targets = tuple(map(_no_view, lanes)), _no_view(targets)
+        _vary((lanes, targets), 0, 1)
+        _vary(head.adapter, 0)
+        return backend.nll(lanes, targets, head, how)
+
+    return dataclasses.replace(backend, smear=smear_marked, block=block_marked, nll=nll_marked)
+
+
+def _no_view(x: Tensor) -> Tensor:
+    """Return x, or a copy where it is part of another tensor, whose sizes graphs would tell."""
+    return x.clone(memory_format=torch.contiguous_format) if is_view(x) else x
+
+
+def _vary(tree: Any, *dimensions: int) -> None:
+    """Make these dimensions of the tensors in nested tuples symbols of the graphs."""
+    for tensor in _tensors(tree):
+        let_vary(tensor, *dimensions)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple):
+        for part in tree:
+            yield from _tensors(part)
+
+
+def _use_flash_attention(runtime: Runtime) -> bool:
+    obstacle = flash_attention_obstacle(
+        _capability(runtime), installed=_installed(FLASH_ATTENTION_MODULE)
+    )
+    if runtime.attention == "fa3" and obstacle:
         raise ParamGolfError(
             "runtime.attention is fa3, which needs a Hopper GPU and the package flash_attn_3",
-            found=f"device {runtime.device}, package {'present' if present else 'absent'}",
+            found=obstacle,
             fix="set runtime.attention to auto",
         )
-    return present and runtime.device.type == "cuda" and runtime.attention != "sdpa"
+    return not obstacle and runtime.attention != "sdpa"
 
 
 def _use_fused(runtime: Runtime, config: ModelConfig) -> bool:
-    reason = _unfit(runtime, config)
-    if runtime.kernels == "fused" and reason:
+    obstacle = fused_kernels_obstacle(_capability(runtime), triton=_installed("triton"))
+    if not obstacle and (config.width % ALIGNED or config.mlp_hidden % ALIGNED):
+        obstacle = f"model.width {config.width}, model.mlp_hidden {config.mlp_hidden}"
+    if runtime.kernels == "fused" and obstacle:
         raise ParamGolfError(
-            "runtime.kernels is fused, which needs a Hopper GPU, Triton, and widths in eights",
-            found=reason,
+            f"runtime.kernels is fused, which needs a Hopper GPU, Triton, and widths in {ALIGNED}s",
+            found=obstacle,
             fix="set runtime.kernels to auto",
         )
-    return not reason and runtime.kernels != "reference"
+    return not obstacle and runtime.kernels != "reference"
 
 
-def _unfit(runtime: Runtime, config: ModelConfig) -> str:
-    """Return why fused kernels cannot serve, or nothing."""
-    if runtime.device.type != "cuda":
-        return f"device {runtime.device}"
-    if torch.cuda.get_device_capability(runtime.device) < HOPPER:
-        return f"device {torch.cuda.get_device_name(runtime.device)}"
-    if importlib.util.find_spec("triton") is None:
-        return "package triton absent"
-    if config.width % ALIGNED or config.mlp_hidden % ALIGNED:
-        return f"model.width {config.width}, model.mlp_hidden {config.mlp_hidden}"
-    return ""
+def _capability(runtime: Runtime) -> tuple[int, int] | None:
+    on_gpu = runtime.device.type == "cuda"
+    return torch.cuda.get_device_capability(runtime.device) if on_gpu else None
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None

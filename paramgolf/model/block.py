@@ -1,8 +1,33 @@
-"""One block of the network as functions of (state, x0, this step's weights).
+"""One block of the network as functions of (lanes, weights of this virtual layer, context).
 
-Training, calibration, evaluation and adaptation all call `block`; weights are inputs, so one
-compiled graph serves every layer of a kind, and recurrence needs no second one. `u` is a lane
-after it is mixed with x0. Sources: spec numbers of the records beside each parallel form.
+Training, calibration, evaluation and adaptation all call `block`. Weights are inputs of it, so that
+one compiled graph serves all layers of a kind, and recurrence needs no second one.
+
+Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels per head, kv =
+K D, m hidden channels of the MLP, r rank of an adapter. A name's suffix gives its shape: x_BTd.
+Names of the mathematics:
+    x, a, b  a lane: a residual stream [B, T, d]. There is one, or in the parallel part two, of
+             which a is the attention's and b the MLP's
+    x0       the normalized embeddings [B, T, d], which every block may mix into its lanes
+    s        a skip [B, T, d]: an encoder layer's output, added in the decoder
+    u        a lane after its skip is added and x0 is mixed in: r0 x + r1 x0, with r = resid_mix
+    n        the input of a sublayer: norm_scale * RMSNorm(u)
+    w, c     the virtual layer's weights, and the context of the pass
+All products of a lane with a vector of weights are per channel.
+
+The forms of a block, with A the attention sublayer and F the MLP sublayer, each on the norm of its
+argument and with its output's scale (attn_scale, mlp_scale) inside:
+    none     u <- u + A(u);  x <- u + F(u)
+    single   x <- u + A(u) + F(u)                                           (pg#1412, as in GPT-J)
+    merge    a <- u + A(u), where u mixes a;  b <- b + F(b)                 (pg#1296, pg#1477)
+    routed   y = A(mix(a));  a <- k0 a + w00 y;  b <- k0 b + w01 y;
+             z = F(mix(b));  a <- k1 a + w10 z;  b <- k1 b + w11 z          (pg#1204)
+    mixed    y = A(mix(a)),  z = F(mlp_mix(b));
+             a <- a + r0 y + r2 z;  b <- b + r1 y + r3 z                    (pg#1289)
+    lanes    y = A(mix(a)),  z = F(b);
+             a <- k0 a + w00 y + w10 z;  b <- k1 b + w01 y + w11 z          (pg#1529)
+with k = lane_keep, w = lane_write, r = lane_route. The lanes begin as two copies of x, and the head
+joins them (head.head_input). pg#N is pull request N of github.com/openai/parameter-golf.
 """
 
 from __future__ import annotations
@@ -18,13 +43,11 @@ from paramgolf.model.attention import Attend, Segments
 from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
-
-
-State = tuple[Tensor, ...]  # one lane [B, T, d], or two: attention's and the MLP's
+Lanes = tuple[Tensor, ...]  # one residual stream [B, T, d], or two: attention's and the MLP's
 
 
 class Kind(NamedTuple):
-    """What is fixed when a block is compiled."""
+    """What is fixed when a block is compiled: blocks of one kind share a graph."""
 
     heads: int
     kv_heads: int
@@ -39,7 +62,7 @@ class Kind(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """One step's weights, in the compute dtype; scalars are 0-dimensional."""
+    """One virtual layer's weights, in the compute dtype; scalars are 0-dimensional."""
 
     qkv: Tensor  # [d + 2 kv, d]
     o: Tensor  # [d, d]
@@ -47,23 +70,24 @@ class Weights(NamedTuple):
     down: Tensor  # [d, m]
     attn_scale: Tensor  # [d]
     mlp_scale: Tensor  # [d]
-    resid_mix: Tensor  # [2, d]
-    q_gain: Tensor  # [h]
+    resid_mix: Tensor  # [2, d]: of the lane, of x0
+    q_gain: Tensor  # [H]
     norm_scale: Tensor  # scalar: 1 / sqrt(slot + 1)
-    head_gate: Tensor | None = None  # [h, c]
+    head_gate: Tensor | None = None  # [H, channels that the gate reads]
     value_mix: Tensor | None = None  # scalar
     lane_keep: Tensor | None = None  # [2]
     lane_write: Tensor | None = None  # [2, 2]: sublayer, lane
-    lane_route: Tensor | None = None  # [4]
-    mlp_mix: Tensor | None = None  # [2, d]
+    lane_route: Tensor | None = None  # [4]: A to a, A to b, F to a, F to b
+    mlp_mix: Tensor | None = None  # [2, d]: of lane b, of x0
     skip_weight: Tensor | None = None  # [d]
     skip_gate: Tensor | None = None  # [d]
 
 
 class Pair(NamedTuple):
-    """A low-rank addition to a projection, for each row of the batch or (B = 1) for all.
+    """A low-rank addition b a to a projection, for each row of the batch or (B = 1) for all.
 
-    A step's is a [B, r, in] and b [B, out, r], that of all places a [B, places, r, in] and so on.
+    A virtual layer's a is [B, r, in] and b [B, out, r]; those of a whole order have its length as
+    their second dimension.
     """
 
     a: Tensor
@@ -71,7 +95,7 @@ class Pair(NamedTuple):
 
 
 class Adapters(NamedTuple):
-    """The adapters of one step (LoRA, #1530); o and mlp read the sublayer's input."""
+    """The adapters of one virtual layer (LoRA, pg#1530); o and mlp read the sublayer's input."""
 
     q: Pair | None = None
     k: Pair | None = None
@@ -81,17 +105,17 @@ class Adapters(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every step of a forward pass shares, and the values that only some steps add."""
+    """What all virtual layers of a pass share, and the values that only some of them add."""
 
     x0: Tensor  # [B, T, d]
     cos: Tensor  # [T, rope_dims / 2]
     sin: Tensor
-    value_extra: Tensor | None = None  # [B, T, kv]: value embedding, scaled for this step
+    value_embedding: Tensor | None = None  # [B, T, kv], scaled for this layer
     first_values: Tensor | None = None  # [B, T, K, D]: layer 0's, for value residuals
     segments: Segments | None = None  # parts that attention does not cross
     tap: Tap | None = None
     adapters: Adapters | None = None
-    entering: State | None = None  # an encoder output, for the decoder step that pops it
+    skip: Lanes | None = None  # an encoder layer's output, for the decoder layer that pops it
 
 
 def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
@@ -116,7 +140,7 @@ def low_rank(x: Tensor, *pairs: Pair) -> list[Tensor]:
     return [product(part, pair.b) for part, pair in zip(parts, pairs, strict=True)]
 
 
-def additions(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[str, Tensor]:
+def adapter_outputs(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[str, Tensor]:
     """Return what the adapters q, k, v and o make of attention's input n [B, T, d], by name."""
     if adapters is None:
         return {}
@@ -126,43 +150,41 @@ def additions(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[str, Ten
     return dict(zip(pairs, low_rank(n, *pairs.values()), strict=True)) if pairs else {}
 
 
-def heads_of(
-    n: Tensor, w: Weights, c: Context, kind: Kind, added: Mapping[str, Tensor]
+def project_heads(
+    n: Tensor, w: Weights, c: Context, kind: Kind, adapted: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Project a normalised input [B, T, d] to q [B, T, H, D], k and v [B, T, K, D], v twice.
+    """Project a sublayer's input n [B, T, d] to q [B, T, H, D], k and v [B, T, K, D], v twice.
 
-    q and k are normalised and rotated; `added` is in, and a value embedding is in v.
+    q and k are normalized and rotated; the adapters' outputs `adapted` are added first, and a value
+    embedding is in both v: attention reads one, XSA the other.
     """
     qkv = linear(n, w.qkv, "qkv", c.tap)
-    if added:
+    if adapted:
         kv = (len(w.qkv) - n.shape[-1]) // 2
         parts = zip("qkv", qkv.split([n.shape[-1], kv, kv], dim=-1), strict=True)
-        qkv = torch.cat([y + added[name] if name in added else y for name, y in parts], dim=-1)
-    q, k, v, own = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
-    if c.value_extra is not None:
-        v = own = v + c.value_extra.view(v.shape)
-    return q, k, v, own
+        qkv = torch.cat([y + adapted[name] if name in adapted else y for name, y in parts], dim=-1)
+    q, k, v, v_xsa = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
+    if c.value_embedding is not None:
+        v = v_xsa = v + c.value_embedding.view(v.shape)
+    return q, k, v, v_xsa
 
 
-def attention(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the attention sublayer's output [B, T, d] for a normalised, scaled input [B, T, d].
-
-    The output's scale is a factor of the projection's rows: a weight is cheaper to scale.
-    """
+def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Return the attention sublayer's output [B, T, d] for its input n [B, T, d]."""
     gate = None
-    # named, not unlike "none": a packed program without gates then leaves them out (codec/shake.py)
-    if kind.head_gate in ("doubled", "dense", "sparse"):
+    if kind.head_gate != "none":
         n, gate = head_gates(n, w, kind)
-    added = additions(n, w, c.adapters)
-    q, k, v, own = heads_of(n, w, c, kind, added)
+    adapted = adapter_outputs(n, w, c.adapters)
+    q, k, v, v_xsa = project_heads(n, w, c, kind, adapted)
     if c.first_values is not None:
         assert w.value_mix is not None
-        v = own = v + torch.sigmoid(w.value_mix) * c.first_values
+        v = v_xsa = v + torch.sigmoid(w.value_mix) * c.first_values
     y = kind.attend(q, k, v, c.segments)
     if kind.xsa or gate is not None:
-        y = kind.operations.finish_heads(y, own, gate, exclude=kind.xsa)
+        y = kind.operations.finish_heads(y, v_xsa, gate, xsa=kind.xsa)
+    # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
-    return y + added["o"] if "o" in added else y
+    return y + adapted["o"] if "o" in adapted else y
 
 
 class FirstChannels(torch.autograd.Function):
@@ -172,12 +194,12 @@ class FirstChannels(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, Tensor]:  # noqa: ARG004
         """Return x [..., d] and its first `count` channels."""
         return x.view_as(x), x[..., :count].contiguous()
 
     @staticmethod
-    def backward(ctx: Any, d_x: Tensor, d_first: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, d_x: Tensor, d_first: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
         """Return the sum of both gradients; compiled code writes the first channels alone."""
         count = d_first.shape[-1]
         at = [None] * (d_x.dim() - 1) + [torch.arange(count, device=d_x.device)]
@@ -185,61 +207,67 @@ class FirstChannels(torch.autograd.Function):
 
 
 def head_gates(n: Tensor, w: Weights, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return the sublayer's input [B, T, d], and of its first channels a gate a head [B, T, H]."""
+    """Return the sublayer's input [B, T, d], and a gate per head [B, T, H] of its first channels.
+
+    With s the logistic function: doubled 2 s(z), which starts at 1 (pg#1667); dense s(z) of all
+    channels (pg#1736); sparse s(scale z) (pg#1787).
+    """
     assert w.head_gate is not None
-    n, first = FirstChannels.apply(n, w.head_gate.shape[-1])
+    n, first = FirstChannels.apply(n, w.head_gate.shape[-1])  # type: ignore[no-untyped-call]
     z = F.linear(first, w.head_gate)
     match kind.head_gate:
-        case "doubled":  # #1667: starts at 1
+        case "doubled":
             return n, 2 * torch.sigmoid(z)
-        case "dense":  # #1736
+        case "dense":
             return n, torch.sigmoid(z)
-    return n, torch.sigmoid(kind.head_gate_scale * z)  # sparse, #1787
+    return n, torch.sigmoid(kind.head_gate_scale * z)
 
 
-def enter(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Let the encoder output enter: into both lanes where both read it, else into the first.
+def add_skip(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
+    """Add the skip: to both lanes in the forms "routed" and "mixed", else to the first.
 
-    Additive: x + w s (#1019). Gated: s(g) x + (1 - s(g)) w s, with the logistic s(g) (#1204).
+    Additive: x + w s (pg#1019). Gated: s(g) x + (1 - s(g)) w s, with the logistic s(g) (pg#1204).
     """
-    if c.entering is None:
-        return state
+    if c.skip is None:
+        return lanes
     assert w.skip_weight is not None
-    lanes = list(state)
-    for index in range(len(state) if kind.parallel in ("routed", "mixed") else 1):
-        entering = w.skip_weight * c.entering[min(index, len(c.entering) - 1)]
+    found = list(lanes)
+    for index in range(len(lanes) if kind.parallel in ("routed", "mixed") else 1):
+        skip = w.skip_weight * c.skip[min(index, len(c.skip) - 1)]
         if w.skip_gate is not None:
-            lanes[index] = torch.lerp(entering, lanes[index], torch.sigmoid(w.skip_gate))
+            found[index] = torch.lerp(skip, found[index], torch.sigmoid(w.skip_gate))
         else:
-            lanes[index] = lanes[index] + entering
-    return tuple(lanes)
+            found[index] = found[index] + skip
+    return tuple(found)
 
 
-def mixing(x: Tensor, w: Weights, c: Context) -> tuple[State, Tensor]:
-    """Return x, x0 and a skip that enters x as in `enter`, and the coefficients of their sum u.
+def mix_terms(x: Tensor, w: Weights, c: Context) -> tuple[tuple[Tensor, ...], Tensor]:
+    """Return the terms x, x0 and a skip s of u, and their coefficients, float32 [terms, d].
 
-    All is linear in each channel, so it is one weighted sum of up to three lanes.
+    u = r0 add_skip(x, s) + r1 x0 is linear in each channel, so it is one weighted sum of up to
+    three terms, which a kernel reads once: with a gate g its coefficients are r0 s(g), r1 and
+    r0 (1 - s(g)) w.
     """
-    own, first = w.resid_mix.float()
-    lanes: State = (x, c.x0)
-    coefficients = [own, first]
-    if c.entering is not None:
+    of_x, of_x0 = w.resid_mix.float()
+    terms: tuple[Tensor, ...] = (x, c.x0)
+    coefficients = [of_x, of_x0]
+    if c.skip is not None:
         assert w.skip_weight is not None
-        lanes, skip = (*lanes, c.entering[0]), own * w.skip_weight.float()
+        terms, of_skip = (*terms, c.skip[0]), of_x * w.skip_weight.float()
         if w.skip_gate is not None:
             share = torch.sigmoid(w.skip_gate.float())
-            coefficients[0], skip = own * share, skip * (1 - share)
-        coefficients.append(skip)
-    return lanes, torch.stack(coefficients)
+            coefficients[0], of_skip = of_x * share, of_skip * (1 - share)
+        coefficients.append(of_skip)
+    return terms, torch.stack(coefficients)
 
 
-def mix_in(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Return u and its scaled norm."""
-    return kind.operations.mix_norm(*mixing(x, w, c), w.norm_scale)
+def mix_and_norm(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
+    """Return u and its scaled norm n, both [B, T, d], of a lane x."""
+    return kind.operations.mix_norm(*mix_terms(x, w, c), w.norm_scale)
 
 
-def feed(
-    lanes: State,
+def mlp_sublayer(
+    terms: tuple[Tensor, ...],
     coefficients: Tensor | None,
     w: Weights,
     c: Context,
@@ -247,101 +275,101 @@ def feed(
     *,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return the MLP sublayer's output [B, T, d], and the scaled norm n of a sum of lanes.
+    """Return the MLP sublayer's output [B, T, d], and the scaled norm n of the terms' sum u.
 
-    The output is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` the sum is added.
+    The output is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` u is added. The sum
+    is part of this function since a kernel adds the product to u in its place.
     """
     down = w.mlp_scale[:, None] * w.down
-    mixed = lanes, coefficients, w.norm_scale
+    mixed = terms, coefficients, w.norm_scale
     if c.tap is None:
         y, n = kind.operations.mlp(*mixed, w.up, down, kind.mlp_slope, residual=residual)
     else:
-        total, n = kind.operations.mix_norm(*mixed, keep=residual)
+        u, n = kind.operations.mix_norm(*mixed, keep=residual)
         hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
         y = linear(hidden, down, "down", c.tap)
-        y = total + y if residual else y
+        y = u + y if residual else y
     if c.adapters is not None and c.adapters.mlp is not None:
         a, b = c.adapters.mlp
         y = y + low_rank(n, Pair(a, w.mlp_scale[:, None] * b))[0]
     return y, n
 
 
-def block(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Run one step: a skip enters, lanes are mixed, both sublayers run."""
-    if kind.parallel in ("merge", "routed", "mixed", "lanes"):
-        return _two_lanes(state, w, c, kind)
-    return (_one_lane(state[0], w, c, kind),)
-
-
-def _two_lanes(state: State, w: Weights, c: Context, kind: Kind) -> State:
-    """Let a skip enter, split the lane where two begin, run both sublayers."""
-    state = enter(state, w, c, kind)
-    if len(state) == 1:
-        state = (state[0], state[0])
-
-    def read(x: Tensor, weights: Tensor | None) -> tuple[State, Tensor | None]:
-        return ((x,), None) if weights is None else ((x, c.x0), weights.float())
-
-    def attend(x: Tensor, weights: Tensor | None) -> Tensor:
-        n = kind.operations.mix_norm(*read(x, weights), w.norm_scale, keep=False)[1]
-        return attention(n, w, c, kind)
-
-    def fed(x: Tensor, weights: Tensor | None) -> Tensor:
-        return feed(*read(x, weights), w, c, kind, residual=False)[0]
-
-    match kind.parallel:
-        case "merge":
-            u, n = kind.operations.mix_norm(*read(state[0], w.resid_mix), w.norm_scale)
-            after, _ = feed((state[1],), None, w, c, kind, residual=True)
-            return u + attention(n, w, c, kind), after
-        case "routed":
-            return _routed(state, w, attend, fed)
-    return _simultaneous(state, w, attend, fed)
-
-
-Sublayer = Callable[[Tensor, Tensor | None], Tensor]
+def block(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
+    """Run one virtual layer in its form, as the module's docstring has it."""
+    if kind.parallel in ("none", "single"):
+        return (_one_lane(lanes[0], w, c, kind),)
+    return _two_lanes(lanes, w, c, kind)
 
 
 def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Run MLP after attention, or both on one input (#1412)."""
     if kind.parallel == "single" or not kind.attention:
-        fed, n = feed(*mixing(x, w, c), w, c, kind, residual=True)
-        return fed + attention(n, w, c, kind) if kind.attention else fed
-    u, n = mix_in(x, w, c, kind)
-    return feed((u, attention(n, w, c, kind)), None, w, c, kind, residual=True)[0]
+        y, n = mlp_sublayer(*mix_terms(x, w, c), w, c, kind, residual=True)
+        return y + attention_sublayer(n, w, c, kind) if kind.attention else y
+    u, n = mix_and_norm(x, w, c, kind)
+    terms = u, attention_sublayer(n, w, c, kind)
+    return mlp_sublayer(terms, None, w, c, kind, residual=True)[0]
 
 
-def _routed(state: State, w: Weights, attend: Sublayer, fed: Sublayer) -> State:
-    """Run two lanes with learned writes; the MLP sees what attention wrote (#1204)."""
-    a, b = state
+# a sublayer of a lane, and of the weights [2, d] that mix it with x0, if it is mixed
+Sublayer = Callable[[Tensor, Tensor | None], Tensor]
+
+
+def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
+    lanes = add_skip(lanes, w, c, kind)
+    if len(lanes) == 1:
+        lanes = (lanes[0], lanes[0])
+
+    def terms(x: Tensor, mix: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        return ((x,), None) if mix is None else ((x, c.x0), mix.float())
+
+    def attend(x: Tensor, mix: Tensor | None) -> Tensor:
+        n = kind.operations.mix_norm(*terms(x, mix), w.norm_scale, keep=False)[1]
+        return attention_sublayer(n, w, c, kind)
+
+    def mlp(x: Tensor, mix: Tensor | None) -> Tensor:
+        return mlp_sublayer(*terms(x, mix), w, c, kind, residual=False)[0]
+
+    match kind.parallel:
+        case "merge":
+            u, n = kind.operations.mix_norm(*terms(lanes[0], w.resid_mix), w.norm_scale)
+            b, _ = mlp_sublayer((lanes[1],), None, w, c, kind, residual=True)
+            return u + attention_sublayer(n, w, c, kind), b
+        case "routed":
+            return _routed(lanes, w, attend, mlp)
+        case "mixed":
+            return _mixed(lanes, w, attend, mlp)
+    return _kept_and_written(lanes, w, attend, mlp)
+
+
+def _routed(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
+    """Run "routed": the MLP sees what attention wrote."""
+    a, b = lanes
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    written = attend(a, w.resid_mix)
-    a = w.lane_keep[0] * a + w.lane_write[0, 0] * written
-    b = w.lane_keep[0] * b + w.lane_write[0, 1] * written
-    written = fed(b, w.resid_mix)
-    a = w.lane_keep[1] * a + w.lane_write[1, 0] * written
-    return a, w.lane_keep[1] * b + w.lane_write[1, 1] * written
+    y = attend(a, w.resid_mix)
+    a = w.lane_keep[0] * a + w.lane_write[0, 0] * y
+    b = w.lane_keep[0] * b + w.lane_write[0, 1] * y
+    z = mlp(b, w.resid_mix)
+    a = w.lane_keep[1] * a + w.lane_write[1, 0] * z
+    return a, w.lane_keep[1] * b + w.lane_write[1, 1] * z
 
 
-def _simultaneous(state: State, w: Weights, attend: Sublayer, fed: Sublayer) -> State:
-    """Run two lanes whose sublayers both read the old lanes: mixed (#1289) or lanes (#1529)."""
-    a, b = state
-    from_attention = attend(a, w.resid_mix)
-    if w.mlp_mix is not None:
-        assert w.lane_route is not None
-        from_mlp, r = fed(b, w.mlp_mix), w.lane_route
-        return (
-            a + r[0] * from_attention + r[2] * from_mlp,
-            b + r[1] * from_attention + r[3] * from_mlp,
-        )
+def _mixed(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
+    """Run "mixed": both sublayers read the old lanes."""
+    a, b = lanes
+    assert w.lane_route is not None
+    y, z, r = attend(a, w.resid_mix), mlp(b, w.mlp_mix), w.lane_route
+    return a + r[0] * y + r[2] * z, b + r[1] * y + r[3] * z
+
+
+def _kept_and_written(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
+    """Run "lanes": both sublayers read the old lanes, and the MLP's is not mixed with x0."""
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    from_mlp = fed(b, None)
+    y, z = attend(lanes[0], w.resid_mix), mlp(lanes[1], None)
     first, second = (
-        w.lane_keep[lane] * state[lane]
-        + w.lane_write[0, lane] * from_attention
-        + w.lane_write[1, lane] * from_mlp
+        w.lane_keep[lane] * lanes[lane] + w.lane_write[0, lane] * y + w.lane_write[1, lane] * z
         for lane in (0, 1)
     )
     return first, second

@@ -1,7 +1,9 @@
-"""What enters the first block: token embedding, hashed bigrams, smearing, value embeddings.
+"""The input of the first block: token embedding, hashed bigrams, smearing, value embeddings.
 
-All take the parameters as a mapping of tensors in the compute dtype. BOS-masked: nothing of one
-document enters the next one's embeddings.
+All functions take the parameters as a mapping of tensors in the compute dtype. Each stops at BOS:
+nothing of one document reaches the next one's embeddings.
+
+Shapes: B rows, T tokens, d width, V vocabulary, kv the width of keys and values.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from torch import Tensor
 from paramgolf.data.special_tokens import ALIASES
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import GATE_CHANNELS, ModelConfig
+from paramgolf.model.operations import norm
 
-ALIAS_SPACE, ALIAS_MARK = 0.4, 0.6  # shares of an alias's first row (#2109)
+ALIAS_SPACE, ALIAS_MARK = 0.4, 0.6  # shares of an alias's first row (pg#2109)
 Tensors = Mapping[str, Tensor]
 
 
@@ -36,38 +39,45 @@ def bigram_ids(tokens_BT: Tensor, buckets: int, bos: int) -> Tensor:
     return torch.where(starts, buckets - 1, hashed)
 
 
-def blended(
-    e: Tensor, tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, bos: int
-) -> Tensor:
-    """Return embeddings e [B, T, d] smeared and normalised."""
-    if config.smear == "token":  # #1667, before the norm
-        gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
-        e = e + tensors["smear_scale"] * gate * smeared(e, tokens_BT, config, bos)
-    e = F.rms_norm(e, (e.shape[-1],))
-    if config.smear == "channel":  # #1019, after the norm
-        gate = torch.sigmoid(tensors["smear_gate"])
-        e = (1 - gate) * e + gate * smeared(e, tokens_BT, config, bos)
-    return e
-
-
 def embed(
     tokens_BT: Tensor,
     tensors: Tensors,
     config: ModelConfig,
     *,
     bos: int,
-    blend: Callable[..., Tensor] = blended,
+    smear: Callable[..., Tensor],
 ) -> Tensor:
-    """Return the normalised embeddings x0 [B, T, d]; `blend` is a compiled form of `blended`."""
+    """Return the normalized embeddings x0 [B, T, d].
+
+    `smear` is `smear_and_norm` or a compiled form of it; without smearing only the norm is left.
+    """
     e = F.embedding(tokens_BT, tensors["embedding"])
     if config.bigram_buckets:
         table = tensors["bigram_table"]
         bigrams = F.embedding(bigram_ids(tokens_BT, len(table), bos), table)
         e = e + tensors["bigram_scale"] * F.linear(bigrams, tensors["bigram_proj"])
-    return blend(e, tokens_BT, tensors, config, bos)
+    return norm(e) if config.smear == "none" else smear(e, tokens_BT, tensors, config, bos)
 
 
-def smeared(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tensor:
+def smear_and_norm(
+    e: Tensor, tokens_BT: Tensor, tensors: Tensors, config: ModelConfig, bos: int
+) -> Tensor:
+    """Return embeddings e [B, T, d] with a share of the one before added, normalized.
+
+    With p the embedding before: token e + scale s(w . e) p before the norm, the gate a number per
+    token (pg#1667); channel (1 - s(g)) e + s(g) p after it, a gate per channel (pg#1019).
+    """
+    if config.smear == "token":
+        gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
+        e = e + tensors["smear_scale"] * gate * preceding(e, tokens_BT, config, bos)
+    e = norm(e)
+    if config.smear == "channel":
+        gate = torch.sigmoid(tensors["smear_gate"])
+        e = (1 - gate) * e + gate * preceding(e, tokens_BT, config, bos)
+    return e
+
+
+def preceding(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tensor:
     """Return the embedding before each position [B, T, d]; zeros at BOS and after an alias."""
     stops = tokens_BT == bos
     if config.fused_markers:
@@ -80,7 +90,7 @@ def smeared(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tens
 def mix_aliases(embedding: Tensor, aliases: Sequence[tuple[int, int, int]]) -> None:
     """Start the rows of aliases [V, d] from those of the space and the mark that each stands for.
 
-    `aliases` are (alias, space, mark); the mix has the length of the mark's row (#2109).
+    `aliases` are (alias, space, mark); the mix has the length of the mark's row (pg#2109).
     """
     if [alias for alias, _, _ in aliases] != list(ALIASES):
         raise ParamGolfError(

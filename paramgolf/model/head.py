@@ -1,4 +1,7 @@
-"""The tied head: softcapped logits, and the negative log-likelihood of targets."""
+"""The tied head: softcapped logits, and the negative log-likelihood of targets.
+
+Shapes: B rows, T tokens, d width, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.block import Pair, State, low_rank
+from paramgolf.model.block import Lanes, Pair, low_rank
 from paramgolf.model.operations import norm
 
 
@@ -18,13 +21,13 @@ class Head(NamedTuple):
 
     embedding: Tensor  # [V, d]
     softcap: float
-    sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (#1923)
+    sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (pg#1923)
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
 
 
-def head_input(lanes: State, head: Head) -> Tensor:
-    """Return the last step's lanes [B, T, d] as one, normalised."""
+def head_input(lanes: Lanes, head: Head) -> Tensor:
+    """Return the last layer's lanes [B, T, d] joined to one, normalized."""
     if len(lanes) == 1:
         return norm(lanes[0])
     if head.lane_merge is not None:
@@ -33,9 +36,9 @@ def head_input(lanes: State, head: Head) -> Tensor:
 
 
 def lanes_nll(
-    lanes: State, targets: Tensor, head: Head, nll: Callable[[Tensor, Tensor, Head], Tensor]
+    lanes: Lanes, targets: Tensor, head: Head, nll: Callable[[Tensor, Tensor, Head], Tensor]
 ) -> Tensor:
-    """Return what `nll`, which is `head_nll` or a fused form, says of the last step's lanes."""
+    """Return what `nll`, which is `head_nll` or a fused form, says of the last layer's lanes."""
     return nll(head_input(lanes, head), targets, head)
 
 
@@ -58,6 +61,10 @@ def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
 
     As one compiled function: caps and softmax read the product once, in the compute dtype.
     """
-    logits = head_logits(hidden, head)
+    return cross_entropy(head_logits(hidden, head), targets)
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the negative log-likelihood of targets [B, T] under logits [B, T, V], nats."""
     nll = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
     return nll.view(targets.shape)

@@ -68,4 +68,5 @@ def orthogonal(G: Tensor) -> Tensor:
     wide = G.shape[-2] < G.shape[-1]
     Q, R = torch.linalg.qr(G.mT if wide else G)
     Q = Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
-    return (Q.mT if wide else Q).contiguous()
+    rows: Tensor = Q.mT if wide else Q
+    return rows.contiguous()

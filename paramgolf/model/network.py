@@ -1,11 +1,13 @@
 """The network: stacked parameters, and one forward pass for training, calibration and evaluation.
 
-Shapes: B rows, T tokens, d width, V vocabulary.
+Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels per head, V
+vocabulary.
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,52 +15,46 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from paramgolf.model.attention import (
-    BOUNDS_MULTIPLE,
-    Attend,
-    Segments,
-    attend_sdpa,
-    find_segments,
-    rotary_table,
-)
+from paramgolf.data.special_tokens import BOS
+from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments, rotary_table
+from paramgolf.model.backend import Backend, backend_for
 from paramgolf.model.block import (
     Adapters,
     Context,
     Kind,
+    Lanes,
     Pair,
-    State,
     Weights,
-    additions,
+    adapter_outputs,
     block,
-    heads_of,
-    mix_in,
+    mix_and_norm,
+    project_heads,
 )
 from paramgolf.model.config import ModelConfig, Order
-from paramgolf.model.embedding import blended, embed, value_embedding
-from paramgolf.model.head import Head, head_input, head_logits, lanes_nll
+from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
+from paramgolf.model.head import Head, head_input, head_logits
 from paramgolf.model.init import initial_parameters
-from paramgolf.model.operations import Operations
-from paramgolf.model.plan import Step, plan, repeated_layers
-from paramgolf.model.reference import REFERENCE
+from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
 from paramgolf.model.shapes import MATRICES, shapes
+from paramgolf.runtime import Runtime
 
-BOS = 1  # of every published tokenizer
-DOCUMENTS = "L['c'].segments.bounds,L['c'].segments.longest"  # as compiled code names them
-GRAPHS = 64  # of the block: kinds, times batch shapes, times training or not
 Tensors = dict[str, Tensor]
-Part = slice | Tensor  # of a row: places next to one another, or any, int64 [k]
+Positions = slice | Tensor  # of a row: neighbors, or any, int64 [k]
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
     """Options of one forward pass.
 
-    `order` is the layer order. `tap(family, row, x)` is shown the input of each matrix product:
-    qkv, o, up, down, and embedding (the head's). A tap turns compilation off. With
-    `document_tokens` attention stays inside a document, and sees at most that many tokens of it.
-    `adapters` are low-rank additions by name (Adapters' fields, and head), rows first, then places
-    of the order. With `window` a position attends to no more than so many, its own among them.
-    `segments` are those of `document_tokens` or `window`, where they were found beforehand.
+    Attributes:
+        order: the layer order.
+        tap: is shown (family, row, x), the input of each matrix product: qkv, o, up, down, and
+            embedding (the head's). Nothing is compiled then.
+        document_tokens: attention stays inside a document, and sees at most so many tokens of it.
+        adapters: low-rank additions by name (the fields of Adapters, and head): rows first, then
+            virtual layers.
+        window: a position attends to no more than so many, itself among them.
+        segments: those of `document_tokens` or `window`, where they were found beforehand.
     """
 
     order: Order
@@ -72,7 +68,7 @@ class Pass:
 class FanOut(torch.autograd.Function):
     """A tensor, once for each of its readers, so that their gradients are added in one pass.
 
-    Autograd would add them one by one, each time through memory: #1493's x0 has 17 readers.
+    Autograd would add them one by one, each time through memory: x0 of pg#1493 has 17 readers.
     """
 
     @staticmethod
@@ -89,22 +85,22 @@ class FanOut(torch.autograd.Function):
         return ctx.add([g for g in gradients if g is not None]), None, None
 
 
-def same_again(x: Tensor) -> Tensor:
-    """Return x as another tensor: a block that got one tensor twice would be one more graph."""
-    return FanOut.apply(x, 1, lambda gradients: gradients[0])[0]
+def distinct(x: Tensor) -> Tensor:
+    """Return x as another tensor object over the same memory.
 
-
-def add_all(tensors: list[Tensor]) -> Tensor:
-    """Return the sum of `tensors` in their dtype, added up in float32."""
-    return sum((x.float() for x in tensors[1:]), tensors[0].float()).to(tensors[0].dtype)
+    A compiled block that is given one object as two of its arguments would have one more graph.
+    """
+    (other,) = FanOut.apply(x, 1, lambda gradients: gradients[0])  # type: ignore[no-untyped-call]
+    assert isinstance(other, Tensor)
+    return other
 
 
 class Network(nn.Module):
     """A decoder-only transformer with a tied, softcapped head.
 
     Parameters are float32 and stacked over layers (paramgolf.model.shapes names them); a pass casts
-    them once to `compute_dtype`. `seed` None leaves them empty, to be loaded; `device` computes
-    the first values.
+    them once to the dtype of `backend`. `seed` None leaves them empty, to be loaded; `device`
+    computes the first values.
     """
 
     def __init__(
@@ -118,15 +114,8 @@ class Network(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = vocab_size
-        self.compute_dtype = torch.float32
-        self.attend: Attend = attend_sdpa
-        self.operations: Operations = REFERENCE
-        self.requantise: Callable[[Tensor], Tensor] | None = None  # late QAT: seen by the matrices
+        self.backend = Backend()
         self._frozen: Tensors | None = None
-        self._block: Callable[..., State] = block
-        self._blend: Callable[..., Tensor] = blended
-        self._nll: Callable[..., Tensor] = lanes_nll
-        self._add: Callable[[list[Tensor]], Tensor] = add_all
         if seed is None:
             values = {n: torch.empty(shape) for n, shape in shapes(config, vocab_size).items()}
         else:
@@ -134,21 +123,19 @@ class Network(nn.Module):
         for name, tensor in values.items():
             self.register_parameter(name, nn.Parameter(tensor))
 
-    def compile_blocks(self) -> None:
-        """Compile block and head; a kind of block costs one graph, however many its layers."""
-        torch._dynamo.config.recompile_limit = GRAPHS
-        # FlashAttention-3 is one; without this every start traces and lowers its blocks anew
-        torch._functorch.config.autograd_cache_allow_custom_autograd_functions = True
-        # of a block's sizes: batches of longer documents need no graphs of their own
-        torch.compiler.config.dynamic_sources = DOCUMENTS
-        self._block = torch.compile(block, dynamic=False)
-        self._nll = torch.compile(lanes_nll, dynamic=False)
-        if self.config.smear in ("token", "channel"):  # without, one operation is left
-            self._blend = torch.compile(blended, dynamic=False)
-        self._add = torch.compile(add_all, dynamic=False)
+    def with_backend(self, backend: Backend) -> Network:
+        """Return a network that computes by `backend`, with the same parameters (not copies)."""
+        other = copy.copy(self)
+        other.backend, other._frozen = backend, None
+        return other
+
+    def on(self, runtime: Runtime) -> Network:
+        """Move the parameters to this process's device; return a network that computes there."""
+        self.to(runtime.device)
+        return self.with_backend(backend_for(runtime, self.config))
 
     def untie_repeats(self) -> None:
-        """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (#1204)."""
+        """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (pg#1204)."""
         with torch.no_grad():
             for name in ("up", "down"):
                 matrices = self.get_parameter(name)
@@ -156,33 +143,36 @@ class Network(nn.Module):
                     matrices[self.config.layers + i].copy_(matrices[layer])
 
     def nll(
-        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, part: Part | None = None
+        self, tokens_BT: Tensor, targets_BT: Tensor, options: Pass, *, part: Positions | None = None
     ) -> Tensor:
         """Return the negative log-likelihood of each target, nats, float32 [B, T].
 
         `part` restricts the head to some positions: targets and result are then theirs alone.
         """
-        lanes, head = self._before_head(tokens_BT, options, part)
-        return self._nll(lanes, targets_BT, head, self.operations.nll)
+        lanes, head = self.final_lanes(tokens_BT, options, part)
+        return self.backend.nll(lanes, targets_BT, head, self.backend.operations.nll)
 
-    def logits(self, tokens_BT: Tensor, options: Pass, *, part: Part | None = None) -> Tensor:
+    def logits(self, tokens_BT: Tensor, options: Pass, *, part: Positions | None = None) -> Tensor:
         """Return softcapped logits, float32 [B, T, V], of the positions `part` or of all."""
-        lanes, head = self._before_head(tokens_BT, options, part)
+        lanes, head = self.final_lanes(tokens_BT, options, part)
         return head_logits(head_input(lanes, head), head)
 
-    def _before_head(
-        self, tokens_BT: Tensor, options: Pass, part: Part | None
-    ) -> tuple[State, Head]:
-        """Return the last step's lanes [B, T, d], and the head's weights."""
+    def final_lanes(
+        self, tokens_BT: Tensor, options: Pass, part: Positions | None
+    ) -> tuple[Lanes, Head]:
+        """Return the last layer's lanes [B, T, d] at the positions `part`, and the head's weights.
+
+        Every pass goes through here: what comes after reads lanes and head alone.
+        """
         tensors = self._cast()
-        lanes = self._lanes(tokens_BT, tensors, options)
+        lanes = self._run_layers(tokens_BT, tensors, options)
         if isinstance(part, slice):
             lanes = tuple(x[:, part] for x in lanes)
         elif part is not None:
             lanes = tuple(x.index_select(1, part) for x in lanes)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
-            adapter = Pair(*(x.to(self.compute_dtype)[:, 0] for x in options.adapters["head"]))
+            adapter = Pair(*(x.to(self.backend.dtype)[:, 0] for x in options.adapters["head"]))
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         share = tensors.get("lane_merge")
         head = Head(tensors["embedding"], self.config.softcap, sides, adapter, share)
@@ -204,38 +194,39 @@ class Network(nn.Module):
         if self._frozen is not None:
             return self._frozen
         parameters: Tensors = dict(self.named_parameters())
-        if self.requantise is not None:
-            parameters |= {name: self.requantise(parameters[name]) for name in MATRICES}
-        tensors = {name: p.to(self.compute_dtype) for name, p in parameters.items()}
+        if self.backend.fake_quant is not None:
+            parameters |= {name: self.backend.fake_quant(parameters[name]) for name in MATRICES}
+        tensors = {name: p.to(self.backend.dtype) for name, p in parameters.items()}
+        # one matrix product for three
         tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)
         return tensors
 
-    def _lanes(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> State:
-        """Return the output of the last step, one lane or two [B, T, d]."""
-        run, blend = self._block, self._blend
-        if options.tap is not None:
-            run, blend = block, blended
-        x0 = embed(tokens_BT, tensors, self.config, bos=BOS, blend=blend)
+    def _run_layers(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Lanes:
+        """Return the output of the last virtual layer, one lane or two [B, T, d]."""
+        run, smear = self.backend.block, self.backend.smear
+        if options.tap is not None:  # compiled code would not call it
+            run, smear = block, smear_and_norm
+        x0 = embed(tokens_BT, tensors, self.config, bos=BOS, smear=smear)
         shared = self._shared_context(x0, tokens_BT, options)
-        extra = value_embedding(tokens_BT, tensors, self.config)
+        values = value_embedding(tokens_BT, tensors, self.config)
         rows = _Rows(tensors, self.config)
         adapters = self._cast_adapters(options.adapters, len(options.order))
-        state: State = (x0,)
-        kept: list[State] = []
-        copies = FanOut.apply(x0, len(options.order), self._add)
-        steps = plan(self.config, options.order)
-        for step, adapter, copy in zip(steps, adapters, copies, strict=True):
-            weights = rows.of(step)
-            context = self._step_context(step, shared, extra, tensors, options)
-            context = context._replace(x0=copy, adapters=adapter)
-            if self.config.value_residual and step.layer == 0:
-                shared = shared._replace(first_values=self._first_values(state, weights, context))
-            if step.skip_row is not None and kept:
-                context = context._replace(entering=kept.pop())
-            state = run(state, weights, context, self._kind(step))
-            if step.push:
-                kept.append(tuple(map(same_again, state)))
-        return state
+        lanes: Lanes = (x0,)
+        skips: list[Lanes] = []
+        copies = FanOut.apply(x0, len(options.order), self.backend.add)  # type: ignore[no-untyped-call]
+        virtual_layers = plan(self.config, options.order)
+        for virtual, adapter, x0_copy in zip(virtual_layers, adapters, copies, strict=True):
+            weights = rows.of(virtual)
+            context = self._layer_context(virtual, shared, values, tensors, options)
+            context = context._replace(x0=x0_copy, adapters=adapter)
+            if self.config.value_residual and virtual.layer == 0:
+                shared = shared._replace(first_values=self._first_values(lanes, weights, context))
+            if virtual.skip_row is not None and skips:
+                context = context._replace(skip=skips.pop())
+            lanes = run(lanes, weights, context, self._kind(virtual))
+            if virtual.push:
+                skips.append(tuple(map(distinct, lanes)))
+        return lanes
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
@@ -252,45 +243,49 @@ class Network(nn.Module):
         segments = options.segments or segments_of(tokens_BT, options)
         return Context(x0, cos, sin, segments=segments)
 
-    def _step_context(
-        self, step: Step, shared: Context, extra: Tensor | None, tensors: Tensors, options: Pass
+    def _layer_context(
+        self,
+        virtual: VirtualLayer,
+        shared: Context,
+        values: Tensor | None,
+        tensors: Tensors,
+        options: Pass,
     ) -> Context:
         context = shared
         segments = shared.segments or Segments(None, shared.x0.shape[1])
         # a window as long as its row is none, and attention without one is faster
-        if step.window is not None and step.window < segments.longest:
-            context = context._replace(segments=segments.within(step.window))
-        if step.value_row is not None:
-            assert extra is not None
-            context = context._replace(
-                value_extra=tensors["value_layer_scale"][step.value_row] * extra
-            )
+        if virtual.window is not None and virtual.window < segments.longest:
+            context = context._replace(segments=segments.within(virtual.window))
+        if virtual.value_row is not None:
+            assert values is not None
+            scale = tensors["value_layer_scale"][virtual.value_row]
+            context = context._replace(value_embedding=scale * values)
         if options.tap is not None:
-            context = context._replace(tap=_bind(options.tap, step))
+            context = context._replace(tap=_bind(options.tap, virtual))
         return context
 
     def _cast_adapters(
-        self, adapters: Mapping[str, Pair] | None, places: int
+        self, adapters: Mapping[str, Pair] | None, length: int
     ) -> Sequence[Adapters | None]:
-        """Return the adapters of each place of the order, in the compute dtype."""
+        """Return the adapters of each virtual layer of an order, in the compute dtype."""
         if adapters is None:
-            return [None] * places
+            return [None] * length
         split = {
-            name: [x.to(self.compute_dtype).unbind(1) for x in pair]
+            name: [x.to(self.backend.dtype).unbind(1) for x in pair]
             for name, pair in adapters.items()
             if name != "head"
         }
         return [
-            Adapters(**{name: Pair(a[place], b[place]) for name, (a, b) in split.items()})
-            for place in range(places)
+            Adapters(**{name: Pair(a[index], b[index]) for name, (a, b) in split.items()})
+            for index in range(length)
         ]
 
-    def _first_values(self, state: State, weights: Weights, context: Context) -> Tensor:
+    def _first_values(self, lanes: Lanes, weights: Weights, context: Context) -> Tensor:
         """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""
         plain = context._replace(first_values=None, tap=None)
-        _, n = mix_in(state[0], weights, plain, self._kind_base())
-        added = additions(n, weights, plain.adapters)
-        return heads_of(n, weights, plain, self._kind_base(), added)[2]
+        _, n = mix_and_norm(lanes[0], weights, plain, self._kind_base())
+        adapted = adapter_outputs(n, weights, plain.adapters)
+        return project_heads(n, weights, plain, self._kind_base(), adapted)[2]
 
     def _kind_base(self) -> Kind:
         c = self.config
@@ -303,13 +298,15 @@ class Network(nn.Module):
             head_gate=c.head_gate,
             head_gate_scale=c.head_gate_scale,
             mlp_slope=c.mlp_slope,
-            attend=self.attend,
-            operations=self.operations,
+            attend=self.backend.attend,
+            operations=self.backend.operations,
         )
 
-    def _kind(self, step: Step) -> Kind:
-        parallel = self.config.parallel if step.parallel else "none"
-        return self._kind_base()._replace(attention=step.attention, xsa=step.xsa, parallel=parallel)
+    def _kind(self, virtual: VirtualLayer) -> Kind:
+        parallel = self.config.parallel if virtual.parallel else "none"
+        return self._kind_base()._replace(
+            attention=virtual.attention, xsa=virtual.xsa, parallel=parallel
+        )
 
 
 def segments_of(
@@ -324,13 +321,20 @@ def segments_of(
     return segments._replace(window=options.window)
 
 
-def _bind(tap: Callable[[str, int, Tensor], None], step: Step) -> Callable[[str, Tensor], None]:
-    rows = {"qkv": step.layer, "o": step.layer, "up": step.mlp_row, "down": step.mlp_row}
+def _bind(
+    tap: Callable[[str, int, Tensor], None], virtual: VirtualLayer
+) -> Callable[[str, Tensor], None]:
+    rows = {
+        "qkv": virtual.layer,
+        "o": virtual.layer,
+        "up": virtual.mlp_row,
+        "down": virtual.mlp_row,
+    }
     return lambda name, x: tap(name, rows[name], x)
 
 
 class _Rows:
-    """The stacked tensors, taken apart once a pass: unbind's backward is one stack."""
+    """The stacked tensors, taken apart once per pass: the backward of unbind is one stack."""
 
     def __init__(self, tensors: Tensors, config: ModelConfig) -> None:
         self._rows: dict[str, Any] = {
@@ -343,22 +347,22 @@ class _Rows:
         scale = slots.float().rsqrt() if config.layer_scale else torch.ones_like(slots).float()
         self._rows["norm_scale"] = scale.unbind(0)
 
-    def of(self, step: Step) -> Weights:
-        """Return the weights of a step."""
+    def of(self, virtual: VirtualLayer) -> Weights:
+        """Return the weights of a virtual layer."""
         rows = {
-            **dict.fromkeys(("qkv", "o"), step.layer),
-            **dict.fromkeys(("up", "down"), step.mlp_row),
+            **dict.fromkeys(("qkv", "o"), virtual.layer),
+            **dict.fromkeys(("up", "down"), virtual.mlp_row),
             **dict.fromkeys(
-                ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), step.slot
+                ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
             ),
-            **dict.fromkeys(("head_gate", "value_mix"), step.layer),
+            **dict.fromkeys(("head_gate", "value_mix"), virtual.layer),
         }
-        if step.parallel:
-            parallel_row = step.layer - self._first_parallel
-            rows |= dict.fromkeys(("lane_keep", "lane_write"), step.layer)
+        if virtual.parallel:
+            parallel_row = virtual.layer - self._first_parallel
+            rows |= dict.fromkeys(("lane_keep", "lane_write"), virtual.layer)
             rows |= dict.fromkeys(("lane_route", "mlp_mix"), parallel_row)
-        if step.skip_row is not None:
-            rows |= dict.fromkeys(("skip_weight", "skip_gate"), step.skip_row)
+        if virtual.skip_row is not None:
+            rows |= dict.fromkeys(("skip_weight", "skip_gate"), virtual.skip_row)
         return Weights(
             **{name: self._rows[name][row] for name, row in rows.items() if name in self._rows}
         )

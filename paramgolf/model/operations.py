@@ -1,7 +1,7 @@
 """The operations that a fused kernel may replace, and their plain forms, which are the reference.
 
-Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels a head, m hidden
-channels.
+Shapes: B rows, T tokens, d width, H query heads, K key and value heads, D channels per head, m
+hidden channels of the MLP.
 """
 
 from __future__ import annotations
@@ -33,19 +33,24 @@ def norm(x: Tensor) -> Tensor:
 
 
 def mix_norm(
-    lanes: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
+    terms: tuple[Tensor, ...],
+    coefficients: Tensor | None,
+    scale: Tensor,
+    *,
+    keep: bool = True,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
-    """Return a sum of lanes [B, T, d], weighted a channel at a time, and scale * its RMSNorm.
+    """Return u = sum_i c_i * x_i of the terms x_i [B, T, d], and n = scale * RMSNorm(u).
 
-    `coefficients` are float32 [lanes, d]; without them the lanes are added as they are. Unless
-    `keep`, the sum is not for use.
+    `coefficients` c are float32 [terms, d], one per channel; without them the terms are added as
+    they are. Unless `keep`, u is not for use: a kernel need not write it.
     """
     if coefficients is None:
-        total = sum(lanes[1:], lanes[0])
+        u = sum(terms[1:], terms[0])
     else:
-        parts = [c * lane for c, lane in zip(coefficients, lanes, strict=True)]
-        total = sum(parts[1:], parts[0]).to(lanes[0].dtype)
-    return total, norm(total) * scale
+        # the coefficients are float32, and so is the sum, which is rounded to the terms' dtype once
+        parts = [c * x for c, x in zip(coefficients, terms, strict=True)]
+        u = sum(parts[1:], parts[0]).to(terms[0].dtype)
+    return u, norm(u) * scale
 
 
 def split_heads(
@@ -53,9 +58,10 @@ def split_heads(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return q [B, T, H, D], k and v [B, T, K, D] of a packed projection [B, T, (H + 2K) D].
 
-    q and k are normalised, rotated by cos and sin [T, channels / 2]; q is scaled by `gain` [H]. v
-    comes twice: attention and XSA both read it, and a kernel may add their gradients.
+    q and k are normalized, rotated by cos and sin [T, channels / 2]; q is scaled by `gain` [H]. v
+    comes twice, for its two readers: attention, and XSA. A kernel then adds their gradients itself.
     """
+    # q and k have length sqrt(D) after their norm, so `gain` alone sets how sharp attention can be
     B, T, _ = qkv.shape
     H = len(gain)
     heads = qkv.view(B, T, H + 2 * kv_heads, -1)
@@ -74,20 +80,25 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat(turned, dim=-1)
 
 
-def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, exclude: bool) -> Tensor:
-    """Return attention's output y [B, T, H, D] without its part along v (XSA), times the gates.
+def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool) -> Tensor:
+    """Return attention's output y [B, T, H, D], with XSA applied if `xsa`, times the gates.
 
     gate is [B, T, H]. v [B, T, K, D] are the values at the same positions; H / K heads share one.
     """
-    if exclude:
-        y = exclude_own_value(y, v)
+    if xsa:
+        y = exclusive_self_attention(y, v)
     return y if gate is None else y * gate.unsqueeze(-1)
 
 
-def exclude_own_value(y_BTHD: Tensor, v_BTKD: Tensor) -> Tensor:
-    """Take from each head's output its part along the value at its own position (XSA)."""
+def exclusive_self_attention(y_BTHD: Tensor, v_BTKD: Tensor) -> Tensor:
+    """Take from each head's output its part along the value at its own position (XSA).
+
+    y <- y - (y . v^) v^ with v^ = v / |v|: what is left is orthogonal to v. A position's own value
+    is at hand in the residual stream anyway, so that attention need only tell of the others.
+    Source: pg#1019 and its forebears.
+    """
     B, T, H, D = y_BTHD.shape
-    grouped = y_BTHD.view(B, T, v_BTKD.shape[2], -1, D)
+    grouped = y_BTHD.view(B, T, v_BTKD.shape[2], -1, D)  # the heads of a group share their value
     direction = F.normalize(v_BTKD, dim=-1, eps=TINY).unsqueeze(3)
     along = (grouped * direction).sum(-1, keepdim=True)
     return (grouped - along * direction).view(B, T, H, D)
@@ -99,7 +110,7 @@ def activate(z: Tensor, slope: float) -> Tensor:
 
 
 def mlp(
-    lanes: tuple[Tensor, ...],
+    terms: tuple[Tensor, ...],
     coefficients: Tensor | None,
     scale: Tensor,
     up: Tensor,
@@ -108,11 +119,11 @@ def mlp(
     *,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Return down(LeakyReLU(up n)^2) [B, T, d], and n, the scaled norm of the lanes' sum.
+    """Return down(LeakyReLU(up n)^2) [B, T, d], and n, the scaled norm of the terms' sum.
 
     The sum is as in `mix_norm`; with `residual` it is added to the result. up is [m, d], down
     [d, m].
     """
-    total, n = mix_norm(lanes, coefficients, scale, keep=residual)
+    u, n = mix_norm(terms, coefficients, scale, keep=residual)
     y = F.linear(activate(F.linear(n, up), slope), down)
-    return total + y if residual else y, n
+    return u + y if residual else y, n

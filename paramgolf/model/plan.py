@@ -1,4 +1,8 @@
-"""What happens at each place of a layer order: which weights, which skip, which options."""
+"""What each entry of a layer order does: which weights it uses, which skip, which options.
+
+An order may name a layer more than once (recurrence). Its entries are called virtual layers; the
+layers whose matrices they use are physical ones.
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,20 @@ from paramgolf.model.config import ModelConfig, Order
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One place of an order.
+class VirtualLayer:
+    """One entry of a layer order, and the rows of the stacked parameters that it uses.
 
-    `layer` is the row of the attention matrices, `mlp_row` of the MLP matrices, `slot` of the
-    scales and gains. `push` keeps this step's output for the decoder; `skip_row` says that a kept
-    output enters before the step, weighted by that row. `value_row` is the row of the value
-    embedding's scale. `parallel` means that the layer is in the parallel part. `window` is how many
-    positions its attention sees, None: all.
+    Attributes:
+        layer: the physical layer, which is the row of the attention matrices.
+        mlp_row: the row of the MLP matrices, another one where repeats are untied.
+        slot: the row of the scales and gains.
+        push: its output is kept as a skip for the decoder.
+        skip_row: the row of the skip weights, where a kept output is added before the layer.
+        attention: it has an attention sublayer.
+        xsa: its attention is exclusive (operations.exclusive_self_attention).
+        value_row: the row of the value embedding's scale, where that embedding is added.
+        parallel: it lies in the part of the network that runs in a parallel form.
+        window: how many positions its attention sees, None: all.
     """
 
     layer: int
@@ -30,44 +40,46 @@ class Step:
     window: int | None
 
 
-def plan(config: ModelConfig, order: Order) -> tuple[Step, ...]:
-    """Return the steps of `order`.
+def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
+    """Return the virtual layers of `order`.
 
-    The first half of the order (rounded down) is the encoder: it pushes. Decoder step j pops the
-    newest kept output while rows of skip weights last. With virtual scalars (#1204) the place in
-    the order, not the layer, owns scales, gains and the value embedding.
+    The first half of the order (rounded down) is the encoder, whose outputs are pushed on a stack.
+    Decoder layer j pops the newest of them while there are rows of skip weights. With virtual
+    scalars (pg#1204) scales, gains and the value embedding go by the position in the order instead
+    of the physical layer.
     """
     encoder = len(order) // 2
     skips = 0 if config.skips == "none" else min(encoder, config.skip_count)
     seen: set[int] = set()
-    repeats, steps = 0, []
-    for place, layer in enumerate(order):
-        slot = place if config.virtual_scalars else layer
+    repeats, virtual_layers = 0, []
+    for position, layer in enumerate(order):
+        slot = position if config.virtual_scalars else layer
         mlp_row = layer
         if layer in seen and config.untied_repeats:
             mlp_row, repeats = config.layers + repeats, repeats + 1
         seen.add(layer)
         values = config.value_embedding_layers
-        decoder_step = place - encoder
-        steps.append(
-            Step(
+        decoder_position = position - encoder
+        virtual_layers.append(
+            VirtualLayer(
                 layer=layer,
                 mlp_row=mlp_row,
                 slot=slot,
-                push=place < encoder,
-                skip_row=decoder_step if 0 <= decoder_step < skips else None,
+                push=position < encoder,
+                skip_row=decoder_position if 0 <= decoder_position < skips else None,
                 attention=config.first_attention or layer > 0,
-                xsa=place >= len(order) - config.xsa_layers,
+                xsa=position >= len(order) - config.xsa_layers,
                 value_row=values.index(slot) if slot in values else None,
                 parallel=config.parallel != "none" and layer >= config.parallel_start,
                 window=config.window if layer in config.window_layers else None,
             )
         )
-    return tuple(steps)
+    return tuple(virtual_layers)
 
 
 def repeated_layers(config: ModelConfig) -> tuple[int, ...]:
     """Return, for each MLP row after the layers' own, the layer that it is copied from."""
     longest = max(config.orders, key=len)
-    steps = plan(config, longest)
-    return tuple(step.layer for step in steps if step.mlp_row >= config.layers)
+    return tuple(
+        virtual.layer for virtual in plan(config, longest) if virtual.mlp_row >= config.layers
+    )

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from paramgolf.model.backend import place
-from paramgolf.model.network import BOS, Network
-from paramgolf.model.replay import Replay
+from paramgolf.data.special_tokens import BOS
+from paramgolf.model.cuda_graph import CudaGraphs
+from paramgolf.model.network import Network
 from paramgolf.profiling.time_split import time_split
 from paramgolf.recipes import Params
 from paramgolf.runtime import Runtime
@@ -35,7 +35,7 @@ class Rehearsal:
     def __init__(self, params: Params, runtime: Runtime) -> None:
         self.model, vocab_size = params.model, params.tokenizer.vocab_size
         network = Network(self.model, vocab_size, seed=params.train.seed, device=runtime.device)
-        self._network = place(network, runtime)
+        self._network = network.on(runtime)
         self.train = params.train
         tokens = params.train.micro_batch_tokens
         if tokens == "auto":
@@ -43,13 +43,13 @@ class Rehearsal:
         self.micro_batch_tokens = tokens
         self._state = TrainState(self._network, self.train, runtime)
         self._batches: dict[int, Batch] = {}
-        self._replay = Replay()
+        self._graphs = CudaGraphs()
         for phase in (0, -1):
             self._state.zero_grad()
             batch = self._random_batch(phase, vocab_size, runtime.device)
             work = functools.partial(self._backward, phase=phase)
             work(batch)
-            self._replay.capture(phase, work, batch)
+            self._graphs.capture(phase, work, batch)
             self._batches[phase] = batch
         self._state.zero_grad()
 
@@ -75,7 +75,7 @@ class Rehearsal:
         """Run forward and backward of a step of so many tokens."""
         self._state.zero_grad()
         for _ in range(batch_tokens // self.micro_batch_tokens):
-            self._replay(phase, self._batches[phase])
+            self._graphs(phase, self._batches[phase])
 
     def optimise(self) -> None:
         """Clip, update weights and average."""

@@ -21,7 +21,6 @@ from paramgolf.data.shards import ShardStream
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
-from paramgolf.model.backend import place
 from paramgolf.model.network import Network
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
@@ -67,7 +66,7 @@ def collect(
         )
     network = Network(trained.model, trained.vocab_size)
     network.load_state_dict(trained.state)
-    place(network, replace(runtime, compile=False))  # taps defeat compilation
+    network = network.on(replace(runtime, compile=False))  # taps defeat compilation
     length = trained.sequence_length
     if config.source == "train":
         stream = tokens.train()

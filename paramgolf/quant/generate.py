@@ -1,24 +1,25 @@
 """Text that the model writes itself, with every layer's keys and values kept.
 
-The network is the one of training, untouched: what it calls for attention is replaced by one that
-remembers. Each step passes the newest token and the two before it: smearing looks one token back,
-at an embedding that with bigrams looks one further; all else in the network looks at one position
-alone. Shapes are the same at each step, and nothing waits for the device: on a GPU the step is
-recorded once and replayed.
+The network is the one of training; its backend has another attention, one that remembers. Each
+step passes the newest token and the two before it: smearing looks one token back, at an embedding
+that with bigrams looks one further; all else in the network looks at one position alone. Shapes are
+the same at each step, and nothing waits for the device: on a GPU the step is recorded once and
+replayed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from paramgolf.model.attention import Segments, rotary_table
+from paramgolf.model.backend import REFERENCE
+from paramgolf.model.cuda_graph import record
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import rotate
-from paramgolf.model.reference import REFERENCE
 
 SEEN = 3  # tokens of a pass
 WARM_UPS = 3  # steps before a recording, as CUDA graphs ask for
@@ -61,7 +62,7 @@ class Memory:
         config, device = network.config, place.device
         calls = len(network.config.orders[-1])
         shape = calls, batch, config.kv_heads, length, config.head_dim
-        self._keys = torch.zeros(shape, dtype=network.compute_dtype, device=device)
+        self._keys = torch.zeros(shape, dtype=network.backend.dtype, device=device)
         self._values = torch.zeros_like(self._keys)
         self._place, self._calls = place, 0
         self._positions = torch.arange(length, device=device)
@@ -107,38 +108,22 @@ def write(network: Network, draws: Tensor, bos: int, temperature: float) -> Tens
     device = draws.device
     text = torch.full((batch, length), bos, dtype=torch.int64, device=device)
     place = torch.zeros((), dtype=torch.int64, device=device)
-    memory, before = Memory(network, batch, length, place), (network.attend, network.operations)
-    writer = Writer(network, text, place, draws, temperature)
+    memory = Memory(network, batch, length, place)
+    # fused kernels are made for long rows
+    backend = dataclasses.replace(network.backend, attend=memory, operations=REFERENCE)
+    writer = Writer(network.with_backend(backend), text, place, draws, temperature)
 
     def step() -> None:
         memory.begin()
         writer.step()
 
-    # fused kernels are made for long rows
-    network.attend, network.operations = memory, REFERENCE
-    try:
-        step = recorded(step, place) if device.type == "cuda" and length > WARM_UPS + 1 else step
-        for _ in range(length - 1):
-            step()
-    finally:
-        network.attend, network.operations = before
-    return text
-
-
-def recorded(step: Callable[[], None], place: Tensor) -> Callable[[], None]:
-    """Record a step on the GPU and return what replays it; `place` is put back to 0."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(WARM_UPS):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    place.zero_()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    if device.type == "cuda" and length > WARM_UPS + 1:
+        graph, _ = record(step, warm_ups=WARM_UPS)
+        place.zero_()  # what the warm-up wrote is written over
+        step = graph.replay
+    for _ in range(length - 1):
         step()
-    place.zero_()
-    return graph.replay
+    return text
 
 
 def pick(chances_BV: Tensor, draws_B1: Tensor) -> Tensor:

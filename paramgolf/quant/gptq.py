@@ -33,8 +33,8 @@ import torch
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.model.cuda_graph import captured
 from paramgolf.progress import say
-from paramgolf.quant.captured import captured
 from paramgolf.quant.grids import Rows, nearest
 from paramgolf.quant.trellis import best_paths
 

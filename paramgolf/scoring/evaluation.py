@@ -11,7 +11,6 @@ import numpy as np
 from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
-from paramgolf.model.backend import place
 from paramgolf.model.network import Network
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.ledger import Ledger
@@ -37,7 +36,7 @@ def build_network(packed: Package, runtime: Runtime) -> Network:
     """Return a network of a decoded package, which stays as it is."""
     network = Network(packed.model, packed.vocab_size)
     network.load_state_dict(packed.state)
-    return place(network, runtime)
+    return network.on(runtime)
 
 
 def begin(

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from paramgolf.model.backend import share_graphs
+from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network
-from paramgolf.model.replay import Replay
-from paramgolf.model.shared_graphs import share_graphs
 from paramgolf.progress import say
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import AdaptConfig
@@ -80,6 +80,8 @@ class DocumentScorer(Scorer):
     def __init__(self, network: Network, text: Text, config: AdaptConfig, session: Session) -> None:
         start, stop = find_documents(text)
         order = scoring_order(stop - start, config.documents.order)
+        if session.runtime.compile:
+            network = network.with_backend(share_graphs(network.backend))
         self.start, self.stop = start[order], stop[order]
         super().__init__(
             network.requires_grad_(False),
@@ -92,11 +94,9 @@ class DocumentScorer(Scorer):
         )
         self.config = config
         self.learner = Learner(network, config.adapter, self.rows)
-        self._replay = Replay()
+        self._graphs = CudaGraphs()
         self._lanes = share(config.documents.lanes, self.runtime)
         self.warm: dict[int, Matrices] = {}
-        if self.runtime.compile:
-            share_graphs(network)
 
     def plan(self) -> list[Step]:
         """Return what to score, and where phases come (#1610, #1626).
@@ -171,7 +171,7 @@ class DocumentScorer(Scorer):
             inputs, targets = torch.zeros((2, rows, read), dtype=torch.int64, device=device)
             first, places = (torch.zeros_like(inputs[0, :1].expand(n)) for n in (rows, size))
             lesson = Lesson(inputs, targets, first, places, first.float())
-            self._replay.capture(shape, self._teach, lesson, warm_ups=0)
+            self._graphs.capture(shape, self._teach, lesson, warm_ups=0)
 
     def train(self, targets: np.ndarray) -> None:
         """Train the whole model on `targets`, in that order; adapters begin anew afterwards."""
@@ -228,8 +228,8 @@ class DocumentScorer(Scorer):
         learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
         lesson = Lesson(batch.inputs, batch.targets, batch.first, places, learns)
         key = (*batch.inputs.shape, len(places))
-        if self._replay.fits(key, lesson):
-            passed: tuple[torch.Tensor, torch.Tensor] = self._replay(key, lesson)
+        if self._graphs.fits(key, lesson):
+            passed: tuple[torch.Tensor, torch.Tensor] = self._graphs(key, lesson)
             return passed
         return self._teach(lesson)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.model.network import BOS
+from paramgolf.data.special_tokens import BOS
 from paramgolf.scoring.scorer import Batch, Scorer
 
 EXAMINED = 8  # passes of an evaluation

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.model.attention import BOUNDS_MULTIPLE
-from paramgolf.model.network import Network, Part, Pass, segments_of
+from paramgolf.model.head import cross_entropy
+from paramgolf.model.network import Network, Pass, Positions, segments_of
 from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
@@ -41,7 +41,7 @@ class Batch(NamedTuple):
     targets: Tensor
     first: Tensor
     options: Pass
-    part: Part
+    part: Positions
 
     @property
     def numbers(self) -> Tensor:
@@ -259,12 +259,6 @@ def add_scores(
         scored = slice(first - origin, stop - origin)
         nats[scored] += row[first - begin : stop - begin]
         times[scored] += 1
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the nats [B, k] of `targets` under logits [B, k, V]."""
-    nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-    return nats.view(targets.shape)
 
 
 def start_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:

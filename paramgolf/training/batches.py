@@ -13,9 +13,10 @@ from torch import Tensor
 
 from paramgolf.data.loader import TrainingWindows
 from paramgolf.data.shards import ShardStream
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
 from paramgolf.model.config import Order
-from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, send, share
 from paramgolf.training.config import BatchPhase, TrainConfig
 from paramgolf.training.schedule import Point

@@ -20,12 +20,11 @@ from paramgolf.clock import Clock, seconds_since_start
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes, write_json
-from paramgolf.model.backend import place
 from paramgolf.model.config import ModelConfig
+from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.embedding import mix_aliases
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.replay import Replay
 from paramgolf.progress import Meter, say
 from paramgolf.runtime import Runtime, device_name, synchronize
 from paramgolf.training.batches import Batch, Batches, backward
@@ -70,7 +69,7 @@ class Run:
         network = Network(model, tokens.vocab_size, seed=config.seed, device=runtime.device)
         if model.fused_markers:
             mix_aliases(network.get_parameter("embedding"), tokens.aliases)
-        self._network = place(network, runtime)
+        self._network = network.on(runtime)  # as the passes see it now
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),
@@ -79,7 +78,7 @@ class Run:
         )
         self.model, self.config, self.runtime = model, config, runtime
         self._state = TrainState(self._network, config, runtime)
-        self._replay = Replay()
+        self._graphs = CudaGraphs()
         if config.micro_batch_tokens == "auto":
             micro_batch_tokens = choose_micro_batch(self._network, config, runtime)
         else:
@@ -148,20 +147,20 @@ class Run:
         Weights, moments and batches stay as they are.
         """
         if self.runtime.compile:
-            for sizes, phase in self._meetings():
+            for sizes, phase in self.phase_pairs():
                 self._state.zero_grad()
                 batch = self._batches.random(sizes, self._tokens.vocab_size)
                 work = functools.partial(self._backward, sizes=sizes, phase=phase)
                 work(batch)
                 if self.runtime.device.type == "cuda":
-                    self._replay.capture((sizes, phase), work, batch)
+                    self._graphs.capture((sizes, phase), work, batch)
         self._state.zero_grad()
         synchronize(self.runtime.device)
         self._startup_seconds = seconds_since_start()
         self.clock = Clock(spent=self._spent)
 
-    def _meetings(self) -> Iterable[tuple[BatchPhase, int]]:
-        """Return the sizes of batches and the phases of the model that meet in this run."""
+    def phase_pairs(self) -> Iterable[tuple[BatchPhase, int]]:
+        """Return the phases of batch sizes and of recurrence that occur together in this run."""
         sizes, model = self.config.sizes, self.model
         if model.recurrence_unit == "step":  # what meets then depends on the speed
             return itertools.product(sizes, range(len(model.orders)))
@@ -217,7 +216,7 @@ class Run:
         sizes = self._batches.sizes(at)
         if sizes != self._sizes:
             self._sizes, self._sizes_since = sizes, self.step
-        self._state.requantise(at)
+        self._network = self._state.network_at(at)
 
     def _rewarm(self) -> float:
         """Return the share of the rate after a change of sizes: a linear rise (#2014)."""
@@ -236,8 +235,9 @@ class Run:
     def _accumulate(self, batch: Batch) -> Tensor:
         """Add the gradient of a micro-batch, by a captured graph where one serves."""
         key = (self._sizes, self.phase)
-        if self._network.requantise is None and self._replay.fits(key, batch):
-            return self._replay(key, batch)
+        if self._network.backend.fake_quant is None and self._graphs.fits(key, batch):
+            loss: Tensor = self._graphs(key, batch)
+            return loss
         return self._backward(batch, sizes=self._sizes, phase=self.phase)
 
     def _backward(self, batch: Batch, *, sizes: BatchPhase, phase: int) -> Tensor:
@@ -301,6 +301,7 @@ class Run:
         """Average the weights, validate in full, write the model and the metrics."""
         seconds = self.clock.elapsed
         self._state.load_average()
+        self._network = self._state.network
         score = self._validate(None)
         if self.runtime.is_main:
             self._write_model()
@@ -315,7 +316,8 @@ class Run:
         self.runtime.barrier()
 
     def _write_model(self) -> None:
-        model, tensors = reached(self.model, self.phase, self._network.state_dict())
+        weights = self._network.state_dict()
+        model, tensors = without_unreached_phases(self.model, self.phase, weights)
         write_bytes(OUT / "model.safetensors", save(tensors))
         content = {
             "schema": SCHEMA,
@@ -349,7 +351,7 @@ class Run:
         }
 
 
-def reached(
+def without_unreached_phases(
     model: ModelConfig, phase: int, tensors: dict[str, Tensor]
 ) -> tuple[ModelConfig, dict[str, Tensor]]:
     """Return the configuration and the tensors of a model whose training ended in `phase`.

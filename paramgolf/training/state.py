@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -67,7 +69,7 @@ class TrainState:
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
     def step(self, at: Point, *, rewarm: float = 1.0) -> float:
-        """Sum gradients over processes, clip, update weights and average; return the rate's share."""
+        """Sum gradients over processes, clip, update; return the multiplier of the rates."""
         if self._config.clip_scope == "process":
             # a part of 1 / world of the mean gradient is clipped as if it were the whole
             self._clip(self._config.clip_norm / self._runtime.world)
@@ -86,17 +88,24 @@ class TrainState:
         self._update_average(at, multiplier)
         return multiplier
 
-    def requantise(self, at: Point) -> None:
-        """Let the next passes see rounded matrices, if late quantisation-aware training is due."""
+    def network_at(self, at: Point) -> Network:
+        """Return the network of the passes at `at`: one of rounded matrices where late QAT is due.
+
+        Its parameters are those of `network`.
+        """
+        multiplier = lr_multiplier(self._config, at)
+        if multiplier >= self._config.qat_below:
+            return self.network
+        fake_quant = self._rounding(multiplier)
+        backend = dataclasses.replace(self.network.backend, fake_quant=fake_quant)
+        return self.network.with_backend(backend)
+
+    def _rounding(self, multiplier: float) -> Callable[[Tensor], Tensor]:
         c = self._config
-        multiplier = lr_multiplier(c, at)
-        if multiplier >= c.qat_below:
-            self.network.requantise = None
-        elif c.qat_rounding == "ste":
-            self.network.requantise = lambda w: straight_through(w, c.qat_bits)
-        else:
-            sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
-            self.network.requantise = lambda w: soft_round(w, c.qat_bits, sharpness)
+        if c.qat_rounding == "ste":
+            return lambda w: straight_through(w, c.qat_bits)
+        sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
+        return lambda w: soft_round(w, c.qat_bits, sharpness)
 
     def _clip(self, norm: float) -> None:
         if norm > 0:
@@ -130,7 +139,6 @@ class TrainState:
 
     def load_average(self) -> None:
         """Replace the weights by their average, for validation and the final model."""
-        self.network.requantise = None
         if self._config.average == "swa" and self._averaged == 0:
             return  # the rate never fell so far: the last weights are the model
         with torch.no_grad():

@@ -23,7 +23,7 @@ def validate(
     batch_windows: int,
     max_tokens: int | None,
 ) -> Tally:
-    """Score the first `max_tokens` targets (None: all) in windows of `length`, summed over processes.
+    """Score the first `max_tokens` targets (None: all) in windows of `length`, by all processes.
 
     The context of a window begins with it; the last window may be short. Target j of the stream is
     token j + 1, and its bytes are byte_counts[j + 1].

@@ -6,11 +6,19 @@ import pytest
 import torch
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
-from paramgolf.model.block import Adapters, Context, Kind, Pair, Weights, attention, feed
+from paramgolf.model.backend import REFERENCE
+from paramgolf.model.block import (
+    Adapters,
+    Context,
+    Kind,
+    Pair,
+    Weights,
+    attention_sublayer,
+    mlp_sublayer,
+)
 from paramgolf.model.head import Head, head_nll
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import norm
-from paramgolf.model.reference import REFERENCE
 
 VOCAB = 64
 ALL = ("q", "k", "v", "o", "mlp", "head")
@@ -88,9 +96,11 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
     n = w.norm_scale * norm(x)
     added = torch.stack([n[i] @ pair.a[i].T @ pair.b[i].T for i in range(B)])
     with_o, with_mlp = (c._replace(adapters=Adapters(**{name: pair})) for name in ("o", "mlp"))
-    difference = attention(n, w, with_o, kind) - attention(n, w, c, kind)
+    difference = attention_sublayer(n, w, with_o, kind) - attention_sublayer(n, w, c, kind)
     torch.testing.assert_close(difference, w.attn_scale * added, atol=1e-4, rtol=1e-4)
-    plain, adapted = (feed((x,), None, w, k, kind, residual=False)[0] for k in (c, with_mlp))
+    plain, adapted = (
+        mlp_sublayer((x,), None, w, k, kind, residual=False)[0] for k in (c, with_mlp)
+    )
     difference = adapted - plain
     torch.testing.assert_close(difference, w.mlp_scale * added, atol=1e-2, rtol=1e-4)
 

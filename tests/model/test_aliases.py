@@ -8,11 +8,11 @@ import json
 import pytest
 import torch
 
-from paramgolf.data.special_tokens import ALIASES
+from paramgolf.data.special_tokens import ALIASES, BOS
 from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
-from paramgolf.model.embedding import embed
+from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, program
 from paramgolf.runtime import Runtime
@@ -61,9 +61,10 @@ def by_the_formula(tokens, p, smear):
 def test_smearing_is_the_formula(tiny_model, smear):
     config = tiny_model(smear=smear, fused_markers=True)
     tensors = {name: p.detach() for name, p in network_of(config).named_parameters()}
-    found = embed(text(), tensors, config, bos=1)[0]
+    found = embed(text(), tensors, config, bos=BOS, smear=smear_and_norm)[0]
     torch.testing.assert_close(found, by_the_formula(text()[0], tensors, smear))
-    plain = embed(text(), tensors, dataclasses.replace(config, fused_markers=False), bos=1)[0]
+    unfused = dataclasses.replace(config, fused_markers=False)
+    plain = embed(text(), tensors, unfused, bos=BOS, smear=smear_and_norm)[0]
     differs = (found - plain).abs().amax(-1) > 1e-4
     assert differs.nonzero().flatten().tolist() == [6, 21]  # 7 is BOS
 

@@ -8,9 +8,9 @@ import importlib.util
 import pytest
 import torch
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import Segments, attend_sdpa, find_segments, flash_attention_3
-from paramgolf.model.backend import place
-from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 
 pytestmark = pytest.mark.gpu
@@ -69,7 +69,7 @@ def test_the_network_on_a_gpu_equals_fp32_on_a_cpu(tiny_model, compiled, paralle
     expected.backward()
     gradients = {n: p.grad.clone() for n, p in network.named_parameters()}
     network.zero_grad()
-    place(network, Runtime(0, 1, GPU, compile=compiled))
+    network = network.on(Runtime(0, 1, GPU, compile=compiled))
     on_gpu = tokens.to(GPU)
     found = network.nll(on_gpu[:, :-1], on_gpu[:, 1:], options).mean()
     found.backward()

@@ -9,12 +9,14 @@ import math
 import pytest
 import torch
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import attend_sdpa, find_segments, rotary_table
+from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.block import FirstChannels, block
 from paramgolf.model.config import RecurrencePhase
-from paramgolf.model.embedding import embed
-from paramgolf.model.network import BOS, Network, Pass
-from paramgolf.model.operations import exclude_own_value, rotate
+from paramgolf.model.embedding import embed, smear_and_norm
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.operations import exclusive_self_attention, rotate
 from paramgolf.model.plan import plan
 from paramgolf.model.shapes import count, shapes
 from paramgolf.recipes import check, compose
@@ -147,11 +149,13 @@ def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
     config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
     network = randomised(Network(config, VOCAB, seed=1))
     batch = tokens(rows=1)
-    batch[0, 10] = 1  # BOS
+    batch[0, 10] = BOS
     changed = batch.clone()
     changed[0, 9] = 5
     tensors = dict(network.named_parameters())
-    before, after = (embed(x, tensors, config, bos=1) for x in (batch, changed))
+    before, after = (
+        embed(x, tensors, config, bos=BOS, smear=smear_and_norm) for x in (batch, changed)
+    )
     assert torch.equal(before[:, 10:], after[:, 10:])
     assert not torch.equal(before[:, 9], after[:, 9])
 
@@ -182,13 +186,13 @@ def test_rotation_depends_on_distance_alone():
     torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
 
 
-def test_own_value_is_taken_out():
+def test_exclusive_self_attention_is_orthogonal_to_the_value():
     generator = torch.Generator().manual_seed(0)
     y, v = (
         torch.randn(1, 5, 4, 8, generator=generator),
         torch.randn(1, 5, 2, 8, generator=generator),
     )
-    out = exclude_own_value(y, v)
+    out = exclusive_self_attention(y, v)
     for t in range(5):
         for head in range(4):
             unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
@@ -211,7 +215,7 @@ def sublayers(network: Network, layer: int, x0: torch.Tensor):
         heads = lambda w: (n @ w.T).unflatten(-1, (-1, c.head_dim))  # noqa: E731
         q, k, v = heads(p["q"][layer]), heads(p["k"][layer]), heads(p["v"][layer])
         q = rotate(rms(q), cos, sin) * p["q_gain"][layer][:, None]
-        y = exclude_own_value(attend_sdpa(q, rotate(rms(k), cos, sin), v), v)
+        y = exclusive_self_attention(attend_sdpa(q, rotate(rms(k), cos, sin), v), v)
         return p["attn_scale"][layer] * (y.flatten(2) @ p["o"][layer].T)
 
     def mlp(x):
@@ -278,13 +282,13 @@ def test_each_parallel_form_is_its_formula(tiny_model, parallel):
     torch.testing.assert_close(network.logits(batch, Pass(config.orders[0])), expected)
 
 
-def test_skips_pair_the_newest_with_the_first_decoder_step(tiny_model):
+def test_skips_pair_the_newest_with_the_first_decoder_layer(tiny_model):
     config = tiny_model(skips="gated")
-    steps = plan(config, (0, 1, 2, 1, 2, 3))
-    assert [step.push for step in steps] == [True] * 3 + [False] * 3
-    assert [step.skip_row for step in steps] == [None, None, None, 0, 1, 2]
+    layers = plan(config, (0, 1, 2, 1, 2, 3))
+    assert [layer.push for layer in layers] == [True] * 3 + [False] * 3
+    assert [layer.skip_row for layer in layers] == [None, None, None, 0, 1, 2]
     fewer = plan(dataclasses.replace(config, skip_rows=2), (0, 1, 2, 1, 2, 3))
-    assert [step.skip_row for step in fewer] == [None, None, None, 0, 1, None]
+    assert [layer.skip_row for layer in fewer] == [None, None, None, 0, 1, None]
 
 
 def test_untied_repeats_start_as_their_layers(tiny_model):
@@ -324,16 +328,16 @@ def test_last_positions_alone_score_the_same(tiny_model):
     torch.testing.assert_close(tail, whole[:, -5:])
 
 
-def test_blocks_read_no_views(tiny_model, monkeypatch):
+def test_blocks_read_no_views(tiny_model):
     """Compiled code with symbolic sizes asks what views are of, which torch 2.11 may refuse."""
     network = randomised(Network(tiny_model(), VOCAB, seed=1))
-    read, run = [], network._block
+    read = []
 
-    def watched(state, weights, context, kind):
-        read.extend([*state, context.x0, context.cos, context.sin, *(context.entering or ())])
-        return run(state, weights, context, kind)
+    def watched(lanes, weights, context, kind):
+        read.extend([*lanes, context.x0, context.cos, context.sin, *(context.skip or ())])
+        return block(lanes, weights, context, kind)
 
-    monkeypatch.setattr(network, "_block", watched)
+    network = network.with_backend(Backend(block=watched))
     network.nll(tokens()[:, :-1], tokens()[:, 1:], Pass(network.config.orders[-1]))
     assert read
     assert all(tensor._base is None for tensor in read)
@@ -351,7 +355,8 @@ def test_a_kind_of_block_is_one_graph(tiny_model):
         graphs.append(graph)
         return graph.forward
 
-    network._block = torch.compile(block, dynamic=False, backend=keep)
+    as_graphs = torch.compile(block, dynamic=False, backend=keep)
+    network = network.with_backend(Backend(block=as_graphs))
     text = tokens()
     for order in model.orders:
         network.nll(text[:, :-1], text[:, 1:], Pass(order)).sum().backward()
@@ -372,10 +377,9 @@ def test_longer_documents_need_no_graph(tiny_model, monkeypatch):
 
     monkeypatch.setattr(torch, "compile", functools.partial(compile_as_is, backend=keep))
     network = Network(tiny_model(), VOCAB, seed=1)
-    network.attend = attend
     torch.nn.init.normal_(network.get_parameter("o"))  # zero at first, and nothing would be seen
     torch._dynamo.reset()
-    network.compile_blocks()
+    network = network.with_backend(compiled(Backend(attend=attend)))
     text = tokens()
     found = []
     for longest in (5, 8):

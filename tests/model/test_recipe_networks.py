@@ -8,8 +8,9 @@ import pytest
 import torch
 from recipe_case import RECIPES, moved, narrow_recipe
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import names
 
 VOCAB = 97

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import find_segments
 from paramgolf.model.flops import forward_flops
-from paramgolf.model.network import BOS, Network, Pass
+from paramgolf.model.network import Network, Pass
 
 
 def test_segments_begin_with_rows_documents_and_pieces():

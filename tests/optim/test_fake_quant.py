@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from paramgolf.data.token_set import open_tokens
+from paramgolf.model.backend import Backend
 from paramgolf.model.network import Network, Pass
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.runtime import Runtime
@@ -44,7 +45,8 @@ def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled
     config = dataclasses.replace(sample.train, steps=100, warmdown=1.0, qat_below=0.2, qat_bits=2)
     network = Network(tiny_model(), 64, seed=1)
     if compiled:
-        network._block = torch.compile(network._block, backend="eager")
+        as_graphs = torch.compile(network.backend.block, backend="eager")
+        network = network.with_backend(Backend(block=as_graphs))
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.1)
@@ -52,10 +54,10 @@ def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled
     tokens = torch.arange(4, 40)[None]
     options = Pass(network.config.orders[0])
     plain = network.logits(tokens, options)
-    state.requantise(point(config, 10, 0.0))
-    assert torch.equal(network.logits(tokens, options), plain)
-    state.requantise(point(config, 90, 0.0))
-    assert not torch.equal(network.logits(tokens, options), plain)
+    early, late = (state.network_at(point(config, step, 0.0)) for step in (10, 90))
+    assert torch.equal(early.logits(tokens, options), plain)
+    assert not torch.equal(late.logits(tokens, options), plain)
+    assert torch.equal(state.network.logits(tokens, options), plain)
 
 
 def test_stochastic_weight_average_is_applied(tiny_model, sample, tokens_folder):

@@ -60,19 +60,12 @@ def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch
     check_logits(network, draws, monkeypatch, tolerance=2e-4)
 
 
-def test_the_network_gets_its_attention_back():
-    network = recipe_network("pr1493")
-    attend = network.attend
-    write(network, torch.rand(1, 3, dtype=torch.float64), BOS, 1.0)
-    assert network.attend is attend
-
-
 @pytest.mark.gpu
 def test_a_recorded_step_writes_what_an_eager_one_does(monkeypatch):
     network = recipe_network("pr1493").cuda()
     draws = torch.from_numpy(np.random.default_rng(2).random((4, LENGTH))).cuda()
     text = write(network, draws, BOS, 0.8)
-    monkeypatch.setattr("paramgolf.quant.generate.recorded", lambda step, place: step)
+    monkeypatch.setattr("paramgolf.quant.generate.WARM_UPS", LENGTH)  # too few tokens to record
     assert torch.equal(text, write(network, draws, BOS, 0.8))
     with torch.no_grad():
         logits = network.logits(text, Pass(order=network.config.orders[-1]))

@@ -8,7 +8,6 @@ import torch
 from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
-from paramgolf.model.backend import place
 from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
@@ -308,7 +307,7 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     text, documents = make_text(400), {**documents, "batch_documents": 8}
     plain = adapt(text, documents=documents, epochs=1)
-    monkeypatch.setattr(lora_documents, "Replay", Recorded)
+    monkeypatch.setattr(lora_documents, "CudaGraphs", Recorded)
     config = make_lora_config("lora_documents", None, documents, epochs=1)
     scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
     steps = scorer.plan()
@@ -320,7 +319,7 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
     scorer._record(sorted(shapes, reverse=True))
     for step in steps:
         scorer.run(step)
-    assert {*scorer._replay.replayed} == shapes
+    assert {*scorer._graphs.replayed} == shapes
     np.testing.assert_allclose(scorer.ledger.nats, plain.nats, atol=1e-6)
 
 
@@ -334,7 +333,7 @@ def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch
     text, documents = make_text(400), {**documents, "batch_documents": 8}
 
     def scores():
-        return adapt(text, runtime, place(make_network(), plain), documents, epochs=1).nats
+        return adapt(text, runtime, make_network().on(plain), documents, epochs=1).nats
 
     recorded = scores()
     monkeypatch.setattr(DocumentScorer, "_record", lambda *_: None)

@@ -1,5 +1,7 @@
 """What an evaluation finds when it examines its own passes: nothing wrong, or what was planted."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -76,12 +78,12 @@ def test_examining_changes_no_score():
 
 def test_a_network_that_sees_the_future():
     network = make_network()
-    attend = network.attend
+    attend = network.backend.attend
 
     def look_ahead(q, k, v, segments=None):
         return attend(q, k, v, segments) + 1e-2 * v.mean(1, keepdim=True).repeat(1, 1, 2, 1)
 
-    network.attend = look_ahead
+    network = network.with_backend(dataclasses.replace(network.backend, attend=look_ahead))
     assert probe("strided", "none", network)[0]["causal_error"] > 1e-3
 
 

@@ -19,6 +19,7 @@ from scoring_case import (
     make_network,
 )
 
+from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.network import Network
 from paramgolf.scoring import lora_documents, session
 from paramgolf.scoring.adapt import score_and_adapt
@@ -59,14 +60,14 @@ def passes(monkeypatch):
     seen = {"shapes": {True: set(), False: set()}, "inputs": [], "rehearsing": False}
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
-    rehearse, inner = session.rehearse, Network._before_head
+    rehearse, inner = session.rehearse, Network.final_lanes
 
     def watched(*arguments):
         seen["rehearsing"] = True
         rehearse(*arguments)
         seen["rehearsing"] = False
 
-    def before_head(self, tokens, options, part):
+    def final_lanes(self, tokens, options, part):
         rows = None if options.adapters is None else len(options.adapters["q"].a)
         places = torch.arange(tokens.shape[1])
         head = len(places if part is None else places[part])
@@ -77,7 +78,7 @@ def passes(monkeypatch):
         return inner(self, tokens, options, part)
 
     monkeypatch.setattr(session, "rehearse", watched)
-    monkeypatch.setattr(Network, "_before_head", before_head)
+    monkeypatch.setattr(Network, "final_lanes", final_lanes)
     return seen
 
 
@@ -132,43 +133,42 @@ def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
     graphs = torch._dynamo.utils.counters["stats"]
     network = make_network()
-    network.compute_dtype = torch.bfloat16
     compile_as_is = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", compile_as_is)
     torch._dynamo.reset()
-    network.compile_blocks()
-    compiled, rehearse = [], session.rehearse
+    network = network.with_backend(compiled(Backend(dtype=torch.bfloat16)))
+    counts, rehearse = [], session.rehearse
 
     def watched(*arguments):
         rehearse(*arguments)
-        compiled.append(graphs["unique_graphs"])
+        counts.append(graphs["unique_graphs"])
 
     monkeypatch.setattr(session, "rehearse", watched)
     before = graphs["unique_graphs"]
     score(case, echoing_text(400), WARM, network=network)
-    assert compiled[0] > before
-    assert graphs["unique_graphs"] == compiled[0]
+    assert counts[0] > before
+    assert graphs["unique_graphs"] == counts[0]
 
 
 def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     """Many shapes of passes compile what one shape does, and score as uncompiled ones do."""
-    compiled, compile_as_is = collections.Counter(), torch.compile
+    made, compile_as_is = collections.Counter(), torch.compile
 
     def counted(function, **options):
         def backend(graph, _):
-            compiled[function.__name__] += 1
+            made[function.__name__] += 1
             return graph.forward
 
         return compile_as_is(function, backend=backend, **options)
 
     def graphs(network, shapes):
-        compiled.clear()
+        made.clear()
         passes["shapes"][True].clear()
         torch._dynamo.reset()
-        network.compile_blocks()
+        network = network.with_backend(compiled(Backend()))
         nats = score("lora_documents", text, WARM, network=network).nats
         assert len(passes["shapes"][True]) == shapes
-        return dict(compiled), nats
+        return dict(made), nats
 
     monkeypatch.setattr(torch, "compile", counted)
     text = echoing_text(300)
@@ -186,6 +186,6 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
     many, nats = graphs(networks[1], shapes=7)
-    assert many == few == {"blended": 1, "block": 3, "lanes_nll": 1}
+    assert many == few == {"smear_and_norm": 1, "block": 3, "lanes_nll": 1}
     plain = score("lora_documents", text, ALONE, network=networks[2])
     np.testing.assert_allclose(nats, plain.nats, atol=2e-4)

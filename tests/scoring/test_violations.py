@@ -9,6 +9,7 @@ verify   `verify` fails the rule by the stages' metrics
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -202,9 +203,12 @@ def sees_ahead(patch: Patch) -> None:
 
     def network(**changes):
         made = make(**changes)
-        attend = made.attend
-        made.attend = lambda q, k, v, s=None: attend(q, k, v, s) + 0.1 * q.mean(1, keepdim=True)
-        return made
+        attend = made.backend.attend
+
+        def ahead(q, k, v, segments=None):
+            return attend(q, k, v, segments) + 0.1 * q.mean(1, keepdim=True)
+
+        return made.with_backend(dataclasses.replace(made.backend, attend=ahead))
 
     patch.setitem(globals(), "make_network", network)
 
@@ -293,6 +297,8 @@ def test_a_smear_across_documents_shows_in_another_document(monkeypatch, smear):
     first, second = later()
     assert (first == second).all()
     embed = embedding.embed
-    monkeypatch.setattr("paramgolf.model.network.embed", lambda *a, bos, blend: embed(*a, bos=-1))
+    monkeypatch.setattr(
+        "paramgolf.model.network.embed", lambda *a, bos, smear: embed(*a, bos=-1, smear=smear)
+    )
     first, second = later()
     assert (first != second).any()

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import open_tokens
 from paramgolf.model.attention import find_segments
-from paramgolf.model.network import BOS
 from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import BatchPhase

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import torch
-from torch._subclasses import FakeTensor
+
+from paramgolf.model.torch_internals import has_data
 
 THREADS = ThreadPoolExecutor(8)
 BEGUN: dict[Any, dict[str, Future[None]]] = defaultdict(dict)  # by kernel and arguments
@@ -35,7 +36,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
     """Launch a kernel, or begin to compile it where its first argument has no data."""
-    if isinstance(getattr(args[0], "base", args[0]), FakeTensor):
+    if not has_data(getattr(args[0], "base", args[0])):
         _begin(kernel, args, options)
         return
     for future in BEGUN.pop(kernel, {}).values():

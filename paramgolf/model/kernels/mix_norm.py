@@ -223,14 +223,14 @@ def _differentiate(ctx, d_sums, d_normed, _):  # type: ignore[no-untyped-def]
 mix_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def three(lanes: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Return one to three lanes as the kernels take them."""
-    return [lane.contiguous() for lane in lanes] + [None] * (3 - len(lanes))
+def three(terms: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Return one to three terms as the kernels take them."""
+    return [x.contiguous() for x in terms] + [None] * (3 - len(terms))
 
 
 def mix_norm(
-    lanes: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
+    terms: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """As operations.mix_norm, for one to three lanes."""
-    total, n, _ = mix_forward(*three(lanes), coefficients, scale, keep)
+    """As operations.mix_norm, for one to three terms."""
+    total, n, _ = mix_forward(*three(terms), coefficients, scale, keep)
     return total, n

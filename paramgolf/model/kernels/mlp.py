@@ -24,7 +24,6 @@ from paramgolf.model.kernels.mix_norm import kept, mix_backward, mix_forward, th
 
 TILE = {"M": 128, "N": 256, "K": 64}
 HALF_TILE = TILE["N"] // 2  # columns that are written at once
-MULTIPLE = 8  # of a row's elements: the accelerator wants 16 bytes
 
 
 @triton.jit
@@ -148,7 +147,7 @@ _mlp.register_autograd(_differentiate, setup_context=_save)
 
 
 def mlp(
-    lanes: tuple[Tensor, ...],
+    terms: tuple[Tensor, ...],
     coefficients: Tensor | None,
     scale: Tensor,
     up: Tensor,
@@ -157,6 +156,6 @@ def mlp(
     *,
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
-    """As operations.mlp, for bfloat16 and one to three lanes."""
-    found = _mlp(*three(lanes), coefficients, scale, up, down, slope, residual)
+    """As operations.mlp, for bfloat16 and one to three terms."""
+    found = _mlp(*three(terms), coefficients, scale, up, down, slope, residual)
     return found[0], found[1]

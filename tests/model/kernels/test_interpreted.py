@@ -12,9 +12,8 @@ import pytest
 import torch
 from recipe_case import moved, narrow_recipe
 
+from paramgolf.model.backend import REFERENCE, Backend, compiled, share_graphs
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.reference import REFERENCE
-from paramgolf.model.shared_graphs import share_graphs
 from paramgolf.scoring.lora_adapter import Learner
 
 pytestmark = pytest.mark.skipif(
@@ -29,7 +28,7 @@ def networks(monkeypatch):
     from paramgolf.model.kernels import launch
     from paramgolf.model.kernels.heads import split_heads
     from paramgolf.model.kernels.mix_norm import mix_norm
-    from paramgolf.model.kernels.own_value import finish_heads
+    from paramgolf.model.kernels.xsa import finish_heads
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: compiler(f, backend="aot_eager", **o))
@@ -39,11 +38,10 @@ def networks(monkeypatch):
     def make(name: str) -> tuple[Network, Network]:
         model = narrow_recipe(name).model
         plain, fused = (moved(Network(model, VOCAB, seed=1)) for _ in range(2))
-        fused.operations = REFERENCE._replace(
+        operations = REFERENCE._replace(
             mix_norm=mix_norm, split_heads=split_heads, finish_heads=finish_heads
         )
-        fused.compile_blocks()
-        return plain, fused
+        return plain, fused.with_backend(compiled(Backend(operations=operations)))
 
     yield make
     torch._dynamo.reset()
@@ -72,8 +70,8 @@ def test_gradients_are_those_of_plain_operations(networks, name):
 
 def test_passes_of_all_shapes_with_adapters_share_graphs(networks):
     config = dataclasses.replace(narrow_recipe("pr1855").eval_ttt.adapter, rank=4)
-    pair = networks("pr1855")
-    share_graphs(pair[1])
+    plain, fused = networks("pr1855")
+    pair = plain, fused.with_backend(share_graphs(fused.backend))
     learners = [Learner(network.requires_grad_(False), config, rows=3) for network in pair]
     graphs = set()
     for rows, length in ((3, 16), (3, 24), (2, 16)):

@@ -51,9 +51,9 @@ def assert_equal(plain, fused, tensors, learning, bound):
 
 @pytest.fixture(scope="module")
 def fused():
-    from paramgolf.model.kernels.fused import FUSED
+    from paramgolf.model.backend import fused_operations
 
-    return FUSED
+    return fused_operations()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -98,22 +98,22 @@ def test_split_heads(fused, dtype, head_dim, half):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("head_dim", [12, 64])
-@pytest.mark.parametrize(("exclude", "gated"), [(True, False), (True, True), (False, True)])
-def test_finish_heads(fused, dtype, head_dim, exclude, gated):
+@pytest.mark.parametrize(("xsa", "gated"), [(True, False), (True, True), (False, True)])
+def test_finish_heads(fused, dtype, head_dim, xsa, gated):
     tensors = [draw(B, T, H, head_dim, dtype=dtype), draw(B, T, K, head_dim, dtype=dtype)]
     if gated:
         tensors.append(draw(B, T, H, dtype=dtype).sigmoid())
-    if not exclude:
+    if not xsa:
         tensors = [tensors[0], tensors[2], tensors[1]]
 
     def of(function):
         def call(y, a, b=None):
-            v, gate = (a, b) if exclude else (b, a)
-            return function(y, v, gate, exclude=exclude)
+            v, gate = (a, b) if xsa else (b, a)
+            return function(y, v, gate, xsa=xsa)
 
         return call
 
-    learning = 2 if (exclude and not gated) or not exclude else 3
+    learning = 2 if (xsa and not gated) or not xsa else 3
     plain, found = of(operations.finish_heads), of(fused.finish_heads)
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
 

@@ -3,7 +3,7 @@ import functools
 import pytest
 import torch
 
-from paramgolf.quant.captured import captured
+from paramgolf.model.cuda_graph import captured
 from paramgolf.quant.trellis import best_paths
 
 

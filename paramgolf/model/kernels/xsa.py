@@ -14,9 +14,9 @@ ITEMS = 16  # pairs (token, value head) of a tile
 
 
 @triton.jit
-def _direction(v, at, live, TINY: tl.constexpr, EXCLUDE: tl.constexpr, ITEMS: tl.constexpr):
+def _direction(v, at, live, TINY: tl.constexpr, XSA: tl.constexpr, ITEMS: tl.constexpr):
     """Load a tile of values, and return their directions and inverse lengths."""
-    if EXCLUDE:
+    if XSA:
         x = tl.load(v + at, mask=live, other=0.0).to(tl.float32)
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), TINY)
         return x * inverse[:, None], inverse
@@ -27,16 +27,16 @@ def _direction(v, at, live, TINY: tl.constexpr, EXCLUDE: tl.constexpr, ITEMS: tl
 def _forward(
     y, v, gate, out, items,
     GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    EXCLUDE: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
+    XSA: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
     live = (item < items)[:, None] & (channel < D)[None, :]
-    unit, _ = _direction(v, item[:, None] * D + channel[None, :], live, TINY, EXCLUDE, ITEMS)
+    unit, _ = _direction(v, item[:, None] * D + channel[None, :], live, TINY, XSA, ITEMS)
     for g in tl.static_range(GROUP):
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
         x = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
-        if EXCLUDE:
+        if XSA:
             x -= tl.sum(x * unit, 1)[:, None] * unit
         if GATED:
             x *= tl.load(gate + item * GROUP + g, mask=item < items, other=0.0).to(tl.float32)[
@@ -49,13 +49,13 @@ def _forward(
 def _backward(
     y, v, gate, d_out, dy, dv, d_gate, items,
     GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    EXCLUDE: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
+    XSA: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
     live = (item < items)[:, None] & (channel < D)[None, :]
     value_at = item[:, None] * D + channel[None, :]
-    unit, inverse = _direction(v, value_at, live, TINY, EXCLUDE, ITEMS)
+    unit, inverse = _direction(v, value_at, live, TINY, XSA, ITEMS)
     d_unit = tl.zeros((ITEMS, WIDE), tl.float32)
     for g in tl.static_range(GROUP):
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
@@ -67,59 +67,59 @@ def _backward(
             here = gate + item * GROUP + g
             tl.store(d_gate + item * GROUP + g, tl.sum(dx * kept, 1), mask=item < items)
             dx *= tl.load(here, mask=item < items, other=0.0).to(tl.float32)[:, None]
-        if EXCLUDE:
+        if XSA:
             d_along = tl.sum(dx * unit, 1)[:, None]
             d_unit -= d_along * x + along * dx
             dx -= d_along * unit
         tl.store(dy + at, dx, mask=live)
-    if EXCLUDE:
+    if XSA:
         d_value = (d_unit - unit * tl.sum(d_unit * unit, 1)[:, None]) * inverse[:, None]
         tl.store(dv + value_at, d_value, mask=live)
 
 
-def _launch(kernel, y, v, gate, others, exclude):  # type: ignore[no-untyped-def]
+def _launch(kernel, y, v, gate, others, xsa):  # type: ignore[no-untyped-def]
     items, head_dim = v.numel() // v.shape[-1], v.shape[-1]
     launch(
         kernel, (triton.cdiv(items, ITEMS),),
         y, v, y if gate is None else gate, *others, items,
         GROUP=y.shape[-2] // v.shape[-2], D=head_dim, WIDE=triton.next_power_of_2(head_dim),
-        EXCLUDE=exclude, GATED=gate is not None, ITEMS=ITEMS, TINY=TINY,
+        XSA=xsa, GATED=gate is not None, ITEMS=ITEMS, TINY=TINY,
     )  # fmt: skip
 
 
 @operator("finish_heads")
-def _finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, exclude: bool) -> Tensor:
+def _finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, xsa: bool) -> Tensor:
     out = torch.empty_like(y)
-    _launch(_forward, y, v, gate, (out,), exclude)
+    _launch(_forward, y, v, gate, (out,), xsa)
     return out
 
 
 @operator("finish_heads_backward")
 def _finish_heads_backward(
-    y: Tensor, v: Tensor, gate: Tensor | None, d_out: Tensor, exclude: bool
+    y: Tensor, v: Tensor, gate: Tensor | None, d_out: Tensor, xsa: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     dy = torch.empty_like(y)
-    dv = torch.empty_like(v) if exclude else v.new_empty(0)
+    dv = torch.empty_like(v) if xsa else v.new_empty(0)
     d_gate = v.new_empty(0) if gate is None else torch.empty_like(gate)
-    _launch(_backward, y, v, gate, (d_out, dy, dv, d_gate), exclude)
+    _launch(_backward, y, v, gate, (d_out, dy, dv, d_gate), xsa)
     return dy, dv, d_gate
 
 
-def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
-    y, v, gate, ctx.exclude = inputs
+def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    y, v, gate, ctx.xsa = inputs
     ctx.save_for_backward(y, v, gate)
 
 
 def _differentiate(ctx, d_out):  # type: ignore[no-untyped-def]
     y, v, gate = ctx.saved_tensors
-    dy, dv, d_gate = _finish_heads_backward(y, v, gate, d_out.contiguous(), ctx.exclude)
-    return dy, dv if ctx.exclude else None, None if gate is None else d_gate, None
+    dy, dv, d_gate = _finish_heads_backward(y, v, gate, d_out.contiguous(), ctx.xsa)
+    return dy, dv if ctx.xsa else None, None if gate is None else d_gate, None
 
 
 _finish_heads.register_autograd(_differentiate, setup_context=_save)
 
 
-def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, exclude: bool) -> Tensor:
+def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool) -> Tensor:
     """As operations.finish_heads."""
     gate = None if gate is None else gate.contiguous()
-    return _finish_heads(y.contiguous(), v.contiguous(), gate, exclude)  # type: ignore[no-any-return]
+    return _finish_heads(y.contiguous(), v.contiguous(), gate, xsa)  # type: ignore[no-any-return]
