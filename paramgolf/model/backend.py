@@ -119,7 +119,7 @@ def share_graphs(backend: Backend) -> Backend:
 
     Their rows and tokens may differ: documents come in many shapes, and a graph of each would cost
     seconds. A pass of one row has graphs of its own, since PyTorch tells 1 apart from all other
-    sizes. Sizes of weights, heads and runtime stay fixed.
+    sizes. Sizes of weights, heads and low ranks stay fixed.
     """
 
     def smear_marked(e: Tensor, tokens_BT: Tensor, *others: Any) -> Tensor:

@@ -19,7 +19,7 @@ from paramgolf.runtime import Runtime
 class Muon:
     """Optimiser of parameters [n, out, in] or [out, in].
 
-    All runtime hold all momentum and share the iterations. What one group of parameters comes to is
+    All processes hold all momentum and share the iterations. What one group of parameters comes to is
     gathered while the next is iterated.
     """
 

@@ -32,7 +32,7 @@ class TrainState:
     """Network, optimisers and the exponential average of the weights, updated by one `step`.
 
     Matrices of the blocks take Muon; tables, and vectors with scalars, take AdamW at rates of
-    their own. All runtime hold the same state.
+    their own. All processes hold the same state.
     """
 
     def __init__(self, network: Network, config: TrainConfig, runtime: Runtime) -> None:
