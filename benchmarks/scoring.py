@@ -32,13 +32,12 @@ from paramgolf.progress import say
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring.adapt import score_and_adapt
-from paramgolf.scoring.config import AdaptConfig, MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import build_network
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import build_network, score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_fixed, score_text
+from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.stage import PACKAGE_PATH
 from paramgolf.scoring.text import Text, find_documents, load_text
 from paramgolf.scoring.windows import sliding_windows
@@ -111,7 +110,7 @@ class Bench:
         self.slow = Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], 1)
         self.contest = cut_as_contest(self.text)
         self.sliding = load_params(SlidingConfig, "eval_sliding")
-        self.adapt = load_params(AdaptConfig, "eval_ttt")
+        self.adapt = load_params(TttConfig, "eval_ttt")
         self.watched = Watched()
         self.found: dict[str, Scored] = {}
         sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
@@ -147,11 +146,9 @@ class Bench:
 
     def run(self) -> None:
         """Score in every way, or in those asked for."""
-        window, rows, text = self.sliding.window, self.sliding.batch_windows, self.text
-        sizes = {"window": window, "stride": window, "rows": rows}
-        ways = {"plain": lambda n, s: score_fixed(n, text, s, **sizes)}
+        ways = {}
         for name, config in self.sliding_ways():
-            ways[name] = lambda n, s, c=config: score_text(n, text, c, s)
+            ways[name] = lambda n, s, c=config: score_text(n, self.text, c, s)
         for name, config in self.adaptive_ways():
             ways[name] = lambda n, s, c=config, t=name: score_and_adapt(n, self.text_of(t), c, s)
         for name, score in ways.items():
@@ -161,6 +158,8 @@ class Bench:
     def sliding_ways(self) -> Iterator[tuple[str, SlidingConfig]]:
         """Yield the ways of eval_sliding, and the mixtures."""
         none = dataclasses.replace(self.sliding.mixture, kind="none")
+        plain = {"mode": "strided", "mixture": none, "stride": self.sliding.window}
+        yield "plain", dataclasses.replace(self.sliding, **plain)
         for mode in ("strided", "windowed", "documents"):
             rows = self.sliding.batch_windows
             rows = max(1, rows // self.sliding.row_windows) if mode == "windowed" else rows
@@ -170,7 +169,7 @@ class Bench:
             changes = {"mode": "strided", "mixture": published(kind)}
             yield f"strided, {kind}", dataclasses.replace(self.sliding, **changes)
 
-    def adaptive_ways(self) -> Iterator[tuple[str, AdaptConfig]]:
+    def adaptive_ways(self) -> Iterator[tuple[str, TttConfig]]:
         """Yield the recipes' ways to adapt, at this project's sizes."""
         sizes = {key: getattr(self.adapt, key) for key in SIZES}
         for name, recipe in ADAPTED.items():

@@ -24,7 +24,7 @@ from paramgolf.params import read_yaml
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.schema import Fault, convert, raise_faults
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 from paramgolf.verify.config import VerifyConfig
 
@@ -47,7 +47,7 @@ class Params:
     quantize: QuantizeConfig
     package: PackageConfig
     eval_sliding: SlidingConfig
-    eval_ttt: AdaptConfig
+    eval_ttt: TttConfig
     verify: VerifyConfig
     runtime: RuntimeConfig
 

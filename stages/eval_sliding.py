@@ -7,7 +7,7 @@ from paramgolf.params import load_params
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig
-from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.evaluation import score_sliding
 from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 

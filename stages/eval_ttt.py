@@ -6,15 +6,15 @@ from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load_params
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring.adapt import score_adaptive
-from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.config import TttConfig
+from paramgolf.scoring.evaluation import score_adaptive
 from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
 
 
 def main() -> None:
     """Read params.yaml, score and adapt, write artifacts/eval_ttt and its metrics."""
     machine = load_params(RuntimeConfig, "runtime")
-    config = load_params(AdaptConfig, "eval_ttt")
+    config = load_params(TttConfig, "eval_ttt")
     take_gpus(machine)
     launch(machine)
     with processes(machine) as runtime:

@@ -4,7 +4,7 @@ from paramgolf.codec.config import PackageConfig
 from paramgolf.errors import exit_on_error
 from paramgolf.packing.package import package
 from paramgolf.params import load_params
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
 
@@ -12,7 +12,7 @@ def main() -> None:
     """Read params.yaml, pack, write artifacts/package and artifacts/metrics/package.json."""
     sections = load_params(PackageConfig, "package"), load_params(TrainConfig, "train")
     package(
-        *sections, load_params(SlidingConfig, "eval_sliding"), load_params(AdaptConfig, "eval_ttt")
+        *sections, load_params(SlidingConfig, "eval_sliding"), load_params(TttConfig, "eval_ttt")
     )
 
 

@@ -2,7 +2,7 @@
 
 SCORER.py has three functions: load(), score(model, tokens), probabilities(model, tokens, target);
 docs/audit-score.md describes them, with an example. The text is changed in places that must not
-matter, and the scores are compared: C1 causal, C2 normalised, C3 scored before learned from, C4 one
+matter, and the scores are compared: C1 causal, C2 normalized, C3 scored before learned from, C4 one
 pass, each target scored once, bytes counted right. Exit code 1 where a rule is broken.
 """
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Print a line for each rule; code 1 where one is broken."""
     from paramgolf.data.token_set import open_tokens
     from paramgolf.errors import ParamGolfError
-    from paramgolf.scoring.referee import Settings, audit, load_script
+    from paramgolf.scoring.score_audit import AuditSettings, audit_scores, load_script
     from paramgolf.scoring.text import load_text
 
     if options.targets < 1 or options.tokens < 2 or options.tolerance < 0:
@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     script = load_script(options.script)
     vocab_size = open_tokens(options.data).vocab_size
     text = load_text(options.data, vocab_size, options.tokens)
-    settings = Settings(options.targets, options.tolerance, options.seed, options.isolated)
-    findings = audit(script, text, vocab_size, settings, show=not options.json)
+    settings = AuditSettings(options.targets, options.tolerance, options.seed, options.isolated)
+    findings = audit_scores(script, text, vocab_size, settings, show=not options.json)
     broken = [finding.rule for finding in findings if finding.passed is False]
     if options.json:
         content = {

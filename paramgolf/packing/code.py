@@ -21,7 +21,7 @@ from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
 from paramgolf.packing.shake import Frozen, drop_unread, shake, without, words_in
 from paramgolf.packing.strip import shorten_locals, strip, unparse
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
@@ -85,7 +85,7 @@ def embedded_files(entry: Path = ENTRY, root: Path = ROOT) -> list[Path]:
 
 
 def frozen_params(
-    model: dict[str, Any], training: TrainConfig, sliding: SlidingConfig, adapt: AdaptConfig
+    model: dict[str, Any], training: TrainConfig, sliding: SlidingConfig, adapt: TttConfig
 ) -> dict[str, Any]:
     """Return what is frozen into the code: network, training, and the ways of the evaluations.
 
@@ -136,7 +136,7 @@ def program(
     for tree in trees.values():
         strip(tree)
     if params and not params["eval_ttt"]["mode"].startswith("lora"):
-        without(trees, {"adapter", "documents"}, of="AdaptConfig", defaults="ADAPT")
+        without(trees, {"adapter", "documents"}, of="TttConfig", defaults="ADAPT")
     shaken = shake(trees, module_name(entry), _frozen(params))
     drop_unread(shaken, "TrainConfig")  # not ModelConfig: a model.bin holds all of its fields
     for tree in shaken.values():
@@ -168,7 +168,7 @@ def _frozen(params: dict[str, Any]) -> Frozen:
     return {
         **frozen,
         "SlidingConfig": {"mode": (modes["eval"],)},
-        "AdaptConfig": {"mode": (modes["eval_ttt"],)},
+        "TttConfig": {"mode": (modes["eval_ttt"],)},
         "MixtureConfig": {"kind": tuple(sorted({*kinds.values()}))},
     }
 

@@ -26,16 +26,14 @@ from paramgolf.packing.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, S
 from paramgolf.runtime import Runtime, launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.schema import parse
-from paramgolf.scoring.adapt import score_adaptive
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
-from paramgolf.scoring.evaluation import Evaluation
-from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import ScoredText, score_adaptive, score_sliding
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.run import train
 
-SCORERS: dict[str, tuple[type, Callable[..., Evaluation]]] = {
+SCORERS: dict[str, tuple[type, Callable[..., ScoredText]]] = {
     "eval": (SlidingConfig, score_sliding),
-    "eval_ttt": (AdaptConfig, score_adaptive),
+    "eval_ttt": (TttConfig, score_adaptive),
 }
 
 

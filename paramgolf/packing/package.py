@@ -20,7 +20,7 @@ from paramgolf.packing.code import frozen_params
 from paramgolf.packing.prune import prune
 from paramgolf.progress import say
 from paramgolf.quant.trained import load_tensors
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
 QUANTIZE_PATH = Path("artifacts/quantize")
@@ -32,7 +32,7 @@ FIX = "make it with `dvc repro quantize`"
 
 
 def package(
-    config: PackageConfig, training: TrainConfig, sliding: SlidingConfig, adapt: AdaptConfig
+    config: PackageConfig, training: TrainConfig, sliding: SlidingConfig, adapt: TttConfig
 ) -> None:
     """Write model.bin, train_gpt.py and package.json (artifacts/package) and the stage's metrics.
 

@@ -56,7 +56,7 @@ class SlidingConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdapterConfig:
+class LoraConfig:
     """Low-rank adapters and the AdamW that trains them; see recipes/base.yaml."""
 
     targets: tuple[Literal["q", "k", "v", "o", "mlp", "head"], ...]
@@ -119,7 +119,7 @@ class DocumentsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class AdaptConfig:
+class TttConfig:
     """The score-first adaptive evaluation; units and meanings are in recipes/base.yaml."""
 
     mode: Literal["none", "sgd", "lora_stream", "lora_documents"]
@@ -133,7 +133,7 @@ class AdaptConfig:
     lr: NaturalFloat
     momentum: BelowOne
     clip_norm: NaturalFloat
-    adapter: AdapterConfig
+    adapter: LoraConfig
     documents: DocumentsConfig
     mixture: MixtureConfig
 

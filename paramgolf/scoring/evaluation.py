@@ -1,4 +1,4 @@
-"""What the evaluators share: the model out of its package, and the metrics out of the ledger."""
+"""The two evaluations, from a package and a folder of tokens to metrics and scores."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ import numpy as np
 from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
-from paramgolf.model.network import Network
+from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.lora_documents import score_documents
+from paramgolf.scoring.lora_stream import StreamScorer
 from paramgolf.scoring.session import Session
+from paramgolf.scoring.sgd import ChunkScorer
+from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, load_text
+from paramgolf.scoring.windows import sliding_windows, split_chunks
+from paramgolf.training.validate import plain_nats
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class ScoredText:
     """Metrics, and the nats of each target of the text (float64 [N]), the same on every process."""
 
     metrics: dict[str, Any]
@@ -39,17 +46,87 @@ def build_network(packed: Package, runtime: Runtime) -> Network:
     return network.on(runtime)
 
 
-def begin(
+def score_sliding(
+    package: str | Path,
+    tokens: str | Path,
+    config: SlidingConfig,
+    runtime: Runtime,
+    session: Session | None = None,
+) -> ScoredText:
+    """Score a packed model on the validation text in folder `tokens`; every process joins in."""
+    session = session or Session(runtime)
+    network, text = _load(package, tokens, config.max_tokens, session)
+    plain = plain_score(network, text, config.window, config.batch_windows, session)
+    ledger = score_text(network, text, config, session)
+    return ScoredText(_summary(text, ledger, plain, session), text, ledger.nats)
+
+
+def score_adaptive(
+    package: str | Path,
+    tokens: str | Path,
+    config: TttConfig,
+    runtime: Runtime,
+    session: Session | None = None,
+) -> ScoredText:
+    """Score a packed model that adapts as it goes; every process joins in.
+
+    The metrics' plain score is of the weights as they were packed.
+    """
+    session = session or Session(runtime)
+    network, text = _load(package, tokens, config.max_tokens, session)
+    plain = plain_score(network, text, config.window, config.batch_windows, session)
+    ledger = score_and_adapt(network, text, config, session)
+    metrics = _summary(text, ledger, plain, session)
+    metrics |= {"updates": metrics["ledger"]["updates"], "mode": config.mode}
+    if config.mode == "lora_documents":
+        metrics["order"] = config.documents.order
+    return ScoredText(metrics, text, ledger.nats)
+
+
+def plain_score(network: Network, text: Text, window: int, rows: int, session: Session) -> float:
+    """Return bits per byte without overlap, adaptation or mixture, as training validates."""
+    runtime, options = session.runtime, Pass(network.config.orders[-1])
+    sizes = {"length": window, "batch_windows": rows}
+
+    def make() -> float:
+        with session.timed("compile"):
+            if runtime.compile:  # a batch of each process
+                random = np.ones(runtime.world * rows * window + 1, dtype=np.int64)
+                plain_nats(network, random, options, runtime, **sizes)
+        with session.timed("plain"):
+            mine, nats = plain_nats(network, text.tokens, options, runtime, **sizes)
+            tally = Tally.of(nats, text.byte_counts[mine.start : mine.stop]).over(runtime)
+        return tally.bits_per_byte
+
+    return session.once("plain", make)
+
+
+def score_and_adapt(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
+    """Score every target, adapting in the way of `mode`; return the ledger, full.
+
+    The network's weights change in mode sgd, and in phases of lora_documents.
+    """
+    if config.mode == "lora_documents":
+        return score_documents(network, text, config, session)
+    kind = StreamScorer if config.mode == "lora_stream" else ChunkScorer
+    scorer = kind(network, text, config, session)
+    windows = sliding_windows(len(text), config.window, config.stride)
+    chunks = list(split_chunks(windows, config.chunk_tokens))
+    session.run(scorer, chunks, "score, adapt")
+    return scorer.ledger
+
+
+def _load(
     package: str | Path, tokens: str | Path, max_tokens: int | None, session: Session
 ) -> tuple[Network, Text]:
     """Load what an evaluation reads; the clock has run since the command started."""
     session.timing.seconds["start"] += seconds_since_start()
-    with session.timing.part("load"):
+    with session.timed("load"):
         network = load_network(package, session.runtime)
         return network, load_text(tokens, network.vocab_size, max_tokens)
 
 
-def summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict[str, Any]:
+def _summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict[str, Any]:
     """Close the ledger and return the metrics; `plain` is without overlap and adaptation.
 
     `seconds` counts from the start of the process: imports, decompression and compilation are in.

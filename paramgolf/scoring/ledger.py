@@ -2,7 +2,12 @@
 
 Every score of a target and every update of the weights is entered here, in the order in which they
 happen. A target is scored once, before any update that learns from it; at the end each target has
-been scored. What the ledger refuses never reaches the result, because the result is read from it.
+been scored. What the ledger refuses never reaches the result, because the result is read from it:
+an evaluator that scores a chunk again after it has learned from it, or keeps the better of two
+scores (both were found in submissions), cannot report what it computed.
+
+Scores are entered as they were computed, target by target, not as they were planned; updates are
+entered before the optimizer's step, so that weights are never spoilt by a refused one.
 """
 
 from __future__ import annotations
@@ -45,7 +50,7 @@ class Ledger:
     Attributes:
         nats: float64 [count], the score of each target; 0 where none is entered yet.
         entry: int32 [count], the number of the entry that scored the target, from 1; 0 is none.
-        weights: the version of the weights behind each entry, a version an update.
+        weights: for each entry, how many updates its weights had seen.
         updates: the updates, in order.
         merged: entries and updates that the last merge told the others.
         elsewhere: what they entered.
@@ -58,7 +63,7 @@ class Ledger:
         self.entry = np.zeros(count, dtype=np.int32)
         self.weights = [0]
         self.updates: list[Update] = []
-        self._place: np.ndarray | None = None
+        self._rank: np.ndarray | None = None
         self.merged = (0, 0)
         self.elsewhere = Elsewhere(np.zeros(count, dtype=bool))
 
@@ -107,7 +112,7 @@ class Ledger:
         tells that this process alone updates, what it learns is its own too.
         """
         self._inside(start, stop)
-        targets = spread(start, stop)
+        targets = expand_ranges(start, stop)
         unscored = targets[self.entry[targets] == 0]
         if len(unscored):
             _refuse("an update would learn from targets not scored yet", unscored)
@@ -119,14 +124,14 @@ class Ledger:
         Then no target may be scored by weights that learned from one after it: close() refuses
         hints that do not follow the order of the scores.
         """
-        self._place = np.empty(len(order), dtype=np.int64)
-        self._place[order] = np.arange(len(order))
+        self._rank = np.empty(len(order), dtype=np.int64)
+        self._rank[order] = np.arange(len(order))
 
     def merge(self, runtime: Runtime) -> None:
         """Exchange what each process scored and learned by itself since the last merge.
 
         All processes call it together; then all hold the same scores. A target that two of them
-        scored is a LedgerError.
+        scored is a LedgerError: sums of their scores and counts show it.
         """
         entries, updates = self.merged
         mine = self.entry > entries
@@ -156,8 +161,8 @@ class Ledger:
         missing = np.flatnonzero(self.entry == 0)
         if len(missing):
             _refuse("targets were never scored", missing)
-        if self._place is not None:
-            self._check_order(self._place)
+        if self._rank is not None:
+            self._check_order(self._rank)
         trained, score_first = self._replay(self.updates)
         elsewhere = self.elsewhere
         return {
@@ -199,38 +204,39 @@ class Ledger:
         ]
         self.elsewhere = Elsewhere(state["trained"].numpy(), *state["elsewhere"])
 
-    def weights_version(self) -> np.ndarray:
-        """Return for each target how many updates its weights had seen, int64 [count]."""
-        return np.asarray(self.weights)[self.entry]
-
-    def _check_order(self, place: np.ndarray) -> None:
+    def _check_order(self, rank: np.ndarray) -> None:
         """Refuse hints for targets that come, in their order, before what the weights learned.
 
-        `place` is each target's place in the order. Updates of one process's own do not count: they
-        never leave the document that they learn from.
+        `rank` tells where each target comes in the order. A hint says what followed the target's
+        context earlier in the order. If weights had learned from targets later in it, hint and
+        weights together would know more of the text than any single order of reading allows.
+        Updates of one process's own do not count: they never leave the document that they learn
+        from.
         """
-        first = np.full(
-            len(self.weights) + 1, len(place)
-        )  # place of the first target from an entry on
-        np.minimum.at(first, self.entry, place)
+        # first[e]: the least rank of the targets that are scored in entry e or later
+        first = np.full(len(self.weights) + 1, len(rank))
+        np.minimum.at(first, self.entry, rank)
         first = np.minimum.accumulate(first[::-1])[::-1]
         for update in self.updates:
             if update.own:
                 continue
-            learned = spread(update.start, update.stop)
-            ahead = learned[place[learned] > first[update.entry + 1]]
+            learned = expand_ranges(update.start, update.stop)
+            ahead = learned[rank[learned] > first[update.entry + 1]]
             if len(ahead):
                 _refuse("hints come from text that is not scored yet, in their order", ahead)
 
     def _replay(self, updates: Sequence[Update]) -> tuple[np.ndarray, bool]:
-        """Return the targets that `updates` learned from, bool [count], and if all had scores."""
+        """Return the targets that `updates` learned from, bool [count], and if all had scores.
+
+        An update's targets must have been scored by the entry that was the last one before it.
+        """
         trained = np.zeros(len(self.entry), dtype=bool)
         score_first = True
         for begin in range(0, len(updates), REPLAYED):
             some = updates[begin : begin + REPLAYED]
             start, stop = (np.concatenate([getattr(u, x) for u in some]) for x in ("start", "stop"))
             entries = np.repeat([u.entry for u in some], [len(u.start) for u in some])
-            targets = spread(start, stop)
+            targets = expand_ranges(start, stop)
             score_first &= bool((self.entry[targets] <= np.repeat(entries, stop - start)).all())
             trained[targets] = True
         return trained, score_first
@@ -255,15 +261,15 @@ class Elsewhere:
     score_first: bool = True
 
 
-def spread(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
+def expand_ranges(start: np.ndarray, stop: np.ndarray) -> np.ndarray:
     """Return the members of the ranges start[i]..stop[i] one after another, int64."""
     lengths = stop - start
     before = np.cumsum(lengths) - lengths
     return np.repeat(start - before, lengths) + np.arange(lengths.sum())
 
 
-def spans(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return start and stop of the runs of neighbours in `targets` [n], at least one."""
+def find_ranges(targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return start and stop of the runs of successive numbers in `targets` [n], at least one."""
     breaks = np.flatnonzero(np.diff(targets) != 1)
     return targets[np.r_[0, breaks + 1]], targets[np.r_[breaks, len(targets) - 1]] + 1
 

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Network, Pass
-from paramgolf.scoring.config import AdapterConfig
+from paramgolf.scoring.config import LoraConfig
 
 
-class Learner:
+class LoraTrainer:
     """A fresh set of adapters for `rows` rows of a network whose own weights stay as they are.
 
     AdamW is elementwise, so each row learns from its own loss alone. Adapters, gradients and
     moments stay where they are in memory, of however many rows.
     """
 
-    def __init__(self, network: Network, config: AdapterConfig, rows: int) -> None:
+    def __init__(self, network: Network, config: LoraConfig, rows: int) -> None:
         self._config, self._order = config, network.config.orders[-1]
         self._device = next(network.parameters()).device
         shapes = adapter_shapes(network.config, network.vocab_size, self._order, config.targets)
@@ -45,8 +45,8 @@ class Learner:
 
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
-        self.optimiser.step()
-        self.optimiser.zero_grad(set_to_none=False)  # they stay in their place
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=False)  # they stay in their place
         self._steps += 1
 
     def keep(self, rows: int) -> None:
@@ -65,19 +65,19 @@ class Learner:
     def state(self) -> dict[str, Any]:
         """Return the adapters and their moments."""
         leaves = [leaf.detach() for leaf in self.adapters.parameters()]
-        return {"leaves": leaves, "moments": self.optimiser.state_dict()}
+        return {"leaves": leaves, "moments": self.optimizer.state_dict()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
         with torch.no_grad():
             for leaf, saved in zip(self.adapters.parameters(), state["leaves"], strict=True):
                 leaf.copy_(saved)
-        self.optimiser.load_state_dict(state["moments"])
+        self.optimizer.load_state_dict(state["moments"])
 
     def _use_leaves(self) -> None:
-        """Let a new optimiser step the present leaves, with gradients and moments as they are."""
+        """Let a new optimizer step the present leaves, with gradients and moments as they are."""
         config, leaves = self._config, self.adapters.parameters()
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             leaves,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
@@ -88,4 +88,4 @@ class Learner:
         for leaf, state in zip(leaves, self._state, strict=True):
             leaf.grad, mean, square = (tensor[: len(leaf)] for tensor in state)
             step = torch.full((), float(self._steps), device=self._device)
-            self.optimiser.state[leaf] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}
+            self.optimizer.state[leaf] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}

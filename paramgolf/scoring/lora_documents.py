@@ -19,18 +19,18 @@ from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network
 from paramgolf.progress import say
 from paramgolf.runtime import send, share
-from paramgolf.scoring.config import AdaptConfig
+from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.document_batches import (
     DocumentBatch,
     phase_bounds,
     plan_groups,
     scoring_order,
 )
-from paramgolf.scoring.ledger import Ledger, spread
-from paramgolf.scoring.lora_adapter import Learner
-from paramgolf.scoring.scorer import Batch, Rehearsal, Scorer, State, start_copy
+from paramgolf.scoring.ledger import Ledger, expand_ranges
+from paramgolf.scoring.lora_adapter import LoraTrainer
+from paramgolf.scoring.scorer import Host, PassShape, Scorer, ScoringBatch, State, start_copy
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import SgdAdapter, sgd_rehearsals
+from paramgolf.scoring.sgd import SgdTrainer, sgd_shapes
 from paramgolf.scoring.text import Text, find_documents
 
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
@@ -47,7 +47,7 @@ class Step(NamedTuple):
 
 
 class Lesson(NamedTuple):
-    """A pass as tensors alone, so that it can be recorded: see scorer.Batch.
+    """A pass as tensors alone, so that it can be recorded: see scorer.ScoringBatch.
 
     `places` int64 [k] are those of the part that is scored; `learns` float32 [B] is 1 for the rows
     that learn from it, 0 for the others.
@@ -60,7 +60,7 @@ class Lesson(NamedTuple):
     learns: torch.Tensor
 
 
-def score_documents(network: Network, text: Text, config: AdaptConfig, session: Session) -> Ledger:
+def score_documents(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
     """Score every document, training the whole model in phases on the way."""
     scorer = DocumentScorer(network, text, config, session)
     # with several processes, a lane is another's to wait for
@@ -77,12 +77,12 @@ class DocumentScorer(Scorer):
     where documents are: on a GPU they are CUDA graphs, or launching them would take longer.
     """
 
-    def __init__(self, network: Network, text: Text, config: AdaptConfig, session: Session) -> None:
+    def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
         start, stop = find_documents(text)
         order = scoring_order(stop - start, config.documents.order)
+        self.start, self.stop = start[order], stop[order]
         if session.runtime.compile:
             network = network.with_backend(share_graphs(network.backend))
-        self.start, self.stop = start[order], stop[order]
         super().__init__(
             network.requires_grad_(False),
             text,
@@ -90,10 +90,10 @@ class DocumentScorer(Scorer):
             length=config.window,
             rows=config.documents.batch_documents,
             mixing=config.mixture,
-            order=spread(self.start, self.stop),
+            order=expand_ranges(self.start, self.stop),
         )
         self.config = config
-        self.learner = Learner(network, config.adapter, self.rows)
+        self.trainer = LoraTrainer(network, config.adapter, self.rows)
         self._graphs = CudaGraphs()
         self._lanes = share(config.documents.lanes, self.runtime)
         self.warm: dict[int, Matrices] = {}
@@ -119,12 +119,12 @@ class DocumentScorer(Scorer):
     def run(self, item: Step) -> None:
         """Score a batch, if its lane is one of this process's; then train, if a phase is due."""
         if item.batch.lane in self._lanes:
-            with self.session.timing.part("score"), self.network.frozen():
+            with self.session.timed("score"), self.network.frozen():
                 self._score_batch(item.batch)
         if item.phase:
-            with self.session.timing.part("adapt"):
+            with self.session.timed("adapt"):
                 self.ledger.merge(self.runtime)
-                self.train(spread(self.start[: item.phase], self.stop[: item.phase]))
+                self.train(expand_ranges(self.start[: item.phase], self.stop[: item.phase]))
 
     def state(self) -> State:
         """Merge the processes' ledgers; add the weights, if phases change them."""
@@ -144,22 +144,22 @@ class DocumentScorer(Scorer):
         for lane, matrices in state.get("warm", {}).items():
             self.warm[lane] = {name: a.to(self.runtime.device) for name, a in matrices.items()}
 
-    def rehearsals(self, items: Sequence[Step]) -> Iterator[Rehearsal]:
+    def pass_shapes(self, items: Sequence[Step]) -> Iterator[PassShape]:
         """Yield the shapes of the passes that `items` need, and record those passes on a GPU."""
-        window, learner = self.config.window, self.learner
+        window, trainer = self.config.window, self.trainer
         mine = [step.batch for step in items if step.batch.lane in self._lanes]
-        shapes = {shape for batch in mine for shape in pass_shapes(batch, self.rows, window)}
+        shapes = {shape for batch in mine for shape in batch_shapes(batch, self.rows, window)}
         ordered = sorted(shapes, reverse=True)
         if self.runtime.is_main:
             say(f"documents: compiling for {len(ordered)} shapes of passes")
         for rows, read, size in ordered:
-            learner.keep(rows)
-            yield Rehearsal(rows, read, slice(read - size, read), learner.options(), learns=True)
+            trainer.keep(rows)
+            yield PassShape(rows, read, slice(read - size, read), trainer.options(), learns=True)
         if self.runtime.device.type == "cuda":
             self._record(ordered)
         if any(step.phase for step in items):
             self.network.requires_grad_(True)
-            yield from sgd_rehearsals(self.network, self.config, self.runtime, window)
+            yield from sgd_shapes(self.network, self.config, self.runtime, window)
             self.network.requires_grad_(False).zero_grad()
 
     def _record(self, shapes: Sequence[tuple[int, int, int]]) -> None:
@@ -167,7 +167,7 @@ class DocumentScorer(Scorer):
         device = self.runtime.device
         for shape in shapes:
             rows, read, size = shape
-            self.learner.keep(rows)
+            self.trainer.keep(rows)
             inputs, targets = torch.zeros((2, rows, read), dtype=torch.int64, device=device)
             first, places = (torch.zeros_like(inputs[0, :1].expand(n)) for n in (rows, size))
             lesson = Lesson(inputs, targets, first, places, first.float())
@@ -178,28 +178,28 @@ class DocumentScorer(Scorer):
         config = self.config
         self.warm.clear()
         self.network.requires_grad_(True)
-        adapter = SgdAdapter(self, config, document_tokens=config.window)
+        sgd = SgdTrainer(self, config, document_tokens=config.window)
         chunks = np.split(targets, range(config.chunk_tokens, len(targets), config.chunk_tokens))
         for index, chunk in enumerate(chunks[:-1]):  # the last may be short; the records skip it
-            adapter.adapt(chunk, progress=index / (len(chunks) - 1))
+            sgd.train(chunk, progress=index / (len(chunks) - 1))
         self.network.requires_grad_(False).zero_grad()
 
     def _score_batch(self, batch: DocumentBatch) -> None:
-        rows, learner = self.rows, self.learner
+        rows, trainer = self.rows, self.trainer
         # rows without a document stay idle: fewer would be another shape
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
         lengths = stop - start
-        learner.renew(self.warm.get(batch.lane))
+        trainer.renew(self.warm.get(batch.lane))
         if self.config.documents.warm_a and batch.lane not in self.warm:
-            fresh = learner.adapters.a.items()
+            fresh = trainer.adapters.a.items()
             self.warm[batch.lane] = {name: a.detach().clone() for name, a in fresh}
         for begin, used in rows_in_use(batch, rows):
-            if used < learner.adapters.rows:
-                learner.keep(used)
+            if used < trainer.adapters.rows:
+                trainer.keep(used)
             self._score_chunk(start[:used] + begin, stop[:used], begin, batch.chunk)
             if self.config.documents.warm_a:
                 going, before = ((lengths > n).sum() for n in (begin + batch.chunk, begin))
-                self._hand_on(batch.lane, slice(going, before))
+                self._keep_warm(batch.lane, slice(going, before))
 
     def _score_chunk(self, first: np.ndarray, stop: np.ndarray, begin: int, size: int) -> None:
         """Score the targets first[i]..first[i] + size of each row, and learn from them.
@@ -213,15 +213,17 @@ class DocumentScorer(Scorer):
         read = round_width(width, self.config.window)
         goes_on = stop > first + size
         part, run = slice(width - size, width), functools.partial(self._learn_pass, goes_on)
-        _, scores = self.score(starts, read, part, self.learner.options(), run)
+        _, scores = self.score(starts, read, part, self.trainer.options(), run)
         positions = first[:, None] + np.arange(size)
         scored = positions < stop[:, None]
         self.ledger.score_at(positions[scored], start_copy(scores)()[scored])
         if goes_on.any():
             self.ledger.update(first[goes_on], first[goes_on] + size, own=True)
-            self.learner.step()
+            self.trainer.step()
 
-    def _learn_pass(self, goes_on: np.ndarray, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _learn_pass(
+        self, goes_on: np.ndarray, batch: ScoringBatch
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a pass's nats and scores; the rows that go on add their gradient."""
         assert isinstance(batch.part, slice)
         places = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
@@ -236,16 +238,18 @@ class DocumentScorer(Scorer):
     def _teach(self, lesson: Lesson) -> tuple[torch.Tensor, torch.Tensor]:
         """Return a pass's nats and scores [B, k], and add the gradient of the rows that learn."""
         inputs, targets, first, places, learns = lesson
-        nats, scores = self.nats(Batch(inputs, targets, first, self.learner.options(), places))
+        nats, scores = self.nats(
+            ScoringBatch(inputs, targets, first, self.trainer.options(), places)
+        )
         (nats.mean(dim=1) * learns).sum().backward()
         return nats.detach(), scores
 
-    def _hand_on(self, lane: int, rows: slice) -> None:
+    def _keep_warm(self, lane: int, rows: slice) -> None:
         """Keep the first matrices of `rows`, whose documents have ended, for the lane's next batch.
 
         Idle rows go on to decay; what is handed on must not depend on how long.
         """
-        for name, a in self.learner.adapters.a.items():
+        for name, a in self.trainer.adapters.a.items():
             self.warm[lane][name][rows] = a.detach()[rows]
 
 
@@ -264,7 +268,7 @@ def rows_in_use(batch: DocumentBatch, rows: int) -> Iterator[tuple[int, int]]:
         yield begin, rows
 
 
-def pass_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
+def batch_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, the tokens read, and those scored, of each pass over a batch."""
     for begin, used in rows_in_use(batch, rows):
         yield used, round_width(min(begin + batch.chunk, window), window), batch.chunk

@@ -1,4 +1,4 @@
-"""Score a batch of sliding windows, then let one shared adapter learn from it (#1499)."""
+"""Score a batch of sliding windows, then let one shared adapter learn from it (pg#1499)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ import torch
 
 from paramgolf.model.network import Network
 from paramgolf.runtime import send, share
-from paramgolf.scoring.config import AdaptConfig
-from paramgolf.scoring.lora_adapter import Learner
-from paramgolf.scoring.scorer import Rehearsal, Scorer, State, split_batches, start_copy
-from paramgolf.scoring.session import Session
+from paramgolf.scoring.config import TttConfig
+from paramgolf.scoring.lora_adapter import LoraTrainer
+from paramgolf.scoring.scorer import Host, PassShape, Scorer, State, start_copy
 from paramgolf.scoring.text import Text
-from paramgolf.scoring.windows import Windows
+from paramgolf.scoring.windows import ScoringWindows, split_batches
 
 
 class StreamScorer(Scorer):
@@ -24,7 +23,7 @@ class StreamScorer(Scorer):
     `reset_chunks` chunks. Nothing is learned from the last batch.
     """
 
-    def __init__(self, network: Network, text: Text, config: AdaptConfig, session: Session) -> None:
+    def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
         super().__init__(
             network.requires_grad_(False),
             text,
@@ -37,45 +36,45 @@ class StreamScorer(Scorer):
         self._reset()
 
     def _reset(self) -> None:
-        self.learner = Learner(self.network, self._config.adapter, rows=1)
+        self.trainer = LoraTrainer(self.network, self._config.adapter, rows=1)
 
-    def run(self, item: Windows) -> None:
+    def run(self, item: ScoringWindows) -> None:
         """Score a chunk of windows, and learn from each batch of it."""
         resets, chunk = self._config.adapter.reset_chunks, self._config.chunk_tokens
         if resets and item.targets.start // chunk % resets == 0:
             self._reset()
-        with self.session.timing.part("score"), self.network.frozen():
+        with self.session.timed("score"), self.network.frozen():
             for batch in split_batches(item, self._config.batch_windows):
                 self.score_and_learn(batch)
 
     def state(self) -> State:
         """Add the adapter and its moments."""
-        return {**super().state(), "learner": self.learner.state()}
+        return {**super().state(), "trainer": self.trainer.state()}
 
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned, and `own_state` with it."""
         super().load_state(state)
-        self.learner.load_state(state["learner"])
+        self.trainer.load_state(state["trainer"])
 
-    def rehearsals(self, items: Sequence[Windows]) -> Iterator[Rehearsal]:
+    def pass_shapes(self, items: Sequence[ScoringWindows]) -> Iterator[PassShape]:
         """Yield the shapes of the passes that `items` need."""
-        learner = Learner(self.network, self._config.adapter, rows=1)
-        for rehearsal in super().rehearsals(items):
-            yield rehearsal._replace(options=learner.options(), learns=True)
+        trainer = LoraTrainer(self.network, self._config.adapter, rows=1)
+        for shape in super().pass_shapes(items):
+            yield shape._replace(options=trainer.options(), learns=True)
 
-    def score_and_learn(self, batch: Windows) -> None:
+    def score_and_learn(self, batch: ScoringWindows) -> None:
         """Score a batch of windows, then learn from it."""
         rows = share(len(batch), self.runtime)
         mine = batch[rows.start : rows.stop]
         targets = batch.targets
         loss, scores = self._score(batch, mine)
         (loss / len(targets)).backward()
-        self.enter(targets, [(mine, scores())])
+        self.record(targets, [(mine, scores())])
         if targets.stop < len(self.text):
             self._learn(targets)
 
     def _score(
-        self, batch: Windows, mine: Windows
+        self, batch: ScoringWindows, mine: ScoringWindows
     ) -> tuple[torch.Tensor, Callable[[], np.ndarray]]:
         """Return the sum of this process's nats, and what waits for its scores [B, k], float64.
 
@@ -84,7 +83,7 @@ class StreamScorer(Scorer):
         """
         starts = np.concatenate([mine.start, np.repeat(batch.start[:1], self.rows - len(mine))])
         part = slice(batch.offset, None)
-        nats, scores = self.score(starts, batch.length, part, self.learner.options())
+        nats, scores = self.score(starts, batch.length, part, self.trainer.options())
         nats, scores = nats[: len(mine)], scores[: len(mine)]
         targets = mine.start[:, None] + np.arange(batch.offset, batch.length)
         inside = (mine.first[:, None] <= targets) & (targets < mine.stop[:, None])
@@ -93,7 +92,7 @@ class StreamScorer(Scorer):
 
     def _learn(self, targets: range) -> None:
         self.ledger.update(np.array([targets.start]), np.array([targets.stop]))
-        for leaf in self.learner.adapters.parameters():
+        for leaf in self.trainer.adapters.parameters():
             assert leaf.grad is not None
             self.runtime.sum(leaf.grad)
-        self.learner.step()
+        self.trainer.step()

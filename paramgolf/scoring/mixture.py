@@ -2,7 +2,7 @@
 
 Both forms are distributions over the whole vocabulary that are fixed before the target is looked
 at: an n-gram model with back-off at a fixed weight, or one hinted token made likelier and the
-rest renormalised (the token tilt, #1437, #2135). Counts see the text in scoring order only.
+rest renormalised (the token tilt, pg#1437, pg#2135). Counts see the text in scoring order only.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Mixture:
         weight = self.weight[index]
         return -torch.log((1 - weight) * torch.exp(-nats) + weight * chance)
 
-    def favoured(self, index: Tensor) -> Tensor:
+    def hinted(self, index: Tensor) -> Tensor:
         """Return the hint of each target of `index`, any token where there is none."""
         assert self.hint is not None
         return self.hint[index].clamp(min=0)
@@ -88,11 +88,11 @@ def build_mixture(
         sure = past.top_count >= config.min_share * past.total
         hint = torch.where(new & sure, past.top, hint)
         known |= new
-    places = torch.from_numpy(order).to(device)
+    targets = torch.from_numpy(order).to(device)
 
     def column(values: Tensor, nothing: float) -> Tensor:
         padded = values.new_full((len(order) + padding,), nothing)
-        padded[places] = values
+        padded[targets] = values
         return padded
 
     if config.kind == "tilt":

@@ -41,12 +41,12 @@ def past_counts(tokens: Tensor, context: int) -> Past:
     # contexts that came once, most where they are long, have no past
     again = ~(begins & begins.roll(-1))
     order, begins = order[again], begins[again]
-    place, ordered = _places(begins), tokens[order]
+    total, ordered = _index_in_run(begins), tokens[order]
     # in each group of a context by token, in each of these by time
     keys, pairs = torch.sort((begins.cumsum(0) << TOKEN_BITS) | ordered, stable=True)
-    followed = torch.empty_like(place)
-    followed[pairs] = _places(_changes(keys))
-    found = (place, followed, *_running_mode(ordered, followed, begins, place))
+    followed = torch.empty_like(total)
+    followed[pairs] = _index_in_run(_changes(keys))
+    found = (total, followed, *_running_mode(ordered, followed, begins, total))
     columns = [torch.full_like(tokens, nothing) for nothing in (0, 0, -1, 0)]
     for column, values, nothing in zip(columns, found, (0, 0, -1, 0), strict=True):
         column[order] = values
@@ -91,8 +91,8 @@ def _changes(x: Tensor) -> Tensor:
     return changes
 
 
-def _places(begins: Tensor) -> Tensor:
-    """Return the place of each element in its run, from 0, int64 [N]."""
+def _index_in_run(begins: Tensor) -> Tensor:
+    """Return the index of each element in its run, from 0, int64 [N]."""
     index = torch.arange(len(begins), device=begins.device)
     return index - torch.where(begins, index, 0).cummax(0).values
 
@@ -100,13 +100,13 @@ def _places(begins: Tensor) -> Tensor:
 def _running_mode(
     tokens: Tensor, same: Tensor, begins: Tensor, total: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the most frequent token of each run before each place, and its count, int64 [N].
+    """Return the most frequent token of each run before each element, and its count, int64 [N].
 
-    `same` is how often the token came in its run before, `total` the place in the run.
+    `same` is how often the token came in its run before, `total` its index in the run.
     """
     index = torch.arange(len(tokens), device=tokens.device)
     run = begins.cumsum(0) * (len(tokens) + 1)  # so that no run's counts reach the next one's
     highest = (run + same + 1).cummax(0).values
-    reached = torch.where(_changes(highest), index, 0).cummax(0).values
-    top, top_count = tokens[reached].roll(1), (highest - run).roll(1)
+    leader = torch.where(_changes(highest), index, 0).cummax(0).values
+    top, top_count = tokens[leader].roll(1), (highest - run).roll(1)
     return torch.where(total > 0, top, -1), torch.where(total > 0, top_count, 0)

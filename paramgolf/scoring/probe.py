@@ -1,9 +1,10 @@
-"""Examines a few passes of an evaluation as they happen: R6 and R7, measured.
+"""Probes a few passes of an evaluation as they happen: R6 and R7, measured.
 
-A pass is examined before it is scored, with the weights that score it. A token in the middle of its
+A pass is probed before it is scored, with the weights that score it. A token in the middle of its
 last targets is changed: what was predicted before it must not move. And for some targets the whole
 distribution is made, mixture included: it must sum to 1, and give the target the score that the
-evaluation enters. The n-gram model is counted anew here, token by token.
+evaluation enters. The n-gram model is counted anew here, token by token, because a fault in the
+counting that makes the scores would be in its own check as well.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.special_tokens import BOS
-from paramgolf.scoring.scorer import Batch, Scorer
+from paramgolf.scoring.scorer import Scorer, ScoringBatch
 
-EXAMINED = 8  # passes of an evaluation
-AFTER = 2  # passes into an item comes the one that is examined: adapters have learned by then
+PROBED = 8  # passes of an evaluation
+AFTER = 2  # passes into an item comes the one that is probed: adapters have learned by then
 LAST = 32  # targets of a row that are looked at, at most
 TARGETS = 16  # distributions of a pass
 
 
 class Probe:
-    """Counts passes, examines some, and keeps the largest errors.
+    """Counts passes, probes some, and keeps the largest errors.
 
-    found: passes and positions examined; causal_error, how far a logit moved with a later token;
+    found: passes and positions probed; causal_error, how far a logit moved with a later token;
     sum_error, how far the probabilities are from 1 in sum; score_error, the mean distance between
     a score and its distribution, nats.
     """
@@ -43,12 +44,12 @@ class Probe:
         self._countdown = AFTER
 
     def plan(self, done: int, total: int) -> None:
-        """Have a pass of the next item examined, if enough were not."""
-        if self._countdown <= 0 and done * EXAMINED // total > (done - 1) * EXAMINED // total:
+        """Have a pass of the next item probed, if enough were not."""
+        if self._countdown <= 0 and done * PROBED // total > (done - 1) * PROBED // total:
             self._countdown = AFTER
 
-    def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
-        """Examine the batch if it is its turn; what is returned must see its scores."""
+    def __call__(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
+        """Probe the batch if it is its turn; what is returned must see its scores."""
         self._countdown -= 1
         if self._countdown != 0:
             return None
@@ -59,7 +60,7 @@ class Probe:
         self._move(scorer, batch, here, logits)
         return self._compare(scorer, batch._replace(part=here), logits)
 
-    def _move(self, scorer: Scorer, batch: Batch, here: slice, logits: Tensor) -> None:
+    def _move(self, scorer: Scorer, batch: ScoringBatch, here: slice, logits: Tensor) -> None:
         """Change a token and see what moves before it."""
         half = logits.shape[1] // 2
         inputs = batch.inputs.clone()
@@ -72,7 +73,9 @@ class Probe:
             error = (moved - logits)[:, :half].abs().max()
             self.found["causal_error"] = max(self.found["causal_error"], float(error))
 
-    def _compare(self, scorer: Scorer, batch: Batch, logits: Tensor) -> Callable[[Tensor], None]:
+    def _compare(
+        self, scorer: Scorer, batch: ScoringBatch, logits: Tensor
+    ) -> Callable[[Tensor], None]:
         """Make some targets' distributions; return what compares them with the scores."""
         index = batch.numbers
         inside = (index < len(scorer.text)).nonzero()
@@ -118,7 +121,7 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
         return nats
     if mixture.hint is not None:
         tokens = torch.arange(nats.shape[1], device=nats.device)
-        of_hint = nats.gather(1, mixture.favoured(index))
+        of_hint = nats.gather(1, mixture.hinted(index))
         return mixture.tilted(nats, of_hint, tokens[None], index)
     counts = [count_followers(scorer, target, nats.shape[1]) for target in targets.tolist()]
     chance = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
@@ -128,13 +131,13 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
 def count_followers(scorer: Scorer, target: int, vocab_size: int) -> np.ndarray:
     """Return what the past of `target` says of every token, float64 [V], by counting it through."""
     assert scorer.mixing is not None
-    tokens, place = scorer.text.tokens[1:], target
+    tokens, rank = scorer.text.tokens[1:], target
     if scorer.order is not None:
-        tokens, place = tokens[scorer.order], int(np.flatnonzero(scorer.order == target)[0])
+        tokens, rank = tokens[scorer.order], int(np.flatnonzero(scorer.order == target)[0])
     for context in sorted(scorer.mixing.contexts, reverse=True):
-        ends = np.arange(context, place)
+        ends = np.arange(context, rank)
         for distance in range(1, context + 1):
-            ends = ends[tokens[ends - distance] == tokens[place - distance]]
-        if place >= context and len(ends) >= scorer.mixing.min_count:
+            ends = ends[tokens[ends - distance] == tokens[rank - distance]]
+        if rank >= context and len(ends) >= scorer.mixing.min_count:
             return np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
     return np.zeros(vocab_size)

@@ -1,27 +1,68 @@
-"""The course of an evaluation: its processes and its seconds, and how its scorer is driven."""
+"""The course of an evaluation: its processes, its seconds, and how its scorer is driven."""
 
 # ruff: noqa: ARG002 (a stage's session overrides what takes arguments and leaves them unread here)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from paramgolf.clock import seconds_since_start
 from paramgolf.progress import track
-from paramgolf.runtime import Runtime
-from paramgolf.scoring.scorer import Batch, Scorer
-from paramgolf.scoring.timing import Timing
+from paramgolf.runtime import Runtime, synchronize
+from paramgolf.scoring.scorer import Scorer, ScoringBatch
+
+
+class Stopwatch:
+    """Seconds spent in named parts of an evaluation; a part may be entered many times.
+
+    Attributes:
+        seconds: of each part so far.
+        before: seconds of a process that was cut off and that this one goes on from.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        self.before = 0.0
+
+    @contextlib.contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Add the duration of the block to part `name`, the device's work included."""
+        start = time.perf_counter()
+        yield
+        synchronize(self._device)
+        self.seconds[name] += time.perf_counter() - start
+
+    @property
+    def total(self) -> float:
+        """Seconds since the command started: imports, decompression and compilation are in."""
+        return self.before + seconds_since_start()
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The seconds of each part, as `seconds_NAME`, and in all."""
+        parts = {f"seconds_{name}": seconds for name, seconds in self.seconds.items()}
+        return {**parts, "seconds": self.total}
 
 
 class Session:
-    """What an evaluation runs in. A stage's also saves what is done, and examines some passes."""
+    """What an evaluation runs in. A stage's also saves what is done, and probes some passes."""
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
-        self.timing = Timing(runtime.device)
+        self.timing = Stopwatch(runtime.device)
+
+    def timed(self, name: str) -> AbstractContextManager[None]:
+        """Add the duration of the block to part `name` of the seconds."""
+        return self.timing.part(name)
 
     def run(
         self, scorer: Scorer, items: Sequence[Any], label: str | None = None, *, every: int = 1
@@ -31,9 +72,9 @@ class Session:
         After each `every` items all processes stand at the same one. Without a label nothing is
         shown.
         """
-        with self.timing.part("compile"):
+        with self.timed("compile"):
             if self.runtime.compile:
-                rehearse(scorer, items)
+                warm_up(scorer, items)
         rest = range(self.begin(scorer), len(items))
         show = self.runtime.is_main and label is not None
         for index in track(rest, label or "", total=len(rest), show=show):
@@ -52,11 +93,7 @@ class Session:
     def after(self, scorer: Scorer, done: int, total: int) -> None:
         """Take notice that `done` items of `total` are done."""
 
-    def examine(
-        self,
-        scorer: Scorer,
-        batch: Batch,
-    ) -> Callable[[Tensor], None] | None:
+    def probe(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
         """Look at a batch before it is scored; what is returned is then shown its scores."""
         return None
 
@@ -66,18 +103,19 @@ class Session:
         return self.timing.metrics
 
 
-def rehearse(scorer: Scorer, items: Sequence[Any]) -> None:
-    """Compile what `items` will need, on random tokens; weights, steps and ledger stay as they are.
+def warm_up(scorer: Scorer, items: Sequence[Any]) -> None:
+    """Compile what `items` will need, before any of the text is read.
 
-    Gradients of rehearsals are cleared before the first step.
+    The passes run on random tokens, so they can learn nothing that a score may not know; weights,
+    steps and ledger stay as they are, and the gradients are cleared before the first step.
     """
     vocab_size = scorer.network.vocab_size
     generator = torch.Generator().manual_seed(0)
-    for rows, length, part, options, learns in scorer.rehearsals(items):
+    for rows, length, part, options, learns in scorer.pass_shapes(items):
         tokens = torch.randint(vocab_size, (rows, length), generator=generator)
         options = scorer.with_segments(tokens, options)
         tokens = tokens.to(scorer.runtime.device)
-        batch = Batch(tokens, tokens, torch.zeros_like(tokens[:, 0]), options, part)
+        batch = ScoringBatch(tokens, tokens, torch.zeros_like(tokens[:, 0]), options, part)
         with torch.set_grad_enabled(learns):
             nats, _ = scorer.nats(batch)
         if learns:

@@ -1,47 +1,57 @@
-"""An evaluation as a stage: its files, resuming where it was cut off, and its examinations."""
+"""An evaluation as a stage: its files, resuming where it was cut off, and its probe.
+
+Apart from the session, because train_gpt.py does without it.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from torch import Tensor
 
-from paramgolf.checkpoint import resume_key
+from paramgolf.bits_per_byte import bits_per_byte
+from paramgolf.checkpoint import Checkpoint, resume_key
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
-from paramgolf.files import sha256_file, write_json
+from paramgolf.files import atomic_open, sha256_file, write_json
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
-from paramgolf.scoring.documents import write_documents
-from paramgolf.scoring.evaluation import Evaluation
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import ScoredText
 from paramgolf.scoring.probe import Probe
-from paramgolf.scoring.resume import Resume
-from paramgolf.scoring.scorer import Batch, Scorer
+from paramgolf.scoring.scorer import Scorer, ScoringBatch, State
 from paramgolf.scoring.session import Session
+from paramgolf.scoring.text import Text
 
 ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
+SECONDS = 30.0  # between saves, at least
+SHARE = 0.02  # of the time goes into saving, at most
 
 
 class StageSession(Session):
-    """A session that survives a crash, and that examines some of the passes as they happen."""
+    """A session that survives a crash, and that probes some of the passes as they happen."""
 
     def __init__(
         self,
         stage: str,
-        config: SlidingConfig | AdaptConfig,
+        config: SlidingConfig | TttConfig,
         runtime: Runtime,
         package: Path = PACKAGE_PATH,
         tokens: Path = TOKENS_PATH,
     ) -> None:
         super().__init__(runtime)
         key = evaluation_key(config, runtime, package, tokens)
-        self._stage, self._resume, self._probe = stage, Resume(stage, key, runtime), Probe()
+        self._stage, self._saved, self._probe = stage, SavedEvaluation(stage, key, runtime), Probe()
         self._facts: dict[str, float] = {}
-        saved = self._resume.state
+        saved = self._saved.state
         if saved is not None:
             self._facts, self.timing.before = saved["facts"], saved["before"]
             self.timing.seconds.update(saved["seconds"])
@@ -55,23 +65,23 @@ class StageSession(Session):
 
     def begin(self, scorer: Scorer) -> int:
         """Give `scorer` the state in which it was cut off; return how many items are done."""
-        saved = self._resume.state
+        saved = self._saved.state
         if saved is None:
             return 0
-        scorer.load_state({**saved["scorer"], **self._resume.own})
+        scorer.load_state({**saved["scorer"], **self._saved.own})
         if self.runtime.is_main:
             say(f"{self._stage}: resumed after {saved['done']} parts of the text")
         done: int = saved["done"]
         return done
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:
-        """Save what is done, and choose what to examine next."""
+        """Save what is done, and choose what to probe next."""
         self._probe.plan(done, total)
-        self._resume.save(lambda: (self._state(scorer, done), scorer.own_state()))
+        self._saved.save(lambda: (self._state(scorer, done), scorer.own_state()))
 
-    def examine(self, scorer: Scorer, batch: Batch) -> Callable[[Tensor], None] | None:
-        """Examine the batch if its turn has come."""
-        return self._probe.examine(scorer, batch)
+    def probe(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
+        """Probe the batch if its turn has come."""
+        return self._probe(scorer, batch)
 
     def _state(self, scorer: Scorer, done: int) -> dict[str, Any]:
         return {
@@ -85,20 +95,20 @@ class StageSession(Session):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the session tells of itself: seconds, and what the examinations found."""
+        """What the session tells of itself: seconds, and what the probe found."""
         return {**super().metrics, "probe": self._probe.found}
 
-    def finish(self, evaluation: Evaluation) -> None:
+    def finish(self, evaluation: ScoredText) -> None:
         """Write documents.parquet and the metrics; nothing is left to resume."""
         if self.runtime.is_main:
             path = ARTIFACTS / self._stage / "documents.parquet"
             write_documents(path, evaluation.text, evaluation.nats)
             write_json(ARTIFACTS / "metrics" / f"{self._stage}.json", evaluation.metrics)
-        self._resume.remove()
+        self._saved.remove()
 
 
 def evaluation_key(
-    config: SlidingConfig | AdaptConfig, runtime: Runtime, package: Path, tokens: Path
+    config: SlidingConfig | TttConfig, runtime: Runtime, package: Path, tokens: Path
 ) -> str:
     """Return a hash of all that a score depends on."""
     found = open_tokens(tokens)
@@ -106,3 +116,79 @@ def evaluation_key(
     # a missing file is the evaluation's to complain of
     hashes = [sha256_file(path) if path.is_file() else None for path in files]
     return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])
+
+
+class SavedEvaluation:
+    """The newest state of an evaluation, whose `key` tells parameters, data and model.
+
+    What processes hold alike is one file, which the main process writes. What each holds alone (it
+    may be empty) goes by turns into one of two files of its own: the main process writes last, so
+    if it is killed before, its older file still goes with the older of each two. All processes must
+    see the folder.
+    """
+
+    def __init__(self, stage: str, key: str, runtime: Runtime) -> None:
+        self._runtime = runtime
+        self._shared = Checkpoint(stage, key)
+        self._own = [Checkpoint(stage, f"{key}-{runtime.rank}-{turn}") for turn in (0, 1)]
+        self._saves = 0
+        self._last, self._wait = time.monotonic(), SECONDS
+        cpu = torch.device("cpu")
+        self.state: State | None = self._shared.load(cpu)
+        self.own: State = {}
+        if self.state is not None:
+            self._saves = self.state["saves"]
+            if self.state["own"]:
+                self.own = self._own[self._saves % 2].load(cpu) or {}
+
+    def save(self, make: Callable[[], tuple[State, State]]) -> None:
+        """Save what `make` returns, the common and the own state, if it is time; all call it."""
+        due = time.monotonic() >= self._last + self._wait
+        if not self._runtime.agree(float(due)):
+            return
+        begin = time.monotonic()
+        shared, own = make()
+        self._saves += 1
+        if own:
+            self._own[self._saves % 2].save(own)
+        self._runtime.barrier()
+        if self._runtime.is_main:
+            self._shared.save({**shared, "saves": self._saves, "own": bool(own)})
+        self._last = time.monotonic()
+        self._wait = max(SECONDS, (self._last - begin) / SHARE)
+
+    def remove(self) -> None:
+        """Delete the files, after success."""
+        self._runtime.barrier()
+        for checkpoint in (self._shared, *self._own):
+            checkpoint.remove()
+
+
+def document_table(text: Text, nats: np.ndarray) -> pa.Table:
+    """Return document, tokens, bytes, nats and bpb, a row a document in the order of the text.
+
+    Predicting a document's BOS counts, with 0 bytes, for the document that it begins; the first BOS
+    of all is no target. bpb is null where no byte of a document was scored.
+    """
+    begins = text.tokens == text.bos
+    count = int(begins.sum())
+    document = np.cumsum(begins)[1:] - 1
+    tokens = np.bincount(document, minlength=count)
+    byte_counts = np.bincount(document, weights=text.byte_counts, minlength=count).astype(np.int64)
+    sums = np.bincount(document, weights=nats, minlength=count)
+    pairs = zip(sums.tolist(), byte_counts.tolist(), strict=True)
+    return pa.table(
+        {
+            "document": pa.array(np.arange(count)),
+            "tokens": pa.array(tokens, type=pa.int64()),
+            "bytes": pa.array(byte_counts),
+            "nats": pa.array(sums),
+            "bpb": pa.array([bits_per_byte(*p) if p[1] else None for p in pairs], pa.float64()),
+        }
+    )
+
+
+def write_documents(path: str | Path, text: Text, nats: np.ndarray) -> None:
+    """Write the table as Parquet, atomically."""
+    with atomic_open(path) as file:
+        pq.write_table(document_table(text, nats), file, compression="zstd")

@@ -28,7 +28,7 @@ class Text:
     def __len__(self) -> int:
         return len(self.byte_counts)
 
-    def rows_source(self, length: int, device: torch.device) -> torch.Tensor:
+    def padded_tokens(self, length: int, device: torch.device) -> torch.Tensor:
         """Return the tokens, int32 [N + 1 + length], on `device`; the end is padding."""
         padded = np.pad(self.tokens.astype(np.int32), (0, length))
         return torch.from_numpy(padded).to(device)

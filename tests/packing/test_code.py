@@ -29,9 +29,8 @@ from paramgolf.packing.code import (
 from paramgolf.packing.entry import ADAPT, MIXTURE, RUNTIME, SLIDING
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.adapt import score_adaptive
-from paramgolf.scoring.config import AdaptConfig, SlidingConfig
-from paramgolf.scoring.sliding import score_sliding
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 
 LIMIT_BYTES = 45_000  # of code, for the evaluators and the training of a recipe
 WHERE = """
@@ -91,7 +90,7 @@ def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
         config = parse(SlidingConfig, sliding, "eval")
         expected = score_sliding(model, tokens_folder, config, alone).metrics
     else:
-        config = parse(AdaptConfig, adapt, "eval_ttt")
+        config = parse(TttConfig, adapt, "eval_ttt")
         expected = score_adaptive(model, tokens_folder, config, alone).metrics
     written = json.loads((artifact / "out.json").read_text())
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):

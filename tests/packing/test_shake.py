@@ -205,7 +205,7 @@ def test_fields_go_with_their_defaults():
 def test_adapters_are_configured_only_where_they_learn(mode, held):
     frozen = recipe_params("pr1493")[1]
     modules = program({**frozen, "eval_ttt": {**frozen["eval_ttt"], "mode": mode}})
-    assert ("class AdapterConfig" in modules["paramgolf.scoring.config"]) == held
+    assert ("class LoraConfig" in modules["paramgolf.scoring.config"]) == held
     assert ("'adapter'" in modules["paramgolf.packing.entry_defaults"]) == held
 
 

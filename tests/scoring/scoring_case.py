@@ -1,5 +1,7 @@
 """A small live network, a text with documents in it, and one process to score them."""
 
+import dataclasses
+
 import numpy as np
 import torch
 
@@ -8,12 +10,15 @@ from paramgolf.model.network import Network
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import (
-    AdaptConfig,
-    AdapterConfig,
     DocumentsConfig,
+    LoraConfig,
     MixtureConfig,
     SlidingConfig,
+    TttConfig,
 )
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text
 
 VOCAB, WINDOW, STRIDE = 61, 16, 4
@@ -103,7 +108,7 @@ def echoing_text(count):
     return Text(tokens, np.ones(count, dtype=np.uint16), 1)
 
 
-def make_config(**changes) -> AdaptConfig:
+def make_config(**changes) -> TttConfig:
     fields = {
         "mode": "sgd",
         "window": WINDOW,
@@ -116,18 +121,33 @@ def make_config(**changes) -> AdaptConfig:
         "lr": 0.02,
         "momentum": 0.9,
         "clip_norm": 1.0,
-        "adapter": AdapterConfig(**ADAPTER),
+        "adapter": LoraConfig(**ADAPTER),
         "documents": DocumentsConfig(**DOCUMENTS),
         "mixture": MixtureConfig(**MIXTURE),
     }
-    return AdaptConfig(**{**fields, **changes})
+    return TttConfig(**{**fields, **changes})
 
 
-def make_lora_config(mode, adapter=None, documents=None, **changes) -> AdaptConfig:
+def make_lora_config(mode, adapter=None, documents=None, **changes) -> TttConfig:
     """Make parameters of a lora mode, with changes of its two parts."""
     return make_config(
         mode=mode,
-        adapter=AdapterConfig(**{**ADAPTER, **(adapter or {})}),
+        adapter=LoraConfig(**{**ADAPTER, **(adapter or {})}),
         documents=DocumentsConfig(**{**DOCUMENTS, **(documents or {})}),
         **changes,
     )
+
+
+def score_strided(
+    text: Text,
+    *,
+    network: Network | None = None,
+    runtime: Runtime = ALONE,
+    window: int = WINDOW,
+    stride: int = STRIDE,
+    rows: int = 5,
+) -> Ledger:
+    """Score with weights that stay as they are, by sliding windows over the whole text."""
+    sizes = {"window": window, "stride": stride, "batch_windows": rows}
+    config = dataclasses.replace(SLIDING, **sizes)
+    return score_text(network or make_network(), text, config, Session(runtime))

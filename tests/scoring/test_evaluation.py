@@ -15,15 +15,14 @@ from scoring_case import (
     make_config,
     make_lora_config,
     make_text,
+    score_strided,
 )
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
-from paramgolf.scoring.adapt import score_adaptive
 from paramgolf.scoring.config import MixtureConfig
-from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_fixed, score_sliding
+from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
 
 
@@ -35,7 +34,7 @@ def packed(tmp_path_factory):
 
 
 def reference(network: Network, stride: int) -> float:
-    ledger = score_fixed(network, make_text(170), Session(ALONE), window=16, stride=stride, rows=5)
+    ledger = score_strided(make_text(170), network=network, stride=stride)
     return bits_per_byte(ledger.nats.sum(), int(make_text(170).byte_counts.sum()))
 
 

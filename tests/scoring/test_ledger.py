@@ -5,7 +5,7 @@ import pytest
 from scoring_case import ALONE
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.scoring.ledger import Ledger, LedgerError, spans, spread
+from paramgolf.scoring.ledger import Ledger, LedgerError, expand_ranges, find_ranges
 
 
 def entry(ledger: Ledger, start: int, stop: int, nats: float = 1.0) -> None:
@@ -28,7 +28,7 @@ def test_a_legal_evaluation_is_recorded_and_proven():
     expected = {"scored_once": True, "score_first": True, "targets": 10, "entries": 3}
     assert verdict == {**expected, "updates": 3, "targets_trained": 6}
     assert ledger.entry.tolist() == [1] * 4 + [2] * 4 + [3] * 2
-    assert ledger.weights_version().tolist() == [0] * 4 + [2] * 4 + [3] * 2
+    assert np.array(ledger.weights)[ledger.entry].tolist() == [0] * 4 + [2] * 4 + [3] * 2
 
 
 def test_adaptation_before_scoring_is_refused():
@@ -135,7 +135,7 @@ def test_a_merge_with_nobody_changes_nothing():
 
 def test_ranges_and_their_members():
     start, stop = np.array([3, 9, 0]), np.array([5, 9, 3])
-    members = spread(start, stop)
+    members = expand_ranges(start, stop)
     assert members.tolist() == [3, 4, 0, 1, 2]
-    assert [x.tolist() for x in spans(members)] == [[3, 0], [5, 3]]
-    assert [x.tolist() for x in spans(np.array([7]))] == [[7], [8]]
+    assert [x.tolist() for x in find_ranges(members)] == [[3, 0], [5, 3]]
+    assert [x.tolist() for x in find_ranges(np.array([7]))] == [[7], [8]]

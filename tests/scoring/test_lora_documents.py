@@ -11,9 +11,9 @@ from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import ShortChunk
 from paramgolf.scoring.document_batches import plan_groups
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.lora_documents import DocumentScorer
 from paramgolf.scoring.session import Session
@@ -281,7 +281,7 @@ class Recorded:
 
     @staticmethod
     def addresses(scorer):
-        leaves = scorer.learner.adapters.parameters()
+        leaves = scorer.trainer.adapters.parameters()
         used = [*scorer.network.parameters(), *leaves, *(leaf.grad for leaf in leaves)]
         return [tensor.data_ptr() for tensor in used]
 
@@ -314,7 +314,7 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
     shapes = {
         shape
         for step in steps
-        for shape in lora_documents.pass_shapes(step.batch, scorer.rows, WINDOW)
+        for shape in lora_documents.batch_shapes(step.batch, scorer.rows, WINDOW)
     }
     scorer._record(sorted(shapes, reverse=True))
     for step in steps:

@@ -3,14 +3,22 @@
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
+from scoring_case import (
+    ALONE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    make_lora_config,
+    make_network,
+    make_text,
+    score_strided,
+)
 
-from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
-from paramgolf.scoring.lora_adapter import Learner
+from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.lora_stream import StreamScorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_fixed
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows
 
@@ -22,7 +30,7 @@ def adapt(text, runtime=ALONE, network=None, adapter=None, **changes):
 
 def test_scores_are_those_of_a_plain_loop():
     text, network = make_text(90), make_network().requires_grad_(False)
-    learner = Learner(network, make_lora_config("lora_stream").adapter, rows=1)
+    learner = LoraTrainer(network, make_lora_config("lora_stream").adapter, rows=1)
     tokens = torch.from_numpy(text.tokens.astype(np.int64))
     # chunks of 48: the first window whole, then batches of at most 5 windows of 4 targets
     batches = [(0, 16), (16, 36), (36, 48), (48, 68), (68, 88), (88, 90)]
@@ -44,7 +52,7 @@ def test_scores_are_those_of_a_plain_loop():
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_strided(text)
     np.testing.assert_allclose(adapt(text, adapter={"lr": 0.0}).nats, fixed.nats, atol=1e-5)
 
 
@@ -65,7 +73,7 @@ def test_the_adapter_begins_anew():
     always, anew = adapt(text), adapt(text, adapter={"reset_chunks": 2})
     assert (always.nats[:96] == anew.nats[:96]).all()
     assert (always.nats[96:] != anew.nats[96:]).mean() > 0.99
-    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_strided(text)
     np.testing.assert_allclose(anew.nats[96:116], fixed.nats[96:116], atol=1e-5)
 
 

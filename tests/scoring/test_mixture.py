@@ -18,8 +18,8 @@ from scoring_case import (
     make_network,
 )
 
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import Ledger, LedgerError
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.session import Session

@@ -1,4 +1,4 @@
-"""What an evaluation finds when it examines its own passes: nothing wrong, or what was planted."""
+"""What an evaluation finds when it probes its own passes: nothing wrong, or what was planted."""
 
 import dataclasses
 
@@ -16,8 +16,8 @@ from scoring_case import (
     make_network,
 )
 
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.mixture import Mixture
 from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.session import Session
@@ -29,13 +29,13 @@ CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documen
 class Probing(Session):
     def __init__(self, runtime):
         super().__init__(runtime)
-        self.probe = Probe()
+        self.own = Probe()
 
     def after(self, scorer, done, total):
-        self.probe.plan(done, total)
+        self.own.plan(done, total)
 
-    def examine(self, scorer, batch):
-        return self.probe.examine(scorer, batch)
+    def probe(self, scorer, batch):
+        return self.own(scorer, batch)
 
 
 def probe(case, kind, network=None):
@@ -52,7 +52,7 @@ def probe(case, kind, network=None):
         config = make(mode=case, mixture=mixture, batch_windows=3)
         ledger = score_and_adapt(network, text, config, session)
     ledger.close()
-    return session.probe.found, ledger.nats
+    return session.own.found, ledger.nats
 
 
 @pytest.mark.parametrize("kind", ["none", "ngram", "tilt"])

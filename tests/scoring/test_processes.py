@@ -6,18 +6,16 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from scoring_case import (
     ALONE,
-    STRIDE,
-    WINDOW,
     make_config,
     make_lora_config,
     make_network,
     make_text,
+    score_strided,
 )
 
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_fixed
 
 DOCUMENTS = {"batch_documents": 2, "lanes": 3}
 CONFIGS = {
@@ -37,7 +35,7 @@ CONFIGS = {
 
 def evaluate(runtime: Runtime) -> dict[str, np.ndarray]:
     network, text = make_network(), make_text(170)
-    fixed = score_fixed(network, text, Session(runtime), window=WINDOW, stride=STRIDE, rows=3)
+    fixed = score_strided(text, network=network, runtime=runtime, rows=3)
     results = {"fixed": fixed.nats}
     for name, config in CONFIGS.items():
         network = make_network()

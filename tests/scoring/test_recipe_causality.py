@@ -20,8 +20,8 @@ from scoring_case import (
 
 from paramgolf.model.network import Network
 from paramgolf.recipes import names
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents

@@ -5,8 +5,8 @@ from schema_case import faults_of
 from scoring_case import ADAPTER, DOCUMENTS, MIXTURE, make_config, make_lora_config
 
 from paramgolf.scoring.config import (
-    AdapterConfig,
     DocumentsConfig,
+    LoraConfig,
     MixtureConfig,
     ShortChunk,
     SlidingConfig,
@@ -71,7 +71,7 @@ def test_faults_of_sliding(changes, message):
     ],
 )
 def test_faults_of_adapters(changes, message):
-    (fault,) = faults_of(AdapterConfig(**{**ADAPTER, **changes}))
+    (fault,) = faults_of(LoraConfig(**{**ADAPTER, **changes}))
     assert message in fault
 
 

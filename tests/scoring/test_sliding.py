@@ -3,21 +3,29 @@
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, MIXTURE, STRIDE, VOCAB, WINDOW, make_network, make_text
+from scoring_case import (
+    ALONE,
+    MIXTURE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    make_network,
+    make_text,
+    score_strided,
+)
 
 from paramgolf.model.network import Pass
 from paramgolf.scoring import sliding
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_fixed, score_text
+from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
-from paramgolf.scoring.windows import Windows, sliding_windows
+from paramgolf.scoring.windows import ScoringWindows, sliding_windows
 
 
-def slide(text, runtime, *, window=WINDOW, stride=STRIDE, rows=5, network=None):
-    network = network or make_network()
-    ledger = score_fixed(network, text, Session(runtime), window=window, stride=stride, rows=rows)
+def slide(text, **options):
+    ledger = score_strided(text, **options)
     ledger.close()
     return ledger.nats
 
@@ -39,20 +47,20 @@ def brute_force(network, text, window, stride):
 )
 def test_scores_equal_one_target_at_a_time(count, window, stride):
     network, text = make_network(), make_text(count)
-    scores = slide(text, ALONE, window=window, stride=stride, network=network)
+    scores = slide(text, window=window, stride=stride, network=network)
     np.testing.assert_allclose(scores, brute_force(network, text, window, stride), atol=2e-5)
 
 
 def test_scores_do_not_depend_on_the_batch():
     text = make_text(150)
-    one = slide(text, ALONE, rows=1)
+    one = slide(text, rows=1)
     for rows in (2, 7, 64):
-        np.testing.assert_allclose(slide(text, ALONE, rows=rows), one, atol=1e-5)
+        np.testing.assert_allclose(slide(text, rows=rows), one, atol=1e-5)
 
 
 def test_the_same_call_gives_the_same_bits():
     text = make_text(150)
-    assert (slide(text, ALONE) == slide(text, ALONE)).all()
+    assert (slide(text) == slide(text)).all()
 
 
 @pytest.mark.parametrize("changes", [{}, {"smear": "token", "bigram_buckets": 32}])
@@ -62,8 +70,8 @@ def test_no_past_score_moves_with_a_future_token(changes, position):
     tokens = text.tokens.copy()
     tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
     network = make_network(**changes)
-    before = slide(text, ALONE, network=network)
-    after = slide(Text(tokens, text.byte_counts, 1), ALONE, network=network)
+    before = slide(text, network=network)
+    after = slide(Text(tokens, text.byte_counts, 1), network=network)
     # token p is target p - 1
     assert (before[: position - 1] == after[: position - 1]).all()
     assert before[position - 1] != after[position - 1]
@@ -94,7 +102,7 @@ def tail_dropped(count, length, stride):
 def stretched(count, length, stride):
     """Score a target more a window: what a window scored is scored again by the next."""
     w = sliding_windows(count, length, stride)
-    return Windows(length, w.start, np.maximum(w.first - 1, 0), w.stop)
+    return ScoringWindows(length, w.start, np.maximum(w.first - 1, 0), w.stop)
 
 
 @pytest.mark.parametrize(
@@ -108,7 +116,7 @@ def stretched(count, length, stride):
 def test_a_wrong_plan_never_becomes_a_score(monkeypatch, windows, message):
     monkeypatch.setattr(sliding, "sliding_windows", windows)
     with pytest.raises(LedgerError, match=message):
-        slide(make_text(70), ALONE)
+        slide(make_text(70))
 
 
 class TestDocuments:
@@ -186,11 +194,11 @@ class TestWindowed:
         }
         network, text = make_network(**shallow), make_text(150)
         nats = self.score(text, 3, network)
-        np.testing.assert_allclose(nats, slide(text, ALONE, stride=1, network=network), atol=1e-5)
+        np.testing.assert_allclose(nats, slide(text, stride=1, network=network), atol=1e-5)
 
     def test_rows_without_a_bound_are_one_pass(self):
         text = make_text(90)
-        whole = slide(text, ALONE, window=96, stride=96)
+        whole = slide(text, window=96, stride=96)
         np.testing.assert_allclose(self.score(text, 6)[:WINDOW], whole[:WINDOW], atol=1e-5)
         assert (np.abs(self.score(text, 6) - whole)[WINDOW:] > 1e-4).any()
 

@@ -48,7 +48,7 @@ def test_max_tokens_keeps_the_first_targets(folder):
 
 
 def test_rows_are_padded_on_the_right(folder):
-    source = load_text(folder, 8, None).rows_source(3, torch.device("cpu"))
+    source = load_text(folder, 8, None).padded_tokens(3, torch.device("cpu"))
     assert source.tolist() == [1, 5, 6, 1, 7, 0, 0, 0]
 
 

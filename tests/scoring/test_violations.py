@@ -31,15 +31,16 @@ from scoring_case import (
 )
 
 from paramgolf.model import embedding
+from paramgolf.model.network import Network
 from paramgolf.scoring import mixture, sliding
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.probe import Probe
-from paramgolf.scoring.referee import Script, Settings, audit
+from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores
 from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import SgdAdapter
+from paramgolf.scoring.sgd import SgdTrainer
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 from paramgolf.verify.rules import RULES, Run
@@ -59,12 +60,12 @@ def ledger(plant: Callable[[Patch], None]) -> Caught:
     return catch
 
 
-def referee(scorer: scorers.Counts, *, isolated: bool = False) -> Caught:
-    """Return the rules that the referee finds broken."""
+def audited(scorer: scorers.Counts, *, isolated: bool = False) -> Caught:
+    """Return the rules that the audit finds broken."""
 
     def catch(_: Patch) -> set[str]:
-        settings = Settings(8, 1e-3, 0, isolated)
-        findings = audit(Script(scorer), echoing_text(200), VOCAB, settings)
+        settings = AuditSettings(8, 1e-3, 0, isolated)
+        findings = audit_scores(ScorerScript(scorer), echoing_text(200), VOCAB, settings)
         return {finding.rule for finding in findings if finding.passed is False}
 
     return catch
@@ -88,15 +89,17 @@ def verify(**metrics: dict) -> Caught:
     return catch
 
 
-def probe(plant: Callable[[Patch], None]) -> Caught:
+def probe(
+    plant: Callable[[Patch], None] = lambda _: None, make: Callable[[], Network] = make_network
+) -> Caught:
     """Return the rules that are broken by what an evaluation measures of itself."""
 
     def catch(patch: Patch) -> set[str]:
         plant(patch)
         text, session, seen = echoing_text(400), Session(ALONE), Probe()
-        patch.setattr(session, "examine", seen.examine)
+        patch.setattr(session, "probe", seen)
         config = slide_config(kind="ngram", batch_windows=5)
-        evaluation = sliding.score_text(make_network(), text, config, session)
+        evaluation = sliding.score_text(make(), text, config, session)
         metrics = {"probe": seen.found, "val_loss": float(evaluation.nats.mean())}
         metrics["ledger"] = evaluation.close()
         return verify(eval_sliding=metrics, eval_ttt=metrics)(patch)
@@ -122,10 +125,10 @@ class Stand:
         self.scorer = Scorer(network, text, Session(ALONE), length=WINDOW, rows=5)
         windows = sliding_windows(len(text), WINDOW, STRIDE)
         self.chunks = list(split_chunks(windows, config.chunk_tokens))
-        self.adapter = SgdAdapter(self.scorer, config)
+        self.trainer = SgdTrainer(self.scorer, config)
 
     def learn(self, chunk: int) -> None:
-        self.adapter.adapt(self.chunks[chunk].targets, progress=0.0)
+        self.trainer.train(self.chunks[chunk].targets, progress=0.0)
 
     def score(self, chunk: int) -> None:
         self.scorer.run(self.chunks[chunk])
@@ -158,7 +161,7 @@ def best_of_two(_: Patch) -> None:
 
 def warms_up_on_text(_: Patch) -> None:
     stand = Stand()
-    stand.adapter.adapt(range(48), progress=0.0)
+    stand.trainer.train(range(48), progress=0.0)
 
 
 def wrong_plan(change: Callable) -> Callable[[Patch], None]:
@@ -198,19 +201,14 @@ def counts_target(patch: Patch) -> None:
     patch.setattr(mixture, "past_counts", wrong)
 
 
-def sees_ahead(patch: Patch) -> None:
-    make = make_network
+def sees_ahead() -> Network:
+    network = make_network()
+    attend = network.backend.attend
 
-    def network(**changes):
-        made = make(**changes)
-        attend = made.backend.attend
+    def ahead(q, k, v, segments=None):
+        return attend(q, k, v, segments) + 0.1 * q.mean(1, keepdim=True)
 
-        def ahead(q, k, v, segments=None):
-            return attend(q, k, v, segments) + 0.1 * q.mean(1, keepdim=True)
-
-        return made.with_backend(dataclasses.replace(made.backend, attend=ahead))
-
-    patch.setitem(globals(), "make_network", network)
+    return network.with_backend(dataclasses.replace(network.backend, attend=ahead))
 
 
 TWICE = "the ledger refuses: a target is scored a second time"
@@ -223,27 +221,27 @@ FALLBACK = np.where(np.arange(200) == 50, 3, BYTES)
 CLEAN = {"documents_train": 9, "documents_val": 9, "train_val_overlap": 0}
 
 VIOLATIONS: list[tuple[str, Caught, str]] = [
-    ("SLOT", referee(scorers.Slot()), "C1"),
+    ("SLOT", audited(scorers.Slot()), "C1"),
     ("adaptation before scoring", ledger(learns_first), UNSCORED),
-    ("adaptation before scoring", referee(scorers.LearnsFirst()), "C1"),
+    ("adaptation before scoring", audited(scorers.LearnsFirst()), "C1"),
     ("adaptation on the next chunk", ledger(learns_ahead), UNSCORED),
     ("score of the last epoch", ledger(last_epoch), TWICE),
-    ("score of the last epoch", referee(scorers.LastEpoch()), "C1"),
+    ("score of the last epoch", audited(scorers.LastEpoch()), "C1"),
     ("rescoring with min", ledger(best_of_two), TWICE),
-    ("rescoring with min", referee(scorers.BestOfTwo()), "C1"),
-    ("hashed n-gram cache", referee(scorers.HashedCache()), "C2"),
-    ("hashed n-gram cache, hidden", referee(scorers.HiddenCache()), "C3"),
+    ("rescoring with min", audited(scorers.BestOfTwo()), "C1"),
+    ("hashed n-gram cache", audited(scorers.HashedCache()), "C2"),
+    ("hashed n-gram cache, hidden", audited(scorers.HiddenCache()), "C3"),
     ("n-gram of the target alone", probe(looks_target_up), "R7"),
     ("n-gram that counts the target", probe(counts_target), "R7"),
-    ("attention to later text", probe(sees_ahead), "R6"),
-    ("byte-level mixture", referee(scorers.ByteMixture()), "C2"),
-    ("double leading-space byte", referee(scorers.CountsBytes(SPACE)), "bytes"),
-    ("byte fallback counted 3", referee(scorers.CountsBytes(FALLBACK)), "bytes"),
-    ("smear across documents", referee(scorers.Smears(), isolated=True), "documents"),
+    ("attention to later text", probe(make=sees_ahead), "R6"),
+    ("byte-level mixture", audited(scorers.ByteMixture()), "C2"),
+    ("double leading-space byte", audited(scorers.CountsBytes(SPACE)), "bytes"),
+    ("byte fallback counted 3", audited(scorers.CountsBytes(FALLBACK)), "bytes"),
+    ("smear across documents", audited(scorers.Smears(), isolated=True), "documents"),
     ("tail scored twice", ledger(wrong_plan(lambda w: w[np.r_[0 : len(w), -1]])), TWICE),
-    ("tail scored twice", referee(scorers.TailTwice()), "coverage"),
+    ("tail scored twice", audited(scorers.TailTwice()), "coverage"),
     ("dropped tail", ledger(wrong_plan(lambda w: w[:-1])), MISSING),
-    ("dropped tail", referee(scorers.TailDropped()), "coverage"),
+    ("dropped tail", audited(scorers.TailDropped()), "coverage"),
     (
         "part of the validation text",
         verify(eval_sliding={"tokens_scored": 8}, eval_ttt={"tokens_scored": 9}),
@@ -256,10 +254,10 @@ VIOLATIONS: list[tuple[str, Caught, str]] = [
     ),
     ("calibration on validation", verify(audit=CLEAN, calibrate={"source": "validation"}), "R5"),
     ("hints in file order, adaptation by length", ledger(hints_in_file_order), AHEAD),
-    ("hints in file order, adaptation by length", referee(scorers.HintsInFileOrder()), "C1"),
+    ("hints in file order, adaptation by length", audited(scorers.HintsInFileOrder()), "C1"),
     ("warm-up on validation tokens", ledger(warms_up_on_text), UNSCORED),
-    ("warm-up on validation tokens", referee(scorers.WarmedUp()), "C1"),
-    ("counts kept from an evaluation before", referee(scorers.KeepsCounts()), "C4"),
+    ("warm-up on validation tokens", audited(scorers.WarmedUp()), "C1"),
+    ("counts kept from an evaluation before", audited(scorers.KeepsCounts()), "C4"),
 ]
 
 
@@ -273,10 +271,10 @@ def test_it_is_caught(monkeypatch, catch, verdict):
 def test_without_a_violation_nothing_is_said(monkeypatch):
     metrics = {"audit": CLEAN, "calibrate": {"source": "train"}}
     assert verify(**metrics)(monkeypatch) == set()
-    assert probe(lambda _: None)(monkeypatch) == set()
-    assert referee(scorers.Counts())(monkeypatch) == set()
-    assert referee(scorers.CountsBytes(BYTES))(monkeypatch) == set()
-    assert referee(scorers.Isolated(), isolated=True)(monkeypatch) == set()
+    assert probe()(monkeypatch) == set()
+    assert audited(scorers.Counts())(monkeypatch) == set()
+    assert audited(scorers.CountsBytes(BYTES))(monkeypatch) == set()
+    assert audited(scorers.Isolated(), isolated=True)(monkeypatch) == set()
 
 
 @pytest.mark.parametrize("smear", ["channel", "token"])

@@ -6,8 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.runtime import Runtime, share
-from paramgolf.scoring.scorer import add_scores, split_batches
-from paramgolf.scoring.windows import document_windows, sliding_windows, split_chunks
+from paramgolf.scoring.windows import (
+    add_scores,
+    document_windows,
+    sliding_windows,
+    split_batches,
+    split_chunks,
+)
 
 lengths_and_strides = st.integers(1, 40).flatmap(
     lambda length: st.tuples(st.just(length), st.integers(1, length))

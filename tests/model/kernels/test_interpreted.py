@@ -14,7 +14,7 @@ from recipe_case import moved, narrow_recipe
 
 from paramgolf.model.backend import REFERENCE, Backend, compiled, share_graphs
 from paramgolf.model.network import Network, Pass
-from paramgolf.scoring.lora_adapter import Learner
+from paramgolf.scoring.lora_adapter import LoraTrainer
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter"
@@ -72,7 +72,7 @@ def test_passes_of_all_shapes_with_adapters_share_graphs(networks):
     config = dataclasses.replace(narrow_recipe("pr1855").eval_ttt.adapter, rank=4)
     plain, fused = networks("pr1855")
     pair = plain, fused.with_backend(share_graphs(fused.backend))
-    learners = [Learner(network.requires_grad_(False), config, rows=3) for network in pair]
+    learners = [LoraTrainer(network.requires_grad_(False), config, rows=3) for network in pair]
     graphs = set()
     for rows, length in ((3, 16), (3, 24), (2, 16)):
         text, found = draw(rows, length + 1), []

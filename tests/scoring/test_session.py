@@ -22,8 +22,8 @@ from scoring_case import (
 from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.network import Network
 from paramgolf.scoring import lora_documents, session
-from paramgolf.scoring.adapt import score_and_adapt
 from paramgolf.scoring.config import MixtureConfig, ShortChunk, SlidingConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text
@@ -56,35 +56,43 @@ def score(case, text, runtime, kind="none", network=None):
 
 @pytest.fixture
 def passes(monkeypatch):
-    """The passes of rehearsals and of scoring: their shapes, and the inputs of the first."""
-    seen = {"shapes": {True: set(), False: set()}, "inputs": [], "rehearsing": False}
+    """The passes of warming up and of scoring: their shapes, and the inputs of the first."""
+    seen = {"shapes": {True: set(), False: set()}, "inputs": [], "warming": False}
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
-    rehearse, inner = session.rehearse, Network.final_lanes
+    warm_up, nll, logits = session.warm_up, Network.nll, Network.logits
 
     def watched(*arguments):
-        seen["rehearsing"] = True
-        rehearse(*arguments)
-        seen["rehearsing"] = False
+        seen["warming"] = True
+        warm_up(*arguments)
+        seen["warming"] = False
 
-    def final_lanes(self, tokens, options, part):
+    def note(tokens, options, part):
         rows = None if options.adapters is None else len(options.adapters["q"].a)
-        places = torch.arange(tokens.shape[1])
-        head = len(places if part is None else places[part])
+        positions = torch.arange(tokens.shape[1])
+        head = len(positions if part is None else positions[part])
         kind = (options.document_tokens, options.window, rows, torch.is_grad_enabled())
-        seen["shapes"][seen["rehearsing"]].add((tuple(tokens.shape), head, *kind))
-        if seen["rehearsing"]:
+        seen["shapes"][seen["warming"]].add((tuple(tokens.shape), head, *kind))
+        if seen["warming"]:
             seen["inputs"].append(tokens.clone())
-        return inner(self, tokens, options, part)
 
-    monkeypatch.setattr(session, "rehearse", watched)
-    monkeypatch.setattr(Network, "final_lanes", final_lanes)
+    def noted_nll(self, tokens, targets, options, *, part=None):
+        note(tokens, options, part)
+        return nll(self, tokens, targets, options, part=part)
+
+    def noted_logits(self, tokens, options, *, part=None):
+        note(tokens, options, part)
+        return logits(self, tokens, options, part=part)
+
+    monkeypatch.setattr(session, "warm_up", watched)
+    monkeypatch.setattr(Network, "nll", noted_nll)
+    monkeypatch.setattr(Network, "logits", noted_logits)
     return seen
 
 
 @pytest.mark.parametrize("kind", ["none", "tilt"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_shape_is_rehearsed_and_none_in_vain(passes, case, kind):
+def test_every_shape_is_warmed_up_and_none_in_vain(passes, case, kind):
     ledger = score(case, echoing_text(400), WARM, kind)
     assert passes["shapes"][True] == passes["shapes"][False]
     assert ledger.close()["score_first"]
@@ -132,18 +140,17 @@ def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
     graphs = torch._dynamo.utils.counters["stats"]
-    network = make_network()
     compile_as_is = functools.partial(torch.compile, backend="eager")
     monkeypatch.setattr(torch, "compile", compile_as_is)
     torch._dynamo.reset()
-    network = network.with_backend(compiled(Backend(dtype=torch.bfloat16)))
-    counts, rehearse = [], session.rehearse
+    network = make_network().with_backend(compiled(Backend(dtype=torch.bfloat16)))
+    counts, warm_up = [], session.warm_up
 
     def watched(*arguments):
-        rehearse(*arguments)
+        warm_up(*arguments)
         counts.append(graphs["unique_graphs"])
 
-    monkeypatch.setattr(session, "rehearse", watched)
+    monkeypatch.setattr(session, "warm_up", watched)
     before = graphs["unique_graphs"]
     score(case, echoing_text(400), WARM, network=network)
     assert counts[0] > before

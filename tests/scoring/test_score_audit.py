@@ -12,16 +12,18 @@ from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated
 from scoring_case import echoing_text
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.scoring.referee import Script, Settings, audit, load_script
+from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores, load_script
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/audit-score.md"
-SETTINGS = Settings(targets=8, tolerance=1e-3, seed=0, isolated=False)
+SETTINGS = AuditSettings(targets=8, tolerance=1e-3, seed=0, isolated=False)
 
 
 def judge(scorer, isolated=False, count=200):
-    settings = Settings(8, 1e-3, 0, isolated)
-    return {f.rule: f for f in audit(Script(scorer), echoing_text(count), VOCAB, settings)}
+    settings = AuditSettings(8, 1e-3, 0, isolated)
+    return {
+        f.rule: f for f in audit_scores(ScorerScript(scorer), echoing_text(count), VOCAB, settings)
+    }
 
 
 @pytest.mark.parametrize("scorer", [Counts(), ByLength(), Isolated()])
@@ -105,5 +107,7 @@ def test_bad_scripts_are_one_message(project):
 
 def test_the_same_seed_gives_the_same_verdict():
     text = echoing_text(200)
-    first, second = (audit(Script(HashedCache()), text, VOCAB, SETTINGS) for _ in range(2))
+    first, second = (
+        audit_scores(ScorerScript(HashedCache()), text, VOCAB, SETTINGS) for _ in range(2)
+    )
     assert first == second

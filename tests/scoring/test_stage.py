@@ -1,7 +1,8 @@
-"""An evaluation that is killed and started again ends with the bits of one that was not."""
+"""An evaluation as a stage: killed and started again it gives the same bits; its table adds up."""
 
 from __future__ import annotations
 
+import io
 import json
 import multiprocessing
 import os
@@ -17,9 +18,12 @@ import pytest
 import torch
 from packed_case import write_package
 from resume_case import CASES, evaluate
+from scoring_case import make_text
 
+from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.resume import Resume
+from paramgolf.scoring.stage import SavedEvaluation, document_table, write_documents
+from paramgolf.scoring.text import Text
 
 SERVER = multiprocessing.get_context("forkserver")
 
@@ -114,7 +118,7 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    resume = Resume("eval", "key", Runtime(0, 1, torch.device("cpu")))
+    saved_evaluation = SavedEvaluation("eval", "key", Runtime(0, 1, torch.device("cpu")))
     saved = []
 
     def make():
@@ -124,9 +128,47 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
 
     while now[0] < 600:
         now[0] += 1.0
-        resume.save(make)
+        saved_evaluation.save(make)
     assert saved == [30.0, 183.0, 336.0, 489.0]  # 3 s of 150 s are 2 %
-    again = Resume("eval", "key", Runtime(0, 1, torch.device("cpu")))
+    again = SavedEvaluation("eval", "key", Runtime(0, 1, torch.device("cpu")))
     assert again.state["done"] == 4
     again.remove()
     assert not list(tmp_path.glob(".resume/*"))
+
+
+def test_bos_is_counted_with_the_document_it_begins():
+    tokens = np.array([1, 7, 8, 1, 9, 1, 1, 5], dtype=np.uint16)
+    byte_counts = np.array([3, 4, 0, 5, 0, 0, 6], dtype=np.uint16)
+    nats = np.array([1.0, 2.0, 10.0, 3.0, 20.0, 30.0, 4.0])
+    table = document_table(Text(tokens, byte_counts, 1), nats).to_pydict()
+    assert table["document"] == [0, 1, 2, 3]
+    assert table["tokens"] == [2, 2, 1, 2]
+    assert table["bytes"] == [7, 5, 0, 6]
+    assert table["nats"] == [3.0, 13.0, 20.0, 34.0]
+    assert table["bpb"][2] is None
+    assert table["bpb"][1] == bits_per_byte(13.0, 5)
+
+
+def test_documents_add_up_to_the_text(tmp_path):
+    text = make_text(500)
+    nats = np.random.default_rng(0).random(500)
+    write_documents(tmp_path / "documents.parquet", text, nats)
+    table = pq.read_table(tmp_path / "documents.parquet").to_pydict()
+    assert sum(table["tokens"]) == 500
+    assert sum(table["bytes"]) == text.byte_counts.sum()
+    assert sum(table["nats"]) == pytest.approx(nats.sum(), rel=1e-12)
+
+
+def test_the_file_is_the_same_bytes_each_time(tmp_path):
+    contents = []
+    for name in ("a", "b"):
+        write_documents(tmp_path / name, make_text(100), np.ones(100))
+        contents.append((tmp_path / name).read_bytes())
+    assert contents[0] == contents[1]
+    assert pq.read_schema(io.BytesIO(contents[0])).names == [
+        "document",
+        "tokens",
+        "bytes",
+        "nats",
+        "bpb",
+    ]

@@ -3,15 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_config, make_network, make_text
+from scoring_case import (
+    ALONE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    make_config,
+    make_network,
+    make_text,
+    score_strided,
+)
 
 from paramgolf.model.network import Pass
-from paramgolf.scoring.adapt import score_and_adapt
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import SgdAdapter
-from paramgolf.scoring.sliding import score_fixed
+from paramgolf.scoring.sgd import SgdTrainer
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 
@@ -23,7 +31,7 @@ def adapt(text, runtime, network=None, **changes):
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_fixed(make_network(), text, Session(ALONE), window=WINDOW, stride=STRIDE, rows=5)
+    fixed = score_strided(text)
     np.testing.assert_allclose(adapt(text, ALONE, lr=0.0).nats, fixed.nats, atol=1e-5)
     assert (adapt(text, ALONE, lr=0.0).nats == adapt(text, ALONE, mode="none").nats).all()
 
@@ -50,7 +58,8 @@ def test_the_record_of_updates():
         (0, 32),
         (32, 48),
     ] * 2
-    assert ledger.weights_version()[[0, 47, 48, 96, 169]].tolist() == [0, 0, 4, 8, 12]
+    weights = np.array(ledger.weights)[ledger.entry]
+    assert weights[[0, 47, 48, 96, 169]].tolist() == [0, 0, 4, 8, 12]
 
 
 def test_the_same_run_gives_the_same_bits():
@@ -130,30 +139,30 @@ class TestPlantedViolations:
         text, network, config = make_text(170), make_network(), make_config()
         scorer = Scorer(network, text, Session(ALONE), length=WINDOW, rows=5)
         chunks = list(split_chunks(sliding_windows(len(text), WINDOW, STRIDE), config.chunk_tokens))
-        adapter = SgdAdapter(scorer, config)
-        return adapter, scorer.run, chunks
+        return SgdTrainer(scorer, config), scorer, chunks
 
     def test_learning_before_scoring(self, parts):
-        adapter, _, chunks = parts
+        trainer, _, chunks = parts
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
-            adapter.adapt(chunks[0].targets, progress=0.0)
+            trainer.train(chunks[0].targets, progress=0.0)
 
     def test_learning_from_the_next_chunk(self, parts):
-        adapter, score, chunks = parts
-        score(chunks[0])
+        trainer, scorer, chunks = parts
+        scorer.run(chunks[0])
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
-            adapter.adapt(range(0, 96), progress=0.0)
+            trainer.train(range(0, 96), progress=0.0)
 
     def test_score_of_the_last_epoch(self, parts):
-        adapter, score, chunks = parts
-        score(chunks[0])
-        adapter.adapt(chunks[0].targets, progress=0.0)
+        trainer, scorer, chunks = parts
+        scorer.run(chunks[0])
+        trainer.train(chunks[0].targets, progress=0.0)
         with pytest.raises(LedgerError, match="scored a second time"):
-            score(chunks[0])
+            scorer.run(chunks[0])
 
     def test_weights_stay_as_they_were_when_an_update_is_refused(self, parts):
-        adapter, _, chunks = parts
-        before = [p.clone() for p in adapter._parameters]
+        trainer, scorer, chunks = parts
+        before = [p.clone() for p in scorer.network.parameters()]
         with pytest.raises(LedgerError):
-            adapter.adapt(chunks[1].targets, progress=0.0)
-        assert all(torch.equal(a, b) for a, b in zip(before, adapter._parameters, strict=True))
+            trainer.train(chunks[1].targets, progress=0.0)
+        after = scorer.network.parameters()
+        assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

@@ -27,7 +27,7 @@ PAST = 2  # tokens of context that came before, where a cache would have an entr
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class AuditSettings:
     """How thorough the tests are.
 
     `targets` are looked at one by one, and as many later tokens are changed; scores that differ by
@@ -41,7 +41,7 @@ class Settings:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """Whether a rule is kept (None: it could not be judged), and why."""
 
     rule: str
@@ -50,7 +50,7 @@ class Finding:
     reason: str
 
 
-class Script:
+class ScorerScript:
     """A loaded SCORER.py; its answers as float64 arrays."""
 
     def __init__(self, module: ModuleType) -> None:
@@ -72,7 +72,7 @@ class Script:
         return None if function is None else np.asarray(function(self._model, tokens.copy()))
 
 
-def load_script(path: Path) -> Script:
+def load_script(path: Path) -> ScorerScript:
     """Import SCORER.py as Python runs a script; a missing file or function is a ParamGolfError."""
     if not path.is_file():
         fix = "name a script with load, score and probabilities (docs/audit-score.md)"
@@ -91,53 +91,60 @@ def load_script(path: Path) -> Script:
             expected=f"functions {', '.join(NEEDED)}",
             fix="docs/audit-score.md describes them, with an example",
         )
-    return Script(module)
+    return ScorerScript(module)
 
 
-def audit(
-    script: Script, text: Text, vocab_size: int, settings: Settings, *, show: bool = False
-) -> list[Finding]:
+def audit_scores(
+    script: ScorerScript,
+    text: Text,
+    vocab_size: int,
+    settings: AuditSettings,
+    *,
+    show: bool = False,
+) -> list[AuditFinding]:
     """Judge a script on `text`, rule by rule."""
-    referee = Referee(script, text, vocab_size, settings)
-    findings = [referee.coverage()]
+    audit = ScoreAudit(script, text, vocab_size, settings)
+    findings = [audit.coverage()]
     judged = findings[0].passed
     tests: list[tuple[str, str, Callable[[], tuple[bool, str]]]] = [
-        ("C1", "causal", referee.causal),
-        ("C2", "normalised", referee.normalised),
-        ("C3", "scored before learned from", referee.score_first),
-        ("C4", "one pass", referee.one_pass),
+        ("C1", "causal", audit.causal),
+        ("C2", "normalized", audit.normalized),
+        ("C3", "scored before learned from", audit.score_first),
+        ("C4", "one pass", audit.one_pass),
     ]
     if settings.isolated:
-        tests.append(("documents", "isolated", referee.isolated))
+        tests.append(("documents", "isolated", audit.isolated))
     for rule, name, test in track(tests, "audit", total=len(tests), show=show):
         verdict = test() if judged else (None, "not judged: the scores are not one a target")
-        findings.append(Finding(rule, name, *verdict))
-    return [*findings[1:], findings[0], referee.bytes_counted()]
+        findings.append(AuditFinding(rule, name, *verdict))
+    return [*findings[1:], findings[0], audit.bytes_counted()]
 
 
-class Referee:
+class ScoreAudit:
     """The tests of one script on one text."""
 
-    def __init__(self, script: Script, text: Text, vocab_size: int, settings: Settings) -> None:
+    def __init__(
+        self, script: ScorerScript, text: Text, vocab_size: int, settings: AuditSettings
+    ) -> None:
         self._script, self._text, self._settings = script, text, settings
         self._tokens, self._bos = text.tokens.astype(np.int64), text.bos
         self._vocab_size = vocab_size
         self._random = np.random.default_rng(settings.seed)
         self._nats = script.score(self._tokens)
         order = script.optional("order", self._tokens)
-        places = np.arange(len(text)) if order is None else np.argsort(order)
-        self._places = places  # when each target is scored
+        # when each target is scored
+        self._rank = np.arange(len(text)) if order is None else np.argsort(order)
         self._targets = self._choose()
         self._given: list[np.ndarray] | None = None
 
-    def coverage(self) -> Finding:
+    def coverage(self) -> AuditFinding:
         """Judge if there is one finite score for each target, whatever the length."""
         lengths = sorted({1, 2, *self._random.integers(1, len(self._text), 4).tolist()})
         faults = [self._fault(self._nats, len(self._text))]
         faults += [self._fault(self._script.score(self._tokens[: n + 1]), n) for n in lengths]
         found = [fault for fault in faults if fault]
         reason = found[0] if found else f"{len(faults)} texts of 1..{len(self._text)} targets"
-        return Finding("coverage", "each target scored once", not found, reason)
+        return AuditFinding("coverage", "each target scored once", not found, reason)
 
     def _fault(self, nats: np.ndarray, count: int) -> str | None:
         if nats.shape != (count,):
@@ -151,7 +158,7 @@ class Referee:
         """Judge if scores stay when a later token, or all of them, are others (C1)."""
         worst = _Worst(self._settings.tolerance)
         for target in self._targets:
-            before = self._places < self._places[target]
+            before = self._rank < self._rank[target]
             for tokens, what in (
                 (self._with(target, self._other(target)), f"token {target + 1}"),
                 (self._hide(target), f"all from token {target + 1} on"),
@@ -161,7 +168,7 @@ class Referee:
                 worst.see(moved[at], f"target {at} moved by {moved[at]:.3g} nats with {what}")
         return worst.verdict(f"{2 * len(self._targets)} changes of later text")
 
-    def normalised(self) -> tuple[bool, str]:
+    def normalized(self) -> tuple[bool, str]:
         """Judge if scores are -ln p of distributions made before the target is seen (C2)."""
         worst, sums = _Worst(self._settings.tolerance), _Worst(SUM_ERROR)
         for target, given in zip(self._targets, self._distributions(), strict=True):
@@ -218,21 +225,23 @@ class Referee:
             worst.see(moved[at], f"target {at} moved with token {begin - 1}, of another document")
         return worst.verdict("changes of the text just before a document")
 
-    def bytes_counted(self) -> Finding:
+    def bytes_counted(self) -> AuditFinding:
         """Judge if each target counts the bytes that the tokens' folder says."""
         name, expected = "bytes", self._text.byte_counts.astype(np.int64)
         counts = self._script.optional("byte_counts", self._tokens)
         if counts is None:
-            return Finding("bytes", name, None, "the script has no function byte_counts")
+            return AuditFinding("bytes", name, None, "the script has no function byte_counts")
         if counts.shape != expected.shape:
-            return Finding("bytes", name, False, f"{expected.shape} targets, {counts.shape} counts")
+            return AuditFinding(
+                "bytes", name, False, f"{expected.shape} targets, {counts.shape} counts"
+            )
         wrong = np.flatnonzero(counts != expected)
         if not len(wrong):
-            return Finding("bytes", name, True, f"{expected.sum():,} bytes, target by target")
+            return AuditFinding("bytes", name, True, f"{expected.sum():,} bytes, target by target")
         at = wrong[0]
         reason = f"target {at} (token {self._tokens[at + 1]}) counts {counts[at]} bytes"
         reason += f", not {expected[at]}; {len(wrong)} targets differ"
-        return Finding("bytes", name, False, reason)
+        return AuditFinding("bytes", name, False, reason)
 
     def _distributions(self) -> Sequence[np.ndarray]:
         """Return what the script gives for each target, the text hidden from there on."""
@@ -275,7 +284,7 @@ class Referee:
         tokens = self._tokens.copy()
         inner = tokens[1:]
         drawn = self._random.choice(np.delete(np.arange(self._vocab_size), self._bos), len(inner))
-        hidden = (self._places >= self._places[target]) & (inner != self._bos)
+        hidden = (self._rank >= self._rank[target]) & (inner != self._bos)
         tokens[1:] = np.where(hidden, drawn, inner)
         return tokens
 
