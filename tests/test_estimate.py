@@ -25,7 +25,6 @@ from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.flops import forward_flops
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
-from paramgolf.quant.allocation import rounded_bits, widest_bits
 from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import stored_bits
@@ -187,7 +186,7 @@ def test_bits_of_grids_that_follow_a_rows_largest_weights(grid, bits, columns, b
     generator = np.random.default_rng(0)
     weight = torch.from_numpy(generator.standard_normal((1, 131_072 // columns, columns))).float()
     quantize = dataclasses.replace(base.quantize, grid=grid, matrix_bits=bits, method="nearest")
-    scales = row_scales(weight, torch.ones(1, columns), grid_of("q", bits, quantize))
+    scales = row_scales(weight, torch.ones(1, columns), grid_of("q", quantize))
     limits = torch.full_like(scales, 2 ** (bits - 1) - 1).float()
     raw = nearest(Rows(weight, scales, limits)).to(torch.int8).numpy().tobytes()
     real = 8 * len(brotli.compress(raw, quality=11, lgwin=24)) / len(raw)
@@ -216,25 +215,28 @@ def test_codecs_differ_and_auto_takes_the_smaller(base):
 @pytest.mark.parametrize("name", QUANTIZED)
 def test_grids_are_those_of_quantize(name, base):
     quantize = dataclasses.replace(base.quantize, mlp_clip=9.0, attention_clip=11.0)
-    grid = grid_of(name, widest_bits(name, quantize), quantize)
-    assert size.bits_of(name, quantize) == {grid.bits: 1.0}
+    grid = grid_of(name, quantize)
     assert size.reach(name, 64, grid.maximum, quantize) == grid.clip
 
 
-@pytest.mark.parametrize(
-    "name", ["head_gate", "bigram_table", "value_table", "bigram_proj", "value_proj", "q_gain"]
-)
-def test_what_is_rounded_without_a_hessian(name, base):
-    for gate, table in ((None, None), (8, 6)):
-        quantize = dataclasses.replace(base.quantize, gate_bits=gate, table_bits=table)
-        bits = rounded_bits(name, quantize)
-        assert size.bits_of(name, quantize) == ({} if bits is None else {bits: 1.0})
+@pytest.mark.parametrize("bits", [None, 5])
+def test_what_has_no_bits_is_expected_as_float16(bits, base):
+    keys = ("gate_bits", "table_bits", "bigram_proj_bits", "value_proj_bits", "embedding_bits")
+    quantize = dataclasses.replace(base.quantize, **dict.fromkeys(keys, bits))
+    model = dataclasses.replace(base.model, bigram_buckets=64, head_gate="sparse")
+    parts = {part.name for part in model_bytes(base, model=model, quantize=quantize).parts()}
+    names = {"head_gate", "bigram_table", "bigram_proj", "embedding"}
+    assert names & parts == (set() if bits is None else names)
 
 
-def test_a_share_of_a_parameters_matrices_has_more_bits(base):
-    quantize = dataclasses.replace(base.quantize, high_bits_matrices=6, low_bits=5)
-    assert size.bits_of("q", quantize, 0.25) == {6: 0.25, 5: 0.75}
-    assert size.bits_of("q", quantize, 1.0) == {6: 1.0}
+def test_matrices_of_the_mlp_may_have_bits_of_their_own(base):
+    def bits(**changes):
+        quantize = dataclasses.replace(base.quantize, **changes)
+        return {part.name: part.bits for part in model_bytes(base, quantize=quantize).parts()}
+
+    found, five = bits(mlp_bits=5), bits(matrix_bits=5)
+    assert (found["up"], found["down"]) == (five["up"], five["down"])
+    assert found["q"] == bits()["q"]
 
 
 def test_clips_that_are_fitted_end_below_the_limit(base, sample):

@@ -10,8 +10,8 @@ import torch
 from paramgolf.estimate import size
 from paramgolf.estimate.allocation import (
     LEARNED,
+    expected_bits,
     expected_traces,
-    high_matrices,
     other_allocations,
 )
 from paramgolf.estimate.summary import estimate
@@ -20,7 +20,6 @@ from paramgolf.model.shapes import MATRICES
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.hessian import gather
-from paramgolf.quant.trained import FAMILIES
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 
@@ -68,25 +67,20 @@ def test_the_choice_is_that_of_quantize_where_the_traces_are(model, recurrent):
     quantize = dataclasses.replace(
         recipe("base").quantize, high_bits_matrices=7, low_bits=5, recurrent_high=recurrent
     )
-    traces = expected_traces(model, LEARNED)
-    sides = {"qkv": 32, "o": 32, "up": 32, "down": 64, "embedding": 32}
-    hessians = {
-        family: torch.tensor(traces.get(names[0], [1.0]))[:, None, None]
-        * torch.eye(sides[family])
-        / sides[family]
-        for family, names in FAMILIES.items()
-    }
-    bits = layer_bits(hessians, model, quantize)
-    found = high_matrices(model, quantize)
-    assert found == {name: tuple(width == 6 for width in bits[name]) for name in MATRICES}
+    bits = expected_bits(model, quantize)
+    assert bits == layer_bits(expected_traces(model, LEARNED), model, quantize)
+    assert sum(of_layers.count(6) for of_layers in bits.values()) == 7
 
 
 def test_every_matrix_has_all_bits_unless_some_are_chosen(tiny_model):
     quantize, model = recipe("base").quantize, tiny_model()
-    assert all(all(of_layers) for of_layers in high_matrices(model, quantize).values())
+    assert {
+        width for of_layers in expected_bits(model, quantize).values() for width in of_layers
+    } == {6}
     some = dataclasses.replace(quantize, high_bits_matrices=6)
-    assert len({json.dumps(found) for found in other_allocations(model, some)}) > 1
-    assert all(sum(map(sum, found.values())) == 6 for found in other_allocations(model, some))
+    found = [*other_allocations(model, some)]
+    assert len({json.dumps(bits) for bits in found}) > 1
+    assert all(sum(w.count(6) for w in bits.values()) == 6 for bits in found)
 
 
 @pytest.mark.parametrize(("name", "published"), [("pr1204", 15_940_000), ("pr1296", 15_995_000)])

@@ -128,7 +128,10 @@ def test_every_missing_key_is_listed(missing):
         ({"eval_sliding.stride": 257}, "`eval_sliding.stride` must lie in 1..window (256)"),
         ({"eval_ttt.chunk_tokens": 1000}, "`eval_ttt.chunk_tokens` must be a multiple"),
         ({"quantize.matrix_bits": 9}, "`quantize.matrix_bits` must lie in 2..8, found 9"),
-        ({"quantize.least_reach": 1.0}, "`quantize.least_reach` must be 0, or above 0 with `grid`"),
+        (
+            {"quantize.mlp_bits": 5, "quantize.high_bits_matrices": 3},
+            "`quantize.mlp_bits` must be null with `high_bits_matrices`",
+        ),
         ({"model.fused_markers": True}, "`model.fused_markers` must be what `tokenizer.fuse"),
         ({"data.source": "files"}, "`data.files` must name at least one path"),
         ({"tokenizer.vocab_size": 70_000}, "`tokenizer.vocab_size` must lie in 300..65536"),

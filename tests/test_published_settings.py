@@ -116,7 +116,11 @@ QUANTIZING: dict[str, Read] = {
     "int6_matrices": lambda p: p.quantize.high_bits_matrices,
     "bits": lambda p: p.quantize.matrix_bits,
     "matrix_bits": lambda p: p.quantize.matrix_bits,
-    "embedding_bits": lambda p: p.quantize.embedding_bits,
+    "mlp_bits": lambda p: p.quantize.mlp_bits or p.quantize.matrix_bits,
+    "attention_bits": lambda p: p.quantize.matrix_bits,
+    "embedding_bits": lambda p: p.quantize.embedding_bits or 16,
+    "bigram_bits": lambda p: p.quantize.table_bits,
+    "pruned_share": lambda p: 0.0,
     "embedding_clip": lambda p: p.quantize.embedding_clip,
     "matrix_clip": lambda p: max(p.quantize.attention_clip, p.quantize.mlp_clip),
     "attention_clip": lambda p: p.quantize.attention_clip,
@@ -191,12 +195,17 @@ STATEMENTS: dict[str, Read] = {
 READ = NETWORK | TRAINING | QUANTIZING | EVALUATION
 # under way
 PENDING = {
-    "pr1204": {"hessian_damping"},
     "pr1392": {"recurrence_order", "recurrence_layers", "parameters", "recur_scale"}
     | {"muon_row_floor"},
     "pr1493": {"ttt_batch"},
-    "pr1499": {"recurrence_order", "parameters", "embedding_bits", "mlp_bits", "attention_bits"}
-    | {"bigram_bits", "pruned_share", "ttt_rate", "ttt_rank", "ttt_reset", "ttt_temperature"}
+    "pr1499": {
+        "recurrence_order",
+        "parameters",
+        "ttt_rate",
+        "ttt_rank",
+        "ttt_reset",
+        "ttt_temperature",
+    }
     | {"adapter_betas", "adapter_eps", "adapter_decay", "adapter_a_std", "adapter_targets"}
     | {"ngram_training_tokens"},
     "pr1855": {"phase_batch", "smear_mask_at_bos"},

@@ -8,47 +8,35 @@ what is learned; their order of size follows the same scale.
 from __future__ import annotations
 
 import itertools
-from collections import Counter
 from collections.abc import Iterator
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.plan import plan
 from paramgolf.model.shapes import MATRICES, repeat_count
+from paramgolf.quant.allocation import Bits, layer_bits
 from paramgolf.quant.config import QuantizeConfig
 
 # traces of o and down as shares of q's and up's of the same layer: 0.3 to 0.8, and 0.2 to 2.7, in
 # the trained sample; how far they may be off in another network
 LEARNED = {"o": 0.5, "down": 1.0}
 DOUBT = 4.0
-High = dict[str, tuple[bool, ...]]  # of each layer of a block's matrix: whether it gets more bits
 
 
-def high_matrices(
+def expected_bits(
     model: ModelConfig, quantize: QuantizeConfig, learned: dict[str, float] = LEARNED
-) -> High:
-    """Return which block matrices are expected to get quantize.matrix_bits, as `layer_bits` does.
+) -> Bits:
+    """Return the bits that each block matrix is expected to get, by parameter and layer.
 
     `learned` is the trace of o and of down as a share of that of q and of up.
     """
-    traces = expected_traces(model, learned)
-    if quantize.high_bits_matrices is None:
-        return {name: (True,) * len(of_layers) for name, of_layers in traces.items()}
-    ranked = sorted(
-        ((name, row) for name in traces for row in range(len(traces[name]))),
-        key=lambda matrix: -traces[matrix[0]][matrix[1]],
-    )
-    high = set(ranked[: quantize.high_bits_matrices])
-    if quantize.recurrent_high:
-        times = Counter(model.orders[-1])
-        high |= {(n, row) for n, row in ranked if row >= model.layers or times[row] > 1}
-    return {n: tuple((n, row) in high for row in range(len(traces[n]))) for n in traces}
+    return layer_bits(expected_traces(model, learned), model, quantize)
 
 
-def other_allocations(model: ModelConfig, quantize: QuantizeConfig) -> Iterator[High]:
+def other_allocations(model: ModelConfig, quantize: QuantizeConfig) -> Iterator[Bits]:
     """Yield what the traces of o and down lead to where they are DOUBT times more or less."""
     for doubts in itertools.product((1 / DOUBT, 1.0, DOUBT), repeat=len(LEARNED)):
         shares = (share * doubt for share, doubt in zip(LEARNED.values(), doubts, strict=True))
-        yield high_matrices(model, quantize, dict(zip(LEARNED, shares, strict=True)))
+        yield expected_bits(model, quantize, dict(zip(LEARNED, shares, strict=True)))
 
 
 def expected_traces(model: ModelConfig, learned: dict[str, float]) -> dict[str, list[float]]:

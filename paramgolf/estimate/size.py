@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from paramgolf.codec.config import PackageConfig
-from paramgolf.estimate.allocation import High, high_matrices, other_allocations
+from paramgolf.estimate.allocation import expected_bits, other_allocations
 from paramgolf.estimate.entropy import (
     best_percentile,
     entropy_bits,
@@ -27,6 +27,7 @@ from paramgolf.estimate.entropy import (
 )
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
+from paramgolf.quant.allocation import MLP, Bits, rounded_bits
 from paramgolf.quant.config import FINER_BITS, QuantizeConfig
 from paramgolf.training.config import TrainConfig
 
@@ -84,21 +85,19 @@ class ModelBytes:
         """Return the expected parts of model.bin, in the order of its parameters."""
         parts, rows, others, vector_bits = [], 0, 0, 0.0
         quantize, shuffled = self.quantize, self.package.byte_shuffle
-        high = high_matrices(self.model, quantize)
+        block_bits = expected_bits(self.model, quantize)
         sizes = shapes(self.model, self.vocab_size)
         for name, shape in sizes.items():
             weights = math.prod(shape)
-            share = sum(high[name]) / len(high[name]) if name in high else 1.0
-            widths = bits_of(name, quantize, share)
+            of_layers = block_bits.get(name) or [outer_bits(name, quantize)]
+            widths = [width for width in of_layers if width is not None]
             if not widths:
                 kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
                 each = kind_bits[shuffled] - (DIGITS - quantize.vector_digits)
                 others, vector_bits = others + weights, vector_bits + weights * each
                 continue
-            bits = sum(
-                part * self.bits_per_weight(name, shape[-1], width)
-                for width, part in widths.items()
-            )
+            by_width = {width: self.bits_per_weight(name, shape[-1], width) for width in {*widths}}
+            bits = sum(by_width[width] for width in widths) / len(widths)
             parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
             rows += weights // shape[-1]
         parts += _refinements(sizes, quantize)
@@ -113,7 +112,9 @@ class ModelBytes:
     def bits_per_weight(self, name: str, columns: int, width: int) -> float:
         """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
         maximum = 2 ** (width - 1) - 1
-        least = self.quantize.least_reach / self.deviations.get(name, math.inf)
+        outer_table = name in TABLES and name != "embedding"
+        least = self.quantize.table_least_reach if outer_table else self.quantize.least_reach
+        least /= self.deviations.get(name, math.inf)
         step = max(reach(name, columns, maximum, self.quantize), least) / maximum
         if solved(name, self.quantize):
             step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
@@ -134,14 +135,15 @@ class ModelBytes:
             _, rows, columns = sizes[name]
             return rows * columns * self.bits_per_weight(name, columns, width) / 8
 
-        more = {n: price(n, quantize.matrix_bits) - price(n, quantize.low_bits) for n in MATRICES}
+        widths = quantize.matrix_bits, quantize.low_bits
+        prices = {(name, width): price(name, width) for name in MATRICES for width in widths}
 
-        def total(high: High) -> float:
-            return sum(more[name] * sum(of_layers) for name, of_layers in high.items())
+        def total(bits: Bits) -> float:
+            return sum(prices[name, width] for name in bits for width in bits[name])
 
-        expected = total(high_matrices(self.model, quantize))
+        expected = total(expected_bits(self.model, quantize))
         others = other_allocations(self.model, quantize)
-        return round(max(abs(total(high) - expected) for high in others))
+        return round(max(abs(total(bits) - expected) for bits in others))
 
     def deviation_uncertainty(self) -> int:
         """Return by how many bytes the deviations may be off; 0 where no row is that small."""
@@ -172,22 +174,9 @@ class ModelBytes:
         return replace(self, quantize=replace(self.quantize, **scaled))
 
 
-def bits_of(name: str, quantize: QuantizeConfig, share: float = 1.0) -> dict[int, float]:
-    """Return the widths of a parameter's integers and the part that has each; {}: it is float16.
-
-    `share` is the part of its matrices, of those of the blocks, that gets quantize.matrix_bits.
-    """
-    if name == "embedding":
-        return {quantize.embedding_bits: 1.0}
-    if name in MATRICES:
-        if share == 1 or quantize.low_bits == quantize.matrix_bits:
-            return {quantize.matrix_bits: 1.0}
-        return {quantize.matrix_bits: share, quantize.low_bits: 1 - share}
-    if name == "head_gate":
-        width = quantize.gate_bits
-    else:
-        width = quantize.table_bits if name in (*TABLES, *PROJECTIONS) else None
-    return {} if width is None else {width: 1.0}
+def outer_bits(name: str, quantize: QuantizeConfig) -> int | None:
+    """Return the bits of a parameter outside the blocks; None: it is float16."""
+    return quantize.embedding_bits if name == "embedding" else rounded_bits(name, quantize)
 
 
 def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) -> Deviations:
@@ -217,14 +206,20 @@ def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> fl
 
     Not counted: quantize.least_reach.
     """
-    has_hessian = name in (*MATRICES, "embedding")
-    if quantize.grid == "absmax" or not has_hessian:
-        return expected_percentile(1.0, columns)
-    if quantize.grid == "percentile":
-        return best_percentile(maximum, columns)
+    grid, clip = quantize.grid, quantize.attention_clip
     if name == "embedding":
-        return quantize.embedding_clip
-    return quantize.mlp_clip if name in ("up", "down") else quantize.attention_clip
+        grid, clip = quantize.embedding_grid or grid, quantize.embedding_clip
+    elif name in MLP:
+        clip = quantize.mlp_clip
+    elif name not in (*MATRICES, *PROJECTIONS):
+        grid = "absmax"
+    match grid:
+        case "absmax":
+            return expected_percentile(1.0, columns)
+        case "percentile":
+            return best_percentile(maximum, columns)
+        case "sdclip":
+            return clip
 
 
 def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part]:

@@ -50,9 +50,12 @@ class QuantizeConfig:
     method: Literal["gptq", "nearest"]
     embedding_method: Literal["gptq", "nearest"] | None
     grid: Literal["sdclip", "percentile", "absmax"]
+    embedding_grid: Literal["sdclip", "percentile", "absmax"] | None
+    percentile_by: Literal["row", "matrix"]
     least_reach: NaturalFloat
     matrix_bits: Bits
-    embedding_bits: Bits
+    mlp_bits: Bits | None
+    embedding_bits: Bits | None
     high_bits_matrices: Natural | None
     low_bits: Bits
     recurrent_high: bool
@@ -61,6 +64,9 @@ class QuantizeConfig:
     vector_digits: Digits
     gate_bits: Bits | None
     table_bits: Bits | None
+    table_least_reach: NaturalFloat
+    bigram_proj_bits: Bits | None
+    value_proj_bits: Bits | None
     attention_clip: PositiveFloat
     mlp_clip: PositiveFloat
     embedding_clip: PositiveFloat
@@ -69,12 +75,16 @@ class QuantizeConfig:
     damping: NaturalFloat
     block_columns: Positive
     act_order: bool
+    dead_inputs: Literal["mean", "one"]
+    row_fallback: bool
     finer_groups: Natural
     group_columns: Positive
     low_rank_matrices: Natural
     low_rank: Annotated[int, Range(1, 64)]
     low_rank_group: Positive
     low_rank_weighting: Literal["plain", "hessian"]
+    low_rank_left_scales: Literal["component", "matrix"]
+    low_rank_always: bool
     fit_bytes: Positive | None
     fit_code_bytes: Natural
     fit_codec: Literal["brotli", "lzma", "rans", "auto"]
@@ -83,10 +93,10 @@ class QuantizeConfig:
         """Yield what is wrong with the fields together."""
         if self.fit_bytes is not None and self.grid != "sdclip":
             yield "fit_bytes", "needs `grid` sdclip, whose clips it moves"
-        if self.least_reach > 0 and self.grid == "sdclip":
-            yield "least_reach", "must be 0, or above 0 with `grid` percentile or absmax"
-        if self.trellis and (max(self.matrix_bits, self.low_bits) > 7 or self.finer_groups):
-            yield (
-                "trellis",
-                "needs `matrix_bits` and `low_bits` of at most 7, and no `finer_groups`",
-            )
+        if self.mlp_bits is not None and self.high_bits_matrices is not None:
+            yield "mlp_bits", "must be null with `high_bits_matrices`, which deals out all bits"
+        if self.balance > 0 and self.percentile_by == "matrix":
+            yield "percentile_by", "must be row with `balance`, which chooses scales by itself"
+        widest = max(self.matrix_bits, self.mlp_bits or 0, self.low_bits)
+        if self.trellis and (widest > MOST_BITS - 1 or self.finer_groups):
+            yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"

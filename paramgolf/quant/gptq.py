@@ -28,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -63,13 +64,21 @@ class Factors:
     condition: list[float]
 
 
-def factorize(hessian_NCC: Tensor, *, damping: float, act_order: bool, family: str) -> Factors:
+def factorize(
+    hessian_NCC: Tensor,
+    *,
+    damping: float,
+    act_order: bool,
+    family: str,
+    dead_inputs: Literal["mean", "one"] = "mean",
+) -> Factors:
     """Damp and factorize each Hessian of a stack, in float64.
 
     With `act_order` the columns with the largest diagonal come first: they have all others left to
-    make up for their errors. Damping is a share of the mean diagonal of the columns that are alive;
-    where the factorization fails it climbs tenfold, and says so with the family and the layer.
-    Raises where a Hessian is not finite or the ladder ends.
+    make up for their errors. Damping is a share of the mean diagonal, dead columns counting by what
+    `dead_inputs` gives them (see quantize.dead_inputs); where the factorization fails it climbs
+    tenfold, and says so with the family and the layer. Raises where a Hessian is not finite or the
+    ladder ends.
     """
     _refuse_non_finite(hessian_NCC, family)
     diagonal = hessian_NCC.diagonal(dim1=1, dim2=2)
@@ -81,7 +90,7 @@ def factorize(hessian_NCC: Tensor, *, damping: float, act_order: bool, family: s
     upper = torch.empty_like(hessian_NCC, dtype=torch.float32)
     used, condition = [], []
     for i, hessian in enumerate(hessian_NCC):
-        alive = _revive(hessian.double(), dead[i])[order[i]][:, order[i]]
+        alive = _revive(hessian.double(), dead[i], dead_inputs)[order[i]][:, order[i]]
         inverse, share = _inverse_cholesky(alive, damping, f"{family}, layer {i}")
         upper[i] = inverse.float()
         used.append(share)
@@ -144,7 +153,8 @@ def quantize_rows(
 
     def errors(integers: Tensor) -> Tensor:
         each = row_errors(rows.weight - rows.dequantize(integers), hessian_NCC)
-        return each.unflatten(1, (-1, together)).sum(-1).repeat_interleave(together, 1)
+        paths: Tensor = each.unflatten(1, (-1, together)).sum(-1)
+        return paths.repeat_interleave(together, 1)
 
     return torch.where((errors(rounded) < errors(greedy)).unsqueeze(-1), rounded, greedy)
 
@@ -172,16 +182,19 @@ def _refuse_non_finite(hessian_NCC: Tensor, family: str) -> None:
         )
 
 
-def _revive(hessian: Tensor, dead: Tensor) -> Tensor:
-    """Cut dead columns off from the others and give them the mean diagonal of the living.
+def _revive(hessian: Tensor, dead: Tensor, dead_inputs: Literal["mean", "one"]) -> Tensor:
+    """Cut dead columns off from the others and give them a diagonal above 0.
 
-    A dead input says nothing of its weights, which become 0; the diagonal that stands in for it
-    leaves the mean, by which damping is measured, as it was.
+    A dead input says nothing of its weights, which become 0 whatever stands in for its diagonal.
+    The mean of the living leaves the mean, by which damping is measured, as it was; published code
+    puts 1, which damps a matrix of small inputs more (pg#1855).
     """
     alive = ~dead
-    mean = hessian.diagonal()[alive].mean() if alive.any() else hessian.new_ones(())
+    stand_in = hessian.new_ones(())
+    if dead_inputs == "mean" and alive.any():
+        stand_in = hessian.diagonal()[alive].mean()
     hessian = hessian * (alive.unsqueeze(0) & alive.unsqueeze(1))
-    hessian.diagonal()[dead] = mean
+    hessian.diagonal()[dead] = stand_in
     return hessian
 
 

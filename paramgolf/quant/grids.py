@@ -26,11 +26,11 @@ FLOAT16_DIGITS = 10  # binary digits of a float16 after its first
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowGrid:
-    """How the scale of a row follows from its weights; the clips are read by `sdclip` alone.
+    """How the scale of a row follows from its weights.
 
-    `clip` is the reach in standard deviations of the row (pg#1394); `hessian_clip` is the weight of
-    the Hessian in it (pg#1412), 0 for none. The other kinds let no row reach less far than
-    `least_reach` (pg#1019).
+    `clip` is the reach in standard deviations of the row (pg#1394) and `hessian_clip` the weight of
+    the Hessian in it (pg#1412), 0 for none: they are read by `sdclip` alone, `percentiles`, the
+    candidates, by `percentile`. No row reaches less far than `least_reach` (pg#1019).
     """
 
     kind: Literal["sdclip", "percentile", "absmax"]
@@ -38,6 +38,7 @@ class RowGrid:
     clip: float = 0.0
     hessian_clip: float = 0.0
     least_reach: float = 0.0
+    percentiles: tuple[float, ...] = PERCENTILES
 
     @property
     def maximum(self) -> int:
@@ -87,8 +88,8 @@ def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor
         case "percentile":
             reach = _best_percentile(weight_NRC, diagonal_NC, grid)
         case "absmax":
-            reach = weight_NRC.abs().amax(-1).clamp_min(grid.least_reach)
-    return round_scales(reach / grid.maximum)
+            reach = weight_NRC.abs().amax(-1)
+    return round_scales(reach.clamp_min(grid.least_reach) / grid.maximum)
 
 
 def round_scales(scale_NR: Tensor) -> Tensor:
@@ -152,7 +153,7 @@ def _best_percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> 
     """
     limit = torch.full(weight_NRC.shape[:-1], float(grid.maximum), device=weight_NRC.device)
     best = error = None
-    for percentile in _percentiles(weight_NRC.abs()):
+    for percentile in _percentiles(weight_NRC.abs(), grid.percentiles):
         reach = percentile.clamp_min(grid.least_reach)
         scale = round_scales(reach / grid.maximum)
         rows = Rows(weight_NRC, scale, limit)
@@ -168,11 +169,11 @@ def _best_percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> 
     return best
 
 
-def _percentiles(magnitude_NRC: Tensor) -> list[Tensor]:
-    """Return PERCENTILES of each row, interpolated; torch.quantile refuses large tensors."""
+def _percentiles(magnitude_NRC: Tensor, shares: tuple[float, ...]) -> list[Tensor]:
+    """Return percentiles of each row, interpolated; torch.quantile refuses large tensors."""
     ordered = magnitude_NRC.sort(dim=-1).values
     last = ordered.shape[-1] - 1
-    ranks = [(int(p * last), p * last - int(p * last)) for p in PERCENTILES]
+    ranks = [(int(p * last), p * last - int(p * last)) for p in shares]
     return [
         torch.lerp(ordered[..., low], ordered[..., min(low + 1, last)], fraction)
         for low, fraction in ranks

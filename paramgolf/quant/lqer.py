@@ -37,7 +37,8 @@ def add_corrections(solved: list[Solved], config: QuantizeConfig) -> None:
         codes = factorize_error(remaining, config, _root(one, layer) if weighted else None)
         correction = low_rank(**codes)
         hessian = one.family.hessian[layer : layer + 1] if weighted else None
-        if float(_errors((remaining - correction).unsqueeze(0), hessian)) < -error:
+        left = float(_errors((remaining - correction).unsqueeze(0), hessian))
+        if left < -error or config.low_rank_always:
             one.dequantized[layer] += correction
             one.tensors.update({f"{one.name}.{layer}.{kind}": t for kind, t in codes.items()})
 
@@ -58,7 +59,8 @@ def factorize_error(
     right = right if root is None else right @ root[1]
     columns = right.shape[1]
     width = config.low_rank_group if columns % config.low_rank_group == 0 else columns
-    left_codes, left_scales = _pack(left.T.unsqueeze(1), LEFT_BITS)
+    together = config.low_rank_left_scales == "matrix"
+    left_codes, left_scales = _pack(left.T.unsqueeze(1), LEFT_BITS, together=together)
     right_codes, right_scales = _pack(right.reshape(rank, -1, width), RIGHT_BITS)
     return {
         "left": left_codes.flatten(1).T.contiguous(),
@@ -68,10 +70,17 @@ def factorize_error(
     }
 
 
-def _pack(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Return int8 codes of `values` [r, g, n] and float16 scales [r, g]: max |x| at m + 1/2."""
+def _pack(values: Tensor, bits: int, *, together: bool = False) -> tuple[Tensor, Tensor]:
+    """Return int8 codes of `values` [r, g, n] and float16 scales [r, g], or one for all `together`.
+
+    Codes lie in -m..m - 1, m = 2^(bits - 1). The largest |x| falls on m - 1/2, which is as far from
+    -m as, on the other side, from m - 1.
+    """
     most = 2 ** (bits - 1)
-    scales = round_scales(values.abs().amax(-1) / (most - 0.5))
+    largest = values.abs().amax(-1)
+    if together:
+        largest = largest.max().expand_as(largest)
+    scales = round_scales(largest / (most - 0.5))
     codes = (values / scales.double().unsqueeze(-1)).round().clamp(-most, most - 1)
     return codes.to(torch.int8), scales
 

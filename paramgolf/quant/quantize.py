@@ -22,11 +22,11 @@ from paramgolf.quant.allocation import rounded_bits
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.gptq import factorize
-from paramgolf.quant.grids import Rows, nearest, shorten
+from paramgolf.quant.grids import nearest, shorten
 from paramgolf.quant.lqer import add_corrections
 from paramgolf.quant.report import matrix_reports, stored_bits, summary
-from paramgolf.quant.scales import choose_precisions, rounded_precision
-from paramgolf.quant.solved import Family, solve_family
+from paramgolf.quant.scales import choose_precisions, rounded, searches
+from paramgolf.quant.solved import Family, best_of, solve_family
 from paramgolf.quant.trained import (
     FAMILIES,
     SENSITIVITY,
@@ -84,13 +84,19 @@ def prepare(
     """Put weights and Hessians on the device and factorize: what clips and bits do not change."""
     families = []
     for family, names in FAMILIES.items():
+        if family == "embedding" and config.embedding_bits is None:
+            continue
         for name in names:
             _refuse_non_finite(name, trained.state[name])
         weights = {name: stacked(trained.state[name]).to(device) for name in names}
         hessian = _hessian(hessians, family, weights[names[0]]).to(device)
         say(f"quantize: {family}, {len(hessian)} x {sum(w.shape[1] for w in weights.values())}")
         factors = factorize(
-            hessian, damping=config.damping, act_order=config.act_order, family=family
+            hessian,
+            damping=config.damping,
+            act_order=config.act_order,
+            family=family,
+            dead_inputs=config.dead_inputs,
         )
         sensitivity = {}
         if config.balance:
@@ -103,8 +109,11 @@ def solve_model(
     trained: Trained, families: list[Family], config: QuantizeConfig
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return what `quantize_model` returns, from what `prepare` made."""
-    precisions = choose_precisions(families, trained.model, config)
-    solved = [one for family in families for one in solve_family(family, precisions, config)]
+    versions = []
+    for percentiles in searches(config):
+        precisions = choose_precisions(families, trained.model, config, percentiles)
+        versions.append([one for f in families for one in solve_family(f, precisions, config)])
+    solved = [best_of(same) for same in zip(*versions, strict=True)]
     add_corrections(solved, config)
     tensors: dict[str, Tensor] = {}
     for name, tensor in trained.state.items():
@@ -125,12 +134,10 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
     bits = rounded_bits(name, config)
     if bits is None:
         return {name: shorten(_to_half(name, tensor), config.vector_digits)}
-    weight = tensor.reshape(1, -1, tensor.shape[-1])
-    precision = rounded_precision(weight, bits, config)
-    rows = Rows(weight, precision.scale, precision.maximum)
+    rows = rounded(name, tensor.reshape(1, -1, tensor.shape[-1]), bits, config)
     return {
         f"{name}.integers": nearest(rows).to(torch.int8).view(tensor.shape),
-        f"{name}.scales": precision.scale.view(tensor.shape[:-1]),
+        f"{name}.scales": rows.scale.view(tensor.shape[:-1]),
     }
 
 

@@ -7,31 +7,36 @@ few digits; from there on they are fixed, and GPTQ or rounding only chooses inte
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from paramgolf.model.config import ModelConfig
-from paramgolf.quant.allocation import Bits, finer_columns, layer_bits
-from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.grids import RowGrid, largest_integer, round_scales, row_scales, shorten
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
+from paramgolf.quant.allocation import MLP, Bits, layer_bits
+from paramgolf.quant.config import FINER_BITS, MOST_BITS, PERCENTILES, QuantizeConfig
+from paramgolf.quant.grids import RowGrid, Rows, nearest, round_scales, row_scales, shorten
 from paramgolf.quant.solved import Family, Precision
 
-MLP = ("up", "down")
 MOST_CHANGE = 16.0  # of a step, by which balance may divide or multiply it
 LEAST_COST = 1e-30  # of a row that nothing reads: its logarithm must be finite
 
 
 def choose_precisions(
-    families: list[Family], model: ModelConfig, config: QuantizeConfig
+    families: list[Family],
+    model: ModelConfig,
+    config: QuantizeConfig,
+    percentiles: tuple[float, ...] = PERCENTILES,
 ) -> dict[str, Precision]:
-    """Return the precision of each parameter that belongs to a family."""
-    hessians = {family.name: family.hessian for family in families}
-    weights = {name: weight for family in families for name, weight in family.weights.items()}
-    bits = layer_bits(hessians, model, config)
-    finer = finer_columns(weights, hessians, bits, config)
+    """Return the precision of each parameter that belongs to a family.
+
+    `percentiles` are the candidates among which a row of a percentile grid may choose.
+    """
+    bits = _bits(families, model, config)
+    finer = finer_columns(families, bits, config)
     scales = {
-        name: _grid_scales(name, weight, family, bits[name], config)
+        name: _grid_scales(weight, family, bits[name], grid_of(name, config, percentiles))
         for family in families
         for name, weight in family.weights.items()
     }
@@ -43,31 +48,96 @@ def choose_precisions(
     }
 
 
-def grid_of(name: str, bits: int, config: QuantizeConfig) -> RowGrid:
-    """Return the grid of a parameter that has a Hessian, at a number of bits."""
+def searches(config: QuantizeConfig) -> list[tuple[float, ...]]:
+    """Return the sets of percentiles among which rows may choose; the best set's result is kept."""
+    return [(p,) for p in PERCENTILES] if config.percentile_by == "matrix" else [PERCENTILES]
+
+
+def rounded(name: str, weight_NRC: Tensor, bits: int, config: QuantizeConfig) -> Rows:
+    """Return a parameter without a Hessian as rows to be rounded, each on its grid.
+
+    Projections lie on the matrices' grid; of tables and gates each row's largest weight fits.
+    """
+    columns = torch.ones_like(weight_NRC[:, 0])
+    candidates = []
+    for percentiles in searches(config):
+        grid = replace(grid_of(name, config, percentiles), bits=bits)
+        scale = shorten(row_scales(weight_NRC, columns, grid), config.scale_digits)
+        maximum = torch.full_like(scale, grid.maximum, dtype=torch.float32)
+        candidates.append(Rows(weight_NRC, scale, maximum))
+    if len(candidates) == 1:
+        return candidates[0]
+    errors = [(weight_NRC - rows.dequantize(nearest(rows))).square().mean() for rows in candidates]
+    return candidates[int(torch.stack(errors).argmin())]
+
+
+def grid_of(
+    name: str, config: QuantizeConfig, percentiles: tuple[float, ...] = PERCENTILES
+) -> RowGrid:
+    """Return the grid of a parameter at the bits that `matrix_bits`, or its own key, gives it."""
+    kind, clip, bits = config.grid, config.attention_clip, config.matrix_bits
+    least_reach = config.least_reach
     if name == "embedding":
-        clip = config.embedding_clip
-    else:
-        clip = config.mlp_clip if name in MLP else config.attention_clip
+        kind, clip = config.embedding_grid or config.grid, config.embedding_clip
+        bits = config.embedding_bits or bits
+    elif name in MLP:
+        clip, bits = config.mlp_clip, config.mlp_bits or bits
+    elif name not in (*MATRICES, *PROJECTIONS):
+        kind, least_reach = "absmax", config.table_least_reach if name in TABLES else 0.0
     return RowGrid(
-        kind=config.grid,
+        kind=kind,
         bits=bits,
         clip=clip,
         hessian_clip=config.hessian_clip,
-        least_reach=config.least_reach,
+        least_reach=least_reach,
+        percentiles=percentiles,
     )
 
 
+def finer_columns(families: list[Family], bits: Bits, config: QuantizeConfig) -> dict[str, Tensor]:
+    """Return the bits that each group of columns gets on top, int8 [layers, groups] by parameter.
+
+    Of all groups of `group_columns` columns, the `finer_groups` with the largest sum over their
+    columns j of sqrt(H_jj) times the mean |w_ij| are chosen (pg#1908). Matrices above 6 bits, or
+    whose columns do not divide into groups, take no part; parameters without a choice are left out.
+    """
+    width, saliency, chosen = config.group_columns, [], {}
+    for family in families:
+        rms_NC = family.hessian.diagonal(dim1=1, dim2=2).clamp_min(0).sqrt()
+        layers, columns = rms_NC.shape
+        for name, weight in family.weights.items() if columns % width == 0 else ():
+            chosen[name] = torch.zeros(layers, columns // width, dtype=torch.int8)
+            salient_NC = rms_NC * weight.abs().mean(1)
+            for layer, row in enumerate(salient_NC.view(layers, -1, width).sum(-1).tolist()):
+                if bits[name][layer] + FINER_BITS <= MOST_BITS:
+                    saliency += [(-value, name, layer, group) for group, value in enumerate(row)]
+    for _, name, layer, group in sorted(saliency)[: config.finer_groups]:
+        chosen[name][layer, group] = FINER_BITS
+    return {name: halvings for name, halvings in chosen.items() if halvings.any()}
+
+
+def _bits(families: list[Family], model: ModelConfig, config: QuantizeConfig) -> Bits:
+    """Return the bits of each matrix of each parameter that belongs to a family."""
+    traces: dict[str, list[float]] = {}
+    for family in families:
+        own = family.hessian.diagonal(dim1=1, dim2=2).sum(1).tolist()
+        traces |= dict.fromkeys(family.weights, own)
+    bits = layer_bits(traces, model, config)
+    if config.embedding_bits is not None:
+        bits["embedding"] = (config.embedding_bits,)
+    return bits
+
+
 def _grid_scales(
-    name: str, weight_NRC: Tensor, family: Family, bits: tuple[int, ...], config: QuantizeConfig
+    weight_NRC: Tensor, family: Family, bits: tuple[int, ...], grid: RowGrid
 ) -> Tensor:
     """Return the scale of each row by its grid, float16 [N, R], matrices of equal bits together."""
     diagonal_NC = family.hessian.diagonal(dim1=1, dim2=2)
     scales = torch.empty(weight_NRC.shape[:2], dtype=torch.float16, device=weight_NRC.device)
     for width in sorted(set(bits)):
         layers = [layer for layer, of_layer in enumerate(bits) if of_layer == width]
-        grid = grid_of(name, width, config)
-        scales[layers] = row_scales(weight_NRC[layers], diagonal_NC[layers], grid)
+        of_width = replace(grid, bits=width)
+        scales[layers] = row_scales(weight_NRC[layers], diagonal_NC[layers], of_width)
     return scales
 
 
@@ -114,10 +184,3 @@ def balanced_scales(
         .float()
         for name, log in logs.items()
     }
-
-
-def rounded_precision(weight_NRC: Tensor, bits: int, config: QuantizeConfig) -> Precision:
-    """Return the precision of a parameter without a Hessian: each row's largest weight fits."""
-    reach = weight_NRC.abs().amax(-1).clamp_min(config.least_reach)
-    scale = round_scales(reach / largest_integer(bits))
-    return Precision((bits,) * len(weight_NRC), shorten(scale, config.scale_digits))

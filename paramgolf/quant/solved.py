@@ -5,6 +5,7 @@ Legend: N matrices of a stack, R rows (outputs), C columns (inputs), G groups of
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.gptq import Factors, quantize_rows
+from paramgolf.quant.gptq import Factors, quantize_rows, solve
 from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales
 from paramgolf.quant.trellis import segment_of
 
@@ -119,17 +120,34 @@ def solve_family(
         factor=_finer_factors(family, own),
         segment=segment,
     )
-    if _method(family, config) == "gptq":
-        integers = quantize_rows(
-            rows, family.hessian, family.factors, block_columns=config.block_columns
-        )
-    else:
-        integers = nearest(rows)
+    match _method(family, config), config.row_fallback:
+        case "gptq", True:
+            integers = quantize_rows(
+                rows, family.hessian, family.factors, block_columns=config.block_columns
+            )
+        case "gptq", False:
+            integers = solve(rows, family.factors, block_columns=config.block_columns)
+        case _:
+            integers = nearest(rows)
     parts = integers.to(torch.int8).split(sizes, dim=1)
     return [
         _solved(family, name, part.contiguous(), own[name], trellis=segment > 0)
         for name, part in zip(own, parts, strict=True)
     ]
+
+
+def best_of(versions: Sequence[Solved]) -> Solved:
+    """Return, matrix by matrix of a stack, the version that is nearest to the weights."""
+    if len(versions) == 1:
+        return versions[0]
+    errors = [(v.weight - v.dequantized).square().mean((1, 2)) for v in versions]
+    best_N = torch.stack(errors).argmin(0)
+    layers = torch.arange(len(best_N), device=best_N.device)
+    tensors = {
+        key: torch.stack([v.tensors[key] for v in versions])[best_N, layers]
+        for key in versions[0].tensors
+    }
+    return replace(versions[0], tensors=tensors, dequantized=restore(tensors, versions[0].name))
 
 
 def _solved(

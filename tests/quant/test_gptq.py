@@ -160,6 +160,20 @@ def test_dead_columns_become_zero_and_leave_the_others_alone():
     assert torch.equal(found[:1, :, kept], without)
 
 
+def test_a_dead_column_of_one_damps_as_if_it_were_alive():
+    _, hessian, _, _ = make_case(3, matrices=1)
+    hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
+    given = {"damping": 0.01, "act_order": False, "family": "down"}
+    ours = factorize(hessian, **given)
+    theirs = factorize(hessian, **given, dead_inputs="one")
+    alive = hessian[0].clone()
+    alive[4, 4] = 1.0
+    damped = alive + 0.01 * alive.diagonal().mean() * torch.eye(12)
+    product = theirs.upper[0].T @ theirs.upper[0] @ damped
+    torch.testing.assert_close(product, torch.eye(12), atol=1e-3, rtol=0)
+    assert not torch.allclose(ours.upper, theirs.upper, rtol=1e-4)
+
+
 def test_a_matrix_that_nothing_reads_becomes_zero():
     weight, hessian, scale, maximum = make_case(4)
     hessian[1] = 0.0

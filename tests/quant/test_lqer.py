@@ -58,6 +58,16 @@ def test_a_group_that_does_not_divide_is_the_whole_row():
     assert codes["right_scales"].shape == (2, 1)
 
 
+def test_the_left_factor_may_have_one_scale():
+    config = make_config(low_rank=2, low_rank_group=16, low_rank_left_scales="matrix")
+    error = low_rank_matrix(0)
+    codes, apart = (
+        factorize_error(error, c, None)
+        for c in (config, make_config(low_rank=2, low_rank_group=16))
+    )
+    assert codes["left_scales"].tolist() == [apart["left_scales"].max().item()] * 2
+
+
 def test_an_error_of_zeros_stays_zero():
     codes = factorize_error(torch.zeros(4, 8), make_config(), None)
     assert not low_rank(**codes).any()
@@ -131,3 +141,12 @@ def test_a_correction_that_would_not_help_is_left_out(trained, hessians):
     kept = {name for name in tensors if name.endswith(".left")}
     assert kept == {f"{r['name']}.{r['layer']}.left" for r in reports if r["low_rank"]}
     assert plain.keys() <= tensors.keys()
+    config = make_config(
+        matrix_bits=8,
+        attention_clip=4.0,
+        mlp_clip=4.0,
+        low_rank_matrices=25,
+        low_rank_always=True,
+    )
+    _, everywhere = quantize_model(trained, hessians, config, CPU)
+    assert all(report["low_rank"] for report in everywhere)

@@ -1,6 +1,7 @@
 """The quantize stage: what it writes, its report, and what it refuses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from quantize_case import CPU, make_config
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
+from paramgolf.quant.config import PERCENTILES
 from paramgolf.quant.quantize import quantize, quantize_model
 from paramgolf.quant.report import entropy_bits, summary
 from paramgolf.quant.trained import load_trained
@@ -92,6 +94,38 @@ def test_the_least_reach_holds_for_all_families(trained, hessians):
         width = config.embedding_bits if name == "embedding" else config.matrix_bits
         least = torch.tensor(30.0 / (2 ** (width - 1) - 1)).half()
         assert (tensors[f"{name}.scales"] == least).all()
+
+
+def test_a_percentile_of_the_whole_matrix_is_the_one_of_least_error(trained, hessians):
+    """Also matrix by matrix of a stack; the search by row is weighted, and lies elsewhere."""
+    weights = trained.state["up"]
+    weights[1, :, 3] *= 30.0
+    config = make_config(grid="percentile", matrix_bits=4, percentile_by="matrix")
+
+    def error(**changes):
+        tensors, _ = quantize_model(trained, hessians, replace(config, **changes), CPU)
+        found = dequantize(tensors["up.integers"], tensors["up.scales"])
+        return (weights - found).square().mean((1, 2)), tensors["up.scales"].float() * 7
+
+    best, reach = error()
+    quantiles = torch.quantile(weights.abs(), torch.tensor(PERCENTILES), dim=-1)
+    nearest = (reach - quantiles).abs().sum(-1).argmin(0)
+    for layer, index in enumerate(nearest):
+        torch.testing.assert_close(reach[layer], quantiles[index, layer], rtol=1e-3, atol=0)
+    assert (best <= error(grid="absmax")[0] * (1 + 1e-6)).all()
+    assert (best < error(percentile_by="row")[0]).any()
+
+
+def test_rows_may_stay_as_gptq_makes_them(trained, hessians):
+    """Where the clips are hard GPTQ loses on some rows."""
+    kept, reports = quantize_model(
+        trained, hessians, make_config(mlp_clip=1.0, row_fallback=False), CPU
+    )
+    better, ours = quantize_model(trained, hessians, make_config(mlp_clip=1.0), CPU)
+    assert not torch.equal(kept["up.integers"], better["up.integers"])
+    assert torch.equal(kept["up.scales"], better["up.scales"])
+    pairs = zip(reports, ours, strict=True)
+    assert all(b["error_trace"] <= a["error_trace"] * (1 + 1e-5) for a, b in pairs)
 
 
 def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
