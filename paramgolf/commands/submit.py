@@ -12,8 +12,8 @@ import argparse
 from datetime import UTC, datetime
 from pathlib import Path
 
-from paramgolf.doctor.project import run_quietly
 from paramgolf.errors import ParamGolfError
+from paramgolf.shell import output_of
 from paramgolf.submission.about import NON_RECORD, RECORD, TRACKS, About
 
 EXAMPLE = """example:
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     about = About(
         name=options.name,
         author=options.author
-        or (run_quietly(["git", "config", "user.name"], Path()) or "").strip(),
+        or (output_of(["git", "config", "user.name"]) or "").strip(),
         github_id=options.github_id,
         blurb=options.blurb,
         track=options.track,

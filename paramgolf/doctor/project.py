@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -14,19 +13,11 @@ from paramgolf.doctor.reach import TRIED
 from paramgolf.errors import ParamGolfError
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import check
+from paramgolf.shell import output_of
 
 Reachable = Callable[[str], bool]
 PLUGINS = {"webdavs": "webdav"}  # DVC's package of a scheme is dvc-SCHEME but for these
 BUILT_IN = ("http", "https", "file")
-
-
-def run_quietly(command: list[str], root: Path) -> str | None:
-    """Return what a command printed, or None where it is missing, failed or took too long."""
-    try:
-        result = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return result.stdout if result.returncode == 0 else None
 
 
 def params_finding(root: Path) -> Finding:
@@ -42,13 +33,13 @@ def params_finding(root: Path) -> Finding:
 
 def git_findings(root: Path) -> list[Finding]:
     """Judge Git: experiments are commits, so they need a repository and a name to commit by."""
-    if run_quietly(["git", "--version"], root) is None:
+    if output_of(["git", "--version"], root) is None:
         return [fault("Git", "not installed", "install git")]
-    if run_quietly(["git", "rev-parse", "HEAD"], root) is None:
+    if output_of(["git", "rev-parse", "HEAD"], root) is None:
         text = "no repository with a commit here: `dvc exp` does not work"
         return [warning("Git", text, "git init && git add --all && git commit -m start")]
     keys = ("user.name", "user.email")
-    missing = [key for key in keys if not (run_quietly(["git", "config", key], root) or "").strip()]
+    missing = [key for key in keys if not (output_of(["git", "config", key], root) or "").strip()]
     if missing:
         text = f"{' and '.join(missing)} not set: `dvc exp run` does not work"
         return [warning("Git", text, f"git config --global {missing[0]} ...")]
@@ -57,7 +48,7 @@ def git_findings(root: Path) -> list[Finding]:
 
 def dvc_config(root: Path) -> dict[str, str] | None:
     """Return DVC's merged configuration, or None where dvc does not run here."""
-    text = run_quietly([sys.executable, "-m", "dvc", "config", "--list"], root)
+    text = output_of([sys.executable, "-m", "dvc", "config", "--list"], root)
     if text is None:
         return None
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)

@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from paramgolf.doctor.finding import Finding, fault, ok, warning
 from paramgolf.gpu_support import flash_attention_obstacle
+from paramgolf.shell import output_of
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
@@ -76,11 +77,7 @@ def probe_torch() -> dict[str, Any]:
 def driver_gpus() -> list[str]:
     """Return the names of the GPUs that the NVIDIA driver sees; none without a driver."""
     command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, timeout=2)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return result.stdout.strip().splitlines() if result.returncode == 0 else []
+    return (output_of(command, seconds=2) or "").strip().splitlines()
 
 
 def gpus_of(facts: dict[str, Any]) -> list[Gpu]:
