@@ -117,7 +117,7 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-class Failed(Exception):
+class StageError(Exception):
     """A stage that ended with an error, or was not begun."""
 
 
@@ -185,7 +185,7 @@ class Project:
             print(f"{self.folder.name}: {stage} {seconds:.0f} s", file=sys.stderr, flush=True)
             if done.returncode:
                 end = "\n".join(log.read_text().splitlines()[-LOG_LINES:])
-                raise Failed(f"{stage} failed\n{end}")
+                raise StageError(f"{stage} failed\n{end}")
 
     def metrics(self, stage: str) -> dict[str, Any] | None:
         """Return the metrics of a stage, None where it has not run."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from tables import RESULTS, Row, device_name
+from tables import RESULTS, Row, device_name, made_by
 
 from paramgolf.files import read_json, write_json, write_text
 
@@ -59,9 +59,8 @@ class Results:
 
     def add_recipe(self, name: str, figures: dict[str, float], command: str) -> None:
         """Take a recipe's figures in the place of older ones."""
-        made = {"command": command, "device": device_name(), "torch": torch.__version__}
         with self._lock:
-            self.content["recipes"][name] = {**made, "figures": figures}
+            self.content["recipes"][name] = {**made_by(command), "figures": figures}
             self._write()
 
     def techniques(self, settings: dict[str, Any]) -> dict[str, Any]:

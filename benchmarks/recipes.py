@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 import techniques
-from projects import WORK, Devices, Failed, Project, assignments, cut
+from projects import WORK, Devices, Project, StageError, assignments, cut
 from recipe_results import FIGURES, PATH, Results
 
 FIRST = ("train", "calibrate", "quantize")
@@ -52,7 +52,7 @@ def run_recipe(recipe: str, options: argparse.Namespace, devices: Devices) -> di
         skipped.add("eval_ttt")
     with devices.take() as device:
         if time.monotonic() > options.deadline:
-            raise Failed("not begun, out of time")
+            raise StageError("not begun, out of time")
         project = Project(WORK / options.results.stem / recipe, content, device)
         project.take_tokens()
         project.run(*(stage for stage in FIRST if stage not in skipped))
@@ -82,7 +82,7 @@ def run_recipes(options: argparse.Namespace, results: Results) -> None:
     def run(recipe: str) -> bool:
         try:
             figures = run_recipe(recipe, options, devices)
-        except Failed as error:
+        except StageError as error:
             print(f"{recipe}: {error}", file=sys.stderr, flush=True)
             return False
         results.add_recipe(recipe, figures, command_of(recipe, options))

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 
 from paramgolf.files import read_json, write_json, write_text
+from paramgolf.shell import output_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -25,6 +26,13 @@ class Row:
     reference: float | None
     target: float | None
     better: Literal["higher", "lower"]
+
+
+def made_by(command: str) -> dict[str, str]:
+    """Return what a figure was measured with: command, device, version of torch, commit."""
+    commit = output_of(["git", "rev-parse", "--short", "HEAD"], RESULTS.parent)
+    made = {"command": command, "device": device_name(), "torch": torch.__version__}
+    return made | ({} if commit is None else {"commit": commit.strip()})
 
 
 def device_name() -> str:

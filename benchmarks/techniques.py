@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from projects import WORK, Devices, Failed, Project, assignments, cut, folder_name
+from projects import WORK, Devices, Project, StageError, assignments, cut, folder_name
 from recipe_results import COMMON, Results, cells, differences
 
 COMMON_RECIPE = "pr1493"
@@ -192,7 +192,7 @@ def outcome(future: Future[dict[str, float]], label: str) -> dict[str, float] | 
     """Return what a run found; print why it failed."""
     try:
         return future.result()
-    except Failed as error:
+    except StageError as error:
         print(f"{label}: {error}", flush=True)
         return None
 
@@ -219,7 +219,7 @@ def run(technique: Technique, seed: int, options: Namespace, devices: Devices) -
     """Train, and pack where its merit shows there; return the scores."""
     with devices.take() as device:
         if time.monotonic() > options.deadline:
-            raise Failed("not begun, out of time")
+            raise StageError("not begun, out of time")
         project = project_of(technique, seed, options, device)
         project.take_tokens()
         trained = folder_of(COMMON, seed, options) / "artifacts"

@@ -21,9 +21,11 @@ from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.speed import Machine, Stretch, stretches, training_flops
 from paramgolf.estimate.summary import BYTES_TOLERANCE
+from paramgolf.files import read_json
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.flops import forward_flops
 from paramgolf.model.network import Network
+from paramgolf.model.plan import plan
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
 from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import quantize_model
@@ -38,6 +40,7 @@ from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 VOCAB = 1000
+H100 = DEVICES["H100"]
 QUANTIZED = (*MATRICES, "embedding")
 
 
@@ -343,16 +346,60 @@ def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model)
     state._adam.step()  # makes the moments
     moments = [t for held in state._adam.state.values() for t in held.values() if t.dim()]
     held = [*state._muon.momentum.values(), *moments]
-    assert expected.optimiser == 4 * sum(t.numel() for t in held)
+    assert expected.optimizer == 4 * sum(t.numel() for t in held)
 
 
-def test_activations_are_those_measured_on_a_gpu(base: Params):
-    """An H100 held 46.9 GiB at the peak of #1493's backward pass, 34.5 before recurrence."""
-    memory = training_memory(base.model, base.train, 8192, DEVICES["H100"], 1)
-    assert memory.activations / GIB == pytest.approx(46.9, rel=0.03)
-    first = dataclasses.replace(base.model, recurrence=())
-    memory = training_memory(first, base.train, 8192, DEVICES["H100"], 1)
-    assert memory.activations / GIB == pytest.approx(34.5, rel=0.03)
+RESULTS = Path(__file__).parents[1] / "benchmarks/results"
+PASS_TOKENS = 98_304  # of everything that was measured
+SPEEDS = {row["figure"]: row["value"] for row in read_json(RESULTS / "train_speed.json")["rows"]}
+RUNS = read_json(RESULTS / "recipes.json")["runs"]["recipes"]
+
+
+def expected_bytes(recipe: str, **older: int) -> int:
+    """Return the memory that a recipe's passes of PASS_TOKENS are expected to take."""
+    params = check(compose(recipe, ROOT / "recipes"), where=recipe)
+    assert params.train.micro_batch_tokens == PASS_TOKENS
+    total = training_memory(params.model, params.train, params.tokenizer.vocab_size, H100, 1).total
+    steps = plan(params.model, max(params.model.orders, key=len))
+    kinds = [params.model.parallel if step.parallel else "none" for step in steps]
+    widths = sum(older.get(kind, 0) for kind in kinds)
+    return total + PASS_TOKENS * H100.compute_bytes * widths * params.model.width
+
+
+@pytest.mark.parametrize("recipe", ["pr1493", "pr1855", "best"])
+def test_memory_is_that_of_a_step_measured_on_a_gpu(recipe):
+    measured = SPEEDS[f"{recipe}, peak memory, 98,304 tokens"] * GIB
+    assert expected_bytes(recipe) == pytest.approx(measured, rel=0.03)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_memory_is_that_of_each_recipe_that_was_trained(name):
+    """Runs without a commit are of kernels that kept unmixed lanes beside their norm."""
+    run = RUNS[name]
+    if "before the fused kernels" in name:
+        pytest.skip("plain operations")
+    older = {} if "commit" in run else {"none": 2, "single": 1, "merge": 1, "lanes": 1}
+    recipe = "pr2135" if name == "best, in pr2135's shape" else name.partition(",")[0]
+    measured = run["figures"]["peak_memory_bytes"]
+    assert expected_bytes(recipe, **older) == pytest.approx(measured, rel=0.1)
+
+
+def test_a_pass_that_keeps_less_takes_less(base: Params):
+    """Recurrence, XSA and a second lane each cost what their tensors hold."""
+    memory = {
+        name: training_memory(
+            dataclasses.replace(base.model, **changes), base.train, 8192, H100, 1
+        ).activations
+        for name, changes in {
+            "whole": {},
+            "no recurrence": {"recurrence": ()},
+            "no XSA": {"xsa_layers": 0},
+            "two lanes": {"parallel": "lanes", "parallel_start": 9},
+        }.items()
+    }
+    assert memory["no recurrence"] < 0.75 * memory["whole"]
+    assert memory["whole"] - memory["no XSA"] == 17 * PASS_TOKENS * 2 * 512
+    assert memory["two lanes"] > memory["whole"]
 
 
 def test_a_device_holds_its_share_of_a_small_batch(sample):
@@ -401,8 +448,8 @@ def test_an_estimate_within_its_tolerance_of_the_limit_is_unsure(clip, fits, run
 
 
 def test_the_table_names_the_changes_and_what_does_not_fit(run):
-    text = run("base", "train.micro_batch_tokens=393216", "--gpu", "H200", "--gpus", "1")
-    assert text.startswith("base train.micro_batch_tokens=393216 on 1 H200\n")
+    text = run("base", "train.micro_batch_tokens=786432", "--gpu", "H200", "--gpus", "1")
+    assert text.startswith("base train.micro_batch_tokens=786432 on 1 H200\n")
     assert "35,944,536" in text
     assert "does NOT fit in 140" in " ".join(text.split())
 

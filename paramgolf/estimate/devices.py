@@ -24,6 +24,7 @@ class Device:
     utilisation: float
     memory_bytes: float | None  # None: whatever the machine has
     compute_bytes: int  # of one activation
+    fused_kernels: bool
     shortest_step: float
 
 
@@ -36,6 +37,7 @@ DEVICES = {
         utilisation=0.35,
         memory_bytes=79 * GIB,
         compute_bytes=2,
+        fused_kernels=True,
         shortest_step=0.010,
     ),
     # the same arithmetic as an H100, so taken to be as fast
@@ -44,6 +46,7 @@ DEVICES = {
         utilisation=0.35,
         memory_bytes=140 * GIB,
         compute_bytes=2,
+        fused_kernels=True,
         shortest_step=0.010,
     ),
     # two cores with AVX2: the sample trains at 5,900 tokens/s
@@ -52,6 +55,7 @@ DEVICES = {
         utilisation=0.70,
         memory_bytes=None,
         compute_bytes=4,
+        fused_kernels=False,
         shortest_step=0.0,
     ),
 }

@@ -1,4 +1,8 @@
-"""Bytes of one device's memory while it trains."""
+"""Bytes of one device's memory while it trains.
+
+The peak is where the backward pass begins: every block has left there what its own backward pass
+will read, and the head holds the logits.
+"""
 
 from __future__ import annotations
 
@@ -7,69 +11,113 @@ from dataclasses import dataclass
 
 from paramgolf.estimate.devices import Device
 from paramgolf.model.config import ModelConfig
+from paramgolf.model.plan import Step, plan
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
 from paramgolf.training.config import TrainConfig
 
 FLOAT32 = 4
-# Activations that a compiled block keeps for its backward pass, values a token and pass. Of the
-# width: the input, its mix with x0, its norm, q before and after norm and rotation, attention's
-# output before and after XSA and projected, the second residual, its norm, the MLP's output and the
-# block's. Of the key/value width: k before and after its norm, v, and v's direction. Of the MLP:
-# before and after the activation. Measured on an H100 at d 512, kv 256, m 2048: 11,320 values,
-# where this counts 11,264; parallel layers keep a little less.
-WIDTH_VALUES, KV_VALUES, MLP_VALUES = 12, 4, 2
-# The head, bytes a token and word: the softcap's float32 output, the log-softmax's, and two
-# gradients of them at once. Measured on an H100 at 8,192 words: 15.2 to 16.1.
-HEAD_BYTES = 16
+# What the fused kernels keep of a block's lanes, in widths per token, by the way the block runs:
+# always, and more where a skip enters. A lane that is mixed with x0 is kept, and its norm; lanes
+# that are added as they are leave their norm alone, which the MLP reads. Sublayers' outputs are
+# kept where a learned weight multiplies them.
+LANE_WIDTHS = {
+    "none": (3, 0),  # the block's input, attention's norm, the MLP's norm
+    "single": (2, 0),  # the input, and one norm for both
+    "merge": (3, 1),  # attention's lane, its norm, the norm of the MLP's lane
+    "routed": (8, 2),  # both lanes before and after the first write, two norms, two outputs
+    "mixed": (6, 2),  # two lanes, two norms, two outputs
+    "lanes": (6, 1),  # the same
+}
+# Of the embedding: the sum of the tables' rows and its norm; with smearing, what it was before. Of
+# the head: the last lane, its norm, and the gradients of both.
+EMBEDDING_WIDTHS, SMEARED_WIDTHS, HEAD_WIDTHS = 2, 1, 4
+# Without the kernels plain operations keep more. Of the width, in a block: the input, its mix with
+# x0, its norm, q before and after norm and rotation, attention's output before and after XSA and
+# projected, the second residual, its norm, the MLP's output and the block's. Of the key/value
+# width: k before and after its norm, v, and v's direction. Of the MLP: before and after the
+# activation. The sample on a CPU keeps 107,480 bytes per token, of which this counts 106,496.
+PLAIN_WIDTHS, PLAIN_KV_WIDTHS, PLAIN_MLP_WIDTHS = 12, 4, 2
+PLAIN_HEAD_BYTES = 16  # per token and word: float32 caps and log-softmax, and both gradients
 
 
 @dataclass(frozen=True, slots=True)
-class Memory:
-    """Expected bytes at the peak, the last backward pass of a step, on each device.
+class TrainingMemory:
+    """Expected bytes at the peak of a step on each device, as torch counts what it allocated.
 
-    The optimiser's own scratch space comes when the activations are gone, and is not counted; nor
-    are the libraries' contexts (1 to 2 GB on a GPU) and what the allocator cannot use.
+    Not counted: the libraries' contexts (1 to 2 GB on a GPU), and what the allocator holds back,
+    above all beside the memory of CUDA graphs, which only a replay may use.
     """
 
     weights: int  # float32, and their copy in the dtype of computation
     gradients: int
-    optimiser: int  # Muon: one momentum; AdamW: two moments
+    optimizer: int  # Muon: one momentum; AdamW: two moments
     average: int
     activations: int
 
     @property
     def total(self) -> int:
         """All of them."""
-        return self.weights + self.gradients + self.optimiser + self.average + self.activations
+        return self.weights + self.gradients + self.optimizer + self.average + self.activations
 
 
 def training_memory(
     model: ModelConfig, train: TrainConfig, vocab_size: int, device: Device, count: int
-) -> Memory:
+) -> TrainingMemory:
     """Return the memory of one of `count` devices, in the longest layer order."""
     sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
     parameters = sum(sizes.values())
     muon_names = MATRICES if train.muon_blocks_only else (*MATRICES, *PROJECTIONS)
     muon = sum(size for name, size in sizes.items() if name in muon_names)
     copy = device.compute_bytes if device.compute_bytes < FLOAT32 else 0
-    return Memory(
+    tokens = pass_tokens(train, count)
+    each = _fused_bytes if device.fused_kernels else _plain_bytes
+    return TrainingMemory(
         weights=(FLOAT32 + copy) * parameters,
-        gradients=(FLOAT32 + copy) * parameters,
-        optimiser=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
+        gradients=FLOAT32 * parameters,
+        optimizer=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
-        activations=activation_bytes(model, train, vocab_size, device, count),
+        activations=tokens * each(model, vocab_size, device.compute_bytes),
     )
 
 
-def activation_bytes(
-    model: ModelConfig, train: TrainConfig, vocab_size: int, device: Device, count: int
-) -> int:
-    """Return the bytes that a micro-batch's forward pass keeps, and the head's peak."""
-    largest = max(sizes.batch_tokens for sizes in train.sizes)
-    tokens = -(-largest // count)
-    if train.micro_batch_tokens != "auto":
-        tokens = min(train.micro_batch_tokens, tokens)
+def pass_tokens(train: TrainConfig, count: int) -> int:
+    """Return the tokens of the largest pass of one of `count` devices."""
+    tokens = -(-max(sizes.batch_tokens for sizes in train.sizes) // count)
+    return tokens if train.micro_batch_tokens == "auto" else min(train.micro_batch_tokens, tokens)
+
+
+def _fused_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int:
+    """Return the activations per token, bytes, that the fused kernels leave at the peak.
+
+    The logits are in the dtype of computation, and their gradient is written over them.
+    """
+    order = max(model.orders, key=len)
+    values = sum(block_values(model, step) for step in plan(model, order)) + vocab_size
+    widths = EMBEDDING_WIDTHS + HEAD_WIDTHS + SMEARED_WIDTHS * (model.smear != "none")
+    return compute_bytes * (values + widths * model.width)
+
+
+def block_values(model: ModelConfig, step: Step) -> int:
+    """Return the values per token that one block's fused kernels keep for its backward pass."""
+    kind = model.parallel if step.parallel else "none"
+    if kind == "none" and not step.attention:
+        kind = "single"
+    lanes, entering = LANE_WIDTHS[kind]
+    widths = lanes + entering * (step.skip_row is not None)
+    values = model.mlp_hidden  # the activation; what it was made of is found in it
+    if step.attention:
+        heads = model.width + 2 * model.kv_heads * model.head_dim
+        values += 2 * heads  # the packed projection, and q, k and v as attention reads them
+        values += 2 * model.heads  # attention's sums, float32
+        widths += 1  # attention's output
+        widths += step.xsa or model.head_gate != "none"  # which the projection does not read
+    return values + widths * model.width
+
+
+def _plain_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int:
+    """Return the activations per token, bytes, that plain operations leave at the peak."""
     kv_width = model.kv_heads * model.head_dim
-    values = WIDTH_VALUES * model.width + KV_VALUES * kv_width + MLP_VALUES * model.mlp_hidden
+    values = PLAIN_WIDTHS * model.width + PLAIN_KV_WIDTHS * kv_width
+    values += PLAIN_MLP_WIDTHS * model.mlp_hidden
     passes = max(map(len, model.orders))
-    return tokens * (device.compute_bytes * passes * values + HEAD_BYTES * vocab_size)
+    return compute_bytes * passes * values + PLAIN_HEAD_BYTES * vocab_size

@@ -53,7 +53,7 @@ Deviations = Mapping[str, float]  # of a parameter's rows
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class ExpectedPart:
     """Expected bytes of a part of model.bin; `bits` is bits a weight, None but for weights."""
 
     name: str
@@ -81,7 +81,7 @@ class ModelBytes:
         """The expected bytes of model.bin."""
         return sum(part.bytes for part in self.parts())
 
-    def parts(self) -> list[Part]:
+    def parts(self) -> list[ExpectedPart]:
         """Return the expected parts of model.bin, in the order of its parameters."""
         parts, rows, others, vector_bits = [], 0, 0, 0.0
         quantize, shuffled = self.quantize, self.package.byte_shuffle
@@ -98,15 +98,15 @@ class ModelBytes:
                 continue
             by_width = {width: self.bits_per_weight(name, shape[-1], width) for width in {*widths}}
             bits = sum(by_width[width] for width in widths) / len(widths)
-            parts.append(Part(name, "integers", weights, round(weights * bits / 8), bits))
+            parts.append(ExpectedPart(name, "integers", weights, round(weights * bits / 8), bits))
             rows += weights // shape[-1]
         parts += _refinements(sizes, quantize)
         scale_bits = SCALE_BITS[shuffled] - (DIGITS - quantize.scale_digits)
         return [
             *parts,
-            Part("scales", "scales", rows, round(rows * scale_bits / 8), None),
-            Part("vectors", "float16", others, round(vector_bits / 8), None),
-            Part("header", "header", 0, HEADER_BYTES, None),
+            ExpectedPart("scales", "scales", rows, round(rows * scale_bits / 8), None),
+            ExpectedPart("vectors", "float16", others, round(vector_bits / 8), None),
+            ExpectedPart("header", "header", 0, HEADER_BYTES, None),
         ]
 
     def bits_per_weight(self, name: str, columns: int, width: int) -> float:
@@ -222,7 +222,7 @@ def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> fl
             return clip
 
 
-def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part]:
+def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[ExpectedPart]:
     """Return what finer groups and low-rank corrections add, on the largest matrices."""
     matrices = [
         shape[-2:]
@@ -233,7 +233,7 @@ def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part
     if quantize.finer_groups:
         rows = sum(rows for rows, _ in matrices) / len(matrices)
         weights = round(quantize.finer_groups * quantize.group_columns * rows)
-        parts.append(Part("finer groups", "integers", 0, weights * FINER_BITS // 8, None))
+        parts.append(ExpectedPart("finer groups", "integers", 0, weights * FINER_BITS // 8, None))
     corrected = sorted(matrices, key=lambda shape: -math.prod(shape))
     codes = 0.0
     for rows, columns in corrected[: quantize.low_rank_matrices]:
@@ -241,5 +241,5 @@ def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[Part
         codes += rank * (rows * LEFT_BITS + columns * RIGHT_BITS) / 8
         codes += 2 * rank * (1 + columns / quantize.low_rank_group)  # float16 scales
     if codes:
-        parts.append(Part("low-rank codes", "integers", 0, round(codes), None))
+        parts.append(ExpectedPart("low-rank codes", "integers", 0, round(codes), None))
     return parts

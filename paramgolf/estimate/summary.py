@@ -8,7 +8,7 @@ from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.memory import training_memory
-from paramgolf.estimate.size import ModelBytes, Part, trained_deviations
+from paramgolf.estimate.size import ExpectedPart, ModelBytes, trained_deviations
 from paramgolf.estimate.speed import Machine, stretches, training_flops
 from paramgolf.model.flops import TRAINING_FACTOR
 from paramgolf.model.shapes import shapes
@@ -91,7 +91,7 @@ def _fits(headroom: int, tolerance: int) -> str:
     return "yes" if headroom >= 0 else "no"
 
 
-def _mean_bits(integers: list[Part]) -> float:
+def _mean_bits(integers: list[ExpectedPart]) -> float:
     return 8 * sum(part.bytes for part in integers) / sum(part.weights for part in integers)
 
 
