@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from paramgolf.estimate.devices import Device
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.plan import Step, plan
+from paramgolf.model.plan import VirtualLayer, plan
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
 from paramgolf.training.config import TrainConfig
 
@@ -92,25 +92,25 @@ def _fused_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int
     The logits are in the dtype of computation, and their gradient is written over them.
     """
     order = max(model.orders, key=len)
-    values = sum(block_values(model, step) for step in plan(model, order)) + vocab_size
+    values = sum(block_values(model, layer) for layer in plan(model, order)) + vocab_size
     widths = EMBEDDING_WIDTHS + HEAD_WIDTHS + SMEARED_WIDTHS * (model.smear != "none")
     return compute_bytes * (values + widths * model.width)
 
 
-def block_values(model: ModelConfig, step: Step) -> int:
+def block_values(model: ModelConfig, layer: VirtualLayer) -> int:
     """Return the values per token that one block's fused kernels keep for its backward pass."""
-    kind = model.parallel if step.parallel else "none"
-    if kind == "none" and not step.attention:
+    kind = model.parallel if layer.parallel else "none"
+    if kind == "none" and not layer.attention:
         kind = "single"
     lanes, entering = LANE_WIDTHS[kind]
-    widths = lanes + entering * (step.skip_row is not None)
+    widths = lanes + entering * (layer.skip_row is not None)
     values = model.mlp_hidden  # the activation; what it was made of is found in it
-    if step.attention:
+    if layer.attention:
         heads = model.width + 2 * model.kv_heads * model.head_dim
         values += 2 * heads  # the packed projection, and q, k and v as attention reads them
         values += 2 * model.heads  # attention's sums, float32
         widths += 1  # attention's output
-        widths += step.xsa or model.head_gate != "none"  # which the projection does not read
+        widths += layer.xsa or model.head_gate != "none"  # which the projection does not read
     return values + widths * model.width
 
 
