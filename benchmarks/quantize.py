@@ -40,7 +40,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
-from paramgolf.quant.calibrate import collect, write_text
+from paramgolf.quant.calibrate import collect, generate_texts
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.quantize import prepare, solve_model
@@ -232,7 +232,9 @@ def write_rows(bench: Bench) -> Iterator[Row]:
     bench.network.load_state_dict(bench.trained.state)
     length, config = bench.trained.sequence_length, bench.params.calibrate
     texts, seconds = bench.timed(
-        lambda: write_text(bench.network, range(WRITTEN), length, bench.tokens.bos, config)
+        lambda: generate_texts(
+            bench.network, range(WRITTEN), length, config, bos=bench.tokens.bos, seed=0
+        )
     )
     assert np.prod(texts.shape) == WRITTEN * length
     yield Row(f"writing {WRITTEN} x {length} tokens", seconds, "s", None, 25.0, "lower")

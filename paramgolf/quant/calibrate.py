@@ -24,7 +24,7 @@ from paramgolf.files import write_bytes, write_json
 from paramgolf.model.network import Network
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
-from paramgolf.quant.generate import write
+from paramgolf.quant.generate import generate
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import Trained, load_trained
@@ -64,29 +64,40 @@ def collect(
             found=tokens.vocab_size,
             fix="dvc repro train",
         )
-    network = Network(trained.model, trained.vocab_size)
-    network.load_state_dict(trained.state)
-    network = network.on(replace(runtime, compile=False))  # taps defeat compilation
+    runtime = replace(runtime, compile=False)  # taps defeat compilation
+    network = _network(trained, plain=False).on(runtime)
+    seed = trained.seed if config.seed is None else config.seed
     length = trained.sequence_length
     if config.source == "train":
         stream = tokens.train()
-        starts = window_starts(len(stream), length, config.sequences, config.seed)
-        sequences = len(starts)
-        numbers = deal(sequences, runtime)
+        starts = window_starts(len(stream), length, config.sequences, seed)
+        sequences, numbers = len(starts), deal(len(starts), runtime)
         texts_NT = read_windows(stream, starts[numbers], length).to(runtime.device)
     else:
-        sequences = config.sequences
-        numbers = deal(sequences, runtime)
-        texts_NT = _generate(network, numbers, length, tokens.bos, config, runtime)
+        sequences, numbers = config.sequences, deal(config.sequences, runtime)
+        texts_NT = generate_texts(
+            network, numbers, length, config, bos=tokens.bos, seed=seed, show=runtime.is_main
+        )
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
-    hessians = gather(network, shown, runtime)
+    read = network if config.network == "trained" else _network(trained, plain=True).on(runtime)
+    hessians = gather(read, shown, runtime)
     if config.sensitivity_sequences:
         measured = numbers[: int(np.searchsorted(numbers, config.sensitivity_sequences))]
-        pairs = _with_draws(texts_NT, measured, config.seed)
-        shown = track(pairs, "sensitivity", total=len(measured), show=runtime.is_main)
-        hessians |= measure(network, shown, hessians, runtime)
+        pairs = _with_draws(texts_NT, measured, seed)
+        shown_pairs = track(pairs, "sensitivity", total=len(measured), show=runtime.is_main)
+        hessians |= measure(network, shown_pairs, hessians, runtime)
     return hessians, sequences * length
+
+
+def _network(trained: Trained, *, plain: bool) -> Network:
+    """Return the trained network, or `plain` one of its weights (see calibrate.network)."""
+    model = trained.model
+    if plain:
+        model = replace(model, recurrence=(), parallel="none", skip_rows=model.skip_count)
+    network = Network(model, trained.vocab_size)
+    network.load_state_dict({name: trained.state[name] for name in network.state_dict()})
+    return network
 
 
 def deal(count: int, runtime: Runtime) -> np.ndarray:
@@ -135,31 +146,38 @@ def read_windows(stream: ShardStream, starts: np.ndarray, length: int) -> Tensor
     return torch.from_numpy(np.array(rows, dtype=np.int64).reshape(-1, length))
 
 
-def write_text(
-    network: Network, numbers: Iterable[int], length: int, bos: int, config: CalibrateConfig
+def generate_texts(
+    network: Network,
+    numbers: Iterable[int],
+    length: int,
+    config: CalibrateConfig,
+    *,
+    bos: int,
+    seed: int,
+    show: bool = False,
 ) -> Tensor:
     """Let the model write sequences `numbers`, int64 [len(numbers), length] on the model's device.
 
-    Each begins with BOS; every next token is drawn from the model at `config.temperature`. The
-    draws of a sequence depend on the seed and its number, not on its batch.
+    Each begins with BOS, or any token; every next one is drawn from the model at
+    `config.temperature`. The draws of a sequence depend on the seed and its number, not on those
+    that are written with it.
     """
     device = next(network.parameters()).device
-    draws = [np.random.default_rng([config.seed, number]).random(length) for number in numbers]
-    return write(network, torch.from_numpy(np.stack(draws)).to(device), bos, config.temperature)
-
-
-def _generate(
-    network: Network,
-    numbers: np.ndarray,
-    length: int,
-    bos: int,
-    config: CalibrateConfig,
-    runtime: Runtime,
-) -> Tensor:
-    """Return the texts of `numbers`, int64 [N, length], written some at a time."""
-    some = range(0, len(numbers), WRITTEN_TOGETHER)
-    texts = [torch.empty(0, length, dtype=torch.int64, device=runtime.device)]
-    for start in track(some, "writing text", total=len(some), show=runtime.is_main):
-        part = numbers[start : start + WRITTEN_TOGETHER]
-        texts.append(write_text(network, part, length, bos, config))
+    rows = [np.random.default_rng([seed, number]).random(length) for number in numbers]
+    draws_NT = torch.from_numpy(np.array(rows).reshape(-1, length)).to(device)
+    parts = draws_NT.split(WRITTEN_TOGETHER) if rows else ()
+    texts = [torch.empty(0, length, dtype=torch.int64, device=device)]
+    for draws in track(parts, "writing text", total=len(parts), show=show):
+        first = torch.full_like(draws[:, 0], bos, dtype=torch.int64)
+        if config.first_token == "random":
+            first = (draws[:, 0] * network.vocab_size).long()
+        texts.append(
+            generate(
+                network,
+                first,
+                draws,
+                temperature=config.temperature,
+                rope_follows_length=config.rope_follows_length,
+            )
+        )
     return torch.cat(texts)

@@ -33,8 +33,11 @@ class CalibrateConfig:
     source: Literal["train", "generate"]
     sequences: Positive
     batch_sequences: Positive
+    network: Literal["trained", "plain"]
+    first_token: Literal["bos", "random"]
+    rope_follows_length: bool
     temperature: PositiveFloat
-    seed: Seed
+    seed: Seed | None
     sensitivity_sequences: Natural
 
     def faults(self) -> Iterator[Fault]:

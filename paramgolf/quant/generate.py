@@ -10,7 +10,6 @@ replayed.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -25,108 +24,117 @@ SEEN = 3  # tokens of a pass
 WARM_UPS = 3  # steps before a recording, as CUDA graphs ask for
 
 
-@dataclass(frozen=True, slots=True)
-class Writer:
-    """The state of B texts of up to T tokens; all on the network's device.
+class KeyValueCache:
+    """Attention that keeps the keys and values of each of its calls in a pass.
 
-    `text` [B, T] int64, `place` the position of the newest token (0-dimensional, int64), `draws`
-    [B, T] float64 in 0..1: by draws[t] the token at t is chosen.
+    The newest token attends to all positions up to its own, `position` (0-dimensional, int64). In a
+    pass of SEEN tokens the network takes it for position SEEN - 1 and has rotated its query and key
+    by that: rotations add up, so that both are rotated by what is missing.
     """
 
-    network: Network
-    text: Tensor
-    place: Tensor
-    draws: Tensor
-    temperature: float
-
-    def step(self) -> None:
-        """Write the next token of each text, and go there."""
-        places = self.place + torch.arange(1 - SEEN, 1, device=self.text.device)
-        seen = self.text.index_select(1, places.clamp_min(0))
-        options = Pass(order=self.network.config.orders[-1])
-        logits = self.network.logits(seen, options, part=slice(-1, None))[:, 0]
-        chances = torch.softmax(logits.double() / self.temperature, dim=-1)
-        self.place.add_(1)
-        draw = self.draws.index_select(1, self.place.view(1))
-        self.text.index_copy_(1, self.place.view(1), pick(chances, draw))
-
-
-class Memory:
-    """Attention that remembers the keys and values of each of its calls in a pass.
-
-    It attends to every position up to the newest, which by the network's reckoning is position
-    SEEN - 1: the turn that is missing is added to both query and key.
-    """
-
-    def __init__(self, network: Network, batch: int, length: int, place: Tensor) -> None:
-        config, device = network.config, place.device
-        calls = len(network.config.orders[-1])
-        shape = calls, batch, config.kv_heads, length, config.head_dim
-        self._keys = torch.zeros(shape, dtype=network.backend.dtype, device=device)
-        self._values = torch.zeros_like(self._keys)
-        self._place, self._calls = place, 0
-        self._positions = torch.arange(length, device=device)
+    def __init__(self, network: Network, length: int, position: Tensor) -> None:
+        config = network.config
+        self._length, self._position, self._dtype = length, position, network.backend.dtype
+        self._keys: list[Tensor] = []  # [B, K, T, D] of each call, made at the first pass
+        self._values: list[Tensor] = []
+        self._call = 0
+        self._positions = torch.arange(length, device=position.device)
         trained, base = config.rope_trained_length, config.rope_base
 
         def table(size: int) -> Tensor:
             cos, sin = rotary_table(
-                size, config.rope_dims, base, trained_length=trained, device=device
+                size, config.rope_dims, base, trained_length=trained, device=position.device
             )
             return torch.complex(cos, sin)
 
-        turns = table(length) * table(SEEN)[-1].conj()
-        self._cos, self._sin = turns.real.contiguous(), turns.imag.contiguous()
+        missing = table(length) * table(SEEN)[-1].conj()
+        self._cos, self._sin = missing.real.contiguous(), missing.imag.contiguous()
 
     def begin(self) -> None:
         """Tell that a pass begins."""
-        self._calls = 0
+        self._call = 0
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
         """Return attention [B, SEEN, H, D]: that of the newest position, at all of them."""
         assert segments is None
-        keys, values = self._keys[self._calls], self._values[self._calls]
-        self._calls += 1
-        at = self._place.view(1)
+        if self._call == len(self._keys):
+            batch, _, heads, channels = k.shape
+            shape = batch, heads, self._length, channels
+            self._keys.append(torch.zeros(shape, dtype=self._dtype, device=k.device))
+            self._values.append(torch.zeros_like(self._keys[-1]))
+        keys, values = self._keys[self._call], self._values[self._call]
+        self._call += 1
+        at = self._position.view(1)
         cos, sin = self._cos.index_select(0, at), self._sin.index_select(0, at)
         query, key = rotate(q[:, -1:], cos, sin), rotate(k[:, -1:], cos, sin)
         keys.index_copy_(2, at, key.transpose(1, 2).to(keys.dtype))
         values.index_copy_(2, at, v[:, -1:].transpose(1, 2).to(values.dtype))
         grouped = query.reshape(len(q), keys.shape[1], -1, q.shape[-1])
         scores = (grouped @ keys.mT).float() * q.shape[-1] ** -0.5
-        scores = scores.masked_fill(self._positions > self._place, -torch.inf)
+        scores = scores.masked_fill(self._positions > self._position, -torch.inf)
         y = torch.softmax(scores, dim=-1).to(values.dtype) @ values
         return y.reshape(len(q), 1, *q.shape[2:]).expand_as(q).contiguous()
 
 
 @torch.no_grad()
-def write(network: Network, draws: Tensor, bos: int, temperature: float) -> Tensor:
-    """Return texts of T tokens, int64 [B, T] on the network's device, which begin with `bos`.
+def generate(
+    network: Network,
+    first_B: Tensor,
+    draws_BT: Tensor,
+    *,
+    temperature: float,
+    rope_follows_length: bool = False,
+) -> Tensor:
+    """Return texts that begin with given tokens, int64 [B, T] on the network's device.
 
-    `draws` [B, T] float64 choose the tokens; the first of each row is not read.
+    `draws_BT`, float64 in 0..1, choose the tokens; the first of each row is not read. The rotary
+    base is that of T tokens; where it `rope_follows_length`, each token is chosen by the base of
+    the tokens before it, as published code has it that passes the whole text for each new token
+    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we.
     """
-    batch, length = draws.shape
-    device = draws.device
-    text = torch.full((batch, length), bos, dtype=torch.int64, device=device)
-    place = torch.zeros((), dtype=torch.int64, device=device)
-    memory = Memory(network, batch, length, place)
-    # fused kernels are made for long rows
-    backend = dataclasses.replace(network.backend, attend=memory, operations=REFERENCE)
-    writer = Writer(network.with_backend(backend), text, place, draws, temperature)
-
-    def step() -> None:
-        memory.begin()
-        writer.step()
-
-    if device.type == "cuda" and length > WARM_UPS + 1:
-        graph, _ = record(step, warm_ups=WARM_UPS)
-        place.zero_()  # what the warm-up wrote is written over
-        step = graph.replay
-    for _ in range(length - 1):
-        step()
+    text = torch.zeros(draws_BT.shape, dtype=torch.int64, device=draws_BT.device)
+    text[:, 0] = first_B
+    length, trained = text.shape[1], network.config.rope_trained_length
+    kept = min(length, trained) if rope_follows_length and trained is not None else length
+    _generate_with_cache(network, text[:, :kept], draws_BT, temperature)
+    for t in range(kept, length):
+        text[:, t : t + 1] = _next(network, text[:, :t], draws_BT[:, t : t + 1], temperature)
     return text
 
 
-def pick(chances_BV: Tensor, draws_B1: Tensor) -> Tensor:
+def _generate_with_cache(network: Network, text: Tensor, draws: Tensor, temperature: float) -> None:
+    """Fill `text` but for its first tokens, in place."""
+    position = torch.zeros((), dtype=torch.int64, device=text.device)
+    cache = KeyValueCache(network, text.shape[1], position)
+    # fused kernels are made for long rows
+    backend = dataclasses.replace(network.backend, attend=cache, operations=REFERENCE)
+    network = network.with_backend(backend)
+    offsets = torch.arange(1 - SEEN, 1, device=text.device)
+
+    def step() -> None:
+        cache.begin()
+        seen = text.index_select(1, (position + offsets).clamp_min(0))
+        after = (position + 1).view(1)
+        token = _next(network, seen, draws.index_select(1, after), temperature)
+        text.index_copy_(1, after, token)
+        position.add_(1)
+
+    if text.device.type == "cuda" and text.shape[1] > WARM_UPS + 1:
+        graph, _ = record(step, warm_ups=WARM_UPS)
+        position.zero_()  # what the warm-up wrote is written over
+        step = graph.replay
+    for _ in range(text.shape[1] - 1):
+        step()
+
+
+def _next(network: Network, seen: Tensor, draws_B1: Tensor, temperature: float) -> Tensor:
+    """Return the token after each row of `seen`, int64 [B, 1]."""
+    options = Pass(order=network.config.orders[-1])
+    logits = network.logits(seen, options, part=slice(-1, None))[:, 0]
+    return draw_tokens(torch.softmax(logits.double() / temperature, dim=-1), draws_B1)
+
+
+def draw_tokens(chances_BV: Tensor, draws_B1: Tensor) -> Tensor:
     """Return for each row [B, 1] the token whose slice of the summed chances holds its draw."""
     sums = chances_BV.cumsum(-1)
     found = torch.searchsorted(sums, draws_B1 * sums[:, -1:], right=True)

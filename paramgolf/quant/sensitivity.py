@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.generate import pick
+from paramgolf.quant.generate import draw_tokens
 from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
 from paramgolf.runtime import Runtime
 
@@ -42,7 +42,7 @@ def measure(
         with torch.no_grad():
             chances = torch.softmax(network.logits(text, options)[0], dim=-1)
             likely += chances.sum(0)
-            targets = pick(chances.double(), draws)
+            targets = draw_tokens(chances.double(), draws)
         loss = network.nll(text, targets.T, options).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):

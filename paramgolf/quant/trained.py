@@ -42,6 +42,13 @@ class Trained:
     state: dict[str, Tensor]
     config: dict[str, Any]  # config.json as it is, to be handed on
 
+    @property
+    def seed(self) -> int:
+        """The seed of the training."""
+        if not isinstance(self.config.get("seed"), int):
+            raise ParamGolfError("the trained model's config.json names no seed", fix=FIX)
+        return int(self.config["seed"])
+
 
 def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     """Read config.json and model.safetensors; the tensors must be those of the configuration."""

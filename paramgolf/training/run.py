@@ -323,6 +323,7 @@ class Run:
             "schema": SCHEMA,
             "vocab_size": self._tokens.vocab_size,
             "sequence_length": self._sizes.sequence_length,
+            "seed": self.config.seed,
             "model": dataclasses.asdict(model),
         }
         write_json(OUT / "config.json", content)

@@ -1,6 +1,7 @@
 """Hessians against the inputs that a plain forward pass multiplies, and the text that they see."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.plan import repeated_layers
-from paramgolf.quant.calibrate import calibrate, collect, window_starts, write_text
+from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.trained import Trained
@@ -28,6 +29,7 @@ VOCAB, LENGTH = 64, 16
 
 def make_config(**changes):
     values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
+    values |= {"first_token": "bos", "rope_follows_length": False, "network": "trained"}
     return CalibrateConfig(**{**values, "seed": 5, "sensitivity_sequences": 0, **changes})
 
 
@@ -38,7 +40,7 @@ def make_trained(model):
         name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator)
         for name, p in network.named_parameters()
     }
-    return Trained(model, VOCAB, LENGTH, state, {})
+    return Trained(model, VOCAB, LENGTH, state, {"seed": 7})
 
 
 def make_network(trained):
@@ -139,13 +141,45 @@ def test_too_few_tokens_are_named():
         window_starts(15, LENGTH, 1, seed=0)
 
 
+def written(network, numbers, config, *, length=LENGTH):
+    return generate_texts(network, numbers, length, config, bos=1, seed=5)
+
+
+def test_text_may_begin_with_any_token(tiny_model):
+    network = make_network(make_trained(tiny_model()))
+    first = written(network, range(4000), make_config(first_token="random"), length=2)[:, 0]
+    counts = torch.bincount(first, minlength=VOCAB)
+    assert len(counts) == VOCAB
+    assert counts.min() > 0.4 * counts.float().mean()
+
+
+def test_without_a_seed_of_its_own_calibration_has_that_of_training(tiny_model, tokens_folder):
+    trained, tokens = make_trained(tiny_model()), open_tokens(tokens_folder)
+    for source in ("train", "generate"):
+        config = make_config(source=source, seed=None)
+        found, _ = collect(trained, tokens, config, ALONE)
+        expected, _ = collect(trained, tokens, replace(config, seed=7), ALONE)
+        assert torch.equal(found["down"], expected["down"])
+
+
+def test_the_hessians_may_be_those_of_a_plain_network(tiny_model, tokens_folder):
+    """One with the same weights, every layer once, in all layers the MLP after the attention."""
+    tokens, model = open_tokens(tokens_folder), tiny_model(parallel="single")
+    trained = make_trained(model)
+    plain = replace(model, recurrence=(), parallel="none", skip_rows=model.skip_count)
+    found, _ = collect(trained, tokens, make_config(network="plain"), ALONE)
+    expected, _ = collect(replace(trained, model=plain), tokens, make_config(), ALONE)
+    for family, hessian in expected.items():
+        assert torch.equal(found[family], hessian)
+    ours, _ = collect(trained, tokens, make_config(), ALONE)
+    assert not torch.allclose(ours["up"], found["up"])
+
+
 def test_written_text_does_not_depend_on_its_batch(tiny_model):
     network = make_network(make_trained(tiny_model()))
     config = make_config(source="generate")
-    together = write_text(network, range(0, 5), LENGTH, 1, config)
-    apart = torch.cat(
-        [write_text(network, range(a, b), LENGTH, 1, config) for a, b in ((0, 2), (2, 5))]
-    )
+    together = written(network, range(0, 5), config)
+    apart = torch.cat([written(network, range(a, b), config) for a, b in ((0, 2), (2, 5))])
     assert torch.equal(together, apart)
     assert (together[:, 0] == 1).all()
     assert len({tuple(row) for row in together.tolist()}) == 5
@@ -157,7 +191,7 @@ def test_written_text_follows_the_model(tiny_model):
     """Frequencies of the second token are those of the model after BOS, at the temperature."""
     network = make_network(make_trained(tiny_model()))
     config = make_config(source="generate", temperature=0.5)
-    text = write_text(network, range(4000), 2, 1, config)
+    text = written(network, range(4000), config, length=2)
     counts = torch.bincount(text[:, 1], minlength=VOCAB) / len(text)
     with torch.no_grad():
         logits = network.logits(torch.tensor([[1]]), Pass(order=network.config.orders[-1]))[0, -1]

@@ -8,7 +8,7 @@ import torch
 from recipe_case import RECIPES, moved, narrow_recipe
 
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.generate import pick, write
+from paramgolf.quant.generate import draw_tokens, generate
 from paramgolf.recipes import names
 
 VOCAB, LENGTH, BOS = 97, 24, 1
@@ -20,8 +20,12 @@ def recipe_network(name, **changes):
     return moved(Network(config, VOCAB, seed=1))
 
 
+def begins(draws):
+    return torch.full_like(draws[:, 0], BOS, dtype=torch.int64)
+
+
 def written_logits(network, draws, monkeypatch):
-    """The text of `write`, and the logits by which each of its tokens was chosen."""
+    """The text of `generate`, and the logits by which each of its tokens was chosen."""
     seen, logits = [], Network.logits
 
     def spy(self, tokens, options, *, part=None):
@@ -29,7 +33,7 @@ def written_logits(network, draws, monkeypatch):
         return seen[-1]
 
     monkeypatch.setattr(Network, "logits", spy)
-    text = write(network, draws, BOS, 0.8)
+    text = generate(network, begins(draws), draws, temperature=0.8)
     monkeypatch.undo()
     return text, torch.cat(seen, 1)
 
@@ -51,7 +55,7 @@ def test_logits_are_those_of_a_whole_pass(name, monkeypatch):
     draws = torch.from_numpy(np.random.default_rng(0).random((3, LENGTH)))
     text, chances = check_logits(network, draws, monkeypatch, tolerance=2e-4)
     for t in range(1, LENGTH):
-        assert torch.equal(pick(chances[:, t - 1], draws[:, t : t + 1])[:, 0], text[:, t])
+        assert torch.equal(draw_tokens(chances[:, t - 1], draws[:, t : t + 1])[:, 0], text[:, t])
 
 
 def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch):
@@ -60,14 +64,30 @@ def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch
     check_logits(network, draws, monkeypatch, tolerance=2e-4)
 
 
+@pytest.mark.parametrize("trained", [8, 24, None])
+def test_the_rotary_base_may_follow_the_length(trained):
+    """Each token is chosen by a whole pass over those before it, and their base."""
+    network = recipe_network("pr1204", rope_trained_length=trained)
+    draws = torch.from_numpy(np.random.default_rng(3).random((16, LENGTH)))
+    given = (network, begins(draws), draws)
+    text = generate(*given, temperature=3.0, rope_follows_length=True)
+    for t in range(1, LENGTH):
+        with torch.no_grad():
+            logits = network.logits(text[:, :t], Pass(order=network.config.orders[-1]))[:, -1]
+        chances = torch.softmax(logits.double() / 3.0, -1)
+        assert torch.equal(draw_tokens(chances, draws[:, t : t + 1]), text[:, t : t + 1])
+    fixed = generate(*given, temperature=3.0)
+    assert torch.equal(text, fixed) == (trained != 8)
+
+
 @pytest.mark.gpu
 def test_a_recorded_step_writes_what_an_eager_one_does(monkeypatch):
     network = recipe_network("pr1493").cuda()
     draws = torch.from_numpy(np.random.default_rng(2).random((4, LENGTH))).cuda()
-    text = write(network, draws, BOS, 0.8)
+    text = generate(network, begins(draws), draws, temperature=0.8)
     monkeypatch.setattr("paramgolf.quant.generate.WARM_UPS", LENGTH)  # too few tokens to record
-    assert torch.equal(text, write(network, draws, BOS, 0.8))
+    assert torch.equal(text, generate(network, begins(draws), draws, temperature=0.8))
     with torch.no_grad():
         logits = network.logits(text, Pass(order=network.config.orders[-1]))
-    chosen = pick(torch.softmax(logits[:, :-1].double() / 0.8, -1)[:, -1], draws[:, -1:])
+    chosen = draw_tokens(torch.softmax(logits[:, :-1].double() / 0.8, -1)[:, -1], draws[:, -1:])
     assert (chosen[:, 0] == text[:, -1]).float().mean() > 0.5
