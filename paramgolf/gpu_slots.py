@@ -2,7 +2,7 @@
 
 DVC's queue starts several experiments but gives them no device. So each stage takes its GPUs
 before it touches CUDA: a GPU is a file that the process locks, and Linux drops the lock when the
-process ends, however it ends. Apart from `runtime`, which train_gpt.py carries along.
+process ends, however it ends.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ The same answer serves as what a stage's hash covers and as the contents of trai
 from __future__ import annotations
 
 import ast
+from collections.abc import Collection
 from pathlib import Path
 
 PACKAGE = "paramgolf"
@@ -35,18 +36,19 @@ def module_file(name: str, root: Path) -> Path | None:
     return None
 
 
-def closure(script: Path, root: Path) -> list[Path]:
+def closure(script: Path, root: Path, *, without: Collection[str] = ()) -> list[Path]:
     """Return the files of the package that `script` imports, directly or not, sorted.
 
     Paths are relative to `root`, the folder that holds the package. The __init__ files, which
-    hold a docstring alone, are left out.
+    hold a docstring alone, are left out, and so are the modules named in `without` and what only
+    they import.
     """
     found: set[Path] = set()
     queue = [script]
     while queue:
         path = queue.pop()
         tree = ast.parse((root / path).read_text(encoding="utf-8"))
-        for name in imported_modules(tree):
+        for name in imported_modules(tree) - {*without}:
             file = module_file(name, root)
             if file is not None and file.name != "__init__.py" and file not in found:
                 found.add(file)

@@ -1,4 +1,4 @@
-"""Parameters of the machine, apart from `runtime` so that reading them needs no torch."""
+"""Parameters of the machine, apart from `runtime`: commands that only read them need no torch."""
 
 from __future__ import annotations
 

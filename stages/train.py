@@ -4,7 +4,6 @@ from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import load_params
-from paramgolf.profiling.time_split import time_split
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
@@ -17,12 +16,7 @@ def main() -> None:
     take_gpus(machine)
     launch(machine)
     with processes(machine) as runtime:
-        train(
-            load_params(ModelConfig, "model"),
-            load_params(TrainConfig, "train"),
-            runtime,
-            split=time_split,
-        )
+        train(load_params(ModelConfig, "model"), load_params(TrainConfig, "train"), runtime)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ def decompress(codec: Codec, data: bytes, size: int) -> bytes:
     """
     try:
         if codec == "rans":
-            from paramgolf.codec.rans import decode  # code packed without it has no such streams
+            from paramgolf.codec.rans import decode  # see packing/code.py
 
             return decode(data, size)
         content, ended = _brotli(data, size) if codec == "brotli" else _lzma(data, size)
-    except (brotli.error, lzma.LZMAError, ModuleNotFoundError) as error:
+    except (brotli.error, lzma.LZMAError) as error:
         raise ParamGolfError(f"damaged {codec} data", found=error) from None
     if not ended or len(content) != size:
         found = f"{'at least ' if not ended else ''}{len(content)} bytes"

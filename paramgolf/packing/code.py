@@ -1,32 +1,38 @@
 """Pack the code that an artifact needs into one self-extracting file, train_gpt.py.
 
 The file holds the modules that its entry imports, directly or not, without docstrings, comments and
-what the recipe's parameters never reach, compressed behind a small loader. Modules and functions
-keep their names, and tracebacks show their lines.
+long local names, compressed behind a small loader. Modules, functions and attributes keep their
+names.
+
+The one rule for the rest of the package: a module that only some recipes need is imported inside
+the function that needs it, and `needed_modules` says which recipes those are. The others leave it
+out, and with it what only it imports.
 """
 
 from __future__ import annotations
 
-import ast
+import functools
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import brotli
+from python_minifier import minify
 
 from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
-from paramgolf.packing.shake import Frozen, drop_unread, shake, without, words_in
-from paramgolf.packing.strip import shorten_locals, strip, unparse
+from paramgolf.params import load_params
+from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/packing/entry.py")
-RANS = Path("paramgolf/codec/rans.py")  # left out where no stream needs it
+BASE = Path("recipes/base.yaml")  # the defaults of the program's options
+READ_AS_SOURCE = ("import triton", "custom_op")  # in modules whose annotations are read
 SCRIPT = '''# coding: latin-1
 """`python train_gpt.py eval` scores model.bin; --help tells more; `source DIR` unpacks the code."""
 import brotli
@@ -68,6 +74,9 @@ if __name__ == "__main__":
 """
 
 
+Evaluator = TypeVar("Evaluator", SlidingConfig, TttConfig)
+
+
 @dataclass(frozen=True, slots=True)
 class PackedCode:
     """The bytes of train_gpt.py, and the part of the ledger that tells them apart by module."""
@@ -76,26 +85,42 @@ class PackedCode:
     part: Part
 
 
-def embedded_files(entry: Path = ENTRY, root: Path = ROOT) -> list[Path]:
-    """Return the files that train_gpt.py is made of, relative to `root`, sorted.
-
-    The package stage depends on them as it does on the modules that it imports.
-    """
-    return sorted({entry, *closure(entry, root)})
-
-
 def frozen_params(
     model: dict[str, Any], training: TrainConfig, sliding: SlidingConfig, adapt: TttConfig
 ) -> dict[str, Any]:
-    """Return what is frozen into the code: network, training, and the ways of the evaluations.
+    """Return what the program knows: how to train the network, and its options' defaults.
 
-    Their other parameters are options of the program: another stride is not another artifact.
+    Of a recipe's evaluations only `mode` and `mixture.kind` are taken, which decide what code is
+    needed. The rest are options with the defaults of recipes/base.yaml, the window excepted, which
+    is the network's: another stride is another command and not another artifact.
     """
+    window = training.sequence_length
     return {
         "model": model,
         "train": asdict(training),
-        "eval": {"mode": sliding.mode, "mixture": sliding.mixture.kind},
-        "eval_ttt": {"mode": adapt.mode, "mixture": adapt.mixture.kind},
+        "eval": asdict(_defaults("eval_sliding", sliding, window)),
+        "eval_ttt": asdict(_defaults("eval_ttt", adapt, window)),
+        "runtime": asdict(load_params(RuntimeConfig, "runtime", ROOT / BASE)),
+    }
+
+
+def _defaults(section: str, chosen: Evaluator, window: int) -> Evaluator:
+    """Return the section of recipes/base.yaml with the mode and mixture that a recipe chose."""
+    base = load_params(type(chosen), section, ROOT / BASE)
+    mixture = replace(base.mixture, kind=chosen.mixture.kind)
+    stride = min(base.stride, window)
+    return replace(base, mode=chosen.mode, mixture=mixture, window=window, stride=stride)
+
+
+def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
+    """Return the modules that only some recipes need, and whether `params` are of such a recipe."""
+    mode = params["eval_ttt"]["mode"]
+    mixtures = {params[name]["mixture"]["kind"] for name in ("eval", "eval_ttt")}
+    return {
+        "paramgolf.codec.rans": rans,
+        "paramgolf.scoring.lora_documents": mode == "lora_documents",
+        "paramgolf.scoring.lora_stream": mode == "lora_stream",
+        "paramgolf.scoring.mixture": mixtures != {"none"},
     }
 
 
@@ -104,17 +129,14 @@ def pack_code(
 ) -> PackedCode:
     """Return a script that runs `main(params)` of module `entry`; `params` must be JSON-able.
 
-    The decoder of rans is left out unless asked for.
-    Compressed module sizes are shares by stripped length; what is not compressed counts as
-    `loader`.
+    The decoder of rans is left out unless asked for. What a module counts in the ledger is its
+    share of the compressed bytes by its length before; what is not compressed counts as `loader`.
     """
     modules = program(params, entry, root, rans=rans)
     parents = {".".join(name.split(".")[:i]) for name in modules for i in range(1, 9)}
-    frozen = json.dumps(
-        _read(params, modules), sort_keys=True, separators=(",", ":"), allow_nan=False
-    )
+    frozen = json.dumps(params, sort_keys=True, separators=(",", ":"), allow_nan=False)
     everything = {**dict.fromkeys(sorted(parents - {*modules}), ""), **modules}
-    loader = unparse(ast.parse(LOADER.replace("@ENTRY@", module_name(entry))))
+    loader = minified(LOADER.replace("@ENTRY@", module_name(entry)))
     # not JSON: escaped line ends would cost 2 %; source code holds no NUL
     in_order = sorted(everything.items(), reverse=True)  # it compresses to 0.4 % less this way
     text = "\0".join([loader, frozen, *itertools.chain(*in_order)])
@@ -131,46 +153,28 @@ def program(
     params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT, *, rans: bool = False
 ) -> dict[str, str]:
     """Return the modules of the program that `params` are frozen into, and their sources."""
-    files = [path for path in embedded_files(entry, root) if rans or path != RANS]
-    trees = {module_name(p): ast.parse((root / p).read_text(encoding="utf-8")) for p in files}
-    for tree in trees.values():
-        strip(tree)
-    if params and not params["eval_ttt"]["mode"].startswith("lora"):
-        without(trees, {"adapter", "documents"}, of="TttConfig", defaults="ADAPT")
-    shaken = shake(trees, module_name(entry), _frozen(params))
-    drop_unread(shaken, "TrainConfig")  # not ModelConfig: a model.bin holds all of its fields
-    for tree in shaken.values():
-        shorten_locals(tree)
-    return {name: unparse(tree) for name, tree in shaken.items()}
+    needed = needed_modules(params, rans=rans) if params else {}
+    left_out = {name for name, is_needed in needed.items() if not is_needed}
+    files = sorted({entry, *closure(entry, root, without=left_out)})
+    return {module_name(path): minified((root / path).read_text("utf-8")) for path in files}
 
 
-def _read(params: dict[str, Any], modules: dict[str, str]) -> dict[str, Any]:
-    """Return the parameters without those of training that no module speaks of."""
-    spoken = {word for source in modules.values() for word in words_in(source)}
-    sections = {**params}
-    if "train" in params:
-        sections["train"] = {k: value for k, value in params["train"].items() if k in spoken}
-    return sections
+@functools.cache
+def minified(source: str) -> str:
+    """Return a module without docstrings, comments and long local names.
 
-
-def _frozen(params: dict[str, Any]) -> Frozen:
-    """Return what the fields of the parameters' dataclasses can be in this program."""
-    if not params:
-        return {}
-    modes, kinds = (
-        {name: params[name][key] for name in ("eval", "eval_ttt")} for key in ("mode", "mixture")
+    Triton compiles kernels from their source, and operators take their schema from annotations, so
+    modules that hold such functions keep annotations and local names. The fields of dataclasses
+    keep theirs everywhere: parameters are checked against them.
+    """
+    is_read = any(word in source for word in READ_AS_SOURCE)
+    return minify(
+        source,
+        remove_literal_statements=True,
+        remove_annotations=not is_read,
+        rename_locals=not is_read,
+        hoist_literals=False,  # brotli finds repeated literals by itself
     )
-    whole = {"ModelConfig": params["model"], "TrainConfig": params["train"]}
-    frozen: dict[str, dict[str, tuple[Any, ...]]] = {
-        kind: {name: (value,) for name, value in of.items()} for kind, of in whole.items()
-    }
-    frozen["TrainConfig"]["seed"] = ()  # any: runs of other seeds have the same modules
-    return {
-        **frozen,
-        "SlidingConfig": {"mode": (modes["eval"],)},
-        "TttConfig": {"mode": (modes["eval_ttt"],)},
-        "MixtureConfig": {"kind": tuple(sorted({*kinds.values()}))},
-    }
 
 
 def literal(data: bytes) -> str:

@@ -13,13 +13,13 @@ from torch import Tensor
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network
-from paramgolf.profiling.time_split import time_split
 from paramgolf.recipes import Params
 from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batch, backward, batch_of
 from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.schedule import Point
 from paramgolf.training.state import TrainState
+from paramgolf.training.time_split import time_split
 
 DOCUMENT_TOKENS = 1000  # of a document, on average: about FineWeb's
 START = Point(0, 0.0, 1e9)

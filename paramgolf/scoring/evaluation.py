@@ -15,8 +15,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.lora_documents import score_documents
-from paramgolf.scoring.lora_stream import StreamScorer
+from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import ChunkScorer
 from paramgolf.scoring.sliding import score_text
@@ -107,9 +106,16 @@ def score_and_adapt(network: Network, text: Text, config: TttConfig, session: Se
     The network's weights change in mode sgd, and in phases of lora_documents.
     """
     if config.mode == "lora_documents":
+        from paramgolf.scoring.lora_documents import score_documents  # see packing/code.py
+
         return score_documents(network, text, config, session)
-    kind = StreamScorer if config.mode == "lora_stream" else ChunkScorer
-    scorer = kind(network, text, config, session)
+    scorer: Scorer
+    if config.mode == "lora_stream":
+        from paramgolf.scoring.lora_stream import StreamScorer  # see packing/code.py
+
+        scorer = StreamScorer(network, text, config, session)
+    else:
+        scorer = ChunkScorer(network, text, config, session)
     windows = sliding_windows(len(text), config.window, config.stride)
     chunks = list(split_chunks(windows, config.chunk_tokens))
     session.run(scorer, chunks, "score, adapt")

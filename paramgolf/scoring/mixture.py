@@ -67,14 +67,12 @@ def build_mixture(
     order: np.ndarray | None = None,
     padding: int,
     device: torch.device,
-) -> Mixture | None:
+) -> Mixture:
     """Count the text in the order in which it is scored: that of the text, or `order` [N].
 
-    What a target's entry says was known before that target; the ledger is told the order. None
-    where nothing is mixed in.
+    What a target's entry says was known before that target; the ledger is told the order. `kind`
+    must not be none.
     """
-    if config.kind == "none":
-        return None
     order = np.arange(len(text)) if order is None else order
     ledger.follow(order)
     tokens = torch.from_numpy(text.tokens[1:][order].astype(np.int64)).to(device)

@@ -22,7 +22,6 @@ from paramgolf.model.network import Network, Pass, Positions, segments_of
 from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import ScoringWindows, add_scores, split_batches
 
@@ -99,7 +98,9 @@ class Scorer:
         self.ledger = Ledger(len(text))
         self.tokens = text.padded_tokens(length, self.runtime.device)
         self.mixture = None
-        if mixing is not None:
+        if mixing is not None and mixing.kind != "none":
+            from paramgolf.scoring.mixture import build_mixture  # see packing/code.py
+
             with session.timed("mixture"):
                 device = self.runtime.device
                 self.mixture = build_mixture(

@@ -99,7 +99,8 @@ def _score(folder: Path, first: SeedRun, *, tokens: Path, root: Path) -> float:
     """Return the bits per byte that the folder scores by itself; they must be those recorded."""
     stage = evaluator_of(first.params)
     say(f"submit: scoring model.bin of seed {first.seed} from inside the folder")
-    found = score(folder, tokens, command(first.params, stage), root=root)
+    words = command(first.params, stage, read_script(folder / "train_gpt.py"))
+    found = score(folder, tokens, words, root=root)
     compare_scores(found, first.metrics, stage)
     say(f"submit: val_bpb {found['val_bpb']:.8f}, as recorded")
     return found["val_bpb"]
@@ -121,5 +122,6 @@ def _describe(
     base = numbers(read_yaml(root / RECIPES / "base.yaml"))
     content = submission(runs, about, stage, day=day, limits=flatten(base), against=against)
     write_json(folder / "submission.json", content)
-    text = readme(content, runs, words=command(params, stage), base=base, checked=checked)
+    words = command(params, stage, read_script(folder / "train_gpt.py"))
+    text = readme(content, runs, words=words, base=base, checked=checked)
     write_text(folder / "README.md", text)

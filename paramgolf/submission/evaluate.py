@@ -13,12 +13,11 @@ from typing import Any
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.packing.entry_defaults import ADAPT, MIXTURE, RUNTIME, SLIDING, STRIDE
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.submission.script import Script, read_script
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
-DEFAULTS: dict[str, dict[str, Any]] = {"eval_sliding": SLIDING, "eval_ttt": ADAPT}
 TOLERANCE = (
     1e-3  # bits a byte; the devices' arithmetic differs by less, the record's margin is 2e-3
 )
@@ -29,14 +28,10 @@ def evaluator_of(params: Mapping[str, Any]) -> str:
     return "eval_sliding" if params["eval_ttt"]["mode"] == "none" else "eval_ttt"
 
 
-def command(params: Mapping[str, Any], stage: str) -> list[str]:
-    """Return the words after `python train_gpt.py`: options where they are not the defaults."""
-    window = params["train"]["sequence_length"]
-    section = params[stage]
-    mixture = {"kind": section["mixture"]["kind"], **MIXTURE}
-    frozen = {"mode": section["mode"], "mixture": mixture}  # mode and kind are in the code
-    defaults = {"window": window, **frozen, **DEFAULTS[stage], "stride": min(STRIDE, window)}
-    return [COMMANDS[stage], *_options(section, defaults)]
+def command(params: Mapping[str, Any], stage: str, script: Script) -> list[str]:
+    """Return the words after `python train_gpt.py`: options where they are not its defaults."""
+    name = COMMANDS[stage]
+    return [name, *_options(params[stage], script.params[name])]
 
 
 def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
@@ -54,17 +49,19 @@ def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> di
     Python's -I keeps the project's modules out of its sight: it has what the folder has.
     """
     runtime = read_yaml(root / PARAMS_PATH)["runtime"]
+    defaults = read_script(folder / "train_gpt.py").params["runtime"]
     take_gpus(load_params(RuntimeConfig, "runtime", root / PARAMS_PATH))
     result = tokens.parent / "metrics.json"
     files = ["--data", str(tokens), "--json", str(result)]
-    line = [sys.executable, "-I", "train_gpt.py", *words, *files, *_options(runtime, RUNTIME)]
+    line = [sys.executable, "-I", "train_gpt.py", *words, *files, *_options(runtime, defaults)]
     done = subprocess.run(line, cwd=folder, stdout=subprocess.DEVNULL)
     if done.returncode:
         found = f"exit code {done.returncode}; what it said is above"
         raise ParamGolfError(
             "train_gpt.py failed in the folder", where=shlex.join(line), found=found
         )
-    return read_json(result)
+    metrics: dict[str, Any] = read_json(result)
+    return metrics
 
 
 def compare_scores(found: Mapping[str, Any], recorded: Mapping[str, Any], stage: str) -> None:

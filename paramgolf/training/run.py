@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import itertools
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from paramgolf.training.log import Log, environment
 from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.schedule import Point, point
 from paramgolf.training.state import TrainState
+from paramgolf.training.time_split import time_split
 from paramgolf.training.validate import validate
 
 OUT = Path("artifacts/train")
@@ -40,23 +41,14 @@ METRICS = Path("artifacts/metrics/train.json")
 SCHEMA = 1
 
 
-def train(
-    model: ModelConfig,
-    config: TrainConfig,
-    runtime: Runtime,
-    *,
-    split: Callable[..., dict[str, float] | None] | None = None,
-) -> None:
-    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
-
-    `split` tells where the time of a step goes (paramgolf.profiling.time_split.time_split).
-    """
+def train(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> None:
+    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off."""
     tokens = open_tokens()
     run = Run(model, config, runtime, tokens)
     run.resume()
     run.warm_up()
     run.loop()
-    run.finish(split)
+    run.finish()
 
 
 class Run:
@@ -297,7 +289,7 @@ class Run:
         self._log.write({"event": "validation", **found, "tokens_scored": score.tokens})
         return score
 
-    def finish(self, split: Callable[..., dict[str, float] | None] | None = None) -> None:
+    def finish(self) -> None:
         """Average the weights, validate in full, write the model and the metrics."""
         seconds = self.clock.elapsed
         self._state.load_average()
@@ -306,10 +298,9 @@ class Run:
         if self.runtime.is_main:
             self._write_model()
         metrics = self._metrics(seconds, score)
-        if split is not None:  # the weights are written by now, and a step may spoil them
-            at = point(self.config, self.step, 0.0)
-            found = split(self._forward_backward, lambda: self._state.step(at))
-            metrics["time_split_ms"] = found
+        # the weights are written by now: these steps change them
+        at = point(self.config, self.step, 0.0)
+        metrics["time_split_ms"] = time_split(self._forward_backward, lambda: self._state.step(at))
         if self.runtime.is_main:
             write_json(METRICS, metrics)
             self._checkpoint.remove()

@@ -14,7 +14,6 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.network import Network, Pass
-from paramgolf.packing.code import frozen_params, program
 from paramgolf.runtime import Runtime
 from paramgolf.training.run import Run
 
@@ -121,14 +120,3 @@ def test_the_average_starts_with_the_same_rows(run):
 def test_tokens_that_are_not_fused_so_are_refused(run, aliases):
     with pytest.raises(ParamGolfError, match=r"(?s)needs tokens whose markers are fused.*8, 9, 10"):
         run(aliases, fused_markers=True)
-
-
-def test_only_a_recipe_that_fuses_pays_for_it(tiny_model, sample):
-    def source(**changes):
-        model = dataclasses.asdict(tiny_model(**changes))
-        sections = sample.train, sample.eval_sliding, sample.eval_ttt
-        return "\n".join(program(frozen_params(model, *sections)).values())
-
-    assert "mix_aliases" not in source(smear="token")
-    assert "ALIASES" not in source(smear="token")
-    assert "mix_aliases" in source(smear="token", fused_markers=True)

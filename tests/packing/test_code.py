@@ -3,7 +3,6 @@
 import ast
 import dataclasses
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -15,24 +14,35 @@ from hypothesis import strategies as st
 from package_case import VOCAB, make_options, make_quantized
 
 from paramgolf.codec.writer import encode
+from paramgolf.imports import imported_modules, module_file
 from paramgolf.packing.code import (
-    ENTRY,
-    RANS,
     ROOT,
-    embedded_files,
     frozen_params,
     literal,
-    module_name,
+    minified,
+    needed_modules,
     pack_code,
     program,
 )
-from paramgolf.packing.entry import ADAPT, MIXTURE, RUNTIME, SLIDING
-from paramgolf.params import parse, read_yaml
+from paramgolf.packing.entry import SCORERS
+from paramgolf.params import read_yaml
+from paramgolf.recipes import check, compose, names
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.config import SlidingConfig, TttConfig
-from paramgolf.scoring.evaluation import score_adaptive, score_sliding
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.schema import parse
 
-LIMIT_BYTES = 45_000  # of code, for the evaluators and the training of a recipe
+RECIPES = ROOT / "recipes"
+RANS = "paramgolf.codec.rans"
+DOCUMENTS = {
+    "order": "length",
+    "batch_documents": 4,
+    "lanes": 1,
+    "chunk_tokens": 16,
+    "short_chunks": [],
+    "warm_a": False,
+    "phases": 0,
+    "prefix_documents": 1,
+}
 WHERE = """
 import runpy, sys
 sys.argv = ["train_gpt.py", *sys.argv[1:]]
@@ -43,13 +53,30 @@ print("modules", len(modules), {m.__spec__.origin.partition(":")[0] for m in mod
 
 
 @pytest.fixture
-def packed_params(sample, tiny_model):
-    """Parameters frozen into the code: two steps of a tiny network."""
-    train = dataclasses.replace(
-        sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
-    )
-    model = dataclasses.asdict(tiny_model())
-    return frozen_params(model, train, sample.eval_sliding, sample.eval_ttt)
+def make_params(sample, tiny_model):
+    """Make parameters that are frozen into the code: two steps of a tiny network."""
+
+    def make(mode="sgd", mixture="none"):
+        train = dataclasses.replace(
+            sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
+        )
+        mixing = dataclasses.replace(sample.eval_ttt.mixture, kind=mixture)
+        adapt = dataclasses.replace(sample.eval_ttt, mode=mode, mixture=mixing)
+        model = dataclasses.asdict(tiny_model())
+        return frozen_params(model, train, sample.eval_sliding, adapt)
+
+    return make
+
+
+@pytest.fixture
+def packed_params(make_params):
+    return make_params()
+
+
+def recipe_params(name):
+    params = check(compose(name, RECIPES), where=name)
+    model = dataclasses.asdict(params.model)
+    return params, frozen_params(model, params.train, params.eval_sliding, params.eval_ttt)
 
 
 @pytest.fixture
@@ -71,27 +98,29 @@ def run(*arguments, cwd):
 
 
 @pytest.mark.parametrize(
-    ("command", "extra"),
+    ("command", "mode", "mixture", "extra"),
     [
-        ("eval", []),
-        ("eval_ttt", ["--chunk-tokens", "320", "--epochs", "1", "--lr", "1e-3"]),
+        ("eval", "none", "none", {}),
+        ("eval_ttt", "none", "ngram", {}),
+        ("eval_ttt", "sgd", "none", {"chunk_tokens": 320, "epochs": 1, "lr": 1e-3}),
+        ("eval_ttt", "lora_stream", "none", {"chunk_tokens": 320}),
+        ("eval_ttt", "lora_documents", "tilt", {"documents": DOCUMENTS}),
     ],
 )
-def test_it_scores_as_the_library_does(artifact, tokens_folder, command, extra):
-    common = ["--data", tokens_folder, "--stride", "16", "--max-tokens", "1000", "--device", "cpu"]
-    found = run("train_gpt.py", command, *common, *extra, "--json", "out.json", cwd=artifact)
+def test_it_scores_as_the_library_does(
+    artifact, tokens_folder, make_params, command, mode, mixture, extra
+):
+    params = make_params(mode, mixture)
+    (artifact / "train_gpt.py").write_bytes(pack_code(params).content)
+    changes = {"stride": 16, "max_tokens": 1000, **extra}
+    words = [f"--{key.replace('_', '-')}={json.dumps(value)}" for key, value in changes.items()]
+    words += ["--data", tokens_folder, "--device", "cpu", "--json", "out.json"]
+    found = run("train_gpt.py", command, *words, cwd=artifact)
     assert found.returncode == 0, found.stderr
-    mixture = {**MIXTURE, "kind": "none"}
-    common = {"window": 32, "stride": 16, "max_tokens": 1000, "mixture": mixture}
-    sliding = {**SLIDING, **common, "mode": "strided"}
-    adapt = {**ADAPT, **common, "mode": "sgd", "chunk_tokens": 320, "epochs": 1, "lr": 1e-3}
-    alone, model = Runtime(0, 1, torch.device("cpu")), artifact / "model.bin"
-    if command == "eval":
-        config = parse(SlidingConfig, sliding, "eval")
-        expected = score_sliding(model, tokens_folder, config, alone).metrics
-    else:
-        config = parse(TttConfig, adapt, "eval_ttt")
-        expected = score_adaptive(model, tokens_folder, config, alone).metrics
+    kind, score = SCORERS[command]
+    config = parse(kind, {**params[command], **changes}, command)
+    alone = Runtime(0, 1, torch.device("cpu"))
+    expected = score(artifact / "model.bin", tokens_folder, config, alone).metrics
     written = json.loads((artifact / "out.json").read_text())
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
         assert written[key] == expected[key]
@@ -135,9 +164,8 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
     for rans in (True, False):
         (tmp_path / "train_gpt.py").write_bytes(pack_code(packed_params, rans=rans).content)
         found = run("train_gpt.py", "eval", *options, cwd=tmp_path)
-        assert (found.returncode, "damaged rans data" in found.stderr) == (
-            (0, False) if rans else (2, True)
-        ), found.stderr
+        refused = "no module paramgolf.codec.rans" in found.stderr
+        assert (found.returncode, refused) == ((0, False) if rans else (2, True)), found.stderr
 
 
 def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
@@ -151,30 +179,87 @@ def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
     (tmp_path / "empty/train_gpt.py").write_bytes(code.content)
     found = run("train_gpt.py", cwd=tmp_path / "empty")
     assert "paramgolf.other" in found.stderr
-    assert "return 1 / 0" in found.stderr
+    assert "return 1/0" in found.stderr
     assert run("train_gpt.py", "source", "out", cwd=tmp_path / "empty").returncode == 0
     written = tmp_path / "empty/out/paramgolf/other.py"
-    assert written.read_text() == "def fall():\n return 1 / 0"
+    assert written.read_text() == "def fall():return 1/0"
     assert not (tmp_path / "empty/out/paramgolf.py").exists()
 
 
 def test_size_and_shares(packed_params):
     code = pack_code(packed_params)
     assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
-    assert len(code.content) < LIMIT_BYTES
     assert code.content == pack_code(packed_params).content
     assert {*code.part.shares} == {"params", "loader", *program(packed_params)}
-    assert module_name(RANS) not in code.part.shares
-    assert module_name(RANS) in pack_code(packed_params, rans=True).part.shares
+    assert RANS not in code.part.shares
+    assert RANS in pack_code(packed_params, rans=True).part.shares
 
 
-def test_parameters_of_training_that_nothing_reads_stay_out(tmp_path, packed_params):
-    (tmp_path / "train_gpt.py").write_bytes(pack_code(packed_params).content)
-    frozen = json.loads(runpy.run_path(str(tmp_path / "train_gpt.py"))["PARAMS"])
-    assert packed_params["train"]["qat_below"] == 0
-    assert "qat_below" not in frozen["train"]
-    assert frozen["train"].items() < packed_params["train"].items()
-    assert frozen["model"] == json.loads(json.dumps(packed_params["model"]))
+@pytest.mark.parametrize("name", names(RECIPES))
+def test_the_fit_leaves_room_for_the_code_of_a_recipe(name):
+    params, frozen = recipe_params(name)
+    assert len(pack_code(frozen, rans=True).content) <= params.quantize.fit_code_bytes
+
+
+@pytest.mark.parametrize("mixture", ["none", "ngram", "tilt"])
+@pytest.mark.parametrize("mode", ["none", "sgd", "lora_stream", "lora_documents"])
+def test_a_module_that_is_left_out_is_imported_within_functions_alone(make_params, mode, mixture):
+    params = make_params(mode, mixture)
+    modules = program(params)
+    needed = needed_modules(params, rans=False)
+    for name, is_needed in needed.items():
+        assert (name in modules) == is_needed
+        assert module_file(name, ROOT)
+    for source in modules.values():
+        tree = ast.parse(source)
+        tree.body = [s for s in tree.body if isinstance(s, ast.Import | ast.ImportFrom)]
+        files = {module_file(name, ROOT) for name in imported_modules(tree) - modules.keys()}
+        assert {file.name for file in files if file} <= {"__init__.py"}
+
+
+SOURCE = '''"""Module."""
+from __future__ import annotations
+import dataclasses
+
+@dataclasses.dataclass
+class Kept:
+    """Doc."""
+    field: int = 3  # parse reads this annotation
+
+    def method(self, amount: float, *, key: str = "a") -> str:
+        """Doc."""
+        result = f"{amount}{key}{self.field}"
+        return result
+
+def raises():
+    """Only a docstring."""
+'''
+KERNEL = '''import triton
+
+@triton.jit
+def kernel(pointer, BLOCK: triton.constexpr):
+    """Doc."""
+    result = pointer + BLOCK + BLOCK
+    return result
+'''
+
+
+def test_words_go_and_behaviour_stays():
+    text = minified(SOURCE)
+    scope: dict = {}
+    exec(text, scope)
+    assert scope["Kept"].__annotations__ == {"field": "int"}
+    assert scope["Kept"](4).method(1.5, key="b") == "1.5b4"
+    assert scope["raises"]() is None
+    for word in ("Doc", "Module", "docstring", "parse reads", "float", "result"):
+        assert word not in text
+
+
+def test_what_triton_reads_stays():
+    text = minified(KERNEL)
+    for words in ("pointer,BLOCK:triton.constexpr", "result=pointer+BLOCK+BLOCK"):
+        assert words in text
+    assert "Doc" not in text
 
 
 @pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
@@ -198,31 +283,41 @@ def test_a_literal_keeps_what_looks_like_an_escape(data):
     assert scope["found"].encode("latin-1") == data
 
 
-def test_only_what_the_entry_imports_is_embedded():
-    files = embedded_files()
-    assert files == sorted(set(files))
-    assert ENTRY in files
-    assert Path("paramgolf/codec/container.py") in files
-    for absent in ("codec/writer.py", "codec/code.py", "quant/gptq.py", "report/page.py", "cli.py"):
-        assert (ROOT / "paramgolf" / absent).is_file()
-        assert Path("paramgolf", absent) not in files
+def test_what_only_packing_needs_stays_out(make_params):
+    modules = program(make_params("lora_documents", "tilt"), rans=True)
+    assert {"paramgolf.packing.entry", "paramgolf.codec.container"} <= modules.keys()
+    for absent in ("codec.writer", "packing.code", "quant.gptq", "report.page", "cli"):
+        assert module_file(f"paramgolf.{absent}", ROOT)
+        assert f"paramgolf.{absent}" not in modules
 
 
-def test_defaults_are_those_of_the_base_recipe():
-    base = read_yaml(ROOT / "recipes/base.yaml")
-    for section, defaults in (("eval_sliding", SLIDING), ("eval_ttt", ADAPT)):
-        frozen = {"mode": base[section]["mode"], "window": base[section]["window"]}
-        mixture = {**MIXTURE, "kind": base[section]["mixture"]["kind"]}
-        assert {**defaults, **frozen, "mixture": mixture} == base[section]
-    assert base["runtime"] == RUNTIME
+def test_defaults_are_those_of_the_base_recipe(packed_params):
+    base = read_yaml(RECIPES / "base.yaml")
+    defaults = json.loads(json.dumps(packed_params))
+    assert parse(RuntimeConfig, defaults["runtime"], "r") == parse(
+        RuntimeConfig, base["runtime"], "r"
+    )
+    for section, (command, (kind, _)) in zip(
+        ("eval_sliding", "eval_ttt"), SCORERS.items(), strict=True
+    ):
+        own = {"mode": packed_params[command]["mode"], "window": 32, "stride": 32}
+        expected = parse(kind, {**base[section], **own}, section)
+        assert parse(kind, defaults[command], section) == expected
 
 
-def test_another_way_than_the_frozen_one_is_refused(artifact, tokens_folder, tiny_model):
-    """What the program has no code for: a mode, and a network that it was not packed for."""
-    arguments = ["eval", "--device", "cpu", "--data", tokens_folder, "--stride", "16"]
-    found = run("train_gpt.py", *arguments, "--mode", "documents", cwd=artifact)
-    assert (found.returncode, "`eval.mode` must be one of strided" in found.stderr) == (2, True)
+def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
+    common = ["--device", "cpu", "--data", tokens_folder, "--stride", "16", "--max-tokens", "100"]
+    mixture = "{kind: ngram, contexts: [2], min_count: 1, weight: 0.1, min_share: 0.8, beta: 1.0}"
+    found = run("train_gpt.py", "eval", *common, f"--mixture={mixture}", cwd=artifact)
+    assert (found.returncode, "no module paramgolf.scoring.mixture" in found.stderr) == (2, True)
+    found = run("train_gpt.py", "eval_ttt", *common, "--mode=lora_stream", cwd=artifact)
+    assert (found.returncode, "unrecognized arguments" in found.stderr) == (2, True)
+
+
+def test_it_scores_another_network_than_its_own(artifact, tokens_folder, tiny_model):
     other = tiny_model(smear="channel")
     (artifact / "model.bin").write_bytes(encode(*make_quantized(other), make_options())[0])
-    found = run("train_gpt.py", *arguments, cwd=artifact)
-    assert (found.returncode, "model.smear` must be one of none" in found.stderr) == (2, True)
+    words = ["--device", "cpu", "--data", tokens_folder, "--stride", "16", "--max-tokens", "100"]
+    found = run("train_gpt.py", "eval", *words, cwd=artifact)
+    assert found.returncode == 0, found.stderr
+    assert json.loads(found.stdout)["tokens_scored"] == 100

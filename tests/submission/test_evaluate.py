@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.packing.entry import SCORERS, _parser, _section
-from paramgolf.recipes import build, names
+from paramgolf.packing.code import frozen_params
+from paramgolf.packing.entry import SCORERS, parser, section
+from paramgolf.recipes import build, check, names
 from paramgolf.schema import parse
 from paramgolf.submission.build import slug
 from paramgolf.submission.evaluate import (
@@ -17,28 +20,35 @@ from paramgolf.submission.evaluate import (
     compare_scores,
     evaluator_of,
 )
+from paramgolf.submission.script import Script
 
 RECIPES = Path(__file__).parents[2] / "recipes"
+
+
+def script_of(params):
+    """Return the script that package makes of a recipe, without its modules."""
+    typed = check(params, where="test")
+    model = dataclasses.asdict(typed.model)
+    frozen = frozen_params(model, typed.train, typed.eval_sliding, typed.eval_ttt)
+    return Script(json.loads(json.dumps(frozen)), {})
 
 
 @pytest.mark.parametrize("stage", COMMANDS)
 @pytest.mark.parametrize("recipe", [*names(RECIPES), "base"])
 def test_the_options_give_the_recipes_evaluation(recipe, stage):
     params = build(recipe, folder=RECIPES)
-    words = command(params, stage)
-    frozen = {
-        name: {"mode": params[section]["mode"], "mixture": params[section]["mixture"]["kind"]}
-        for section, name in COMMANDS.items()
-    }
-    options = _parser({"train": params["train"], **frozen}).parse_args(words)
+    script = script_of(params)
+    words = command(params, stage, script)
     kind, _ = SCORERS[words[0]]
-    assert _section(kind, options, stage) == parse(kind, params[stage], stage)
+    found = section(kind, script.params[words[0]], parser(script.params).parse_args(words), stage)
+    assert found == parse(kind, params[stage], stage)
 
 
 def test_defaults_are_not_repeated():
-    assert command(build("base", folder=RECIPES), "eval_ttt") == ["eval_ttt"]
+    params = build("base", folder=RECIPES)
+    assert command(params, "eval_ttt", script_of(params)) == ["eval_ttt"]
     params = build("base", [("eval_sliding.stride", 32)], folder=RECIPES)
-    assert command(params, "eval_sliding") == ["eval", "--stride=32"]
+    assert command(params, "eval_sliding", script_of(params)) == ["eval", "--stride=32"]
 
 
 def test_the_score_handed_in_is_the_adapted_one_unless_nothing_adapts():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from paramgolf.profiling.time_split import kind_of
+from paramgolf.training.time_split import kind_of
 
 
 @pytest.mark.parametrize(
