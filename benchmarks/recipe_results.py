@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from tables import RESULTS, Row, device_name, made_by
 
+from paramgolf.estimate.devices import GIB
 from paramgolf.files import read_json, write_json, write_text
 
 PATH = RESULTS / "recipes.json"
@@ -41,7 +42,6 @@ FIGURES: dict[str, tuple[str, str, str, Literal["higher", "lower"]]] = {
 }
 # what quantising may cost a recipe, bits per byte (the published run of #1499 lost 0.22)
 MOST_LOST = {"pr1499": 0.02}
-GIB = 2**30
 
 
 class Results:

@@ -16,7 +16,7 @@ import pytest
 
 from paramgolf.cli import main
 from paramgolf.doctor import plans, project, reach, software, storage
-from paramgolf.doctor.finding import Finding
+from paramgolf.doctor.check import Check
 from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.recipes import compose
 
@@ -25,13 +25,13 @@ H100 = {"name": "NVIDIA H100 80GB HBM3", "memory_bytes": 79 * GIB, "capability":
 FACTS = {"version": "2.11.0", "cuda": "13.0", "gpus": [H100], "nccl": "2.28", "triton": "3.6"}
 
 
-def by_name(findings: list[Finding]) -> dict[str, Finding]:
+def by_name(findings: list[Check]) -> dict[str, Check]:
     return {finding.name: finding for finding in findings}
 
 
-def torch_findings(driver: tuple[str, ...] = (), **changes: object) -> dict[str, Finding]:
+def check_torch(driver: tuple[str, ...] = (), **changes: object) -> dict[str, Check]:
     facts = {**FACTS, "flash_attention": None, **changes}
-    return by_name(list(software.torch_findings(facts, driver)))
+    return by_name(list(software.check_torch(facts, driver)))
 
 
 # software
@@ -39,9 +39,9 @@ def torch_findings(driver: tuple[str, ...] = (), **changes: object) -> dict[str,
 
 def test_an_old_python_is_a_fault_and_another_on_the_path_a_warning():
     here = str(Path(sys.executable).parent / "python")
-    assert software.python_finding((3, 12, 1), here).state == "ok"
-    assert software.python_finding((3, 10, 9), here).state == "fault"
-    other = software.python_finding((3, 12, 1), "/usr/bin/python")
+    assert software.check_python((3, 12, 1), here).state == "ok"
+    assert software.check_python((3, 10, 9), here).state == "fault"
+    other = software.check_python((3, 12, 1), "/usr/bin/python")
     assert other.state == "warning"
     assert "/activate" in other.remedy
 
@@ -56,13 +56,13 @@ def test_an_old_python_is_a_fault_and_another_on_the_path_a_warning():
     ],
 )
 def test_packages_must_be_there_in_the_version_asked_for(requirement, message):
-    finding = software.package_finding([requirement, "pyyaml>=6"])
+    finding = software.check_packages([requirement, "pyyaml>=6"])
     assert finding.state == ("fault" if message else "ok")
     assert message is None or message in finding.text
 
 
 def test_a_good_gpu_machine_is_all_ok():
-    findings = torch_findings(gpus=[H100, H100])
+    findings = check_torch(gpus=[H100, H100])
     assert {finding.state for finding in findings.values()} == {"ok"}
     assert findings["GPU"].text.count("H100") == 2
     assert findings["NCCL"].text == "2.28"
@@ -82,7 +82,7 @@ def test_a_good_gpu_machine_is_all_ok():
     ],
 )
 def test_what_torch_sees(changes, name, state, message):
-    finding = torch_findings(**changes)[name]
+    finding = check_torch(**changes)[name]
     assert finding.state == state
     assert message in finding.text
     assert bool(finding.remedy) == (state != "ok")
@@ -104,9 +104,9 @@ def test_a_torch_that_cannot_be_imported_is_a_fault(tmp_path, monkeypatch):
 
 
 def test_little_memory_and_disk():
-    assert storage.memory_finding(GIB).state == "warning"
-    assert storage.memory_finding(16 * GIB).state == "ok"
-    states = [storage.disk_finding(free, Path("x")).state for free in (0, 5 * GIB, 50 * GIB)]
+    assert storage.check_memory(GIB).state == "warning"
+    assert storage.check_memory(16 * GIB).state == "ok"
+    states = [storage.check_disk(free, Path("x")).state for free in (0, 5 * GIB, 50 * GIB)]
     assert states == ["fault", "warning", "ok"]
 
 
@@ -121,7 +121,7 @@ def test_little_memory_and_disk():
 )
 def test_links_are_tried_in_the_order_of_the_configuration(kinds, state, text, tmp_path):
     before = sorted(os.listdir(tmp_path))
-    finding = storage.link_finding({"cache.type": kinds}, tmp_path)
+    finding = storage.check_links({"cache.type": kinds}, tmp_path)
     assert finding.state == state
     assert text in finding.text
     assert sorted(os.listdir(tmp_path)) == before
@@ -133,7 +133,7 @@ def test_a_hardlink_needs_one_disk(monkeypatch, tmp_path):
 
     monkeypatch.setattr(os, "link", refuse)
     monkeypatch.setattr(storage, "_reflink", refuse)
-    finding = storage.link_finding({"cache.type": "reflink,hardlink,copy"}, tmp_path)
+    finding = storage.check_links({"cache.type": "reflink,hardlink,copy"}, tmp_path)
     assert "one disk" in finding.remedy
 
 
@@ -147,29 +147,29 @@ def test_the_cache_folder_may_be_elsewhere(tmp_path):
 
 
 def test_parameters_at_fault_are_a_fault(tmp_path):
-    assert "there is no file" in project.params_finding(tmp_path).text
+    assert "there is no file" in project.check_params(tmp_path).text
     text = json.dumps(compose("sample", ROOT / "recipes"))  # JSON is YAML
     (tmp_path / "params.yaml").write_text(text)
-    assert project.params_finding(tmp_path).state == "ok"
+    assert project.check_params(tmp_path).state == "ok"
     (tmp_path / "params.yaml").write_text(text.replace('"seed"', '"sed"'))
-    assert "`train.sed` is not a parameter" in project.params_finding(tmp_path).text
+    assert "`train.sed` is not a parameter" in project.check_params(tmp_path).text
 
 
 def test_git_needs_a_commit_and_an_identity(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     monkeypatch.setenv("GIT_CONFIG_SYSTEM", os.devnull)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert "no repository" in project.git_findings(tmp_path)[0].text
+    assert "no repository" in project.check_git(tmp_path)[0].text
     subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
     identity = ["-c", "user.name=a", "-c", "user.email=b"]
     commit = ["git", *identity, "commit", "-q", "--allow-empty", "-m", "start"]
     subprocess.run(commit, cwd=tmp_path, check=True)
-    assert "user.name and user.email not set" in project.git_findings(tmp_path)[0].text
+    assert "user.name and user.email not set" in project.check_git(tmp_path)[0].text
     for key in ("user.name", "user.email"):
         subprocess.run(["git", "config", key, "x"], cwd=tmp_path, check=True)
-    assert project.git_findings(tmp_path)[0].state == "ok"
+    assert project.check_git(tmp_path)[0].state == "ok"
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert project.git_findings(tmp_path)[0].state == "fault"
+    assert project.check_git(tmp_path)[0].state == "fault"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_remotes(url, answers, state, text, tmp_path, monkeypatch):
     monkeypatch.setattr(project, "find_spec", lambda name: name)
     (tmp_path / ".dvc/cache").mkdir(parents=True)
     config = {"core.remote": "r", "remote.r.url": url}
-    finding = project.remote_finding(config, tmp_path, lambda _: answers)
+    finding = project.check_remote(config, tmp_path, lambda _: answers)
     assert finding.state == state
     assert text in finding.text
     assert "secret" not in finding.text
@@ -205,14 +205,14 @@ def test_remotes(url, answers, state, text, tmp_path, monkeypatch):
 def test_a_remote_whose_package_is_missing(url, package, tmp_path, monkeypatch):
     monkeypatch.setattr(project, "find_spec", lambda name: None)
     config = {"core.remote": "r", "remote.r.url": url}
-    finding = project.remote_finding(config, tmp_path, lambda _: True)
+    finding = project.check_remote(config, tmp_path, lambda _: True)
     assert (f"{package} is not installed" in finding.text) == (package is not None)
     assert package is None or f"pip install {package}" in finding.remedy
 
 
 def test_no_remote_and_no_dvc():
-    assert "none" in project.remote_finding({}, ROOT, lambda _: False).text
-    assert project.dvc_finding(None).state == "fault"
+    assert "none" in project.check_remote({}, ROOT, lambda _: False).text
+    assert project.check_dvc(None).state == "fault"
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_a_silent_server_is_given_up(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", silent)
     assert not reach.reachable("http://127.0.0.1/")
-    finding = project.hub_finding("https://hub.example/", reach.reachable)
+    finding = project.check_hub("https://hub.example/", reach.reachable)
     assert (finding.state, finding.text[:20]) == ("warning", "hub.example does not")
 
 
@@ -253,23 +253,23 @@ def gpu(name: str) -> software.Gpu:
 
 def test_recipes_by_machine():
     folder = ROOT / "recipes"
-    on_cpu = by_name(list(plans.recipe_findings([], 16 * GIB, folder)))
+    on_cpu = by_name(list(plans.check_recipes([], 16 * GIB, folder)))
     assert on_cpu["recipe sample"].state == "ok"
     assert "recipe pr1493" not in on_cpu
     assert on_cpu["recipes"].state == "warning"
     assert "pr1493" in on_cpu["recipes"].text
-    contest = by_name(list(plans.recipe_findings([gpu("NVIDIA H100")] * 8, 16 * GIB, folder)))
+    contest = by_name(list(plans.check_recipes([gpu("NVIDIA H100")] * 8, 16 * GIB, folder)))
     assert contest["recipe pr1493"].state == "ok"
     assert "steps in about 10 min" in contest["recipe pr1493"].text
-    one = by_name(list(plans.recipe_findings([gpu("NVIDIA H100")], 16 * GIB, folder)))
+    one = by_name(list(plans.check_recipes([gpu("NVIDIA H100")], 16 * GIB, folder)))
     assert "12.5% of the tokens" in one["recipe pr1493"].text
-    unknown = by_name(list(plans.recipe_findings([gpu("NVIDIA L4")], 16 * GIB, folder)))
+    unknown = by_name(list(plans.check_recipes([gpu("NVIDIA L4")], 16 * GIB, folder)))
     assert "NVIDIA L4 is not in" in unknown["recipe sample"].text
 
 
 def test_a_recipe_that_does_not_fit_in_memory(sample):
     machine = plans.Machine(device=DEVICES["H100"], count=1)
-    finding = plans.recipe_finding("recipe sample", sample, machine, GIB // 100)
+    finding = plans.check_recipe("recipe sample", sample, machine, GIB // 100)
     assert finding.state == "warning"
     assert "needs" in finding.text
 
@@ -297,9 +297,9 @@ def test_json_and_exit_code(tmp_path, monkeypatch, capsys):
     assert states["torch"] == "ok"
 
 
-def test_the_table_shows_a_remedy_below_its_finding(monkeypatch, capsys):
-    findings = [Finding("a", "ok", "good"), Finding("b", "warning", "[x]", "mend [y]")]
-    monkeypatch.setattr("paramgolf.commands.doctor.examine", lambda _: findings)
+def test_the_table_shows_a_remedy_below_its_check(monkeypatch, capsys):
+    findings = [Check("a", "ok", "good"), Check("b", "warning", "[x]", "mend [y]")]
+    monkeypatch.setattr("paramgolf.commands.doctor.survey", lambda _: findings)
     with pytest.raises(SystemExit) as caught:
         main(["doctor"])
     assert caught.value.code == 0

@@ -12,8 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from paramgolf.doctor.examine import examine
-from paramgolf.doctor.finding import Finding
+from paramgolf.doctor.survey import survey
+from paramgolf.doctor.check import Check
 
 EXAMPLE = """example:
   paramgolf doctor
@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the findings; code 1 where one is a fault."""
-    findings = list(examine(Path()))
+    findings = list(survey(Path()))
     faulty = any(finding.state == "fault" for finding in findings)
     if options.json:
         content = {"ok": not faulty, "findings": [dataclasses.asdict(f) for f in findings]}
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     return int(faulty)
 
 
-def _show(findings: Sequence[Finding]) -> None:
+def _show(findings: Sequence[Check]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

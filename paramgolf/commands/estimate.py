@@ -14,17 +14,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.estimate.devices import DEVICES
+from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.summary import estimate
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.recipes import build, check, read_assignment
+from paramgolf.verify.config import CONTEST_GPUS
 
 EXAMPLE = """example:
   paramgolf estimate sample --gpu cpu
   paramgolf estimate pr1493 quantize.mlp_clip=12.0 --gpu H100 --gpus 8
   paramgolf estimate pr1493 --json"""
-CONTEST_GPUS = 8
-GIB = 2**30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

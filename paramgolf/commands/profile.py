@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.estimate.devices import GIB
 from paramgolf.recipes import Params, build, check, read_assignment
 
 EXAMPLE = """example:
   paramgolf profile pr1493
   paramgolf profile h100x1 train.batch_tokens=98304 runtime.kernels=reference --output plain.json"""
-GIB = 2**30
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

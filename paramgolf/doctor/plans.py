@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from paramgolf.doctor.finding import Finding, ok, warning
+from paramgolf.doctor.check import Check, ok, warning
 from paramgolf.doctor.software import Gpu
 from paramgolf.estimate.devices import DEVICES, GIB, Device
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.speed import Machine, Stretch, stretches
 from paramgolf.recipes import Params, check, compose, names
+from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
 
-CONTEST = Machine(device=DEVICES["H100"], count=8)
+CONTEST = Machine(device=DEVICES[CONTEST_GPU], count=CONTEST_GPUS)
 LITTLE_SHARE = 0.02  # of the contest's training tokens: too few for a recipe to mean anything
 LONG = 24 * 3600.0
 HERE = "they need GPUs; `paramgolf use sample` runs here"
@@ -25,8 +26,8 @@ def device_of(gpus: Sequence[Gpu]) -> Device | None:
     return next((DEVICES[kind] for kind in DEVICES if kind in gpus[0].name), None)
 
 
-def recipe_findings(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Iterator[Finding]:
-    """Judge each recipe; those that mean nothing here share one line.
+def check_recipes(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Iterator[Check]:
+    """Check each recipe; those that mean nothing here share one line.
 
     `memory_bytes` is the machine's own, for a run without GPU.
     """
@@ -42,14 +43,14 @@ def recipe_findings(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Ite
         if _is_beyond(params, machine):
             beyond.append(name)
         else:
-            yield recipe_finding(title, params, machine, capacity)
+            yield check_recipe(title, params, machine, capacity)
     if beyond:
         share = f"here they see less than {LITTLE_SHARE:.0%} of their tokens, or take over a day"
         yield warning("recipes", f"{', '.join(beyond)}: {share}", HERE)
 
 
-def recipe_finding(title: str, params: Params, machine: Machine, capacity: int) -> Finding:
-    """Judge one recipe on a machine whose devices have `capacity` bytes of memory."""
+def check_recipe(title: str, params: Params, machine: Machine, capacity: int) -> Check:
+    """Check one recipe on a machine whose devices have `capacity` bytes of memory."""
     model, train, vocab_size = params.model, params.train, params.tokenizer.vocab_size
     memory = training_memory(model, train, vocab_size, machine.device, machine.count).total
     here = stretches(model, train, vocab_size, machine)

@@ -1,4 +1,4 @@
-"""Findings on the project's files, Git, DVC's configuration, and the servers that it names."""
+"""Checks of the project's files, Git, DVC's configuration, and the servers that it names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from paramgolf.doctor.finding import Finding, fault, ok, warning
+from paramgolf.doctor.check import Check, fault, ok, warning
 from paramgolf.doctor.reach import TRIED
 from paramgolf.errors import ParamGolfError
 from paramgolf.params import PARAMS_PATH, read_yaml
@@ -20,8 +20,8 @@ PLUGINS = {"webdavs": "webdav"}  # DVC's package of a scheme is dvc-SCHEME but f
 BUILT_IN = ("http", "https", "file")
 
 
-def params_finding(root: Path) -> Finding:
-    """Judge the parameters of the next run."""
+def check_params(root: Path) -> Check:
+    """Check the parameters of the next run."""
     path = root / PARAMS_PATH
     try:
         check(read_yaml(path), where=path)
@@ -31,8 +31,8 @@ def params_finding(root: Path) -> Finding:
     return ok("params.yaml", "valid")
 
 
-def git_findings(root: Path) -> list[Finding]:
-    """Judge Git: experiments are commits, so they need a repository and a name to commit by."""
+def check_git(root: Path) -> list[Check]:
+    """Check Git: experiments are commits, so they need a repository and a name to commit by."""
     if output_of(["git", "--version"], root) is None:
         return [fault("Git", "not installed", "install git")]
     if output_of(["git", "rev-parse", "HEAD"], root) is None:
@@ -54,16 +54,16 @@ def dvc_config(root: Path) -> dict[str, str] | None:
     return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
-def dvc_finding(config: Mapping[str, str] | None) -> Finding:
-    """Judge whether dvc runs in this folder."""
+def check_dvc(config: Mapping[str, str] | None) -> Check:
+    """Check whether dvc runs in this folder."""
     if config is None:
         remedy = "run in the project's folder; install again with `make setup`"
         return fault("DVC", "`dvc config --list` does not run here", remedy)
     return ok("DVC", "runs")
 
 
-def remote_finding(config: Mapping[str, str], root: Path, reachable: Reachable) -> Finding:
-    """Judge the default remote, where results are shared."""
+def check_remote(config: Mapping[str, str], root: Path, reachable: Reachable) -> Check:
+    """Check the default remote, where results are shared."""
     name = config.get("core.remote")
     if name is None:
         return ok("DVC remote", "none: results stay on this machine (`dvc remote add -d`)")
@@ -93,8 +93,8 @@ def missing_plugin(scheme: str) -> str | None:
     return None if find_spec(f"dvc_{name}") else f"dvc-{name}"
 
 
-def hub_finding(endpoint: str, reachable: Reachable) -> Finding:
-    """Judge whether the published tokens can be fetched."""
+def check_hub(endpoint: str, reachable: Reachable) -> Check:
+    """Check whether the published tokens can be fetched."""
     host = urlsplit(endpoint).hostname
     if reachable(endpoint):
         return ok("hub", f"{host} answers")

@@ -1,4 +1,4 @@
-"""Findings on Python, packages, torch, the GPUs and their libraries."""
+"""Checks of Python, packages, torch, the GPUs and their libraries."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from paramgolf.doctor.finding import Finding, fault, ok, warning
+from paramgolf.doctor.check import Check, fault, ok, warning
+from paramgolf.estimate.devices import GIB
 from paramgolf.gpu_support import flash_attention_obstacle
 from paramgolf.shell import output_of
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
-GIB = 2**30
 GPU_LIBRARIES = ("flash_attn_3", "Triton", "NCCL")
 INSTALL = "pip install -e . (or `make setup`)"
 
@@ -34,8 +34,8 @@ class Gpu:
     capability: Sequence[int]
 
 
-def python_finding(version: tuple[int, ...], on_path: str | None) -> Finding:
-    """Judge the interpreter; `on_path` is the `python` that dvc.yaml's commands will run."""
+def check_python(version: tuple[int, ...], on_path: str | None) -> Check:
+    """Check the interpreter; `on_path` is the `python` that dvc.yaml's commands will run."""
     text = ".".join(map(str, version))
     oldest = ".".join(map(str, OLDEST_PYTHON))
     if version < OLDEST_PYTHON:
@@ -47,8 +47,8 @@ def python_finding(version: tuple[int, ...], on_path: str | None) -> Finding:
     return ok("Python", f"{text}, {platform.system()} {platform.machine()}")
 
 
-def package_finding(requirements: Sequence[str]) -> Finding:
-    """Judge whether the packages that pyproject.toml asks for are installed in these versions."""
+def check_packages(requirements: Sequence[str]) -> Check:
+    """Check whether the packages that pyproject.toml asks for are installed in these versions."""
     wrong = []
     wanted = [Requirement(text) for text in requirements]
     wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
@@ -71,7 +71,8 @@ def probe_torch() -> dict[str, Any]:
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode:
         return {"error": (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    return json.loads(result.stdout.splitlines()[-1])
+    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return facts
 
 
 def driver_gpus() -> list[str]:
@@ -85,14 +86,14 @@ def gpus_of(facts: dict[str, Any]) -> list[Gpu]:
     return [Gpu(**gpu) for gpu in facts.get("gpus", [])]
 
 
-def torch_findings(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Finding]:
-    """Judge torch, CUDA, the GPUs and what makes them fast; `driver` is what driver_gpus saw."""
+def check_torch(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Check]:
+    """Check torch, CUDA, the GPUs and what makes them fast; `driver` is what driver_gpus saw."""
     if "error" in facts:
         yield fault("torch", f"cannot be imported: {facts['error']}", INSTALL)
         return
     yield ok("torch", facts["version"])
     gpus = gpus_of(facts)
-    yield _cuda_finding(facts["cuda"], gpus, driver)
+    yield _check_cuda(facts["cuda"], gpus, driver)
     if not gpus:
         yield from (ok(name, "not used without a GPU") for name in GPU_LIBRARIES)
         return
@@ -102,7 +103,7 @@ def torch_findings(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Fin
         yield fault("GPU", f"{names}: no bfloat16 before compute capability {OLDEST_GPU}", remedy)
     else:
         yield ok("GPU", names)
-    yield _attention_finding(facts["flash_attention"], gpus)
+    yield _check_attention(facts["flash_attention"], gpus)
     if facts["triton"] is None:
         remedy = "pip install triton, or set runtime.compile to off"
         yield warning("Triton", "not installed: blocks cannot be compiled", remedy)
@@ -111,7 +112,7 @@ def torch_findings(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Fin
     yield ok("NCCL", facts["nccl"] if len(gpus) > 1 else f"{facts['nccl']}, not used by one GPU")
 
 
-def _cuda_finding(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) -> Finding:
+def _check_cuda(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) -> Check:
     if gpus:
         return ok("CUDA", str(cuda))
     if not driver:
@@ -123,7 +124,7 @@ def _cuda_finding(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) 
     return fault("CUDA", f"{seen} (built for CUDA {cuda})", remedy)
 
 
-def _attention_finding(problem: str | None, gpus: Sequence[Gpu]) -> Finding:
+def _check_attention(problem: str | None, gpus: Sequence[Gpu]) -> Check:
     name = "flash_attn_3"
     if any(flash_attention_obstacle(gpu.capability, installed=True) for gpu in gpus):
         return ok(name, "not for these GPUs: PyTorch's attention is used")

@@ -1,4 +1,4 @@
-"""Findings on memory, disk and how DVC's cache is linked into the project."""
+"""Checks of memory, disk and how DVC's cache is linked into the project."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from paramgolf.doctor.finding import Finding, fault, ok, warning
+from paramgolf.doctor.check import Check, fault, ok, warning
+from paramgolf.estimate.devices import GIB
 
-GIB = 2**30
 LITTLE_MEMORY = 4 * GIB  # the sample recipe's stages stay below 2 GiB
 LITTLE_DISK = 20 * GIB  # published shards take 16 GB; the sample's files less than 1 GB
 NO_DISK = GIB
@@ -24,8 +24,8 @@ def total_memory() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def memory_finding(total: int) -> Finding:
-    """Judge the machine's memory."""
+def check_memory(total: int) -> Check:
+    """Check the machine's memory."""
     text = f"{total / GIB:.1f} GiB, {os.cpu_count()} cores"
     if total < LITTLE_MEMORY:
         return warning(
@@ -34,8 +34,8 @@ def memory_finding(total: int) -> Finding:
     return ok("memory", text)
 
 
-def disk_finding(free: int, where: Path) -> Finding:
-    """Judge the free space of DVC's cache."""
+def check_disk(free: int, where: Path) -> Check:
+    """Check the free space of DVC's cache."""
     text = f"{free / GIB:.0f} GiB free for the cache in {where}"
     remedy = "dvc cache dir FOLDER on a larger disk, or `dvc gc --workspace --all-experiments`"
     if free < NO_DISK:
@@ -57,8 +57,8 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def link_finding(config: Mapping[str, str], root: Path) -> Finding:
-    """Judge how cached files come into the project: copies take their space twice."""
+def check_links(config: Mapping[str, str], root: Path) -> Check:
+    """Check how cached files come into the project: copies take their space twice."""
     wanted = config.get("cache.type", "reflink,copy").split(",")
     working = set(working_links(cache_folder(config, root), root))
     used = next((kind for kind in wanted if kind in working), "none")

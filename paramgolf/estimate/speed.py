@@ -50,7 +50,7 @@ def stretches(
     step, seconds = 0, 0.0
     while (at := point(train, step, seconds)).fraction < 1:
         phase = model.phase_at(at.fraction, step)
-        sizes = [sizes for sizes in train.sizes if sizes.at <= at.fraction][-1]
+        sizes = train.sizes_at(at.fraction)
         flops = training_flops(model, vocab_size, phase, sizes.sequence_length)
         step_seconds = machine.step_seconds(flops * sizes.batch_tokens)
         ends = [math.ceil(end) for end in _ends(model, train, step, seconds, step_seconds)]

@@ -15,10 +15,10 @@ from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.experiments.statistics import Sample, difference, exact, sample
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
+from paramgolf.verify.config import CONTEST_GPU
 
 SCHEMA = 1
 PUBLISHED_BYTES = 151_080_891  # of the contest's validation text
-PUBLISHED_GPU = "H100"
 SCORE = "eval_ttt.val_bpb"
 EVALUATIONS = {  # of records.yaml
     "plain": "eval_sliding.val_bpb_plain",
@@ -164,9 +164,9 @@ def _record_flags(
     if scores.n == 0:
         yield "the record's single scores are not known: its mean is taken as exact"
     devices, worlds = group.distinct("train.device"), group.distinct("train.world_size")
-    if any(PUBLISHED_GPU not in str(device) for device in devices) or worlds != [count]:
+    if any(CONTEST_GPU not in str(device) for device in devices) or worlds != [count]:
         ours = ", ".join(f"{w} x {d}" for w, d in zip(worlds, devices, strict=False))
-        yield f"machine: ours {ours}, the record's {count} x {PUBLISHED_GPU}"
+        yield f"machine: ours {ours}, the record's {count} x {CONTEST_GPU}"
     scored = group.distinct("eval_sliding.bytes_scored")
     if any(not _near(value) for value in scored):
         yield f"text: scored on {scored[0]:,} bytes, the record on {PUBLISHED_BYTES:,}"

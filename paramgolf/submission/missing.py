@@ -14,9 +14,9 @@ from paramgolf.recipes import RECIPES, flatten
 from paramgolf.submission.about import NON_RECORD, RECORD, About
 from paramgolf.submission.collect import SeedRun
 from paramgolf.submission.script import one_code, read_script
+from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
 
 SEEDS = 3  # of a record
-MACHINE = ("H100", 8)
 LIMITS = ("package.limit_bytes", "verify.full_validation", "verify.allow_normalisation")
 TIMES = ("verify.train_seconds", "verify.eval_seconds")
 
@@ -64,10 +64,9 @@ def _other_files(run: SeedRun) -> Iterator[str]:
 
 
 def _other_machine(run: SeedRun) -> Iterator[str]:
-    kind, count = MACHINE
     device, world = run.metrics.get("train.device"), run.metrics.get("train.world_size")
-    if kind not in str(device) or world != count:
-        yield f"a record is trained on {count} x {kind}, this was on {world} x {device}"
+    if CONTEST_GPU not in str(device) or world != CONTEST_GPUS:
+        yield f"a record is trained on {CONTEST_GPUS} x {CONTEST_GPU}, this was on {world} x {device}"
 
 
 def _disagreements(runs: Sequence[SeedRun], track: str) -> Iterator[str]:

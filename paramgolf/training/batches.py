@@ -72,7 +72,7 @@ class Batches:
 
     def sizes(self, at: Point) -> BatchPhase:
         """Return the sizes that hold at a point of training."""
-        return [sizes for sizes in self._config.sizes if sizes.at <= at.fraction][-1]
+        return self._config.sizes_at(at.fraction)
 
     def window_tokens(self, sizes: BatchPhase) -> int:
         """Return the tokens of a row: a sequence, or a whole micro-batch of packed documents."""

@@ -86,6 +86,10 @@ class TrainConfig:
         )
         return (first, *self.curriculum)
 
+    def sizes_at(self, fraction: float) -> BatchPhase:
+        """Return the batch of the phase that is active at a fraction of training."""
+        return [sizes for sizes in self.sizes if sizes.at <= fraction][-1]
+
     def document_tokens(self, sizes: BatchPhase) -> int | None:
         """Return how many tokens of its own document a token may see, or None: the whole row."""
         return sizes.sequence_length if self.loader == "documents" else None

@@ -1,10 +1,12 @@
-"""Parameters of verify."""
+"""Parameters of verify, and the machine that the contest runs on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from paramgolf.schema import PositiveFloat
+
+CONTEST_GPU, CONTEST_GPUS = "H100", 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
