@@ -22,7 +22,7 @@ import torch
 from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
-from paramgolf.profiling.rehearsal import Rehearsal
+from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import processes
 
@@ -41,16 +41,16 @@ def measure(recipe: str, kernels: str, *, whole: bool) -> dict:
     params = check(compose(recipe), where=recipe)
     machine = dataclasses.replace(params.runtime, kernels=kernels, device="cuda")
     with processes(machine) as runtime:
-        rehearsal = Rehearsal(params, runtime)
+        benchmark = StepBenchmark(params, runtime)
         torch.cuda.synchronize()
         found: dict = {"startup": seconds_since_start()}
         if whole:
             for tokens, phase in itertools.product((FULL, SMALL), (0, -1)):
-                seconds = rehearsal.step_seconds(phase, tokens)
+                seconds = benchmark.step_seconds(phase, tokens)
                 found[f"{tokens} {-phase}"] = tokens / seconds
-            found["optimiser"] = rehearsal.optimiser_seconds()
+            found["optimiser"] = benchmark.optimizer_seconds()
             found["memory"] = torch.cuda.max_memory_allocated()
-            found["split"] = [rehearsal.split(phase, SMALL) for phase in (0, -1)]
+            found["split"] = [benchmark.split(phase, SMALL) for phase in (0, -1)]
     return found
 
 

@@ -12,8 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from paramgolf.doctor.survey import survey
 from paramgolf.doctor.check import Check
+from paramgolf.doctor.survey import survey
 
 EXAMPLE = """example:
   paramgolf doctor

@@ -52,35 +52,35 @@ def measure(params: Params) -> dict[str, Any]:
     import torch
 
     from paramgolf.clock import seconds_since_start
-    from paramgolf.profiling.rehearsal import Rehearsal
+    from paramgolf.profiling.step_benchmark import StepBenchmark
     from paramgolf.runtime import device_name, processes, resolve_device
 
     if resolve_device(params.runtime) == "cpu":
         fix = "run it on a machine with a CUDA GPU; `paramgolf estimate` needs none"
         raise ParamGolfError("a profile is of a GPU, and torch sees none", fix=fix)
     with processes(params.runtime) as runtime:
-        rehearsal = Rehearsal(params, runtime)
+        benchmark = StepBenchmark(params, runtime)
         started = seconds_since_start()
-        phases = {"first": phase_figures(rehearsal, 0, params, device_name(runtime.device))}
+        phases = {"first": phase_figures(benchmark, 0, params, device_name(runtime.device))}
         if params.model.recurrence or params.train.curriculum:
-            phases["last"] = phase_figures(rehearsal, -1, params, device_name(runtime.device))
+            phases["last"] = phase_figures(benchmark, -1, params, device_name(runtime.device))
         return {
             "device": device_name(runtime.device),
             "torch": torch.__version__,
-            "micro_batch_tokens": rehearsal.micro_batch_tokens,
+            "micro_batch_tokens": benchmark.micro_batch_tokens,
             "startup_seconds": started,
             "peak_memory_bytes": torch.cuda.max_memory_allocated(),
             "phases": phases,
         }
 
 
-def phase_figures(rehearsal: Any, phase: int, params: Params, device: str) -> dict[str, Any]:
+def phase_figures(benchmark: Any, phase: int, params: Params, device: str) -> dict[str, Any]:
     """Return speed and time split of a step of the recipe's batch."""
     from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 
     sizes = params.train.sizes[phase]
     tokens = sizes.batch_tokens
-    seconds = rehearsal.step_seconds(phase, tokens)
+    seconds = benchmark.step_seconds(phase, tokens)
     order = params.model.orders[phase]
     flops = TRAINING_FACTOR * forward_flops(
         params.model, params.tokenizer.vocab_size, order, sizes.sequence_length
@@ -93,7 +93,7 @@ def phase_figures(rehearsal: Any, phase: int, params: Params, device: str) -> di
         "step_ms": 1000 * seconds,
         "tokens_per_second": tokens / seconds,
         "mfu": flops * tokens / seconds / peak if peak else None,
-        "time_split_ms": rehearsal.split(phase, tokens),
+        "time_split_ms": benchmark.split(phase, tokens),
     }
 
 

@@ -13,7 +13,7 @@ from paramgolf.recipes import as_text
 from paramgolf.report import byte_map, pictures
 from paramgolf.report.drawing import Picture, line_class
 from paramgolf.report.html import template
-from paramgolf.report.inputs import Log
+from paramgolf.report.inputs import TrainingLog
 from paramgolf.report.runs import ShownRun
 from paramgolf.report.scores import EVALUATORS, SCORES, Score, chain, notes
 
@@ -223,7 +223,7 @@ def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]
 
 def _shared(runs: Sequence[ShownRun]) -> list[list[str]]:
     """Return the names of runs whose training logs are the same, those that have such a twin."""
-    groups: list[tuple[Log, list[str]]] = []
+    groups: list[tuple[TrainingLog, list[str]]] = []
     for run in runs:
         if run.log is None:
             continue

@@ -22,7 +22,7 @@ LOG_FIX = "train again: `dvc repro -f -s train`"
 
 
 @dataclass(frozen=True, slots=True)
-class Log:
+class TrainingLog:
     """The training log: the environment, and each step and validation in its order."""
 
     environment: Mapping[str, Any]
@@ -38,7 +38,7 @@ class Inputs:
     """
 
     metrics: Metrics
-    log: Log
+    log: TrainingLog
     errors: Sequence[Mapping[str, Any]]
     package: Mapping[str, Any]
     params: Mapping[str, Mapping[str, Any]]
@@ -71,7 +71,7 @@ def load_inputs(root: Path = Path()) -> Inputs:
     )
 
 
-def read_log(path: Path) -> Log:
+def read_log(path: Path) -> TrainingLog:
     """Read a training log; its first line is the environment."""
     try:
         return parse_log(path.read_bytes(), path)
@@ -79,7 +79,7 @@ def read_log(path: Path) -> Log:
         raise ParamGolfError(f"there is no file {path}", fix=LOG_FIX) from None
 
 
-def parse_log(content: bytes, path: object) -> Log:
+def parse_log(content: bytes, path: object) -> TrainingLog:
     """Return what a training log holds; `path` names it in messages."""
     try:
         records = [json.loads(line) for line in content.decode().splitlines()]
@@ -93,7 +93,7 @@ def parse_log(content: bytes, path: object) -> Log:
     steps = _checked(records, "step", ("step", "loss", "lr"), path)
     validations = _checked(records, "validation", ("step", "val_loss", "val_bpb"), path)
     environment = {key: value for key, value in records[0].items() if key != "event"}
-    return Log(environment, steps, validations)
+    return TrainingLog(environment, steps, validations)
 
 
 def _checked(

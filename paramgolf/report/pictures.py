@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from paramgolf.experiments.show import reference_name
 from paramgolf.report.byte_map import ASPECT, Tile, color_of
 from paramgolf.report.drawing import WIDTH, Picture, colors, line_style, picture, tip
-from paramgolf.report.inputs import Log
+from paramgolf.report.inputs import TrainingLog
 from paramgolf.report.scores import SCORES, Score
 from paramgolf.report.views import ErrorGrid
 
@@ -29,7 +29,7 @@ STRONG = {"scales": 0.48, "codes": 0.48}
 WEAK = 0.32
 
 
-def training(log: Log) -> Picture:
+def training(log: TrainingLog) -> Picture:
     """Return training loss, validation loss and learning rate over the steps."""
     steps = [(r["step"], r["loss"]) for r in log.steps]
     curve = thin(steps)
@@ -50,7 +50,7 @@ def training(log: Log) -> Picture:
     return picture(draw, f"{words}; below it the learning rate.")
 
 
-def overlaid(logs: Mapping[int, tuple[str, Log]]) -> Picture:
+def overlaid(logs: Mapping[int, tuple[str, TrainingLog]]) -> Picture:
     """Return losses and validation scores of several runs; a key is the number of a run's line."""
     curves = {n: thin([(r["step"], r["loss"]) for r in log.steps]) for n, (_, log) in logs.items()}
     ends = (f"{name} ends at {curves[number][-1][1]:.3f}" for number, (name, _) in logs.items())
@@ -69,12 +69,12 @@ def overlaid(logs: Mapping[int, tuple[str, Log]]) -> Picture:
     return picture(draw, f"Training loss: {'; '.join(ends)}.", height=3.6)
 
 
-def _validations(log: Log) -> list[Mapping[str, Any]]:
+def _validations(log: TrainingLog) -> list[Mapping[str, Any]]:
     """Return the validations after step 0, whose score would stretch the axis."""
     return [record for record in log.validations if record["step"] > 0]
 
 
-def _dots(axes: Axes, log: Log, key: str, number: int, name: str = "") -> None:
+def _dots(axes: Axes, log: TrainingLog, key: str, number: int, name: str = "") -> None:
     """Draw validations as dots that say their step and scores."""
     for i, r in enumerate(_validations(log)):
         text = f"{name}step {r['step']:,}: {r['val_loss']:.4f} nats, {r['val_bpb']:.4f} BPB"

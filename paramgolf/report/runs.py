@@ -10,7 +10,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.read import Experiment, Source, find, read
-from paramgolf.report.inputs import LOG, PACKAGE, Log, parse_log
+from paramgolf.report.inputs import LOG, PACKAGE, TrainingLog, parse_log
 
 MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, plain and dashed
 
@@ -27,7 +27,7 @@ class ShownRun:
     name: str
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
-    log: Log | None
+    log: TrainingLog | None
     package: Mapping[str, Any] | None
     foreign: Mapping[str, str] = field(default_factory=dict)
 
@@ -82,7 +82,7 @@ def _run(source: Source, found: Experiment, root: Path) -> ShownRun:
     )
 
 
-def _log(content: bytes, name: str) -> Log | None:
+def _log(content: bytes, name: str) -> TrainingLog | None:
     """Return a training log; None where it is not whole, as while training runs."""
     try:
         return parse_log(content, f"{name}: {LOG}")

@@ -37,7 +37,7 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluation:
+class EvaluationRow:
     """How an evaluation scored, in words, and what it took; a figure is None where unknown."""
 
     name: str
@@ -74,12 +74,12 @@ def notes(params: Lookup) -> list[str]:
     ]
 
 
-def evaluations(params: Lookup, metrics: Lookup) -> list[Evaluation]:
+def evaluations(params: Lookup, metrics: Lookup) -> list[EvaluationRow]:
     """Return both evaluations."""
     return [evaluation(stage, params, metrics) for stage in EVALUATORS]
 
 
-def evaluation(stage: str, params: Lookup, metrics: Lookup) -> Evaluation:
+def evaluation(stage: str, params: Lookup, metrics: Lookup) -> EvaluationRow:
     """Return how a stage scored; the order is that in which targets are scored."""
     mode = params(f"{stage}.mode")
     order = params(f"{stage}.documents.order") if mode == "lora_documents" else "stream"
@@ -88,7 +88,7 @@ def evaluation(stage: str, params: Lookup, metrics: Lookup) -> Evaluation:
     steps = f"stride {stride}"
     if mode == "lora_documents":
         steps = f"chunks of {params(f'{stage}.documents.chunk_tokens')}"
-    return Evaluation(
+    return EvaluationRow(
         name=EVALUATORS[stage],
         mode=str(mode),
         order=str(order),

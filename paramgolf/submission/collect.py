@@ -20,7 +20,7 @@ from paramgolf.experiments.group import SEED
 from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.params import PARAMS_PATH, read_yaml
-from paramgolf.report.inputs import LOG, Log, read_log
+from paramgolf.report.inputs import LOG, TrainingLog, read_log
 
 PACKAGE = Path("artifacts/package")
 NAMES = {
@@ -45,7 +45,7 @@ class SeedRun:
 
     experiment: Experiment
     folder: Path
-    log: Log
+    log: TrainingLog
     repository: Files
 
     @property

@@ -15,7 +15,7 @@ from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.submission.script import Script, read_script
+from paramgolf.submission.script import PackedScript, read_script
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
 TOLERANCE = (
@@ -28,7 +28,7 @@ def evaluator_of(params: Mapping[str, Any]) -> str:
     return "eval_sliding" if params["eval_ttt"]["mode"] == "none" else "eval_ttt"
 
 
-def command(params: Mapping[str, Any], stage: str, script: Script) -> list[str]:
+def command(params: Mapping[str, Any], stage: str, script: PackedScript) -> list[str]:
     """Return the words after `python train_gpt.py`: options where they are not its defaults."""
     name = COMMANDS[stage]
     return [name, *_options(params[stage], script.params[name])]

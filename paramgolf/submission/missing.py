@@ -66,7 +66,8 @@ def _other_files(run: SeedRun) -> Iterator[str]:
 def _other_machine(run: SeedRun) -> Iterator[str]:
     device, world = run.metrics.get("train.device"), run.metrics.get("train.world_size")
     if CONTEST_GPU not in str(device) or world != CONTEST_GPUS:
-        yield f"a record is trained on {CONTEST_GPUS} x {CONTEST_GPU}, this was on {world} x {device}"
+        contest = f"{CONTEST_GPUS} x {CONTEST_GPU}"
+        yield f"a record is trained on {contest}, this was on {world} x {device}"
 
 
 def _disagreements(runs: Sequence[SeedRun], track: str) -> Iterator[str]:

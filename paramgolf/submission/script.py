@@ -19,14 +19,14 @@ from paramgolf.imports import PACKAGE
 
 
 @dataclass(frozen=True, slots=True)
-class Script:
+class PackedScript:
     """The contents of a train_gpt.py: `params` by section, `sources` by module."""
 
     params: Mapping[str, Any]
     sources: Mapping[str, str]
 
 
-def read_script(path: Path) -> Script:
+def read_script(path: Path) -> PackedScript:
     """Take a train_gpt.py apart without running it; one that package did not write is an error."""
     try:
         tree = ast.parse(path.read_bytes())
@@ -38,13 +38,13 @@ def read_script(path: Path) -> Script:
         unpacked = brotli.decompress(str(text).encode("latin-1")).decode()
         _, params, *content = unpacked.split("\0")
         sources = dict(zip(content[0::2], content[1::2], strict=True))
-        return Script(json.loads(params), sources)
+        return PackedScript(json.loads(params), sources)
     except (SyntaxError, ValueError, brotli.error) as error:
         fix = "make it again: `dvc repro package`"
         raise ParamGolfError("not a packed script", where=path, found=error, fix=fix) from None
 
 
-def requirements(script: Script) -> list[str]:
+def requirements(script: PackedScript) -> list[str]:
     """Return the packages that a script imports, as pip writes them, in the versions here.
 
     A build's own mark, such as +cpu of torch, is left out: the index does not know it. So is what
@@ -66,7 +66,7 @@ def _imported(source: str) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
-def one_code(scripts: Sequence[Script]) -> bool:
+def one_code(scripts: Sequence[PackedScript]) -> bool:
     """Tell whether scripts are the same but for the training seed."""
     first, *others = [(_without_seed(script.params), script.sources) for script in scripts]
     return all(other == first for other in others)

@@ -31,7 +31,7 @@ EVALUATOR_DATA = {"artifacts/package", "data/tokens"}
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Evidence:
     """What the rules look at: limits, metrics, the plan's stages, the number of targets."""
 
     limits: VerifyConfig
@@ -57,14 +57,14 @@ class Verdict:
         return {True: "pass", False: "fail", None: "not applicable"}[self.passed]
 
 
-def load_run(limits: VerifyConfig, root: Path = Path()) -> Run:
+def load_evidence(limits: VerifyConfig, root: Path = Path()) -> Evidence:
     """Read the metrics of all stages, dvc.yaml and the manifest of the tokens."""
     metrics = load_metrics(STAGES, root)
     targets = len(open_tokens(root / "data/tokens").val()) - 1  # nothing predicts the first token
-    return Run(limits, metrics, read_yaml(root / DVC_YAML)["stages"], targets)
+    return Evidence(limits, metrics, read_yaml(root / DVC_YAML)["stages"], targets)
 
 
-def size(run: Run) -> Verdict:
+def size(run: Evidence) -> Verdict:
     """R1: code and weights together fit the limit."""
     total, limit = run.get("package", "bytes_total"), run.get("package", "limit_bytes")
     code, model = run.get("package", "bytes_code"), run.get("package", "bytes_model")
@@ -72,7 +72,7 @@ def size(run: Run) -> Verdict:
     return Verdict(total == code + model and total <= limit, parts)
 
 
-def training_time(run: Run) -> Verdict:
+def training_time(run: Evidence) -> Verdict:
     """R2: every reading of training text lies within the training time."""
     train, calibrate = run.get("train", "train_seconds"), run.get("calibrate", "seconds")
     limit = run.limits.train_seconds
@@ -85,7 +85,7 @@ def training_time(run: Run) -> Verdict:
     return Verdict(total <= limit, f"{parts}; limit {limit:g} s")
 
 
-def evaluation_time(run: Run) -> Verdict:
+def evaluation_time(run: Evidence) -> Verdict:
     """R3: each evaluation lies within its time."""
     limit = run.limits.eval_seconds
     seconds = {stage: run.get(stage, "seconds") for stage in EVALUATORS}
@@ -93,7 +93,7 @@ def evaluation_time(run: Run) -> Verdict:
     return Verdict(max(seconds.values()) <= limit, f"{parts}; limit {limit:g} s each")
 
 
-def evaluators_read(run: Run) -> Verdict:
+def evaluators_read(run: Evidence) -> Verdict:
     """R4: the evaluators read the package and the tokens, and nothing else."""
     extra = []
     for stage in EVALUATORS:
@@ -103,7 +103,7 @@ def evaluators_read(run: Run) -> Verdict:
     return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")
 
 
-def validation_unseen(run: Run) -> Verdict:
+def validation_unseen(run: Evidence) -> Verdict:
     """R5: no training, calibration or tokenizer saw validation text."""
     overlap, source = run.get("audit", "train_val_overlap"), run.get("calibrate", "source")
     train, val = run.get("audit", "documents_train"), run.get("audit", "documents_val")
@@ -112,7 +112,7 @@ def validation_unseen(run: Run) -> Verdict:
     return Verdict(passed, f"{texts}; calibration reads text of source `{source}`")
 
 
-def causal(run: Run) -> Verdict:
+def causal(run: Evidence) -> Verdict:
     """R6: a score depends on the package and the text before it."""
     ledger = run.get("eval_ttt", "ledger")
     updates, trained, targets = (ledger[key] for key in ("updates", "targets_trained", "targets"))
@@ -129,7 +129,7 @@ def causal(run: Run) -> Verdict:
     return Verdict(passed, f"{'; '.join(reasons)}; {learned}, all scored before")
 
 
-def normalised(run: Run) -> Verdict:
+def normalised(run: Evidence) -> Verdict:
     """R7: a score is -ln p of a distribution over the full vocabulary, mixture included."""
     reasons, passed = [], True
     for stage in EVALUATORS:
@@ -143,7 +143,7 @@ def normalised(run: Run) -> Verdict:
     return Verdict(passed, "; ".join(reasons))
 
 
-def score_first(run: Run) -> Verdict:
+def score_first(run: Evidence) -> Verdict:
     """R8: a target is scored before an update learns from it."""
     ledger = run.get("eval_ttt", "ledger")
     updates = ledger["updates"]
@@ -153,7 +153,7 @@ def score_first(run: Run) -> Verdict:
     return Verdict(passed, f"{updates:,} updates; scored before learnt from: {str(passed).lower()}")
 
 
-def scored_once(run: Run) -> Verdict:
+def scored_once(run: Evidence) -> Verdict:
     """R9: each target is scored exactly once."""
     reasons, passed = [], True
     for stage in EVALUATORS:
@@ -163,7 +163,7 @@ def scored_once(run: Run) -> Verdict:
     return Verdict(passed, "; ".join(reasons))
 
 
-def whole_validation(run: Run) -> Verdict:
+def whole_validation(run: Evidence) -> Verdict:
     """R10: the whole validation set is scored."""
     scored = {stage: run.get(stage, "tokens_scored") for stage in EVALUATORS}
     reason = ", ".join(f"{stage} {count:,}" for stage, count in scored.items())
@@ -173,7 +173,7 @@ def whole_validation(run: Run) -> Verdict:
     return Verdict(set(scored.values()) == {run.targets}, reason)
 
 
-def byte_count(run: Run) -> Verdict:
+def byte_count(run: Evidence) -> Verdict:
     """R11: bits per byte divide by the bytes of the text, proven by the audit."""
     raw, counted = run.get("audit", "bytes_val_raw"), run.get("audit", "bytes_val_counted")
     lossless = run.get("audit", "lossless")
@@ -189,14 +189,14 @@ def byte_count(run: Run) -> Verdict:
     return Verdict(bool(passed), "; ".join(reasons))
 
 
-def _follows(run: Run, stage: str) -> bool:
+def _follows(run: Evidence, stage: str) -> bool:
     """Tell whether val_bpb is what val_loss, tokens and bytes give."""
     nats = run.get(stage, "val_loss") * run.get(stage, "tokens_scored")
     bits = run.get(stage, "val_bpb") * run.get(stage, "bytes_scored")
     return math.isclose(nats, bits * math.log(2), rel_tol=1e-9)
 
 
-RULES: dict[str, tuple[str, Callable[[Run], Verdict]]] = {
+RULES: dict[str, tuple[str, Callable[[Evidence], Verdict]]] = {
     "R1": ("artifact fits its bytes", size),
     "R2": ("training fits its time", training_time),
     "R3": ("evaluation fits its time", evaluation_time),
@@ -217,7 +217,7 @@ def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
     The file has passed, failed (how many), rules (the outcome by rule) and reasons, a list that
     `dvc metrics` leaves out of its table.
     """
-    run = load_run(limits, root)
+    run = load_evidence(limits, root)
     verdicts = {rule: check(run) for rule, (_, check) in RULES.items()}
     for rule, verdict in verdicts.items():
         print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}", flush=True)

@@ -20,7 +20,7 @@ from paramgolf.submission.evaluate import (
     compare_scores,
     evaluator_of,
 )
-from paramgolf.submission.script import Script
+from paramgolf.submission.script import PackedScript
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
@@ -30,7 +30,7 @@ def script_of(params):
     typed = check(params, where="test")
     model = dataclasses.asdict(typed.model)
     frozen = frozen_params(model, typed.train, typed.eval_sliding, typed.eval_ttt)
-    return Script(json.loads(json.dumps(frozen)), {})
+    return PackedScript(json.loads(json.dumps(frozen)), {})
 
 
 @pytest.mark.parametrize("stage", COMMANDS)

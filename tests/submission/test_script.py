@@ -12,7 +12,7 @@ import pytest
 from paramgolf.errors import ParamGolfError
 from paramgolf.packing.code import frozen_params, pack_code, program
 from paramgolf.recipes import check, compose
-from paramgolf.submission.script import Script, one_code, read_script, requirements
+from paramgolf.submission.script import PackedScript, one_code, read_script, requirements
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_another_script_is_refused(content, tmp_path):
 
 
 def test_the_seed_alone_may_differ():
-    first = Script({"train": {"seed": 1, "steps": 5}, "model": {}}, {"a": "x = 1"})
+    first = PackedScript({"train": {"seed": 1, "steps": 5}, "model": {}}, {"a": "x = 1"})
     other_seed = dataclasses.replace(first, params={"train": {"seed": 2, "steps": 5}, "model": {}})
     other_steps = dataclasses.replace(first, params={"train": {"seed": 1, "steps": 6}, "model": {}})
     other_code = dataclasses.replace(first, sources={"a": "x = 2"})

@@ -26,8 +26,8 @@ START = Point(0, 0.0, 1e9)
 REPEATS = 8
 
 
-class Rehearsal:
-    """Network, optimisers and captured passes of a recipe on one GPU.
+class StepBenchmark:
+    """Network, optimizers and captured passes of a recipe on one GPU.
 
     A `phase` is 0, the model's first layer order on batches of the first sizes, or -1, the last.
     """
@@ -77,7 +77,7 @@ class Rehearsal:
         for _ in range(batch_tokens // self.micro_batch_tokens):
             self._graphs(phase, self._batches[phase])
 
-    def optimise(self) -> None:
+    def optimize(self) -> None:
         """Clip, update weights and average."""
         self._state.step(START)
 
@@ -86,17 +86,17 @@ class Rehearsal:
 
         def step() -> None:
             self.passes(phase, batch_tokens)
-            self.optimise()
+            self.optimize()
 
         return median_seconds(step)
 
     def split(self, phase: int, batch_tokens: int) -> dict[str, float] | None:
         """Return where the milliseconds of a step go, by kind of kernel."""
-        return time_split(lambda: self.passes(phase, batch_tokens), self.optimise)
+        return time_split(lambda: self.passes(phase, batch_tokens), self.optimize)
 
-    def optimiser_seconds(self) -> float:
+    def optimizer_seconds(self) -> float:
         """Return the median time of clipping, updates and averaging."""
-        return median_seconds(self.optimise)
+        return median_seconds(self.optimize)
 
 
 def median_seconds(work: Callable[[], None]) -> float:
