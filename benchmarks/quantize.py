@@ -35,6 +35,7 @@ from paramgolf.codec import rans
 from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import dequantized, read_container
 from paramgolf.codec.writer import compress
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, pack_code
@@ -232,9 +233,7 @@ def write_rows(bench: Bench) -> Iterator[Row]:
     bench.network.load_state_dict(bench.trained.state)
     length, config = bench.trained.sequence_length, bench.params.calibrate
     texts, seconds = bench.timed(
-        lambda: generate_texts(
-            bench.network, range(WRITTEN), length, config, bos=bench.tokens.bos, seed=0
-        )
+        lambda: generate_texts(bench.network, range(WRITTEN), length, config, bos=BOS, seed=0)
     )
     assert np.prod(texts.shape) == WRITTEN * length
     yield Row(f"writing {WRITTEN} x {length} tokens", seconds, "s", None, 25.0, "lower")

@@ -20,9 +20,9 @@ from pathlib import Path
 import psutil
 from tables import Row, write_results
 
-from paramgolf.data.documents import SCHEMA, Document, write_documents
+from paramgolf.data.documents import Document, write_documents
+from paramgolf.data.manifests import SCHEMA, TextManifest, write_manifest
 from paramgolf.data.text_files import DocumentErrors, read_texts
-from paramgolf.files import write_json
 
 SAMPLE_SECONDS = 0.05
 WORK = """
@@ -83,12 +83,18 @@ def write_raw(corpus: str, folder: Path, size: int) -> int:
     """Write `size` bytes of training text, and the corpus's first 100 documents as validation."""
     folder.mkdir()
     val = itertools.islice(read_texts([corpus], "text", DocumentErrors("stop")), 100)
-    entries = {
-        "val": write_documents(folder / "val.jsonl.zst", val),
-        "train": write_documents(folder / "train.jsonl.zst", repeat(corpus, size)),
-    }
-    write_json(folder / "manifest.json", {"schema": SCHEMA, "kind": "documents", **entries})
-    return int(entries["train"]["bytes"])
+    manifest = TextManifest(
+        schema=SCHEMA,
+        kind="documents",
+        source="files",
+        val=write_documents(folder / "val.jsonl.zst", val),
+        train=write_documents(folder / "train.jsonl.zst", repeat(corpus, size)),
+        skipped={},
+        validation_files=(),
+        files=(corpus,),
+    )
+    write_manifest(folder, manifest)
+    return manifest.train.bytes
 
 
 def repeat(corpus: str, size: int) -> Iterator[Document]:

@@ -1,17 +1,23 @@
-"""Atomic writes, JSON with sorted keys, file hashes and locks."""
+"""Atomic writes, strict reads of JSON, file hashes and locks."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import math
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 from paramgolf.errors import ParamGolfError
+
+# of a JSON or YAML file: manifests of thousands of shards have one, not what an attacker sends
+MAX_TEXT_BYTES = 64 << 20
+MAX_INTEGER = 2**63 - 1
 
 
 @contextlib.contextmanager
@@ -49,14 +55,80 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path, *, fix: str | None = None) -> Any:
-    """Read a JSON file; a missing or damaged one is a ParamGolfError that suggests `fix`."""
+def read_json(path: str | Path, *, fix: str | None = None) -> dict[str, Any]:
+    """Read a JSON file that holds an object; any other is a ParamGolfError that suggests `fix`."""
     try:
-        return json.loads(Path(path).read_bytes())
-    except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+        content = parse_json(read_text(path, fix=fix))
     except ValueError as error:
         raise ParamGolfError("not a JSON file", where=path, found=error, fix=fix) from None
+    if not isinstance(content, dict):
+        found = type(content).__name__
+        raise ParamGolfError("not a JSON object", where=path, found=found, fix=fix)
+    return content
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON strictly; ValueError where it is none, or holds what no file of ours does.
+
+    That is: a key twice, of which Python would keep the last; numbers that are not finite, or
+    integers beyond 64 bits; nesting that exhausts the stack.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_unique,
+            parse_int=_bounded,
+            parse_float=_finite,
+            parse_constant=_refuse_constant,
+        )
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in content:
+            raise ValueError(f"the key {key[:60]!r} comes twice")
+        content[key] = value
+    return content
+
+
+def _bounded(digits: str) -> int:
+    if len(digits) > 20 or abs(value := int(digits)) > MAX_INTEGER:
+        raise ValueError(f"the number {digits[:20]}... is beyond 64 bits")
+    return value
+
+
+def _finite(digits: str) -> float:
+    if not math.isfinite(value := float(digits)):
+        raise ValueError(f"the number {digits[:20]} is out of range")
+    return value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def read_text(path: str | Path, *, fix: str | None = None) -> str:
+    """Read a small UTF-8 file of the user's or of a stage's; a byte order mark is taken off.
+
+    A missing file, one that is too large, a pipe or device, and bytes that are not UTF-8 are each a
+    ParamGolfError that suggests `fix`.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer
+            raise ParamGolfError("not a regular file", where=path, fix=fix)
+        if status.st_size > MAX_TEXT_BYTES:
+            limit = f"at most {MAX_TEXT_BYTES:,} bytes"
+            found = f"{status.st_size:,} bytes"
+            raise ParamGolfError("a file is too large", where=path, expected=limit, found=found)
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except FileNotFoundError:
+        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+    except UnicodeDecodeError as error:
+        raise ParamGolfError("a file is not UTF-8", where=path, found=error, fix=fix) from None
 
 
 def sha256_file(path: str | Path) -> str:

@@ -1,8 +1,9 @@
 """Frozen dataclasses as schemas: what YAML and JSON hold becomes typed values, or named faults.
 
 A field's type says what it takes, an `Annotated` type also in which bounds; what fields must be
-together a dataclass says in a method `faults`. All faults are listed in one error. PyYAML reads
-the `1e-05` that DVC writes as a string; float fields accept it.
+together a dataclass says in a method `faults`. A field with a default may be missing. All faults
+are listed in one error. PyYAML reads the `1e-05` that DVC writes as a string; float fields accept
+it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,16 @@ import sys
 import types
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json
 
 Record = TypeVar("Record")
 Fault = tuple[str, str]
 """The dotted name of a field, and what is wrong with it: ("heads", "must divide `width`")."""
+MOST_SHOWN = 50  # faults of one file that a message lists
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,6 +56,21 @@ class Range:
         return f"be {' and '.join(bounds)}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Spelling:
+    """How a text is written, declared with its field; `words` say it in a message."""
+
+    pattern: str
+    words: str
+
+    def admits(self, value: str) -> bool:
+        """Tell whether all of a text is written so."""
+        return re.fullmatch(self.pattern, value) is not None
+
+    def __str__(self) -> str:
+        return f"be {self.words}"
+
+
 Positive = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
 Share = Annotated[float, Range(0, 1)]
@@ -59,6 +78,15 @@ PositiveFloat = Annotated[float, Range(above=0)]
 NaturalFloat = Annotated[float, Range(0)]
 # what every library here takes as a seed; numpy's and torch's generators refuse negative ones
 Seed = Annotated[int, Range(0, 2**32 - 1)]
+# inside the folder of the manifest that names it, whoever wrote that
+FileName = Annotated[str, Spelling(r"(?!\.)[\w.-]{1,200}", "the name of a file in the folder")]
+Sha256 = Annotated[str, Spelling(r"[0-9a-f]{64}", "a SHA-256 in hexadecimal")]
+
+
+class Foreign:
+    """Base of a dataclass for what others write: keys that are not its fields are left alone."""
+
+    __slots__ = ()
 
 
 @runtime_checkable
@@ -69,21 +97,47 @@ class Judged(Protocol):
         """Yield each field that does not go with the others, and what is wrong with it."""
 
 
-def parse(record: type[Record], content: Any, name: str, *, where: object = None) -> Record:
+def parse(
+    record: type[Record],
+    content: Any,
+    name: str,
+    *,
+    where: object = None,
+    of: str = "the parameters",
+    fix: str | None = None,
+) -> Record:
     """Build `record` from a mapping; all faults are reported in one ParamGolfError."""
     faults: list[Fault] = []
     value = convert(record, content, name, faults)
     if faults:
-        raise_faults(faults, where)
+        raise_faults(faults, where, of=of, fix=fix)
     assert isinstance(value, record)
     return value
 
 
-def raise_faults(faults: list[Fault], where: object) -> typing.NoReturn:
-    """Raise one error that lists every fault."""
+def read_record(record: type[Record], path: str | Path, *, version: int, fix: str) -> Record:
+    """Read a JSON file of the project, whose `schema` must be `version`, as a dataclass."""
+    content = read_json(path, fix=fix)
+    if content.get("schema") != version:
+        raise ParamGolfError(
+            "a file of another version",
+            where=path,
+            expected=f"schema {version}",
+            found=_shown(content.get("schema")),
+            fix=fix,
+        )
+    return parse(record, content, "", where=path, of="the file", fix=fix)
+
+
+def raise_faults(
+    faults: list[Fault], where: object, *, of: str = "the parameters", fix: str | None = None
+) -> typing.NoReturn:
+    """Raise one error that lists every fault, the first MOST_SHOWN in full."""
     count = "a fault" if len(faults) == 1 else f"{len(faults)} faults"
-    listing = "".join(f"\n  - `{name}` {text}" for name, text in faults)
-    raise ParamGolfError(f"{count} in the parameters{listing}", where=where)
+    listing = "".join(f"\n  - `{name}` {text}" for name, text in faults[:MOST_SHOWN])
+    if len(faults) > MOST_SHOWN:
+        listing += f"\n  - and {len(faults) - MOST_SHOWN} more"
+    raise ParamGolfError(f"{count} in {of}{listing}", where=where, fix=fix)
 
 
 def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
@@ -115,16 +169,23 @@ def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
             return _note(name, "a list", value, faults)
         pairs = enumerate(value)
         return tuple(convert(arguments[0], item, f"{name}.{i}", faults) for i, item in pairs)
+    if origin is dict:
+        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+            return _note(name, "a mapping", value, faults)
+        return {
+            key: convert(arguments[1], item, _inside(name, key), faults)
+            for key, item in value.items()
+        }
     return _convert_scalar(kind, value, name, faults)
 
 
 def _convert_bounded(
-    kind: Any, bounds: Range, value: Any, name: str, faults: list[Fault]
-) -> int | float | None:
-    number: int | float | None = convert(kind, value, name, faults)
-    if number is not None and not bounds.admits(number):
+    kind: Any, bounds: Range | Spelling, value: Any, name: str, faults: list[Fault]
+) -> Any:
+    converted = convert(kind, value, name, faults)
+    if converted is not None and not bounds.admits(converted):
         faults.append((name, f"must {bounds}, found {_shown(value)}"))
-    return number
+    return converted
 
 
 def _convert_scalar(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
@@ -135,10 +196,22 @@ def _convert_scalar(kind: Any, value: Any, name: str, faults: list[Fault]) -> An
     elif kind is float and is_exponent(value):
         if math.isfinite(number := float(value)):
             return number
+    elif kind is str and isinstance(value, str):
+        if _is_unicode(value):
+            return value
     elif type(value) is kind:
         return value
     words = {int: "a whole number", bool: "true or false", str: "a text", float: "a number"}
     return _note(name, words[kind], value, faults)
+
+
+def _is_unicode(text: str) -> bool:
+    """Tell whether UTF-8 can hold a text: JSON and YAML can spell half a surrogate pair."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in text  # which no name of a file holds
 
 
 def is_exponent(value: Any) -> bool:
@@ -152,19 +225,20 @@ def _convert_dataclass(kind: Any, value: Any, name: str, faults: list[Fault]) ->
     if not isinstance(value, Mapping):
         return _note(name, "a mapping", value, faults)
     hints = typing.get_type_hints(kind, include_extras=True)
+    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
     before = len(faults)
     for key in value:
-        if key not in hints:
+        if key not in hints and not issubclass(kind, Foreign):
             near = difflib.get_close_matches(str(key), hints, n=1)
             known = f"known: {', '.join(hints)}"
             advice = f"did you mean `{_inside(name, near[0])}`?" if near else known
             faults.append((_inside(name, key), f"is not a parameter; {advice}"))
     fields = {}
     for key, hint in hints.items():
-        if key not in value:
-            faults.append((_inside(name, key), "is missing"))
-        else:
+        if key in value:
             fields[key] = convert(hint, value[key], _inside(name, key), faults)
+        elif key not in optional:
+            faults.append((_inside(name, key), "is missing"))
     if len(faults) > before:
         return None
     built = kind(**fields)
@@ -174,7 +248,7 @@ def _convert_dataclass(kind: Any, value: Any, name: str, faults: list[Fault]) ->
 
 
 def _inside(name: str, key: object) -> str:
-    return f"{name}.{key}" if name else str(key)
+    return f"{name}.{str(key)[:60]}" if name else str(key)[:60]
 
 
 def _note(name: str, expected: str, value: Any, faults: list[Fault]) -> None:

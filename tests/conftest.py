@@ -13,14 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 import numpy as np
 import pytest
 import torch
-from shard_files import write_shard
+from shard_files import write_token_set
 
-from paramgolf.files import write_json
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.config import ModelConfig, RecurrencePhase
 from paramgolf.recipes import Params, check, compose
 
 ROOT = Path(__file__).parents[1]
-BOS = 1
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -63,19 +62,16 @@ def write_tokens(
 ) -> None:
     """Write a folder of tokens as retokenize does: noisy ascending runs in documents of 200."""
     generator = np.random.default_rng(0)
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest: dict = {"schema": 1, "vocab_size": vocab_size, "bos": BOS, "tokenizer": None}
-    for split, count in (("train", train), ("val", val)):
+
+    def draw(count: int) -> np.ndarray:
         steps = generator.integers(1, 4, count).cumsum() % (vocab_size - 4)
-        tokens = np.where(np.arange(count) % 200 == 0, BOS, steps + 4).astype(np.uint16)
-        name = f"{split}_000000.bin"
-        write_shard(folder / name, tokens)
-        manifest[split] = {"files": [{"name": name, "tokens": count}], "tokens": count}
-        byte_counts = np.where(tokens == BOS, 0, 1 + tokens % 3).astype(np.uint16)
-    write_shard(folder / "val_bytes_000000.bin", byte_counts)
-    manifest["val_bytes"] = {"files": [{"name": "val_bytes_000000.bin"}]}
-    manifest["val_bytes"]["bytes"] = int(byte_counts.sum())
-    write_json(folder / "manifest.json", manifest)
+        return np.where(np.arange(count) % 200 == 0, BOS, steps + 4).astype(np.uint16)
+
+    trained, scored = draw(train), draw(val)
+    byte_counts = np.where(scored == BOS, 0, 1 + scored % 3).astype(np.uint16)
+    write_token_set(
+        folder, train=[trained], val=[scored], val_bytes=[byte_counts], vocab_size=vocab_size
+    )
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from shard_files import write_shard
+from shard_files import write_token_set
 
 from paramgolf.files import write_json, write_text
 from paramgolf.recipes import RECIPES, build
@@ -136,12 +136,8 @@ def write_run(root: Path, changes: dict[str, dict[str, Any]] | None = None) -> N
     write_json(root / "artifacts/package/package.json", package())
     write_text(root / "params.yaml", yaml.safe_dump(build("sample", folder=ROOT / RECIPES)))
     write_text(root / "dvc.yaml", (ROOT / "dvc.yaml").read_text())
-    write_shard(root / "data/tokens/val_000000.bin", np.ones(TOKENS, dtype=np.uint16))
-    files = {"train": [], "val": [{"name": "val_000000.bin"}], "val_bytes": []}
-    splits = {split: {"files": listed} for split, listed in files.items()}
-    write_json(
-        root / "data/tokens/manifest.json", {"schema": 1, "vocab_size": 1024, "bos": 1, **splits}
-    )
+    validation = np.ones(TOKENS, dtype=np.uint16)
+    write_token_set(root / "data/tokens", val=[validation], val_bytes=[], vocab_size=1024)
 
 
 def package() -> dict[str, Any]:

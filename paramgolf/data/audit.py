@@ -13,15 +13,22 @@ from typing import Any
 
 import numpy as np
 
-from paramgolf.data.byte_counts import OFFSETS_RULE, SIDECAR_RULE
 from paramgolf.data.config import AuditConfig
-from paramgolf.data.documents import RAW_PATH, Document, read_documents, read_manifest
+from paramgolf.data.documents import RAW_PATH, Document, read_documents
+from paramgolf.data.manifests import (
+    OFFSETS_RULE,
+    SIDECAR_RULE,
+    RawManifest,
+    TextManifest,
+    read_raw_manifest,
+)
 from paramgolf.data.overlap import Overlap, overlap
 from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, split_documents
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file
+from paramgolf.files import sha256_file
 from paramgolf.progress import track
 
 RETOKENIZE = "make the shards again with `dvc repro -f -s retokenize`"
@@ -46,16 +53,15 @@ def audit(
     without it, the bytes of the text that the tokens decode to.
     """
     raw, folder = Path(raw), Path(folder)
-    source, tokens = read_manifest(raw), open_tokens(folder)
-    manifest = read_json(folder / "manifest.json")
-    check_files(tokens, manifest, source)
-    stream, counts = tokens.val(), tokens.val_bytes()
-    path = str(folder / manifest["tokenizer"])
-    file = TokenizerFile(path, manifest["transform"], manifest["fuse_markers"])
-    checker = Checker(open_tokenizer(file), manifest["val_bytes"]["rule"])
+    source, tokens = read_raw_manifest(raw), open_tokens(folder)
+    check_files(tokens, source)
+    stream, counts, manifest = tokens.val(), tokens.val_bytes(), tokens.manifest
+    path = str(folder / manifest.tokenizer)
+    file = TokenizerFile(path, manifest.transform, manifest.fuse_markers)
+    checker = Checker(open_tokenizer(file), manifest.val_bytes.rule)
     texts = _raw_texts(source, raw)
-    pieces = split_documents(stream, tokens.bos)
-    for start, ids in track(pieces, "audit of validation", total=manifest["val"]["documents"]):
+    total = manifest.val.documents or 0
+    for start, ids in track(split_documents(stream), "audit of validation", total=total):
         counted = counts.read(start, start + len(ids))
         checker.check(ids, counted, next(texts) if texts else None)
     totals, shared = checker.totals, overlap(tokens, source, raw)
@@ -67,14 +73,14 @@ def audit(
         "bytes_val_counted": totals.bytes_counted,
         "bytes_lost": totals.bytes_raw - totals.bytes_counted,
         "bytes_per_token": totals.bytes_counted / len(stream),
-        "bytes_scored_rule": manifest["val_bytes"]["rule"],
+        "bytes_scored_rule": manifest.val_bytes.rule,
         "lossless": totals.lossless,
         "train_val_overlap": shared.documents,
     }
 
 
-def _raw_texts(source: dict[str, Any], raw: Path) -> Iterator[Document] | None:
-    return read_documents(raw / source["val"]["file"]) if source["kind"] == "documents" else None
+def _raw_texts(source: RawManifest, raw: Path) -> Iterator[Document] | None:
+    return read_documents(raw / source.val.file) if isinstance(source, TextManifest) else None
 
 
 def _refuse_leak(shared: Overlap, allowed: int) -> None:
@@ -142,24 +148,25 @@ def _excerpt(text: str) -> str:
     return repr(text[:60])
 
 
-def check_files(tokens: TokenSet, manifest: dict[str, Any], source: dict[str, Any]) -> None:
+def check_files(tokens: TokenSet, source: RawManifest) -> None:
     """Refuse shards that are cut, exchanged or lack BOS; `source` is the manifest of data/raw."""
-    for split, stream in (("val", tokens.val()), ("train", tokens.train())):
-        _same(f"the {split} shards are cut", len(stream), manifest[split]["tokens"], "tokens")
-        documents = _count_bos(stream, tokens.bos)
-        what = f"the {split} shards are cut, or BOS is missing before documents (#1779)"
-        _same(what, documents, manifest[split]["documents"], "documents")
-        if (promised := source[split].get("documents")) is not None:
-            what = f"the {split} shards do not hold all documents of the source"
+    manifest = tokens.manifest
+    for name, stream, split, promised in (
+        ("val", tokens.val(), manifest.val, source.val.documents),
+        ("train", tokens.train(), manifest.train, source.train.documents),
+    ):
+        _same(f"the {name} shards are cut", len(stream), split.tokens, "tokens")
+        documents = _count_bos(stream)
+        what = f"the {name} shards are cut, or BOS is missing before documents (#1779)"
+        _same(what, documents, split.documents, "documents")
+        if promised is not None:
+            what = f"the {name} shards do not hold all documents of the source"
             _same(what, documents, promised, "documents")
-    _same(
-        "the byte counts are cut", len(tokens.val_bytes()), len(tokens.val()), "counts, one a token"
-    )
-    for entry in manifest["val"]["files"] + manifest["val_bytes"]["files"]:
-        found = sha256_file(tokens.folder / entry["name"])
-        _same(
-            f"{entry['name']} is not the file of the manifest", found, entry["sha256"], "(SHA-256)"
-        )
+    counts = len(tokens.val_bytes())
+    _same("the byte counts are cut", counts, len(tokens.val()), "counts, one per token")
+    for file in (*manifest.val.files, *manifest.val_bytes.files):
+        found = sha256_file(tokens.folder / file.name)
+        _same(f"{file.name} is not the file of the manifest", found, file.sha256, "(SHA-256)")
 
 
 def _same(what: str, found: object, expected: object, unit: str) -> None:
@@ -167,7 +174,7 @@ def _same(what: str, found: object, expected: object, unit: str) -> None:
         raise ParamGolfError(what, expected=f"{expected} {unit}", found=found, fix=RETOKENIZE)
 
 
-def _count_bos(stream: ShardStream, bos: int) -> int:
+def _count_bos(stream: ShardStream) -> int:
     offsets = range(0, len(stream), BLOCK_TOKENS)
     blocks = (stream.read(start, min(start + BLOCK_TOKENS, len(stream))) for start in offsets)
-    return sum(int(np.count_nonzero(block == bos)) for block in blocks)
+    return sum(int(np.count_nonzero(block == BOS)) for block in blocks)

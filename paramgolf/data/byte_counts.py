@@ -16,10 +16,6 @@ import sentencepiece
 from paramgolf.errors import ParamGolfError
 
 SPACE = "\u2581"
-# what val_bytes was made from, in the manifest
-TABLE_RULE = "token table, at most the bytes of the document's text"
-OFFSETS_RULE = "offsets of the tokens, at most the bytes of the document's text"
-SIDECAR_RULE = "published sidecar, at most the bytes of the decoded text"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +44,8 @@ class ByteTable:
             begins[1:] = self.boundary[tokens[:-1]]
             begins[:1] = previous is None or self.boundary[previous]
             spaces = spaces & ~begins
-        return self.base[tokens] + spaces.astype(np.uint16)
+        counts: np.ndarray = self.base[tokens] + spaces.astype(np.uint16)
+        return counts
 
 
 def byte_table(model: sentencepiece.SentencePieceProcessor) -> ByteTable:

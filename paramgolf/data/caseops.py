@@ -110,7 +110,8 @@ def escaped(ids: np.ndarray, escape: int) -> np.ndarray:
     positions = np.arange(len(ids))
     others = np.where(ids != escape, positions, -1)
     last_other = np.maximum.accumulate(np.concatenate([[-1], others]))[:-1]
-    return (positions - 1 - last_other) % 2 == 1
+    odd: np.ndarray = (positions - 1 - last_other) % 2 == 1
+    return odd
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,10 @@ class Fusion:
     """Token of the piece U+2581 alone."""
 
     @property
-    def aliases(self) -> list[list[int]]:
-        """[alias, space, mark] of each fused pair."""
+    def aliases(self) -> tuple[tuple[int, ...], ...]:
+        """(alias, space, mark) of each fused pair."""
         pairs = zip(ALIASES, FUSED_MARKS.tolist(), strict=True)
-        return [[alias, self.space, mark] for alias, mark in pairs]
+        return tuple((alias, self.space, mark) for alias, mark in pairs)
 
     def fuse(
         self, ids: np.ndarray, counts: np.ndarray | None

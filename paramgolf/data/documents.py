@@ -7,15 +7,14 @@ import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import zstandard
 
+from paramgolf.data.manifests import DocumentsFile
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import atomic_open, read_json, sha256_file
+from paramgolf.files import atomic_open, sha256_file
 
 RAW_PATH = Path("data/raw")
-SCHEMA = 1
 FIX = "make it again with `dvc repro -f -s download`"
 BUFFER_BYTES = 1 << 20
 
@@ -28,11 +27,8 @@ class Document:
     text: str
 
 
-def write_documents(path: str | Path, documents: Iterable[Document]) -> dict[str, Any]:
-    """Write documents as they come; return what a manifest says of the file.
-
-    Keys: file, documents, bytes (of UTF-8 text), sha256 (of the file).
-    """
+def write_documents(path: str | Path, documents: Iterable[Document]) -> DocumentsFile:
+    """Write documents as they come; return what a manifest says of the file."""
     count = size = 0
     compressor = zstandard.ZstdCompressor(level=3)
     with atomic_open(path) as file, compressor.stream_writer(file, closefd=False) as writer:
@@ -40,8 +36,9 @@ def write_documents(path: str | Path, documents: Iterable[Document]) -> dict[str
             count, size = count + 1, size + len(document.text.encode())
             line = json.dumps({"name": document.name, "text": document.text}, ensure_ascii=False)
             writer.write(line.encode() + b"\n")
-    name = Path(path).name
-    return {"file": name, "documents": count, "bytes": size, "sha256": sha256_file(path)}
+    return DocumentsFile(
+        file=Path(path).name, documents=count, bytes=size, sha256=sha256_file(path)
+    )
 
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
@@ -67,18 +64,3 @@ def parse(line: bytes) -> Document:
 def read_documents(path: str | Path) -> Iterator[Document]:
     """Yield the documents of a file in order."""
     return map(parse, read_lines(path))
-
-
-def read_manifest(folder: str | Path = RAW_PATH) -> dict[str, Any]:
-    """Read manifest.json of what download wrote, of this schema."""
-    path = Path(folder) / "manifest.json"
-    manifest = read_json(path, fix=FIX)
-    if manifest.get("schema") != SCHEMA:
-        raise ParamGolfError(
-            "a manifest of another version",
-            where=path,
-            expected=f"schema {SCHEMA}",
-            found=manifest.get("schema"),
-            fix=FIX,
-        )
-    return dict(manifest)

@@ -8,36 +8,36 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.data.config import DataConfig
-from paramgolf.data.documents import RAW_PATH, SCHEMA, Document, write_documents
+from paramgolf.data.documents import RAW_PATH, Document, write_documents
 from paramgolf.data.fetch import fetch_documents, fetch_shards
 from paramgolf.data.folders import fresh_folder
+from paramgolf.data.manifests import SCHEMA, RawManifest, TextManifest, write_manifest
 from paramgolf.data.sample import sample_documents, versions
 from paramgolf.data.text_files import DocumentErrors, read_file, read_texts
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import write_json
 from paramgolf.progress import say
 
 
-def download(config: DataConfig, folder: str | Path = RAW_PATH) -> dict[str, Any]:
+def download(config: DataConfig, folder: str | Path = RAW_PATH) -> RawManifest:
     """Fill `folder` from the source that `config` names; return the manifest written there.
 
     The manifest's `kind` is `documents`, with {train,val}.jsonl.zst beside it, or `shards`.
     """
     folder = fresh_folder(folder)
+    manifest: RawManifest
     if config.source == "hub" and config.hub.kind == "shards":
         manifest = fetch_shards(config.hub, folder)
     else:
         manifest = _write_splits(config, folder)
-    manifest |= {"schema": SCHEMA, "source": config.source}
-    write_json(folder / "manifest.json", manifest)
+    write_manifest(folder, manifest)
     return manifest
 
 
-def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
-    faults = DocumentErrors(config.on_error)
-    stream, origin = _open_source(config, faults)
+def _write_splits(config: DataConfig, folder: Path) -> TextManifest:
+    errors = DocumentErrors(config.on_error)
+    stream, origin = _open_source(config, errors)
     if config.validation_files:
-        validation = read_texts(config.validation_files, config.text_field, faults)
+        validation = read_texts(config.validation_files, config.text_field, errors)
     else:
         validation = itertools.islice(stream, config.validation_documents)
     val = write_documents(folder / "val.jsonl.zst", validation)
@@ -45,30 +45,39 @@ def _write_splits(config: DataConfig, folder: Path) -> dict[str, Any]:
         folder / "train.jsonl.zst", itertools.islice(stream, config.max_documents)
     )
     for name, split in (("validation", val), ("training", train)):
-        if not split["documents"]:
-            raise _too_few(config, name, val["documents"] + train["documents"])
-        say(f"{name}: {split['documents']} documents, {split['bytes']} bytes of text")
-    if faults.skipped:
-        say(f"skipped: {dict(faults.skipped)}")
-    return origin | {
-        "kind": "documents",
-        "skipped": dict(faults.skipped),
-        "validation_files": [*config.validation_files],
-        "train": train,
-        "val": val,
-    }
+        if not split.documents:
+            raise _too_few(config, name, val.documents + train.documents)
+        say(f"{name}: {split.documents} documents, {split.bytes} bytes of text")
+    if errors.skipped:
+        say(f"skipped: {dict(errors.skipped)}")
+    return TextManifest(
+        schema=SCHEMA,
+        kind="documents",
+        source=config.source,
+        train=train,
+        val=val,
+        skipped=dict(errors.skipped),
+        validation_files=config.validation_files,
+        **origin,
+    )
 
 
 def _open_source(
-    config: DataConfig, faults: DocumentErrors
+    config: DataConfig, errors: DocumentErrors
 ) -> tuple[Iterator[Document], dict[str, Any]]:
-    """Return the stream of documents and what the manifest says of its origin."""
+    """Return the stream of documents, and the fields of the manifest that tell its origin."""
     if config.source == "sample":
         return sample_documents(), {"versions": versions()}
     if config.source == "files":
-        return read_texts(config.files, config.text_field, faults), {"files": [*config.files]}
-    path, origin = fetch_documents(config.hub)
-    return read_file(path, origin["published"]["path"], config.text_field, faults), origin
+        return read_texts(config.files, config.text_field, errors), {"files": config.files}
+    fetched = fetch_documents(config.hub)
+    documents = read_file(fetched.local, fetched.published.path, config.text_field, errors)
+    return documents, {
+        "repository": config.hub.repository,
+        "revision": config.hub.revision,
+        "commit": fetched.commit,
+        "published": fetched.published,
+    }
 
 
 def _too_few(config: DataConfig, split: str, found: int) -> ParamGolfError:

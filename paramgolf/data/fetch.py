@@ -7,28 +7,46 @@ files, documents and tokens; without one the tokenizer is found by its name.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from paramgolf.data.config import HubConfig
 from paramgolf.data.folders import link_or_copy
 from paramgolf.data.hub import Repository
+from paramgolf.data.manifests import (
+    SCHEMA,
+    PublishedFile,
+    PublishedTokenizer,
+    ShardFile,
+    ShardManifest,
+    ShardSplit,
+)
 from paramgolf.data.shards import read_shard
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import sha256_file
+from paramgolf.files import read_json, sha256_file
+from paramgolf.schema import Foreign, Natural, parse
 
 SHARD = re.compile(
-    r"(?P<folder>(.*/)?fineweb10B_(?P<variant>[^/]+))/fineweb_(?P<split>train|val|val_bytes)_\d+\.bin"
+    r"(?P<folder>(.*/)?fineweb10B_(?P<variant>[^/]+))"
+    r"/fineweb_(?P<split>train|val|val_bytes)_(?P<number>[0-9]{1,9})\.bin"
 )
-SPLITS = ("train", "val", "val_bytes")
-Layout = dict[str, list[str]]
+OTHER_REVISION = "take another data.hub.revision"
 
 
-def fetch_documents(config: HubConfig) -> tuple[Path, dict[str, Any]]:
-    """Fetch `documents_file`; return its local path and what the manifest says of its origin.
+@dataclass(frozen=True, slots=True)
+class FetchedFile:
+    """A fetched file of documents, and where it came from."""
+
+    local: Path
+    commit: str
+    published: PublishedFile
+
+
+def fetch_documents(config: HubConfig) -> FetchedFile:
+    """Fetch `documents_file`.
 
     A bare name is found in whatever folder of the repository it lies, the uppermost first.
     """
@@ -37,92 +55,161 @@ def fetch_documents(config: HubConfig) -> tuple[Path, dict[str, Any]]:
     path = min(paths, key=lambda p: (p.count("/"), p), default=config.documents_file)
     local = repository.fetch(path)
     file = repository.files[path]
-    origin = {
-        "repository": config.repository,
-        "revision": config.revision,
-        "commit": repository.commit,
-        "published": {"path": path, "bytes": file.size, "sha256": file.sha256},
-    }
-    return local, origin
+    published = PublishedFile(path=path, bytes=file.size, sha256=file.sha256)
+    return FetchedFile(local, repository.commit, published)
 
 
-def fetch_shards(config: HubConfig, folder: Path) -> dict[str, Any]:
+def fetch_shards(config: HubConfig, folder: Path) -> ShardManifest:
     """Fetch the first `train_shards` training shards and the whole validation split of a variant.
 
     Files go to `folder` under their published names, the tokenizer as tokenizer.model. Returns the
     manifest of data/raw. Sizes, hashes, headers and promised numbers are checked.
     """
     repository = Repository(config.repository, config.revision)
-    layout, home = find_variant(repository, config.variant)
-    if len(layout["train"]) < config.train_shards:
+    variant = find_variant(repository, config.variant)
+    if len(variant.shards["train"]) < config.train_shards:
         raise ParamGolfError(
             "the variant has fewer training shards than asked",
             where=f"{config.repository}: {config.variant}",
             expected=f"{config.train_shards} (data.hub.train_shards)",
-            found=len(layout["train"]),
-            fix=f"set data.hub.train_shards to {len(layout['train'])} or less",
+            found=len(variant.shards["train"]),
+            fix=f"set data.hub.train_shards to {len(variant.shards['train'])} or less",
         )
-    layout["train"] = layout["train"][: config.train_shards]
-    promised = _promises(repository, home, config.variant)
-    model = promised.get("tokenizer") or _guess_tokenizer(repository, config.variant)
-    content = {split: _fetch_split(repository, layout[split], folder) for split in SPLITS}
-    _check_promises(promised, content["val"], where=f"{config.repository}: {config.variant}")
-    content["val"]["documents"] = promised.get("docs_val")
+    promises = _promises(repository, variant.folder, config.variant)
+    model = promises.tokenizer or _guess_tokenizer(repository, config.variant)
+    train, val, val_bytes = (
+        _fetch_split(repository, paths, folder)
+        for paths in (
+            variant.shards["train"][: config.train_shards],
+            variant.shards["val"],
+            variant.shards["val_bytes"],
+        )
+    )
+    _check_promises(promises.stats, val, where=f"{config.repository}: {config.variant}")
     link_or_copy(repository.fetch(model), folder / "tokenizer.model")
-    tokenizer = {
-        "file": "tokenizer.model",
-        "published": model,
-        "sha256": sha256_file(folder / "tokenizer.model"),
-    }
-    return content | {
-        "kind": "shards",
-        "repository": config.repository,
-        "revision": config.revision,
-        "commit": repository.commit,
-        "variant": config.variant,
-        "tokenizer": tokenizer,
-    }
+    return ShardManifest(
+        schema=SCHEMA,
+        kind="shards",
+        source="hub",
+        repository=config.repository,
+        revision=config.revision,
+        commit=repository.commit,
+        variant=config.variant,
+        tokenizer=PublishedTokenizer(
+            file="tokenizer.model",
+            published=model,
+            sha256=sha256_file(folder / "tokenizer.model"),
+        ),
+        train=train,
+        val=replace(val, documents=promises.stats.docs_val),
+        val_bytes=val_bytes,
+    )
 
 
-def find_variant(repository: Repository, variant: str) -> tuple[Layout, PurePosixPath]:
-    """Return the variant's paths of each split, in order, and their folder."""
-    layouts: dict[str, Layout] = defaultdict(lambda: {split: [] for split in SPLITS})
-    folders: dict[str, PurePosixPath] = {}
-    for path in sorted(repository.files):
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The files of a published token set."""
+
+    folder: PurePosixPath
+    shards: dict[str, list[str]]
+    """Paths of each split, by number."""
+
+
+def find_variant(repository: Repository, name: str) -> Variant:
+    """Return the files of a variant; one that lies in two folders, or has gaps, is refused."""
+    where = f"{repository.name} at {repository.commit}"
+    numbered: dict[str, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
+    folders: dict[str, set[str]] = defaultdict(set)
+    for path in repository.files:
         if match := SHARD.fullmatch(path):
-            layouts[match["variant"]][match["split"]].append(path)
-            folders[match["variant"]] = PurePosixPath(match["folder"])
-    if variant not in layouts:
+            numbered[match["variant"]][match["split"]].append((int(match["number"]), path))
+            folders[match["variant"]].add(match["folder"])
+    if name not in numbered:
         raise ParamGolfError(
-            f"the repository has no variant `{variant}`",
-            where=f"{repository.name} at {repository.commit}",
-            expected=f"one of: {', '.join(sorted(layouts)) or 'none; it holds no shards'}",
+            f"the repository has no variant `{name}`",
+            where=where,
+            expected=f"one of: {', '.join(sorted(numbered)) or 'none; it holds no shards'}",
             fix="set data.hub.variant",
         )
-    if not layouts[variant]["val"]:
-        where = f"{repository.name} at {repository.commit}"
-        raise ParamGolfError(f"the variant `{variant}` has no validation shards", where=where)
-    return layouts[variant], folders[variant]
+    if len(folders[name]) > 1:  # two shards would go under one name
+        found = ", ".join(sorted(folders[name]))
+        what = f"the variant `{name}` lies in {len(folders[name])} folders"
+        raise ParamGolfError(what, where=where, found=found, fix=OTHER_REVISION)
+    shards = {}
+    for split in ("train", "val", "val_bytes"):
+        files = sorted(numbered[name][split])
+        numbers = [number for number, _ in files]
+        if numbers and numbers != [*range(numbers[0], numbers[0] + len(numbers))]:
+            what = f"the {split} shards of `{name}` are not numbered without gaps"
+            raise ParamGolfError(what, where=where, found=_shortened(numbers), fix=OTHER_REVISION)
+        shards[split] = [path for _, path in files]
+    if not shards["val"]:
+        raise ParamGolfError(f"the variant `{name}` has no validation shards", where=where)
+    return Variant(PurePosixPath(folders[name].pop()), shards)
 
 
-def _promises(repository: Repository, home: PurePosixPath, variant: str) -> dict[str, Any]:
-    """Return what the manifest nearest above the shards says of the variant; {} without one.
+def _shortened(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:20])) + (", ..." if len(numbers) > 20 else "")
 
-    Keys, each only where the manifest has it: tokenizer (its path in the repository), docs_val,
-    files_val, tokens_val.
-    """
-    above = [parent / "manifest.json" for parent in home.parents]
-    path = next((str(path) for path in above if str(path) in repository.files), None)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stats(Foreign):
+    """The numbers that a repository's manifest promises of a variant."""
+
+    docs_val: Natural | None = None
+    files_val: Natural | None = None
+    tokens_val: Natural | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset(Foreign):
+    """A variant, as a repository's manifest lists it."""
+
+    name: str
+    tokenizer_name: str | None = None
+    stats: Stats = Stats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model(Foreign):
+    """A tokenizer, as a repository's manifest lists it."""
+
+    name: str
+    model_path: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryManifest(Foreign):
+    """The manifest.json that publishers put above their shards, as far as it is used."""
+
+    datasets: tuple[Dataset, ...] = ()
+    tokenizers: tuple[Model, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Promises:
+    """What the manifest nearest above the shards says of the variant; nothing without one."""
+
+    tokenizer: str | None
+    """Its path in the repository."""
+    stats: Stats
+
+
+def _promises(repository: Repository, home: PurePosixPath, variant: str) -> Promises:
+    above = [str(parent / "manifest.json") for parent in home.parents]
+    path = next((path for path in above if path in repository.files), None)
     if path is None:
-        return {}
-    manifest = json.loads(repository.fetch(path).read_bytes())
-    named = {entry["name"]: entry for entry in manifest.get("datasets", [])}
-    dataset = named.get(f"fineweb10B_{variant}", {})
-    promised = dict(dataset.get("stats", {}))
-    for tokenizer in manifest.get("tokenizers", []):
-        if tokenizer["name"] == dataset.get("tokenizer_name") and "model_path" in tokenizer:
-            promised["tokenizer"] = str(PurePosixPath(path).parent / tokenizer["model_path"])
-    return promised
+        return Promises(None, Stats())
+    where = f"{repository.name} at {repository.commit}: {path}"
+    content = read_json(repository.fetch(path), fix=OTHER_REVISION)
+    manifest = parse(
+        RepositoryManifest, content, "", where=where, of="the manifest", fix=OTHER_REVISION
+    )
+    named = {dataset.name: dataset for dataset in manifest.datasets}
+    dataset = named.get(f"fineweb10B_{variant}", Dataset(name=variant))
+    models = {model.name: model.model_path for model in manifest.tokenizers}
+    model = models.get(dataset.tokenizer_name or "")
+    return Promises(str(PurePosixPath(path).parent / model) if model else None, dataset.stats)
 
 
 def _guess_tokenizer(repository: Repository, variant: str) -> str:
@@ -147,25 +234,27 @@ def _guess_tokenizer(repository: Repository, variant: str) -> str:
     )
 
 
-def _fetch_split(repository: Repository, paths: list[str], folder: Path) -> dict[str, Any]:
-    entries = []
+def _fetch_split(repository: Repository, paths: Sequence[str], folder: Path) -> ShardSplit:
+    files = []
     for path in paths:
         target = folder / PurePosixPath(path).name
         link_or_copy(repository.fetch(path), target)
-        entry = {"name": target.name, "tokens": len(read_shard(target))}
-        entries.append(entry | {"sha256": sha256_file(target)})
-    return {"files": entries, "tokens": sum(entry["tokens"] for entry in entries)}
+        tokens = len(read_shard(target))
+        files.append(ShardFile(name=target.name, tokens=tokens, sha256=sha256_file(target)))
+    return ShardSplit(files=tuple(files), tokens=sum(file.tokens for file in files))
 
 
-def _check_promises(promised: dict[str, Any], val: dict[str, Any], *, where: str) -> None:
-    """Refuse a validation split with other numbers than the manifest promises (#1923)."""
-    for key, found in (("files_val", len(val["files"])), ("tokens_val", val["tokens"])):
-        expected = promised.get(key, found)
-        if expected != found:
+def _check_promises(promised: Stats, val: ShardSplit, *, where: str) -> None:
+    """Refuse a validation split with other numbers than the manifest promises (pg#1923)."""
+    for key, expected, found in (
+        ("files_val", promised.files_val, len(val.files)),
+        ("tokens_val", promised.tokens_val, val.tokens),
+    ):
+        if expected is not None and expected != found:
             raise ParamGolfError(
                 "the validation split is not what the repository's manifest promises",
                 where=where,
                 expected=f"{key} {expected}",
                 found=found,
-                fix="take another data.hub.revision",
+                fix=OTHER_REVISION,
             )

@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paramgolf.data.documents import read_documents
-from paramgolf.data.shards import split_documents
+from paramgolf.data.manifests import RawManifest, TextManifest
+from paramgolf.data.shards import ShardStream, split_documents
 from paramgolf.data.token_set import TokenSet
 
 
@@ -24,16 +24,14 @@ class Overlap:
     """The first of them, in training and in validation."""
 
 
-def overlap(tokens: TokenSet, source: dict[str, Any], raw: Path) -> Overlap:
+def overlap(tokens: TokenSet, source: RawManifest, raw: Path) -> Overlap:
     """Compare the splits by the SHA-256 of each document: of its text, or of published tokens.
 
     Only the hashes of the validation documents are held in memory.
     """
-    if source["kind"] == "documents":
-        streams = {split: _texts(raw / source[split]["file"]) for split in ("val", "train")}
-    else:
-        streams = {"val": _tokens(tokens, "val"), "train": _tokens(tokens, "train")}
-    return compare(streams["val"], streams["train"])
+    if isinstance(source, TextManifest):
+        return compare(_texts(raw / source.val.file), _texts(raw / source.train.file))
+    return compare(_tokens(tokens.val()), _tokens(tokens.train()))
 
 
 def compare(val: Iterable[tuple[str, bytes]], train: Iterable[tuple[str, bytes]]) -> Overlap:
@@ -55,7 +53,6 @@ def _texts(path: Path) -> Iterator[tuple[str, bytes]]:
         yield document.name, document.text.encode()
 
 
-def _tokens(tokens: TokenSet, split: str) -> Iterator[tuple[str, bytes]]:
-    stream = tokens.val() if split == "val" else tokens.train()
-    for index, (_, ids) in enumerate(split_documents(stream, tokens.bos)):
+def _tokens(stream: ShardStream) -> Iterator[tuple[str, bytes]]:
+    for index, (_, ids) in enumerate(split_documents(stream)):
         yield f"document {index}", ids.tobytes()

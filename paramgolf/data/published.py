@@ -1,16 +1,30 @@
-"""Published token shards: checked, linked into data/tokens, and their validation bytes counted."""
+"""Published token shards: checked, linked into data/tokens, and their validation bytes counted.
+
+The bytes of validation tokens come from the published sidecars where the variant has them, as a
+case transform needs (pg#1729), else from the token table. Files are linked, but where marks are to
+be fused, or a sidecar counts spaces that the tokenizer folds away, they are written anew.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from paramgolf.data.byte_counts import SIDECAR_RULE, TABLE_RULE, at_most
+from paramgolf.data.byte_counts import at_most
 from paramgolf.data.caseops import Fusion
 from paramgolf.data.folders import link_or_copy
+from paramgolf.data.manifests import (
+    SIDECAR_RULE,
+    TABLE_RULE,
+    ByteCounts,
+    ShardFile,
+    ShardManifest,
+    ShardSplit,
+)
 from paramgolf.data.shards import (
     BLOCK_TOKENS,
     ShardStream,
@@ -23,62 +37,65 @@ from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say, track
 
-SPLITS = ("val", "train")
+
+@dataclass(frozen=True, slots=True)
+class Splits:
+    """What data/tokens holds, as its manifest says it."""
+
+    train: ShardSplit
+    val: ShardSplit
+    val_bytes: ByteCounts
 
 
 def adopt_shards(
-    source: dict[str, Any], raw: Path, folder: Path, vocabulary: SentencePieceVocabulary
-) -> dict[str, Any]:
-    """Put the shards of data/raw into `folder`; return the manifest's entries of the splits.
-
-    The bytes of validation tokens come from the published sidecars where the variant has them, as
-    a case transform needs (#1729), else from the token table. Files are linked, but where marks are
-    to be fused, or a sidecar counts spaces that the tokenizer folds away, they are written anew.
-    """
+    source: ShardManifest, raw: Path, folder: Path, vocabulary: SentencePieceVocabulary
+) -> Splits:
+    """Put the shards of data/raw into `folder`; return what the manifest says of them."""
     _check_sidecars(source, raw)
-    documents = {split: _count_documents(source, split, raw, vocabulary) for split in SPLITS}
+    val_documents = _count_documents("val", source.val, raw, vocabulary)
+    train_documents = _count_documents("train", source.train, raw, vocabulary)
+    validation = Validation(source, raw, vocabulary)
     if vocabulary.fusion is None:
-        content = _link_splits(source, raw, folder, vocabulary)
+        train, val, val_bytes = _link_splits(validation, folder)
     else:
-        content = _fuse_splits(source, raw, folder, vocabulary)
-    for split in SPLITS:
-        content[split]["documents"] = documents[split]
-    total = _sum(folder, content["val_bytes"]["files"])
-    sidecar = bool(source["val_bytes"]["files"])
-    if sidecar and (excess := _sum(raw, source["val_bytes"]["files"]) - total):
+        train, val, val_bytes = _fuse_splits(validation, vocabulary.fusion, folder)
+    total = _sum(folder, val_bytes)
+    if validation.has_sidecar and (excess := _sum(raw, source.val_bytes.files) - total):
         say(f"the published byte counts exceed the decoded text by {excess}: taken off")
-    content["val_bytes"] |= {"bytes": total, "rule": SIDECAR_RULE if sidecar else TABLE_RULE}
-    return content
+    rule = SIDECAR_RULE if validation.has_sidecar else TABLE_RULE
+    return Splits(
+        dataclasses.replace(train, documents=train_documents),
+        dataclasses.replace(val, documents=val_documents),
+        ByteCounts(files=val_bytes, bytes=total, rule=rule),
+    )
 
 
-def _sum(folder: Path, entries: list[dict[str, Any]]) -> int:
-    return sum(int(read_shard(folder / entry["name"]).sum(dtype=np.int64)) for entry in entries)
+def _sum(folder: Path, files: tuple[ShardFile, ...]) -> int:
+    return sum(int(read_shard(folder / file.name).sum(dtype=np.int64)) for file in files)
 
 
-def _check_sidecars(source: dict[str, Any], raw: Path) -> None:
-    found, expected = source["val_bytes"]["tokens"], source["val"]["tokens"]
-    if source["val_bytes"]["files"] and found != expected:
+def _check_sidecars(source: ShardManifest, raw: Path) -> None:
+    if source.val_bytes.files and source.val_bytes.tokens != source.val.tokens:
         raise ParamGolfError(
             "the published byte counts do not fit the validation shards",
             where=raw,
-            expected=f"{expected} counts, one a token",
-            found=found,
+            expected=f"{source.val.tokens} counts, one per token",
+            found=source.val_bytes.tokens,
             fix="take another data.hub.revision",
         )
 
 
 def _count_documents(
-    source: dict[str, Any], split: str, raw: Path, vocabulary: SentencePieceVocabulary
+    name: str, split: ShardSplit, raw: Path, vocabulary: SentencePieceVocabulary
 ) -> int:
     """Count the documents of a split; a token outside the vocabulary is an error."""
     documents = 0
-    entries = source[split]["files"]
-    for entry in track(entries, f"shards of {split}", total=len(entries)):
-        tokens = read_shard(raw / entry["name"])
+    for file in track(split.files, f"shards of {name}", total=len(split.files)):
+        tokens = read_shard(raw / file.name)
         if len(tokens) and (largest := int(tokens.max())) >= vocabulary.size:
             raise ParamGolfError(
                 "a shard holds tokens that the tokenizer does not have",
-                where=raw / entry["name"],
+                where=raw / file.name,
                 expected=f"tokens below {vocabulary.size}",
                 found=largest,
                 fix="take the tokenizer and the shards of one variant",
@@ -87,68 +104,32 @@ def _count_documents(
     return documents
 
 
-def _link_splits(
-    source: dict[str, Any], raw: Path, folder: Path, vocabulary: SentencePieceVocabulary
-) -> dict[str, Any]:
-    content: dict[str, Any] = {}
-    for split in SPLITS:
-        tokens = sum(entry["tokens"] for entry in source[split]["files"])
-        content[split] = {"files": _link(source, split, raw, folder), "tokens": tokens}
-    if source["val_bytes"]["files"] and not vocabulary.rewrites:
-        return content | {"val_bytes": {"files": _link(source, "val_bytes", raw, folder)}}
-    with ShardWriter(folder, "val_bytes", _capacity(source, "val")) as writer:
-        for _, counts in _val_blocks(source, raw, vocabulary):
-            writer.append(counts)
-    return content | {"val_bytes": {"files": writer.entries}}
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """The published validation tokens, and what is known of their bytes."""
 
+    source: ShardManifest
+    raw: Path
+    vocabulary: SentencePieceVocabulary
 
-def _link(source: dict[str, Any], split: str, raw: Path, folder: Path) -> list[dict[str, Any]]:
-    linked = []
-    for index, entry in enumerate(source[split]["files"]):
-        name = f"{split}_{index:06d}.bin"
-        link_or_copy(raw / entry["name"], folder / name)
-        linked.append(entry | {"name": name})
-    return linked
+    @property
+    def has_sidecar(self) -> bool:
+        """The publisher counted the bytes."""
+        return bool(self.source.val_bytes.files)
 
+    def open(self, split: ShardSplit) -> ShardStream:
+        """Open the shards of a published split."""
+        return ShardStream([self.raw / file.name for file in split.files])
 
-def _fuse_splits(
-    source: dict[str, Any], raw: Path, folder: Path, vocabulary: SentencePieceVocabulary
-) -> dict[str, Any]:
-    fusion, capacity = vocabulary.fusion, _capacity(source, "train")
-    assert isinstance(fusion, Fusion)
-    with (
-        ShardWriter(folder, "val", capacity) as val,
-        ShardWriter(folder, "val_bytes", capacity) as val_bytes,
-        ShardWriter(folder, "train", capacity) as train,
-    ):
-        for ids, counts in _val_blocks(source, raw, vocabulary):
-            fused, sums = fusion.fuse(ids, counts)
-            assert sums is not None
-            val.append(fused)
-            val_bytes.append(sums)
-        stream = _open(source, "train", raw)
-        blocks = whole_documents(stream, BOS)
-        total = -(-len(stream) // BLOCK_TOKENS)
-        for _, ids in track(blocks, "fusing marks of train", total=total):
-            train.append(fusion.fuse(ids, None)[0])
-    return {
-        "val": {"files": val.entries, "tokens": val.total},
-        "train": {"files": train.entries, "tokens": train.total},
-        "val_bytes": {"files": val_bytes.entries},
-    }
-
-
-def _val_blocks(
-    source: dict[str, Any], raw: Path, vocabulary: SentencePieceVocabulary
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield validation tokens in whole documents, each block with its byte counts."""
-    sidecars, rewrites = _open(source, "val_bytes", raw), vocabulary.rewrites
-    for start, ids in whole_documents(_open(source, "val", raw), BOS):
-        counts = vocabulary.count(ids)
-        if len(sidecars):
-            published = sidecars.read(start, start + len(ids))
-            counts = _limit(ids, published, counts) if rewrites else published
-        yield ids, counts
+    def blocks(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the tokens in blocks of whole documents, each with the bytes of its tokens."""
+        sidecar, rewrites = self.open(self.source.val_bytes), self.vocabulary.rewrites
+        for start, ids in whole_documents(self.open(self.source.val)):
+            counts = self.vocabulary.count(ids)
+            if self.has_sidecar:
+                published = sidecar.read(start, start + len(ids))
+                counts = _limit(ids, published, counts) if rewrites else published
+            yield ids, counts
 
 
 def _limit(ids: np.ndarray, published: np.ndarray, decoded: np.ndarray) -> np.ndarray:
@@ -167,9 +148,53 @@ def _limit(ids: np.ndarray, published: np.ndarray, decoded: np.ndarray) -> np.nd
     return counts
 
 
-def _open(source: dict[str, Any], split: str, raw: Path) -> ShardStream:
-    return ShardStream([raw / entry["name"] for entry in source[split]["files"]])
+Adopted = tuple[ShardSplit, ShardSplit, tuple[ShardFile, ...]]
+"""Training, validation, and the shards of byte counts."""
 
 
-def _capacity(source: dict[str, Any], split: str) -> int:
-    return max(int(entry["tokens"]) for entry in source[split]["files"])
+def _link_splits(validation: Validation, folder: Path) -> Adopted:
+    source, raw = validation.source, validation.raw
+    train = _link("train", source.train, raw, folder)
+    val = _link("val", source.val, raw, folder)
+    if validation.has_sidecar and not validation.vocabulary.rewrites:
+        return train, val, _link("val_bytes", source.val_bytes, raw, folder).files
+    with ShardWriter(folder, "val_bytes", _capacity(source.val)) as writer:
+        for _, counts in validation.blocks():
+            writer.append(counts)
+    return train, val, writer.files
+
+
+def _link(name: str, split: ShardSplit, raw: Path, folder: Path) -> ShardSplit:
+    linked = []
+    for index, file in enumerate(split.files):
+        target = f"{name}_{index:06d}.bin"
+        link_or_copy(raw / file.name, folder / target)
+        linked.append(dataclasses.replace(file, name=target))
+    return dataclasses.replace(split, files=tuple(linked))
+
+
+def _fuse_splits(validation: Validation, fusion: Fusion, folder: Path) -> Adopted:
+    capacity = _capacity(validation.source.train)
+    with (
+        ShardWriter(folder, "val", capacity) as val,
+        ShardWriter(folder, "val_bytes", capacity) as val_bytes,
+        ShardWriter(folder, "train", capacity) as train,
+    ):
+        for ids, counts in validation.blocks():
+            fused, sums = fusion.fuse(ids, counts)
+            assert sums is not None
+            val.append(fused)
+            val_bytes.append(sums)
+        stream = validation.open(validation.source.train)
+        total = -(-len(stream) // BLOCK_TOKENS)
+        for _, ids in track(whole_documents(stream), "fusing marks of train", total=total):
+            train.append(fusion.fuse(ids, None)[0])
+    return (
+        ShardSplit(files=train.files, tokens=train.total),
+        ShardSplit(files=val.files, tokens=val.total),
+        val_bytes.files,
+    )
+
+
+def _capacity(split: ShardSplit) -> int:
+    return max(file.tokens for file in split.files)

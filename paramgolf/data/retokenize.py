@@ -5,34 +5,36 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.config import TokenizerConfig
-from paramgolf.data.documents import RAW_PATH, read_lines, read_manifest
+from paramgolf.data.documents import RAW_PATH, read_lines
 from paramgolf.data.encode import BATCH_BYTES, encode_documents
 from paramgolf.data.folders import fresh_folder, locate
-from paramgolf.data.published import adopt_shards
+from paramgolf.data.manifests import (
+    FIX_RAW,
+    SCHEMA,
+    ByteCounts,
+    DocumentsFile,
+    RawManifest,
+    ShardManifest,
+    ShardSplit,
+    TokensManifest,
+    read_raw_manifest,
+    write_manifest,
+)
+from paramgolf.data.published import Splits, adopt_shards
 from paramgolf.data.shards import ShardWriter
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.token_set import SCHEMA, TOKENS_PATH
+from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import sha256_file, write_bytes, write_json
+from paramgolf.files import sha256_file, write_bytes
 from paramgolf.progress import say, track
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class SplitDocuments:
-    """A split's file of documents, and what the manifest says of it."""
-
-    split: str
-    path: Path
-    entry: dict[str, Any]
 
 
 def retokenize(
@@ -40,54 +42,57 @@ def retokenize(
     workers: int,
     raw: str | Path = RAW_PATH,
     folder: str | Path = TOKENS_PATH,
-) -> dict[str, Any]:
+) -> TokensManifest:
     """Fill `folder` with shards of what lies in `raw`; return the manifest written there.
 
     Documents are encoded by `workers` processes (0: one a core); the bytes do not depend on their
     number. Published shards are checked and linked, and their validation bytes counted.
     """
     raw, folder = Path(raw), fresh_folder(folder)
-    source = read_manifest(raw)
+    source = read_raw_manifest(raw)
     file = _place_tokenizer(config, source, raw, folder)
     tokenizer = open_tokenizer(file)
-    content: dict[str, Any] = {}
-    if source["kind"] == "shards":
-        content = adopt_shards(source, raw, folder, _published(file))
+    if isinstance(source, ShardManifest):
+        splits = adopt_shards(source, raw, folder, _published(file))
     else:
-        for split in ("val", "train"):
-            documents = SplitDocuments(split, raw / source[split]["file"], source[split])
-            content |= _write_split(documents, file, tokenizer.rule, config.shard_tokens, workers)
-    manifest = content | {
-        "schema": SCHEMA,
-        "vocab_size": tokenizer.size,
-        "bos": BOS,
-        "tokenizer": Path(file.path).name,
-        "tokenizer_sha256": sha256_file(file.path),
-        "tokenizer_bos": tokenizer.own_bos,
-        "transform": config.transform,
-        "fuse_markers": config.fuse_markers,
-        "aliases": tokenizer.fusion.aliases if tokenizer.fusion else [],
-    }
-    write_json(folder / "manifest.json", manifest)
+        writer = SplitWriter(file, config.shard_tokens, workers)
+        val, val_bytes = writer.write(raw, source.val, "val", rule=tokenizer.rule)
+        train, _ = writer.write(raw, source.train, "train")
+        assert val_bytes is not None
+        splits = Splits(train, val, val_bytes)
+    manifest = TokensManifest(
+        schema=SCHEMA,
+        vocab_size=tokenizer.size,
+        bos=BOS,
+        tokenizer=Path(file.path).name,
+        tokenizer_sha256=sha256_file(file.path),
+        tokenizer_bos=tokenizer.own_bos,
+        transform=config.transform,
+        fuse_markers=config.fuse_markers,
+        aliases=tokenizer.fusion.aliases if tokenizer.fusion else (),
+        train=splits.train,
+        val=splits.val,
+        val_bytes=splits.val_bytes,
+    )
+    write_manifest(folder, manifest)
     return manifest
 
 
 def _place_tokenizer(
-    config: TokenizerConfig, source: dict[str, Any], raw: Path, folder: Path
+    config: TokenizerConfig, source: RawManifest, raw: Path, folder: Path
 ) -> TokenizerFile:
     """Put a tokenizer into `folder`: the published one, the user's, or one trained on the text."""
-    if source["kind"] == "shards":
-        return _take(raw / source["tokenizer"]["file"], folder, config)
+    if isinstance(source, ShardManifest):
+        return _take(raw / source.tokenizer.file, folder, config)
     if config.source == "published":
         fix = "set tokenizer.source to train or file"
         raise ParamGolfError("documents come without a published tokenizer", where=raw, fix=fix)
     if config.source == "file":
         assert config.path is not None
         return _take(locate(config.path), folder, config)
-    train = source["train"]
     texts = draw_texts(
-        read_lines(raw / train["file"]),
-        total_bytes=train["bytes"],
+        read_lines(raw / source.train.file),
+        total_bytes=source.train.bytes,
         limit_bytes=config.training_bytes,
     )
     caseops = config.transform == "caseops"
@@ -143,36 +148,44 @@ def _published(file: TokenizerFile) -> SentencePieceVocabulary:
     return vocabulary
 
 
-def _write_split(
-    source: SplitDocuments, tokenizer: TokenizerFile, rule: str, shard_tokens: int, workers: int
-) -> dict[str, Any]:
-    """Write the shards of a split, and for `val` its byte counts; return their manifest entries."""
-    name, count_bytes = source.split, source.split == "val"
-    folder = Path(tokenizer.path).parent
-    documents = byte_total = 0
-    encoded = encode_documents(
-        read_lines(source.path), tokenizer, workers=workers, count_bytes=count_bytes
-    )
-    batches = -(-source.entry["bytes"] // BATCH_BYTES)
-    with (
-        ShardWriter(folder, name, shard_tokens) as tokens,
-        ShardWriter(folder, f"{name}_bytes", shard_tokens) as counts,
-    ):
-        for part in track(encoded, f"tokens of {name}", total=batches):
-            tokens.append(part.tokens)
-            documents += part.documents
-            if part.counts is not None:
-                counts.append(part.counts)
-                byte_total += int(part.counts.sum(dtype=np.int64))
-    if documents != source.entry["documents"]:
-        raise ParamGolfError(
-            "a file of documents is cut short",
-            where=source.path,
-            expected=f"{source.entry['documents']} documents",
-            found=documents,
-            fix="make it again with `dvc repro -f -s download`",
+@dataclasses.dataclass(frozen=True, slots=True)
+class SplitWriter:
+    """Encodes documents by one tokenizer into the shards of the folder that it lies in."""
+
+    tokenizer: TokenizerFile
+    shard_tokens: int
+    workers: int
+
+    def write(
+        self, raw: Path, source: DocumentsFile, name: str, *, rule: str | None = None
+    ) -> tuple[ShardSplit, ByteCounts | None]:
+        """Write the shards of split `name`; with a `rule` of counting, its byte counts too."""
+        folder = Path(self.tokenizer.path).parent
+        documents = byte_total = 0
+        lines = read_lines(raw / source.file)
+        encoded = encode_documents(
+            lines, self.tokenizer, workers=self.workers, count_bytes=rule is not None
         )
-    content = {name: {"files": tokens.entries, "tokens": tokens.total, "documents": documents}}
-    if count_bytes:
-        content["val_bytes"] = {"files": counts.entries, "bytes": byte_total, "rule": rule}
-    return content
+        batches = -(-source.bytes // BATCH_BYTES)
+        with (
+            ShardWriter(folder, name, self.shard_tokens) as tokens,
+            ShardWriter(folder, f"{name}_bytes", self.shard_tokens) as counts,
+        ):
+            for part in track(encoded, f"tokens of {name}", total=batches):
+                tokens.append(part.tokens)
+                documents += part.documents
+                if part.counts is not None:
+                    counts.append(part.counts)
+                    byte_total += int(part.counts.sum(dtype=np.int64))
+        if documents != source.documents:
+            raise ParamGolfError(
+                "a file of documents is cut short",
+                where=raw / source.file,
+                expected=f"{source.documents} documents",
+                found=documents,
+                fix=FIX_RAW,
+            )
+        split = ShardSplit(files=tokens.files, tokens=tokens.total, documents=documents)
+        if rule is None:
+            return split, None
+        return split, ByteCounts(files=counts.files, bytes=byte_total, rule=rule)

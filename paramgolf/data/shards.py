@@ -15,6 +15,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from paramgolf.data.manifests import ShardFile
+from paramgolf.data.special_tokens import BOS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import atomic_open, sha256_file
 
@@ -76,31 +78,31 @@ class ShardStream:
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint16)
 
 
-def split_documents(stream: ShardStream, bos: int) -> Iterator[tuple[int, np.ndarray]]:
+def split_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens.
 
     A stream that does not begin with BOS is refused: its documents could not be told apart (#1779).
     """
-    if len(stream) and stream.read(0, 1)[0] != bos:
+    if len(stream) and stream.read(0, 1)[0] != BOS:
         raise ParamGolfError(
             "a token stream does not begin with BOS (#1779)",
-            expected=f"token {bos} before each document",
+            expected=f"token {BOS} before each document",
             found=f"token {int(stream.read(0, 1)[0])}",
             fix="write the shards with BOS before each document: `dvc repro -f -s retokenize`",
         )
-    for begin, block in whole_documents(stream, bos):
-        starts = np.flatnonzero(block == bos).tolist()
+    for begin, block in whole_documents(stream):
+        starts = np.flatnonzero(block == BOS).tolist()
         for start, stop in zip(starts, [*starts[1:], len(block)], strict=True):
             yield begin + start, block[start:stop]
 
 
-def whole_documents(stream: ShardStream, bos: int) -> Iterator[tuple[int, np.ndarray]]:
+def whole_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start, tokens) of blocks that end where a document ends; all together the stream."""
     held, begin = np.empty(0, dtype=np.uint16), 0
     for offset in range(0, len(stream), BLOCK_TOKENS):
         block = stream.read(offset, min(offset + BLOCK_TOKENS, len(stream)))
         held = np.concatenate([held, block])
-        starts = np.flatnonzero(held == bos)
+        starts = np.flatnonzero(held == BOS)
         cut = int(starts[-1]) if len(starts) else 0
         if cut:
             yield begin, held[:cut]
@@ -112,17 +114,22 @@ def whole_documents(stream: ShardStream, bos: int) -> Iterator[tuple[int, np.nda
 class ShardWriter:
     """Write a sequence of uint16 values into shards STEM_NNNNNN.bin of `capacity` values.
 
-    Used as a context; `entries` then lists {name, tokens, sha256} of each shard for a manifest.
+    Used as a context; `files` then is what a manifest says of each shard.
     Values go to the file at once, their count into its header at the end.
     """
 
     def __init__(self, folder: str | Path, stem: str, capacity: int) -> None:
-        self.entries: list[dict[str, Any]] = []
+        self._entries: list[ShardFile] = []
         self.total = 0
         self._folder, self._stem, self._capacity = Path(folder), stem, capacity
         self._stack = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         self._count = 0
+
+    @property
+    def files(self) -> tuple[ShardFile, ...]:
+        """The shards that are whole."""
+        return tuple(self._entries)
 
     def append(self, values: np.ndarray) -> None:
         """Add uint16 values; full shards are closed."""
@@ -138,7 +145,7 @@ class ShardWriter:
                 self._finish()
 
     def _path(self) -> Path:
-        return self._folder / f"{self._stem}_{len(self.entries):06d}.bin"
+        return self._folder / f"{self._stem}_{len(self._entries):06d}.bin"
 
     def _finish(self) -> None:
         if self._file is None:
@@ -147,8 +154,8 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(header(self._count))
         self._stack.close()
-        entry = {"name": path.name, "tokens": self._count, "sha256": sha256_file(path)}
-        self.entries.append(entry)
+        entry = ShardFile(name=path.name, tokens=self._count, sha256=sha256_file(path))
+        self._entries.append(entry)
         self.total += self._count
         self._file, self._count = None, 0
 

@@ -8,5 +8,7 @@ reads this module too, so it imports nothing.
 
 from __future__ import annotations
 
-BOS = 1
+from typing import Final
+
+BOS: Final = 1
 ALIASES = (8, 9, 10)

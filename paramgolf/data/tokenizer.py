@@ -82,7 +82,8 @@ class TextTokenizer:
         return self._vocabulary.excesses(self._own(tokens)).get(excess, "") if excess else ""
 
     def _own(self, tokens: np.ndarray) -> np.ndarray:
-        return self._exchange[(self.fusion.split(tokens) if self.fusion else tokens)[1:]]
+        own: np.ndarray = self._exchange[(self.fusion.split(tokens) if self.fusion else tokens)[1:]]
+        return own
 
 
 def open_tokenizer(file: TokenizerFile) -> TextTokenizer:

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from paramgolf.data.byte_counts import OFFSETS_RULE, at_most
+from paramgolf.data.byte_counts import at_most
+from paramgolf.data.manifests import OFFSETS_RULE
 from paramgolf.errors import ParamGolfError
 
 # special tokens that begin a document, in order of preference; without one BOS is added

@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
-from paramgolf.data.byte_counts import TABLE_RULE, byte_table
+from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.caseops import (
     MARK_BYTES,
     MARKS,
@@ -19,6 +19,7 @@ from paramgolf.data.caseops import (
     fusion,
     mark_ids,
 )
+from paramgolf.data.manifests import TABLE_RULE
 from paramgolf.errors import ParamGolfError
 
 # what normalisations change: spaces at the ends and in a row, a line's end, a folded character

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramgolf.data.byte_counts import TABLE_RULE
+from paramgolf.data.manifests import TABLE_RULE
 from paramgolf.errors import ParamGolfError
 
 _ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[\\nrt]|)")

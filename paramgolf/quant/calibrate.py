@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.shards import ShardStream
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
@@ -76,7 +77,7 @@ def collect(
     else:
         sequences, numbers = config.sequences, deal(config.sequences, runtime)
         texts_NT = generate_texts(
-            network, numbers, length, config, bos=tokens.bos, seed=seed, show=runtime.is_main
+            network, numbers, length, config, bos=BOS, seed=seed, show=runtime.is_main
         )
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)

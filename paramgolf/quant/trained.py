@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ import safetensors.torch
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import Shape, shapes
-from paramgolf.schema import parse
+from paramgolf.schema import Natural, Positive, read_record
 
 TRAIN_PATH = Path("artifacts/train")
 SCHEMA = 1
@@ -32,6 +32,16 @@ FAMILIES = {
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """config.json of a trained model."""
+
+    schema: Natural
+    vocab_size: Positive
+    sequence_length: Positive
+    model: ModelConfig
+
+
 @dataclass(frozen=True, slots=True)
 class Trained:
     """A trained model; `state` is float32, named and shaped as paramgolf.model.shapes says."""
@@ -40,7 +50,7 @@ class Trained:
     vocab_size: int
     sequence_length: int
     state: dict[str, Tensor]
-    config: dict[str, Any]  # config.json as it is, to be handed on
+    config: dict[str, Any]  # what config.json says, to be handed on
 
     @property
     def seed(self) -> int:
@@ -52,19 +62,9 @@ class Trained:
 
 def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     """Read config.json and model.safetensors; the tensors must be those of the configuration."""
-    config_path = Path(folder) / "config.json"
-    config = read_json(config_path, fix=FIX)
-    if config.get("schema") != SCHEMA:
-        raise ParamGolfError(
-            "a configuration of another version",
-            where=config_path,
-            expected=f"schema {SCHEMA}",
-            found=config.get("schema"),
-            fix=FIX,
-        )
-    model = parse(ModelConfig, config["model"], "model", where=config_path)
+    config = read_record(Described, Path(folder) / "config.json", version=SCHEMA, fix=FIX)
     state = load_tensors(Path(folder) / "model.safetensors", fix=FIX)
-    expected = shapes(model, config["vocab_size"])
+    expected = shapes(config.model, config.vocab_size)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if found != expected:
         raise ParamGolfError(
@@ -74,7 +74,9 @@ def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
             found=_differences(found, expected),
             fix=FIX,
         )
-    return Trained(model, config["vocab_size"], config["sequence_length"], state, config)
+    return Trained(
+        config.model, config.vocab_size, config.sequence_length, state, dataclasses.asdict(config)
+    )
 
 
 def stacked(tensor: Tensor) -> Tensor:

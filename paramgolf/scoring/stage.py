@@ -112,7 +112,7 @@ def evaluation_key(
 ) -> str:
     """Return a hash of all that a score depends on."""
     found = open_tokens(tokens)
-    files = [package, *(tokens / name for name in (*found.val_files, *found.val_bytes_files))]
+    files = [package, *(tokens / name for name in found.scored_files)]
     # a missing file is the evaluation's to complain of
     hashes = [sha256_file(path) if path.is_file() else None for path in files]
     return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 
@@ -64,7 +65,7 @@ def load_text(folder: str | Path, vocab_size: int, max_tokens: int | None) -> Te
         raise ParamGolfError(
             "no validation text to score", where=folder, found=f"{len(val)} tokens", fix=FIX
         )
-    text = Text(val.read(0, count + 1), val_bytes.read(1, count + 1), token_set.bos)
+    text = Text(val.read(0, count + 1), val_bytes.read(1, count + 1), BOS)
     _check(text, token_set, vocab_size)
     return text
 

@@ -73,7 +73,7 @@ class SeedRun:
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes((self.folder / "manifest.json").read_bytes())
         tokens = open_tokens(folder)
-        for name in (*tokens.val_files, *tokens.val_bytes_files):
+        for name in tokens.scored_files:
             self.repository.get_file((TOKENS_PATH / name).as_posix(), str(folder / name))
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import sentencepiece
 import token_case
-from shard_files import write_shard
+from shard_files import PublishedShards, write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import SIDECAR_RULE, ByteTable, byte_table
+from paramgolf.data.byte_counts import ByteTable, byte_table
 from paramgolf.data.config import AuditConfig
+from paramgolf.data.manifests import SIDECAR_RULE
 from paramgolf.data.overlap import compare
 from paramgolf.data.shards import read_shard
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
@@ -264,8 +265,9 @@ def test_a_normalisation_that_lengthens_does_not_flatter(tmp_path: Path) -> None
 def published(case: Case, folder: Path) -> None:
     """Turn the case into published shards: no raw text, only what the manifest says."""
     shutil.rmtree(case.raw)
-    val = {"documents": 12}
-    write_json(case.raw / "manifest.json", {"schema": 1, "kind": "shards", "val": val, "train": {}})
+    shards = PublishedShards(case.raw, b"")
+    for split, documents in (("val", 12), ("train", None), ("val_bytes", None)):
+        shards.add(split, [case.split(split)], documents=documents)
 
 
 def test_published_shards_are_counted_by_decoding(case: Case, tmp_path: Path) -> None:

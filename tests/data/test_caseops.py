@@ -194,11 +194,8 @@ def test_a_fused_pair_has_the_byte_of_its_space() -> None:
     assert sums[fused == 8].tolist() == [1]
     assert fused[-2:].tolist() == [7, 9]  # the literal U+0001 and its escape
     assert sums[-2:].tolist() == [0, 1]
-    assert fusion(MODEL).aliases == [
-        [8, fusion(MODEL).space, 4],
-        [9, fusion(MODEL).space, 5],
-        [10, fusion(MODEL).space, 6],
-    ]
+    space = fusion(MODEL).space
+    assert fusion(MODEL).aliases == ((8, space, 4), (9, space, 5), (10, space, 6))
 
 
 def test_a_model_without_the_marks_is_refused() -> None:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data.config import DataConfig
-from paramgolf.data.documents import Document, read_documents, read_manifest, write_documents
+from paramgolf.data.documents import Document, read_documents, write_documents
 from paramgolf.data.download import download
+from paramgolf.data.manifests import read_raw_manifest
 from paramgolf.data.sample import sample_documents, versions
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
@@ -45,9 +46,9 @@ def test_documents_come_back_as_written(
     documents = [Document(name, text) for name, text in pairs]
     entry = write_documents(path, documents)
     assert list(read_documents(path)) == documents
-    assert entry["documents"] == len(documents)
-    assert entry["bytes"] == sum(len(text.encode()) for _, text in pairs)
-    assert entry["sha256"] == sha256_file(path)
+    assert entry.documents == len(documents)
+    assert entry.bytes == sum(len(text.encode()) for _, text in pairs)
+    assert entry.sha256 == sha256_file(path)
 
 
 def test_the_sample_is_several_megabytes_of_distinct_public_modules(
@@ -77,9 +78,9 @@ def test_the_sample_makes_the_same_bytes_each_time(
     sample: Params, documents: list[Document], tmp_path: Path
 ) -> None:
     manifest = download(sample.data, tmp_path / "raw")
-    assert manifest == read_manifest(tmp_path / "raw")
-    assert manifest["versions"] == versions()
-    assert manifest["val"]["documents"] == sample.data.validation_documents
+    assert manifest == read_raw_manifest(tmp_path / "raw")
+    assert manifest.versions == versions()
+    assert manifest.val.documents == sample.data.validation_documents
     splits = [
         list(read_documents(tmp_path / f"raw/{split}.jsonl.zst")) for split in ("val", "train")
     ]
@@ -95,14 +96,14 @@ def test_the_first_documents_are_validation(sample: Params, tmp_path: Path) -> N
     )
     assert val == [f"text {index} of corpus.jsonl" for index in range(3)]
     assert train == [f"text {index} of corpus.jsonl" for index in range(3, 7)]
-    assert manifest["source"] == "files"
+    assert manifest.source == "files"
 
 
 def test_validation_files_are_a_split_of_their_own(sample: Params, tmp_path: Path) -> None:
     val = corpus(tmp_path, 5, "val.jsonl")
     config = files_config(sample, corpus(tmp_path, 10), validation_files=(val,))
     manifest = download(config, tmp_path / "raw")
-    assert (manifest["val"]["documents"], manifest["train"]["documents"]) == (5, 10)
+    assert (manifest.val.documents, manifest.train.documents) == (5, 10)
 
 
 def test_what_was_skipped_stands_in_the_manifest(sample: Params, tmp_path: Path) -> None:
@@ -110,8 +111,8 @@ def test_what_was_skipped_stands_in_the_manifest(sample: Params, tmp_path: Path)
     with open(path, "ab") as file:
         file.write(b'{"text": ""}\n\xff\n{"text": " "}\n')
     manifest = download(files_config(sample, path, on_error="skip"), tmp_path / "raw")
-    assert manifest["skipped"] == {"empty document": 2, "bad UTF-8": 1}
-    assert manifest["train"]["documents"] == 7
+    assert manifest.skipped == {"empty document": 2, "bad UTF-8": 1}
+    assert manifest.train.documents == 7
 
 
 @pytest.mark.parametrize("count", [2, 3])

@@ -128,7 +128,7 @@ def test_shards_go_all_the_way_to_the_audit(client: Client, published: dict[str,
     assert (raw / "fineweb_val_000000.bin").read_bytes() == published[VAL]
     config = token_case.config(source="published")
     written = retokenize(config, 1, raw, tokens)
-    assert written["val"]["documents"] == 20
+    assert written.val.documents == 20
     assert (tokens / "train_000001.bin").read_bytes() == published[TRAIN[1]]
     metrics = audit(AuditConfig(allowed_overlap=0), raw, tokens)
     assert metrics["bytes_val_counted"] == sum(len(t.encode()) for t in make_texts(9, 20))
@@ -247,3 +247,37 @@ def test_a_validation_split_below_the_manifest_s_promise_is_refused(client: Clie
     client.hub.files["datasets/tokenizers/other.model"] = client.hub.files[MODEL]
     client.hub.files["datasets/manifest.json"] = manifest(files_val=2)
     assert "not what the repository's manifest promises" in message(client.download())
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"[1]", "not a JSON object"),
+        (b"{", "not a JSON file"),
+        (b"\xff", "a file is not UTF-8"),
+        (b'{"datasets": 5}', "a fault in the manifest\n  - `datasets` must be a list"),
+        (b'{"datasets": [{"name": 3}]}', r"`datasets\.0\.name` must be a text"),
+        (manifest(files_val=-1), r"`datasets\.0\.stats\.files_val` must be at least 0"),
+        (b'{"tokenizers": [null]}', r"`tokenizers\.0` must be a mapping"),
+    ],
+)
+def test_a_malformed_manifest_is_one_message(client: Client, content: bytes, expected: str) -> None:
+    client.hub.files["datasets/manifest.json"] = content
+    found = message(client.download())
+    assert re.search(expected, found)
+    assert "data.hub.revision" in found
+
+
+def test_a_variant_in_two_folders_is_refused(client: Client) -> None:
+    # equal names would be written through the hard link into the client's cache
+    client.hub.files["copy/fineweb10B_sp400/fineweb_val_000000.bin"] = client.hub.files[VAL]
+    found = message(client.download())
+    assert f"lies in 2 folders\n  where: {NAME}" in found
+    assert f"found: copy/fineweb10B_sp400, {BASE}" in found
+
+
+def test_a_gap_in_the_numbers_of_shards_is_refused(client: Client) -> None:
+    client.hub.files[TRAIN[1].replace("000001", "000007")] = client.hub.files.pop(TRAIN[1])
+    found = message(client.download())
+    assert "the train shards of `sp400` are not numbered without gaps" in found
+    assert "found: 0, 2, 7" in found

@@ -3,35 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import token_case
-from shard_files import write_shard
+from shard_files import PublishedShards
 
 from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import SIDECAR_RULE, byte_table
+from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.config import AuditConfig
+from paramgolf.data.manifests import SIDECAR_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
 from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import sha256_file, write_json
 
 CONFIG = token_case.config(source="published")
 
 
-class Raw:
+class Raw(PublishedShards):
     """data/raw of published shards: 3 training shards, and 2 of validation that cut a document."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.model = folder, token_case.processor(token_case.trained())
-        folder.mkdir()
-        (folder / "tokenizer.model").write_bytes(token_case.trained())
+        super().__init__(folder, token_case.trained())
+        self.model = token_case.processor(token_case.trained())
         self.val, train = self.tokens(1, 10), self.tokens(2, 30)
-        self.manifest: dict[str, Any] = {"schema": 1, "kind": "shards", "source": "hub"}
-        self.manifest["tokenizer"] = {"file": "tokenizer.model"}
         self.add("val", np.array_split(self.val, 2), documents=10)
         self.add("train", np.array_split(train, 3))
         self.add("val_bytes", [])
@@ -40,16 +36,6 @@ class Raw:
         texts = token_case.make_texts(seed, count)
         ids = [token for text in texts for token in (1, *self.model.encode(text))]
         return np.array(ids, dtype=np.uint16)
-
-    def add(self, split: str, shards: list[np.ndarray], **more: Any) -> None:
-        files = []
-        for index, values in enumerate(shards):
-            path = self.folder / f"fineweb_{split}_{index:06d}.bin"
-            write_shard(path, values)
-            files.append({"name": path.name, "tokens": len(values), "sha256": sha256_file(path)})
-        tokens = sum(map(len, shards))
-        self.manifest[split] = {"files": files, "tokens": tokens} | more
-        write_json(self.folder / "manifest.json", self.manifest)
 
 
 @pytest.fixture
@@ -64,8 +50,8 @@ def test_shards_are_linked_and_their_bytes_counted(raw: Raw, tmp_path: Path) -> 
     assert (tmp_path / "tokens/val_000001.bin").stat().st_nlink == 2
     expected = byte_table(raw.model).counts(raw.val)
     assert found.val_bytes().read(0, len(raw.val)).tolist() == expected.tolist()
-    assert manifest["val"]["documents"] == 10
-    assert manifest["train"]["documents"] == 30
+    assert manifest.val.documents == 10
+    assert manifest.train.documents == 30
     metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
     texts = token_case.make_texts(1, 10)
     assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in texts)
@@ -75,8 +61,8 @@ def test_published_byte_counts_are_taken(raw: Raw, tmp_path: Path) -> None:
     counts = np.minimum(byte_table(raw.model).counts(raw.val), 1)
     raw.add("val_bytes", np.array_split(counts, 2))
     manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
-    assert manifest["val_bytes"]["rule"] == SIDECAR_RULE
-    assert manifest["val_bytes"]["bytes"] == int(counts.sum())
+    assert manifest.val_bytes.rule == SIDECAR_RULE
+    assert manifest.val_bytes.bytes == int(counts.sum())
     found = read_shard(tmp_path / "tokens/val_bytes_000000.bin")
     assert found.tolist() == np.array_split(counts, 2)[0].tolist()
 
@@ -120,7 +106,7 @@ def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
         token_case.config(source="published", vocab_size=330), 1, raw.folder, tmp_path / "tokens"
     )
     decoded = len("the of") + len("and the") + len("in to")
-    assert manifest["val_bytes"]["bytes"] == decoded
+    assert manifest.val_bytes.bytes == decoded
     assert f"exceed the decoded text by {int(counts.sum()) - decoded}" in capsys.readouterr().err
     metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
     assert metrics["bytes_val_counted"] == decoded

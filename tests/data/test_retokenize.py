@@ -51,15 +51,15 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_shards_decode_to_the_documents(tokens: Path) -> None:
     found, model = open_tokens(tokens), load_tokenizer(tokens / "tokenizer.model")
     for stream, texts in ((found.val(), VAL), (found.train(), TRAIN)):
-        documents = [ids for _, ids in split_documents(stream, found.bos)]
-        assert all(ids[0] == found.bos for ids in documents)
+        documents = [ids for _, ids in split_documents(stream)]
+        assert all(ids[0] == 1 for ids in documents)
         assert [model.decode(ids[1:].tolist()) for ids in documents] == texts
 
 
 def test_every_validation_byte_is_counted(tokens: Path) -> None:
     found = open_tokens(tokens)
     counts = found.val_bytes().read(0, len(found.val_bytes()))
-    starts = [start for start, _ in split_documents(found.val(), found.bos)]
+    starts = [start for start, _ in split_documents(found.val())]
     sums = np.add.reduceat(counts.astype(np.int64), starts)
     assert sums.tolist() == [len(text.encode()) for text in VAL]
     assert counts[starts].tolist() == [0] * len(VAL)
@@ -105,7 +105,7 @@ def test_a_lossy_tokenizer_never_counts_more_than_the_raw_bytes(tmp_path: Path) 
         raw, tmp_path / "tokens", token_case.other(**token_case.PUBLISHED)
     )
     found = open_tokens(folder)
-    starts = [start for start, _ in split_documents(found.val(), found.bos)]
+    starts = [start for start, _ in split_documents(found.val())]
     counts = found.val_bytes().read(0, len(found.val_bytes())).astype(np.int64)
     expected = [len(texts[0].encode()), len("the of and"), len("plain text")]
     assert np.add.reduceat(counts, starts).tolist() == expected
@@ -122,7 +122,7 @@ def test_a_new_tokenizer_under_the_old_path_is_used(raw: Path, tmp_path: Path) -
     for size in (330, 320):
         token_case.write_tokens(raw, folder, token_case.trained(size))
     found, model = open_tokens(folder), load_tokenizer(folder / "tokenizer.model")
-    _, ids = next(split_documents(found.val(), found.bos))
+    _, ids = next(split_documents(found.val()))
     assert ids[1:].tolist() == model.encode(VAL[0])
 
 
@@ -133,7 +133,7 @@ def test_a_given_tokenizer_is_found_in_the_project_when_run_elsewhere(
     (tmp_path / "project" / "my.model").write_bytes(token_case.trained())
     monkeypatch.setenv("DVC_ROOT", str(tmp_path / "project"))
     config = token_case.config(source="file", path="my.model")
-    assert retokenize(config, 1, raw, tmp_path / "tokens")["vocab_size"] == 320
+    assert retokenize(config, 1, raw, tmp_path / "tokens").vocab_size == 320
 
 
 def test_bos_is_token_1_of_the_shards_whatever_the_tokenizer_calls_it(
@@ -142,8 +142,8 @@ def test_bos_is_token_1_of_the_shards_whatever_the_tokenizer_calls_it(
     model = token_case.other(bos_id=2, eos_id=1)
     folder = token_case.write_tokens(raw, tmp_path / "tokens", model)
     found, manifest = open_tokens(folder), read_json(folder / "manifest.json")
-    assert (found.bos, manifest["tokenizer_bos"]) == (1, 2)
-    documents = [ids for _, ids in split_documents(found.val(), 1)]
+    assert manifest["tokenizer_bos"] == 2
+    documents = [ids for _, ids in split_documents(found.val())]
     own = token_case.processor(model).encode(VAL)
     assert [ids[1:].tolist() for ids in documents] == own
     metrics = audit(AuditConfig(allowed_overlap=0), raw, folder)
@@ -260,10 +260,10 @@ def test_shards_hold_what_was_appended(
         for part in parts:
             writer.append(np.array(part, dtype=np.uint16))
     values = [value for part in parts for value in part]
-    stream = ShardStream([folder / entry["name"] for entry in writer.entries])
+    stream = ShardStream([folder / entry.name for entry in writer.files])
     assert stream.read(0, len(stream)).tolist() == values
     assert writer.total == len(values)
-    assert all(entry["tokens"] == capacity for entry in writer.entries[:-1])
+    assert all(entry.tokens == capacity for entry in writer.files[:-1])
 
 
 def test_a_written_shard_is_that_of_write_shard(tmp_path: Path) -> None:
@@ -295,6 +295,6 @@ def test_documents_are_found_whatever_the_block(
     write_shard(path, np.array(values, dtype=np.uint16))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("paramgolf.data.shards.BLOCK_TOKENS", block)
-        found = list(split_documents(ShardStream([path]), 1))
+        found = list(split_documents(ShardStream([path])))
     assert [ids[1:].tolist() for _, ids in found] == bodies
     assert all(values[start] == 1 for start, _ in found)

@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import token_case
 from schema_case import faults_of
-from shard_files import write_shard
+from shard_files import PublishedShards, write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.byte_counts import SIDECAR_RULE, TABLE_RULE, byte_table
+from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
 from paramgolf.data.config import AuditConfig
+from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream
 from paramgolf.data.token_set import open_tokens
@@ -53,13 +54,13 @@ def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
     metrics = audit(STRICT, raw, tmp_path / "tokens")
     assert metrics["lossless"]
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
-    assert manifest["transform"] == "caseops"
+    assert manifest.transform == "caseops"
     model = load_tokenizer(tmp_path / "tokens/tokenizer.model")
     pieces = [model.id_to_piece(i) for i in range(330)]
     assert pieces[4:8] == [*MARKS]
     assert not any("A" <= letter <= "Z" for piece in pieces[264:] for letter in piece)
-    assert manifest["bos"] == 1
-    assert [alias[::2] for alias in manifest["aliases"]] == ([[8, 4], [9, 5], [10, 6]] * fuse)
+    assert manifest.bos == 1
+    assert [alias[::2] for alias in manifest.aliases] == ([(8, 4), (9, 5), (10, 6)] * fuse)
     assert len(open_tokens(tmp_path / "tokens").aliases) == 3 * fuse
 
 
@@ -138,23 +139,23 @@ def flat(parts: list[list[int]]) -> list[int]:
     return [value for part in parts for value in part]
 
 
-class Published:
+def halves(values: list[int]) -> list[np.ndarray]:
+    return np.array_split(np.array(values, dtype=np.uint16), 2)
+
+
+class Published(PublishedShards):
     """data/raw of published shards of the case transform, with a sidecar."""
 
     def __init__(self, folder: Path, *, sidecar: bool) -> None:
-        self.folder = folder
-        folder.mkdir()
-        (folder / "tokenizer.model").write_bytes(token_case.trained_on_case())
-        self.manifest: dict[str, Any] = {"schema": 1, "kind": "shards", "source": "hub"}
-        self.manifest["tokenizer"] = {"file": "tokenizer.model"}
+        super().__init__(folder, token_case.trained_on_case())
         texts = [encode_case(text) for text in VAL]
         ids = [[1, *MODEL.encode(text)] for text in texts]
-        self.add("val", flat(ids), documents=12)
+        self.add("val", halves(flat(ids)), documents=12)
         train = [[1, *MODEL.encode(encode_case(text))] for text in TRAIN]
-        self.add("train", flat(train))
+        self.add("train", halves(flat(train)))
         # as published: counts of surfaces; a character's bytes all at one of its byte tokens
         counts = [self.sidecar(text) for text in texts]
-        self.add("val_bytes", flat(counts) if sidecar else [])
+        self.add("val_bytes", halves(flat(counts)) if sidecar else [])
 
     @staticmethod
     def sidecar(text: str) -> list[int]:
@@ -168,17 +169,6 @@ class Published:
                 literal = character == ESCAPE and not literal
             counts.append(total)
         return counts
-
-    def add(self, split: str, numbers: list[int], **more: Any) -> None:
-        files = []
-        for index, part in enumerate(np.array_split(np.array(numbers, dtype=np.uint16), 2)):
-            if len(part):
-                path = self.folder / f"fineweb_{split}_{index:06d}.bin"
-                write_shard(path, part)
-                entry = {"name": path.name, "tokens": len(part), "sha256": sha256_file(path)}
-                files.append(entry)
-        self.manifest[split] = {"files": files, "tokens": len(numbers)} | more
-        write_json(self.folder / "manifest.json", self.manifest)
 
 
 @pytest.mark.parametrize("sidecar", [False, True])
@@ -209,7 +199,7 @@ def test_fused_published_shards_are_those_of_the_text(raw: Path, tmp_path: Path)
 def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> None:
     published = Published(tmp_path / "raw", sidecar=False)
     ids = np.concatenate([[1, *MODEL.encode(encode_case(text))] for text in VAL])
-    published.add("val_bytes", marks_as_text(ids.astype(np.uint16)).tolist())
+    published.add("val_bytes", halves(marks_as_text(ids.astype(np.uint16)).tolist()))
     retokenize(config(source="published"), 1, published.folder, tmp_path / "tokens")
     refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(#1729\)")
 

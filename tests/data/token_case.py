@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.config import TokenizerConfig
-from paramgolf.data.documents import SCHEMA, Document, write_documents
+from paramgolf.data.documents import Document, write_documents
+from paramgolf.data.manifests import SCHEMA, DocumentsFile, TextManifest, write_manifest
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.tokenizer_training import OPTIONS, train_tokenizer
-from paramgolf.files import write_json
 
 WORDS = ["the", "of", "and", "in", "to", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
 PUBLISHED = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
@@ -95,12 +95,22 @@ def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 def write_raw(folder: Path, val: list[str], train: list[str]) -> Path:
     """Write data/raw with the given texts."""
-    manifest: dict[str, Any] = {"schema": SCHEMA, "kind": "documents", "source": "files"}
-    folder.mkdir(parents=True, exist_ok=True)
-    for split, texts in (("val", val), ("train", train)):
+
+    def write(split: str, texts: list[str]) -> DocumentsFile:
         documents = (Document(f"{split}:{i}", text) for i, text in enumerate(texts, 1))
-        manifest[split] = write_documents(folder / f"{split}.jsonl.zst", documents)
-    write_json(folder / "manifest.json", manifest)
+        return write_documents(folder / f"{split}.jsonl.zst", documents)
+
+    manifest = TextManifest(
+        schema=SCHEMA,
+        kind="documents",
+        source="files",
+        val=write("val", val),
+        train=write("train", train),
+        skipped={},
+        validation_files=(),
+        files=("given",),
+    )
+    write_manifest(folder, manifest)
     return folder
 
 

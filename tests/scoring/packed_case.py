@@ -1,12 +1,11 @@
 """A package, and the tokens that it is scored on."""
 
 import dataclasses
-import json
 
 import numpy as np
 import torch
 from scoring_case import VOCAB, make_network, make_text
-from shard_files import write_shard
+from shard_files import write_token_set
 
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.dequantize import dequantize
@@ -44,14 +43,5 @@ def write_package(folder) -> Network:
 
 def write_tokens(folder):
     text = make_text(170)
-    write_shard(folder / "val.bin", text.tokens)
-    write_shard(folder / "bytes.bin", np.concatenate([[0], text.byte_counts]).astype(np.uint16))
-    manifest = {
-        "schema": 1,
-        "vocab_size": VOCAB,
-        "bos": 1,
-        "train": {"files": []},
-        "val": {"files": [{"name": "val.bin"}]},
-        "val_bytes": {"files": [{"name": "bytes.bin"}]},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    byte_counts = np.concatenate([[0], text.byte_counts]).astype(np.uint16)
+    write_token_set(folder, val=[text.tokens], val_bytes=[byte_counts], vocab_size=VOCAB)

@@ -1,11 +1,9 @@
 """Loading validation text: the bytes of each target, and what bad folders are told."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
-from shard_files import write_shard
+from shard_files import write_token_set
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.scoring.text import load_text
@@ -18,19 +16,8 @@ def folder(tmp_path):
 
 
 def write_tokens(folder, tokens, byte_counts):
-    write_shard(folder / "val_000000.bin", np.array(tokens[:2], dtype=np.uint16))
-    write_shard(folder / "val_000001.bin", np.array(tokens[2:], dtype=np.uint16))
-    write_shard(folder / "val_bytes_000000.bin", np.array(byte_counts, dtype=np.uint16))
-    manifest = {
-        "schema": 1,
-        "vocab_size": 8,
-        "bos": 1,
-        "tokenizer": None,
-        "train": {"files": []},
-        "val": {"files": [{"name": f"val_00000{i}.bin"} for i in (0, 1)]},
-        "val_bytes": {"files": [{"name": "val_bytes_000000.bin"}]},
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    parts = [np.array(part, dtype=np.uint16) for part in (tokens[:2], tokens[2:], byte_counts)]
+    write_token_set(folder, val=parts[:2], val_bytes=parts[2:], vocab_size=8)
 
 
 def test_target_j_is_token_j_plus_one_with_its_own_bytes(folder):
