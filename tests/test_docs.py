@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import runpy
 import shlex
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,7 +29,11 @@ from paramgolf.verify.rules import RULES
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
-PAGES = [ROOT / "README.md", RECIPES / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    RECIPES / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 PARAMETERS = flatten(compose("base", RECIPES))
 SECTIONS = {key.partition(".")[0] for key in PARAMETERS}
 FOLDERS = ("paramgolf", "stages", "tests", "recipes", "benchmarks", "docs")
@@ -127,6 +133,35 @@ def given(words: list[str]) -> None:
 
 
 # single pages
+
+
+def test_the_readme_is_short():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 140
+
+
+def test_the_map_is_the_contract_of_imports():
+    """Each box of the architecture's map is a layer of the import-linter contract, in its order."""
+    text = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    boxes = re.findall(r'L\d+\["([\w .·]+)"\]', text)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    (contract,) = project["tool"]["importlinter"]["contracts"]
+    layers = [set(re.findall(r"\w+", layer)) for layer in contract["layers"]]
+    assert [set(re.findall(r"\w+", box)) for box in boxes] == layers[:-1]
+
+
+def test_the_page_of_parameters_is_made_from_the_base_recipe():
+    """`python scripts/parameters.py > docs/parameters.md` brings it up to date."""
+    page = runpy.run_path(str(ROOT / "scripts/parameters.py"))["page"]
+    text = (ROOT / "docs/parameters.md").read_text(encoding="utf-8")
+    assert page((RECIPES / "base.yaml").read_text(encoding="utf-8")) == text
+
+
+def test_one_version_is_named_everywhere():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert read_yaml(ROOT / "CITATION.cff")["version"] == project["version"]
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {project['version']}" in changelog
 
 
 def test_every_rule_is_explained_twice():
