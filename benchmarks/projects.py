@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
-from paramgolf.files import lock, read_json
+from paramgolf.files import read_json
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.model.config import ModelConfig
 from paramgolf.recipes import Assignment, build, read_assignment
@@ -108,15 +109,6 @@ class Devices:
             self._free.put(device)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock file, which other threads and processes wait for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        lock(file, wait=True)
-        yield
-
-
 class StageError(Exception):
     """A stage that ended with an error, or was not begun."""
 
@@ -151,7 +143,8 @@ class Project:
             parts["data"] = {**parts["data"], "hub": None}
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
         kept = WORK / "tokens" / key
-        with locked(WORK / "tokens" / f"{key}.lock"):
+        (WORK / "tokens").mkdir(parents=True, exist_ok=True)
+        with FileLock(WORK / "tokens" / f"{key}.lock"):  # others wait for the tokens
             if not (kept / "manifest.json").is_file():
                 self._make_tokens(kept)
         self.link_tokens(kept)

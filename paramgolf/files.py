@@ -1,4 +1,4 @@
-"""Atomic writes, strict reads of JSON, file hashes and locks."""
+"""Atomic writes, strict reads of JSON, and hashes of files."""
 
 from __future__ import annotations
 
@@ -135,18 +135,3 @@ def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def lock(file: IO[Any], *, wait: bool = False) -> bool:
-    """Lock an open file if nobody holds it, or wait for it; the lock goes when it is closed.
-
-    Linux drops it when the process ends, however it ends. Threads that open the file for themselves
-    keep each other out as processes do.
-    """
-    import fcntl  # POSIX only
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,8 +1,8 @@
 """GPUs as slots: concurrent runs of one user on one machine take different ones.
 
 DVC's queue starts several experiments but gives them no device. So each stage takes its GPUs
-before it touches CUDA: a GPU is a file that the process locks, and Linux drops the lock when the
-process ends, however it ends.
+before it touches CUDA: a GPU is a file that the process locks (flock), and Linux drops the lock when
+the process ends, however it ends.
 """
 
 from __future__ import annotations
@@ -12,19 +12,18 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import IO
 
 import torch
+from filelock import FileLock, Timeout
 
 from paramgolf.clock import START_VARIABLE, start_time
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import lock
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
-_held: list[IO[str]] = []  # an open file holds its lock; these stay open until the process ends
+_held: list[FileLock] = []  # a lock goes with its object; these stay until the process ends
 
 
 def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
@@ -75,11 +74,12 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     need = f"{count} of {len(devices)} GPUs"
-    with (folder / "turn.lock").open("w") as turn:
-        waited = not lock(turn)
-        if waited:
-            say(f"gpu: waiting for {need}, behind another run that waits")
-            lock(turn, wait=True)
+    turn = FileLock(folder / "turn.lock")
+    waited = not _lock(turn)
+    if waited:
+        say(f"gpu: waiting for {need}, behind another run that waits")
+        turn.acquire(poll_interval=POLL_SECONDS)
+    try:
         slots = _free(devices, count, folder)
         while len(slots) < count:
             if not waited:
@@ -88,6 +88,8 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
             time.sleep(POLL_SECONDS)
             rest = [device for device in devices if device not in slots]
             slots |= _free(rest, count - len(slots), folder)
+    finally:
+        turn.release()
     _held.extend(slots.values())
     chosen = [device for device in devices if device in slots]
     if waited:
@@ -95,15 +97,22 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
     return chosen
 
 
-def _free(devices: Iterable[str], most: int, folder: Path) -> dict[str, IO[str]]:
+def _free(devices: Iterable[str], most: int, folder: Path) -> dict[str, FileLock]:
     """Lock up to `most` of the devices that nobody holds."""
-    slots: dict[str, IO[str]] = {}
+    slots: dict[str, FileLock] = {}
     for device in devices:
         if len(slots) == most:
             break
-        file = (folder / f"{device.replace('/', '_')}.lock").open("w")
-        if lock(file):
-            slots[device] = file
-        else:
-            file.close()
+        slot = FileLock(folder / f"{device.replace('/', '_')}.lock")
+        if _lock(slot):
+            slots[device] = slot
     return slots
+
+
+def _lock(lock: FileLock) -> bool:
+    """Take a lock if nobody holds it."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return False
+    return True

@@ -13,7 +13,6 @@ from types import SimpleNamespace
 
 import pytest
 
-from paramgolf.files import lock
 from paramgolf.params import read_yaml
 from paramgolf.recipes import build, check
 
@@ -187,14 +186,6 @@ def test_a_gpu_is_taken_and_given_back(modules, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with modules.projects.Devices(1).take() as first:
         assert first == "0"
-
-
-def test_one_at_a_time_makes_the_tokens(modules, tmp_path):
-    path = tmp_path / "tokens/some.lock"
-    with modules.projects.locked(path), path.open("w") as other:
-        assert not lock(other)
-    with path.open("w") as other:
-        assert lock(other)
 
 
 @pytest.fixture

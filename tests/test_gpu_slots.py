@@ -71,15 +71,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 
 @pytest.fixture(autouse=True)
-def own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Undo what take_gpus leaves for the process: locks and variables."""
+def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo the variables that take_gpus leaves for the process; its locks lie in tmp_path."""
     for name in (gpu_slots.VISIBLE, START_VARIABLE, "RANK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.01)
-    yield
-    while gpu_slots._held:
-        gpu_slots._held.pop().close()
 
 
 def runtime(device: str = "auto", processes: int = 1) -> RuntimeConfig:

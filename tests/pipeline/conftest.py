@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 from pipeline_case import Project, clone, copy_project
-
-from paramgolf.files import lock
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +22,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def once(folder: Path, make: Callable[[Path], Project]) -> Project:
     """Make a project at `folder`, unless another process has or is about to: then wait for it."""
-    with folder.with_suffix(".lock").open("w") as file:
-        lock(file, wait=True)
+    with FileLock(folder.with_suffix(".lock")):
         done = folder.with_suffix(".done")
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
