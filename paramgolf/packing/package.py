@@ -1,4 +1,4 @@
-"""Pack a quantised model and its code, read the artifact back, and count every byte of it."""
+"""Pack a quantized model and its code, read the artifact back, and count every byte of it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Selective pruning (#1019, #1334): zero the cheapest +-1 until the artifact fits.
+"""Selective pruning (pg#1019, pg#1334): set the cheapest +-1 to 0 until the artifact fits.
 
-Zeroing a weight of 1 step costs a squared error of its step squared, so the entries of the rows
-with the finest steps go first. How many must go is found on real compressed sizes.
+A weight of +-s, s the step of its grid, that becomes 0 adds s^2 to the squared error, so the
+entries with the finest steps go first. How many must go is found on real compressed sizes: what the
+entropy coder saves on an entry depends on all the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from paramgolf.codec.dequantize import dequantize, finer_factor
 from paramgolf.model.shapes import MATRICES
 from paramgolf.progress import say
 
-ENTRIES_A_BYTE = 8  # what the first try takes for each byte too many (#1334)
+ENTRIES_PER_BYTE = 8  # what the first try takes for each byte too many (pg#1334)
 SLACK_BYTES = 200  # good enough: so near below the limit
 MAX_TRIES = 16
 GROWTH = 4
@@ -71,27 +72,28 @@ def prune(
 
 
 def candidates(tensors: dict[str, Tensor]) -> np.ndarray:
-    """Return the places of all +-1 of the block matrices, the cheapest first; int64.
+    """Return the positions of all +-1 of the block matrices, the cheapest first; int64 [n].
 
-    Places count through the matrices' integers one after another; equal costs go by place.
+    Positions count through the matrices' integers, one matrix after another; equal costs keep the
+    order of their positions.
     """
-    places, costs, start = [], [], 0
+    positions, costs, start = [], [], 0
     for name in _pruned(tensors):
         integers = tensors[f"{name}.integers"]
         step = dequantize(torch.ones_like(integers), tensors[f"{name}.scales"])
         if f"{name}.finer" in tensors:
             step *= finer_factor(tensors[f"{name}.finer"], integers.shape[-1])
         ones = (integers.abs() == 1).flatten()
-        places.append(start + ones.nonzero().flatten().numpy())
+        positions.append(start + ones.nonzero().flatten().numpy())
         costs.append(step.flatten()[ones].numpy())
         start += integers.numel()
-    if not places:
+    if not positions:
         return np.empty(0, dtype=np.int64)
-    return np.concatenate(places)[np.argsort(np.concatenate(costs), kind="stable")]
+    return np.concatenate(positions)[np.argsort(np.concatenate(costs), kind="stable")]
 
 
 def zeroed(tensors: dict[str, Tensor], order: np.ndarray, count: int) -> dict[str, Tensor]:
-    """Return the tensors with the first `count` places of `order` set to 0; the input stays."""
+    """Return the tensors with the first `count` positions of `order` at 0; the input stays."""
     changed, start, chosen = dict(tensors), 0, order[:count]
     for name in _pruned(tensors):
         integers = tensors[f"{name}.integers"].clone()
@@ -107,11 +109,11 @@ def search(size_of: Callable[[int], int], most: int, limit_bytes: int) -> list[T
 
     It grows until something fits, then interpolates between the largest count that does not fit
     and the smallest that does, halving the interval every other time. It ends within SLACK_BYTES
-    below the limit, at neighbours, or after MAX_TRIES; sizes need not fall steadily.
+    below the limit, at neighboring counts, or after MAX_TRIES; sizes need not fall steadily.
     """
     tries = [Try(0, size_of(0))]
     low, high = tries[0], None
-    count = min(most, ENTRIES_A_BYTE * (low.bytes - limit_bytes))
+    count = min(most, ENTRIES_PER_BYTE * (low.bytes - limit_bytes))
     while low.bytes > limit_bytes and most and len(tries) < MAX_TRIES:
         tries.append(Try(count, size_of(count)))
         if tries[-1].bytes <= limit_bytes:
