@@ -37,19 +37,25 @@ def decompress(codec: Codec, data: bytes, size: int) -> bytes:
 
 
 def _brotli(data: bytes, size: int) -> tuple[bytes, bool]:
+    """Return up to `size` + 1 bytes and whether the stream ended there: one more tells a bomb."""
     decoder = brotli.Decompressor()
     content = decoder.process(data, output_buffer_limit=size + 1)
     return content, decoder.is_finished()
 
 
 def _lzma(data: bytes, size: int) -> tuple[bytes, bool]:
+    """Return up to `size` + 1 bytes and whether the stream, and the data, ended there."""
     decoder = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=LZMA_FILTERS)
     content = decoder.decompress(data, max_length=size + 1)
     return content, decoder.eof and not decoder.unused_data
 
 
 def shuffle(data: bytes) -> bytes:
-    """Store all first bytes of 16-bit values, then all second bytes; the length must be even."""
+    """Store all first bytes of 16-bit values, then all second bytes; the length must be even.
+
+    Of a float16 the second byte holds sign, exponent and two digits, which repeat; the
+    digits in the first are noise. Apart, each kind has its own statistics.
+    """
     return data[0::2] + data[1::2]
 
 

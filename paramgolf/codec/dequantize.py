@@ -1,4 +1,4 @@
-"""The decoder's arithmetic, in a module of its own: the artifact carries nothing else of quant/.
+"""The decoder's arithmetic: from integers and scales to weights.
 
 All of it is elementwise, so that the weights have the same bits on every device: nothing is left to
 the order in which a matrix multiplication adds.
@@ -21,6 +21,7 @@ def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """
     integers = tensors[f"{name}.integers"]
     weight = dequantize(integers, tensors[f"{name}.scales"])
+    # a view, so that what is done to the stack is done to the weight
     stack = weight if weight.dim() == 3 else weight.unsqueeze(0)
     if f"{name}.finer" in tensors:
         stack.mul_(finer_factor(tensors[f"{name}.finer"], stack.shape[2]))
@@ -41,6 +42,7 @@ def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
 
 def finer_factor(halvings: Tensor, columns: int) -> Tensor:
     """Return what a step is multiplied by, a power of 2: float32 [layers, 1, columns]."""
+    # a power of 2, by which a float32 is multiplied exactly
     factors = 1 / (1 << halvings.int().clamp_min(0))
     return factors.repeat_interleave(columns // halvings.shape[1], 1).unsqueeze(1)
 
@@ -54,6 +56,7 @@ def low_rank(left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Ten
     grouped = right.double().view(*right_scales.shape, -1) * right_scales.double().unsqueeze(-1)
     rows, columns = left.double() * left_scales.double(), grouped.flatten(1)
     total = torch.zeros(len(rows), columns.shape[1], dtype=torch.float64, device=left.device)
+    # one after another, where a product of matrices would add in an order of its own
     for i in range(len(columns)):
         total += rows[:, i : i + 1] * columns[i]
     return total.float()

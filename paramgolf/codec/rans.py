@@ -1,13 +1,36 @@
-"""An entropy coder for quantised integers: rANS (arXiv 1311.2540), one state a lane, in numpy.
+"""The decoder of quantized integers: rANS (arXiv 1311.2540) with an adaptive normal model.
 
-Integers come as blocks of [steps, lanes]; a block's steps are decoded one after another, all lanes
-at once. What is expected of an integer is a normal distribution: its mean is predicted from the
-steps before it in its lane, by what the blocks before showed of how steps go together; its
-deviation is that of the step times what the lane's errors have been. Integers that a trellis chose
-(paramgolf.quant.trellis) have a parity that follows from those before. See docs/container.md.
+**The coder.** A state x holds what was coded; L = 2^16 <= x < 2^32. Symbols s of a table have
+frequencies f_s, which add up to M = 2^14, and start at c_s, the sum of the frequencies before. To
+decode a symbol,
 
-Every platform must come to the same tables: all is whole numbers but for `fit` and `tables`, whose
-results are rounded, and the encoder sees to it that none of `fit` lies near a half.
+    slot = x mod M;  s is the symbol with c_s <= slot < c_s + f_s
+    x <- f_s (x div M) + slot - c_s
+    if x < L:  x <- 2^16 x + the next word of 16 bits        (renormalization)
+
+and to encode it the same backwards: if x >= 2^18 f_s, write its lower 16 bits and drop them; then
+x <- M (x div f_s) + c_s + x mod f_s. A symbol takes log2(M / f_s) bits. What is encoded last
+is decoded first, so the encoder begins at the end. Each column has a state of its own, so that all
+columns are decoded at once, in numpy; all states begin (end, for the decoder) at L, and share one
+sequence of words.
+
+**The model.** Integers come as blocks of [rows, columns]; rows are decoded one after another. An
+integer z is expected to be normal, with mean mu and deviation sigma:
+
+    mu    = constant_i + sum over k < i of weights_ik z_k        (row i, the rows above it)
+    sigma = d_i times how large this column's errors |z - mu| / d were so far
+
+Weights, constants and d come from the blocks before: if C = K K^T is the covariance of rows over
+columns (Cholesky) and d the diagonal of K, A = d K^-1 has ones on its diagonal, and A (z - m) has
+independent entries of deviation d. So z_i = (A m)_i - sum over k < i of A_ik z_k, plus such an
+entry. With P(k) = Phi((k + 1/2 - mu) / sigma) - Phi((k - 1/2 - mu) / sigma), Phi the normal
+distribution, the frequencies of a table are M times P, of which 0.5 % belongs to twice the
+deviation: trained weights have heavier tails than normal numbers.
+
+**Every platform must come to the same tables.** All is whole numbers but for `predict` and
+`tables`, whose results are rounded, and the encoder sees to it that none of `predict` lies near a
+half (rans_writer). Integers that a trellis chose (quant.trellis) have a parity that follows from
+those above; half of each is coded. See docs/container.md.
 """
 
 from __future__ import annotations
@@ -21,48 +44,62 @@ import numpy as np
 
 from paramgolf.errors import ParamGolfError
 
-BITS = 14  # the frequencies of a table add up to 2^14
-LOWEST = 2**16  # states lie in 2^16..2^32; words of 16 bits fill them up
-HEADER = struct.Struct("<IIIIHHBBI")
-UNIT = 12  # means are in units of 2^-12
-SHIFTS, OCTAVE, CLASSES = 8, 8, 64  # tables a unit of mean, classes a doubling of deviation, in all
-SMALLEST = -2 * OCTAVE  # class 0 is a deviation of 1/4
-TYPICAL = 204  # 256 times the mean magnitude of a standard normal variable
-MOST_STEPS = 2**12  # that predict each other
-PRIOR = 16  # lanes that the first deviation counts for
-PANEL = 32
-MARGIN = 1e-9
-# the states of a trellis after each state and parity of the half
+PROB_BITS = 14  # M = 2^14: the frequencies of a table add up to it
+LOWER_BOUND = 2**16  # L: states lie in L..2^32
+HEADER = struct.Struct("<IIIIHHBBI")  # of a stream: Layout
+# A table is made for a class of deviations and for one of MEANS positions of the mean between two
+# whole numbers. Classes are an eighth of an octave apart, from a deviation of 1/4 to one of 59; the
+# coarseness costs some 0.001 bits per integer.
+MEANS, CLASSES, CLASSES_PER_OCTAVE = 8, 64, 8
+FIRST_CLASS = -2 * CLASSES_PER_OCTAVE  # class 0 is the deviation 2^-2
+MEAN_BITS = 12  # means are whole numbers of 2^-12
+SUPPORT = 5  # deviations from the mean within which every symbol has a frequency of at least 1
+TAIL_SHARE = 0.005  # of a table, that belongs to twice the deviation
+EXPECTED_MAGNITUDE = 204  # 256 E|z| of a standard normal z: 256 sqrt(2 / pi)
+MOST_ROWS = 2**12  # that are predicted from each other: the work grows with their square
+PRIOR_COLUMNS = 16  # columns that the first deviation counts for
+PANEL = 32  # rows that are predicted by one product of matrices, from all rows before them
+MARGIN = 1e-9  # the least distance to a half: far more than platforms differ by
+# the state of a trellis after each state and lowest bit of the half
 NEXT = np.array([0, 2, 5, 7, 1, 3, 4, 6, 2, 0, 7, 5, 3, 1, 6, 4])
-REACH = 5  # deviations within which every symbol can be coded
-WORN = 0.005  # share of a table that belongs to twice the deviation
 
 
 class Layout(NamedTuple):
-    """How integers are coded: blocks of [steps, lanes], or of [lanes, steps] if `across`.
+    """How integers are coded, the header of a stream.
 
-    `caution` is the number of lanes that must have been seen before their covariance counts for
-    half; 0: steps are not predicted. `patience` is the number of steps that a lane's errors must
-    outweigh. `deviation` is the class of the first deviation; a trellis begins anew every `segment`
-    steps, 0: there is none. `outliers` are integers beyond their table, kept beside.
+    Attributes:
+        blocks: of integers, each [rows, columns], or [columns, rows] if `transposed`.
+        rows: steps of the decoder in a block.
+        columns: states, decoded at once.
+        shrinkage: columns that must have been seen before what their covariance says counts for
+            half: it is multiplied by n / (n + shrinkage). 0: rows are not predicted.
+        scale_prior: rows that a column's own errors must outweigh: the deviation is multiplied by
+            the mean of its errors and of `scale_prior` errors of the expected size.
+        segment: rows after which a trellis begins anew; 0: there is none.
+        transposed: 1 where rows of the stored matrix are columns here.
+        first_class: the class of the deviation before anything is known.
+        outliers: integers beyond the support of their table, which are kept beside.
     """
 
     blocks: int
-    steps: int
-    lanes: int
-    caution: int
-    patience: int
+    rows: int
+    columns: int
+    shrinkage: int
+    scale_prior: int
     segment: int
-    across: int
-    deviation: int
+    transposed: int
+    first_class: int
     outliers: int
 
 
-class Fit(NamedTuple):
-    """What a block's steps are expected to be.
+class Prediction(NamedTuple):
+    """What is expected of a block's rows; whole numbers.
 
-    `weights` [steps, steps] are those of the steps before (None: they say nothing), `constant`
-    [steps] is in 2^-12; `classes` are of deviation, `inverse` is 2^16 / deviation. Whole numbers.
+    Attributes:
+        weights: [rows, rows] of the rows above each row, in 2^-12; None: they say nothing.
+        constant: [rows], in 2^-12.
+        classes: [rows], of the deviations d.
+        inverse: [rows], 2^16 / d.
     """
 
     weights: np.ndarray | None
@@ -72,96 +109,104 @@ class Fit(NamedTuple):
 
 
 class Moments:
-    """Sums over the lanes of the blocks so far: whole numbers, the same in any order of adding."""
+    """Sums over the columns of the blocks so far: whole numbers, the same in any order of adding.
+
+    Products of int8 add up exactly in float64 until there are 2^39 columns.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout, self.count = layout, 0
-        size = layout.steps if layout.caution else 0
+        size = layout.rows if layout.shrinkage else 0
         self.sums, self.products = np.zeros(size), np.zeros((size, size))
 
     def add(self, block: np.ndarray) -> None:
-        """Add a block, int8 [steps, lanes]."""
-        if self.layout.caution:
+        """Add a block, int8 [rows, columns]."""
+        if self.layout.shrinkage:
             exact = block.astype(np.float64)
             self.count += exact.shape[1]
             self.sums += exact.sum(1)
             self.products += exact @ exact.T
 
-    def fit(self) -> tuple[Fit, float]:
+    def predict(self) -> tuple[Prediction, float]:
         """Return what is expected of the next block, and how near to a half anything was."""
-        first = 2.0 ** ((self.layout.deviation + SMALLEST) / OCTAVE)
-        size = self.layout.steps
-        if not self.layout.caution:
-            flat = np.ones(size, np.int64)
-            return Fit(None, 0 * flat, flat * self.layout.deviation, flat * int(2**16 / first)), 1.0
+        first = 2.0 ** ((self.layout.first_class + FIRST_CLASS) / CLASSES_PER_OCTAVE)
+        if not self.layout.shrinkage:
+            flat = np.ones(self.layout.rows, np.int64)
+            classes, inverse = flat * self.layout.first_class, flat * int(2**16 / first)
+            return Prediction(None, 0 * flat, classes, inverse), 1.0
         count = self.count
-        mean = self.sums / (count + PRIOR)
-        centred = self.sums / max(count, 1)
-        covariance = self.products / max(count, 1) - np.outer(centred, centred)
-        variance = (covariance.diagonal() * count + first**2 * PRIOR) / (count + PRIOR)
-        covariance *= count / (count + self.layout.caution)
-        np.fill_diagonal(covariance, variance)
-        lower = np.linalg.cholesky(covariance)
-        deviation = lower.diagonal()
-        whitened = deviation[:, None] * np.linalg.inv(lower)
+        mean = self.sums / (count + PRIOR_COLUMNS)
+        centered = self.sums / max(count, 1)
+        covariance = self.products / max(count, 1) - np.outer(centered, centered)
+        variance = covariance.diagonal() * count + first**2 * PRIOR_COLUMNS
+        covariance *= count / (count + self.layout.shrinkage)
+        np.fill_diagonal(covariance, variance / (count + PRIOR_COLUMNS))
+        lower = np.linalg.cholesky(covariance)  # K
+        deviation = lower.diagonal()  # d
+        whitening = deviation[:, None] * np.linalg.inv(lower)  # A
         exact = (
-            np.tril(-whitened, -1) * 2**UNIT,
-            whitened @ mean * 2**UNIT,
-            OCTAVE * np.log2(deviation) - SMALLEST,
+            np.tril(-whitening, -1) * 2**MEAN_BITS,
+            whitening @ mean * 2**MEAN_BITS,
+            CLASSES_PER_OCTAVE * np.log2(deviation) - FIRST_CLASS,
             2**16 / deviation,
         )
         near = min(float(np.abs(x - np.floor(x) - 0.5).min()) for x in exact)
         weights, *rest = (np.rint(x) for x in exact)
         constant, classes, inverse = (x.astype(np.int64) for x in rest)
-        classes = classes.clip(OCTAVE - CLASSES, 2 * CLASSES - 1)  # beyond, tables are the last
-        return Fit(weights, constant, classes, inverse), near
+        # a column's own scale may move a class by CLASSES; beyond, tables are the first or last
+        classes = classes.clip(CLASSES_PER_OCTAVE - CLASSES, 2 * CLASSES - 1)
+        return Prediction(weights, constant, classes, inverse), near
 
 
 @functools.cache
 def tables() -> tuple[np.ndarray, np.ndarray]:
     """Return where symbols begin, int64 [tables, 257], and what each slot stands for, int64, flat.
 
-    Table class x SHIFTS + s is that of a deviation and of a mean s / SHIFTS above whole. A slot is
-    its symbol << 29 | its place among the symbol's << 15 | the symbol's frequency, which is at
-    least 1 within REACH deviations. Starts are of symbol + 128.
+    Table class x MEANS + i is that of a deviation and of a mean i / MEANS above a whole number;
+    c_s, the start of symbol s in -128..127, is at s + 128. A slot holds all that decoding needs in
+    one number, s << 29 | (slot - c_s) << 15 | f_s: look-ups are most of the work.
     """
     edges = [-128.5 + i for i in range(257)]
-    starts = np.zeros((CLASSES * SHIFTS, 257), np.int64)
+    starts = np.zeros((CLASSES * MEANS, 257), np.int64)
     for row in range(len(starts)):
-        deviation = 2.0 ** ((row // SHIFTS + SMALLEST) / OCTAVE)
-        mean, scale = row % SHIFTS / SHIFTS, 1 / (deviation * math.sqrt(2))
+        deviation = 2.0 ** ((row // MEANS + FIRST_CLASS) / CLASSES_PER_OCTAVE)
+        mean, scale = row % MEANS / MEANS, 1 / (deviation * math.sqrt(2))
         low, high = (
-            max(0, min(256, round(mean + 128 + x * (REACH * deviation + 1)))) for x in (-1, 1)
+            max(0, min(256, round(mean + 128 + side * (SUPPORT * deviation + 1))))
+            for side in (-1, 1)
         )
         narrow = [math.erf((edges[i] - mean) * scale) for i in range(low, high + 1)]
         wide = [math.erf((edges[i] - mean) * scale / 2) for i in range(low, high + 1)]
-        mixed = np.diff((1 - WORN) * np.array(narrow) + WORN * np.array(wide)) / 2
-        counts = np.maximum(1, np.rint(mixed / mixed.sum() * 2**BITS)).astype(np.int64)
-        counts[counts.argmax()] += 2**BITS - counts.sum()
+        mixed = np.diff((1 - TAIL_SHARE) * np.array(narrow) + TAIL_SHARE * np.array(wide)) / 2
+        counts = np.maximum(1, np.rint(mixed / mixed.sum() * 2**PROB_BITS)).astype(np.int64)
+        counts[counts.argmax()] += 2**PROB_BITS - counts.sum()  # rounding: the largest takes it up
         starts[row, low + 1 : high + 1] = counts.cumsum()
-        starts[row, high + 1 :] = 2**BITS
+        starts[row, high + 1 :] = 2**PROB_BITS
     frequency = np.diff(starts)
     symbols = (np.arange(-128, 128) << 29) - (starts[:, :-1] << 15) + frequency
-    slots = symbols.ravel().repeat(frequency.ravel()).reshape(-1, 2**BITS)
-    slots += np.arange(2**BITS) << 15
+    slots = symbols.ravel().repeat(frequency.ravel()).reshape(-1, 2**PROB_BITS)
+    slots += np.arange(2**PROB_BITS) << 15
     return starts, slots.ravel()
 
 
 @functools.cache
 def scaled_classes() -> np.ndarray:
-    """Return the tables of classes scaled by a lane's mean error, flat: 1024 means for each class.
+    """Return the first table of each class scaled by a column's mean error, flat.
 
-    The first class is -CLASSES; a mean error of 256 is the step's deviation.
+    It has 1024 entries for each class from -CLASSES on: for the mean errors 0..1023, in 1 / 256 of
+    the row's deviation. EXPECTED_MAGNITUDE leaves the class as it is.
     """
-    means = np.maximum(np.arange(1024), 1)
-    differences = np.rint(OCTAVE * np.log2(means / TYPICAL)).astype(np.int64)
-    classes = np.arange(-CLASSES, 2 * CLASSES)[:, None] + differences
-    return (classes.clip(0, CLASSES - 1) * SHIFTS).ravel()
+    errors = np.maximum(np.arange(1024), 1)
+    change = np.rint(CLASSES_PER_OCTAVE * np.log2(errors / EXPECTED_MAGNITUDE)).astype(np.int64)
+    classes = np.arange(-CLASSES, 2 * CLASSES)[:, None] + change
+    scaled: np.ndarray = (classes.clip(0, CLASSES - 1) * MEANS).ravel()
+    return scaled
 
 
 def next_states(states: np.ndarray, halves: np.ndarray) -> np.ndarray:
     """Return a trellis's states after integers 2 x halves + (states & 1): Ungerboeck's 8."""
-    return NEXT[states << 1 | halves & 1]
+    following: np.ndarray = NEXT[states << 1 | halves & 1]
+    return following
 
 
 def decode(data: bytes, size: int) -> bytes:
@@ -174,58 +219,69 @@ def decode(data: bytes, size: int) -> bytes:
     if (
         min(shape) < 1
         or math.prod(shape) != size
-        or (layout.caution and not (layout.caution > PRIOR and layout.steps <= MOST_STEPS))
-        or layout.deviation >= CLASSES
-        or layout.across > 1
-        or layout.patience < 1
-        or len(data) < begin + 4 * layout.lanes
+        or 0 < layout.shrinkage <= PRIOR_COLUMNS
+        or (layout.shrinkage and layout.rows > MOST_ROWS)
+        or layout.first_class >= CLASSES
+        or layout.transposed > 1
+        or layout.scale_prior < 1
+        or len(data) < begin + 4 * layout.columns
         or (len(data) - begin) % 2
     ):
         raise ParamGolfError("rans data of another length")
-    reader = _Reader(np.frombuffer(data, "<u2", offset=begin).astype(np.int64), layout.lanes)
+    reader = _Reader(np.frombuffer(data, "<u2", offset=begin).astype(np.int64), layout.columns)
     moments, blocks = Moments(layout), np.empty(shape, np.int8)
     for block in blocks:
-        fit, _ = moments.fit()
-        _decode_block(reader, fit, layout, block)
+        prediction, _ = moments.predict()
+        _decode_block(reader, prediction, layout, block)
         moments.add(block)
     reader.finish()
-    whole = (blocks.transpose(0, 2, 1) if layout.across else blocks).ravel()
-    places = np.frombuffer(data, "<u4", layout.outliers, HEADER.size)
-    if (places >= size).any():
+    whole: np.ndarray = (blocks.transpose(0, 2, 1) if layout.transposed else blocks).ravel()
+    indices = np.frombuffer(data, "<u4", layout.outliers, HEADER.size)
+    if (indices >= size).any():
         raise ParamGolfError("rans data with an outlier elsewhere")
-    whole[places] = np.frombuffer(data, np.int8, layout.outliers, HEADER.size + 4 * len(places))
+    whole[indices] = np.frombuffer(data, np.int8, layout.outliers, HEADER.size + 4 * len(indices))
     return whole.tobytes()
 
 
 class _Reader:
-    """The states of the lanes, and the words that fill them up."""
+    """The states of the columns, and the words that fill them up."""
 
-    def __init__(self, words: np.ndarray, lanes: int) -> None:
-        self.words, self.place = words, 2 * lanes
-        self.states = words[:lanes] << 16 | words[lanes : 2 * lanes]
+    def __init__(self, words: np.ndarray, columns: int) -> None:
+        self.words, self.read_words = words, 2 * columns
+        self.states = words[:columns] << 16 | words[columns : 2 * columns]
         self.slots = tables()[1]
 
     def read(self, table: np.ndarray) -> np.ndarray:
-        """Return a symbol of each lane, int64, by the lanes' tables."""
-        slots = self.slots.take(table << BITS | self.states & 2**BITS - 1)
-        states = (slots & 2**15 - 1) * (self.states >> BITS) + (slots >> 15 & 2**14 - 1)
-        (low,) = (states < LOWEST).nonzero()
-        if self.place + len(low) > len(self.words):
+        """Return a symbol of each column, int64, by the columns' tables."""
+        slots = self.slots.take(table << PROB_BITS | self.states & 2**PROB_BITS - 1)
+        frequency, offset = slots & 2**15 - 1, slots >> 15 & 2**14 - 1
+        states = frequency * (self.states >> PROB_BITS) + offset
+        (low,) = (states < LOWER_BOUND).nonzero()
+        if self.read_words + len(low) > len(self.words):
             raise ParamGolfError("rans data cut short")
-        states[low] = states[low] << 16 | self.words[self.place : self.place + len(low)]
-        self.place += len(low)
+        # one word is enough: a state of at least L lost at most log2(M) = 14 of its bits
+        states[low] = states[low] << 16 | self.words[self.read_words : self.read_words + len(low)]
+        self.read_words += len(low)
         self.states = states
-        return slots >> 29
+        symbols: np.ndarray = slots >> 29
+        return symbols
 
     def finish(self) -> None:
-        """Refuse data that does not end here."""
-        if self.place < len(self.words) or (self.states != LOWEST).any():
+        """Refuse data that does not end here: what was encoded began at L, with no word."""
+        if self.read_words < len(self.words) or (self.states != LOWER_BOUND).any():
             raise ParamGolfError("damaged rans data, or data of another length")
 
 
-def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) -> None:
-    """Fill a block, int8 [steps, lanes]."""
-    weights, means = fit.weights, fit.constant
+def _decode_block(
+    reader: _Reader, prediction: Prediction, layout: Layout, block: np.ndarray
+) -> None:
+    """Fill a block, int8 [rows, columns].
+
+    The rows of a panel are predicted from all rows before it by one product, and from the rows
+    within it by an outer product each; all terms are whole numbers below 2^53, so that their order
+    does not matter.
+    """
+    weights, means = prediction.weights, prediction.constant
     if weights is not None:
         exact = np.zeros(block.shape)
         means = np.repeat(means[:, None], block.shape[1], 1).astype(np.float64)
@@ -234,8 +290,8 @@ def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) 
         if weights is not None and i % PANEL == 0:
             means[i : i + PANEL] += weights[i : i + PANEL, :i] @ exact[:i]
         mean = means[i].astype(np.int64)
-        place = Place(mean, error, fit.classes[i], i, trellis & 1)
-        table, whole = place.table(layout)
+        known = Known(mean, error, prediction.classes[i], i, trellis & 1)
+        table, whole = known.table(layout)
         integers = whole + reader.read(table)
         if layout.segment:
             halves, parity = integers, trellis & 1
@@ -244,38 +300,45 @@ def _decode_block(reader: _Reader, fit: Fit, layout: Layout, block: np.ndarray) 
             if (i + 1) % layout.segment == 0:
                 trellis = np.zeros_like(trellis)
         row[:] = integers  # of damaged data, whatever it makes
-        error += magnitudes(integers, mean, fit.inverse[i])
+        error += magnitudes(integers, mean, prediction.inverse[i])
         if weights is not None:
             exact[i] = row
             rest = slice(i + 1, i - i % PANEL + PANEL)
             means[rest] += weights[rest, i, None] * exact[i]
 
 
-class Place(NamedTuple):
-    """What is known before integers are decoded; arrays that broadcast, int64.
+class Known(NamedTuple):
+    """What is known of integers before they are decoded; arrays that broadcast, int64.
 
-    `mean` is in 2^-12, `error` the sum of the lane's magnitudes at the `seen` steps before,
-    `classes` that of the step's deviation, `parity` the trellis's.
+    Attributes:
+        mean: mu, in 2^-12.
+        error: the sum of the column's `magnitudes` so far.
+        classes: those of the row's deviation d.
+        rows: how many rows that sum is of.
+        parity: of the integers, by the trellis.
     """
 
     mean: np.ndarray
     error: np.ndarray
     classes: np.ndarray
-    seen: np.ndarray | int
+    rows: np.ndarray | int
     parity: np.ndarray
 
     def table(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
         """Return the tables of the symbols, and the whole numbers that those count from, int64."""
-        weight = layout.patience + self.seen
-        average = (self.error + TYPICAL * layout.patience) * (2**24 // weight) >> 24
+        # the mean of the column's errors, scale_prior expected ones among them; one division a row
+        reciprocal = 2**24 // (layout.scale_prior + self.rows)
+        average = (self.error + EXPECTED_MAGNITUDE * layout.scale_prior) * reciprocal >> 24
         mean, classes = self.mean, self.classes + CLASSES
-        if layout.segment:
-            mean, classes = mean - (self.parity << UNIT) >> 1, classes - OCTAVE
+        if layout.segment:  # of the half, (z - parity) / 2
+            mean, classes = mean - (self.parity << MEAN_BITS) >> 1, classes - CLASSES_PER_OCTAVE
         table = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
-        eighths = mean + 2 ** (UNIT - 4) >> UNIT - 3
-        return table | eighths & SHIFTS - 1, eighths >> 3
+        eighths = mean + 2 ** (MEAN_BITS - 4) >> MEAN_BITS - 3  # rounded to 1 / MEANS
+        return table | eighths & MEANS - 1, eighths >> 3
 
 
 def magnitudes(integers: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
-    """Return 256 times how many deviations integers lie from their means, at most 2^20."""
-    return np.minimum(np.abs((integers << UNIT) - mean) * inverse >> UNIT + 8, 2**20)
+    """Return 256 |z - mu| / d of integers z, rounded down, at most 2^20."""
+    exact = np.abs((integers << MEAN_BITS) - mean) * inverse >> MEAN_BITS + 8
+    bounded: np.ndarray = np.minimum(exact, 2**20)
+    return bounded

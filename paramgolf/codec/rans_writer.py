@@ -1,4 +1,8 @@
-"""The encoder of paramgolf.codec.rans: it takes the steps in reverse."""
+"""The encoder of paramgolf.codec.rans: it predicts as the decoder will, and codes backwards.
+
+A plan is made for each layout that may be best: what the decoder will expect of every integer, from
+which the bits follow. The cheapest is then coded.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +12,33 @@ import math
 import numpy as np
 
 from paramgolf.codec.rans import (
-    BITS,
     CLASSES,
+    CLASSES_PER_OCTAVE,
+    FIRST_CLASS,
     HEADER,
-    LOWEST,
+    LOWER_BOUND,
     MARGIN,
-    MOST_STEPS,
-    OCTAVE,
-    SMALLEST,
-    Fit,
+    MOST_ROWS,
+    PROB_BITS,
+    Known,
     Layout,
     Moments,
-    Place,
+    Prediction,
     magnitudes,
     next_states,
     tables,
 )
 
-CAUTION = 4000  # of a layout that predicts steps
-PATIENCES = (64, 16, 256, 1024)
+SHRINKAGE = 4000  # of a layout that predicts rows
+SCALE_PRIORS = (64, 16, 256, 1024)
 SEGMENTS = (64, 32, 16, 8, 4)
 TRIES = 8
-AT_ONCE = 128  # lanes: what is computed of them stays in the processor's cache
-MOST_LANES = 1024  # of a block of rows
-LANE_BITS = 24  # that a lane costs: 32 to begin with, less what they tell on average
-FEW_LANES = 512  # fewer save bytes, 0.02 % with half as many, and take as much longer to decode
-LEAST_BLOCKS, LEAST_LANES = 4, 4  # where steps are predicted; lanes are counted in steps
+AT_ONCE = 128  # columns: what is computed of them stays in the processor's cache
+TALLEST = 1024  # rows of a stored matrix that become the columns of one block
+COLUMN_BITS = 24  # that a column costs: 32 of its first state, less what they tell on average
+FEW_COLUMNS = 512  # fewer save bytes, 0.02 % with half as many, and take as much longer to decode
+OUTLIER_BITS = 40  # its index and its value
+LEAST_BLOCKS, LEAST_COLUMNS = 4, 4  # where rows are predicted; columns are counted in rows
 
 
 def encodable(shape: tuple[int, ...]) -> bool:
@@ -44,24 +49,24 @@ def encodable(shape: tuple[int, ...]) -> bool:
 def encode(raw: bytes, shape: tuple[int, ...]) -> bytes:
     """Return the data of int8 values `raw` of a shape that is `encodable`.
 
-    The layout is the one that promises the fewest bytes; what a trellis chose is recognised.
+    The layout is the one that promises the fewest bytes; what a trellis chose is recognized.
     """
     values = np.frombuffer(raw, np.int8).reshape((1, *shape)[-3:])
     segment = find_segment(values)
     layouts = _layouts(values, segment)
-    patience = _best_patience(values, layouts[0])
-    plans = (Plan(values, one._replace(patience=patience)) for one in layouts)
+    prior = _best_scale_prior(values, layouts[0])
+    plans = (CodingPlan(values, layout._replace(scale_prior=prior)) for layout in layouts)
     return min(plans, key=lambda plan: plan.bits).encode()
 
 
-def _best_patience(values: np.ndarray, layout: Layout) -> int:
-    """Return the patience that suits the first blocks best."""
+def _best_scale_prior(values: np.ndarray, layout: Layout) -> int:
+    """Return the `scale_prior` that suits the first blocks best."""
     some = values[: len(values) // LEAST_BLOCKS]
-    if layout.across or not len(some):
-        return PATIENCES[0]
+    if layout.transposed or not len(some):
+        return SCALE_PRIORS[0]
     layout = layout._replace(blocks=len(some))
-    plans = [Plan(some, layout._replace(patience=patience)) for patience in PATIENCES]
-    return min(plans, key=lambda plan: plan.bits).layout.patience
+    plans = [CodingPlan(some, layout._replace(scale_prior=prior)) for prior in SCALE_PRIORS]
+    return min(plans, key=lambda plan: plan.bits).layout.scale_prior
 
 
 def find_segment(values: np.ndarray) -> int:
@@ -83,78 +88,94 @@ def find_segment(values: np.ndarray) -> int:
 
 
 def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
-    """Return the layouts worth trying: rows as steps, or columns where one matrix is tall."""
-    blocks, steps, lanes = values.shape
-    across = 0
-    height = max(n for n in range(1, MOST_LANES + 1) if steps % n == 0)
-    if blocks == 1 and not segment and steps >= LEAST_BLOCKS * height:
-        blocks, steps, lanes, across = steps // height, lanes, height, 1
-    first = max(float(values.std(dtype=np.float64)), 0.25)
-    deviation = min(round(OCTAVE * math.log2(first) - SMALLEST), CLASSES - 1)
-    plain = Layout(blocks, steps, lanes, 0, PATIENCES[0], segment, across, deviation, 0)
+    """Return the layouts worth trying for integers [blocks, rows, columns]."""
+    blocks, rows, columns = values.shape
+    transposed = 0
+    height = max(n for n in range(1, TALLEST + 1) if rows % n == 0)
+    if blocks == 1 and not segment and rows >= LEAST_BLOCKS * height:
+        # one tall matrix, such as the embedding: rows of a token each are like each other, so that
+        # many of them make a block, and their entries are predicted from one another
+        blocks, rows, columns, transposed = rows // height, columns, height, 1
+    deviation = max(float(values.std(dtype=np.float64)), 0.25)
+    first_class = min(round(CLASSES_PER_OCTAVE * math.log2(deviation) - FIRST_CLASS), CLASSES - 1)
+    plain = Layout(
+        blocks=blocks,
+        rows=rows,
+        columns=columns,
+        shrinkage=0,
+        scale_prior=SCALE_PRIORS[0],
+        segment=segment,
+        transposed=transposed,
+        first_class=first_class,
+        outliers=0,
+    )
     layouts = [plain]
-    if not segment and not across and lanes % FEW_LANES == 0 and lanes > FEW_LANES:
-        # where columns are alike, a lane for several saves bytes: their rows follow each other
-        layouts.append(plain._replace(steps=steps * lanes // FEW_LANES, lanes=FEW_LANES))
-    enough = blocks >= LEAST_BLOCKS and blocks * lanes >= LEAST_LANES * steps
-    if enough and steps <= MOST_STEPS:
-        layouts.append(plain._replace(caution=CAUTION))
+    if not segment and not transposed and columns % FEW_COLUMNS == 0 and columns > FEW_COLUMNS:
+        # where columns are alike, a state for several saves bytes: their rows follow each other
+        longer = rows * columns // FEW_COLUMNS
+        layouts.append(plain._replace(rows=longer, columns=FEW_COLUMNS))
+    enough = blocks >= LEAST_BLOCKS and blocks * columns >= LEAST_COLUMNS * rows
+    if enough and rows <= MOST_ROWS:
+        layouts.append(plain._replace(shrinkage=SHRINKAGE))
     return layouts
 
 
-class Plan:
+class CodingPlan:
     """A layout, and for each integer the table and the symbol that code it."""
 
     def __init__(self, values: np.ndarray, layout: Layout) -> None:
-        shape = layout.blocks, layout.lanes, layout.steps
-        shaped = values.reshape(shape).transpose(0, 2, 1) if layout.across else values
+        shape = layout.blocks, layout.columns, layout.rows
+        shaped = values.reshape(shape).transpose(0, 2, 1) if layout.transposed else values
         self.shaped = shaped.reshape(layout[:3]).copy()  # outliers brought in
         self.wanted = shaped.reshape(layout[:3])
         self.layout = layout
         self.tables = np.empty(self.shaped.shape, np.int16)
         self.symbols = np.empty(self.shaped.shape, np.int16)
         self._follow()
-        counts = np.bincount(
-            self.tables.ravel() * np.int64(257) + self.symbols.ravel(), minlength=starts().size
-        ).reshape(starts().shape)
-        frequencies = np.maximum(np.diff(starts(), append=2**BITS), 1)
-        cost = (counts * (BITS - np.log2(frequencies))).sum()
-        places = np.flatnonzero(self.shaped != self.wanted)
-        self.bits = float(cost) + LANE_BITS * layout.lanes + 40 * len(places)
+        starts, _ = tables()
+        counts = np.bincount(_slot(self.tables, self.symbols).ravel(), minlength=starts.size)
+        frequencies = np.maximum(np.diff(starts, append=2**PROB_BITS), 1)
+        cost = (counts.reshape(starts.shape) * (PROB_BITS - np.log2(frequencies))).sum()
+        outliers = np.count_nonzero(self.shaped != self.wanted)
+        self.bits = float(cost) + COLUMN_BITS * layout.columns + OUTLIER_BITS * outliers
 
     def _follow(self) -> None:
-        """Do as the decoder will, whole blocks at a time."""
-        caution, step = self.layout.caution, 1 if self.layout.caution else 0
+        """Predict all blocks as the decoder will, under a shrinkage that no rounding can upset."""
+        shrinkage, more = self.layout.shrinkage, 1 if self.layout.shrinkage else 0
         for i in range(TRIES):
-            self.layout = self.layout._replace(caution=caution + step * i)
+            self.layout = self.layout._replace(shrinkage=shrinkage + more * i)
             moments, nearest = Moments(self.layout), 1.0
             for index, block in enumerate(self.shaped):
-                fit, near = moments.fit()
+                prediction, near = moments.predict()
                 nearest = min(nearest, near)
-                for first in range(0, self.layout.lanes, AT_ONCE):
-                    while not self._lanes(index, slice(first, first + AT_ONCE), fit):
+                for first in range(0, self.layout.columns, AT_ONCE):
+                    while not self._columns(index, slice(first, first + AT_ONCE), prediction):
                         pass
                 moments.add(block)
             if nearest > MARGIN:
                 return
-        raise AssertionError("every caution leads to numbers near a half")
+        raise AssertionError("every shrinkage leads to numbers near a half")
 
-    def _lanes(self, index: int, lanes: slice, fit: Fit) -> bool:
-        """Note a block's tables and symbols; bring outliers in, and tell if there were none."""
-        block, layout = self.shaped[index, :, lanes], self.layout
+    def _columns(self, index: int, columns: slice, prediction: Prediction) -> bool:
+        """Note tables and symbols of some columns of a block; tell if there were no outliers.
+
+        An outlier is brought to the edge of its table's support; as it changes what is predicted of
+        the rows below, the columns are gone through again.
+        """
+        block, layout = self.shaped[index, :, columns], self.layout
         integers = block.astype(np.int64)
-        mean = np.repeat(fit.constant[:, None], block.shape[1], 1)
-        if fit.weights is not None:
-            mean += (fit.weights @ block.astype(np.float64)).astype(np.int64)
-        error = magnitudes(integers, mean, fit.inverse[:, None])
+        mean = np.repeat(prediction.constant[:, None], block.shape[1], 1)
+        if prediction.weights is not None:
+            mean += (prediction.weights @ block.astype(np.float64)).astype(np.int64)
+        error = magnitudes(integers, mean, prediction.inverse[:, None])
         before = error.cumsum(0) - error
-        seen = np.arange(layout.steps)[:, None]
-        known = Place(mean, before, fit.classes[:, None], seen, integers & 1)
+        above = np.arange(layout.rows)[:, None]
+        known = Known(mean, before, prediction.classes[:, None], above, integers & 1)
         table, whole = known.table(layout)
         symbols = (integers >> 1 if layout.segment else integers) - whole
-        low, high = _ranges()
+        low, high = _supports()
         inside = symbols.clip(low[table], high[table])
-        self.tables[index, :, lanes], self.symbols[index, :, lanes] = table, inside + 128
+        self.tables[index, :, columns], self.symbols[index, :, columns] = table, inside + 128
         out = inside != symbols
         if not out.any():
             return True
@@ -168,40 +189,40 @@ class Plan:
     def encode(self) -> bytes:
         """Return the header, the outliers, the states that decoding begins with, and the words."""
         layout = self.layout
-        first = tables()[0].ravel()
-        state, chunks = np.full(layout.lanes, LOWEST, np.int64), []
-        index = self.tables.reshape(-1, layout.lanes) * np.int64(257) + self.symbols.reshape(
-            -1, layout.lanes
-        )
-        for row in index[::-1]:
-            start = first[row]
-            frequency = first[row + 1] - start
-            high = np.flatnonzero(state >= frequency << 32 - BITS)
+        starts = tables()[0].ravel()
+        state, chunks = np.full(layout.columns, LOWER_BOUND, np.int64), []
+        slots = _slot(self.tables, self.symbols).reshape(-1, layout.columns)
+        for row in slots[::-1]:
+            start = starts[row]
+            frequency = starts[row + 1] - start
+            # what would leave 2^32 writes its low word first: x >= f L 2^16 / M
+            high = np.flatnonzero(state >= frequency << 32 - PROB_BITS)
             chunks.append(state[high] & 0xFFFF)
             state[high] >>= 16
-            state = (state // frequency << BITS) + state % frequency + start
+            state = (state // frequency << PROB_BITS) + state % frequency + start
         words = np.concatenate([state >> 16, state & 0xFFFF, *chunks[::-1]]).astype("<u2")
-        places, values = self._outliers()
-        header = HEADER.pack(*layout._replace(outliers=len(places)))
-        return header + places.tobytes() + values.tobytes() + words.tobytes()
+        indices, values = self._outliers()
+        header = HEADER.pack(*layout._replace(outliers=len(indices)))
+        return header + indices.tobytes() + values.tobytes() + words.tobytes()
 
     def _outliers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where, in the order of the raw values, outliers are, uint32, and what, int8."""
-        pair = [self.wanted, self.shaped]
-        wanted, found = (
-            x.transpose(0, 2, 1).ravel() if self.layout.across else x.ravel() for x in pair
+        wanted, coded = (
+            x.transpose(0, 2, 1).ravel() if self.layout.transposed else x.ravel()
+            for x in (self.wanted, self.shaped)
         )
-        places = np.flatnonzero(wanted != found)
-        return places.astype("<u4"), wanted[places]
+        indices = np.flatnonzero(wanted != coded)
+        return indices.astype("<u4"), wanted[indices]
+
+
+def _slot(table: np.ndarray, symbol: np.ndarray) -> np.ndarray:
+    """Return where, in the flat starts of all tables, a symbol + 128 of a table is."""
+    flat: np.ndarray = table * np.int64(257) + symbol
+    return flat
 
 
 @functools.cache
-def _ranges() -> tuple[np.ndarray, np.ndarray]:
+def _supports() -> tuple[np.ndarray, np.ndarray]:
     """Return each table's first and last symbol that can be coded."""
-    present = np.diff(starts()) > 0
+    present = np.diff(tables()[0]) > 0
     return present.argmax(1) - 128, 127 - present[:, ::-1].argmax(1)
-
-
-def starts() -> np.ndarray:
-    """Return where symbols begin, by table."""
-    return tables()[0]

@@ -154,7 +154,8 @@ def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
     if codec == "rans":
         return rans_writer.encode(raw, shape)
     if codec == "brotli":
-        return brotli.compress(raw, quality=11, lgwin=24)
+        data: bytes = brotli.compress(raw, quality=11, lgwin=24)
+        return data
     return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA_FILTERS)
 
 

@@ -81,6 +81,7 @@ def factorize(
     ladder ends.
     """
     _refuse_non_finite(hessian_NCC, family)
+    # H_jj is the mean square of input j: 0 where it was 0 for every token
     diagonal = hessian_NCC.diagonal(dim1=1, dim2=2)
     dead = diagonal <= 0
     # a stable sort, so that equal columns come in the same order on every device
@@ -127,12 +128,16 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
         errors = work.new_empty(work.shape[0], stop - start, work.shape[2])  # Err of this block
         for j in range(start, stop):
             done = j - start
+            # w_j less what the columns of this block before it carry on: sum of Err_i U_ij
             carried = upper[:, start:j, j].unsqueeze(1) @ errors[:, :done]
             column = work[:, j] - carried.squeeze(1)
             if finer is not None:
+                # a finer step on the same reach: s and m of this column alone
                 scale, maximum = rows.scale.float() * finer[:, j], rows.maximum / finer[:, j]
             integers[:, j] = choose(column, scale, maximum)
+            # Err_j = (w_j - s q_j) / U_jj, where clipping has its part as well as rounding
             errors[:, done] = (column - integers[:, j] * scale) / pivot[:, j]
+        # w_k <- w_k - sum of Err_j U_jk over the block, for all k behind it
         work[:, stop:] -= upper[:, start:stop, stop:].transpose(1, 2) @ errors
     return torch.empty_like(integers).scatter_(1, index, integers).transpose(1, 2)
 
@@ -146,6 +151,7 @@ def quantize_rows(
     with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
     the same grid.
     """
+    # rounding, too, must leave dead columns at 0: no output depends on them, and zeros cost least
     alive = rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0)
     rounded = nearest(replace(rows, weight=alive))
     greedy = solve(rows, factors, block_columns=block_columns)
@@ -209,9 +215,11 @@ def _inverse_cholesky(hessian: Tensor, damping: float, name: str) -> tuple[Tenso
     identity = torch.eye(len(hessian), dtype=hessian.dtype, device=hessian.device)
     ladder = [damping] + [max(damping, SMALLEST_DAMPING) * 10**i for i in range(1, LADDER_STEPS)]
     for share in ladder:
+        # flip reverses rows and columns: J H J
         lower, failed = torch.linalg.cholesky_ex((hessian + share * mean * identity).flip(0, 1))
         if failed.item() == 0:
             upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True)
+            # a factorization may succeed and its inverse still leave float32
             if upper.float().isfinite().all():
                 if share != damping:
                     say(f"quantize: {name}: the Hessian needed damping {share:g}, not {damping:g}")
@@ -236,6 +244,7 @@ def _condition(hessian: Tensor, damping: float, upper: Tensor) -> float:
 
 
 def _norm_by_power(multiply: Callable[[Tensor], Tensor], start: Tensor) -> float:
+    # v <- A v / |A v| turns to the largest eigenvector of a symmetric A, |A v| to its eigenvalue
     vector, size = start / start.norm(), 0.0
     for _ in range(POWER_ITERATIONS):
         image = multiply(vector)

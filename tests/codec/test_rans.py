@@ -7,18 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import make_options, make_quantized, sections
 
 from paramgolf.codec.codecs import decompress
-from paramgolf.codec.container import decode as decode_container
 from paramgolf.codec.rans import (
-    BITS,
+    CLASSES_PER_OCTAVE,
+    EXPECTED_MAGNITUDE,
+    FIRST_CLASS,
     HEADER,
-    OCTAVE,
-    SHIFTS,
-    SMALLEST,
-    TYPICAL,
-    WORN,
+    MEANS,
+    PROB_BITS,
+    TAIL_SHARE,
     Layout,
     Moments,
     decode,
@@ -27,10 +25,7 @@ from paramgolf.codec.rans import (
 )
 from paramgolf.codec.rans_writer import encodable, encode, find_segment
 from paramgolf.codec.writer import compress
-from paramgolf.codec.writer import encode as encode_container
 from paramgolf.errors import ParamGolfError
-from paramgolf.packing.artifact import Packer
-from paramgolf.packing.code import frozen_params
 
 
 def gaussian(rows, columns, *, deviation=2.4, spread=0.0, seed=0):
@@ -146,7 +141,7 @@ def test_rows_that_go_together_are_predicted(shape):
     values = correlated(8, 32, 1024)
     values = np.ascontiguousarray(values.transpose(0, 2, 1)) if len(shape) == 2 else values
     data = encode(values.tobytes(), shape)
-    assert Layout(*HEADER.unpack_from(data)).caution > 0
+    assert Layout(*HEADER.unpack_from(data)).shrinkage > 0
     assert decode(data, values.size) == values.tobytes()
     assert len(data) < 0.95 * entropy_bytes(values)
 
@@ -154,36 +149,36 @@ def test_rows_that_go_together_are_predicted(shape):
 def test_tables_lie_clear_of_rounding():
     """No frequency, and no class of a mean, may depend on a platform's last digit."""
     starts, slots = tables()
-    assert (starts[:, -1] == 2**BITS).all()
-    assert len(slots) == len(starts) * 2**BITS
+    assert (starts[:, -1] == 2**PROB_BITS).all()
+    assert len(slots) == len(starts) * 2**PROB_BITS
     nearest = 1.0
     for row in range(len(starts)):
-        deviation = 2.0 ** ((row // SHIFTS + SMALLEST) / OCTAVE)
-        edges = (np.arange(257) - 128.5 - row % SHIFTS / SHIFTS) / (deviation * math.sqrt(2))
+        deviation = 2.0 ** ((row // MEANS + FIRST_CLASS) / CLASSES_PER_OCTAVE)
+        edges = (np.arange(257) - 128.5 - row % MEANS / MEANS) / (deviation * math.sqrt(2))
         parts = [np.diff([math.erf(x / wide) for x in edges]) / 2 for wide in (1, 2)]
-        mixed = (1 - WORN) * parts[0] + WORN * parts[1]
+        mixed = (1 - TAIL_SHARE) * parts[0] + TAIL_SHARE * parts[1]
         inside = np.diff(starts[row]) > 1
-        exact = mixed[inside] / mixed[np.diff(starts[row]) > 0].sum() * 2**BITS
+        exact = mixed[inside] / mixed[np.diff(starts[row]) > 0].sum() * 2**PROB_BITS
         nearest = min(nearest, np.abs(exact - np.floor(exact) - 0.5).min(initial=1))
     assert nearest > 1e-8
-    exact = OCTAVE * np.log2(np.arange(1, 1024) / TYPICAL)
+    exact = CLASSES_PER_OCTAVE * np.log2(np.arange(1, 1024) / EXPECTED_MAGNITUDE)
     assert np.abs(exact - np.floor(exact) - 0.5).min() > 1e-8
 
 
 def test_a_cautious_encoder_avoids_numbers_near_a_half(monkeypatch):
     values = correlated(8, 16, 128)
     plain = encode(values.tobytes(), values.shape)
-    caution = Layout(*HEADER.unpack_from(plain)).caution
-    asked, fit = [], Moments.fit
+    shrinkage = Layout(*HEADER.unpack_from(plain)).shrinkage
+    asked, predict = [], Moments.predict
 
     def near(self):
-        asked.append(self.layout.caution)
-        found, distance = fit(self)
-        return found, 0.0 if self.layout.caution == caution else distance
+        asked.append(self.layout.shrinkage)
+        found, distance = predict(self)
+        return found, 0.0 if self.layout.shrinkage == shrinkage else distance
 
-    monkeypatch.setattr(Moments, "fit", near)
+    monkeypatch.setattr(Moments, "predict", near)
     data = encode(values.tobytes(), values.shape)
-    assert Layout(*HEADER.unpack_from(data)).caution == caution + 1
+    assert Layout(*HEADER.unpack_from(data)).shrinkage == shrinkage + 1
     assert decode(data, values.size) == values.tobytes()
 
 
@@ -215,30 +210,3 @@ def test_mutations_do_not_crash(values):
         except ParamGolfError:
             refused += 1
     assert refused > 250  # a flipped bit shows in the states at the end
-
-
-def test_only_integers_take_it_and_auto_is_the_smallest_artifact(tiny_model, sample):
-    tensors, config = make_quantized(tiny_model(width=64, mlp_hidden=4096))
-    _, parts = encode_container(tensors, config, make_options(codec="rans"))
-    codecs = {part.name: part.codec for part in parts}
-    assert codecs["up"] == "rans"
-    assert codecs["k"] == "brotli"  # so few rows that states and tables weigh more than they save
-    assert codecs["scales"] == codecs["vectors"] == "brotli"
-    params = frozen_params(config["model"], *sections(sample))
-    packed = {
-        codec: Packer(config, params, make_options(codec=codec)).pack(tensors)
-        for codec in ("brotli", "auto")
-    }
-    assert packed["auto"].bytes < packed["brotli"].bytes
-    assert "paramgolf.codec.rans" in packed["auto"].code.part.shares
-    _, stored = decode_container(packed["auto"].model)
-    assert all((stored[name] == tensor).all() for name, tensor in tensors.items())
-    assert packed["auto"].bytes == len(packed["auto"].model) + len(packed["auto"].code.content)
-
-
-def test_auto_does_without_where_the_decoder_costs_more_than_it_saves(tiny_model, sample):
-    tensors, config = make_quantized(tiny_model())
-    params = frozen_params(config["model"], *sections(sample))
-    artifact = Packer(config, params, make_options(codec="auto")).pack(tensors)
-    assert all(part.codec != "rans" for part in artifact.parts)
-    assert "paramgolf.codec.rans" not in artifact.code.part.shares
