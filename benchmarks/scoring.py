@@ -56,7 +56,7 @@ ADAPTED = {
 MIXED = {"ngram": "pr1499", "tilt": "pr2135"}
 SIZES = ("window", "stride", "batch_windows", "chunk_tokens", "batch_sequences", "max_tokens")
 SMALL_ADAPTER = {"rank": 4, "alpha": 7.0}
-SMALL_DOCUMENTS = {"batch_documents": 8, "lanes": 1, "prefix_documents": 16}
+SMALL_DOCUMENTS = {"batch_documents": 8, "chains": 1, "prefix_documents": 16}
 # tokens/s of a GPU
 PUBLISHED_SPEEDS = {"sgd": 14_400.0, "lora_documents": 12_500.0, DOCUMENTS: 12_500.0}
 PUBLISHED_TOKENS = 40_000_000  # of the contest's validation text, about

@@ -144,6 +144,7 @@ EVALUATION: dict[str, Read] = {
     "ttt": adapts,
     "ttt_rate": lambda p: p.eval_ttt.lr,
     "ttt_epochs": lambda p: p.eval_ttt.epochs,
+    "ttt_batch": lambda p: p.eval_ttt.batch_sequences,
     "ttt_chunk": lambda p: p.eval_ttt.chunk_tokens,
     "ttt_momentum": lambda p: p.eval_ttt.momentum,
     "ttt_clip": lambda p: p.eval_ttt.clip_norm,
@@ -174,6 +175,7 @@ EVALUATION: dict[str, Read] = {
     "phase_momentum": lambda p: p.eval_ttt.momentum,
     "phase_epochs": lambda p: p.eval_ttt.epochs,
     "phase_chunk": lambda p: p.eval_ttt.chunk_tokens,
+    "phase_batch": lambda p: p.eval_ttt.batch_sequences,
     "phase_clip": lambda p: p.eval_ttt.clip_norm,
     "phase_warmup_chunks": lambda p: 0,
     "ngram_order": lambda p: max(p.eval_ttt.mixture.contexts) + 1,
@@ -197,7 +199,6 @@ READ = NETWORK | TRAINING | QUANTIZING | EVALUATION
 PENDING = {
     "pr1392": {"recurrence_order", "recurrence_layers", "parameters", "recur_scale"}
     | {"muon_row_floor"},
-    "pr1493": {"ttt_batch"},
     "pr1499": {
         "recurrence_order",
         "parameters",
@@ -208,8 +209,8 @@ PENDING = {
     }
     | {"adapter_betas", "adapter_eps", "adapter_decay", "adapter_a_std", "adapter_targets"}
     | {"ngram_training_tokens"},
-    "pr1855": {"phase_batch", "smear_mask_at_bos"},
-    "pr2135": {"phase_batch", "phase_chunk", "smear_mask_at_bos"},
+    "pr1855": {"smear_mask_at_bos"},
+    "pr2135": {"smear_mask_at_bos"},
 }
 # facts of the published runs; recipes/records.yaml holds some of them
 FACTS = ("seed", "seeds", "steps", "processes", "artifact_bytes")

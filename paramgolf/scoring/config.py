@@ -90,12 +90,15 @@ class DocumentsConfig:
 
     order: Literal["stream", "length"]
     batch_documents: Positive
-    lanes: Positive
+    chains: Positive
     chunk_tokens: Positive
     short_chunks: tuple[ShortChunk, ...]
+    last_window: Literal["fixed", "full"]
     warm_a: bool
+    idle_decay: bool
     prefix_documents: Natural
     phases: Natural
+    repeat_bos: bool
 
     @property
     def longest_chunk(self) -> int:
@@ -109,13 +112,18 @@ class DocumentsConfig:
             yield "short_chunks", "must be in rising order of `document_tokens`"
         if self.prefix_documents < self.phases:
             yield "prefix_documents", f"must be at least `phases`, {self.phases}"
-        if self.order == "stream" and (self.warm_a or self.short_chunks):
-            found = "warm_a" if self.warm_a else "short_chunks"
-            yield (
-                found,
-                "needs `order: length`: by it a score depends on the lengths of documents that "
-                "`order: stream` has not read yet",
-            )
+        by_length = {
+            "warm_a": self.warm_a,
+            "short_chunks": bool(self.short_chunks),
+            "last_window": self.last_window == "full",
+        }
+        for name, used in by_length.items():
+            if self.order == "stream" and used:
+                yield (
+                    name,
+                    "needs `order: length`: by it a score depends on the lengths of documents that "
+                    "`order: stream` has not read yet",
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,10 +151,11 @@ class TttConfig:
             yield "stride", f"must lie in 1..window ({self.window}), found {self.stride}"
         elif self.window % self.stride:
             yield "stride", "must divide `window`, or a chunk's scores would spill over its edge"
-        elif self.chunk_tokens % self.window:
-            yield (
-                "chunk_tokens",
-                "must be a multiple of `window`, the length of a training sequence",
-            )
+        elif self.chunk_tokens < self.window:
+            yield "chunk_tokens", "must be at least `window`, the length of a training sequence"
+        elif self.mode == "sgd" and self.chunk_tokens % self.window:
+            yield "chunk_tokens", "must be a multiple of `window` in mode sgd"
         elif self.mode == "lora_documents" and self.documents.longest_chunk > self.window:
             yield "documents", "must have chunks of at most `window` tokens"
+        if self.documents.idle_decay and self.adapter.beta1:
+            yield "documents", "`idle_decay` needs `adapter.beta1` 0: momentum would move idle rows"

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, send, share
@@ -21,52 +23,87 @@ from paramgolf.scoring.scorer import Host, PassShape, Scorer, State
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import ScoringWindows
 
+FROZEN = "softcaps"  # constants in the published losses of training (pg#2135)
 
-class SgdTrainer:
-    """SGD with momentum on every parameter; the rate falls as a cosine over the chunks (pg#1413).
 
-    Momentum lives on from chunk to chunk. Processes share the sequences of an update and average
-    their gradients, so that all hold the same weights. With `document_tokens` attention stays
-    inside a document (Pass).
+class Lesson(NamedTuple):
+    """What is learned from, as indices of tokens in the text, int64 [n] each.
+
+    Input i is followed by the token targets[i]; where `scored` (bool [n]) that is the text's own
+    target, which must have its score by then.
     """
 
-    def __init__(
-        self, scorer: Scorer, config: TttConfig, *, document_tokens: int | None = None
-    ) -> None:
+    inputs: np.ndarray
+    targets: np.ndarray
+    scored: np.ndarray
+
+    @classmethod
+    def of_targets(cls, targets: Sequence[int] | np.ndarray) -> Lesson:
+        """Return the lesson of some targets of the text: target j is the token after input j."""
+        inputs = np.asarray(targets)
+        return cls(inputs, inputs + 1, np.ones(len(inputs), dtype=bool))
+
+    def sequences(self, length: int) -> Lesson:
+        """Return the whole sequences of `length` as rows [m, length]; the rest is left out."""
+        count = len(self.inputs) // length
+        return Lesson(*(x[: count * length].reshape(count, length) for x in self))
+
+    def part(self, which: slice) -> Lesson:
+        """Return a part of the tokens, or of the sequences."""
+        return Lesson(*(x[which] for x in self))
+
+
+class SgdTrainer:
+    """SGD with momentum on every parameter but `FROZEN`, at the rates of a cosine (pg#1413).
+
+    Momentum lives on from chunk to chunk. Without `chains` each sequence is a row of its own. With
+    them attention stays inside a document, and the sequences of an update are dealt out to the
+    chains: those of a chain are one row, in which a document goes on from one sequence to the next.
+    Processes share the rows and average their gradients, so that all hold the same weights.
+    """
+
+    def __init__(self, scorer: Scorer, config: TttConfig, *, chains: int | None = None) -> None:
         self._scorer, self._config, self._runtime = scorer, config, scorer.runtime
-        self._options = sgd_options(scorer.network, document_tokens)
-        self._parameters = list(scorer.network.parameters())
+        self._chains = chains
+        self._options = sgd_options(scorer.network, config, chains)
+        self._parameters = let_learn(scorer.network)
         # never None, so that a process without sequences joins the sums all the same
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
         self.optimizer = torch.optim.SGD(self._parameters, lr=0.0, momentum=config.momentum)
 
-    def train(self, targets: Sequence[int] | np.ndarray, progress: float) -> None:
-        """Learn from a chunk of targets, `epochs` times; `progress` is the share of chunks done.
+    def train(self, lesson: Lesson, progress: float) -> None:
+        """Learn from a chunk, `epochs` times; `progress` is the share of chunks done.
 
-        The targets are cut into sequences of `window`; they may come from several places of the
-        text. LedgerError where one has no score yet.
+        The tokens are cut into sequences of `window`; they may come from several places of the
+        text. LedgerError where a target has no score yet.
         """
         config = self._config
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr * 0.5 * (1 + math.cos(math.pi * progress))
-        rows = np.asarray(targets).reshape(-1, config.window)
+        sequences = lesson.sequences(config.window)
         for _ in range(config.epochs):
-            for begin in range(0, len(rows), config.batch_sequences):
-                self._update(rows[begin : begin + config.batch_sequences])
+            for begin in range(0, len(sequences.inputs), config.batch_sequences):
+                self._update(sequences.part(slice(begin, begin + config.batch_sequences)))
 
-    def _update(self, rows: np.ndarray) -> None:
-        scorer = self._scorer
-        scorer.ledger.update(*find_ranges(rows.ravel()))
+    def _update(self, sequences: Lesson) -> None:
+        scorer, inputs = self._scorer, sequences.inputs
+        # entered before the step: a refused update leaves the weights as they are
+        scorer.ledger.update(*find_ranges(inputs[sequences.scored]))
         self.optimizer.zero_grad(set_to_none=False)
-        mine = rows[share(len(rows), self._runtime)]
-        if len(mine):
-            index = send(torch.from_numpy(mine), self._runtime.device)
-            inputs, targets = scorer.tokens[index].long(), scorer.tokens[index + 1].long()
+        for rows in passes(len(inputs), self._chains, self._runtime):
+            mine, wanted = (
+                np.stack([x[row.start : row.stop].ravel() for row in rows])
+                for x in (inputs, sequences.targets)
+            )
+            tokens, targets = (
+                scorer.tokens[send(torch.from_numpy(x), self._runtime.device)].long()
+                for x in (mine, wanted)
+            )
             options = scorer.segmented(mine, self._options)
-            # the mean over all processes' targets: their gradients are then summed
-            loss = scorer.network.nll(inputs, targets, options).sum() / rows.size
+            # the mean over the targets of all processes: their gradients are then summed
+            loss = scorer.network.nll(tokens, targets, options).sum() / inputs.size
             loss.backward()
         for gradient in self._gradients:
             self._runtime.sum(gradient)
@@ -93,9 +130,9 @@ class ChunkScorer(Scorer):
         targets = item.targets
         if self._trainer is not None and targets.stop < len(self.text):
             last = (len(self.text) - 1) // self._config.chunk_tokens
+            index = targets.start // self._config.chunk_tokens
             with self.session.timed("adapt"):
-                index = targets.start // self._config.chunk_tokens
-                self._trainer.train(targets, progress=index / last)
+                self._trainer.train(Lesson.of_targets(targets), progress=index / last)
 
     def state(self) -> State:
         """Add the weights and the momenta."""
@@ -119,17 +156,39 @@ class ChunkScorer(Scorer):
             yield from sgd_shapes(self.network, self._config, self.runtime)
 
 
-def sgd_options(network: Network, document_tokens: int | None = None) -> Pass:
+def let_learn(network: Network) -> list[nn.Parameter]:
+    """Ask for gradients of all parameters but FROZEN, and return these."""
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name != FROZEN)
+    return [p for p in network.parameters() if p.requires_grad]
+
+
+def sgd_options(network: Network, config: TttConfig, chains: int | None) -> Pass:
     """Return the options of the passes that are learned from."""
-    return Pass(network.config.orders[-1], document_tokens=document_tokens)
+    return Pass(network.config.orders[-1], document_tokens=config.window if chains else None)
+
+
+def passes(count: int, chains: int | None, runtime: Runtime) -> list[list[range]]:
+    """Return this process's passes over `count` sequences: rows of one length, ranges of them.
+
+    A row is a sequence, or what one of the chains has of them.
+    """
+    if chains is None:
+        rows = [range(i, i + 1) for i in share(count, runtime)]
+    else:
+        mine = share(chains, runtime)
+        rows = [range(count * c // chains, count * (c + 1) // chains) for c in mine]
+    lengths = sorted({len(row) for row in rows} - {0})
+    return [[row for row in rows if len(row) == length] for length in lengths]
 
 
 def sgd_shapes(
-    network: Network, config: TttConfig, runtime: Runtime, document_tokens: int | None = None
+    network: Network, config: TttConfig, runtime: Runtime, chains: int | None = None
 ) -> Iterator[PassShape]:
     """Yield the shapes of this process's passes over a chunk."""
-    rows, batch = config.chunk_tokens // config.window, config.batch_sequences
-    sizes = {min(batch, rows - begin) for begin in range(0, rows, batch)}
-    for size in sorted({len(share(size, runtime)) for size in sizes} - {0}):
-        options = sgd_options(network, document_tokens)
-        yield PassShape(size, config.window, slice(None), options, learns=True)
+    count, batch = config.chunk_tokens // config.window, config.batch_sequences
+    sizes = {min(batch, count - begin) for begin in range(0, count, batch)}
+    shapes = {(len(rows), len(rows[0])) for size in sizes for rows in passes(size, chains, runtime)}
+    for rows, sequences in sorted(shapes):
+        options = sgd_options(network, config, chains)
+        yield PassShape(rows, sequences * config.window, slice(None), options, learns=True)

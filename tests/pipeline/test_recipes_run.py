@@ -42,7 +42,7 @@ def shrink(content: dict) -> dict:
     content["eval_ttt"]["adapter"] |= {"rank": 2}
     content["eval_ttt"]["documents"] |= {
         "batch_documents": 4,
-        "lanes": 2,
+        "chains": 2,
         "chunk_tokens": 32,
         "prefix_documents": 6,
     }

@@ -56,12 +56,15 @@ MIXTURE = {
 DOCUMENTS = {
     "order": "length",
     "batch_documents": 4,
-    "lanes": 2,
+    "chains": 2,
     "chunk_tokens": 6,
     "short_chunks": (),
+    "last_window": "fixed",
     "warm_a": False,
+    "idle_decay": False,
     "prefix_documents": 0,
     "phases": 0,
+    "repeat_bos": False,
 }
 SLIDING = SlidingConfig(
     mode="strided",

@@ -12,11 +12,12 @@ from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
 from paramgolf.scoring.config import ShortChunk
-from paramgolf.scoring.document_batches import plan_groups
+from paramgolf.scoring.document_plan import DocumentBatch, plan_documents
 from paramgolf.scoring.evaluation import score_and_adapt
-from paramgolf.scoring.ledger import LedgerError
+from paramgolf.scoring.ledger import LedgerError, expand_ranges
 from paramgolf.scoring.lora_documents import DocumentScorer
 from paramgolf.scoring.session import Session
+from paramgolf.scoring.sgd import Lesson
 from paramgolf.scoring.text import Text, find_documents
 
 WARM = {"warm_a": True, "batch_documents": 2}
@@ -90,9 +91,9 @@ def test_learning_helps_on_documents_that_repeat_themselves():
 
 
 @pytest.mark.parametrize(
-    "changes", [{"batch_documents": 1}, {"batch_documents": 32}, {"lanes": 5}, {"order": "stream"}]
+    "changes", [{"batch_documents": 1}, {"batch_documents": 32}, {"chains": 5}, {"order": "stream"}]
 )
-def test_neither_batches_nor_lanes_nor_order_change_a_document(changes):
+def test_neither_batches_nor_chains_nor_order_change_a_document(changes):
     text = make_text(200)
     np.testing.assert_allclose(adapt(text, documents=changes).nats, adapt(text).nats, atol=2e-4)
 
@@ -100,7 +101,7 @@ def test_neither_batches_nor_lanes_nor_order_change_a_document(changes):
 @pytest.mark.parametrize("documents", [{}, WARM])
 def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents):
     text = make_text(400)
-    documents = {**documents, "batch_documents": 8, "lanes": 1}
+    documents = {**documents, "batch_documents": 8, "chains": 1}
     with monkeypatch.context() as patch:
         patch.setattr(lora_documents, "FEWEST_ROWS", 1000)
         whole = adapt(text, documents=documents).nats
@@ -130,22 +131,25 @@ def test_the_record_of_updates():
     assert verdict["score_first"]
     # all chunks but a document's last are learned from
     assert verdict["targets_trained"] == (6 * ((lengths - 1) // 6)).sum()
-    ranking = np.argsort(-lengths, kind="stable")
-    groups = plan_groups(start[ranking], stop[ranking], config, WINDOW)
-    batches = [batch for group in groups for batch in group.batches]
+    batches = plan_documents(start, stop, config, WINDOW)
     assert verdict["updates"] == sum(batch.chunks - 1 for batch in batches)
     assert verdict["entries"] == sum(batch.chunks for batch in batches)
 
 
-def test_warm_matrices_go_on_to_the_next_batch_of_the_lane_only():
+def test_a_warm_a_goes_on_to_the_next_full_batch_of_the_chain_only():
     text = make_text(300)
     cold, warm = adapt(text, documents={"batch_documents": 2}), adapt(text, documents=WARM)
-    start, stop = find_documents(text)
-    ranking = np.argsort(start - stop, kind="stable")
-    moved = [bool((cold.nats != warm.nats)[start[i] : stop[i]].any()) for i in ranking]
-    assert not any(moved[:4])
-    # before a document's first step the second matrix is 0, and the first does not show
-    assert all(moved[n] == (stop[i] - start[i] > 6) for n, i in enumerate(ranking) if n >= 4)
+    config = make_lora_config("lora_documents", documents=WARM).documents
+    batches = plan_documents(*find_documents(text), config, WINDOW)
+    assert [batch.full for batch in batches] == [False] + [True] * (len(batches) - 1)
+    used = set()
+    for batch in batches:
+        for first, last in zip(batch.start, batch.stop, strict=True):
+            moved = bool((cold.nats != warm.nats)[first:last].any())
+            # before a document's first step B is 0, and A does not show
+            assert moved == (batch.chain in used and last - first > 6)
+        if batch.full:
+            used.add(batch.chain)
 
 
 def test_short_chunks():
@@ -167,30 +171,34 @@ class TestPhases:
         plain, phased = (
             adapt(text, documents={**PHASES, "phases": n, "order": "stream"}) for n in (0, 1)
         )
-        # groups of 4 documents: the bound of 10 is reached with 12
+        # 2 chains x 2 documents are a group: the bound of 10 is reached with 12
         start, _ = find_documents(text)
         assert (plain.nats[: start[12]] == phased.nats[: start[12]]).all()
         assert (plain.nats[start[12] :] != phased.nats[start[12] :]).mean() > 0.95
         assert phased.close()["score_first"]
 
+    @pytest.mark.parametrize("repeat_bos", [False, True])
     @pytest.mark.parametrize("order", ["stream", "length"])
-    def test_each_phase_learns_from_all_of_the_prefix_so_far(self, order):
-        text = make_text(400)
-        documents = {**PHASES, "order": order}
-        ledger = adapt(text, documents=documents, chunk_tokens=16, epochs=1)
-        start, stop = find_documents(text)
-        ranking = (
-            np.arange(len(start)) if order == "stream" else np.argsort(start - stop, kind="stable")
-        )
-        for bound in (5, 10):
-            some = ranking[:bound]
-            targets = np.concatenate([np.arange(start[i], stop[i]) for i in some])
-            expected = [targets[i : i + 16] for i in range(0, len(targets) - 16, 16)]
-            shared = [u for u in ledger.updates if not u.own]
-            shared = shared[: len(expected)] if bound == 5 else shared[-len(expected) :]
-            for update, chunk in zip(shared, expected, strict=True):
-                pairs = zip(update.start, update.stop, strict=True)
-                assert sorted(t for a, b in pairs for t in range(a, b)) == sorted(chunk.tolist())
+    def test_updates_are_whole_sequences_of_the_phases_documents(self, order, repeat_bos):
+        text, changes = make_text(400), {"chunk_tokens": 40, "epochs": 1}  # 2 sequences of 16
+        documents = {**PHASES, "order": order, "repeat_bos": repeat_bos}
+        config = make_lora_config("lora_documents", None, documents, **changes)
+        items = plan_documents(*find_documents(text), config.documents, WINDOW)
+        expected = []
+        for phase in items:
+            if isinstance(phase, DocumentBatch):
+                continue
+            # after each document comes the next one's BOS, which is no target of the text
+            stream = []
+            for first, last in zip(phase.start, phase.stop, strict=True):
+                stream += [*range(first, last), *[None] * repeat_bos]
+            stream = stream[: len(stream) - repeat_bos]
+            for begin in range(0, len(stream) - 40, 40):
+                expected.append(sorted({*stream[begin : begin + 32]} - {None}))
+        found = [u for u in adapt(text, documents=documents, **changes).updates if not u.own]
+        assert found
+        targets = [expand_ranges(update.start, update.stop).tolist() for update in found]
+        assert [sorted(some) for some in targets] == expected
 
     def test_a_prefix_longer_than_the_text_trains_nothing(self):
         ledger = adapt(make_text(200), documents={**PHASES, "prefix_documents": 1000})
@@ -200,7 +208,7 @@ class TestPhases:
         text, config = make_text(200), make_lora_config("lora_documents")
         scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
-            scorer.train(np.arange(100))
+            scorer.train(Lesson.of_targets(np.arange(100)))
 
 
 class TestCausality:
@@ -252,7 +260,7 @@ class TestPlantedViolations:
     def parts(self):
         text, config = make_text(200), make_lora_config("lora_documents")
         scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
-        return scorer, scorer.plan()[0], scorer.ledger
+        return scorer, scorer.items[0], scorer.ledger
 
     def test_a_second_pass_over_a_batch(self, parts):
         scorer, step, _ = parts
@@ -307,19 +315,20 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     text, documents = make_text(400), {**documents, "batch_documents": 8}
     plain = adapt(text, documents=documents, epochs=1)
-    monkeypatch.setattr(lora_documents, "CudaGraphs", Recorded)
+    graphs = Recorded()
+    monkeypatch.setattr(lora_documents, "CudaGraphs", lambda: graphs)
     config = make_lora_config("lora_documents", None, documents, epochs=1)
     scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
-    steps = scorer.plan()
+    batches = [item for item in scorer.items if isinstance(item, DocumentBatch)]
     shapes = {
         shape
-        for step in steps
-        for shape in lora_documents.batch_shapes(step.batch, scorer.rows, WINDOW)
+        for batch in batches
+        for shape in lora_documents.batch_shapes(batch, scorer.rows, WINDOW)
     }
-    scorer._record(sorted(shapes, reverse=True))
-    for step in steps:
-        scorer.run(step)
-    assert {*scorer._graphs.replayed} == shapes
+    scorer.record_passes(sorted(shapes, reverse=True))
+    for item in scorer.items:
+        scorer.run(item)
+    assert {*graphs.replayed} == shapes
     np.testing.assert_allclose(scorer.ledger.nats, plain.nats, atol=1e-6)
 
 
@@ -329,12 +338,12 @@ def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     plain = Runtime(0, 1, torch.device("cuda"), attention="sdpa", kernels="reference")
-    runtime = dataclasses.replace(plain, compile=True)  # so that passes are rehearsed and recorded
+    runtime = dataclasses.replace(plain, compile=True)  # so that passes are warmed up and recorded
     text, documents = make_text(400), {**documents, "batch_documents": 8}
 
     def scores():
         return adapt(text, runtime, make_network().on(plain), documents, epochs=1).nats
 
     recorded = scores()
-    monkeypatch.setattr(DocumentScorer, "_record", lambda *_: None)
+    monkeypatch.setattr(DocumentScorer, "record_passes", lambda *_: None)
     np.testing.assert_allclose(recorded, scores(), atol=1e-3)

@@ -17,7 +17,7 @@ from paramgolf.runtime import Runtime
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
 
-DOCUMENTS = {"batch_documents": 2, "lanes": 3}
+DOCUMENTS = {"batch_documents": 2, "chains": 3}
 CONFIGS = {
     # one sequence in the second update of an epoch: a process has nothing to do, but must join in;
     # not clipped, since clipping would hide gradients that are summed instead of averaged

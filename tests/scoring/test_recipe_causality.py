@@ -42,7 +42,7 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
         documents = {"order": "stream", "phases": 1, "prefix_documents": 1, "batch_documents": 1}
         sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
         lora = make_lora_config(
-            way, documents={**documents, "chunk_tokens": 8, "lanes": 1}, **sizes
+            way, documents={**documents, "chunk_tokens": 8, "chains": 1}, **sizes
         )
         config = make_config(mode="sgd", **sizes) if way == "sgd" else lora
         ledger = score_and_adapt(network, text, config, session)

@@ -84,11 +84,12 @@ RULES = (
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lanes": 0}, "at least 1"),
+        ({"chains": 0}, "at least 1"),
         ({"short_chunks": RULES}, "rising order"),
         ({"phases": 3, "prefix_documents": 2}, "at least `phases`"),
         ({"order": "stream", "warm_a": True}, "warm_a` needs `order: length`"),
         ({"order": "stream", "short_chunks": RULES[:1]}, "short_chunks` needs `order: length`"),
+        ({"order": "stream", "last_window": "full"}, "last_window` needs `order: length`"),
     ],
 )
 def test_faults_of_documents(changes, message):
@@ -99,3 +100,14 @@ def test_faults_of_documents(changes, message):
 def test_chunks_of_documents_fit_the_window():
     (fault,) = faults_of(make_lora_config("lora_documents", documents={"chunk_tokens": 17}))
     assert "at most `window` tokens" in fault
+
+
+def test_sequences_of_a_phase_need_not_fill_its_chunk():
+    assert not faults_of(make_lora_config("lora_documents", chunk_tokens=40))
+    (fault,) = faults_of(make_lora_config("lora_documents", chunk_tokens=15))
+    assert "at least `window`" in fault
+
+
+def test_idle_rows_with_momentum_are_refused():
+    (fault,) = faults_of(make_lora_config("lora_documents", documents={"idle_decay": True}))
+    assert "`idle_decay` needs `adapter.beta1` 0" in fault

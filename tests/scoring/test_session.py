@@ -36,7 +36,7 @@ CASES = {
     "lora_stream": make_lora_config("lora_stream"),
     "lora_documents": make_lora_config(
         "lora_documents",
-        documents={"phases": 1, "prefix_documents": 4, "batch_documents": 8, "lanes": 1},
+        documents={"phases": 1, "prefix_documents": 4, "batch_documents": 8, "chains": 1},
         chunk_tokens=32,
         batch_sequences=3,
     ),
@@ -180,7 +180,7 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     monkeypatch.setattr(torch, "compile", counted)
     text = echoing_text(300)
     networks = [make_network(recurrence=[], smear="token") for _ in range(3)]
-    documents = {"batch_documents": 8, "lanes": 1, "chunk_tokens": 6}
+    documents = {"batch_documents": 4, "chains": 1, "chunk_tokens": 6}
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
@@ -192,7 +192,7 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
-    many, nats = graphs(networks[1], shapes=7)
+    many, nats = graphs(networks[1], shapes=6)
     assert many == few == {"smear_and_norm": 1, "block": 3, "lanes_nll": 1}
     plain = score("lora_documents", text, ALONE, network=networks[2])
     np.testing.assert_allclose(nats, plain.nats, atol=2e-4)

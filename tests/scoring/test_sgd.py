@@ -19,7 +19,7 @@ from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import SgdTrainer
+from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 
@@ -144,18 +144,18 @@ class TestPlantedViolations:
     def test_learning_before_scoring(self, parts):
         trainer, _, chunks = parts
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
-            trainer.train(chunks[0].targets, progress=0.0)
+            trainer.train(Lesson.of_targets(chunks[0].targets), progress=0.0)
 
     def test_learning_from_the_next_chunk(self, parts):
         trainer, scorer, chunks = parts
         scorer.run(chunks[0])
         with pytest.raises(LedgerError, match="learn from targets not scored yet"):
-            trainer.train(range(0, 96), progress=0.0)
+            trainer.train(Lesson.of_targets(range(0, 96)), progress=0.0)
 
     def test_score_of_the_last_epoch(self, parts):
         trainer, scorer, chunks = parts
         scorer.run(chunks[0])
-        trainer.train(chunks[0].targets, progress=0.0)
+        trainer.train(Lesson.of_targets(chunks[0].targets), progress=0.0)
         with pytest.raises(LedgerError, match="scored a second time"):
             scorer.run(chunks[0])
 
@@ -163,6 +163,6 @@ class TestPlantedViolations:
         trainer, scorer, chunks = parts
         before = [p.clone() for p in scorer.network.parameters()]
         with pytest.raises(LedgerError):
-            trainer.train(chunks[1].targets, progress=0.0)
+            trainer.train(Lesson.of_targets(chunks[1].targets), progress=0.0)
         after = scorer.network.parameters()
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

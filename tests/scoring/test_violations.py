@@ -40,7 +40,7 @@ from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores
 from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import SgdTrainer
+from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
 from paramgolf.verify.rules import RULES, Run
@@ -128,7 +128,7 @@ class Stand:
         self.trainer = SgdTrainer(self.scorer, config)
 
     def learn(self, chunk: int) -> None:
-        self.trainer.train(self.chunks[chunk].targets, progress=0.0)
+        self.trainer.train(Lesson.of_targets(self.chunks[chunk].targets), progress=0.0)
 
     def score(self, chunk: int) -> None:
         self.scorer.run(self.chunks[chunk])
@@ -161,7 +161,7 @@ def best_of_two(_: Patch) -> None:
 
 def warms_up_on_text(_: Patch) -> None:
     stand = Stand()
-    stand.trainer.train(range(48), progress=0.0)
+    stand.trainer.train(Lesson.of_targets(range(48)), progress=0.0)
 
 
 def wrong_plan(change: Callable) -> Callable[[Patch], None]:
