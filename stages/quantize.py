@@ -1,4 +1,4 @@
-"""Quantise the trained weights to integers and scales: `python stages/quantize.py`."""
+"""Quantize the trained weights to integers and scales: `python stages/quantize.py`."""
 
 import torch
 
@@ -12,7 +12,7 @@ from paramgolf.runtime_config import RuntimeConfig
 
 
 def main() -> None:
-    """Read params.yaml, quantise, write artifacts/quantize and the metrics."""
+    """Read params.yaml, quantize, write artifacts/quantize and the metrics."""
     runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime, processes=1)
     device = torch.device(resolve_device(runtime))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
-    """Return the float32 weights of a quantised parameter, from the tensors that are its parts.
+    """Return the float32 weights of a quantized parameter, from the tensors that are its parts.
 
     NAME.integers [..., R, C] times NAME.scales [..., R]; NAME.finer [layers, groups], where there
     is one, says how often the steps of each group of columns are halved; where there is
@@ -35,7 +35,7 @@ def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
 def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
     """Return integers [..., R, C] times scales [..., R], float32.
 
-    One IEEE multiplication a weight, of values that float32 holds exactly.
+    One IEEE multiplication per weight, of values that float32 holds exactly.
     """
     return integers.to(torch.float32, copy=True).mul_(scales.float().unsqueeze(-1))
 

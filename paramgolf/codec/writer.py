@@ -1,4 +1,4 @@
-"""Write model.bin: quantised tensors in, the container's bytes and a ledger of them out."""
+"""Write model.bin: quantized tensors in, the container's bytes and a ledger of them out."""
 
 from __future__ import annotations
 

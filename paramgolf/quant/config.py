@@ -48,7 +48,7 @@ class CalibrateConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantizeConfig:
-    """Grids and bits a family; units and meanings are in recipes/base.yaml."""
+    """Grids and bits of the families; units and meanings are in recipes/base.yaml."""
 
     method: Literal["gptq", "nearest"]
     embedding_method: Literal["gptq", "nearest"] | None

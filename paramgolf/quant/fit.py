@@ -39,7 +39,7 @@ Measure = Callable[[Solution], list[Part]]
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A place of the search; bytes_total is None where nothing was compressed."""
+    """A point of the search; bytes_total is None where nothing was compressed."""
 
     multiplier: float
     entropy_bytes: float
@@ -72,36 +72,36 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     assert config.fit_bytes is not None
     trials: list[Trial] = []
     best: tuple[int, float, Solution] | None = None
-    place, solution = 0.0, solve(config)
+    doublings, solution = 0.0, solve(config)
     for _ in range(MAX_COMPRESSIONS):
         parts = measure(solution)
         total, entropy = sum(part.bytes for part in parts), entropy_bytes(solution[0])
-        trials.append(Trial(2**place, entropy, total))
-        say(f"quantize: clips x {2**place:.5f}: {total:,} bytes; limit {config.fit_bytes:,}")
+        trials.append(Trial(2**doublings, entropy, total))
+        say(f"quantize: clips x {2**doublings:.5f}: {total:,} bytes; limit {config.fit_bytes:,}")
         if total <= config.fit_bytes and (best is None or total > best[0]):
-            best = total, place, solution
+            best = total, doublings, solution
         if config.fit_bytes - SLACK_BYTES <= total <= config.fit_bytes:
             break
-        if total > config.fit_bytes and place >= MOST:
+        if total > config.fit_bytes and doublings >= MOST:
             _refuse(total - config.fit_bytes, parts)
-        if total <= config.fit_bytes and place <= LEAST:
+        if total <= config.fit_bytes and doublings <= LEAST:
             say("quantize: the finest clips of the search leave bytes unused")
             break
         target = config.fit_bytes - SLACK_BYTES // 2
         found = _on_line(trials, target)
         if found is not None:
-            place, solution = found, solve(scaled(config, found))
+            doublings, solution = found, solve(scaled(config, found))
             continue
         # the fixed bytes (code, header) go into the offset, not into the ratio
         fixed = sum(part.bytes for part in parts if part.kind in ("code", "header"))
         wanted = (target - fixed) / ((total - fixed) / entropy)
-        place, solution = _approach(config, solve, (place, solution), wanted, trials)
+        doublings, solution = _approach(config, solve, (doublings, solution), wanted, trials)
     if best is None:
         _refuse(min(t.bytes_total or 0 for t in trials if t.bytes_total) - config.fit_bytes, parts)
-    total, place, solution = best
+    total, doublings, solution = best
     record = {
         "limit_bytes": config.fit_bytes,
-        "multiplier": 2**place,
+        "multiplier": 2**doublings,
         "bytes_total": total,
         "trials": [asdict(trial) for trial in trials],
     }
@@ -122,14 +122,14 @@ def _on_line(trials: list[Trial], target: int) -> float | None:
     if len(pair) < 2 or pair[0][1] == pair[1][1]:
         return None
     (start, first), (end, second) = pair
-    place = start + (target - first) * (end - start) / (second - first)
-    return min(max(place, LEAST), MOST)
+    doublings = start + (target - first) * (end - start) / (second - first)
+    return min(max(doublings, LEAST), MOST)
 
 
-def scaled(config: QuantizeConfig, place: float) -> QuantizeConfig:
-    """Return the configuration with all clips doubled `place` times."""
+def scaled(config: QuantizeConfig, doublings: float) -> QuantizeConfig:
+    """Return the configuration with all clips doubled `doublings` times."""
     names = "attention_clip", "mlp_clip", "embedding_clip"
-    return replace(config, **{name: getattr(config, name) * 2**place for name in names})
+    return replace(config, **{name: getattr(config, name) * 2**doublings for name in names})
 
 
 def entropy_bytes(tensors: Tensors) -> float:
@@ -148,24 +148,24 @@ def _approach(
     target: float,
     trials: list[Trial],
 ) -> tuple[float, Solution]:
-    """Return a place whose entropy is near `target` bytes, and its solution: secant steps."""
-    place, solution = start
+    """Return doublings whose entropy is near `target` bytes, and its solution: secant steps."""
+    doublings, solution = start
     entropy = entropy_bytes(solution[0])
     weights = sum(t.numel() for name, t in solution[0].items() if name.endswith(".integers"))
     slope = -weights / 8
     for _ in range(MAX_SOLVES):
-        before = place, entropy
-        place = min(max(place + (target - entropy) / slope, LEAST), MOST)
-        if place == before[0]:
+        before = doublings, entropy
+        doublings = min(max(doublings + (target - entropy) / slope, LEAST), MOST)
+        if doublings == before[0]:
             break
-        solution = solve(scaled(config, place))
+        solution = solve(scaled(config, doublings))
         entropy = entropy_bytes(solution[0])
-        trials.append(Trial(2**place, entropy, None))
+        trials.append(Trial(2**doublings, entropy, None))
         if abs(entropy - target) <= CLOSE_BYTES:
             break
         # at the ends the curve is flat: a secant there must not throw the next step far away
-        slope = min((entropy - before[1]) / (place - before[0]), -weights / 64)
-    return place, solution
+        slope = min((entropy - before[1]) / (doublings - before[0]), -weights / 64)
+    return doublings, solution
 
 
 def _refuse(missing: int, parts: list[Part]) -> NoReturn:

@@ -1,7 +1,8 @@
 """Hessians of every matrix's input, gathered in one pass over some text.
 
 The Hessian of the squared output error with respect to a row of a matrix is twice the mean of x x^T
-over the matrix's inputs x; GPTQ needs it up to a factor.
+over the matrix's inputs x: with E the error of the matrix, |E x|^2 is the sum of e x x^T e^T over
+its rows e. GPTQ needs it up to a factor.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ def gather(network: Network, batches_BT: Iterable[Tensor], runtime: Runtime) -> 
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
 
     def tap(family: str, index: int, x: Tensor) -> None:
+        # in float32: bfloat16 would keep 8 binary digits of a sum over millions of tokens
         rows = x.flatten(0, -2).float()
         sums[family][index].addmm_(rows.T, rows)
 

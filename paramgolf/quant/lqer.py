@@ -1,7 +1,7 @@
 """LQER: a low-rank correction for the matrices that quantizing hurts most.
 
 arXiv 2402.02446; packed as in pg#1797, but with a scale for each column of the left factor. The
-error E = W - dequantised W is cut to its leading r components, E ~ left @ right, and both factors
+error E = W - dequantized W is cut to its leading r components, E ~ left @ right, and both factors
 are stored as small integers with float16 scales.
 """
 

@@ -68,10 +68,10 @@ def quantize(config: QuantizeConfig, device: torch.device) -> None:
 def quantize_model(
     trained: Trained, hessians: dict[str, Tensor], config: QuantizeConfig, device: torch.device
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the tensors to store and one report a matrix.
+    """Return the tensors to store and one report per matrix.
 
     A quantized NAME is stored as NAME.integers (int8, the parameter's shape) and NAME.scales
-    (float16, one a row), with NAME.finer and NAME.LAYER.left, .right and their scales where there
+    (float16, one per row), with NAME.finer and NAME.LAYER.left, .right and their scales where there
     are finer groups and corrections (see `restore`); every other parameter as float16. All are on
     the CPU.
     """

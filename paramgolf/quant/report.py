@@ -18,9 +18,9 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
 
     relative_error is ||E|| / ||W|| (Frobenius); output_error is tr(E H E^T) / tr(W H W^T), the
     share of the output's energy that quantizing takes, and error_trace its numerator; entropy_bits
-    is the order-0 entropy of the integers, bits a weight, of which a trellis saves one; low_rank is
-    the rank of the matrix's correction, which the errors include; condition and damping are those
-    of the damped Hessian.
+    is the order-0 entropy of the integers in bits per weight, of which a trellis saves one;
+    low_rank is the rank of the matrix's correction, which the errors include; condition and damping
+    are those of the damped Hessian.
     """
     factors = solved.family.factors
     error = solved.weight - solved.dequantized
@@ -47,14 +47,14 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
 
 
 def entropy_bits(integers: Tensor) -> float:
-    """Return the empirical order-0 entropy of integers in -128..127, bits an integer."""
+    """Return the empirical order-0 entropy of integers in -128..127, bits per integer."""
     counts = torch.bincount(integers.flatten().long() + 128, minlength=256).double()
     chances = counts[counts > 0] / counts.sum()
     return float(-(chances * chances.log2()).sum()) + 0.0  # no -0.0
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
-    """Return entropy bits a weight over all weights, and the mean relative error of the matrices.
+    """Return entropy bits per weight over all weights, and the mean relative error of the matrices.
 
     Matrices that no calibration token reached (all columns dead) are left out of the mean error:
     nothing reads them.

@@ -1,9 +1,13 @@
 """How much the loss minds an error in each row of each matrix, measured on calibration text.
 
-A small error e in a row's weights adds e H e^T times half the row's Fisher information to the loss,
-if inputs and gradients do not depend on each other (arXiv 1503.05671). With targets drawn from the
-model itself, the squared gradient of a row, over all its weights, is that information times the
-trace of H.
+Let w be a row, e a small error in it, and g the gradient of a token's loss with respect to w. To
+second order the expected loss grows by e F e^T / 2, with F = E[g g^T] the row's Fisher information
+(targets drawn from the model itself, for which the first order vanishes). A row's output y = w x
+gives g = (dL/dy) x, and if dL/dy and x do not depend on each other (K-FAC, arXiv 1503.05671),
+
+    F = E[(dL/dy)^2] E[x x^T] = E[(dL/dy)^2] H,    so that    E[|g|^2] = E[(dL/dy)^2] tr(H).
+
+What an error costs is then e H e^T times E[|g|^2] / (2 tr(H)): the row's sensitivity.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ def measure(
     hessians: dict[str, Tensor],
     runtime: Runtime,
 ) -> dict[str, Tensor]:
-    """Return what an error's e H e^T in each row costs, nats a token: float32 [layers, rows].
+    """Return what an error's e H e^T in each row costs, nats per token: float32 [layers, rows].
 
     Keys are NAME.sensitivity. `rows` are pairs of text [1, T] int64 and draws [T, 1] in 0..1, on
     the device, by which targets are chosen. Rows of the embedding share its whole in proportion to
@@ -39,10 +43,13 @@ def measure(
     likely = torch.zeros(network.vocab_size, device=runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
     for text, draws in rows:
+        # one text at a time: gradients of several would add up before they are squared
         with torch.no_grad():
             chances = torch.softmax(network.logits(text, options)[0], dim=-1)
             likely += chances.sum(0)
             targets = draw_tokens(chances.double(), draws)
+        # the square of a sum over tokens: in expectation the sum of squares, as the gradients of
+        # drawn targets have mean 0 given the text before them
         loss = network.nll(text, targets.T, options).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):

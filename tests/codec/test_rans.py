@@ -112,7 +112,7 @@ def test_size_is_near_the_entropy_and_columns_of_unlike_size_pay():
 
 
 @pytest.mark.parametrize("segment", [64, 8])
-def test_a_trellis_is_recognised_and_saves_a_bit_an_integer(segment):
+def test_a_trellis_is_recognized_and_saves_a_bit_an_integer(segment):
     values = trellis(3, 1024, 64, segment=segment)
     assert find_segment(values) == segment
     data = encode(values.tobytes(), values.shape)

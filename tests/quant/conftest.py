@@ -1,4 +1,4 @@
-"""Fixtures of the quantiser: a small trained model and its Hessians."""
+"""Fixtures of the quantizer: a small trained model and its Hessians."""
 
 import pytest
 from quantize_case import make_hessians, make_trained

@@ -99,7 +99,7 @@ def test_a_single_column_has_a_scale():
     assert (found > SMALLEST_SCALE).all()
 
 
-def test_dequantising_leaves_the_integers_alone():
+def test_dequantizing_leaves_the_integers_alone():
     integers, scales = torch.tensor([[3.0, -31.0]]), torch.tensor([0.1], dtype=torch.float16)
     expected = integers.numpy() * np.float32(np.float16(0.1))
     np.testing.assert_array_equal(dequantize(integers, scales).numpy(), expected)

@@ -1,4 +1,4 @@
-"""Trellis-coded rounding against all paths, its gain, and what the coder recognises."""
+"""Trellis-coded rounding against all paths, its gain, and what the coder recognizes."""
 
 import itertools
 
