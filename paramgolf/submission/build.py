@@ -21,9 +21,16 @@ from paramgolf.recipes import RECIPES, flatten
 from paramgolf.submission.about import About
 from paramgolf.submission.collect import SeedRun, collect
 from paramgolf.submission.describe import comparison, submission
-from paramgolf.submission.evaluate import command, compare_scores, evaluator_of, score
+from paramgolf.submission.evaluate import (
+    Workspace,
+    command,
+    compare_scores,
+    evaluator_of,
+    score,
+)
 from paramgolf.submission.missing import missing
 from paramgolf.submission.readme import readme
+from paramgolf.submission.rebuild import check_code
 from paramgolf.submission.script import read_script, requirements
 from paramgolf.submission.training_log import training_log
 
@@ -53,6 +60,7 @@ def submit(
         scratch = Path(name)
         runs, faults = collect(sources, scratch, root)
         faults += missing(runs, about, root)
+        faults += check_code(runs, scratch, root)
         if faults:
             listing = "".join(f"\n  - {fault}" for fault in faults)
             raise ParamGolfError(f"the submission is not complete:{listing}")
@@ -63,7 +71,7 @@ def submit(
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as made:
             folder = Path(made) / target.name
             _fill(folder, runs)
-            checked = _score(folder, first, tokens=scratch / "tokens", root=root)
+            checked = _score(folder, first, scratch, root)
             _describe(folder, runs, about, day=day, against=found, checked=checked, root=root)
             folder.rename(target)
     return target
@@ -95,15 +103,23 @@ def _fill(folder: Path, runs: Sequence[SeedRun]) -> None:
         write_text(folder / f"train_seed{run.seed}.log", training_log(run))
 
 
-def _score(folder: Path, first: SeedRun, *, tokens: Path, root: Path) -> float:
-    """Return the bits per byte that the folder scores by itself; they must be those recorded."""
-    stage = evaluator_of(first.params)
-    say(f"submit: scoring model.bin of seed {first.seed} from inside the folder")
+def _score(folder: Path, first: SeedRun, scratch: Path, root: Path) -> float:
+    """Return the bits per byte that the folder scores by itself.
+
+    Both this and the score of the project's own evaluator must be the one recorded: what the folder
+    says of itself proves that it runs, and not what it is worth.
+    """
+    stage, tokens = evaluator_of(first.params), scratch / "tokens"
+    say(f"submit: scoring model.bin of seed {first.seed} with {stage}")
+    project = Workspace(folder / "model.bin", tokens, scratch / "project", root)
+    compare_scores(project.score(first.params, stage), first.metrics, stage)
+    say("submit: scoring it from inside the folder")
     words = command(first.params, stage, read_script(folder / "train_gpt.py"))
-    found = score(folder, tokens, words, root=root)
-    compare_scores(found, first.metrics, stage)
-    say(f"submit: val_bpb {found['val_bpb']:.8f}, as recorded")
-    return found["val_bpb"]
+    by_itself = score(folder, tokens, words, root=root)
+    compare_scores(by_itself, first.metrics, stage)
+    val_bpb = float(by_itself["val_bpb"])
+    say(f"submit: val_bpb {val_bpb:.8f}, as recorded")
+    return val_bpb
 
 
 def _describe(

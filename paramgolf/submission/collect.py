@@ -41,9 +41,13 @@ class Files(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SeedRun:
-    """A finished run, its files (the keys of NAMES) in `folder`."""
+    """A finished run, its files (the keys of NAMES) in `folder`.
+
+    `commit` is None for the working folder.
+    """
 
     experiment: Experiment
+    commit: str | None
     folder: Path
     log: TrainingLog
     repository: Files
@@ -66,7 +70,8 @@ class SeedRun:
     @property
     def params(self) -> dict[str, Any]:
         """The parameters by section."""
-        return numbers(read_yaml(self.folder / "params.yaml"))
+        params: dict[str, Any] = numbers(read_yaml(self.folder / "params.yaml"))
+        return params
 
     def copy_validation(self, folder: Path) -> None:
         """Write the tokens that the run was scored on to `folder`: no training text is there."""
@@ -83,15 +88,15 @@ def collect(
     """Return the runs whose files are all there, and a line for each fault of a run."""
     runs, faults = [], []
     for i, (source, experiment) in enumerate(zip(sources, read(sources, root), strict=True)):
-        found = list(_faults(source, experiment, root))
+        own = list(_faults(source, experiment, root))
         repository = open_repository(source.commit, root)
         folder = scratch / str(i)
-        found += _copy(repository, folder)
-        if found:
-            faults += [f"`{source.name}`: {fault}" for fault in found]
+        own += _copy(repository, folder)
+        if own:
+            faults += [f"`{source.name}`: {fault}" for fault in own]
         else:
             log = read_log(folder / "log.jsonl")
-            runs.append(SeedRun(experiment, folder, log, repository))
+            runs.append(SeedRun(experiment, source.commit, folder, log, repository))
     return runs, faults
 
 
@@ -110,8 +115,8 @@ def unfinished_stages(root: Path) -> list[str]:
     command = [sys.executable, "-m", "dvc", "status", "--json"]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if result.returncode:
-        found = result.stderr.strip() or result.stdout.strip()
-        raise ParamGolfError("`dvc status` failed", found=found, fix="see `paramgolf doctor`")
+        said = result.stderr.strip() or result.stdout.strip()
+        raise ParamGolfError("`dvc status` failed", found=said, fix="see `paramgolf doctor`")
     return list(json.loads(result.stdout.strip().splitlines()[-1]))
 
 
@@ -119,7 +124,8 @@ def open_repository(commit: str | None, root: Path) -> Files:
     """Return a commit's files, or the working folder's."""
     from dvc.api import DVCFileSystem  # a second
 
-    return DVCFileSystem(str(root.resolve()), rev=commit)
+    files: Files = DVCFileSystem(str(root.resolve()), rev=commit)
+    return files
 
 
 def _copy(repository: Files, folder: Path) -> list[str]:

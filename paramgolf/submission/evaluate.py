@@ -1,25 +1,31 @@
-"""The command that scores a submission from inside its folder, and what it must print."""
+"""A submission scored twice: by the project's own evaluator, and from inside its folder."""
 
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json
+from paramgolf.files import read_json, write_text
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.metrics import METRICS
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.submission.script import PackedScript, read_script
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
 TOLERANCE = (
-    1e-3  # bits a byte; the devices' arithmetic differs by less, the record's margin is 2e-3
+    1e-3  # bits per byte; the devices' arithmetic differs by less, the record's margin is 2e-3
 )
 
 
@@ -64,13 +70,48 @@ def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> di
     return metrics
 
 
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """An empty project in which the evaluator's stage of the project in `root` scores a model.
+
+    Nothing is resumed there, and nothing of the submission runs: its model is data.
+    """
+
+    model: Path
+    tokens: Path
+    folder: Path
+    root: Path
+
+    def score(self, params: Mapping[str, Any], stage: str) -> dict[str, Any]:
+        """Run stage `stage` with a run's parameters on this machine's devices; return its metrics.
+
+        It takes its GPUs itself, so this process must not hold any.
+        """
+        package = self.folder / "artifacts/package"
+        package.mkdir(parents=True)
+        shutil.copyfile(self.model, package / "model.bin")
+        (self.folder / "data").mkdir()
+        (self.folder / "data/tokens").symlink_to(self.tokens.resolve())
+        runtime = read_yaml(self.root / PARAMS_PATH)["runtime"]
+        content = yaml.safe_dump({**params, "runtime": runtime}, sort_keys=False)
+        write_text(self.folder / PARAMS_PATH, content)
+        script = (self.root / "stages" / f"{stage}.py").resolve()
+        environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+        done = subprocess.run([sys.executable, str(script)], cwd=self.folder, env=environment)
+        if done.returncode:
+            found = f"exit code {done.returncode}; what it said is above"
+            raise ParamGolfError(f"{stage} cannot score the model", where=self.model, found=found)
+        metrics: dict[str, Any] = read_json(self.folder / METRICS / f"{stage}.json")
+        return metrics
+
+
 def compare_scores(found: Mapping[str, Any], recorded: Mapping[str, Any], stage: str) -> None:
     """Raise ParamGolfError unless a folder's score is the recorded one."""
     for key, tolerance in (("tokens_scored", 0), ("bytes_scored", 0), ("val_bpb", TOLERANCE)):
         expected = recorded[f"{stage}.{key}"]
         if not abs(found[key] - expected) <= tolerance:  # nan is no score
             raise ParamGolfError(
-                "the folder does not score what was recorded",
+                "the model does not score what was recorded",
                 where=f"{stage}.{key}",
                 expected=expected if tolerance == 0 else f"{expected} ± {tolerance}",
                 found=found[key],

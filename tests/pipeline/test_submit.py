@@ -150,9 +150,25 @@ def test_a_folder_that_scores_otherwise_is_not_made(sibling):
     path.write_text(json.dumps({**content, "val_bpb": content["val_bpb"] - 0.01}))
     sibling.commit("a better score")
     error = submit(sibling, "HEAD", *ABOUT, *OPEN_TRACK, code=2)
-    assert "the folder does not score what was recorded" in error
+    assert "the model does not score what was recorded" in error
     assert "where: eval_ttt.val_bpb" in error
     assert not list((sibling.folder / "submissions").glob("*/*"))
+
+
+def test_a_script_that_was_changed_is_not_handed_in(sibling):
+    """It could print what was recorded without scoring anything, and DVC was told that it is so."""
+    path = sibling.folder / "artifacts/package/train_gpt.py"
+    content = path.read_bytes() + b"# not packed\n"
+    path.unlink()
+    path.write_bytes(content)
+    metrics = sibling.folder / "artifacts/metrics/package.json"
+    recorded = json.loads(metrics.read_text())
+    recorded["bytes_code"] += len(b"# not packed\n")
+    metrics.write_text(json.dumps(recorded))
+    sibling.run("dvc", "commit", "-f")
+    sibling.commit("another script")
+    error = submit(sibling, "HEAD", *ABOUT, *OPEN_TRACK, code=2)
+    assert "`HEAD`: train_gpt.py is not what the run's own code packs to" in error
 
 
 @pytest.mark.parametrize(
