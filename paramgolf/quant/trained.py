@@ -39,6 +39,7 @@ class Described:
     schema: Natural
     vocab_size: Positive
     sequence_length: Positive
+    seed: Natural
     model: ModelConfig
 
 
@@ -55,8 +56,6 @@ class Trained:
     @property
     def seed(self) -> int:
         """The seed of the training."""
-        if not isinstance(self.config.get("seed"), int):
-            raise ParamGolfError("the trained model's config.json names no seed", fix=FIX)
         return int(self.config["seed"])
 
 

@@ -66,7 +66,7 @@ def make_trained(model):
         name: p.detach() + 0.05 * torch.randn(p.shape, generator=generator)
         for name, p in Network(model, VOCAB, seed=0).named_parameters()
     }
-    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16}
+    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16, "seed": 7}
     config["model"] = dataclasses.asdict(model)
     return Trained(model, VOCAB, 16, state, config)
 

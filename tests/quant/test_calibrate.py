@@ -228,7 +228,8 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
 def write_trained(folder, trained):
     folder.mkdir(parents=True)
     model = json.loads(json.dumps(trained.model, default=_as_dict))
-    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": LENGTH, "model": model}
+    sizes = {"vocab_size": VOCAB, "sequence_length": LENGTH}
+    config = {"schema": 1, "seed": 7, "model": model, **sizes}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(trained.state))
 
