@@ -71,6 +71,13 @@ def test_files_and_tests_that_are_named_exist(page):
         assert all(re.search(rf"^\s*(?:def|class) {word}\b", source, re.M) for word in words), text
 
 
+def test_prose_is_at_most_120_columns_wide(page):
+    """Tables, code and pictures cannot be broken."""
+    for line in FENCED.sub("", page).splitlines():
+        if not line.startswith(("|", "    ", "![")):
+            assert len(line) <= 120, line
+
+
 def test_links_lead_somewhere(page, request):
     folder = request.node.callspec.params["page"].parent
     for target in re.findall(r"\]\(([^)\s]+)\)", page):
