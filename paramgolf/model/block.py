@@ -26,8 +26,8 @@ argument and with its output's scale (attn_scale, mlp_scale) inside:
              a <- a + r0 y + r2 z;  b <- b + r1 y + r3 z                    (pg#1289)
     lanes    y = A(mix(a)),  z = F(b);
              a <- k0 a + w00 y + w10 z;  b <- k1 b + w01 y + w11 z          (pg#1529)
-with k = lane_keep, w = lane_write, r = lane_route. The lanes begin as two copies of x, and the head
-joins them (head.head_input). pg#N is pull request N of github.com/openai/parameter-golf.
+with k = lane_keep, w = lane_write, r = lane_route. The lanes begin as two copies of x, in "lanes"
+before its skip is added, else after it, and the head joins them (head.head_input). pg#N is pull request N of github.com/openai/parameter-golf.
 """
 
 from __future__ import annotations
@@ -316,9 +316,11 @@ Sublayer = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
+    if len(lanes) == 1 and kind.parallel == "lanes":
+        lanes = lanes * 2  # before the skip, which lane a alone takes
     lanes = add_skip(lanes, w, c, kind)
     if len(lanes) == 1:
-        lanes = (lanes[0], lanes[0])
+        lanes = lanes * 2
 
     def terms(x: Tensor, mix: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
         return ((x,), None) if mix is None else ((x, c.x0), mix.float())
