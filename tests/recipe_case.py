@@ -40,7 +40,7 @@ def moved(network: Network) -> Network:
     """Move every parameter that learns, and return the network: a 0 would hide a fault."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for name, p in network.named_parameters():
-            if name != "softcaps":  # only adaptation moves them
+        for p in network.parameters():
+            if p.requires_grad:
                 p.add_(0.1 * torch.randn(p.shape, generator=generator))
     return network

@@ -378,6 +378,8 @@ def test_memory_is_that_of_each_recipe_that_was_trained(name):
     run = RUNS[name]
     if "before the fused kernels" in name:
         pytest.skip("plain operations")
+    if name in ("pr1392", "pr1499") and "commit" not in run:
+        pytest.skip("a network of two lanes (pr1392), with another XSA (pr1499)")
     older = {} if "commit" in run else {"none": 2, "single": 1, "merge": 1, "lanes": 1}
     recipe = "pr2135" if name == "best, in pr2135's shape" else name.partition(",")[0]
     measured = run["figures"]["peak_memory_bytes"]

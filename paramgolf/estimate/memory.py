@@ -76,7 +76,8 @@ def training_memory(
         gradients=FLOAT32 * parameters,
         optimizer=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
-        activations=tokens * each(model, vocab_size, device.compute_bytes),
+        activations=tokens * each(model, vocab_size, device.compute_bytes)
+        + tokens * _own_term_bytes(model, train, device.compute_bytes),
     )
 
 
@@ -112,6 +113,18 @@ def block_values(model: ModelConfig, layer: VirtualLayer) -> int:
         widths += 1  # attention's output
         widths += layer.xsa or model.head_gate != "none"  # which the projection does not read
     return values + widths * model.width
+
+
+def _own_term_bytes(model: ModelConfig, train: TrainConfig, compute_bytes: int) -> int:
+    """Return the bytes per token of attention's weights, where it keeps them (own_term).
+
+    They are T numbers for each head, in float32 and in the dtype of computation.
+    """
+    if model.xsa_form != "own_term":
+        return 0
+    length = max(sizes.sequence_length for sizes in train.sizes)
+    layers = sum(layer.xsa for layer in plan(model, max(model.orders, key=len)))
+    return layers * model.heads * length * (FLOAT32 + compute_bytes)
 
 
 def _plain_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int:

@@ -77,6 +77,25 @@ def attend_sdpa(
     return y.transpose(1, 2)
 
 
+def attend_to_others(
+    q_BTHD: Tensor, k_BTKD: Tensor, v_BTKD: Tensor, segments: Segments | None = None
+) -> Tensor:
+    """Return causal attention [B, T, H, D] without each position's own term (XSA of pg#1499).
+
+    With a the softmax over a position t and its past, the result is the sum of a_tj v_j over j < t:
+    what is left is not scaled up. Plain PyTorch with T^2 numbers for each head, for no kernel tells
+    a_tt; in float32, since rounding scores of 40 to bfloat16 would change weights by an eighth.
+    """
+    _, T, H, D = q_BTHD.shape
+    q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
+    mask = _segment_mask(q, segments or Segments(None, T))
+    k, v = (x.repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
+    scores = q.float() @ k.float().mT / D**0.5
+    weights = scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).tril(-1)
+    y: Tensor = weights.to(v.dtype) @ v
+    return y.transpose(1, 2)
+
+
 def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
     """Return which position may see which, bool [B or 1, 1, T, T]: itself, its segment's past."""
     B, _, T, _ = q_BHTD.shape

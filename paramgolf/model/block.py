@@ -27,7 +27,8 @@ argument and with its output's scale (attn_scale, mlp_scale) inside:
     lanes    y = A(mix(a)),  z = F(b);
              a <- k0 a + w00 y + w10 z;  b <- k1 b + w01 y + w11 z          (pg#1529)
 with k = lane_keep, w = lane_write, r = lane_route. The lanes begin as two copies of x, in "lanes"
-before its skip is added, else after it, and the head joins them (head.head_input). pg#N is pull request N of github.com/openai/parameter-golf.
+before its skip is added, else after it, and the head joins them (head.head_input). pg#N is pull
+request N of github.com/openai/parameter-golf.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.attention import Attend, Segments
+from paramgolf.model.attention import Attend, Segments, attend_to_others
 from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
@@ -52,7 +53,7 @@ class Kind(NamedTuple):
     heads: int
     kv_heads: int
     attention: bool
-    xsa: bool
+    xsa: str  # a ModelConfig.xsa_form, or "none"
     parallel: str  # a ModelConfig.parallel, or "none" before the parallel part
     head_gate: str
     head_gate_scale: float
@@ -74,7 +75,8 @@ class Weights(NamedTuple):
     q_gain: Tensor  # [H]
     norm_scale: Tensor  # scalar: 1 / sqrt(slot + 1)
     head_gate: Tensor | None = None  # [H, channels that the gate reads]
-    value_mix: Tensor | None = None  # scalar
+    value_lambda: Tensor | None = None  # [2]: logits of the own values' share, of layer 0's
+    hidden_gain: Tensor | None = None  # [m]
     lane_keep: Tensor | None = None  # [2]
     lane_write: Tensor | None = None  # [2, 2]: sublayer, lane
     lane_route: Tensor | None = None  # [4]: A to a, A to b, F to a, F to b
@@ -176,12 +178,13 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         n, gate = head_gates(n, w, kind)
     adapted = adapter_outputs(n, w, c.adapters)
     q, k, v, v_xsa = project_heads(n, w, c, kind, adapted)
-    if c.first_values is not None:
-        assert w.value_mix is not None
-        v = v_xsa = v + torch.sigmoid(w.value_mix) * c.first_values
-    y = kind.attend(q, k, v, c.segments)
-    if kind.xsa or gate is not None:
-        y = kind.operations.finish_heads(y, v_xsa, gate, xsa=kind.xsa)
+    if c.first_values is not None and w.value_lambda is not None:  # pg#1499
+        own, first = torch.softmax(w.value_lambda, dim=0)
+        v = v_xsa = own * v + first * c.first_values
+    attend = attend_to_others if kind.xsa == "own_term" else kind.attend
+    y = attend(q, k, v, c.segments)
+    if kind.xsa == "projection" or gate is not None:
+        y = kind.operations.finish_heads(y, v_xsa, gate, xsa=kind.xsa == "projection")
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
     return y + adapted["o"] if "o" in adapted else y
@@ -277,16 +280,20 @@ def mlp_sublayer(
 ) -> tuple[Tensor, Tensor]:
     """Return the MLP sublayer's output [B, T, d], and the scaled norm n of the terms' sum u.
 
-    The output is down(LeakyReLU(up n)^2), rows of down scaled; with `residual` u is added. The sum
+    The output is down(LeakyReLU(up n)^2), rows of down scaled, and its columns too where hidden
+    channels have gains (pg#1499): weights are cheaper to scale. With `residual` u is added. The sum
     is part of this function since a kernel adds the product to u in its place.
     """
     down = w.mlp_scale[:, None] * w.down
+    gained = down if w.hidden_gain is None else down * w.hidden_gain
     mixed = terms, coefficients, w.norm_scale
     if c.tap is None:
-        y, n = kind.operations.mlp(*mixed, w.up, down, kind.mlp_slope, residual=residual)
+        y, n = kind.operations.mlp(*mixed, w.up, gained, kind.mlp_slope, residual=residual)
     else:
         u, n = kind.operations.mix_norm(*mixed, keep=residual)
         hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
+        if w.hidden_gain is not None:  # what down reads: its Hessian is of it
+            hidden = hidden * w.hidden_gain
         y = linear(hidden, down, "down", c.tap)
         y = u + y if residual else y
     if c.adapters is not None and c.adapters.mlp is not None:

@@ -39,25 +39,34 @@ class ModelConfig:
     window_layers: tuple[int, ...]
     window: Positive
     xsa_layers: Natural
+    xsa_form: Literal["projection", "own_term"]
     layer_scale: bool
     softcap: Annotated[float, Range(above=0, most=1e6)]
     asymmetric_softcap: bool
     skips: Literal["none", "additive", "gated"]
     skip_rows: Natural | None
+    lane_skips: bool
     parallel: Literal["none", "single", "merge", "routed", "mixed", "lanes"]
     parallel_start: Natural
     recurrence_unit: Literal["fraction", "step"]
     recurrence: tuple[RecurrencePhase, ...]
+    repeat_skips: bool
+    repeat_step: PositiveFloat | None
     untied_repeats: bool
     virtual_scalars: bool
     first_attention: bool
     smear: Literal["none", "channel", "token"]
+    smear_gate_init: float
+    bos_mask: bool
     fused_markers: bool
     bigram_buckets: Natural
     bigram_dim: Positive
+    bigram_table_std: NaturalFloat
+    bigram_proj_gain: PositiveFloat
     value_embedding_dim: Positive
     value_embedding_layers: tuple[int, ...]
     value_residual: bool
+    hidden_gain: bool
     head_gate: Literal["none", "doubled", "dense", "sparse"]
     head_gate_scale: PositiveFloat
 
@@ -71,10 +80,23 @@ class ModelConfig:
         """The layer order of each phase of training; the first is every layer once."""
         return (tuple(range(self.layers)), *(phase.order for phase in self.recurrence))
 
+    def encoder(self, order: Order) -> Order:
+        """Return the layers of `order` whose outputs are kept for skips: its first half.
+
+        Unless repeats take part in skips, it is the first half of the layers' first runs.
+        """
+        runs = order if self.repeat_skips else tuple(dict.fromkeys(order))
+        return runs[: len(runs) // 2]
+
     @property
     def skip_count(self) -> int:
-        """Rows of skip weights: one a decoder step that has an encoder output to pop."""
-        return self.skip_rows or max(len(order) // 2 for order in self.orders)
+        """Rows of skip weights: one a decoder layer that has an encoder output to pop."""
+        return self.skip_rows or max(len(self.encoder(order)) for order in self.orders)
+
+    @property
+    def slots(self) -> int:
+        """Rows of scales, mixes and gains: one a layer, or one a position in the longest order."""
+        return max(map(len, self.orders)) if self.virtual_scalars else self.layers
 
     def phase_at(self, fraction: float, step: int) -> int:
         """Return the phase (an index into `orders`) that is active at a point of training."""
@@ -109,14 +131,17 @@ class ModelConfig:
         if self.parallel == "none":
             return
         start = self.parallel_start
-        decoded = (layer for order in self.orders for layer in order[: len(order) // 2])
-        first = 1 + max(decoded, default=-1)
+        encoded = (layer for order in self.orders for layer in self.encoder(order))
+        first = 1 + max(encoded, default=-1)
         if not first <= start < self.layers:
             expected = f"lie in the decoder, {first}..{self.layers - 1}"
             yield (
                 "parallel_start",
                 f"must {expected} (the second half of each order), found {start}",
             )
+        parted = [[layer >= start for layer in order] for order in self.orders]
+        if self.parallel != "single" and any(lanes != sorted(lanes) for lanes in parted):
+            yield "recurrence", f"returns to layers before {start}, but lanes once parted stay so"
 
     def _order_faults(self) -> Iterator[Fault]:
         for i, phase in enumerate(self.recurrence):

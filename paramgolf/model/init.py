@@ -11,9 +11,14 @@ from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 
 ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj")
-SMEAR = ("smear_gate", "smear_weight", "smear_scale")
-ZERO = ("o", "down", "bigram_table", "skip_gate", "value_mix", *SMEAR)
+ZERO = ("o", "down", "skip_gate", "smear_weight", "smear_scale")
 CONSTANT = {"bigram_scale": 0.05, "value_scale": 0.1, "lane_merge": 0.5}
+FROM_CONFIG = {
+    "q_gain": "q_gain",
+    "softcaps": "softcap",
+    "smear_gate": "smear_gate_init",
+    "repeat_step": "repeat_step",
+}
 
 
 def initial_parameters(
@@ -24,8 +29,8 @@ def initial_parameters(
     What is random is drawn on the CPU. `device` factors the matrices: a GPU is seconds quicker, and
     differs by rounding.
 
-    Matrices are orthogonal (gain 1), the two output projections zero, so that each block starts as
-    the identity; the embedding is N(0, 0.005^2).
+    Matrices are orthogonal, the two output projections zero, so that each block starts as the
+    identity; tables are normal.
     """
     generator = torch.Generator().manual_seed(seed)
     return {
@@ -43,17 +48,19 @@ def _initial(
 ) -> Tensor:
     if name in ORTHOGONAL:
         drawn = [torch.randn(shape[-2:], generator=generator) for _ in range(math.prod(shape[:-2]))]
-        return orthogonal(torch.stack(drawn).to(device)).view(shape).cpu()
+        gain = config.bigram_proj_gain if name == "bigram_proj" else 1.0
+        return gain * orthogonal(torch.stack(drawn).to(device)).view(shape).cpu()
     if name in ZERO or (name == "head_gate" and config.head_gate != "dense"):
         return torch.zeros(shape)
-    if name in ("embedding", "head_gate"):
-        return torch.randn(shape, generator=generator) * 0.005
-    if name == "value_table":
-        return torch.randn(shape, generator=generator) * 0.01
+    deviations = {"value_table": 0.01, "bigram_table": config.bigram_table_std}
+    if name in ("embedding", "head_gate", *deviations):
+        return torch.randn(shape, generator=generator) * deviations.get(name, 0.005)
     if name in ("resid_mix", "mlp_mix"):  # all of x, nothing of x0
         return torch.tensor([1.0, 0.0])[:, None].expand(shape).clone()
-    if name in ("q_gain", "softcaps"):
-        return torch.full(shape, config.q_gain if name == "q_gain" else config.softcap)
+    if name == "value_lambda":  # softmax: 0.71 of the own values, 0.29 of layer 0's (pg#1499)
+        return torch.tensor([0.95, 0.05]).expand(shape).clone()
+    if name in FROM_CONFIG:
+        return torch.full(shape, getattr(config, FROM_CONFIG[name]))
     if name == "lane_keep":  # #1204: sqrt(1.1) at each of two sublayers; #1529: 1.1 once
         return torch.full(shape, math.sqrt(1.1) if config.parallel == "routed" else 1.1)
     return torch.full(shape, CONSTANT.get(name, 1.0))

@@ -35,9 +35,10 @@ from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
 from paramgolf.model.head import Head, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
-from paramgolf.model.shapes import MATRICES, shapes
+from paramgolf.model.shapes import FROZEN, MATRICES, shapes
 from paramgolf.runtime import Runtime
 
+NO_TOKEN = -1
 Tensors = dict[str, Tensor]
 Positions = slice | Tensor  # of a row: neighbors, or any, int64 [k]
 
@@ -122,6 +123,13 @@ class Network(nn.Module):
             values = initial_parameters(config, vocab_size, seed, device or torch.device("cpu"))
         for name, tensor in values.items():
             self.register_parameter(name, nn.Parameter(tensor))
+        self.requires_grad_()
+
+    def requires_grad_(self, requires_grad: bool = True) -> Network:
+        """Let autograd record what is done to the parameters, or not; never to frozen ones."""
+        for name, p in self.named_parameters():
+            p.requires_grad_(requires_grad and name not in FROZEN)
+        return self
 
     def with_backend(self, backend: Backend) -> Network:
         """Return a network that computes by `backend`, with the same parameters (not copies)."""
@@ -206,7 +214,8 @@ class Network(nn.Module):
         run, smear = self.backend.block, self.backend.smear
         if options.tap is not None:  # compiled code would not call it
             run, smear = block, smear_and_norm
-        x0 = embed(tokens_BT, tensors, self.config, bos=BOS, smear=smear)
+        bos = BOS if self.config.bos_mask else NO_TOKEN
+        x0 = embed(tokens_BT, tensors, self.config, bos=bos, smear=smear)
         shared = self._shared_context(x0, tokens_BT, options)
         values = value_embedding(tokens_BT, tensors, self.config)
         rows = _Rows(tensors, self.config)
@@ -223,7 +232,10 @@ class Network(nn.Module):
                 shared = shared._replace(first_values=self._first_values(lanes, weights, context))
             if virtual.skip_row is not None and skips:
                 context = context._replace(skip=skips.pop())
-            lanes = run(lanes, weights, context, self._kind(virtual))
+            before, lanes = lanes, run(lanes, weights, context, self._kind(virtual))
+            if virtual.repeat_row is not None:  # x + s (B(x) - x), s by channel (pg#1392)
+                step = tensors["repeat_step"][virtual.repeat_row]
+                lanes = tuple(x.lerp(y, step) for x, y in zip(before, lanes, strict=True))
             if virtual.push:
                 skips.append(tuple(map(distinct, lanes)))
         return lanes
@@ -281,7 +293,7 @@ class Network(nn.Module):
         ]
 
     def _first_values(self, lanes: Lanes, weights: Weights, context: Context) -> Tensor:
-        """Return the raw values of layer 0 [B, T, K, D], which later layers add to theirs."""
+        """Return the raw values of layer 0 [B, T, K, D], which later layers mix into theirs."""
         plain = context._replace(first_values=None, tap=None)
         _, n = mix_and_norm(lanes[0], weights, plain, self._kind_base())
         adapted = adapter_outputs(n, weights, plain.adapters)
@@ -293,7 +305,7 @@ class Network(nn.Module):
             c.heads,
             c.kv_heads,
             attention=True,
-            xsa=False,
+            xsa="none",
             parallel="none",
             head_gate=c.head_gate,
             head_gate_scale=c.head_gate_scale,
@@ -304,9 +316,8 @@ class Network(nn.Module):
 
     def _kind(self, virtual: VirtualLayer) -> Kind:
         parallel = self.config.parallel if virtual.parallel else "none"
-        return self._kind_base()._replace(
-            attention=virtual.attention, xsa=virtual.xsa, parallel=parallel
-        )
+        xsa = self.config.xsa_form if virtual.xsa else "none"
+        return self._kind_base()._replace(attention=virtual.attention, xsa=xsa, parallel=parallel)
 
 
 def segments_of(
@@ -355,8 +366,10 @@ class _Rows:
             **dict.fromkeys(
                 ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
             ),
-            **dict.fromkeys(("head_gate", "value_mix"), virtual.layer),
+            **dict.fromkeys(("head_gate", "hidden_gain"), virtual.layer),
         }
+        if virtual.layer > 0:  # layer 0 has its values from itself
+            rows["value_lambda"] = virtual.layer - 1
         if virtual.parallel:
             parallel_row = virtual.layer - self._first_parallel
             rows |= dict.fromkeys(("lane_keep", "lane_write"), virtual.layer)

@@ -18,6 +18,7 @@ class VirtualLayer:
     Attributes:
         layer: the physical layer, which is the row of the attention matrices.
         mlp_row: the row of the MLP matrices, another one where repeats are untied.
+        repeat_row: the row of the step of a repeated run, None: it takes the whole step.
         slot: the row of the scales and gains.
         push: its output is kept as a skip for the decoder.
         skip_row: the row of the skip weights, where a kept output is added before the layer.
@@ -30,6 +31,7 @@ class VirtualLayer:
 
     layer: int
     mlp_row: int
+    repeat_row: int | None
     slot: int
     push: bool
     skip_row: int | None
@@ -44,36 +46,42 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
     """Return the virtual layers of `order`.
 
     The first half of the order (rounded down) is the encoder, whose outputs are pushed on a stack.
-    Decoder layer j pops the newest of them while there are rows of skip weights. With virtual
-    scalars (pg#1204) scales, gains and the value embedding go by the position in the order instead
-    of the physical layer.
+    Decoder layer j pops the newest of them while there are rows of skip weights. Where repeats take
+    no part in skips (pg#1392, pg#1499) both halves are of the first runs. With virtual scalars
+    (pg#1204) scales, gains and the value embedding go by the position in the order instead of the
+    physical layer; so does XSA, by that in the longest order, in all phases of training.
     """
-    encoder = len(order) // 2
+    encoder = len(config.encoder(order))
     skips = 0 if config.skips == "none" else min(encoder, config.skip_count)
+    lanes = config.parallel not in ("none", "single")
+    runs = repeats = 0  # that take part in skips; of layers that have run before
     seen: set[int] = set()
-    repeats, virtual_layers = 0, []
+    virtual_layers: list[VirtualLayer] = []
     for position, layer in enumerate(order):
         slot = position if config.virtual_scalars else layer
-        mlp_row = layer
-        if layer in seen and config.untied_repeats:
-            mlp_row, repeats = config.layers + repeats, repeats + 1
-        seen.add(layer)
+        parallel = config.parallel != "none" and layer >= config.parallel_start
+        parted = lanes and any(earlier.parallel for earlier in virtual_layers)
+        again, takes_part = layer in seen, layer not in seen or config.repeat_skips
+        dropped = parted and not config.lane_skips
+        row = runs - encoder
         values = config.value_embedding_layers
-        decoder_position = position - encoder
         virtual_layers.append(
             VirtualLayer(
                 layer=layer,
-                mlp_row=mlp_row,
+                mlp_row=config.layers + repeats if again and config.untied_repeats else layer,
+                repeat_row=repeats if again and config.repeat_step is not None else None,
                 slot=slot,
-                push=position < encoder,
-                skip_row=decoder_position if 0 <= decoder_position < skips else None,
+                push=takes_part and row < 0,
+                skip_row=row if takes_part and 0 <= row < skips and not dropped else None,
                 attention=config.first_attention or layer > 0,
-                xsa=position >= len(order) - config.xsa_layers,
+                xsa=slot >= config.slots - config.xsa_layers,
                 value_row=values.index(slot) if slot in values else None,
-                parallel=config.parallel != "none" and layer >= config.parallel_start,
+                parallel=parallel,
                 window=config.window if layer in config.window_layers else None,
             )
         )
+        seen.add(layer)
+        runs, repeats = runs + takes_part, repeats + again
     return tuple(virtual_layers)
 
 

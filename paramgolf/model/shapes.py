@@ -10,6 +10,7 @@ Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
+FROZEN = ("softcaps", "repeat_step")  # no optimizer moves them
 TABLES = ("embedding", "bigram_table", "value_table")  # one row a token or bucket
 
 
@@ -41,7 +42,7 @@ def count(config: ModelConfig, vocab_size: int) -> int:
 
 
 def _block_vectors(config: ModelConfig) -> dict[str, Shape]:
-    slots = max(map(len, config.orders)) if config.virtual_scalars else config.layers
+    slots = config.slots
     vectors: dict[str, Shape] = {
         "attn_scale": (slots, config.width),
         "mlp_scale": (slots, config.width),
@@ -56,7 +57,11 @@ def _block_vectors(config: ModelConfig) -> dict[str, Shape]:
         channels = config.width if config.head_gate == "dense" else GATE_CHANNELS
         vectors["head_gate"] = (config.layers, config.heads, channels)
     if config.value_residual:
-        vectors["value_mix"] = (config.layers,)
+        vectors["value_lambda"] = (config.layers - 1, 2)
+    if config.hidden_gain:
+        vectors["hidden_gain"] = (config.layers, config.mlp_hidden)
+    if config.repeat_step is not None:
+        vectors["repeat_step"] = (repeat_count(config), config.width)
     return vectors
 
 

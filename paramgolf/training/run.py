@@ -354,8 +354,11 @@ def without_unreached_phases(
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if phase == len(model.recurrence):
         return model, tensors
-    config = dataclasses.replace(
-        model, recurrence=model.recurrence[:phase], skip_rows=model.skip_count
+    kept = dataclasses.replace(model, recurrence=model.recurrence[:phase])
+    config = dataclasses.replace(  # the layers that there are keep their skips and their XSA
+        kept,
+        skip_rows=model.skip_count,
+        xsa_layers=max(0, model.xsa_layers - (model.slots - kept.slots)),
     )
     if model.untied_repeats:
         rows = max(len(order) for order in config.orders)
