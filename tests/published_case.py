@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,7 +18,6 @@ from paramgolf.recipes import Params, check, compose
 ROOT = Path(__file__).parents[1]
 FIXTURES = ROOT / "tests/fixtures"
 SYSTEMS = ("pr1204", "pr1296", "pr1392", "pr1493", "pr1499", "pr1855", "pr2135")
-OPEN = ("pr1204", "pr1296", "pr1392", "pr1499")  # not equal yet, or not in all
 VOCAB = 256
 WHOLE, EVERY = 2_048, 9  # tensors beyond WHOLE numbers are given by every ninth number
 DOCUMENT_TOKENS = {"pr1855": 24, "pr2135": 24}  # stands for training's 2,048 in packed rows
@@ -35,12 +33,6 @@ SHAPE = {
 BUCKETS = 97
 UNMASKED = ("pr1204", "pr1392", "pr1499")  # their code lets embeddings enter the next document
 WIDE = {"width": 128, "rope_dims": 16}
-
-
-def systems(*names: str) -> list[Any]:
-    """Return the names as parameters of a test; those that are open may fail."""
-    may_fail = pytest.mark.xfail(reason="differs from what was published")
-    return [pytest.param(name, marks=[may_fail] * (name in OPEN)) for name in names or SYSTEMS]
 
 
 @cache

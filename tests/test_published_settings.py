@@ -71,6 +71,8 @@ NETWORK: dict[str, Read] = {
     "gate_channels": lambda p: GATE_CHANNELS,
     "head_gate": lambda p: p.model.head_gate == "sparse",
     "head_gate_scale": lambda p: p.model.head_gate_scale,
+    "recur_scale": lambda p: p.model.repeat_step,
+    "smear_mask_at_bos": lambda p: p.model.bos_mask,
     "parameters": lambda p: count(p.model, p.tokenizer.vocab_size),
 }
 TRAINING: dict[str, Read] = {
@@ -97,6 +99,7 @@ TRAINING: dict[str, Read] = {
     "orthogonalising_steps": lambda p: p.train.muon_iterations,
     "row_normalised_muon": lambda p: p.train.muon_normalise_rows,
     "muon_row_normalise": lambda p: p.train.muon_normalise_rows,
+    "muon_row_floor": lambda p: p.train.muon_row_floor,
     "adam_beta1": lambda p: p.train.adam_beta1,
     "adam_beta2": lambda p: p.train.adam_beta2,
     "adam_eps": lambda p: p.train.adam_eps,
@@ -197,11 +200,7 @@ STATEMENTS: dict[str, Read] = {
 READ = NETWORK | TRAINING | QUANTIZING | EVALUATION
 # under way
 PENDING = {
-    "pr1392": {"recurrence_order", "recurrence_layers", "parameters", "recur_scale"}
-    | {"muon_row_floor"},
     "pr1499": {
-        "recurrence_order",
-        "parameters",
         "ttt_rate",
         "ttt_rank",
         "ttt_reset",
@@ -209,8 +208,6 @@ PENDING = {
     }
     | {"adapter_betas", "adapter_eps", "adapter_decay", "adapter_a_std", "adapter_targets"}
     | {"ngram_training_tokens"},
-    "pr1855": {"smear_mask_at_bos"},
-    "pr2135": {"smear_mask_at_bos"},
 }
 # facts of the published runs; recipes/records.yaml holds some of them
 FACTS = ("seed", "seeds", "steps", "processes", "artifact_bytes")
@@ -264,13 +261,13 @@ def test_differences_name_published_systems_settings_and_parameters():
     parameters, settings = flatten(compose("base", RECIPES)), {}
     for name in SYSTEMS:
         settings |= facts(name, "settings")
+    ours = {name: flatten(compose(name, RECIPES)) for name in SYSTEMS}
     for entry in differences(folder=RECIPES):
         assert set(entry.recipes) <= set(SYSTEMS)
         assert set(entry.settings) <= settings.keys()
         assert entry.restore.keys() <= parameters.keys()
         for name in entry.recipes:
-            ours = flatten(compose(name, RECIPES))
-            assert all(ours[key] != value for key, value in entry.restore.items()), entry
+            assert all(ours[name][key] != value for key, value in entry.restore.items()), entry
 
 
 @pytest.mark.parametrize("name", SYSTEMS)

@@ -16,6 +16,7 @@ from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
 from paramgolf.training.config import TrainConfig
 
 FLOAT32 = 4
+DTYPE_BYTES = {"float32": FLOAT32, "bfloat16": 2}
 # What the fused kernels keep of a block's lanes, in widths per token, by the way the block runs:
 # always, and more where a skip enters. A lane that is mixed with x0 is kept, and its norm; lanes
 # that are added as they are leave their norm alone, which the MLP reads. Sublayers' outputs are
@@ -74,7 +75,7 @@ def training_memory(
     return TrainingMemory(
         weights=(FLOAT32 + copy) * parameters,
         gradients=FLOAT32 * parameters,
-        optimizer=FLOAT32 * muon + 2 * FLOAT32 * (parameters - muon),
+        optimizer=DTYPE_BYTES[train.muon_dtype] * muon + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
         activations=tokens * each(model, vocab_size, device.compute_bytes)
         + tokens * _own_term_bytes(model, train, device.compute_bytes),

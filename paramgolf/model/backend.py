@@ -57,7 +57,7 @@ class Backend:
         smear: embedding.smear_and_norm, or a compiled form.
         nll: head.lanes_nll, or a compiled form.
         add: the sum of a tensor's gradients from its readers, `add_all` or a compiled form.
-        fake_quant: what the passes see of the block matrices in late QAT, None: the matrices.
+        fake_quant: what the passes see of matrices, by name, in late QAT; None: the matrices.
     """
 
     dtype: torch.dtype = torch.float32
@@ -67,7 +67,7 @@ class Backend:
     smear: Callable[..., Tensor] = smear_and_norm
     nll: Callable[..., Tensor] = lanes_nll
     add: Callable[[list[Tensor]], Tensor] = add_all
-    fake_quant: Callable[[Tensor], Tensor] | None = None
+    fake_quant: Callable[[str, Tensor], Tensor] | None = None
 
 
 def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:

@@ -35,7 +35,7 @@ from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
 from paramgolf.model.head import Head, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
-from paramgolf.model.shapes import FROZEN, MATRICES, shapes
+from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, shapes
 from paramgolf.runtime import Runtime
 
 NO_TOKEN = -1
@@ -203,7 +203,8 @@ class Network(nn.Module):
             return self._frozen
         parameters: Tensors = dict(self.named_parameters())
         if self.backend.fake_quant is not None:
-            parameters |= {name: self.backend.fake_quant(parameters[name]) for name in MATRICES}
+            rounded = (n for n in (*MATRICES, *PROJECTIONS) if n in parameters)
+            parameters |= {n: self.backend.fake_quant(n, parameters[n]) for n in rounded}
         tensors = {name: p.to(self.backend.dtype) for name, p in parameters.items()}
         # one matrix product for three
         tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)

@@ -6,6 +6,7 @@ layers whose matrices they use are physical ones.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 from paramgolf.model.config import ModelConfig, Order
@@ -83,6 +84,29 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
         seen.add(layer)
         runs, repeats = runs + takes_part, repeats + again
     return tuple(virtual_layers)
+
+
+def rows_by_phase(config: ModelConfig) -> dict[str, tuple[tuple[slice, int], ...]]:
+    """Return, for stacked parameters that virtual layers own rows of, which rows are used when.
+
+    Rows come with the phase of training that is the first to use them; those that none uses are
+    left out. Phase 0 runs each layer once, and later ones add rows at the end.
+    """
+    first: dict[str, dict[int, int]] = {}
+    for phase, order in enumerate(config.orders):
+        for virtual in plan(config, order):
+            owned = {"up": virtual.mlp_row, "down": virtual.mlp_row}
+            owned |= {"mlp_scale": virtual.slot, "resid_mix": virtual.slot}
+            if virtual.attention:
+                owned |= {"attn_scale": virtual.slot, "q_gain": virtual.slot}
+            for name, row in owned.items():
+                first.setdefault(name, {}).setdefault(row, phase)
+    found = {}
+    for name, phases in first.items():
+        runs = itertools.groupby(sorted(phases), phases.__getitem__)
+        bounds = [(phase, [*rows]) for phase, rows in runs]
+        found[name] = tuple((slice(rows[0], rows[-1] + 1), phase) for phase, rows in bounds)
+    return found
 
 
 def repeated_layers(config: ModelConfig) -> tuple[int, ...]:

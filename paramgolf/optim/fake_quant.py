@@ -30,4 +30,4 @@ def _round(w: Tensor, bits: int) -> Tensor:
 
 def _scale(w: Tensor, bits: int) -> Tensor:
     limit = 2 ** (bits - 1) - 1
-    return w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-8) / limit
+    return (w.detach().abs().amax(-1, keepdim=True) / limit).clamp_min(1e-12)

@@ -19,7 +19,10 @@ from paramgolf.runtime import Runtime
 class Muon:
     """Optimiser of parameters [n, out, in] or [out, in].
 
-    All processes hold all momentum and share the iterations. What one group of parameters comes to is
+    `normalise_rows` divides each row of the update by its length first; `row_floor` is added to the
+    row's sum of squares (pg#1392). `dtype` is that of gradients and momentum.
+
+    All processes hold all momentum and share the iterations. What one group comes to is
     gathered while the next is iterated.
     """
 
@@ -30,18 +33,23 @@ class Muon:
         runtime: Runtime,
         *,
         normalise_rows: bool,
+        row_floor: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         self._parameters = dict(parameters)
         self._steps = steps
         self._runtime = runtime
         self._normalise_rows = normalise_rows
-        self.momentum = {n: torch.zeros_like(_stack(p)) for n, p in self._parameters.items()}
+        self._row_floor = row_floor
+        self.momentum = {
+            name: torch.zeros_like(_stack(p), dtype=dtype) for name, p in self._parameters.items()
+        }
 
     @torch.no_grad()
     def step(
         self, *, lr: float, decay: float, momentum: float, meanwhile: Callable[[], object]
     ) -> None:
-        """Update every parameter from its gradient: p <- (1 - lr decay) p - lr update.
+        """Update every parameter that has a gradient: p <- (1 - lr decay) p - lr update.
 
         `meanwhile` is called while updates are gathered; it must leave these parameters alone.
         """
@@ -64,18 +72,23 @@ class Muon:
         """
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, p in self._parameters.items():
+            if p.grad is None:  # no pass uses it yet
+                continue
             groups.setdefault(tuple(sorted(p.shape[-2:])), []).append(name)
         sizes = {n: p.numel() for n, p in self._parameters.items()}
         return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
     def _direction(self, name: str, momentum: float) -> Tensor:
         """Return the Nesterov direction, rows <= cols, in the dtype of the iteration."""
-        grad = self._parameters[name].grad
-        assert grad is not None
-        buffer = self.momentum[name].mul_(momentum).add_(_stack(grad))
-        direction = _stack(grad).add(buffer, alpha=momentum)
+        buffer, found = self.momentum[name], self._parameters[name].grad
+        assert found is not None
+        grad = _stack(found).to(buffer.dtype)
+        buffer.mul_(momentum).add_(grad)
+        direction = grad.add(buffer, alpha=momentum)
         if self._normalise_rows:
-            direction /= direction.norm(dim=-1, keepdim=True).clamp_min(1e-7)
+            length = direction.norm(dim=-1, keepdim=True)
+            floor = torch.full_like(length, self._row_floor**0.5)
+            direction /= torch.hypot(length, floor).clamp_min(1e-7)
         if direction.shape[-2] > direction.shape[-1]:
             direction = direction.mT
         return direction.to(self._runtime.compute_dtype)

@@ -60,6 +60,8 @@ class TrainConfig:
     muon_iterations: Annotated[int, Range(1, 100)]
     muon_coefficients: Literal["newton_schulz", "polar_express"]
     muon_normalise_rows: bool
+    muon_row_floor: NaturalFloat
+    muon_dtype: Literal["float32", "bfloat16"]
     muon_blocks_only: bool
     clip_norm: NaturalFloat
     clip_scope: Literal["global", "process"]
@@ -73,6 +75,7 @@ class TrainConfig:
     swa_below: NaturalFloat
     qat_below: NaturalFloat
     qat_bits: Annotated[int, Range(2, 8)]
+    qat_mlp_bits: Annotated[int, Range(2, 8)]
     qat_rounding: Literal["ste", "soft"]
     validate_every: Natural
     validation_tokens: Positive | None

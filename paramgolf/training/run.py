@@ -202,8 +202,8 @@ class Run:
 
     def _enter_phase(self, at: Point) -> None:
         phase = self.model.phase_at(at.fraction, at.step)
-        if phase > self.phase and self.phase == 0 and self.model.untied_repeats:
-            self._state.begin_recurrence()
+        if phase != self.phase:
+            self._state.enter_phase(phase)
         self.phase = phase
         sizes = self._batches.sizes(at)
         if sizes != self._sizes:

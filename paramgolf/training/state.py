@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from paramgolf.model.network import Network
-from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
+from paramgolf.model.plan import rows_by_phase
+from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon
 from paramgolf.optim.orthogonal import coefficients
@@ -28,6 +29,20 @@ from paramgolf.training.schedule import (
 Tensors = dict[str, Tensor]
 
 
+class Part(NamedTuple):
+    """Rows of a parameter as an optimizer steps them: a leaf over the same memory."""
+
+    name: str
+    rows: slice
+    phase: int  # the first phase of the layer orders that uses the rows
+    leaf: nn.Parameter
+
+    @property
+    def key(self) -> str:
+        """A name of its own."""
+        return f"{self.name}.{self.phase}"
+
+
 class TrainState:
     """Network, optimisers and the exponential average of the weights, updated by one `step`.
 
@@ -40,21 +55,38 @@ class TrainState:
         self._config = config
         self._runtime = runtime
         self._parameters = dict(network.named_parameters())
-        if network.config.asymmetric_softcap:  # only adaptation at evaluation moves caps (#1923)
-            self._parameters["softcaps"].requires_grad_(False)
-        steps = coefficients(config.muon_coefficients, config.muon_iterations)
+        self._phase = 0
+        self._parts = [part for name in self._parameters for part in self._parts_of(name)]
         self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
-        matrices = {n: p for n, p in self._parameters.items() if n in self._matrices}
-        self._muon = Muon(matrices, steps, runtime, normalise_rows=config.muon_normalise_rows)
+        self._muon = Muon(
+            {part.key: part.leaf for part in self._parts if part.name in self._matrices},
+            coefficients(config.muon_coefficients, config.muon_iterations),
+            runtime,
+            normalise_rows=config.muon_normalise_rows,
+            row_floor=config.muon_row_floor,
+            dtype=getattr(torch, config.muon_dtype),
+        )
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._averaged = 0  # weights that swa has taken
 
+    def _parts_of(self, name: str) -> Iterator[Part]:
+        """Yield what the optimizers see of a parameter: itself, or its rows by phase of training.
+
+        Rows that no pass uses yet have no gradient: a zero gradient would let decay, which goes on
+        without it, shrink them to a few per cent before they are used (pg#1204).
+        """
+        p = self._parameters[name]
+        whole = slice(0, len(p)), 0
+        for rows, phase in rows_by_phase(self.network.config).get(name, (whole,)):
+            leaf = p if (rows, phase) == whole else nn.Parameter(p.detach()[rows])
+            yield Part(name, rows, phase, leaf)
+
     def _make_adam(self) -> torch.optim.AdamW:
         c = self._config
-        tables = [p for name, p in self._parameters.items() if name in TABLES]
-        others = (*TABLES, *self._matrices)
-        rest = [p for n, p in self._parameters.items() if n not in others and p.requires_grad]
+        others = (*TABLES, *self._matrices, *FROZEN)
+        tables = [part.leaf for part in self._parts if part.name in TABLES]
+        rest = [part.leaf for part in self._parts if part.name not in others]
         groups = [
             {"params": tables, "peak_lr": c.token_lr, "weight_decay": c.token_decay},
             {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay},
@@ -76,6 +108,10 @@ class TrainState:
         self._reduce_gradients()
         if self._config.clip_scope == "global":
             self._clip(self._config.clip_norm)
+        for part in self._parts:
+            grad = self._parameters[part.name].grad
+            if part.leaf.grad is not grad and grad is not None:
+                part.leaf.grad = grad[part.rows] if part.phase <= self._phase else None
         multiplier = lr_multiplier(self._config, at) * rewarm
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
@@ -100,12 +136,16 @@ class TrainState:
         backend = dataclasses.replace(self.network.backend, fake_quant=fake_quant)
         return self.network.with_backend(backend)
 
-    def _rounding(self, multiplier: float) -> Callable[[Tensor], Tensor]:
+    def _rounding(self, multiplier: float) -> Callable[[str, Tensor], Tensor]:
         c = self._config
-        if c.qat_rounding == "ste":
-            return lambda w: straight_through(w, c.qat_bits)
         sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
-        return lambda w: soft_round(w, c.qat_bits, sharpness)
+
+        def rounded(name: str, w: Tensor) -> Tensor:
+            bits = c.qat_mlp_bits if name in ("up", "down") else c.qat_bits
+            return straight_through(w, bits) if hard else soft_round(w, bits, sharpness)
+
+        hard = c.qat_rounding == "ste"
+        return rounded
 
     def _clip(self, norm: float) -> None:
         if norm > 0:
@@ -130,12 +170,11 @@ class TrainState:
             return
         torch._foreach_lerp_(list(self.average.values()), weights, weight)
 
-    def begin_recurrence(self) -> None:
-        """Give untied repeats their layers' MLPs, in the weights and in the average."""
-        self.network.untie_repeats()
-        first = self.network.config.layers
-        for name in ("up", "down"):
-            self.average[name][first:].copy_(self._parameters[name].detach()[first:])
+    def enter_phase(self, phase: int) -> None:
+        """Begin a phase of the layer orders: rows that it uses learn, untied repeats are copied."""
+        if self._phase == 0 < phase and self.network.config.untied_repeats:
+            self.network.untie_repeats()
+        self._phase = phase
 
     def load_average(self) -> None:
         """Replace the weights by their average, for validation and the final model."""
@@ -153,6 +192,7 @@ class TrainState:
             "momentum": self._muon.momentum,
             "adam": self._adam.state_dict(),
             "averaged": self._averaged,
+            "phase": self._phase,
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -165,3 +205,4 @@ class TrainState:
                 buffer.copy_(state["momentum"][name])
         self._adam.load_state_dict(state["adam"])
         self._averaged = state["averaged"]
+        self._phase = state["phase"]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from published_case import (
     DOCUMENT_TOKENS,
+    SYSTEMS,
     distance,
     facts,
     given,
     network_of,
     shrunk,
-    systems,
     tensors,
 )
 
@@ -26,9 +26,10 @@ from paramgolf.training.state import TrainState
 
 STEPS, RECURRENCE_BEGINS = 10, 5
 SCHEDULE = 1e-12
-# relative to the largest number: after step 1, after step 10, the average; tables, whose rows
-# get steps from the rounding of gradients near 0, drift most
-TOLERANCES = {"step1": (3e-5, 1e-3), "step10": (1e-3, 5e-3), "average": (2e-4, 2e-4)}
+# relative to the largest number, of tables and of others. A change of the start by 1e-7 moves them
+# by up to half as much: rows of tables get whole steps from the rounding of gradients near 0
+TOLERANCES = {"step1": (5e-4, 3e-5), "step10": (2e-3, 3e-4), "average": (2e-5, 2e-5)}
+LOSS, UNSTEADY_LOSS = 5e-5, {"pr1499": 3e-4}
 
 
 def at(params: Params, name: str, step: int) -> Point:
@@ -41,7 +42,7 @@ def at(params: Params, name: str, step: int) -> Point:
     return Point(step, 1 - left if config.warmdown_unit == "fraction" else 0.0, left)
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_ten_steps_and_the_average_are_the_published_ones(name):
     params = shrunk(name)
     known = tensors(name, "optimizer")
@@ -51,8 +52,8 @@ def test_ten_steps_and_the_average_are_the_published_ones(name):
     network = network_of(params, weights)
     state = TrainState(network, params.train, Runtime(0, 1, torch.device("cpu")))
     for step in range(STEPS):
-        if step == RECURRENCE_BEGINS and params.model.untied_repeats:
-            state.begin_recurrence()
+        if step == RECURRENCE_BEGINS:
+            state.enter_phase(1)
         tokens, targets = known["tokens"][step], known["targets"][step]
         longest = DOCUMENT_TOKENS.get(name)
         if longest is not None:
@@ -61,7 +62,7 @@ def test_ten_steps_and_the_average_are_the_published_ones(name):
         state.zero_grad()
         loss = network.nll(tokens, targets, Pass(order, document_tokens=longest)).mean()
         loss.backward()
-        assert abs(loss.item() - known["loss"][step].item()) < 1e-3, step
+        assert abs(loss.item() - known["loss"][step].item()) < UNSTEADY_LOSS.get(name, LOSS), step
         squares = sum(p.grad.square().sum() for p in network.parameters() if p.grad is not None)
         assert squares.sqrt().item() == pytest.approx(known["grad_norm"][step].item(), rel=1e-3)
         point_of_step = at(params, name, step)
@@ -75,13 +76,35 @@ def test_ten_steps_and_the_average_are_the_published_ones(name):
 
 
 def compare(name: str, when: str, found: dict[str, torch.Tensor]) -> None:
-    matrices, tables = TOLERANCES[when]
+    tables, others = TOLERANCES[when]
     for key, expected in given(name, "optimizer", f"{when}.").items():
-        tolerance = tables if key in TABLES else matrices
+        tolerance = tables if key in TABLES else others
         assert distance(found[key], expected) < tolerance, (when, key)
 
 
-@pytest.mark.parametrize("name", systems())
+def test_late_rounding_of_pr1499_is_the_published_one():
+    """The MLP at 5 bits, all other matrices at 6, bigram_proj among them."""
+    params, known = shrunk("pr1499"), tensors("pr1499", "qat")
+    network = network_of(params, given("pr1499", "network", "weights."))
+    state = TrainState(network, params.train, Runtime(0, 1, torch.device("cpu")))
+    above, below = (Point(0, 0.0, share * params.train.warmdown) for share in (0.51, 0.49))
+    assert state.network_at(above) is network
+    rounded, options = state.network_at(below), Pass(params.model.orders[-1])
+    assert distance(rounded.logits(known["tokens"], options), known["after.logits"]) < 1e-5
+    loss = rounded.nll(known["tokens"], known["targets"], options).mean()
+    assert abs(loss.item() - known["after.loss"].item()) < 2e-5
+    loss.backward()
+    for key, expected in given("pr1499", "qat", "after.grad.").items():
+        tolerance = 5e-4 if expected.numel() == 1 else 5e-5
+        assert distance(network.get_parameter(key).grad, expected) < tolerance, key
+    assert rounded.backend.fake_quant is not None
+    for key in ("q", "up", "bigram_proj"):
+        expected = known[f"weight.{key}" if key == "bigram_proj" else f"weight.{key}.3"]
+        found = rounded.backend.fake_quant(key, network.get_parameter(key))
+        assert distance(found if key == "bigram_proj" else found[3], expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_schedules_are_the_published_ones(name):
     params = shrunk(name)
     known = facts(name, "schedule")
