@@ -1,6 +1,15 @@
-"""The packed projection taken apart into normalised, rotated heads; see operations.split_heads.
+"""The packed projection taken apart into normalized, rotated heads; see operations.split_heads.
 
-One program works on a run of tokens of one head: a query, a key or a value head.
+Forward, for the D channels x of one head at position t, with g the gain of a query head and R_t the
+rotation of channel pairs (i, i + half) by the angles of t:
+    r = 1 / sqrt(mean(x^2) + eps),   e = r x,   q = g R_t e,   k = R_t e,   v = x
+r is a number per head, so R_t (r x) = r (R_t x): one pass over the row computes r and rotates x.
+
+Backward, of the gradient dy of q (or of k, with g = 1). R_t is orthogonal, so its transpose turns
+back by the same angles:
+    de = g R_t^T dy,   dx = r (de - e mean(de * e)),   dg = sum over tokens of (R_t^T dy) . e
+v was handed out twice, so dx is the sum of its two gradients. Nothing but the input is kept: r is
+computed again. One program works on a run of tokens of one head: a query, a key or a value head.
 """
 
 from __future__ import annotations
@@ -15,12 +24,17 @@ from torch import Tensor
 from paramgolf.model.kernels.launch import launch, operator
 from paramgolf.model.operations import EPSILON
 
+# 16 rows of 64 bfloat16 are 2 KiB per tensor, a load of 16 bytes for each of 4 warps' threads
 TOKENS = 16  # of a tile
 
 
 @triton.jit
 def _rotated(x, partner, cos, sin, sign, token, channel, length, HALF: tl.constexpr):
-    """Rotate pairs (i, i + half) by the angle of their position; `sign` -1 turns back."""
+    """Return x cos + partner sin, minus for the second of a pair; `sign` -1 turns back.
+
+    x and partner are tiles [TOKENS, WIDE], cos and sin [length, HALF]; channels from 2 HALF on do
+    not turn (cos 1, sin 0).
+    """
     turning = (token >= 0)[:, None] & (channel < 2 * HALF)[None, :]
     at = (token % length)[:, None] * HALF + (channel % HALF)[None, :]
     c = tl.load(cos + at, mask=turning, other=1.0)
@@ -41,6 +55,11 @@ def _forward(
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
     TOKENS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
+    """Write q [tokens, H, D], k and v [tokens, K, D] of qkv [tokens, (H + 2K) D].
+
+    Heads are in the order of qkv: H query heads, K key heads, K value heads. gain is [H], cos and
+    sin are [length, HALF] for rows of `length` tokens. WIDE is the next power of two from D.
+    """
     head = tl.program_id(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     channel = tl.arange(0, WIDE)
@@ -52,8 +71,8 @@ def _forward(
         tl.store(v + at, x, mask=live)
     else:
         inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
-        partner = x
         if HALF > 0:
+            # the partners are in other threads' registers; to load them again hits the cache
             other = _partner(channel, HALF)
             partner = tl.load(row + other[None, :], mask=live, other=0.0).to(tl.float32)
             x = _rotated(x, partner, cos, sin, 1.0, token, channel, length, HALF)
@@ -67,10 +86,14 @@ def _forward(
 
 @triton.jit
 def _backward(
-    qkv, gain, cos, sin, dq, dk, dv, dv_again, d_qkv, partial, tokens, length,
+    qkv, gain, cos, sin, dq, dk, dv, dv_xsa, d_qkv, partial, tokens, length,
     H: tl.constexpr, K: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, HALF: tl.constexpr,
     TOKENS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
+    """Write d_qkv, and this program's part of dg to partial, float32 [programs, H].
+
+    Shapes are those of `_forward`; dv and dv_xsa are the gradients of the values' two readers.
+    """
     head = tl.program_id(1)
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     channel = tl.arange(0, WIDE)
@@ -79,7 +102,7 @@ def _backward(
     if head >= H + K:
         source = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
         g = tl.load(dv + source, mask=live, other=0.0).to(tl.float32)
-        g += tl.load(dv_again + source, mask=live, other=0.0).to(tl.float32)
+        g += tl.load(dv_xsa + source, mask=live, other=0.0).to(tl.float32)
         tl.store(d_qkv + at, g, mask=live)
     else:
         x = tl.load(qkv + at, mask=live, other=0.0).to(tl.float32)
@@ -125,20 +148,20 @@ def _split_heads(
 @operator("split_heads_backward")
 def _split_heads_backward(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int,
-    dq: Tensor, dk: Tensor, dv: Tensor, dv_again: Tensor,
+    dq: Tensor, dk: Tensor, dv: Tensor, dv_xsa: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the gradient of qkv, and that of gain in parts, float32 [tiles, H]."""
     d_qkv = torch.empty_like(qkv)
     tiles = triton.cdiv(qkv.shape[0] * qkv.shape[1], TOKENS)
     partial = qkv.new_empty(tiles, len(gain), dtype=torch.float32)
-    _launch(_backward, qkv, gain, cos, sin, kv_heads, dq, dk, dv, dv_again, d_qkv, partial)
+    _launch(_backward, qkv, gain, cos, sin, kv_heads, dq, dk, dv, dv_xsa, d_qkv, partial)
     return d_qkv, partial
 
 
 class SplitHeads(torch.autograd.Function):
     """q, k and v, and v once more, so that its two gradients are added in the same pass.
 
-    A Function, since an operator may not return one tensor twice.
+    A Function around the operator, since an operator may not return one tensor twice.
     """
 
     @staticmethod
@@ -152,8 +175,8 @@ class SplitHeads(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of qkv and gain."""
-        own = (g.contiguous() for g in gradients)
-        d_qkv, partial = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *own)
+        dense = (g.contiguous() for g in gradients)
+        d_qkv, partial = _split_heads_backward(*ctx.saved_tensors, ctx.kv_heads, *dense)
         return d_qkv, partial.sum(0).to(ctx.saved_tensors[1].dtype), None, None, None
 
 

@@ -7,6 +7,7 @@ passes release the interpreter's lock.
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +17,45 @@ import torch
 
 from paramgolf.model.torch_internals import has_data
 
-THREADS = ThreadPoolExecutor(8)
-BEGUN: dict[Any, dict[str, Future[None]]] = defaultdict(dict)  # by kernel and arguments
+THREADS = 8
+
+
+class Compilations:
+    """Kernels that threads compile, until they are first launched."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(THREADS)
+        self._begun: dict[Any, dict[str, Future[None]]] = defaultdict(dict)
+
+    def begin(self, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        """Begin to compile a kernel for such arguments, load it and build its launcher."""
+        if any(isinstance(x, torch.SymInt) for x in args):
+            return  # which kernel it is depends on the number
+        args = tuple(getattr(x, "dtype", x) for x in args)  # of tensors; descriptors stay
+        device, key = torch.cuda.current_device(), f"{args} {options}"
+
+        def compile_here() -> None:
+            torch.cuda.set_device(device)
+            _ = kernel.warmup(*args, grid=(1,), **options).run
+
+        if key not in self._begun[kernel]:
+            self._begun[kernel][key] = self._threads.submit(compile_here)
+
+    def wait(self, kernel: Any) -> None:
+        """Wait until nothing of a kernel is being compiled."""
+        for future in self._begun.pop(kernel, {}).values():
+            future.result()
+
+    @property
+    def pending(self) -> int:
+        """The number of kernels that were begun and not launched yet."""
+        return len(self._begun)
+
+
+@functools.cache
+def compilations() -> Compilations:
+    """Return the one set of this process; operators have nowhere else to keep it."""
+    return Compilations()
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
@@ -36,24 +74,8 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
     """Launch a kernel, or begin to compile it where its first argument has no data."""
-    if not has_data(getattr(args[0], "base", args[0])):
-        _begin(kernel, args, options)
+    if not has_data(getattr(args[0], "base", args[0])):  # a descriptor's tensor is its base
+        compilations().begin(kernel, args, options)
         return
-    for future in BEGUN.pop(kernel, {}).values():
-        future.result()
+    compilations().wait(kernel)
     kernel[grid](*args, **options)
-
-
-def _begin(kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Compile a kernel in a thread, load it and build its launcher."""
-    if any(isinstance(x, torch.SymInt) for x in args):
-        return  # which kernel it is depends on the number
-    args = tuple(getattr(x, "dtype", x) for x in args)  # of tensors; descriptors stay
-    device, key = torch.cuda.current_device(), f"{args} {options}"
-
-    def compile_here() -> None:
-        torch.cuda.set_device(device)
-        _ = kernel.warmup(*args, grid=(1,), **options).run
-
-    if key not in BEGUN[kernel]:
-        BEGUN[kernel][key] = THREADS.submit(compile_here)

@@ -1,7 +1,16 @@
 """The head's loss from logits that are read once; see paramgolf.model.head.
 
-The logits are overwritten by each token's gradient while they are in registers, so backward is two
-matrix products.
+Forward, for a token of target t, z = E h over the vocabulary, and a cap c (one for z > 0, one for
+the rest):
+    l_j = c tanh(z_j / c),   nll = log(sum_j exp(l_j)) - l_t
+Backward needs no more than the same numbers, so that forward computes it too:
+    G_j = d nll / d z_j = (exp(l_j) / sum_i exp(l_i) - [j = t]) (1 - tanh(z_j / c)^2)
+z is overwritten by G while it is in registers. With the gradient w of each token's nll, backward is
+two matrix products: dh = w (E^T G) and dE = sum over tokens of G (w h)^T. The logits of a batch are
+its largest tensor, by far; caps and softmax as separate kernels would pass over it many times.
+
+Exponentials are powers of two, as the hardware has them: with p = log2(e), caps and logits are in
+units of 1 / p, and tanh(x) = 1 - 2 / (2^(2 p x) + 1), which is right where the power overflows too.
 """
 
 from __future__ import annotations
@@ -20,7 +29,7 @@ WIDEST = 65_536  # vocabulary that one program holds in its registers
 
 @triton.jit
 def _capped(z, above, below, per_nat: tl.constexpr):
-    """Return cap * tanh(z / cap) and the tanh; caps and result in powers of two."""
+    """Return p c tanh(z / c) and the tanh, with p = per_nat; `above` and `below` are p c."""
     cap = tl.where(z > 0, above, below)
     power = tl.exp2(
         z * tl.where(z > 0, 2 * per_nat * per_nat / above, 2 * per_nat * per_nat / below)
@@ -34,9 +43,11 @@ def _losses(
     logits, targets, caps, nll, vocab,
     WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """Write a token's negative log-likelihood, and its logits' gradient over them.
+    """Write a token's nll, float32 [rows], and G over its logits [rows, vocab].
 
-    In powers of two, as the hardware has them.
+    targets int64 [rows]; caps float32 [2], of positive and other logits. WIDE is the next power of
+    two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
+    elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
     """
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDE)
@@ -44,7 +55,9 @@ def _losses(
     live = column < (WIDE if EXACT else vocab)
     per_nat = 1.4426950408889634
     above, below = tl.load(caps) * per_nat, tl.load(caps + 1) * per_nat
-    top = tl.maximum(above, below)  # no logit is greater: no need to look for the greatest
+    # No logit is greater than its cap, so the cap serves where softmax subtracts the maximum: no
+    # pass to look for it. Powers stay above 2^-126 for caps below 43 (2 * 43 * 1.44 = 124).
+    top = tl.maximum(above, below)
     target = tl.load(targets + row).to(tl.int32)
     chosen, _ = _capped(tl.load(here + target).to(tl.float32), above, below, per_nat)
     z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)

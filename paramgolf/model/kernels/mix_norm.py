@@ -1,8 +1,17 @@
-"""Lanes mixed channel by channel and normalised, in one pass over memory; see operations.mix_norm.
+"""Up to three terms mixed per channel and normalized, in one pass; see operations.mix_norm.
 
-Backward is one pass too, with each token's factor kept. With coefficients it recomputes the sum,
-and each program adds up its rows' share of their gradients, which a small sum then joins in a fixed
-order. Lanes that are added as they are need not be kept: their norm tells as much.
+Forward, for each token, of terms x_i [d], coefficients c_i [d] (or 1) and the scalar s:
+    u = sum_i c_i * x_i,   r = 1 / sqrt(mean(u^2) + eps),   n = s r u
+r is kept for backward, one float32 per token.
+
+Backward, of the gradients dn of n and du' of u. As dr/du_k = -r^3 u_k / d, with e = r u
+    d n_j / d u_k = s r (delta_jk - e_j e_k / d)
+    du   = r (s dn - e mean(s dn * e)) + du'
+    dx_i = c_i du,   dc_i = sum over tokens of du * x_i
+That is one pass too. With coefficients u is computed again from the terms, which cost less to read
+than u would to write and read. Each program adds up dc over its rows, and a small sum joins those
+parts in a fixed order: no atomics, so the result is the same at each run. Without coefficients all
+dx_i are du, and e = n / s: the terms need not be kept at all.
 """
 
 from __future__ import annotations
@@ -15,15 +24,20 @@ from torch import Tensor
 from paramgolf.model.kernels.launch import launch, operator
 from paramgolf.model.operations import EPSILON
 
+# Four rows of 512 channels in bfloat16 are 4 KiB per term: 32 bytes for each thread of 4 warps, two
+# of the widest loads there are.
 ROWS = 4  # tokens of a tile
-PROGRAMS = 1056  # of the backward pass, at most: 8 a processor; each walks over many tiles
+# Backward, a program walks over many tiles: with a program per tile the parts of dc, float32, would
+# be half as large as the terms themselves. 8 programs of 2 warps for each of an H100's 132
+# processors are few to hide the latency of memory, so the loads of 3 tiles are under way at a time.
+PROGRAMS = 1056  # of the backward pass, at most
 STAGES = 3  # tiles under way in a program
 WARPS = 2  # of the backward pass
 
 
 @triton.jit
 def _term(pointer, coefficients, index: tl.constexpr, mixed: tl.constexpr, at, column, live, width):
-    """Load a tile of one lane, float32, and what it adds to the sum."""
+    """Load a tile of one term x_i [ROWS, WIDTH], float32; return it and c_i x_i."""
     t = tl.load(pointer + at, mask=live, other=0.0).to(tl.float32)
     if mixed:
         return t, t * tl.load(coefficients + index * width + column, mask=column < width)[None, :]
@@ -34,6 +48,7 @@ def _term(pointer, coefficients, index: tl.constexpr, mixed: tl.constexpr, at, c
 def _sum(
     x, y, z, coefficients, at, column, live, width, TERMS: tl.constexpr, MIXED: tl.constexpr
 ):  # fmt: skip
+    """Return tiles of the terms (the first for those that are not there) and of their sum u."""
     t0, u = _term(x, coefficients, 0, MIXED, at, column, live, width)
     t1, t2 = t0, t0
     if TERMS > 1:
@@ -51,12 +66,17 @@ def _forward(
     TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
+    """Write u (`sums`), n (`normed`) and r (`inverses`) of ROWS tokens.
+
+    x, y, z, sums, normed [rows, width]; coefficients float32 [TERMS, width]; scale a scalar;
+    inverses float32 [rows]. WIDTH is the next power of two from width.
+    """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     at = row[:, None] * width + column[None, :]
     live = (row < rows)[:, None] & (column < width)[None, :]
     _, _, _, u = _sum(x, y, z, coefficients, at, column, live, width, TERMS, MIXED)
-    u = u.to(normed.dtype.element_ty)
+    u = u.to(normed.dtype.element_ty)  # n is the norm of what the next layer will read
     if KEEP:
         tl.store(sums + at, u, mask=live)
     u = u.to(tl.float32)
@@ -67,7 +87,7 @@ def _forward(
 
 @triton.jit
 def _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP: tl.constexpr):
-    """Return the gradient of a tile of the sum, whose norm is `unit`."""
+    """Return du = r (s dn - e mean(s dn * e)) + du' of a tile, with e = `unit`, r = `inverse`."""
     dn = tl.load(d_normed + at, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
     du = inverse[:, None] * (dn - unit * (tl.sum(dn * unit, 1) / width)[:, None])
     if KEEP:
@@ -81,8 +101,13 @@ def _backward(
     TERMS: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
+    """Write dx, dy, dz of every num_programs-th tile, and this program's part of dc.
+
+    Shapes are those of `_forward`; partial is float32 [programs, TERMS, width].
+    """
     column = tl.arange(0, WIDTH)
     inside = column < width
+    # dc of each row of a tile on its own: to sum over rows in the loop would wait for all threads
     a0 = tl.zeros((ROWS, WIDTH), tl.float32)
     a1, a2 = a0, a0
     for first in tl.range(
@@ -118,6 +143,7 @@ def _norm_backward(
     normed, inverses, scale, d_sums, d_normed, dx, rows, width,
     KEEP: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
+    """Write dx = du of ROWS tokens, where terms were added as they are."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, WIDTH)
     at = row[:, None] * width + column[None, :]
@@ -128,16 +154,16 @@ def _norm_backward(
     tl.store(dx + at, du, mask=live)
 
 
-def _lanes(
+def _read(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None
 ) -> tuple[list[Tensor], int]:
-    """Return what a kernel reads, x for an absent one, and how many lanes there are."""
+    """Return what a kernel reads, x for an absent one, and how many terms there are."""
     read = [x if tensor is None else tensor for tensor in (x, y, z, coefficients)]
     return read, 1 + (y is not None) + (z is not None)
 
 
 def _tiles(x: Tensor, keep: bool) -> tuple[int, int, dict[str, int]]:
-    """Return rows and width of a lane, and the constants of a tile."""
+    """Return rows and width of a term, and the constants of a tile."""
     width = x.shape[-1]
     constants = {"KEEP": keep, "WIDTH": triton.next_power_of_2(width), "ROWS": ROWS}
     return x.numel() // width, width, constants
@@ -150,7 +176,7 @@ def mix_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the sum, empty unless `keep`, its scaled norm, and each token's factor, float32."""
     rows, width, constants = _tiles(x, keep)
-    read, terms = _lanes(x, y, z, coefficients)
+    read, terms = _read(x, y, z, coefficients)
     sums, normed = torch.empty_like(x) if keep else x.new_empty(0), torch.empty_like(x)
     inverses = x.new_empty(rows, dtype=torch.float32)
     launch(
@@ -167,8 +193,8 @@ def _mix_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of x, y and z, and the coefficients' in parts, [programs, terms, d]."""
     rows, width, constants = _tiles(x, keep)
-    read, terms = _lanes(x, y, z, coefficients)
-    dx, dy, dz = (x.new_empty(0) if lane is None else torch.empty_like(x) for lane in (x, y, z))
+    read, terms = _read(x, y, z, coefficients)
+    dx, dy, dz = (x.new_empty(0) if term is None else torch.empty_like(x) for term in (x, y, z))
     programs = min(PROGRAMS, triton.cdiv(rows, ROWS))
     partial = x.new_empty(programs, terms, width, dtype=torch.float32)
     launch(
@@ -182,7 +208,7 @@ def _mix_backward(
 def _unmixed_backward(
     normed: Tensor, inverses: Tensor, scale: Tensor, d_sums: Tensor, d_normed: Tensor, keep: bool
 ) -> Tensor:
-    """Return the gradient of lanes that were added as they are, the same for each."""
+    """Return the gradient of terms that were added as they are, the same for each."""
     rows, width, constants = _tiles(normed, keep)
     dx = torch.empty_like(normed)
     launch(
@@ -193,11 +219,11 @@ def _unmixed_backward(
 
 
 def kept(ctx, inputs, normed, inverses):  # type: ignore[no-untyped-def]
-    """Return the tensors that `mix_backward` reads; unmixed lanes are not among them."""
+    """Return the tensors that `mix_backward` reads; unmixed terms are not among them."""
     x, y, z, coefficients, scale, ctx.keep = inputs
     ctx.terms = 1 + (y is not None) + (z is not None)
-    lanes = (normed,) if coefficients is None else (x, y, z, coefficients)
-    return *lanes, inverses, scale
+    terms = (normed,) if coefficients is None else (x, y, z, coefficients)
+    return *terms, inverses, scale
 
 
 def mix_backward(ctx, saved, d_sums, d_normed):  # type: ignore[no-untyped-def]
@@ -206,8 +232,8 @@ def mix_backward(ctx, saved, d_sums, d_normed):  # type: ignore[no-untyped-def]
     absent = (None,) * (3 - ctx.terms)
     if len(saved) == 3:
         return *[_unmixed_backward(*given)] * ctx.terms, *absent, None
-    *d_lanes, partial = _mix_backward(*given)
-    return *d_lanes[: ctx.terms], *absent, partial.sum(0)
+    *d_terms, partial = _mix_backward(*given)
+    return *d_terms[: ctx.terms], *absent, partial.sum(0)
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]

@@ -1,11 +1,18 @@
 """The MLP with LeakyReLU^2 inside its matrix products; see operations.mlp.
 
-Forward, the product with `up` is written as the activation at once; backward, the product with
-`down` is multiplied by the activation's derivative before it is written. What backward keeps of the
-hidden layer is the activation alone, which the gradient of `down` needs in any case: it is z^2 or
-slope^2 z^2, so its root tells |z|, and its lowest bit, one of eight, is made the sign of z. One
-persistent kernel serves both ways; tiles come through the tensor memory accelerator (Hopper).
+Forward, with n the normed input [rows, d], up [m, d], down [d, m] and l the slope:
+    z = n up^T,   a = LeakyReLU(z)^2 = z^2 where z > 0, l^2 z^2 elsewhere,   y = a down^T
+Backward, of the gradient dy:
+    da = dy down,   dz = da * a'(z),   a'(z) = 2 z where z > 0, 2 l^2 z elsewhere
+    dn = dz up,   d up = dz^T n,   d down = dy^T a
 
+z -> a is applied before the product with `up` is written, and da -> dz before that with `down` is:
+the hidden layer, four times as wide as the others, is written once each way. What backward keeps of
+it is a alone, which d down needs in any case. z is not kept, as a tells all of it but its sign:
+with s = sqrt(a), z = s or z = -s / l, so a'(z) = 2 s or -2 l s. The sign is put into the lowest bit
+of a's mantissa, which doubles the largest error of its rounding to bfloat16, to 2^-7 of a.
+
+One persistent kernel serves both ways; tiles come through the tensor memory accelerator (Hopper).
 The sum that the residual connection adds is made here too, so that the product with `down` can add
 to it in place: a sum of two tensors would be three passes over memory instead of one.
 """
@@ -22,17 +29,21 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from paramgolf.model.kernels.launch import launch, operator
 from paramgolf.model.kernels.mix_norm import kept, mix_backward, mix_forward, three
 
+# The accumulator of 128 x 256 float32 fills half of the processor's registers (128 of each of 256
+# threads); a larger tile would spill, a smaller one loads more per product. A step of 64 along the
+# inner dimension loads (128 + 256) * 64 bfloat16 = 48 KiB; three steps under way are 144 of the
+# 227 KiB of shared memory. Tiles are written by halves, for which 32 KiB of the rest are enough.
 TILE = {"M": 128, "N": 256, "K": 64}
 HALF_TILE = TILE["N"] // 2  # columns that are written at once
 
 
 @triton.jit
 def _finish(product, a_tiles, out_tiles, row, column, slope, BACKWARD: tl.constexpr):
-    """Write a tile: the activation of z, or the gradient times the activation's derivative."""
+    """Write a tile [M, N / 2] of a from one of z, or of dz from one of da and one of a."""
     if BACKWARD:
         activated = a_tiles.load([row, column])
         positive = (activated.to(tl.int16, bitcast=True) & 1) == 1
-        root = tl.sqrt(activated.to(tl.float32))  # |z|, times slope below 0
+        root = tl.sqrt(activated.to(tl.float32))  # s: |z|, times the slope where z < 0
         out_tiles.store(
             [row, column], (product * tl.where(positive, 2.0, -2.0 * slope) * root).to(tl.bfloat16)
         )
@@ -40,7 +51,8 @@ def _finish(product, a_tiles, out_tiles, row, column, slope, BACKWARD: tl.conste
         positive = product > 0
         activated = tl.where(positive, 1.0, slope * slope) * product * product
         bits = activated.to(tl.int32, bitcast=True)
-        # the nearest bfloat16 (16 bits less) among those whose lowest bit is the sign
+        # a bfloat16 is the upper half of a float32. Of those whose lowest bit is 1 (z > 0), or 0,
+        # the nearest: neighbors are 2^17 apart, in units of the float32's last place
         bits = tl.where(positive, (bits >> 17 << 17) + 0x10000, (bits + 0x10000) >> 17 << 17)
         out_tiles.store([row, column], (bits >> 16).to(tl.int16).to(tl.bfloat16, bitcast=True))
 
@@ -50,18 +62,23 @@ def _product(
     x_tiles, w_tiles, a_tiles, out_tiles, rows, columns, inner, slope,
     BACKWARD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
-    """Take x [rows, inner] times w: [columns, inner] transposed, or [inner, columns] backward."""
+    """Take x [rows, inner] times w: [columns, inner] transposed, or [inner, columns] backward.
+
+    Forward x is n, w up, and a is written to out_tiles; backward x is dy, w down, and dz is written
+    there. Arguments *_tiles are descriptors of tiles. There are as many programs as processors, and
+    each takes every num_programs-th tile, the next one's loads overlapping the last one's writes.
+    """
     across = tl.cdiv(columns, N)
     tiles = tl.cdiv(rows, M) * across
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = tile // across * M, tile % across * N
         total = tl.zeros((M, N), tl.float32)
-        for step in range(tl.cdiv(inner, K)):
-            x = x_tiles.load([row, step * K])
+        for k in range(tl.cdiv(inner, K)):
+            x = x_tiles.load([row, k * K])
             if BACKWARD:
-                total = tl.dot(x, w_tiles.load([step * K, column]), total)
+                total = tl.dot(x, w_tiles.load([k * K, column]), total)
             else:
-                total = tl.dot(x, w_tiles.load([column, step * K]).T, total)
+                total = tl.dot(x, w_tiles.load([column, k * K]).T, total)
         left, right = tl.split(tl.permute(tl.reshape(total, (M, 2, N // 2)), (0, 2, 1)))
         _finish(left, a_tiles, out_tiles, row, column, slope, BACKWARD)
         _finish(right, a_tiles, out_tiles, row, column + N // 2, slope, BACKWARD)

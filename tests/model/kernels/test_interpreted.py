@@ -25,14 +25,14 @@ VOCAB = 97
 @pytest.fixture
 def networks(monkeypatch):
     """Make a recipe's network twice: plain, and traced and differentiated by PyTorch's compiler."""
-    from paramgolf.model.kernels import launch
     from paramgolf.model.kernels.heads import split_heads
+    from paramgolf.model.kernels.launch import Compilations
     from paramgolf.model.kernels.mix_norm import mix_norm
     from paramgolf.model.kernels.xsa import finish_heads
 
     compiler = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **o: compiler(f, backend="aot_eager", **o))
-    monkeypatch.setattr(launch, "_begin", lambda *arguments: None)  # nothing to compile
+    monkeypatch.setattr(Compilations, "begin", lambda *_: None)  # there is nothing to compile
     torch._dynamo.reset()
 
     def make(name: str) -> tuple[Network, Network]:
