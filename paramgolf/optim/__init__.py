@@ -1,1 +1,1 @@
-"""Muon, AdamW, schedules as data, weight averaging."""
+"""Muon and its orthogonalization, and what late quantization-aware training does to weights."""

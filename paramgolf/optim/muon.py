@@ -1,7 +1,21 @@
-"""Muon: momentum, then an orthogonalised update, for stacks of matrices; shared out over processes.
+"""Muon: momentum, then an orthogonalized update, for stacks of matrices; shared over processes.
 
-The method is for matrices inside the blocks; tables, vectors and scalars take AdamW. Source:
-Jordan et al. (2024); row normalisation is MuonEq-R (#1260).
+Of the singular value decomposition of the (Nesterov) direction G = U S V^T Muon steps along U V^T.
+That is steepest descent where a step is measured by its largest singular value, how far it can
+change a layer's output, and not by the squares of its entries as in SGD. Gradients of matrices have
+a few large singular values and many small ones; now all directions move alike, so that what is rare
+in the data is learned sooner. The update's size no longer depends on the gradient's, and one
+learning rate serves all shapes, up to the factor sqrt(max(1, rows / cols)).
+
+It is not for what is no linear map of dense inputs: embeddings and heads, whose rows are seen one
+at a time, hashed tables, vectors and scalars. Those take AdamW (training/state.py).
+
+Why not torch.optim.Muon, which came with torch 2.9: it takes matrices one at a time, where ours are
+stacked over layers and share shapes with their transposes, so that a step is a few batched
+products; it does not share the iterations over processes; and it has no row normalization
+(MuonEq-R, pg#1260), which divides each row of the direction by its length before the iteration.
+
+Source: Keller Jordan et al. (2024), kellerjordan.github.io/posts/muon.
 """
 
 from __future__ import annotations
@@ -12,34 +26,34 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from paramgolf.optim.orthogonal import Coefficients, orthogonalise
+from paramgolf.optim.orthogonal import Coefficients, orthogonalize
 from paramgolf.runtime import Runtime
 
 
 class Muon:
-    """Optimiser of parameters [n, out, in] or [out, in].
+    """Optimizer of parameters [n, out, in] or [out, in].
 
-    `normalise_rows` divides each row of the update by its length first; `row_floor` is added to the
-    row's sum of squares (pg#1392). `dtype` is that of gradients and momentum.
+    `normalize_rows` divides each row of the direction by its length first; `row_floor` is added to
+    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum.
 
-    All processes hold all momentum and share the iterations. What one group comes to is
-    gathered while the next is iterated.
+    All processes hold all momentum and share the iterations. The updates of one group of parameters
+    are gathered while the next group is iterated.
     """
 
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        steps: tuple[Coefficients, ...],
+        polynomials: tuple[Coefficients, ...],
         runtime: Runtime,
         *,
-        normalise_rows: bool,
+        normalize_rows: bool,
         row_floor: float = 0.0,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self._parameters = dict(parameters)
-        self._steps = steps
+        self._polynomials = polynomials
         self._runtime = runtime
-        self._normalise_rows = normalise_rows
+        self._normalize_rows = normalize_rows
         self._row_floor = row_floor
         self.momentum = {
             name: torch.zeros_like(_stack(p), dtype=dtype) for name, p in self._parameters.items()
@@ -47,22 +61,22 @@ class Muon:
 
     @torch.no_grad()
     def step(
-        self, *, lr: float, decay: float, momentum: float, meanwhile: Callable[[], object]
+        self, *, lr: float, decay: float, momentum: float, during_gather: Callable[[], object]
     ) -> None:
         """Update every parameter that has a gradient: p <- (1 - lr decay) p - lr update.
 
-        `meanwhile` is called while updates are gathered; it must leave these parameters alone.
+        `during_gather` is called while updates are gathered; it must leave these parameters alone.
         """
         begun = []
         for names in self._groups():
-            wide = torch.cat([self._direction(name, momentum) for name in names])
-            begun.append((names, *self._orthogonalise(wide)))
-        meanwhile()
-        for names, whole, gathering in begun:
+            stack = torch.cat([self._direction(name, momentum) for name in names])
+            begun.append((names, *self._orthogonalize(stack)))
+        during_gather()
+        for names, updates, gathering in begun:
             if gathering:
                 gathering.wait()
             counts = [len(self.momentum[name]) for name in names]
-            for name, update in zip(names, whole[: sum(counts)].split(counts), strict=True):
+            for name, update in zip(names, updates[: sum(counts)].split(counts), strict=True):
                 self._apply(self._parameters[name], update, lr, decay)
 
     def _groups(self) -> list[list[str]]:
@@ -79,13 +93,16 @@ class Muon:
         return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
     def _direction(self, name: str, momentum: float) -> Tensor:
-        """Return the Nesterov direction, rows <= cols, in the dtype of the iteration."""
+        """Return the Nesterov direction [n, rows, cols], rows <= cols, in the compute dtype.
+
+        With the gradient g and the buffer m <- mu m + g it is g + mu m.
+        """
         buffer, found = self.momentum[name], self._parameters[name].grad
         assert found is not None
         grad = _stack(found).to(buffer.dtype)
         buffer.mul_(momentum).add_(grad)
         direction = grad.add(buffer, alpha=momentum)
-        if self._normalise_rows:
+        if self._normalize_rows:
             length = direction.norm(dim=-1, keepdim=True)
             floor = torch.full_like(length, self._row_floor**0.5)
             direction /= torch.hypot(length, floor).clamp_min(1e-7)
@@ -93,24 +110,24 @@ class Muon:
             direction = direction.mT
         return direction.to(self._runtime.compute_dtype)
 
-    def _orthogonalise(self, G: Tensor) -> tuple[Tensor, dist.Work | None]:
-        """Orthogonalise a stack, each rank a part; begin to gather the parts, of equal length.
+    def _orthogonalize(self, G: Tensor) -> tuple[Tensor, dist.Work | None]:
+        """Orthogonalize a stack, each process a part; begin to gather the parts, of equal length.
 
         Returns the updates, followed by padding, and what to wait for before they are read.
         """
         runtime = self._runtime
         if runtime.world == 1:
-            return orthogonalise(G, self._steps), None
+            return orthogonalize(G, self._polynomials), None
         each = -(-len(G) // runtime.world)
         part = G[each * runtime.rank : each * (runtime.rank + 1)]
-        mine = G.new_zeros(each, *G.shape[1:])
-        mine[: len(part)] = orthogonalise(part, self._steps)
+        padded = G.new_zeros(each, *G.shape[1:])
+        padded[: len(part)] = orthogonalize(part, self._polynomials)
         whole = G.new_empty(each * runtime.world, *G.shape[1:])
-        return whole, dist.all_gather_into_tensor(whole, mine, async_op=True)
+        return whole, dist.all_gather_into_tensor(whole, padded, async_op=True)
 
     def _apply(self, p: nn.Parameter, update: Tensor, lr: float, decay: float) -> None:
         rows, cols = p.shape[-2:]
-        if rows > cols:
+        if rows > cols:  # it was iterated as its transpose
             update = update.mT
         update = update.reshape(p.shape)
         p.mul_(1 - lr * decay).add_(update.to(p.dtype), alpha=-lr * max(1, rows / cols) ** 0.5)

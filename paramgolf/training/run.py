@@ -211,7 +211,7 @@ class Run:
         self._network = self._state.network_at(at)
 
     def _rewarm(self) -> float:
-        """Return the share of the rate after a change of sizes: a linear rise (#2014)."""
+        """Return the share of the rate after a change of sizes: a linear rise (pg#2014)."""
         if self._sizes_since == 0 or self.config.rewarm_steps == 0:
             return 1.0
         return min(1.0, (self.step - self._sizes_since + 1) / self.config.rewarm_steps)

@@ -1,4 +1,4 @@
-"""What changes while training: weights, optimiser moments, averaged weights."""
+"""What changes while training: weights, optimizer moments, averaged weights."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim import swa_utils
 
 from paramgolf.model.network import Network
 from paramgolf.model.plan import rows_by_phase
@@ -44,7 +45,7 @@ class Part(NamedTuple):
 
 
 class TrainState:
-    """Network, optimisers and the exponential average of the weights, updated by one `step`.
+    """Network, optimizers and the exponential average of the weights, updated by one `step`.
 
     Matrices of the blocks take Muon; tables, and vectors with scalars, take AdamW at rates of
     their own. All processes hold the same state.
@@ -62,7 +63,7 @@ class TrainState:
             {part.key: part.leaf for part in self._parts if part.name in self._matrices},
             coefficients(config.muon_coefficients, config.muon_iterations),
             runtime,
-            normalise_rows=config.muon_normalise_rows,
+            normalize_rows=config.muon_normalise_rows,
             row_floor=config.muon_row_floor,
             dtype=getattr(torch, config.muon_dtype),
         )
@@ -119,7 +120,7 @@ class TrainState:
             lr=self._config.matrix_lr * multiplier,
             decay=self._config.matrix_decay * decay_multiplier(self._config, at),
             momentum=muon_momentum(self._config, at.step),
-            meanwhile=self._adam.step,
+            during_gather=self._adam.step,
         )
         self._update_average(at, multiplier)
         return multiplier
@@ -160,15 +161,14 @@ class TrainState:
 
     @torch.no_grad()
     def _update_average(self, at: Point, multiplier: float) -> None:
-        weights: list[Tensor] = list(self._parameters.values())
+        averages, weights = list(self.average.values()), list(self._parameters.values())
         if self._config.average == "ema":
-            weight = 1 - ema_decay(self._config, at.step)
+            swa_utils.get_ema_multi_avg_fn(ema_decay(self._config, at.step))(
+                averages, weights, None
+            )
         elif multiplier < self._config.swa_below and at.step % self._config.swa_every == 0:
+            swa_utils.get_swa_multi_avg_fn()(averages, weights, self._averaged)
             self._averaged += 1
-            weight = 1 / self._averaged
-        else:
-            return
-        torch._foreach_lerp_(list(self.average.values()), weights, weight)
 
     def enter_phase(self, phase: int) -> None:
         """Begin a phase of the layer orders: rows that it uses learn, untied repeats are copied."""

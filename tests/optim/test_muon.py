@@ -11,7 +11,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from paramgolf.optim.muon import Muon
-from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalise
+from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalize
 from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -31,17 +31,17 @@ def make(seed: int = 0) -> dict[str, nn.Parameter]:
     return parameters
 
 
-@pytest.mark.parametrize("normalise_rows", [False, True])
-def test_update_is_the_formula(normalise_rows):
+@pytest.mark.parametrize("normalize_rows", [False, True])
+def test_update_is_the_formula(normalize_rows):
     parameters = make()
-    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalise_rows=normalise_rows)
+    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=normalize_rows)
     expected = {}
     for name, p in parameters.items():
         rows = []
         shape = (-1, *p.shape[-2:])
         for matrix, grad in zip(p.detach().view(shape), p.grad.view(shape), strict=True):
             N = grad + 0.9 * grad  # first step: the buffer is the gradient
-            if normalise_rows:
+            if normalize_rows:
                 N = N / N.norm(dim=1, keepdim=True)
             X = N / N.norm()
             X = X.T if X.shape[0] > X.shape[1] else X
@@ -53,7 +53,7 @@ def test_update_is_the_formula(normalise_rows):
             scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
             rows.append(matrix * (1 - 0.02 * 0.1) - 0.02 * scale * X)
         expected[name] = torch.stack(rows).view(p.shape)
-    muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
+    muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
     for name, p in parameters.items():
         torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-5)
 
@@ -61,9 +61,9 @@ def test_update_is_the_formula(normalise_rows):
 def test_momentum_gathers_gradients():
     parameters = make()
     first = {name: p.grad.clone() for name, p in parameters.items()}
-    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalise_rows=False)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, meanwhile=nothing)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, meanwhile=nothing)
+    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=False)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     for name, buffer in muon.momentum.items():
         torch.testing.assert_close(buffer.view(first[name].shape), 1.5 * first[name])
 
@@ -71,7 +71,7 @@ def test_momentum_gathers_gradients():
 @pytest.mark.parametrize("name", ["newton_schulz", "polar_express"])
 def test_singular_values_move_near_one(name):
     G = torch.randn(4, 8, 32, generator=torch.Generator().manual_seed(0))
-    values = torch.linalg.svdvals(orthogonalise(G, coefficients(name, 5)))
+    values = torch.linalg.svdvals(orthogonalize(G, coefficients(name, 5)))
     assert values.min() > 0.5
     assert values.max() < 1.4
 
@@ -84,18 +84,18 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
     )
     with processes(machine) as runtime:
         parameters = make()
-        muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalise_rows=True)
+        muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalize_rows=True)
         for _ in range(3):
-            muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
+            muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
         torch.save({n: p.detach() for n, p in parameters.items()}, out / f"{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path, free_port):
     mp.spawn(_run_rank, args=(2, free_port, tmp_path), nprocs=2)
     parameters = make()
-    muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalise_rows=True)
+    muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalize_rows=True)
     for _ in range(3):
-        muon.step(lr=0.02, decay=0.1, momentum=0.9, meanwhile=nothing)
+        muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, p in parameters.items():
@@ -117,6 +117,6 @@ def test_updates_are_gathered_while_there_is_other_work(monkeypatch):
 
     monkeypatch.setattr("paramgolf.optim.muon.dist.all_gather_into_tensor", gather)
     runtime = Runtime(1, 2, torch.device("cpu"))
-    muon = Muon(make(), coefficients("newton_schulz", 5), runtime, normalise_rows=True)
-    muon.step(lr=0.0, decay=0.0, momentum=0.9, meanwhile=lambda: events.append("meanwhile"))
-    assert events == [(8, 16), (8, 8), (4, 8), "meanwhile", "wait", "wait", "wait"]
+    muon = Muon(make(), coefficients("newton_schulz", 5), runtime, normalize_rows=True)
+    muon.step(lr=0.0, decay=0.0, momentum=0.9, during_gather=lambda: events.append("other work"))
+    assert events == [(8, 16), (8, 8), (4, 8), "other work", "wait", "wait", "wait"]
