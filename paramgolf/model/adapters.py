@@ -1,8 +1,8 @@
 """Low-rank adapters of the block's projections and the head (LoRA), as arguments of a pass.
 
-An adapter adds scale (x a^T) b^T to a projection of x. Every row of a batch may own one, so that
-documents which learn side by side never meet; every place of the layer order owns one, so that a
-layer that recurs adapts at each visit (#1530).
+An adapter adds scale (x a^T) b^T to a projection of x. Every row of a batch may have its own, so
+that documents which learn side by side never meet; every virtual layer has its own, so that a layer
+that recurs adapts at each visit (pg#1530).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Shapes = dict[str, tuple[int, int, int]]
 def adapter_shapes(
     config: ModelConfig, vocab_size: int, order: Order, targets: Sequence[str]
 ) -> Shapes:
-    """Return (places, out, in) of each of `targets`: q, k, v, o, mlp, head.
+    """Return (virtual layers, out, in) of each of `targets`: q, k, v, o, mlp, head.
 
-    The o and mlp adapters map the sublayer's normalised input to its output, past the sublayer.
+    The o and mlp adapters map the sublayer's normalized input to its output, past the sublayer.
     """
     width, kv_width = config.width, config.kv_heads * config.head_dim
     out = {"q": width, "k": kv_width, "v": kv_width, "o": width, "mlp": width, HEAD: vocab_size}
@@ -32,7 +32,7 @@ def adapter_shapes(
 
 
 class AdapterSet:
-    """The adapters of `rows` rows: a [rows, places, r, in] and b [rows, places, out, r] by name.
+    """The adapters of `rows` rows: a [rows, layers, r, in] and b [rows, layers, out, r] by name.
 
     A fresh set adds nothing: b is 0. a is uniform within 1 / sqrt(in), the same for all rows, so
     that a document's scores do not depend on the row that it happens to take. float32 leaves.
@@ -47,11 +47,12 @@ class AdapterSet:
         self._fresh: dict[str, Tensor] = {}  # of one row
         self._whole_a: dict[str, Tensor] = {}
         self._whole_b: dict[str, Tensor] = {}
-        for name, (places, out, width) in shapes.items():
-            drawn = 2 * torch.rand((1, places, rank, width), generator=generator) - 1
+        for name, (layers, out, width) in shapes.items():
+            # uniform in [-1, 1] / sqrt(in), as the rows of a linear layer begin
+            drawn = 2 * torch.rand((1, layers, rank, width), generator=generator) - 1
             self._fresh[name] = (drawn / width**0.5).to(device)
             self._whole_a[name] = self._fresh[name].repeat(rows, 1, 1, 1)
-            self._whole_b[name] = torch.zeros((rows, places, out, rank), device=device)
+            self._whole_b[name] = torch.zeros((rows, layers, out, rank), device=device)
         self.keep(rows)
 
     @property
@@ -64,7 +65,7 @@ class AdapterSet:
         return {name: Pair(self.a[name], self.scale * self.b[name]) for name in self.a}
 
     def parameters(self) -> list[Tensor]:
-        """Return the leaves that an optimiser steps, all of a before all of b."""
+        """Return the leaves that an optimizer steps, all of a before all of b."""
         return [*self.a.values(), *self.b.values()]
 
     def keep(self, rows: int) -> None:
@@ -75,7 +76,7 @@ class AdapterSet:
         )
 
     def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
-        """Make all rows fresh again, or with the first matrices `a` of another set (#1767)."""
+        """Make all rows fresh again, or with the first matrices `a` of another set (pg#1767)."""
         for name, whole in self._whole_a.items():
             whole.copy_((a or self._fresh)[name])
             self._whole_b[name].zero_()

@@ -1,6 +1,6 @@
-"""Causal attention: rotary positions, normalised queries and keys, XSA, head gates.
+"""Causal attention by PyTorch or FlashAttention-3, the segments that it stays in, rotary angles.
 
-Shapes: B rows, T tokens, H query heads, K key and value heads, D channels a head.
+Shapes: B rows, T tokens, H query heads, K key and value heads, D channels per head.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def find_bounds(tokens_BT: Tensor, bos: int, longest: int, *, multiple: int) -> 
     """
     B, T = tokens_BT.shape
     starts = tokens_BT == bos
-    starts[:, 0] = True
+    starts[:, 0] = True  # the rows are one after another, and none goes on into the next
     first = starts.flatten().nonzero().flatten().cpu()
     ends = torch.cat([first[1:], torch.tensor([B * T])])
+    # a document of n tokens is ceil(n / longest) pieces; `within` numbers the pieces of each
     pieces = (ends - first + longest - 1) // longest
     within = torch.arange(int(pieces.sum())) - (pieces.cumsum(0) - pieces).repeat_interleave(pieces)
     bounds = first.repeat_interleave(pieces) + within * longest
@@ -113,6 +114,7 @@ def flash_attention_3() -> Attend:
     kernels = importlib.import_module("flash_attn_interface")  # present on Hopper machines only
 
     def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
+        # the window of FlashAttention-3 counts positions to the left and right of a query's own
         sight = -1 if segments is None or segments.window is None else segments.window - 1
         window = (sight, -1 if sight < 0 else 0)
         if segments is None or segments.bounds is None:
@@ -145,8 +147,10 @@ def rotary_table(
 ) -> tuple[Tensor, Tensor]:
     """Return cos and sin, float32 [length, dims / 2], of the angles of positions 0..length-1.
 
-    `reach` is how many positions attention sees (None: all). Where that is beyond `trained_length`,
-    the base grows by (reach / trained)^(dims / (dims - 2)) (NTK).
+    Pair i turns by t base^(-2 i / dims) at position t (RoPE, arXiv 2104.09864). `reach` is how many
+    positions attention sees (None: all). Where that is beyond `trained_length`, the base grows by
+    (reach / trained)^(dims / (dims - 2)), so that the slowest pair, i = dims / 2 - 1, turns over
+    the whole reach by the angle that it was trained on, and the fastest as it was (NTK scaling).
     """
     reach = length if reach is None else reach
     if trained_length is not None and reach > trained_length and dims > 2:

@@ -11,7 +11,7 @@ from paramgolf.schema import Fault, Natural, NaturalFloat, Positive, PositiveFlo
 
 Order = tuple[int, ...]
 LONGEST_ORDER = 1024  # layers that a pass may run; far above any use, far below what would hang
-GATE_CHANNELS = 12  # channels that a sparse gate reads (#1667)
+GATE_CHANNELS = 12  # channels that a sparse gate reads (pg#1667)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,7 +69,7 @@ def _initial(
 def orthogonal(G: Tensor) -> Tensor:
     """Return a matrix of orthonormal rows, or columns if those are fewer, for each Gaussian one.
 
-    G is [n, rows, cols]. As torch.nn.init.orthogonal_: Q of the QR factorisation, with the signs
+    G is [n, rows, cols]. As torch.nn.init.orthogonal_: Q of the QR factorization, with the signs
     that make it uniform.
     """
     wide = G.shape[-2] < G.shape[-1]

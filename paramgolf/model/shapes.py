@@ -32,7 +32,7 @@ def shapes(config: ModelConfig, vocab_size: int) -> dict[str, Shape]:
 
 
 def repeat_count(config: ModelConfig) -> int:
-    """Return how many places of the longest order repeat a layer."""
+    """Return how many virtual layers of the longest order repeat a physical one."""
     return max(len(order) for order in config.orders) - config.layers
 
 
