@@ -83,7 +83,7 @@ def test_passes_of_all_shapes_with_adapters_share_graphs(networks):
                 nll = network.nll(text[:, :-1], text[:, -8:], learner.options(), part=part)
                 nll.sum().backward()
             found.append([nll.detach(), *(x.grad.clone() for x in learner.adapters.parameters())])
-            learner.optimiser.zero_grad(set_to_none=False)
+            learner.optimizer.zero_grad(set_to_none=False)
         for x, y in zip(*found, strict=True):
             assert_near(y, x)
         graphs.add(torch._dynamo.utils.counters["stats"]["unique_graphs"])
