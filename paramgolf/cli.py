@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from paramgolf.errors import exit_on_error
+from paramgolf.process import start_process
 
 COMMANDS = {
     "use": "write a recipe to params.yaml",
@@ -34,6 +35,7 @@ EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is ru
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a check failed, 2 bad input."""
+    start_process()
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         with exit_on_error(), flushed():

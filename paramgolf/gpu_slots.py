@@ -1,12 +1,13 @@
 """GPUs as slots: concurrent runs of one user on one machine take different ones.
 
 DVC's queue starts several experiments but gives them no device. So each stage takes its GPUs
-before it touches CUDA: a GPU is a file that the process locks (flock), and Linux drops the lock when
-the process ends, however it ends.
+before it touches CUDA: a GPU is a file that the process locks (flock), and Linux drops the lock
+when the process ends, however it ends.
 """
 
 from __future__ import annotations
 
+import atexit
 import os
 import tempfile
 import time
@@ -23,7 +24,6 @@ from paramgolf.runtime_config import RuntimeConfig
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
-_held: list[FileLock] = []  # a lock goes with its object; these stay until the process ends
 
 
 def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
@@ -90,7 +90,8 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
             slots |= _free(rest, count - len(slots), folder)
     finally:
         turn.release()
-    _held.extend(slots.values())
+    for slot in slots.values():
+        atexit.register(slot.release)  # which keeps the lock: it would go with its object
     chosen = [device for device in devices if device in slots]
     if waited:
         say(f"gpu: took {', '.join(chosen)}")

@@ -1,5 +1,9 @@
 """Count every validation byte twice; prove the splits disjoint: `python stages/audit.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
 from paramgolf.errors import exit_on_error

@@ -1,5 +1,9 @@
 """Gather the Hessians of every matrix's input: `python stages/calibrate.py` (one process a GPU)."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load_params

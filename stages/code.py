@@ -1,5 +1,9 @@
 """Hash the code of every stage without its comments: `python stages/code.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.errors import exit_on_error
 from paramgolf.stage_code import write_hashes
 

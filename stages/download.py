@@ -1,5 +1,9 @@
 """Fetch or make the text, or fetch published shards: `python stages/download.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.data.config import DataConfig
 from paramgolf.data.download import download
 from paramgolf.errors import exit_on_error

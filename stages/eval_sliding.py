@@ -1,5 +1,9 @@
 """Score the packed model by a sliding window: `python stages/eval_sliding.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus

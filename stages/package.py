@@ -1,5 +1,9 @@
 """Pack the quantised model and its code, and count every byte: `python stages/package.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.codec.config import PackageConfig
 from paramgolf.errors import exit_on_error
 from paramgolf.packing.package import package

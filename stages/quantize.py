@@ -1,5 +1,9 @@
 """Quantize the trained weights to integers and scales: `python stages/quantize.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 import torch
 
 from paramgolf.errors import exit_on_error

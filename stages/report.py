@@ -1,5 +1,9 @@
 """Make the report of the whole run: `python stages/report.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.errors import exit_on_error
 from paramgolf.report.page import write_report
 

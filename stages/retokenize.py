@@ -1,5 +1,9 @@
 """Make the tokenizer and the token shards: `python stages/retokenize.py`."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.errors import exit_on_error

@@ -1,5 +1,9 @@
 """Train the network: `python stages/train.py` (one process a GPU, started as needed)."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.config import ModelConfig

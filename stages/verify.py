@@ -1,5 +1,9 @@
 """Hold the run against the rules: `python stages/verify.py`; exit code 1 where one is broken."""
 
+from paramgolf.process import start_process
+
+start_process()  # before torch and numpy are loaded
+
 from paramgolf.errors import exit_on_error
 from paramgolf.params import load_params
 from paramgolf.verify.config import VerifyConfig

@@ -70,6 +70,7 @@ if __name__ == "__main__":
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(source)
     else:
+        importlib.import_module("paramgolf.process").start_process()
         importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
 """
 

@@ -173,9 +173,12 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
 def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
     (tmp_path / "paramgolf").mkdir()
     (tmp_path / "paramgolf/__init__.py").write_text("")
+    (tmp_path / "paramgolf/process.py").write_text("def start_process():\n    pass\n")
     (tmp_path / "paramgolf/other.py").write_text("def fall():\n    return 1 / 0  # on purpose\n")
     entry = tmp_path / "paramgolf/entry.py"
-    entry.write_text("from paramgolf.other import fall\n\ndef main(params):\n    fall()\n")
+    entry.write_text(
+        "from paramgolf import other, process\n\ndef main(params):\n    other.fall()\n"
+    )
     code = pack_code({}, entry=Path("paramgolf/entry.py"), root=tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/train_gpt.py").write_bytes(code.content)
