@@ -61,7 +61,7 @@ def _initial(
         return torch.tensor([0.95, 0.05]).expand(shape).clone()
     if name in FROM_CONFIG:
         return torch.full(shape, getattr(config, FROM_CONFIG[name]))
-    if name == "lane_keep":  # #1204: sqrt(1.1) at each of two sublayers; #1529: 1.1 once
+    if name == "lane_keep":  # pg#1204: sqrt(1.1) at each of two sublayers; pg#1529: once
         return torch.full(shape, math.sqrt(1.1) if config.parallel == "routed" else 1.1)
     return torch.full(shape, CONSTANT.get(name, 1.0))
 
