@@ -28,7 +28,7 @@ BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 def main() -> None:
     machine, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
-    sizes = train.sizes[-1]
+    sizes = train.batch_sizes[-1]
     length = sizes.sequence_length
     take_gpus(machine)
     launch(machine)

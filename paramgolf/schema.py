@@ -167,8 +167,11 @@ def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
     if origin is tuple:
         if not isinstance(value, list | tuple):
             return _note(name, "a list", value, faults)
-        pairs = enumerate(value)
-        return tuple(convert(arguments[0], item, f"{name}.{i}", faults) for i, item in pairs)
+        kinds = arguments if arguments[-1] is not ... else [arguments[0]] * len(value)
+        if len(kinds) != len(value):
+            return _note(name, f"a list of {len(kinds)}", value, faults)
+        pairs = enumerate(zip(kinds, value, strict=True))
+        return tuple(convert(inner, item, f"{name}.{i}", faults) for i, (inner, item) in pairs)
     if origin is dict:
         if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
             return _note(name, "a mapping", value, faults)

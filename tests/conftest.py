@@ -13,11 +13,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 import numpy as np
 import pytest
 import torch
+from recipe_case import TINY_MODEL
 from shard_files import write_token_set
 
 from paramgolf.data.special_tokens import BOS
-from paramgolf.model.config import ModelConfig, RecurrencePhase
+from paramgolf.model.config import ModelConfig
 from paramgolf.recipes import Params, check, compose
+from paramgolf.schema import parse
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,17 +43,8 @@ def tiny_model(sample: Params) -> Callable[..., ModelConfig]:
     """Make a configuration of 4 layers and width 32, with changes."""
 
     def make(**changes: object) -> ModelConfig:
-        tiny = dataclasses.replace(
-            sample.model,
-            layers=4,
-            width=32,
-            heads=4,
-            kv_heads=2,
-            mlp_hidden=64,
-            rope_dims=4,
-            parallel_start=3,
-            recurrence=(RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3)),),
-        )
+        content = dataclasses.asdict(sample.model) | TINY_MODEL
+        tiny = parse(ModelConfig, content, "model")
         return dataclasses.replace(tiny, **changes)
 
     return make

@@ -21,6 +21,16 @@ NARROW = {
     "value_embedding_dim": 8,
 }
 BUCKETS = 64
+TINY_MODEL: dict[str, Any] = {
+    "layers": 4,
+    "width": 32,
+    "heads": 4,
+    "kv_heads": 2,
+    "mlp_hidden": 64,
+    "rope_dims": 4,
+    "parallel_start": 3,
+    "recurrence": [{"at": 0.5, "order": [0, 1, 2, 1, 2, 3]}],
+}
 
 
 def narrow_content(name: str) -> dict[str, Any]:

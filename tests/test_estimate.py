@@ -34,7 +34,7 @@ from paramgolf.quant.scales import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
-from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.config import BatchSizes, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
@@ -264,7 +264,7 @@ def by_stepping(
     step = 0
     while (at := point(train, step, seconds)).fraction < 1:
         phase = model.phase_at(at.fraction, at.step)
-        sizes = [sizes for sizes in train.sizes if sizes.at <= at.fraction][-1]
+        sizes = [sizes for sizes in train.batch_sizes if sizes.at <= at.fraction][-1]
         flops = training_flops(model, VOCAB, phase, sizes.sequence_length)
         seconds += machine.step_seconds(flops * sizes.batch_tokens)
         step += 1
@@ -275,7 +275,7 @@ def by_stepping(
     return found
 
 
-CURRICULUM = (BatchPhase(at=0.3, batch_tokens=8192, sequence_length=512),)
+CURRICULUM = (BatchSizes(at=0.3, batch_tokens=8192, sequence_length=512),)
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ def phase_figures(benchmark: Any, phase: int, params: Params, device: str) -> di
     """Return speed and time split of a step of the recipe's batch."""
     from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
 
-    sizes = params.train.sizes[phase]
+    sizes = params.train.batch_sizes[phase]
     tokens = sizes.batch_tokens
     seconds = benchmark.step_seconds(phase, tokens)
     order = params.model.orders[phase]

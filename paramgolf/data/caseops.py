@@ -122,7 +122,7 @@ class Fusion:
     """Token of the piece U+2581 alone."""
 
     @property
-    def aliases(self) -> tuple[tuple[int, ...], ...]:
+    def aliases(self) -> tuple[tuple[int, int, int], ...]:
         """(alias, space, mark) of each fused pair."""
         pairs = zip(ALIASES, FUSED_MARKS.tolist(), strict=True)
         return tuple((alias, self.space, mark) for alias, mark in pairs)

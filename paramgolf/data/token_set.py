@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramgolf.data.manifests import ShardFile, TokensManifest, read_tokens_manifest
+from paramgolf.data.manifests import Alias, ShardFile, TokensManifest, read_tokens_manifest
 from paramgolf.data.shards import ShardStream
 
 TOKENS_PATH = Path("data/tokens")
@@ -24,7 +24,7 @@ class TokenSet:
         return self.manifest.vocab_size
 
     @property
-    def aliases(self) -> tuple[tuple[int, ...], ...]:
+    def aliases(self) -> tuple[Alias, ...]:
         """(alias, space, mark) of each token that stands for a space and a case mark."""
         return self.manifest.aliases
 

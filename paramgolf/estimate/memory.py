@@ -84,7 +84,7 @@ def training_memory(
 
 def pass_tokens(train: TrainConfig, count: int) -> int:
     """Return the tokens of the largest pass of one of `count` devices."""
-    tokens = -(-max(sizes.batch_tokens for sizes in train.sizes) // count)
+    tokens = -(-max(sizes.batch_tokens for sizes in train.batch_sizes) // count)
     return tokens if train.micro_batch_tokens == "auto" else min(train.micro_batch_tokens, tokens)
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from paramgolf.estimate.devices import Device
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
-from paramgolf.training.config import BatchPhase, TrainConfig
+from paramgolf.training.config import BatchSizes, TrainConfig
 from paramgolf.training.schedule import point
 
 
@@ -60,7 +60,7 @@ def stretches(
     return done
 
 
-def _stretch(phase: int, sizes: BatchPhase, steps: int, step_seconds: float) -> Stretch:
+def _stretch(phase: int, sizes: BatchSizes, steps: int, step_seconds: float) -> Stretch:
     return Stretch(phase, sizes.sequence_length, sizes.batch_tokens, steps, step_seconds)
 
 

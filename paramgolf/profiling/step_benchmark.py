@@ -15,8 +15,9 @@ from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network
 from paramgolf.recipes import Params
 from paramgolf.runtime import Runtime
-from paramgolf.training.batches import Batch, backward, batch_of
+from paramgolf.training.batches import Batch, batch_of
 from paramgolf.training.micro_batch import choose_micro_batch
+from paramgolf.training.passes import backward
 from paramgolf.training.schedule import Point
 from paramgolf.training.state import TrainState
 from paramgolf.training.time_split import time_split
@@ -54,7 +55,7 @@ class StepBenchmark:
         self._state.zero_grad()
 
     def _random_batch(self, phase: int, vocab_size: int, device: torch.device) -> Batch:
-        sizes = self.train.sizes[phase]
+        sizes = self.train.batch_sizes[phase]
         longest = self.train.document_tokens(sizes)
         rows = self.micro_batch_tokens // sizes.sequence_length if longest is None else 1
         drawn = torch.randint(BOS + 1, vocab_size, (rows, self.micro_batch_tokens // rows + 1))
@@ -62,7 +63,7 @@ class StepBenchmark:
         return batch_of(drawn, longest, device)
 
     def _backward(self, batch: Batch, phase: int) -> Tensor:
-        sizes = self.train.sizes[phase]
+        sizes = self.train.batch_sizes[phase]
         return backward(
             self._network,
             batch,

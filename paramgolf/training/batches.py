@@ -1,7 +1,4 @@
-"""Which tokens a step trains on: sizes by phase of the curriculum, windows by arrangement.
-
-And what it does with them, a micro-batch at a time.
-"""
+"""Which tokens a step trains on: a global batch, shared out and cut into micro-batches."""
 
 from __future__ import annotations
 
@@ -15,11 +12,8 @@ from paramgolf.data.loader import TrainingWindows
 from paramgolf.data.shards import ShardStream
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_bounds
-from paramgolf.model.config import Order
-from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, send, share
-from paramgolf.training.config import BatchPhase, TrainConfig
-from paramgolf.training.schedule import Point
+from paramgolf.training.config import BatchSizes, TrainConfig
 
 SAMPLED_ROWS = 32
 SPARE_BOUNDS = 1.1
@@ -45,14 +39,14 @@ class Batches:
         self._config, self._runtime = config, runtime
         self._micro_batch_tokens = micro_batch_tokens
         arrangement = "sequential" if config.loader == "documents" else config.loader
-        lengths = {self.window_tokens(sizes) for sizes in config.sizes}
+        lengths = {self.window_tokens(sizes) for sizes in config.batch_sizes}
         self._windows = {
             length: TrainingWindows(stream, length, seed=config.seed, arrangement=arrangement)
             for length in lengths
         }
-        self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.sizes}
+        self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.batch_sizes}
 
-    def _sampled_bounds(self, sizes: BatchPhase) -> int:
+    def _sampled_bounds(self, sizes: BatchSizes) -> int:
         """Return a number of bounds that hardly a row of packed documents exceeds.
 
         Rows are padded to it: compiled code and graphs want one shape, and attention's backward
@@ -70,24 +64,20 @@ class Batches:
         )
         return round(SPARE_BOUNDS * most)
 
-    def sizes(self, at: Point) -> BatchPhase:
-        """Return the sizes that hold at a point of training."""
-        return self._config.sizes_at(at.fraction)
-
-    def window_tokens(self, sizes: BatchPhase) -> int:
+    def window_tokens(self, sizes: BatchSizes) -> int:
         """Return the tokens of a row: a sequence, or a whole micro-batch of packed documents."""
         packed = self._config.loader == "documents"
         return self._micro_batch_tokens if packed else sizes.sequence_length
 
-    def windows(self, sizes: BatchPhase) -> int:
+    def windows(self, sizes: BatchSizes) -> int:
         """Return the sequences of a full micro-batch."""
         return max(1, self._micro_batch_tokens // sizes.sequence_length)
 
-    def rows(self, sizes: BatchPhase) -> int:
+    def rows(self, sizes: BatchSizes) -> int:
         """Return the rows of a full micro-batch."""
         return max(1, self._micro_batch_tokens // self.window_tokens(sizes))
 
-    def read(self, sizes: BatchPhase, consumed: int) -> Iterator[Batch]:
+    def read(self, sizes: BatchSizes, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
         length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
         offset = -(-consumed // length)
@@ -99,7 +89,7 @@ class Batches:
             tokens = torch.from_numpy(windows)
             yield batch_of(tokens, longest, self._runtime.device, self._bounds[sizes])
 
-    def random(self, sizes: BatchPhase, vocab_size: int) -> Batch:
+    def random(self, sizes: BatchSizes, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
@@ -119,17 +109,3 @@ def batch_of(
         return Batch(send(tokens, device))
     found = find_bounds(tokens[:, :-1], BOS, longest, multiple=bounds)
     return Batch(send(tokens, device), send(found, device))
-
-
-def backward(
-    network: Network, batch: Batch, order: Order, *, longest: int | None, batch_tokens: int
-) -> Tensor:
-    """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
-
-    `longest` is how many tokens of its document a token may see, or None: the whole row.
-    """
-    options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
-    nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
-    loss = nll.sum() / batch_tokens
-    loss.backward()
-    return loss.detach()

@@ -21,7 +21,7 @@ BelowOne = Annotated[float, Range(0, below=1)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BatchPhase:
+class BatchSizes:
     """From point `at` of training (a fraction of the budget) on, batches have these sizes."""
 
     at: BelowOne
@@ -41,7 +41,7 @@ class TrainConfig:
     micro_batch_tokens: Positive | Literal["auto"]
     sequence_length: Positive
     loader: Literal["shuffled", "coprime", "sequential", "documents"]
-    curriculum: tuple[BatchPhase, ...]
+    curriculum: tuple[BatchSizes, ...]
     rewarm_steps: Natural
     token_lr: NaturalFloat
     matrix_lr: NaturalFloat
@@ -82,18 +82,18 @@ class TrainConfig:
     checkpoint_every: Natural
 
     @property
-    def sizes(self) -> tuple[BatchPhase, ...]:
-        """The batch of each phase, the first included."""
-        first = BatchPhase(
+    def batch_sizes(self) -> tuple[BatchSizes, ...]:
+        """The sizes of batches in their order, the first included."""
+        first = BatchSizes(
             at=0.0, batch_tokens=self.batch_tokens, sequence_length=self.sequence_length
         )
         return (first, *self.curriculum)
 
-    def sizes_at(self, fraction: float) -> BatchPhase:
-        """Return the batch of the phase that is active at a fraction of training."""
-        return [sizes for sizes in self.sizes if sizes.at <= fraction][-1]
+    def sizes_at(self, fraction: float) -> BatchSizes:
+        """Return the sizes that hold at a fraction of training."""
+        return [sizes for sizes in self.batch_sizes if sizes.at <= fraction][-1]
 
-    def document_tokens(self, sizes: BatchPhase) -> int | None:
+    def document_tokens(self, sizes: BatchSizes) -> int | None:
         """Return how many tokens of its own document a token may see, or None: the whole row."""
         return sizes.sequence_length if self.loader == "documents" else None
 
@@ -110,7 +110,7 @@ class TrainConfig:
 
     def _size_faults(self) -> Iterator[Fault]:
         micro = self.micro_batch_tokens
-        for i, sizes in enumerate(self.sizes):
+        for i, sizes in enumerate(self.batch_sizes):
             where = f"curriculum.{i - 1}." if i else ""
             if micro != "auto" and micro % sizes.sequence_length:
                 yield f"{where}sequence_length", "must divide `train.micro_batch_tokens`"

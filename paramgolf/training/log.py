@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from paramgolf.files import write_text
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime, device_name
 
@@ -29,7 +30,10 @@ def environment(runtime: Runtime) -> dict[str, Any]:
 
 
 class Log:
-    """Appends to a JSONL file on the main process; keeps the lines, for a checkpoint to restore."""
+    """Appends to a JSONL file on the main process; keeps the lines, for a checkpoint to restore.
+
+    The file is a new one, whatever lay there: after `dvc checkout` that is a link to DVC's cache.
+    """
 
     def __init__(self, path: Path, *, show: bool) -> None:
         self._path = path
@@ -40,10 +44,10 @@ class Log:
         """Append a record; validations are shown too."""
         if not self._show:
             return
+        if not self.lines:
+            self.restore([])
         self.lines.append(json.dumps(record))
-        mode = "a" if len(self.lines) > 1 else "w"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open(mode, encoding="utf-8") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(self.lines[-1] + "\n")
         if record["event"] == "validation":
             say(f"train: step={record['step']} val_bpb={record['val_bpb']:.4f}")
@@ -52,5 +56,4 @@ class Log:
         """Begin the file again with the lines of a checkpoint."""
         self.lines = list(lines)
         if self._show:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            write_text(self._path, "".join(line + "\n" for line in lines))

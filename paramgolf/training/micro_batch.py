@@ -1,4 +1,4 @@
-"""`train.micro_batch_tokens: auto`: as many tokens a pass as the memory of the card holds."""
+"""`train.micro_batch_tokens: auto`: as many tokens per pass as the GPU's memory holds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from paramgolf.progress import say
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import TrainConfig
 
-SHARE = 0.9  # of the free memory; the rest is for the optimiser's and the libraries' own
-CPU_TOKENS = 16_384  # on a CPU, where more rows a pass gain nothing
+SHARE = 0.9  # of the free memory; the rest is for the optimizers' and the libraries' own
+CPU_TOKENS = 16_384  # on a CPU, where more rows per pass gain nothing
 
 
 def choose_micro_batch(network: Network, config: TrainConfig, runtime: Runtime) -> int:
     """Return the tokens of a micro-batch that fits, the same on all processes."""
-    length = max(sizes.sequence_length for sizes in config.sizes)
-    sequences = min(sizes.batch_tokens for sizes in config.sizes) // length // runtime.world
+    length = max(sizes.sequence_length for sizes in config.batch_sizes)
+    sequences = min(sizes.batch_tokens for sizes in config.batch_sizes) // length // runtime.world
     if runtime.device.type == "cpu":
         tokens = fitting(sequences, length, CPU_TOKENS)
     else:
@@ -26,7 +26,7 @@ def choose_micro_batch(network: Network, config: TrainConfig, runtime: Runtime) 
         tokens = fitting(sequences, length, int((SHARE * free - fixed) / each))
     tokens = int(runtime.agree(tokens))
     if runtime.is_main:
-        say(f"train: micro_batch_tokens is {tokens:,}, {length * sequences // tokens} a step")
+        say(f"train: micro_batch_tokens is {tokens:,}, {length * sequences // tokens} per step")
     return tokens
 
 

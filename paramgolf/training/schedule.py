@@ -1,4 +1,16 @@
-"""Schedules as pure functions of where training stands."""
+"""Schedules: pure functions of where training stands.
+
+With f the share of the budget that is spent, s the steps done and r the steps left:
+
+    rate      peak * max(min_lr, min(1, (1 - f) / warmdown))    warmdown a fraction
+              peak * max(min_lr, min(1, r / warmdown))          warmdown in steps
+    decay     matrix_decay * (1 - (1 - share) * max(0, f - start) / (1 - start))
+    momentum  start + (momentum - start) * min(1, s / steps)
+    average   e <- d e + (1 - d) w, d = ema_decay, with warm-up min(ema_decay, (1 + s) / (10 + s))
+
+The budget is steps, or seconds, or both: the one nearer its end rules. Under a budget of seconds r
+is an estimate, so a warmdown in steps bends as the time of a step does.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +32,12 @@ class Point:
 
 
 def point(config: TrainConfig, step: int, elapsed_seconds: float) -> Point:
-    """Return where training stands; of a step and a time budget the one nearer its end rules."""
+    """Return where training stands after `step` steps and `elapsed_seconds` on its clock."""
     fraction, left = 0.0, float("inf")
     if config.steps is not None:
         fraction, left = step / config.steps, float(config.steps - step)
     if config.budget_seconds is not None:
+        # the reserve is calibration's, which reads training text and so counts as training
         budget = config.budget_seconds - config.reserve_seconds
         fraction = max(fraction, elapsed_seconds / budget)
         if step:
@@ -41,13 +54,17 @@ def lr_multiplier(config: TrainConfig, at: Point) -> float:
 
 
 def decay_multiplier(config: TrainConfig, at: Point) -> float:
-    """Return the share of the matrices' weight decay: 1, then a linear fall (#1729)."""
+    """Return the share of the matrices' weight decay: 1, then a linear fall (pg#1729)."""
     start, floor = config.decay_taper_start, config.decay_taper_share
     return 1 - (1 - floor) * max(0.0, (at.fraction - start) / (1 - start))
 
 
 def muon_momentum(config: TrainConfig, step: int) -> float:
-    """Return Muon's momentum: a linear rise over the first steps."""
+    """Return Muon's momentum, which rises linearly over the first steps.
+
+    The first gradients are large and soon point elsewhere; a momentum of 0.99 would carry each of
+    them on for a hundred steps.
+    """
     if step >= config.muon_momentum_steps:
         return config.muon_momentum
     share = step / config.muon_momentum_steps
@@ -55,7 +72,12 @@ def muon_momentum(config: TrainConfig, step: int) -> float:
 
 
 def ema_decay(config: TrainConfig, step: int) -> float:
-    """Return how much of the average is kept at `step`; with warm-up at most (1 + s) / (10 + s)."""
+    """Return d, how much of the averaged weights is kept at `step`.
+
+    The average remembers 1 / (1 - d) steps, and begins as the random start. A run that is not much
+    longer than this would keep some of the start; with warm-up the memory grows with training, as
+    (10 + s) / 9 steps, until it has its length.
+    """
     if not config.ema_warmup:
         return config.ema_decay
     return min(config.ema_decay, (1 + step) / (10 + step))

@@ -15,7 +15,8 @@ from paramgolf.files import write_json
 from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
-from paramgolf.training.run import Run
+from paramgolf.training.run import initial_network
+from paramgolf.training.state import TrainState
 
 VOCAB = 64
 TRIPLES = ((8, 20, 4), (9, 20, 5), (10, 20, 6))
@@ -84,7 +85,7 @@ def test_no_token_sees_the_future(tiny_model, smear):
 
 @pytest.fixture
 def run(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
-    """Make a run on tokens with the given aliases."""
+    """Make the first state of a run on tokens with the given aliases."""
     monkeypatch.chdir(tmp_path)
     path = tokens_folder / "manifest.json"
 
@@ -94,16 +95,16 @@ def run(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
             sample.train, steps=2, batch_tokens=64, micro_batch_tokens=64, sequence_length=32
         )
         runtime = Runtime(0, 1, torch.device("cpu"))
-        return Run(
-            tiny_model(smear="token", **changes), config, runtime, open_tokens(tokens_folder)
-        )
+        model = tiny_model(smear="token", **changes)
+        network = initial_network(model, config, runtime, open_tokens(tokens_folder))
+        return TrainState(network, config, runtime)
 
     return make
 
 
 def test_rows_start_as_mixes_of_the_marks_length(run):
-    rows = run(TRIPLES, fused_markers=True)._network.get_parameter("embedding").detach()
-    plain = run(TRIPLES)._network.get_parameter("embedding").detach()
+    rows = run(TRIPLES, fused_markers=True).network.get_parameter("embedding").detach()
+    plain = run(TRIPLES).network.get_parameter("embedding").detach()
     for alias, space, mark in TRIPLES:
         mixed = 0.4 * plain[space] + 0.6 * plain[mark]
         torch.testing.assert_close(rows[alias], mixed / mixed.norm() * plain[mark].norm())
@@ -112,7 +113,7 @@ def test_rows_start_as_mixes_of_the_marks_length(run):
 
 
 def test_the_average_starts_with_the_same_rows(run):
-    state = run(TRIPLES, fused_markers=True)._state
+    state = run(TRIPLES, fused_markers=True)
     assert torch.equal(state.average["embedding"], state.network.get_parameter("embedding"))
 
 

@@ -13,8 +13,7 @@ from paramgolf.data.token_set import open_tokens
 from paramgolf.model.attention import find_segments
 from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
-from paramgolf.training.config import BatchPhase
-from paramgolf.training.schedule import Point
+from paramgolf.training.config import BatchSizes
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def read(stream, config, sizes, consumed, world=1):
 @pytest.mark.parametrize("loader", ["shuffled", "coprime", "sequential", "documents"])
 def test_processes_share_one_global_batch(stream, sample, loader):
     config = config_of(sample, loader=loader)
-    sizes = config.sizes[0]
+    sizes = config.batch_sizes[0]
     one = read(stream, config, sizes, 512)
     assert torch.equal(one, read(stream, config, sizes, 512, world=2))
     assert one[:, :-1].numel() == 256
@@ -48,7 +47,7 @@ def test_processes_share_one_global_batch(stream, sample, loader):
 def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
     config = config_of(sample, loader="documents")
     batches = Batches(stream, config, Runtime(0, 1, torch.device("cpu")), 128)
-    sizes = config.sizes[0]
+    sizes = config.batch_sizes[0]
     rows = read(stream, config, sizes, 256)
     assert rows.shape == (2, 129)
     assert np.array_equal(rows[0].numpy(), stream.read(256, 385))
@@ -61,9 +60,8 @@ def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
 
 
 def test_the_curriculum_changes_sizes_at_its_fractions(stream, sample):
-    later = BatchPhase(at=0.5, batch_tokens=512, sequence_length=64)
+    later = BatchSizes(at=0.5, batch_tokens=512, sequence_length=64)
     config = config_of(sample, curriculum=(later,))
-    batches = Batches(stream, config, Runtime(0, 1, torch.device("cpu")), 128)
-    assert batches.sizes(Point(0, 0.49, 1.0)) == config.sizes[0]
-    assert batches.sizes(Point(0, 0.5, 1.0)) == later
+    assert config.sizes_at(0.49) == config.batch_sizes[0]
+    assert config.sizes_at(0.5) == later
     assert read(stream, config, later, 0).shape == (8, 65)

@@ -13,33 +13,22 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
+from recipe_case import TINY_MODEL
 
 from paramgolf import progress
-from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.network import Network, Pass
 from paramgolf.recipes import compose
 from paramgolf.runtime import Runtime
-from paramgolf.training.config import BatchPhase
-from paramgolf.training.run import Run, without_unreached_phases
-from paramgolf.training.validate import validate
+from paramgolf.training.result import METRICS, OUT
+from paramgolf.training.run import train
 
 ROOT = Path(__file__).parents[2]
 CPU = Runtime(0, 1, torch.device("cpu"))
-TINY_MODEL = {
-    "layers": 4,
-    "width": 32,
-    "heads": 4,
-    "kv_heads": 2,
-    "mlp_hidden": 64,
-    "rope_dims": 4,
-    "parallel_start": 3,
-    "recurrence": [{"at": 0.5, "order": [0, 1, 2, 1, 2, 3]}],
-}
 TINY_TRAIN = {
     "steps": 120,
     "batch_tokens": 256,
@@ -138,36 +127,32 @@ def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path, tokens_fol
 
 
 @pytest.fixture
-def run(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
-    """Make runs inside a temporary project."""
+def trained(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
+    """Train inside a temporary project; return the log's records."""
     monkeypatch.chdir(tmp_path)
 
-    def make(runtime: Runtime = CPU, **changes: object) -> Run:
+    def run(**changes: object) -> list[dict[str, Any]]:
         config = dataclasses.replace(sample.train, **{**TINY_TRAIN, **changes})
-        return Run(tiny_model(), config, runtime, open_tokens(tokens_folder))
+        train(tiny_model(), config, CPU)
+        return [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]
 
-    return make
+    return run
 
 
-def test_loss_falls_and_the_first_is_a_uniform_guess(run):
-    one = run(steps=60)
-    one.resume()
-    one.warm_up()
-    one.loop()
-    records = [json.loads(line) for line in one._log.lines]
-    losses = [record["loss"] for record in records if record["event"] == "step"]
+def losses_of(records: list[dict[str, Any]]) -> list[float]:
+    return [record["loss"] for record in records if record["event"] == "step"]
+
+
+def test_loss_falls_and_the_first_is_a_uniform_guess(trained):
+    losses = losses_of(trained(steps=60))
     assert abs(losses[0] - math.log(64)) < 0.05
     assert losses[-1] < losses[0] - 1
 
 
-def test_progress_shows_a_loss_once_it_is_known(run, monkeypatch, capsys):
+def test_progress_shows_a_loss_once_it_is_known(trained, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
-    one = run(steps=3, validate_every=0)
-    one.resume()
-    one.loop()
+    losses = losses_of(trained(steps=3, validate_every=0))
     lines = [line for line in capsys.readouterr().err.splitlines() if "% step" in line]
-    records = [json.loads(line) for line in one._log.lines]
-    losses = [record["loss"] for record in records if record["event"] == "step"]
     assert lines == [
         "train: 0% step 1",
         f"train: 33% step 2 loss {losses[0]:.4f}",
@@ -175,89 +160,24 @@ def test_progress_shows_a_loss_once_it_is_known(run, monkeypatch, capsys):
     ]
 
 
-def test_micro_batches_do_not_change_the_gradient(run):
-    one, two = run(micro_batch_tokens=32), run(micro_batch_tokens=256)
-    losses = [float(r._forward_backward()) for r in (one, two)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
-    for p, q in zip(one._network.parameters(), two._network.parameters(), strict=True):
-        if p.grad.abs().max() > 0:
-            torch.testing.assert_close(p.grad, q.grad, atol=1e-6, rtol=1e-4)
+def test_time_budget_ends_training(trained):
+    records = trained(steps=None, budget_seconds=1.5, reserve_seconds=0.5, validate_every=0)
+    metrics = json.loads(METRICS.read_text())
+    assert metrics["train_seconds"] >= 1.0
+    assert metrics["steps"] == len(losses_of(records)) > 0
 
 
-def test_warm_up_leaves_weights_moments_and_batches_untouched(run, monkeypatch):
-    monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # not the point here
-    compiled = Runtime(0, 1, torch.device("cpu"), compile=True)
-    warm, cold = run(runtime=compiled), run()
-    before = [batch.tokens for batch in warm._batches.read(warm._sizes, 0)]
-    warm.warm_up()
-    for p, q in zip(warm._network.parameters(), cold._network.parameters(), strict=True):
-        assert torch.equal(p, q)
-        assert not p.grad.any()
-    assert all(not buffer.any() for buffer in warm._state._muon.momentum.values())
-    assert not warm._state._adam.state
-    after = [batch.tokens for batch in warm._batches.read(warm._sizes, 0)]
-    assert torch.equal(torch.cat(after), torch.cat(before))
-    assert warm.clock.elapsed < 1.0
+def test_the_log_is_a_new_file_where_a_link_to_the_cache_lay(trained, tmp_path):
+    """After `dvc checkout` the outputs are links into DVC's cache, which nothing may change."""
+    cached = tmp_path / "cached"
+    cached.write_text("kept")
+    (tmp_path / OUT).mkdir(parents=True)
+    os.link(cached, tmp_path / OUT / "log.jsonl")
+    assert losses_of(trained(steps=2))
+    assert cached.read_text() == "kept"
 
 
-def test_only_what_meets_in_a_run_is_compiled(run):
-    """Recurrence begins at a half: sizes that begin later, or end before, meet one order alone."""
-
-    def met(*later: float, unit: str = "fraction") -> list[tuple[int, int]]:
-        phases = [BatchPhase(at=at, batch_tokens=512, sequence_length=64) for at in later]
-        one = run(curriculum=tuple(phases))
-        one.model = dataclasses.replace(one.model, recurrence_unit=unit)
-        return sorted((one.config.sizes.index(s), phase) for s, phase in one.phase_pairs())
-
-    assert met() == [(0, 0), (0, 1)]
-    assert met(0.5) == [(0, 0), (1, 1)]
-    assert met(0.2, 0.6) == [(0, 0), (1, 0), (1, 1), (2, 1)]
-    assert met(0.5, unit="step") == [(0, 0), (0, 1), (1, 0), (1, 1)]
-
-
-def test_time_budget_ends_training(run):
-    one = run(steps=None, budget_seconds=1.5, reserve_seconds=0.5, validate_every=0)
-    one.resume()
-    one.warm_up()
-    one.loop()
-    assert one.step > 0
-    assert one.clock.elapsed >= 1.0
-
-
-def test_validation_scores_each_token_once_from_its_own_window(run, tokens_folder, tiny_model):
-    network = Network(tiny_model(), 64, seed=1)
-    tokens = open_tokens(tokens_folder)
-    order = Pass(network.config.orders[-1])
-    scores = [
-        validate(
-            network, tokens.val(), tokens.val_bytes(), order, CPU,
-            length=32, batch_windows=batch, max_tokens=None,
-        )
-        for batch in (1, 7)
-    ]  # fmt: skip
-    values = torch.from_numpy(tokens.val().read(0, 3000).astype("int64"))
-    nats = 0.0
-    with torch.no_grad():
-        for first in range(0, 2999, 32):
-            row = values[first : first + 33]
-            nats += float(network.nll(row[None, :-1], row[None, 1:], order).double().sum())
-    expected_bytes = int(tokens.val_bytes().read(1, 3000).sum())
-    for score in scores:
-        assert score.tokens == 2999
-        assert score.byte_count == expected_bytes
-        assert score.nats == pytest.approx(nats, rel=1e-6)
-
-
-def test_recurrence_that_never_began_leaves_the_model(tiny_model):
-    config = tiny_model(untied_repeats=True)
-    network = Network(config, 64, seed=1)
-    kept, tensors = without_unreached_phases(config, 0, network.state_dict())
-    smaller = Network(kept, 64)
-    smaller.load_state_dict(tensors)
-    assert kept.orders == ((0, 1, 2, 3),)
-
-
-def test_too_little_text_is_one_message(tmp_path, tiny_model, sample, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ParamGolfError, match=r"there is no file .*manifest\.json"):
-        open_tokens(tmp_path)
+def test_too_little_text_is_one_message(trained):
+    sizes = dict.fromkeys(("sequence_length", "batch_tokens", "micro_batch_tokens"), 2**15)
+    with pytest.raises(ParamGolfError, match="too little training text for one window"):
+        trained(**sizes)
