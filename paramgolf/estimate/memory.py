@@ -123,7 +123,7 @@ def _own_term_bytes(model: ModelConfig, train: TrainConfig, compute_bytes: int) 
     """
     if model.xsa_form != "own_term":
         return 0
-    length = max(sizes.sequence_length for sizes in train.sizes)
+    length = max(sizes.sequence_length for sizes in train.batch_sizes)
     layers = sum(layer.xsa for layer in plan(model, max(model.orders, key=len)))
     return layers * model.heads * length * (FLOAT32 + compute_bytes)
 
