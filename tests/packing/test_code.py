@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -91,10 +92,10 @@ def artifact(tmp_path, tiny_model, packed_params):
     return folder
 
 
-def run(*arguments, cwd):
+def run(*arguments, cwd, environment=None):
     # -I: no PYTHONPATH, no user site, not the script's folder
     command = [sys.executable, "-I", *map(str, arguments)]
-    environment = {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    environment = environment or {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
@@ -139,6 +140,16 @@ def test_it_trains_from_its_own_modules(artifact, tokens_folder):
     _, count, where = found.stdout.splitlines()[-1].split(maxsplit=2)
     assert int(count) > 30
     assert ast.literal_eval(where) == {"train_gpt.py"}
+
+
+@pytest.mark.gpu
+def test_triton_compiles_kernels_from_the_packed_source(artifact, tokens_folder):
+    (artifact / "data").mkdir()
+    (artifact / "data/tokens").symlink_to(tokens_folder)
+    words = ["--device", "cuda", "--processes", "1", "--kernels", "fused", "--attention", "sdpa"]
+    found = run("train_gpt.py", "train", *words, cwd=artifact, environment=dict(os.environ))
+    assert found.returncode == 0, found.stderr
+    assert (artifact / "artifacts/train/model.safetensors").is_file()
 
 
 def test_errors_are_one_message(artifact):
