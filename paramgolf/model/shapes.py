@@ -60,7 +60,7 @@ def _block_vectors(config: ModelConfig) -> dict[str, Shape]:
         vectors["value_lambda"] = (config.layers - 1, 2)
     if config.hidden_gain:
         vectors["hidden_gain"] = (config.layers, config.mlp_hidden)
-    if config.repeat_step is not None:
+    if config.repeat_step is not None and repeat_count(config):
         vectors["repeat_step"] = (repeat_count(config), config.width)
     return vectors
 

@@ -15,6 +15,7 @@ from paramgolf.bits_per_byte import Tally
 from paramgolf.files import write_bytes, write_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.flops import peak_flops
+from paramgolf.model.shapes import shapes
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime, device_name
 
@@ -62,21 +63,18 @@ def without_unreached_phases(
     """Return the configuration and the tensors of a model whose training ended in `phase`.
 
     Phases of recurrence that never began leave the configuration, or evaluation would run an
-    order that was never trained; the rows of their untied repeats leave the tensors.
+    order that was never trained; rows that only their repeats have leave the tensors.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    if phase == len(model.recurrence):
-        return model, tensors
-    kept = dataclasses.replace(model, recurrence=model.recurrence[:phase])
-    config = dataclasses.replace(  # the layers that there are keep their skips and their XSA
-        kept,
-        skip_rows=model.skip_count,
-        xsa_layers=max(0, model.xsa_layers - (model.slots - kept.slots)),
-    )
-    if model.untied_repeats:
-        rows = max(len(order) for order in config.orders)
-        tensors |= {name: tensors[name][:rows].contiguous() for name in ("up", "down")}
-    return config, tensors
+    config = model
+    if phase < len(model.recurrence):
+        kept = dataclasses.replace(model, recurrence=model.recurrence[:phase])
+        config = dataclasses.replace(  # the layers that there are keep their skips and their XSA
+            kept,
+            skip_rows=model.skip_count,
+            xsa_layers=max(0, model.xsa_layers - (model.slots - kept.slots)),
+        )
+    wanted = shapes(config, len(tensors["embedding"]))
+    return config, {n: tensors[n][: shape[0]].contiguous() for n, shape in wanted.items()}
 
 
 def metrics_of(

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import pytest
 import torch
 
 from paramgolf.data.special_tokens import BOS
-from paramgolf.model.attention import attend_sdpa, find_segments, rotary_table
+from paramgolf.model.attention import (
+    Segments,
+    attend_sdpa,
+    attend_to_others,
+    find_segments,
+    rotary_table,
+)
 from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.block import FirstChannels, block
 from paramgolf.model.config import RecurrencePhase
@@ -32,6 +39,7 @@ EXTRAS = {
         "value_embedding_dim": 8,
         "value_embedding_layers": (2, 3),
         "value_residual": True,
+        "hidden_gain": True,
         "head_gate": "sparse",
     },
     "old": {
@@ -40,6 +48,7 @@ EXTRAS = {
         "virtual_scalars": True,
         "untied_repeats": True,
         "first_attention": False,
+        "xsa_form": "own_term",
     },
 }
 
@@ -289,6 +298,58 @@ def test_skips_pair_the_newest_with_the_first_decoder_layer(tiny_model):
     assert [layer.skip_row for layer in layers] == [None, None, None, 0, 1, 2]
     fewer = plan(dataclasses.replace(config, skip_rows=2), (0, 1, 2, 1, 2, 3))
     assert [layer.skip_row for layer in fewer] == [None, None, None, 0, 1, None]
+
+
+def test_repeats_may_stand_outside_the_skips(tiny_model):
+    """The halves are of first runs: repeats lie between them (pg#1392), or after both (pg#1499)."""
+    config = tiny_model(skips="additive", repeat_skips=False, repeat_step=0.5)
+    between, after = (plan(config, order) for order in ((0, 1, 1, 2, 3), (0, 1, 2, 3, 1, 2)))
+    assert [layer.push for layer in between] == [True, True, False, False, False]
+    assert [layer.skip_row for layer in between] == [None, None, None, 0, 1]
+    assert [layer.repeat_row for layer in between] == [None, None, 0, None, None]
+    assert [layer.skip_row for layer in after] == [None, None, 0, 1, None, None]
+    assert [layer.repeat_row for layer in after] == [None] * 4 + [0, 1]
+    assert config.skip_count == 2
+
+
+def test_skips_may_stop_where_lanes_part(tiny_model):
+    config = tiny_model(parallel="merge", parallel_start=2, lane_skips=False, recurrence=())
+    assert [layer.skip_row for layer in plan(config, (0, 1, 2, 3))] == [None, None, 0, None]
+
+
+def test_a_repeat_that_goes_half_the_way_is_the_mean_of_before_and_after(tiny_model):
+    config = tiny_model(
+        layers=1, parallel="none", skips="none", repeat_skips=False, repeat_step=0.5,
+        recurrence=(RecurrencePhase(at=0.5, order=(0, 0)),),
+    )  # fmt: skip
+    network = randomised(Network(config, VOCAB, seed=1))
+    whole = Network(dataclasses.replace(config, repeat_step=1.0), VOCAB)
+    whole.load_state_dict(network.state_dict())
+    network.repeat_step.detach().fill_(0.5)
+    whole.repeat_step.detach().fill_(1.0)
+    batch = tokens()[:, :-1]
+
+    def last_lane(of: Network, order: tuple[int, ...]) -> torch.Tensor:
+        lanes, _ = of.final_lanes(batch, Pass(order), None)
+        return lanes[0]
+
+    once, twice = last_lane(network, (0,)), last_lane(whole, (0, 0))
+    torch.testing.assert_close(last_lane(network, (0, 0)), (once + twice) / 2)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_to_others_is_attention_without_each_positions_own_term(window):
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 9, n, 8, generator=generator) for n in (4, 2, 2))
+    bounds = torch.tensor([0, 5, 9, 18], dtype=torch.int32)
+    found = attend_to_others(q, k, v, Segments(bounds, 9, window))
+    for row, first, end in ((0, 0, 5), (0, 5, 9), (1, 0, 9)):
+        for t, head in itertools.product(range(first, end), range(4)):
+            start = first if window is None else max(first, t + 1 - window)
+            keys, values = (x[row, start : t + 1, head // 2] for x in (k, v))
+            weights = torch.softmax(keys @ q[row, t, head] / 8**0.5, dim=0)
+            expected = weights[:-1] @ values[:-1]
+            torch.testing.assert_close(found[row, t, head], expected, atol=1e-6, rtol=1e-5)
 
 
 def test_untied_repeats_start_as_their_layers(tiny_model):

@@ -31,10 +31,11 @@ def make(seed: int = 0) -> dict[str, nn.Parameter]:
     return parameters
 
 
-@pytest.mark.parametrize("normalize_rows", [False, True])
-def test_update_is_the_formula(normalize_rows):
+@pytest.mark.parametrize(("normalize_rows", "floor"), [(False, 0.0), (True, 0.0), (True, 0.5)])
+def test_update_is_the_formula(normalize_rows, floor):
     parameters = make()
-    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=normalize_rows)
+    steps = coefficients("newton_schulz", 5)
+    muon = Muon(parameters, steps, CPU, normalize_rows=normalize_rows, row_floor=floor)
     expected = {}
     for name, p in parameters.items():
         rows = []
@@ -42,7 +43,7 @@ def test_update_is_the_formula(normalize_rows):
         for matrix, grad in zip(p.detach().view(shape), p.grad.view(shape), strict=True):
             N = grad + 0.9 * grad  # first step: the buffer is the gradient
             if normalize_rows:
-                N = N / N.norm(dim=1, keepdim=True)
+                N = N / (N.square().sum(1, keepdim=True) + floor).sqrt()
             X = N / N.norm()
             X = X.T if X.shape[0] > X.shape[1] else X
             a, b, c = NEWTON_SCHULZ
@@ -66,6 +67,23 @@ def test_momentum_gathers_gradients():
     muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     for name, buffer in muon.momentum.items():
         torch.testing.assert_close(buffer.view(first[name].shape), 1.5 * first[name])
+
+
+def test_momentum_in_bfloat16_is_rounded():
+    parameters = make()
+    steps = coefficients("newton_schulz", 5)
+    muon = Muon(parameters, steps, CPU, normalize_rows=False, dtype=torch.bfloat16)
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    assert torch.equal(muon.momentum["q"], parameters["q"].grad.bfloat16())
+
+
+def test_a_parameter_without_a_gradient_is_left_alone():
+    parameters = make()
+    parameters["k"].grad = None
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=False)
+    muon.step(lr=0.1, decay=0.5, momentum=0.5, during_gather=nothing)
+    assert [name for name, p in parameters.items() if torch.equal(p, before[name])] == ["k"]
 
 
 @pytest.mark.parametrize("name", ["newton_schulz", "polar_express"])

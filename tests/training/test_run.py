@@ -42,7 +42,8 @@ TINY_TRAIN = {
 
 def write_params(folder: Path, *, processes: int = 1, **train: object) -> None:
     content = compose("sample", ROOT / "recipes")
-    content["model"] |= TINY_MODEL
+    # rows that learn from recurrence on: a run is resumed after it and before it
+    content["model"] |= TINY_MODEL | {"untied_repeats": True, "virtual_scalars": True}
     content["train"] |= {**TINY_TRAIN, **train}
     content["runtime"] |= {"processes": processes, "device": "cpu"}
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
