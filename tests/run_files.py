@@ -38,6 +38,7 @@ def evaluation(bits_per_byte: float, plain: float, updates: int) -> dict[str, An
         "val_bpb_plain": plain,
         "tokens_scored": targets,
         "bytes_scored": BYTES,
+        "train_tokens_read": 0,
         "seconds": 118.4,
         "ledger": ledger,
         "probe": dict(PROBE),

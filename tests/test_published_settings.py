@@ -145,13 +145,23 @@ EVALUATION: dict[str, Read] = {
     "eval_stride": stride,
     "eval_batch": lambda p: p.eval_sliding.batch_windows,
     "ttt": adapts,
-    "ttt_rate": lambda p: p.eval_ttt.lr,
+    "ttt_rate": lambda p: (
+        p.eval_ttt.adapter.lr if p.eval_ttt.mode == "lora_stream" else p.eval_ttt.lr
+    ),
+    "ttt_rank": lambda p: p.eval_ttt.adapter.rank,
+    "ttt_reset": lambda p: p.eval_ttt.stream.reset_batches,
+    "ttt_temperature": lambda p: p.eval_ttt.stream.temperature,
     "ttt_epochs": lambda p: p.eval_ttt.epochs,
     "ttt_batch": lambda p: p.eval_ttt.batch_sequences,
     "ttt_chunk": lambda p: p.eval_ttt.chunk_tokens,
     "ttt_momentum": lambda p: p.eval_ttt.momentum,
     "ttt_clip": lambda p: p.eval_ttt.clip_norm,
     "ttt_frozen_layers": lambda p: 0,
+    "adapter_betas": lambda p: [p.eval_ttt.adapter.beta1, p.eval_ttt.adapter.beta2],
+    "adapter_eps": lambda p: p.eval_ttt.adapter.eps,
+    "adapter_decay": lambda p: p.eval_ttt.adapter.decay,
+    "adapter_a_std": lambda p: p.eval_ttt.adapter.init_std,
+    "adapter_targets": lambda p: [*p.eval_ttt.adapter.targets],
     "lora_rank": lambda p: p.eval_ttt.adapter.rank,
     "lora_alpha": lambda p: p.eval_ttt.adapter.alpha,
     "lora_rate": lambda p: p.eval_ttt.adapter.lr,
@@ -183,6 +193,7 @@ EVALUATION: dict[str, Read] = {
     "phase_warmup_chunks": lambda p: 0,
     "ngram_order": lambda p: max(p.eval_ttt.mixture.contexts) + 1,
     "ngram_alpha": lambda p: p.eval_ttt.mixture.weight,
+    "ngram_training_tokens": lambda p: p.eval_ttt.mixture.primer_tokens,
     "tilt": lambda p: p.eval_ttt.mixture.kind == "tilt",
     "tilt_order": lambda p: p.eval_ttt.mixture.contexts[0] + 1,
     "tilt_threshold": lambda p: p.eval_ttt.mixture.min_share,
@@ -198,17 +209,6 @@ STATEMENTS: dict[str, Read] = {
     "tilt_hints": lambda p: False,
 }
 READ = NETWORK | TRAINING | QUANTIZING | EVALUATION
-# under way
-PENDING = {
-    "pr1499": {
-        "ttt_rate",
-        "ttt_rank",
-        "ttt_reset",
-        "ttt_temperature",
-    }
-    | {"adapter_betas", "adapter_eps", "adapter_decay", "adapter_a_std", "adapter_targets"}
-    | {"ngram_training_tokens"},
-}
 # facts of the published runs; recipes/records.yaml holds some of them
 FACTS = ("seed", "seeds", "steps", "processes", "artifact_bytes")
 # held by tests of what they do: tests/model/test_published_networks.py and others
@@ -219,8 +219,6 @@ def differing(name: str, params: Params) -> set[str]:
     """The published settings of a system that our parameters do not have."""
     found = set()
     for setting, fact in facts(name, "settings").items():
-        if setting in PENDING.get(name, ()):
-            continue
         if setting in FACTS or setting in ELSEWHERE or (ignored(name, setting, params)):
             continue
         if setting in STATEMENTS:
@@ -245,7 +243,7 @@ def named(name: str) -> set[str]:
 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_setting_that_differs_is_named_and_every_one_named_differs(name):
-    known = named(name) & facts(name, "settings").keys() - PENDING.get(name, set())
+    known = named(name) & facts(name, "settings").keys()
     assert differing(name, recipe(name)) == known
 
 

@@ -27,9 +27,15 @@ class MixtureConfig:
     kind: Literal["none", "ngram", "tilt"]
     contexts: tuple[Positive, ...]
     min_count: Positive
+    primer_tokens: Natural
     weight: BelowOne
     min_share: Share
     beta: NaturalFloat
+
+    @property
+    def training_tokens(self) -> int:
+        """The training tokens that an evaluation reads."""
+        return 0 if self.kind == "none" else self.primer_tokens
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
@@ -68,12 +74,22 @@ class LoraConfig:
     beta2: BelowOne
     eps: PositiveFloat
     decay: NaturalFloat
-    reset_chunks: Natural
+    init_std: PositiveFloat | None
+    per_layer: bool
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
         if not self.targets or len(set(self.targets)) < len(self.targets):
-            yield "targets", "must name at least one place, and none twice"
+            yield "targets", "must name at least one projection, and none twice"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamConfig:
+    """Adaptation along the stream; see recipes/base.yaml."""
+
+    reset_batches: Natural
+    learn: Literal["scored", "window"]
+    temperature: PositiveFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,6 +158,7 @@ class TttConfig:
     momentum: BelowOne
     clip_norm: NaturalFloat
     adapter: LoraConfig
+    stream: StreamConfig
     documents: DocumentsConfig
     mixture: MixtureConfig
 

@@ -15,7 +15,6 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import ChunkScorer
 from paramgolf.scoring.sliding import score_text
@@ -54,7 +53,7 @@ def score_sliding(
 ) -> ScoredText:
     """Score a packed model on the validation text in folder `tokens`; every process joins in."""
     session = session or Session(runtime)
-    network, text = _load(package, tokens, config.max_tokens, session)
+    network, text = _load(package, tokens, config, session)
     plain = plain_score(network, text, config.window, config.batch_windows, session)
     ledger = score_text(network, text, config, session)
     return ScoredText(_summary(text, ledger, plain, session), text, ledger.nats)
@@ -72,7 +71,7 @@ def score_adaptive(
     The metrics' plain score is of the weights as they were packed.
     """
     session = session or Session(runtime)
-    network, text = _load(package, tokens, config.max_tokens, session)
+    network, text = _load(package, tokens, config, session)
     plain = plain_score(network, text, config.window, config.batch_windows, session)
     ledger = score_and_adapt(network, text, config, session)
     metrics = _summary(text, ledger, plain, session)
@@ -109,27 +108,27 @@ def score_and_adapt(network: Network, text: Text, config: TttConfig, session: Se
         from paramgolf.scoring.lora_documents import score_documents  # see packing/code.py
 
         return score_documents(network, text, config, session)
-    scorer: Scorer
     if config.mode == "lora_stream":
-        from paramgolf.scoring.lora_stream import StreamScorer  # see packing/code.py
+        from paramgolf.scoring.lora_stream import score_stream  # see packing/code.py
 
-        scorer = StreamScorer(network, text, config, session)
-    else:
-        scorer = ChunkScorer(network, text, config, session)
+        return score_stream(network, text, config, session)
     windows = sliding_windows(len(text), config.window, config.stride)
-    chunks = list(split_chunks(windows, config.chunk_tokens))
-    session.run(scorer, chunks, "score, adapt")
+    scorer = ChunkScorer(network, text, config, session)
+    session.run(scorer, list(split_chunks(windows, config.chunk_tokens)), "score, adapt")
     return scorer.ledger
 
 
 def _load(
-    package: str | Path, tokens: str | Path, max_tokens: int | None, session: Session
+    package: str | Path, tokens: str | Path, config: SlidingConfig | TttConfig, session: Session
 ) -> tuple[Network, Text]:
     """Load what an evaluation reads; the clock has run since the command started."""
     session.timing.seconds["start"] += seconds_since_start()
     with session.timed("load"):
         network = load_network(package, session.runtime)
-        return network, load_text(tokens, network.vocab_size, max_tokens)
+        primer = config.mixture.training_tokens
+        return network, load_text(
+            tokens, network.vocab_size, config.max_tokens, primer_tokens=primer
+        )
 
 
 def _summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict[str, Any]:
@@ -145,6 +144,7 @@ def _summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict
         "val_bpb_plain": plain,
         "tokens_scored": tally.tokens,
         "bytes_scored": tally.byte_count,
+        "train_tokens_read": len(text.primer),
         "ledger": verdict,
         **session.metrics,
     }

@@ -1,4 +1,8 @@
-"""An adapter set that learns: fresh adapters, AdamW on them, rows dropped when they are done."""
+"""Low-rank adapters (LoRA) that learn: fresh ones, AdamW on them, rows dropped when they are done.
+
+Only adapters are trained, so a document can have weights of its own at the cost of a few products
+of low rank, and forgetting what was learned is as cheap as a new A and a B of zeros.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paramgolf.model.adapters import AdapterSet, adapter_shapes
+from paramgolf.model.adapters import HEAD, AdapterSet, adapter_shapes
+from paramgolf.model.block import Pair
 from paramgolf.model.network import Network, Pass
 from paramgolf.scoring.config import LoraConfig
 
@@ -18,13 +23,18 @@ class LoraTrainer:
     """A fresh set of adapters for `rows` rows of a network whose own weights stay as they are.
 
     AdamW is elementwise, so each row learns from its own loss alone. Adapters, gradients and
-    moments stay where they are in memory, of however many rows.
+    moments stay where they are in memory, of however many rows. `steps` counts those since the
+    adapters were fresh.
+
+    All rows begin with one A, where the published systems draw one for each row: a document's
+    scores must not depend on the row that it happens to take, nor on what else is in the batch.
     """
 
     def __init__(self, network: Network, config: LoraConfig, rows: int) -> None:
         self._config, self._order = config, network.config.orders[-1]
         self._device = next(network.parameters()).device
-        shapes = adapter_shapes(network.config, network.vocab_size, self._order, config.targets)
+        owners = tuple(range(network.config.layers)) if config.per_layer else self._order
+        shapes = adapter_shapes(network.config, network.vocab_size, owners, config.targets)
         self.adapters = AdapterSet(
             shapes,
             rank=config.rank,
@@ -33,21 +43,31 @@ class LoraTrainer:
             seed=config.seed,
             device=self._device,
         )
+        # a layer's pair is taken at each of its visits, so that its gradients are added
+        self._visits = None
+        if config.per_layer:
+            self._visits = torch.tensor(self._order, device=self._device)
+        self._first = self._draw_first()
         leaves = self.adapters.parameters()
         # the gradient and both moments of each leaf, for all rows
         self._state = [[torch.zeros_like(leaf) for _ in range(3)] for leaf in leaves]
-        self._steps = 0
-        self._use_leaves()
+        self.renew()
 
     def options(self) -> Pass:
         """Return the options of a pass through these adapters."""
-        return Pass(self._order, adapters=self.adapters.pairs())
+        pairs = self.adapters.pairs()
+        if self._visits is not None:
+            pairs = {
+                name: pair if name == HEAD else Pair(*(x[:, self._visits] for x in pair))
+                for name, pair in pairs.items()
+            }
+        return Pass(self._order, adapters=pairs)
 
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=False)  # they stay in their place
-        self._steps += 1
+        self.steps += 1
 
     def keep(self, rows: int) -> None:
         """Go on with the first `rows` rows alone."""
@@ -55,17 +75,21 @@ class LoraTrainer:
         self._use_leaves()
 
     def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
-        """Begin anew with all rows, fresh or with the first matrices `a` of another set."""
-        self.adapters.renew(a)
+        """Begin anew with all rows: A fresh, or the first matrices `a` of another set; B zero.
+
+        B is zero, so a renewed adapter changes nothing until its first step, whatever A is: a warm
+        A brings directions that were of use before, and none of what was learned along them.
+        """
+        self.adapters.renew(a or self._first)
         for tensor in itertools.chain(*self._state):
             tensor.zero_()
-        self._steps = 0
+        self.steps = 0
         self._use_leaves()
 
     def state(self) -> dict[str, Any]:
         """Return the adapters and their moments."""
         leaves = [leaf.detach() for leaf in self.adapters.parameters()]
-        return {"leaves": leaves, "moments": self.optimizer.state_dict()}
+        return {"leaves": leaves, "moments": self.optimizer.state_dict(), "steps": self.steps}
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Go on from what `state` returned."""
@@ -73,6 +97,17 @@ class LoraTrainer:
             for leaf, saved in zip(self.adapters.parameters(), state["leaves"], strict=True):
                 leaf.copy_(saved)
         self.optimizer.load_state_dict(state["moments"])
+        self.steps = state["steps"]
+
+    def _draw_first(self) -> dict[str, Tensor] | None:
+        """Return the A of one row where it is normal; the set itself draws uniform ones."""
+        if self._config.init_std is None:
+            return None
+        generator = torch.Generator().manual_seed(self._config.seed)
+        return {
+            name: self._config.init_std * torch.randn(a[:1].shape, generator=generator).to(a.device)
+            for name, a in self.adapters.a.items()
+        }
 
     def _use_leaves(self) -> None:
         """Let a new optimizer step the present leaves, with gradients and moments as they are."""
@@ -87,5 +122,5 @@ class LoraTrainer:
         )
         for leaf, state in zip(leaves, self._state, strict=True):
             leaf.grad, mean, square = (tensor[: len(leaf)] for tensor in state)
-            step = torch.full((), float(self._steps), device=self._device)
+            step = torch.full((), float(self.steps), device=self._device)
             self.optimizer.state[leaf] = {"step": step, "exp_avg": mean, "exp_avg_sq": square}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,17 +10,30 @@ import torch
 from paramgolf.model.network import Network
 from paramgolf.runtime import send, share
 from paramgolf.scoring.config import TttConfig
+from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.scorer import Host, PassShape, Scorer, State, start_copy
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import cut
 from paramgolf.scoring.text import Text
-from paramgolf.scoring.windows import ScoringWindows, split_batches
+from paramgolf.scoring.windows import ScoringWindows, sliding_windows
+
+
+def score_stream(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
+    """Score the text in its order, learning after each batch of windows."""
+    scorer = StreamScorer(network, text, config, session)
+    windows = sliding_windows(len(text), config.window, config.stride)
+    session.run(scorer, scorer.plan(windows), "score, adapt")
+    return scorer.ledger
 
 
 class StreamScorer(Scorer):
     """Scores the text in its order, a batch of windows at a time, each followed by an AdamW step.
 
-    All windows share the adapter, processes the rows of a batch. The adapter begins anew every
-    `reset_chunks` chunks. Nothing is learned from the last batch.
+    One pass does both: it gives the scores, and the gradient of the step that comes after them.
+    All windows share the adapter, processes the rows of a batch. The adapter begins anew after
+    every `reset_batches` batches: what it has learned is local, and too many steps in a row would
+    let it drift. Nothing is learned from the last batch.
     """
 
     def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
@@ -32,20 +45,31 @@ class StreamScorer(Scorer):
             rows=-(-config.batch_windows // session.runtime.world),
             mixing=config.mixture,
         )
-        self._config = config
-        self._reset()
+        self._config, self._stream = config, config.stream
+        self.trainer = LoraTrainer(network, config.adapter, rows=1)
 
-    def _reset(self) -> None:
-        self.trainer = LoraTrainer(self.network, self._config.adapter, rows=1)
+    def plan(self, windows: ScoringWindows) -> list[ScoringWindows]:
+        """Return the windows from one reset to the next; without resets, in parts to be saved."""
+        rows, batches = self._config.batch_windows, self._stream.reset_batches
+        if not batches:
+            return cut(windows, rows)
+        size = batches * rows
+        return [windows[begin : begin + size] for begin in range(0, len(windows), size)]
+
+    def reset(self) -> None:
+        """Let the adapter begin anew."""
+        self.trainer.renew()
 
     def run(self, item: ScoringWindows) -> None:
-        """Score a chunk of windows, and learn from each batch of it."""
-        resets, chunk = self._config.adapter.reset_chunks, self._config.chunk_tokens
-        if resets and item.targets.start // chunk % resets == 0:
-            self._reset()
+        """Score the windows, and learn from each batch of them."""
+        rows = self._config.batch_windows
+        if self._stream.reset_batches:
+            self.reset()
         with self.session.timed("score"), self.network.frozen():
-            for batch in split_batches(item, self._config.batch_windows):
-                self.score_and_learn(batch)
+            for begin in range(0, len(item), rows):
+                # a fresh adapter adds nothing, so there is nothing for the temperature to undo
+                self.temperature = self._stream.temperature if self.trainer.steps else 1.0
+                self.score_and_learn(item[begin : begin + rows])
 
     def state(self) -> State:
         """Add the adapter and its moments."""
@@ -58,40 +82,52 @@ class StreamScorer(Scorer):
 
     def pass_shapes(self, items: Sequence[ScoringWindows]) -> Iterator[PassShape]:
         """Yield the shapes of the passes that `items` need."""
-        trainer = LoraTrainer(self.network, self._config.adapter, rows=1)
-        for shape in super().pass_shapes(items):
-            yield shape._replace(options=trainer.options(), learns=True)
+        rows, window = self._config.batch_windows, self._config.window
+        starts = {
+            self._part(item[begin : begin + rows]).start
+            for item in items
+            for begin in range(0, len(item), rows)
+        }
+        for start in sorted(starts):
+            options = self.trainer.options()
+            yield PassShape(self.rows, window, slice(start, None), options, learns=True)
+        self.trainer.renew()  # without the gradients of what was no text
 
     def score_and_learn(self, batch: ScoringWindows) -> None:
         """Score a batch of windows, then learn from it."""
         rows = share(len(batch), self.runtime)
         mine = batch[rows.start : rows.stop]
-        targets = batch.targets
-        loss, scores = self._score(batch, mine)
-        (loss / len(targets)).backward()
-        self.record(targets, [(mine, scores())])
-        if targets.stop < len(self.text):
-            self._learn(targets)
-
-    def _score(
-        self, batch: ScoringWindows, mine: ScoringWindows
-    ) -> tuple[torch.Tensor, Callable[[], np.ndarray]]:
-        """Return the sum of this process's nats, and what waits for its scores [B, k], float64.
-
-        Rows are padded to the same number in every batch and process: a process without windows
-        has a loss of 0, and joins the sums all the same.
-        """
+        # rows are padded to the same number in every batch and process: a process without windows
+        # has a loss of 0, and joins the sums all the same
         starts = np.concatenate([mine.start, np.repeat(batch.start[:1], self.rows - len(mine))])
-        part = slice(batch.offset, None)
+        part = self._part(batch)
         nats, scores = self.score(starts, batch.length, part, self.trainer.options())
-        nats, scores = nats[: len(mine)], scores[: len(mine)]
-        targets = mine.start[:, None] + np.arange(batch.offset, batch.length)
-        inside = (mine.first[:, None] <= targets) & (targets < mine.stop[:, None])
-        scored = send(torch.from_numpy(inside), nats.device)
-        return (nats * scored).sum(), start_copy(scores)
+        waiting = start_copy(scores[: len(mine)])
+        counted = self._counted(batch, part.start)
+        weights = send(torch.from_numpy(counted[rows.start : rows.stop]), nats.device)
+        ((nats[: len(mine)] * weights).sum() / int(counted.sum())).backward()
+        self.record(batch.targets, [(mine, waiting())])
+        if batch.targets.stop < len(self.text):
+            self._step(batch)
 
-    def _learn(self, targets: range) -> None:
-        self.ledger.update(np.array([targets.start]), np.array([targets.stop]))
+    def _part(self, batch: ScoringWindows) -> slice:
+        """Return the positions that a pass needs the head at."""
+        return slice(0 if self._stream.learn == "window" else batch.offset, None)
+
+    def _counted(self, batch: ScoringWindows, offset: int) -> np.ndarray:
+        """Tell which positions from `offset` on count in the loss, bool [B, k].
+
+        Those past the end of the text are padding, and never count.
+        """
+        targets = batch.start[:, None] + np.arange(offset, batch.length)
+        if self._stream.learn == "window":
+            return targets < len(self.text)
+        return (batch.first[:, None] <= targets) & (targets < batch.stop[:, None])
+
+    def _step(self, batch: ScoringWindows) -> None:
+        """Enter what was learned from, all of it scored by now, and take the step."""
+        begin = batch.start[0] if self._stream.learn == "window" else batch.targets.start
+        self.ledger.update(np.array([begin]), np.array([batch.targets.stop]))
         for leaf in self.trainer.adapters.parameters():
             assert leaf.grad is not None
             self.runtime.sum(leaf.grad)

@@ -1,8 +1,15 @@
 """What is mixed into the network's distribution: counts of the text already scored.
 
 Both forms are distributions over the whole vocabulary that are fixed before the target is looked
-at: an n-gram model with back-off at a fixed weight, or one hinted token made likelier and the
-rest renormalised (the token tilt, pg#1437, pg#2135). Counts see the text in scoring order only.
+at, so their probabilities sum to 1:
+
+    ngram  (1 - w) p(v) + w count(v) / total, with w a constant where the context is known, else 0.
+           p and the counts each sum to 1, and so does what is between them. In pg#1499 w depends on
+           p(target), and the sum over all targets reached 1.106: that is no distribution.
+    tilt   p(v) e^(beta [v = h]) / (1 + p(h) (e^beta - 1)) (pg#1437, pg#2135): the hint h is made
+           likelier by e^beta, and the divisor is the new sum, since all but p(h) stay as they were.
+
+Counts see the text in scoring order only.
 """
 
 from __future__ import annotations
@@ -16,7 +23,7 @@ from torch import Tensor
 
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
-from paramgolf.scoring.past_counts import past_counts
+from paramgolf.scoring.past_counts import Past, past_counts
 from paramgolf.scoring.text import Text
 
 
@@ -75,12 +82,14 @@ def build_mixture(
     """
     order = np.arange(len(text)) if order is None else order
     ledger.follow(order)
-    tokens = torch.from_numpy(text.tokens[1:][order].astype(np.int64)).to(device)
-    known = torch.zeros(len(tokens), dtype=torch.bool, device=device)
-    chance = torch.zeros(len(tokens), device=device)
-    hint = torch.full_like(tokens, -1)
+    stream, primed = counted_stream(text, order)
+    tokens = torch.from_numpy(stream).to(device)
+    known = torch.zeros(len(order), dtype=torch.bool, device=device)
+    chance = torch.zeros(len(order), device=device)
+    hint = torch.full((len(order),), -1, device=device)
     for context in sorted(config.contexts, reverse=True):
-        past = past_counts(tokens, context)
+        counts = past_counts(tokens, context, begins_at=(0, primed))
+        past = Past(*(column[primed + 1 :] for column in counts))
         new = ~known & (past.total >= config.min_count)
         chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
         sure = past.top_count >= config.min_share * past.total
@@ -96,3 +105,13 @@ def build_mixture(
     if config.kind == "tilt":
         return Mixture(hint=column(hint, -1), beta=config.beta)
     return Mixture(weight=column(known * config.weight, 0), chance=column(chance, 0))
+
+
+def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:
+    """Return the tokens that are counted, int64 [P + 1 + N], and P.
+
+    The primer's P tokens come first, then the text's first token, which is context and never a
+    target, then the targets in their order.
+    """
+    parts = (text.primer, text.tokens[:1], text.tokens[1:][order])
+    return np.concatenate(parts).astype(np.int64), len(text.primer)

@@ -2,12 +2,15 @@
 
 At position t the context is the c tokens before t, and only positions before t are counted: the
 counts are those of a table that is read, then updated, token by token. Sorting makes them without
-the loop. Contexts are told apart by a 64-bit hash, the tokens that follow exactly: two contexts
-that collided would share one distribution, still a distribution.
+the loop: positions with one context stand together, in the order of time, so that the index within
+them is how often the context came before; sorted once more by the token that followed, the index is
+how often that token followed it. Contexts are told apart by a 64-bit hash, the tokens that follow
+exactly: two contexts that collided would share one distribution, still a distribution.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,12 +34,19 @@ class Past(NamedTuple):
     top_count: Tensor
 
 
-def past_counts(tokens: Tensor, context: int) -> Past:
+def past_counts(tokens: Tensor, context: int, begins_at: Sequence[int] = (0,)) -> Past:
     """Count, for each of `tokens` int64 [N], what followed the `context` tokens before it.
 
-    The first `context` positions have no context: their counts are 0.
+    Texts begin at the positions `begins_at`. The first `context` positions of each have no context:
+    their counts are 0.
     """
-    hashes, order = torch.sort(context_hashes(tokens, context), stable=True)
+    without = torch.zeros_like(tokens, dtype=torch.bool)
+    for begin in begins_at:
+        without[begin : begin + context] = True
+    hashes = context_hashes(tokens, context)
+    # all different, and never the hash of a context but by chance
+    hashes[without] = torch.arange(int(without.sum()), device=tokens.device)
+    hashes, order = torch.sort(hashes, stable=True)
     begins = _changes(hashes)
     # contexts that came once, most where they are long, have no past
     again = ~(begins & begins.roll(-1))
@@ -50,15 +60,14 @@ def past_counts(tokens: Tensor, context: int) -> Past:
     columns = [torch.full_like(tokens, nothing) for nothing in (0, 0, -1, 0)]
     for column, values, nothing in zip(columns, found, (0, 0, -1, 0), strict=True):
         column[order] = values
-        column[:context] = nothing
+        column[without] = nothing
     return Past(*columns)
 
 
 def context_hashes(tokens: Tensor, context: int) -> Tensor:
     """Return a hash of the `context` tokens before each position, int64 [N]; it wraps around.
 
-    Hashes of twice as many tokens are made of two. The first positions, whose context is cut off by
-    the beginning, are all different.
+    Hashes of twice as many tokens are made of two. Before the first token stand zeros.
     """
     result, done = torch.zeros_like(tokens), 0
     part, size = _before(tokens + 1, 1), 1
@@ -66,7 +75,6 @@ def context_hashes(tokens: Tensor, context: int) -> Tensor:
         if context & size:
             result, done = _join(result, _before(part, done)), done + size
         part, size = _join(part, _before(part, size)), 2 * size
-    result[:context] = torch.arange(min(context, len(tokens)), device=tokens.device)
     return result
 
 

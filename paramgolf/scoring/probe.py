@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.special_tokens import BOS
+from paramgolf.scoring.mixture import counted_stream
 from paramgolf.scoring.scorer import Scorer, ScoringBatch
 
 PROBED = 8  # passes of an evaluation
@@ -115,7 +116,7 @@ def interest(scorer: Scorer, index: Tensor) -> Tensor:
 
 def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
     """Return -ln p of every token at each of `targets` [n], float64 [n, V]; `logits` [n, V]."""
-    nats = -logits.double().log_softmax(-1)
+    nats = -(logits.double() / scorer.temperature).log_softmax(-1)
     mixture, index = scorer.mixture, targets[:, None]
     if mixture is None:
         return nats
@@ -131,13 +132,14 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
 def count_followers(scorer: Scorer, target: int, vocab_size: int) -> np.ndarray:
     """Return what the past of `target` says of every token, float64 [V], by counting it through."""
     assert scorer.mixing is not None
-    tokens, rank = scorer.text.tokens[1:], target
-    if scorer.order is not None:
-        tokens, rank = tokens[scorer.order], int(np.flatnonzero(scorer.order == target)[0])
+    order = np.arange(len(scorer.text)) if scorer.order is None else scorer.order
+    tokens, primed = counted_stream(scorer.text, order)
+    at = primed + 1 + int(np.flatnonzero(order == target)[0])
     for context in sorted(scorer.mixing.contexts, reverse=True):
-        ends = np.arange(context, rank)
+        # no context reaches from the text into what was counted before it
+        ends = np.r_[min(context, primed) : primed, primed + context : at]
         for distance in range(1, context + 1):
-            ends = ends[tokens[ends - distance] == tokens[rank - distance]]
-        if rank >= context and len(ends) >= scorer.mixing.min_count:
+            ends = ends[tokens[ends - distance] == tokens[at - distance]]
+        if at >= primed + context and len(ends) >= scorer.mixing.min_count:
             return np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
     return np.zeros(vocab_size)

@@ -76,7 +76,8 @@ class Scorer:
     """A network, its text, what is mixed in, and the ledger of the scores.
 
     This one scores windows, `rows` in a forward pass; the weights stay as they are. `length` is
-    that of the longest row, and `order` that of the targets where it is not the text's.
+    that of the longest row, and `order` that of the targets where it is not the text's. Scores are
+    of logits divided by `temperature`; what is learned from is not.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class Scorer:
         self.runtime = session.runtime
         self.rows, self.order, self.mixing = rows, order, mixing
         self.options = options or Pass(network.config.orders[-1])
+        self.temperature = 1.0
         self.ledger = Ledger(len(text))
         self.tokens = text.padded_tokens(length, self.runtime.device)
         self.mixture = None
@@ -207,16 +209,21 @@ class Scorer:
         """
         network, mixture, part = self.network, self.mixture, batch.part
         wanted = batch.targets[:, part]
-        if mixture is None or mixture.hint is None:
+        logits = None
+        if self.temperature == 1 and (mixture is None or mixture.hint is None):
             nats = network.nll(batch.inputs, wanted, batch.options, part=part)
             scores = nats.detach()
-            if mixture is not None and mixture.chance is not None:
-                scores = mixture.mixed(scores, mixture.chance[batch.numbers], batch.numbers)
-            return nats, scores
-        logits = network.logits(batch.inputs, batch.options, part=part)
-        nats = cross_entropy(logits, wanted)
-        of_hint = cross_entropy(logits.detach(), mixture.hinted(batch.numbers))
-        return nats, mixture.tilted(nats.detach(), of_hint, wanted, batch.numbers)
+        else:
+            logits = network.logits(batch.inputs, batch.options, part=part)
+            nats = cross_entropy(logits, wanted)
+            logits = logits.detach() / self.temperature
+            scores = cross_entropy(logits, wanted)
+        if mixture is not None and mixture.chance is not None:
+            scores = mixture.mixed(scores, mixture.chance[batch.numbers], batch.numbers)
+        elif mixture is not None and logits is not None:
+            of_hint = cross_entropy(logits, mixture.hinted(batch.numbers))
+            scores = mixture.tilted(scores, of_hint, wanted, batch.numbers)
+        return nats, scores
 
 
 def lag(items: Iterator[Drawn], count: int) -> Iterator[Drawn]:

@@ -6,6 +6,7 @@ Apart from the session, because train_gpt.py does without it.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from paramgolf.scoring.evaluation import ScoredText
 from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.scorer import Scorer, ScoringBatch, State
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.text import Text
+from paramgolf.scoring.text import Text, read_primer
 
 ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
@@ -115,6 +116,8 @@ def evaluation_key(
     files = [package, *(tokens / name for name in found.scored_files)]
     # a missing file is the evaluation's to complain of
     hashes = [sha256_file(path) if path.is_file() else None for path in files]
+    primer = read_primer(found, config.mixture.training_tokens)
+    hashes.append(hashlib.sha256(primer.tobytes()).hexdigest())
     return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +20,13 @@ class Text:
     """N targets: target j is tokens[j + 1], it follows inputs 0..j and stands for byte_counts[j].
 
     tokens: uint16 [N + 1]; byte_counts: uint16 [N]; bos: the token that begins each document.
+    primer: uint16 [P], training tokens that a mixture counts before the text.
     """
 
     tokens: np.ndarray
     byte_counts: np.ndarray
     bos: int
+    primer: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.uint16))
 
     def __len__(self) -> int:
         return len(self.byte_counts)
@@ -44,8 +46,12 @@ def find_documents(text: Text) -> tuple[np.ndarray, np.ndarray]:
     return start, np.append(start[1:], len(text))
 
 
-def load_text(folder: str | Path, vocab_size: int, max_tokens: int | None) -> Text:
+def load_text(
+    folder: str | Path, vocab_size: int, max_tokens: int | None, *, primer_tokens: int = 0
+) -> Text:
     """Read the validation split of a folder of tokens, its first `max_tokens` targets at most.
+
+    The first `primer_tokens` training tokens, as many as there are, become the primer.
 
     ParamGolfError: tokens of another vocabulary than the model's, byte counts that do not belong to
     the tokens, a stream that does not begin with a document, or fewer than 2 tokens.
@@ -67,7 +73,13 @@ def load_text(folder: str | Path, vocab_size: int, max_tokens: int | None) -> Te
         )
     text = Text(val.read(0, count + 1), val_bytes.read(1, count + 1), BOS)
     _check(text, token_set, vocab_size)
-    return text
+    return replace(text, primer=read_primer(token_set, primer_tokens))
+
+
+def read_primer(token_set: TokenSet, count: int) -> np.ndarray:
+    """Return the first `count` training tokens, uint16, or all where there are fewer."""
+    train = token_set.train() if count else None
+    return np.zeros(0, dtype=np.uint16) if train is None else train.read(0, min(count, len(train)))
 
 
 def _check(text: Text, token_set: TokenSet, vocab_size: int) -> None:

@@ -100,6 +100,8 @@ def evaluators_read(run: Evidence) -> Verdict:
         data = {dep for dep in run.stages[stage]["deps"] if not dep.startswith(f"{HASHES}/")}
         extra += [f"{stage} also reads {dep}" for dep in sorted(data - EVALUATOR_DATA)]
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
+        if count := run.get(stage, "train_tokens_read"):
+            extra.append(f"{stage} reads {count:,} training tokens")
     return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")
 
 

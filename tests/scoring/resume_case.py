@@ -22,7 +22,7 @@ CASES = {
     "strided": (TILTED, score_sliding),
     "sgd": (make_config(), score_adaptive),
     "lora_stream": (
-        make_lora_config("lora_stream", {"reset_chunks": 3}, chunk_tokens=16),
+        make_lora_config("lora_stream", stream={"reset_batches": 3}),
         score_adaptive,
     ),
     "phases": (

@@ -14,6 +14,7 @@ from paramgolf.scoring.config import (
     LoraConfig,
     MixtureConfig,
     SlidingConfig,
+    StreamConfig,
     TttConfig,
 )
 from paramgolf.scoring.ledger import Ledger
@@ -43,12 +44,15 @@ ADAPTER = {
     "beta2": 0.9,
     "eps": 1e-8,
     "decay": 0.1,
-    "reset_chunks": 0,
+    "init_std": None,
+    "per_layer": False,
 }
+STREAM = {"reset_batches": 0, "learn": "scored", "temperature": 1.0}
 MIXTURE = {
     "kind": "none",
     "contexts": (1, 2, 3),
     "min_count": 1,
+    "primer_tokens": 0,
     "weight": 0.3,
     "min_share": 0.5,
     "beta": 1.5,
@@ -125,18 +129,20 @@ def make_config(**changes) -> TttConfig:
         "momentum": 0.9,
         "clip_norm": 1.0,
         "adapter": LoraConfig(**ADAPTER),
+        "stream": StreamConfig(**STREAM),
         "documents": DocumentsConfig(**DOCUMENTS),
         "mixture": MixtureConfig(**MIXTURE),
     }
     return TttConfig(**{**fields, **changes})
 
 
-def make_lora_config(mode, adapter=None, documents=None, **changes) -> TttConfig:
-    """Make parameters of a lora mode, with changes of its two parts."""
+def make_lora_config(mode, adapter=None, documents=None, stream=None, **changes) -> TttConfig:
+    """Make parameters of a lora mode, with changes of its parts."""
     return make_config(
         mode=mode,
         adapter=LoraConfig(**{**ADAPTER, **(adapter or {})}),
         documents=DocumentsConfig(**{**DOCUMENTS, **(documents or {})}),
+        stream=StreamConfig(**{**STREAM, **(stream or {})}),
         **changes,
     )
 

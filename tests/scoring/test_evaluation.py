@@ -93,7 +93,7 @@ def test_max_tokens_is_said_in_the_metrics(packed):
     np.testing.assert_allclose(evaluation.nats, whole.nats[:100], atol=1e-5)
 
 
-@pytest.mark.parametrize("missing", ["model.bin", "val.bin"])
+@pytest.mark.parametrize("missing", ["model.bin", "val_000000.bin"])
 def test_a_missing_file_is_one_message(tmp_path, monkeypatch, missing):
     write_package(tmp_path)
     monkeypatch.chdir(tmp_path)

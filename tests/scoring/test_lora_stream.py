@@ -23,31 +23,51 @@ from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows
 
 
-def adapt(text, runtime=ALONE, network=None, adapter=None, **changes):
-    config = make_lora_config("lora_stream", adapter, **changes)
+def adapt(text, runtime=ALONE, network=None, adapter=None, stream=None, **changes):
+    config = make_lora_config("lora_stream", adapter, stream=stream, **changes)
     return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
-def test_scores_are_those_of_a_plain_loop():
+@pytest.mark.parametrize("adapter", [{}, {"per_layer": True, "init_std": 0.1}])
+@pytest.mark.parametrize(
+    "stream", [{}, {"learn": "window"}, {"reset_batches": 2, "temperature": 0.9}]
+)
+def test_scores_are_those_of_a_plain_loop(stream, adapter):
     text, network = make_text(90), make_network().requires_grad_(False)
-    learner = LoraTrainer(network, make_lora_config("lora_stream").adapter, rows=1)
+    found = adapt(text, stream=stream, adapter=adapter).nats
+    config = make_lora_config("lora_stream", adapter, stream=stream)
+    trainer, stream = LoraTrainer(network, config.adapter, rows=1), config.stream
     tokens = torch.from_numpy(text.tokens.astype(np.int64))
-    # chunks of 48: the first window whole, then batches of at most 5 windows of 4 targets
-    batches = [(0, 16), (16, 36), (36, 48), (48, 68), (68, 88), (88, 90)]
+    windows = sliding_windows(len(text), WINDOW, STRIDE)
     expected = []
-    for first, last in batches:
-        scores = []
-        for target in range(first, last, WINDOW if first == 0 else STRIDE):
-            end = min(target + (WINDOW if first == 0 else STRIDE), last)
-            start = 0 if first == 0 else target - (WINDOW - STRIDE)
-            inputs, targets = tokens[start:end], tokens[start + 1 : end + 1]
-            nats = network.nll(inputs[None], targets[None], learner.options())[0]
-            scores.append(nats[target - start :])
-        nats = torch.cat(scores)
-        expected.append(nats.detach())
-        nats.mean().backward()
-        learner.step()
-    np.testing.assert_allclose(adapt(text).nats, torch.cat(expected), atol=2e-4)
+    for number, begin in enumerate(range(0, len(windows), 5)):
+        if stream.reset_batches and number % stream.reset_batches == 0:
+            trainer = LoraTrainer(network, config.adapter, rows=1)
+        batch, losses = windows[begin : begin + 5], []
+        for start, first, stop in zip(batch.start, batch.first, batch.stop, strict=True):
+            inputs, targets = tokens[start:stop][None], tokens[start + 1 : stop + 1]
+            logits = network.logits(inputs, trainer.options())[0]
+            nats = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+            losses.append(nats if stream.learn == "window" else nats[first - start :])
+            heat = stream.temperature if trainer.steps else 1.0
+            scores = -(logits.detach() / heat).log_softmax(-1).gather(1, targets[:, None])[:, 0]
+            expected.append(scores[first - start :])
+        torch.cat(losses).mean().backward()
+        trainer.step()
+    np.testing.assert_allclose(found, torch.cat(expected), atol=2e-4)
+
+
+def test_a_pair_for_each_layer_serves_all_of_its_visits():
+    network = make_network()
+    config = make_lora_config("lora_stream", {"per_layer": True, "init_std": 0.1}).adapter
+    trainer = LoraTrainer(network, config, rows=1)
+    assert trainer.adapters.a["q"].shape[1] == network.config.layers
+    a = trainer.options().adapters["q"].a[0]
+    order = network.config.orders[-1]
+    assert len(a) == len(order) > network.config.layers
+    for visit, layer in enumerate(order):
+        assert torch.equal(a[visit], trainer.adapters.a["q"][0, layer])
+    assert a.std().item() == pytest.approx(0.1, rel=0.2)
 
 
 def test_rate_zero_scores_as_the_sliding_window_does():
@@ -65,16 +85,18 @@ def test_learning_helps_on_a_text_that_repeats_itself():
 def test_the_record_of_updates():
     verdict = adapt(make_text(90)).close()
     assert verdict["score_first"]
-    assert (verdict["entries"], verdict["updates"], verdict["targets_trained"]) == (6, 5, 88)
+    # 20 windows: 16 targets, then 4 each; nothing is learned from the last 5 of them
+    assert (verdict["entries"], verdict["updates"], verdict["targets_trained"]) == (4, 3, 72)
 
 
 def test_the_adapter_begins_anew():
     text = make_text(170)
-    always, anew = adapt(text), adapt(text, adapter={"reset_chunks": 2})
-    assert (always.nats[:96] == anew.nats[:96]).all()
-    assert (always.nats[96:] != anew.nats[96:]).mean() > 0.99
+    always, anew = adapt(text), adapt(text, stream={"reset_batches": 4})
+    # 4 batches of 5 windows: 16 targets, then 19 times 4
+    assert (always.nats[:92] == anew.nats[:92]).all()
+    assert (always.nats[92:] != anew.nats[92:]).mean() > 0.99
     fixed = score_strided(text)
-    np.testing.assert_allclose(anew.nats[96:116], fixed.nats[96:116], atol=1e-5)
+    np.testing.assert_allclose(anew.nats[92:112], fixed.nats[92:112], atol=1e-5)
 
 
 def test_the_same_run_gives_the_same_bits():

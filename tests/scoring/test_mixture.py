@@ -1,5 +1,6 @@
 """Mixtures: normalised, of the past only, in scoring order; the formulas by hand."""
 
+import dataclasses
 import math
 from collections import Counter
 
@@ -80,9 +81,9 @@ def score(text, mixture, case):
 def test_ngrams_by_hand():
     text, plain = echoing_text(200), slide(echoing_text(200), mix("none"))
     expected = []
-    tokens = text.tokens.tolist()[1:]
-    for t, token in enumerate(tokens):
-        p = math.exp(-plain[t])
+    tokens = text.tokens.tolist()
+    for t, token in enumerate(tokens[1:], start=1):
+        p = math.exp(-plain[t - 1])
         for context in (3, 2, 1):
             seen = tokens[t - context : t]
             followers = Counter(
@@ -143,6 +144,28 @@ def test_by_length_the_past_is_what_is_scored_before(kind):
     after = score(Text(tokens, text.byte_counts, 1), mix(kind), "length")
     longer = np.concatenate([np.arange(start[i], stop[i]) for i in ranking[:-5]])
     assert (before[longer] == after[longer]).all()
+
+
+def test_a_primer_counts_as_text_before_the_text_without_a_seam():
+    text, primer = echoing_text(120), echoing_text(200).tokens[80:]
+    mixture = mix("ngram", contexts=(1, 2, 3))
+    primed = dataclasses.replace(text, primer=primer)
+    found = build_mixture(primed, mixture, Ledger(120), padding=1, device=ALONE.device)
+    before, tokens = primer.tolist(), text.tokens.tolist()
+    for t in range(1, len(tokens)):
+        for context in (3, 2, 1):
+            # a context lies in the primer or in the text, not in both
+            places = [(before, s) for s in range(context, len(before))]
+            places += [(tokens, s) for s in range(context, t)] if t >= context else []
+            seen = tokens[t - context : t]
+            after = Counter(x[s] for x, s in places if t >= context and x[s - context : s] == seen)
+            if after:
+                expected = after[tokens[t]] / after.total()
+                break
+        else:
+            expected = 0.0
+        assert found.chance[t - 1] == pytest.approx(expected)
+        assert (found.weight[t - 1] > 0) == bool(after)
 
 
 def test_hints_make_a_text_that_repeats_itself_likelier():

@@ -100,8 +100,8 @@ def test_an_n_gram_model_that_counts_the_target_itself(monkeypatch):
 
     count = mixture.past_counts
 
-    def counts_itself(tokens, context):
-        past = count(tokens, context)
+    def counts_itself(tokens, context, **options):
+        past = count(tokens, context, **options)
         return past._replace(same=past.same + 1, total=past.total + 1)
 
     monkeypatch.setattr(mixture, "past_counts", counts_itself)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from published_case import (
     FIXTURES,
+    facts,
     given,
     network_of,
+    recipe,
     shrunk,
     slice_sums,
-    systems,
     tensors,
 )
 from safetensors import safe_open
@@ -25,7 +26,11 @@ from paramgolf.recipes import Params
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.document_plan import Phase
 from paramgolf.scoring.evaluation import score_and_adapt
+from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_documents import DocumentScorer, phase_lesson
+from paramgolf.scoring.lora_stream import StreamScorer
+from paramgolf.scoring.mixture import build_mixture
+from paramgolf.scoring.past_counts import past_counts
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson
 from paramgolf.scoring.sliding import score_text
@@ -73,6 +78,24 @@ def assert_weights(name: str, found: Network, key: str, kind: str, start: Networ
             assert off <= WEIGHTS * largest, (parameter, which)
 
 
+@pytest.mark.parametrize("name", ["pr1204", "pr1296", "pr1392", "pr1499"])
+def test_windows_are_the_published_ones_but_no_target_is_scored_twice(name):
+    known = facts(name, "windows")
+    for case in known["texts"]:
+        windows = sliding_windows(case["targets"], known["window_tokens"], known["stride_tokens"])
+        ours = np.stack([windows.start, windows.first, windows.stop], axis=1).tolist()
+        theirs = case["windows"]
+        if name == "pr1296":
+            assert ours == theirs
+        # theirs begin at the same tokens, and those that end inside the text score the same
+        assert [w[0] for w in ours] == [w[0] for w in theirs][: len(ours)]
+        inside = [w for w in ours if w[2] < case["targets"]]
+        assert inside == theirs[: len(inside)]
+        again = sum(w[2] - w[1] for w in theirs) - case["targets"]
+        assert again == case["scored_more_than_once"]
+        assert (again > 0) == (name != "pr1296" and len(theirs) > 1)
+
+
 class TestSlidingAndSgd:
     """pg#1493: windows of the stream, and SGD on each chunk once it is scored."""
 
@@ -118,6 +141,69 @@ class TestSlidingAndSgd:
         assert np.abs(ledger.nats - expected(self.name, f"{key}.nats")).max() < tolerance
         assert_weights(self.name, learned, key, "final")
         assert_weights(self.name, learned, key, "moved", network(self.name, params))
+
+
+class GivenStream(StreamScorer):
+    """A scorer whose adapter begins with a given A after each reset."""
+
+    def reset(self) -> None:
+        self.resets = getattr(self, "resets", -1) + 1
+        known = given("pr1499", "evaluation", "adapter_a.")
+        # there x A, here x a^T
+        self.trainer.renew({name: a[self.resets].mT[None] for name, a in known.items()})
+
+
+class TestStream:
+    """pg#1499: one adapter along the stream, reset after some batches, and counts of n-grams."""
+
+    name = "pr1499"
+
+    @pytest.mark.parametrize(
+        ("key", "rate", "tolerance"), [("", 3e-4, NATS), ("fast.", 3e-2, FAST)]
+    )
+    def test_scores_are_the_published_ones(self, key, rate, tolerance):
+        params, text = shrunk(self.name), evaluation_text(self.name)
+        base = params.eval_ttt
+        assert base.adapter.lr == 3e-4
+        config = dataclasses.replace(
+            base,
+            window=64,
+            stride=16,
+            batch_windows=4,
+            adapter=dataclasses.replace(base.adapter, lr=rate),
+            mixture=dataclasses.replace(base.mixture, kind="none"),
+        )
+        scorer = GivenStream(network(self.name, params), text, config, Session(ALONE))
+        for item in scorer.plan(sliding_windows(len(text), config.window, config.stride)):
+            scorer.run(item)
+        # theirs scores the last targets several times; the first time counts here
+        once = expected(self.name, f"{key}nats")[: len(text)]
+        targets = expected(self.name, "target_index")[: len(text)]
+        assert targets.tolist() == list(range(1, len(text) + 1))
+        assert np.abs(scorer.ledger.nats - once).max() < tolerance
+
+    def test_counts_of_n_grams_are_the_published_ones(self):
+        tokens = tensors(self.name, "evaluation")["ngram.tokens"]
+        length, same, total = (torch.zeros(len(tokens) - 1, dtype=torch.int64) for _ in range(3))
+        for context in sorted(recipe(self.name).eval_ttt.mixture.contexts, reverse=True):
+            past = past_counts(tokens, context)
+            new = (length == 0) & (past.total[1:] > 0)
+            length[new], same[new], total[new] = context, past.same[1:][new], past.total[1:][new]
+        for found, key in ((length, "length"), (same, "same"), (total, "total")):
+            assert (found == tensors(self.name, "evaluation")[f"ngram.{key}"]).all(), key
+
+
+def test_hints_and_tilted_scores_are_the_published_ones():
+    """pg#2135: the tokens of a text in its order, and nats of targets and hints that are given."""
+    known = given("pr2135", "evaluation", "tilt.")
+    tokens = known["tokens"].numpy().astype(np.uint16)
+    text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
+    mixing = recipe("pr2135").eval_ttt.mixture
+    mixture = build_mixture(text, mixing, Ledger(len(text)), padding=0, device=torch.device("cpu"))
+    assert (mixture.hint == known["hint"]).all()
+    targets, index = known["tokens"][1:], torch.arange(len(text))
+    found = mixture.tilted(known["nats"], known["hint_nats"], targets, index)
+    assert (found - known["tilted_nats"]).abs().max() < 1e-6
 
 
 class GivenStart(DocumentScorer):
@@ -200,7 +286,7 @@ def score_by_documents(
 class TestDocuments:
     """pg#1855, pg#2135: an adapter for each document, and phases of training the whole model."""
 
-    @pytest.mark.parametrize("name", systems(*DOCUMENTS))
+    @pytest.mark.parametrize("name", DOCUMENTS)
     def test_plain_scores_in_packed_rows_are_the_published_ones(self, name):
         params, tokens = shrunk(name), tensors(name, "evaluation")["tokens"]
         length = int(tensors(name, "evaluation")["validation.row_tokens"])
@@ -212,19 +298,19 @@ class TestDocuments:
             found = network(name, params).nll(inputs, targets, options).flatten()
         assert np.abs(found.numpy() - nats).max() < NATS
 
-    @pytest.mark.parametrize("name", systems(*DOCUMENTS))
+    @pytest.mark.parametrize("name", DOCUMENTS)
     def test_a_document_alone_scores_as_published(self, name):
         start, _ = find_documents(evaluation_text(name))
         scorer = score_by_documents(name, cold=True, targets=int(start[9]))
         nats = expected(name, "fresh.nats")[: start[9]]
         assert np.abs(scorer.ledger.nats - nats).max() < LORA
 
-    @pytest.mark.parametrize("name", systems("pr2135"))
+    @pytest.mark.parametrize("name", ["pr2135"])
     def test_documents_with_a_warm_a_score_as_published(self, name):
         found = score_by_documents(name).ledger.nats
         assert np.abs(found - expected(name, "lora.nats")).max() < LORA
 
-    @pytest.mark.parametrize("name", systems("pr1855"))
+    @pytest.mark.parametrize("name", ["pr1855"])
     def test_scores_and_weights_with_phases_are_the_published_ones(self, name):
         scorer = score_by_documents(name, phases=True)
         assert np.abs(scorer.ledger.nats - expected(name, "phases.nats")).max() < LORA

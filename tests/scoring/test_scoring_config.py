@@ -63,7 +63,7 @@ def test_faults_of_sliding(changes, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"targets": ()}, "at least one place"),
+        ({"targets": ()}, "at least one projection"),
         ({"targets": ("q", "q")}, "none twice"),
         ({"rank": 0}, "rank` must be at least 1"),
         ({"eps": 0.0}, "`eps` must be above 0"),

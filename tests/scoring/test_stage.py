@@ -106,9 +106,9 @@ def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
 
 def test_another_evaluation_starts_afresh(folder):
     kill_once_saved(folder, "sgd")
-    content = bytearray((folder / "bytes.bin").read_bytes())
+    content = bytearray((folder / "val_bytes_000000.bin").read_bytes())
     content[-2] += 1  # one target stands for one byte more
-    (folder / "bytes.bin").write_bytes(content)
+    (folder / "val_bytes_000000.bin").write_bytes(content)
     said, _, _ = finish(folder, "sgd")
     assert "resumed" not in said
 

@@ -43,7 +43,7 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows, split_chunks
-from paramgolf.verify.rules import RULES, Run
+from paramgolf.verify.rules import RULES, Evidence
 
 Patch = pytest.MonkeyPatch
 Caught = Callable[[Patch], set[str]]
@@ -76,7 +76,9 @@ def verify(**metrics: dict) -> Caught:
 
     def catch(_: Patch) -> set[str]:
         found = SimpleNamespace(get=lambda stage, key: metrics[stage][key])
-        run = Run(limits=SimpleNamespace(full_validation=True), metrics=found, stages={}, targets=9)
+        run = Evidence(
+            limits=SimpleNamespace(full_validation=True), metrics=found, stages={}, targets=9
+        )
         broken = set()
         for rule in ("R5", "R6", "R7", "R10"):
             try:
@@ -194,8 +196,8 @@ def looks_target_up(patch: Patch) -> None:
 def counts_target(patch: Patch) -> None:
     count = mixture.past_counts
 
-    def wrong(tokens, context):
-        past = count(tokens, context)
+    def wrong(tokens, context, **options):
+        past = count(tokens, context, **options)
         return past._replace(same=past.same + 1, total=past.total + 1)
 
     patch.setattr(mixture, "past_counts", wrong)
