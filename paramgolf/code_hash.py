@@ -1,8 +1,8 @@
 """A hash of Python code that comments, docstrings and layout do not change.
 
 DVC's stages and the key of a resumed run depend on it, so that explaining the code costs no
-training run. It goes by tokens: the text of `ast.dump` differs between versions of Python, tokens do
-not, but for f-strings.
+training run. It goes by tokens: the text of `ast.dump` differs between versions of Python, and
+tokens do not, but for f-strings.
 """
 
 from __future__ import annotations

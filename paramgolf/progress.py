@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0
 
 
 def track(items: Iterable[Item], label: str, *, total: int, show: bool = True) -> Iterator[Item]:
-    """Yield `items`, showing how many of `total` are done; `show` is False on all processes but one."""
+    """Yield `items`, showing how many of `total` are done; one process alone has `show` True."""
     if not show:
         yield from items
     elif sys.stderr.isatty():

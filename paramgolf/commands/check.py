@@ -1,7 +1,7 @@
 """Check a whole parameter file: unknown keys, types, impossible combinations, all faults at once.
 
-It prints nothing when all is well. Every stage of dvc.yaml begins with it, and names itself, so that
-a result is never kept under the hash of other code.
+It prints nothing when all is well. Every stage of dvc.yaml begins with it, and names itself, so
+that a result is never kept under the hash of other code.
 """
 
 from __future__ import annotations

@@ -46,8 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     about = About(
         name=options.name,
-        author=options.author
-        or (output_of(["git", "config", "user.name"]) or "").strip(),
+        author=options.author or (output_of(["git", "config", "user.name"]) or "").strip(),
         github_id=options.github_id,
         blurb=options.blurb,
         track=options.track,

@@ -155,7 +155,12 @@ def _read_jsonl(
             yield from _checked(value, place, text_field, faults)
 
 
-def _read_txt(path: Path, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
+def _read_txt(
+    path: Path,
+    name: str,
+    text_field: str,  # noqa: ARG001 (every reader takes the same)
+    faults: DocumentErrors,
+) -> Iterator[Document]:
     with _open(path) as file:
         text = _decode(file.read(), name, faults)
     if text is not None:
