@@ -35,16 +35,6 @@ from paramgolf.schema import parse
 
 RECIPES = ROOT / "recipes"
 RANS = "paramgolf.codec.rans"
-DOCUMENTS = {
-    "order": "length",
-    "batch_documents": 4,
-    "lanes": 1,
-    "chunk_tokens": 16,
-    "short_chunks": [],
-    "warm_a": False,
-    "phases": 0,
-    "prefix_documents": 1,
-}
 WHERE = """
 import runpy, sys
 sys.argv = ["train_gpt.py", *sys.argv[1:]]
@@ -106,7 +96,12 @@ def run(*arguments, cwd, environment=None):
         ("eval_ttt", "none", "ngram", {}),
         ("eval_ttt", "sgd", "none", {"chunk_tokens": 320, "epochs": 1, "lr": 1e-3}),
         ("eval_ttt", "lora_stream", "none", {"chunk_tokens": 320}),
-        ("eval_ttt", "lora_documents", "tilt", {"documents": DOCUMENTS}),
+        (
+            "eval_ttt",
+            "lora_documents",
+            "tilt",
+            {"documents": {"chunk_tokens": 16, "batch_documents": 4}},
+        ),
     ],
 )
 def test_it_scores_as_the_library_does(
@@ -115,6 +110,8 @@ def test_it_scores_as_the_library_does(
     params = make_params(mode, mixture)
     (artifact / "train_gpt.py").write_bytes(pack_code(params).content)
     changes = {"stride": 16, "max_tokens": 1000, **extra}
+    if "documents" in extra:
+        changes["documents"] = params[command]["documents"] | extra["documents"]
     words = [f"--{key.replace('_', '-')}={json.dumps(value)}" for key, value in changes.items()]
     words += ["--data", tokens_folder, "--device", "cpu", "--json", "out.json"]
     found = run("train_gpt.py", command, *words, cwd=artifact)
