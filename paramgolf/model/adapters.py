@@ -44,6 +44,7 @@ class AdapterSet:
     ) -> None:
         self.scale = alpha / rank
         generator = torch.Generator().manual_seed(seed)
+        # leaves are views of the whole sets, whose addresses CUDA graphs know
         self._fresh: dict[str, Tensor] = {}  # of one row
         self._whole_a: dict[str, Tensor] = {}
         self._whole_b: dict[str, Tensor] = {}
@@ -78,6 +79,7 @@ class AdapterSet:
     def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
         """Make all rows fresh again, or with the first matrices `a` of another set (pg#1767)."""
         for name, whole in self._whole_a.items():
+            # written in place, for the same reason
             whole.copy_((a or self._fresh)[name])
             self._whole_b[name].zero_()
         self.keep(len(whole))

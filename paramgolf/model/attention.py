@@ -69,6 +69,7 @@ def attend_sdpa(
 
     With segments the mask has T^2 entries a row: meant for short rows, on a CPU.
     """
+    # PyTorch wants heads before positions
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))
     grouped = q.shape[1] != k.shape[1]
     mask = None if segments is None else _segment_mask(q, segments)
@@ -104,8 +105,10 @@ def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
         mask = torch.ones(1, 1, T, T, dtype=torch.bool, device=q_BHTD.device).tril()
     else:
         positions = torch.arange(B * T, device=q_BHTD.device, dtype=torch.int32)
+        # the segment of each position; the causal part of "the same segment" is what it may see
         owner = torch.searchsorted(segments.bounds, positions, right=True).view(B, T)
         mask = (owner[:, None, :, None] == owner[:, None, None, :]).tril()
+    # triu cuts what lies `window` or more positions back
     return mask if segments.window is None else mask.triu(1 - segments.window)
 
 
@@ -121,6 +124,7 @@ def flash_attention_3() -> Attend:
             result = kernels.flash_attn_func(q, k, v, causal=True, window_size=window)
         else:
             result = kernels.flash_attn_varlen_func(
+                # all rows as one sequence: the bounds, which begin with each row, keep them apart
                 *(x.flatten(0, 1) for x in (q, k, v)),
                 cu_seqlens_q=segments.bounds,
                 cu_seqlens_k=segments.bounds,
@@ -155,6 +159,7 @@ def rotary_table(
     reach = length if reach is None else reach
     if trained_length is not None and reach > trained_length and dims > 2:
         base = base * (reach / trained_length) ** (dims / (dims - 2))
+    # in float32 on any device: bfloat16 could not tell late positions apart
     exponents = torch.arange(0, dims, 2, device=device, dtype=torch.float32) / max(dims, 1)
     positions = torch.arange(length, device=device, dtype=torch.float32)
     angles = torch.outer(positions, base**-exponents)

@@ -83,6 +83,7 @@ def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
 
 def fused_operations() -> Operations:
     """Load the fused kernels; package triton is needed."""
+    # here, not at the top: Triton is present where there is a GPU
     from paramgolf.model.kernels import heads, loss, mix_norm, mlp, xsa
 
     return Operations(mix_norm.mix_norm, heads.split_heads, xsa.finish_heads, mlp.mlp, loss.nll)
@@ -123,6 +124,8 @@ def share_graphs(backend: Backend) -> Backend:
     """
 
     def smear_marked(e: Tensor, tokens_BT: Tensor, *others: Any) -> Tensor:
+        # of a view compiled code asks the sizes of the whole, which torch 2.11 may refuse as
+        # symbols
         tokens_BT = _no_view(tokens_BT)
         _vary((e, tokens_BT), 0, 1)
         return backend.smear(e, tokens_BT, *others)
@@ -130,6 +133,7 @@ def share_graphs(backend: Backend) -> Backend:
     def block_marked(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Lanes:
         c = context
         if c.adapters is not None:  # without, the whole model learns, from passes of one shape
+            # rows and tokens; cos and sin have tokens first, adapters rows
             _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
             _vary((c.cos, c.sin, c.adapters), 0)
         return backend.block(lanes, weights, c, kind)

@@ -25,6 +25,7 @@ def record(
     `work` runs `warm_ups` times, on a stream of its own as a recording must, and is then recorded
     without being run. Graphs that never run at the same time may share the memory `pool` of one.
     """
+    # on a side stream, as PyTorch asks: autograd remembers the stream of a leaf's first gradient
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -55,6 +56,7 @@ class CudaGraphs:
 
         What `work` adds to, such as gradients, must exist, and is spoilt.
         """
+        # one pass runs at a time, so that graphs can use the same memory for what they throw away
         pool = next((graph.pool() for graph, *_ in self._graphs.values()), None)
         graph, result = record(lambda: work(inputs), warm_ups=warm_ups, pool=pool)
         self._graphs[key] = (graph, inputs, result)
@@ -71,6 +73,7 @@ class CudaGraphs:
         graph, captured_inputs, result = self._graphs[key]
         for target, source in zip(captured_inputs, inputs, strict=True):
             if target is not None and source is not None:
+                # into the addresses that the graph knows
                 target.copy_(source, non_blocking=True)
         graph.replay()
         return result

@@ -33,6 +33,7 @@ def bigram_ids(tokens_BT: Tensor, buckets: int, bos: int) -> Tensor:
 
     The first position of a row and BOS, which have no past, take the last bucket. int64.
     """
+    # different odd factors, so that (a, b) and (b, a) fall into different buckets
     hashed = ((36313 * tokens_BT) ^ (27191 * previous(tokens_BT))) % (buckets - 1)
     starts = tokens_BT == bos
     starts[:, 0] = True
@@ -54,6 +55,7 @@ def embed(
     e = F.embedding(tokens_BT, tensors["embedding"])
     if config.bigram_buckets:
         table = tensors["bigram_table"]
+        # a narrow table, made wide by a product: most of a bucket's bytes are saved
         bigrams = F.embedding(bigram_ids(tokens_BT, len(table), bos), table)
         e = e + tensors["bigram_scale"] * F.linear(bigrams, tensors["bigram_proj"])
     return norm(e) if config.smear == "none" else smear(e, tokens_BT, tensors, config, bos)
@@ -68,6 +70,7 @@ def smear_and_norm(
     token (pg#1667); channel (1 - s(g)) e + s(g) p after it, a gate per channel (pg#1019).
     """
     if config.smear == "token":
+        # the gate reads a few channels alone: it costs next to nothing
         gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
         e = e + tensors["smear_scale"] * gate * preceding(e, tokens_BT, config, bos)
     e = norm(e)
@@ -87,7 +90,7 @@ def preceding(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Te
 
 
 @torch.no_grad()
-def mix_aliases(embedding: Tensor, aliases: Sequence[tuple[int, int, int]]) -> None:
+def mix_aliases(embedding: Tensor, aliases: Sequence[Sequence[int]]) -> None:
     """Start the rows of aliases [V, d] from those of the space and the mark that each stands for.
 
     `aliases` are (alias, space, mark); the mix has the length of the mark's row (pg#2109).
@@ -108,5 +111,6 @@ def value_embedding(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig) ->
     """Return the value embedding [B, T, kv], not scaled for a layer; None without a table."""
     if not config.value_embedding_layers:
         return None
+    # as for bigrams: a narrow table and one product
     looked_up = F.embedding(tokens_BT, tensors["value_table"])
     return tensors["value_scale"] * F.linear(looked_up, tensors["value_proj"])

@@ -31,7 +31,9 @@ def head_input(lanes: Lanes, head: Head) -> Tensor:
     if len(lanes) == 1:
         return norm(lanes[0])
     if head.lane_merge is not None:
+        # m a + (1 - m) b
         return norm(torch.lerp(lanes[1], lanes[0], head.lane_merge))
+    # as published; the norm undoes the half
     return norm((lanes[0] + lanes[1]) / 2)
 
 
@@ -44,6 +46,7 @@ def lanes_nll(
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
     """Return cap * tanh(z / cap) of z = hidden [..., d] embedding^T, float32 [..., V]."""
+    # the cap, and the exponentials of the loss, are float32: bfloat16 has 8 bits for logits near 30
     z = F.linear(hidden, head.embedding).float()
     if head.adapter is not None:
         # in float32: compiled code may round a sum in bfloat16 for one of its readers and not for
@@ -51,6 +54,7 @@ def head_logits(hidden: Tensor, head: Head) -> Tensor:
         z = z + low_rank(hidden, head.adapter)[0].float()
     if head.sides is None:
         return head.softcap * torch.tanh(z / head.softcap)
+    # one cap for each sign, so that likely and unlikely tokens saturate apart
     above, below = head.sides
     cap = torch.where(z > 0, above, below)
     return cap * torch.tanh(z / cap)

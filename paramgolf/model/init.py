@@ -72,8 +72,10 @@ def orthogonal(G: Tensor) -> Tensor:
     G is [n, rows, cols]. As torch.nn.init.orthogonal_: Q of the QR factorization, with the signs
     that make it uniform.
     """
+    # QR of a tall matrix gives orthonormal columns; of a wide one its transpose is taken
     wide = G.shape[-2] < G.shape[-1]
     Q, R = torch.linalg.qr(G.mT if wide else G)
+    # LAPACK chooses the signs of R's diagonal; made positive, Q is uniform (Haar)
     Q = Q * R.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     rows: Tensor = Q.mT if wide else Q
     return rows.contiguous()

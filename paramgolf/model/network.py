@@ -123,6 +123,7 @@ class Network(nn.Module):
             values = initial_parameters(config, vocab_size, seed, device or torch.device("cpu"))
         for name, tensor in values.items():
             self.register_parameter(name, nn.Parameter(tensor))
+        # frozen parameters never learn, whoever switches gradients on and off
         self.requires_grad_()
 
     def requires_grad_(self, requires_grad: bool = True) -> Network:
@@ -133,6 +134,7 @@ class Network(nn.Module):
 
     def with_backend(self, backend: Backend) -> Network:
         """Return a network that computes by `backend`, with the same parameters (not copies)."""
+        # shallow: both networks hold one dictionary of parameters
         other = copy.copy(self)
         other.backend, other._frozen = backend, None
         return other
@@ -148,6 +150,7 @@ class Network(nn.Module):
             for name in ("up", "down"):
                 matrices = self.get_parameter(name)
                 for i, layer in enumerate(repeated_layers(self.config)):
+                    # they begin as copies and learn apart from then on
                     matrices[self.config.layers + i].copy_(matrices[layer])
 
     def nll(
@@ -177,10 +180,13 @@ class Network(nn.Module):
         if isinstance(part, slice):
             lanes = tuple(x[:, part] for x in lanes)
         elif part is not None:
+            # one gather, whose gradient is one index_add
             lanes = tuple(x.index_select(1, part) for x in lanes)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
+            # the head runs once: of its dimension of virtual layers there is one
             adapter = Pair(*(x.to(self.backend.dtype)[:, 0] for x in options.adapters["head"]))
+        # the caps stay in float32, as the logits are
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         share = tensors.get("lane_merge")
         head = Head(tensors["embedding"], self.config.softcap, sides, adapter, share)
@@ -199,9 +205,11 @@ class Network(nn.Module):
             self._frozen = None
 
     def _cast(self) -> Tensors:
+        # cast once for many passes: a cast reads and writes all parameters
         if self._frozen is not None:
             return self._frozen
         parameters: Tensors = dict(self.named_parameters())
+        # of the float32 weights, as the quantizer will see them
         if self.backend.fake_quant is not None:
             rounded = (n for n in (*MATRICES, *PROJECTIONS) if n in parameters)
             parameters |= {n: self.backend.fake_quant(n, parameters[n]) for n in rounded}
@@ -216,6 +224,7 @@ class Network(nn.Module):
         if options.tap is not None:  # compiled code would not call it
             run, smear = block, smear_and_norm
         bos = BOS if self.config.bos_mask else NO_TOKEN
+        # x0 lives through the whole pass: every block may mix it into its lanes
         x0 = embed(tokens_BT, tensors, self.config, bos=bos, smear=smear)
         shared = self._shared_context(x0, tokens_BT, options)
         values = value_embedding(tokens_BT, tensors, self.config)
@@ -223,12 +232,14 @@ class Network(nn.Module):
         adapters = self._cast_adapters(options.adapters, len(options.order))
         lanes: Lanes = (x0,)
         skips: list[Lanes] = []
+        # a copy for each reader, whose gradients are then summed at once
         copies = FanOut.apply(x0, len(options.order), self.backend.add)  # type: ignore[no-untyped-call]
         virtual_layers = plan(self.config, options.order)
         for virtual, adapter, x0_copy in zip(virtual_layers, adapters, copies, strict=True):
             weights = rows.of(virtual)
             context = self._layer_context(virtual, shared, values, tensors, options)
             context = context._replace(x0=x0_copy, adapters=adapter)
+            # of the newest visit of layer 0, where an order repeats it
             if self.config.value_residual and virtual.layer == 0:
                 shared = shared._replace(first_values=self._first_values(lanes, weights, context))
             if virtual.skip_row is not None and skips:
@@ -244,6 +255,7 @@ class Network(nn.Module):
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
         longest, length = options.document_tokens, x0.shape[1]
+        # no position attends further back than its row, its document or its window
         sight = [n for n in (length, longest, options.window) if n is not None]
         cos, sin = rotary_table(
             length,
@@ -271,6 +283,7 @@ class Network(nn.Module):
             context = context._replace(segments=segments.within(virtual.window))
         if virtual.value_row is not None:
             assert values is not None
+            # one table for all layers, at a strength of its own in each
             scale = tensors["value_layer_scale"][virtual.value_row]
             context = context._replace(value_embedding=scale * values)
         if options.tap is not None:
@@ -283,6 +296,7 @@ class Network(nn.Module):
         """Return the adapters of each virtual layer of an order, in the compute dtype."""
         if adapters is None:
             return [None] * length
+        # unbind once per pass, as for the weights, instead of a slice per layer
         split = {
             name: [x.to(self.backend.dtype).unbind(1) for x in pair]
             for name, pair in adapters.items()
@@ -295,6 +309,7 @@ class Network(nn.Module):
 
     def _first_values(self, lanes: Lanes, weights: Weights, context: Context) -> Tensor:
         """Return the raw values of layer 0 [B, T, K, D], which later layers mix into theirs."""
+        # the tap sees this product when the block itself runs it
         plain = context._replace(first_values=None, tap=None)
         _, n = mix_and_norm(lanes[0], weights, plain, self._kind_base())
         adapted = adapter_outputs(n, weights, plain.adapters)
@@ -354,7 +369,9 @@ class _Rows:
             for name, tensor in tensors.items()
             if name in Weights._fields and name != "norm_scale"
         }
+        # some parameters have rows for the parallel layers alone
         self._first_parallel = config.parallel_start
+        # 1 / sqrt(layer + 1): what deeper layers read is smaller, and so is what they add
         slots = torch.arange(1, len(tensors["attn_scale"]) + 1, device=tensors["qkv"].device)
         scale = slots.float().rsqrt() if config.layer_scale else torch.ones_like(slots).float()
         self._rows["norm_scale"] = scale.unbind(0)

@@ -52,6 +52,7 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
     (pg#1204) scales, gains and the value embedding go by the position in the order instead of the
     physical layer; so does XSA, by that in the longest order, in all phases of training.
     """
+    # a U-Net in depth: the last encoder output meets the first decoder layer
     encoder = len(config.encoder(order))
     skips = 0 if config.skips == "none" else min(encoder, config.skip_count)
     lanes = config.parallel not in ("none", "single")
@@ -61,6 +62,7 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
     for position, layer in enumerate(order):
         slot = position if config.virtual_scalars else layer
         parallel = config.parallel != "none" and layer >= config.parallel_start
+        # skips may end where the lanes part (pg#1296)
         parted = lanes and any(earlier.parallel for earlier in virtual_layers)
         again, takes_part = layer in seen, layer not in seen or config.repeat_skips
         dropped = parted and not config.lane_skips
@@ -75,6 +77,7 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
                 push=takes_part and row < 0,
                 skip_row=row if takes_part and 0 <= row < skips and not dropped else None,
                 attention=config.first_attention or layer > 0,
+                # not by the position in this order: a layer is exclusive in all phases or in none
                 xsa=slot >= config.slots - config.xsa_layers,
                 value_row=values.index(slot) if slot in values else None,
                 parallel=parallel,

@@ -17,6 +17,7 @@ def straight_through(w: Tensor, bits: int) -> Tensor:
     The gradient is passed on as if nothing had been rounded (the straight-through estimator).
     """
     rounded = _round(w, bits)
+    # the value is `rounded`; the gradient is that of w alone
     return w + (rounded - w).detach()
 
 
@@ -27,6 +28,7 @@ def soft_round(w: Tensor, bits: int, sharpness: float) -> Tensor:
     """
     scale = _scale(w, bits)
     z = w / scale
+    # the grid point below, and how far z is on the way to the next one
     below = z.detach().floor()
     return (below + torch.sigmoid(sharpness * (z - below - 0.5))) * scale
 
@@ -38,6 +40,7 @@ def _round(w: Tensor, bits: int) -> Tensor:
 
 def _scale(w: Tensor, bits: int) -> Tensor:
     """Return the step of each row [..., 1]; it is held fixed when gradients are taken."""
+    # symmetric: the lowest of the 2^bits integers is not used
     limit = 2 ** (bits - 1) - 1
     step: Tensor = (w.detach().abs().amax(-1, keepdim=True) / limit).clamp_min(1e-12)
     return step

@@ -67,6 +67,7 @@ class Muon:
 
         `during_gather` is called while updates are gathered; it must leave these parameters alone.
         """
+        # all groups are under way before the first is waited for
         begun = []
         for names in self._groups():
             stack = torch.cat([self._direction(name, momentum) for name in names])
@@ -84,6 +85,7 @@ class Muon:
 
         The largest group comes first: the others' iterations take longer than to gather it.
         """
+        # (rows, cols) sorted: a matrix and another one's transpose go in one stack
         groups: dict[tuple[int, ...], list[str]] = {}
         for name, p in self._parameters.items():
             if p.grad is None:  # no pass uses it yet
@@ -100,14 +102,17 @@ class Muon:
         buffer, found = self.momentum[name], self._parameters[name].grad
         assert found is not None
         grad = _stack(found).to(buffer.dtype)
+        # the buffer is a sum, not a mean: the iteration divides its length out anyway
         buffer.mul_(momentum).add_(grad)
         direction = grad.add(buffer, alpha=momentum)
         if self._normalize_rows:
             length = direction.norm(dim=-1, keepdim=True)
             floor = torch.full_like(length, self._row_floor**0.5)
+            # hypot(|row|, sqrt(floor)) is sqrt(|row|^2 + floor)
             direction /= torch.hypot(length, floor).clamp_min(1e-7)
         if direction.shape[-2] > direction.shape[-1]:
             direction = direction.mT
+        # bfloat16 on a GPU: tensor cores, and half of what is gathered
         return direction.to(self._runtime.compute_dtype)
 
     def _orthogonalize(self, G: Tensor) -> tuple[Tensor, dist.Work | None]:
@@ -118,6 +123,7 @@ class Muon:
         runtime = self._runtime
         if runtime.world == 1:
             return orthogonalize(G, self._polynomials), None
+        # ceil(n / processes): equal parts, as the collective wants them; the last may be padding
         each = -(-len(G) // runtime.world)
         part = G[each * runtime.rank : each * (runtime.rank + 1)]
         padded = G.new_zeros(each, *G.shape[1:])
@@ -130,6 +136,7 @@ class Muon:
         if rows > cols:  # it was iterated as its transpose
             update = update.mT
         update = update.reshape(p.shape)
+        # a tall matrix has its updates scaled up: U V^T has rows of length sqrt(cols / rows) then
         p.mul_(1 - lr * decay).add_(update.to(p.dtype), alpha=-lr * max(1, rows / cols) ** 0.5)
 
 

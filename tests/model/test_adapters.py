@@ -160,9 +160,12 @@ def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
 
 def test_keep_and_renew(tiny_model):
     config = tiny_model()
-    adapters = live_set(config, config.orders[-1], ["k", "head"], rows=3)
+    order, targets = config.orders[-1], ["k", "head"]
+    shapes = adapter_shapes(config, VOCAB, order, targets)
+    cpu = torch.device("cpu")
+    fresh = AdapterSet(shapes, rank=3, alpha=6.0, rows=1, seed=2, device=cpu).a
+    adapters = live_set(config, order, targets, rows=3)
     before = {name: a.detach().clone() for name, a in adapters.a.items()}
-    fresh = {name: a.clone() for name, a in adapters._fresh.items()}
     places = {name: a.data_ptr() for name, a in adapters.a.items()}
     adapters.keep(2)
     assert adapters.rows == 2

@@ -35,10 +35,12 @@ def _rotated(x, partner, cos, sin, sign, token, channel, length, HALF: tl.conste
     x and partner are tiles [TOKENS, WIDE], cos and sin [length, HALF]; channels from 2 HALF on do
     not turn (cos 1, sin 0).
     """
+    # all tokens, and the first channels alone
     turning = (token >= 0)[:, None] & (channel < 2 * HALF)[None, :]
     at = (token % length)[:, None] * HALF + (channel % HALF)[None, :]
     c = tl.load(cos + at, mask=turning, other=1.0)
     s = tl.load(sin + at, mask=turning, other=0.0)
+    # (x1, x2) -> (x1 cos + x2 sin, x2 cos - x1 sin): the second of a pair has the other sign
     return x * c + partner * s * tl.where(channel < HALF, sign, -sign)[None, :]
 
 
@@ -64,12 +66,15 @@ def _forward(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     channel = tl.arange(0, WIDE)
     live = (token < tokens)[:, None] & (channel < D)[None, :]
+    # a row of qkv holds all heads of a token, one after another
     row = qkv + (token * ((H + 2 * K) * D) + head * D)[:, None]
     x = tl.load(row + channel[None, :], mask=live, other=0.0).to(tl.float32)
     if head >= H + K:
+        # a value head is copied: attention wants its heads dense
         at = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
         tl.store(v + at, x, mask=live)
     else:
+        # r of each token; channels beyond D are 0 and add nothing
         inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
         if HALF > 0:
             # the partners are in other threads' registers; to load them again hits the cache
@@ -78,6 +83,7 @@ def _forward(
             x = _rotated(x, partner, cos, sin, 1.0, token, channel, length, HALF)
         if head < H:
             at = (token * (H * D) + head * D)[:, None] + channel[None, :]
+            # the gain is the head's, so it too is one factor of the row
             tl.store(q + at, x * inverse * tl.load(gain + head).to(tl.float32), mask=live)
         else:
             at = (token * (K * D) + (head - H) * D)[:, None] + channel[None, :]
@@ -101,12 +107,14 @@ def _backward(
     at = (token * ((H + 2 * K) * D) + head * D)[:, None] + channel[None, :]
     if head >= H + K:
         source = (token * (K * D) + (head - H - K) * D)[:, None] + channel[None, :]
+        # the two readers of v; added here, they cost no pass of their own
         g = tl.load(dv + source, mask=live, other=0.0).to(tl.float32)
         g += tl.load(dv_xsa + source, mask=live, other=0.0).to(tl.float32)
         tl.store(d_qkv + at, g, mask=live)
     else:
         x = tl.load(qkv + at, mask=live, other=0.0).to(tl.float32)
         inverse = tl.rsqrt(tl.sum(x * x, 1) / D + EPSILON)[:, None]
+        # e, as forward had it
         unit = x * inverse
         if head < H:
             row = dq + (token * (H * D) + head * D)[:, None]
@@ -116,10 +124,14 @@ def _backward(
         if HALF > 0:
             other = _partner(channel, HALF)
             partner = tl.load(row + other[None, :], mask=live, other=0.0).to(tl.float32)
+            # R_t^T dy: the gradient is turned back by the angles that forward turned by
             g = _rotated(g, partner, cos, sin, -1.0, token, channel, length, HALF)
         if head < H:
+            # dg sums over every token: a part from each program, in a place of its own, and no
+            # atomics
             tl.store(partial + tl.program_id(0) * H + head, tl.sum(tl.sum(g * unit, 1), 0))
             g *= tl.load(gain + head).to(tl.float32)
+        # g is de by now; what of it lies along e would change the length, which the norm undoes
         along = (tl.sum(g * unit, 1) / D)[:, None]
         tl.store(d_qkv + at, inverse * (g - unit * along), mask=live)
 

@@ -29,6 +29,7 @@ class Compilations:
 
     def begin(self, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Begin to compile a kernel for such arguments, load it and build its launcher."""
+        # a kernel is compiled anew for arguments of 1 and of multiples of 16
         if any(isinstance(x, torch.SymInt) for x in args):
             return  # which kernel it is depends on the number
         args = tuple(getattr(x, "dtype", x) for x in args)  # of tensors; descriptors stay

@@ -30,10 +30,13 @@ WIDEST = 65_536  # vocabulary that one program holds in its registers
 @triton.jit
 def _capped(z, above, below, per_nat: tl.constexpr):
     """Return p c tanh(z / c) and the tanh, with p = per_nat; `above` and `below` are p c."""
+    # two caps make the head asymmetric (pg#1923); a symmetric one comes as twice the same
     cap = tl.where(z > 0, above, below)
+    # 2 p^2 / (p c) z = 2 p z / c: the exponent of e^(2 z / c) in powers of two
     power = tl.exp2(
         z * tl.where(z > 0, 2 * per_nat * per_nat / above, 2 * per_nat * per_nat / below)
     )
+    # tanh; a power that overflows gives 1, one that vanishes -1
     bent = 1.0 - 2.0 / (power + 1.0)
     return cap * bent, bent
 
@@ -49,6 +52,7 @@ def _losses(
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
     """
+    # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDE)
     here = logits + row * vocab
@@ -59,15 +63,18 @@ def _losses(
     # pass to look for it. Powers stay above 2^-126 for caps below 43 (2 * 43 * 1.44 = 124).
     top = tl.maximum(above, below)
     target = tl.load(targets + row).to(tl.int32)
+    # l_t, read apart: to pick it out of the row would be a sum over the row
     chosen, _ = _capped(tl.load(here + target).to(tl.float32), above, below, per_nat)
     z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
     capped, bent = _capped(z, above, below, per_nat)
     weights = tl.exp2(capped - top)
+    # beyond the vocabulary z reads 0, whose weight is not 0
     if not EXACT:
         weights = tl.where(live, weights, 0.0)
     total = tl.sum(weights, 0)
     tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
     if GRADIENT:
+        # softmax - [j = t], then through the cap
         gradient = weights * (1.0 / total) - tl.where(column == target, 1.0, 0.0)
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
 
@@ -76,6 +83,7 @@ def _losses(
 def _nll(
     hidden: Tensor, embedding: Tensor, caps: Tensor, targets: Tensor, gradient: bool
 ) -> tuple[Tensor, Tensor]:
+    # in the compute dtype, as head_logits has them
     logits = F.linear(hidden, embedding)
     rows, _ = hidden.shape  # len would fix what may be a symbol
     nll = hidden.new_empty(rows, dtype=torch.float32)
@@ -86,6 +94,7 @@ def _nll(
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
+    # an operator returns tensors; an empty one stands for none
     return nll, logits if gradient else logits.new_empty(0)
 
 
@@ -98,6 +107,7 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, d_nll, _):  # type: ignore[no-untyped-def]
     hidden, embedding, gradients = ctx.saved_tensors
+    # G is of a weight of 1: the chain rule's factor is a scalar per token
     weight = d_nll[:, None]
     d_hidden = (gradients @ embedding) * weight
     d_embedding = gradients.T @ (hidden * weight).to(hidden.dtype)
@@ -109,11 +119,13 @@ _nll.register_autograd(_differentiate, setup_context=_save)
 
 def nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """As head_nll, which serves where an adapter or learning caps need its gradients."""
+    # what the kernel has no gradient for: an adapter's product, and caps that learn
     learning_caps = head.sides is not None and head.sides.requires_grad
     if head.adapter is not None or learning_caps or len(head.embedding) > WIDEST:
         return head_nll(hidden, targets, head)
     caps = head.sides
     if caps is None:
+        # a tensor, not a number: it would be compiled into the kernel
         caps = torch.full((2,), head.softcap, dtype=torch.float32, device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
     losses = _nll(flat, head.embedding, caps, targets.flatten(), torch.is_grad_enabled())[0]

@@ -40,6 +40,7 @@ def _term(pointer, coefficients, index: tl.constexpr, mixed: tl.constexpr, at, c
     """Load a tile of one term x_i [ROWS, WIDTH], float32; return it and c_i x_i."""
     t = tl.load(pointer + at, mask=live, other=0.0).to(tl.float32)
     if mixed:
+        # a coefficient per channel serves all rows of the tile: it stays in the cache
         return t, t * tl.load(coefficients + index * width + column, mask=column < width)[None, :]
     return t, t
 
@@ -76,12 +77,14 @@ def _forward(
     at = row[:, None] * width + column[None, :]
     live = (row < rows)[:, None] & (column < width)[None, :]
     _, _, _, u = _sum(x, y, z, coefficients, at, column, live, width, TERMS, MIXED)
-    u = u.to(normed.dtype.element_ty)  # n is the norm of what the next layer will read
+    # rounded before the norm, so that n is the norm of what the next layer will read
+    u = u.to(normed.dtype.element_ty)
     if KEEP:
         tl.store(sums + at, u, mask=live)
     u = u.to(tl.float32)
     inverse = tl.rsqrt(tl.sum(u * u, 1) / width + EPSILON)
     tl.store(inverses + row, inverse, mask=row < rows)
+    # s joins r: one factor per token
     tl.store(normed + at, u * (inverse * tl.load(scale))[:, None], mask=live)
 
 
@@ -89,6 +92,7 @@ def _forward(
 def _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP: tl.constexpr):
     """Return du = r (s dn - e mean(s dn * e)) + du' of a tile, with e = `unit`, r = `inverse`."""
     dn = tl.load(d_normed + at, mask=live, other=0.0).to(tl.float32) * tl.load(scale)
+    # the mean runs over all of a row, which is why a program has whole rows
     du = inverse[:, None] * (dn - unit * (tl.sum(dn * unit, 1) / width)[:, None])
     if KEEP:
         du += tl.load(d_sums + at, mask=live, other=0.0).to(tl.float32)
@@ -116,8 +120,10 @@ def _backward(
         row = first + tl.arange(0, ROWS)
         at = row[:, None] * width + column[None, :]
         live = (row < rows)[:, None] & inside[None, :]
+        # u again, from the terms; r is kept, as its sum over the row would delay all that follows
         t0, t1, t2, u = _sum(x, y, z, coefficients, at, column, live, width, TERMS, True)
         inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
+        # e of u as it was rounded in forward
         unit = u.to(dx.dtype.element_ty).to(tl.float32) * inverse[:, None]
         du = _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP)
         tl.store(dx + at, du * tl.load(coefficients + column, mask=inside)[None, :], mask=live)
@@ -130,6 +136,7 @@ def _backward(
             c = tl.load(coefficients + 2 * width + column, mask=inside)[None, :]
             tl.store(dz + at, du * c, mask=live)
             a2 += du * t2
+    # once per program: its rows are added up, and the parts leave their registers
     base = partial + tl.program_id(0) * TERMS * width + column
     tl.store(base, tl.sum(a0, 0), mask=inside)
     if TERMS > 1:
@@ -149,6 +156,7 @@ def _norm_backward(
     at = row[:, None] * width + column[None, :]
     live = (row < rows)[:, None] & (column < width)[None, :]
     inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
+    # e = n / s
     unit = tl.load(normed + at, mask=live, other=0.0).to(tl.float32) / tl.load(scale)
     du = _into_sum(unit, inverse, scale, d_sums, d_normed, at, live, width, KEEP)
     tl.store(dx + at, du, mask=live)

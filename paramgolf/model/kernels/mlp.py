@@ -50,6 +50,7 @@ def _finish(product, a_tiles, out_tiles, row, column, slope, BACKWARD: tl.conste
     else:
         positive = product > 0
         activated = tl.where(positive, 1.0, slope * slope) * product * product
+        # rounding by hand, on the float's bits
         bits = activated.to(tl.int32, bitcast=True)
         # a bfloat16 is the upper half of a float32. Of those whose lowest bit is 1 (z > 0), or 0,
         # the nearest: neighbors are 2^17 apart, in units of the float32's last place
@@ -68,10 +69,12 @@ def _product(
     there. Arguments *_tiles are descriptors of tiles. There are as many programs as processors, and
     each takes every num_programs-th tile, the next one's loads overlapping the last one's writes.
     """
+    # tiles that share rows of x are neighbors, and run at one time: they find x in the cache
     across = tl.cdiv(columns, N)
     tiles = tl.cdiv(rows, M) * across
     for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = tile // across * M, tile % across * N
+        # float32 sums of products of bfloat16, as the tensor cores make them
         total = tl.zeros((M, N), tl.float32)
         for k in range(tl.cdiv(inner, K)):
             x = x_tiles.load([row, k * K])
@@ -79,6 +82,7 @@ def _product(
                 total = tl.dot(x, w_tiles.load([k * K, column]), total)
             else:
                 total = tl.dot(x, w_tiles.load([column, k * K]).T, total)
+        # columns n and n + N / 2 side by side, so that split tells the halves of the tile apart
         left, right = tl.split(tl.permute(tl.reshape(total, (M, 2, N // 2)), (0, 2, 1)))
         _finish(left, a_tiles, out_tiles, row, column, slope, BACKWARD)
         _finish(right, a_tiles, out_tiles, row, column + N // 2, slope, BACKWARD)
@@ -95,6 +99,7 @@ def _run(
     columns = out.shape[1]
     w_tile = (TILE["K"], TILE["N"]) if backward else (TILE["N"], TILE["K"])
 
+    # one program per processor: registers and shared memory leave no room for a second
     def programs(_: object) -> tuple[int]:
         processors = torch.cuda.get_device_properties(x.device).multi_processor_count
         return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
@@ -127,6 +132,7 @@ def _mlp(
     activated = flat.new_empty(flat.shape[0], len(up))  # not len: it may be a symbol
     _run(flat, up, activated, activated, slope, backward=False)
     if residual:
+        # u + a down^T, written over u
         total.view(flat.shape).addmm_(activated, down.T)
     else:
         total = F.linear(activated, down).view(n.shape)
@@ -153,10 +159,12 @@ def _differentiate(ctx, d_out, d_n, *_):  # type: ignore[no-untyped-def]
     *mixed, up, down, n, activated = ctx.saved_tensors
     dy, flat = (t.reshape(-1, t.shape[-1]) for t in (d_out, n))
     dz = _hidden_gradient(dy, down, activated, ctx.slope)
+    # dn, and below what the block makes of n besides: attention in the parallel forms
     through = (dz @ up).view(n.shape)
     if d_n is not None:
         through = through + d_n
     d_mixed = mix_backward(ctx, mixed, d_out, through)
+    # in the order of _mlp's inputs: terms, coefficients, scale, up, down, slope, residual
     return *d_mixed, None, dz.T @ flat, dy.T @ activated, None, None
 
 

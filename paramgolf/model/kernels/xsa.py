@@ -30,8 +30,10 @@ def _direction(v, at, live, TINY: tl.constexpr, XSA: tl.constexpr, ITEMS: tl.con
     """Load a tile of values [ITEMS, D], and return their directions w and 1 / |v|."""
     if XSA:
         x = tl.load(v + at, mask=live, other=0.0).to(tl.float32)
+        # as torch.nn.functional.normalize has it: a value of 0 has the direction 0
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), TINY)
         return x * inverse[:, None], inverse
+    # gates alone: no direction is read, and the compiler drops it
     return tl.zeros((ITEMS, at.shape[1]), tl.float32), tl.zeros((ITEMS,), tl.float32)
 
 
@@ -51,6 +53,7 @@ def _forward(
     live = (item < items)[:, None] & (channel < D)[None, :]
     unit, _ = _direction(v, item[:, None] * D + channel[None, :], live, TINY, XSA, ITEMS)
     for g in tl.static_range(GROUP):
+        # query head g of the group of this value
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
         x = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
         if XSA:
@@ -74,6 +77,7 @@ def _backward(
     live = (item < items)[:, None] & (channel < D)[None, :]
     value_at = item[:, None] * D + channel[None, :]
     unit, inverse = _direction(v, value_at, live, TINY, XSA, ITEMS)
+    # dw, of all heads of the group: they are visited by this program, one after another
     d_unit = tl.zeros((ITEMS, WIDE), tl.float32)
     for g in tl.static_range(GROUP):
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
@@ -81,16 +85,19 @@ def _backward(
         dx = tl.load(d_out + at, mask=live, other=0.0).to(tl.float32)
         along = tl.sum(x * unit, 1)[:, None]
         if GATED:
+            # z, for the gate's gradient, before dx becomes dz
             kept = x - along * unit
             here = gate + item * GROUP + g
             tl.store(d_gate + item * GROUP + g, tl.sum(dx * kept, 1), mask=item < items)
             dx *= tl.load(here, mask=item < items, other=0.0).to(tl.float32)[:, None]
         if XSA:
+            # da; dx is dz here
             d_along = -tl.sum(dx * unit, 1)[:, None]
             d_unit += d_along * x - along * dx
             dx += d_along * unit
         tl.store(dy + at, dx, mask=live)
     if XSA:
+        # the direction's derivative; see the module
         d_value = (d_unit - unit * tl.sum(d_unit * unit, 1)[:, None]) * inverse[:, None]
         tl.store(dv + value_at, d_value, mask=live)
 
