@@ -1,4 +1,4 @@
-"""Seconds that count against a budget, and seconds since the process was started."""
+"""Seconds that count against a budget, and seconds since the command was started."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from pathlib import Path
 
 START_VARIABLE = "PARAMGOLF_START_TIME"
 _START_FIELD = 19  # of /proc/self/stat after the name: start time in clock ticks since boot
+_waits: list[float] = []  # seconds of this process that count against no budget
 
 
 def start_time() -> float:
-    """Return when the command started, seconds since boot.
+    """Return when the command started, seconds since boot; what `leave_out` was told is not in it.
 
-    That is when this process started, or what `pass_on_start_time` left in the environment: a
-    launcher's processes count from the launcher. Where /proc is absent, now.
+    That is when this process started, or its launcher, which `pass_on_start_time` left in the
+    environment. A launcher starts before its processes: a time that is no earlier than this
+    process's own was left by nobody, or by somebody who would have the seconds look fewer.
     """
-    if START_VARIABLE in os.environ:
-        return float(os.environ[START_VARIABLE])
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return _now()
-    return int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
+    started = _process_start()
+    with contextlib.suppress(KeyError, ValueError):
+        passed = float(os.environ[START_VARIABLE])
+        if 0 <= passed <= started:  # false of what is no number, too
+            started = passed
+    return started + sum(_waits)
 
 
 def pass_on_start_time() -> None:
@@ -32,9 +33,23 @@ def pass_on_start_time() -> None:
     os.environ[START_VARIABLE] = str(start_time())
 
 
+def leave_out(seconds: float) -> None:
+    """Count `seconds` that have passed in this process, waiting for a GPU, against no budget."""
+    _waits.append(seconds)
+
+
 def seconds_since_start() -> float:
     """Return the seconds since the command started, imports and launcher included."""
     return _now() - start_time()
+
+
+def _process_start() -> float:
+    """Return when this process started, seconds since boot; now, where Linux does not tell."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        return _now()
+    return int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
 
 
 def _now() -> float:

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from paramgolf.clock import START_VARIABLE, start_time
+from paramgolf.clock import leave_out
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
@@ -39,7 +39,7 @@ def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
     wanted = config.processes if processes is None else processes
     before = time.monotonic()
     taken = take(devices, wanted or len(devices), slot_folder())
-    os.environ[START_VARIABLE] = str(start_time() + time.monotonic() - before)
+    leave_out(time.monotonic() - before)
     os.environ[VISIBLE] = ",".join(taken)
 
 

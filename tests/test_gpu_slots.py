@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from paramgolf import gpu_slots
-from paramgolf.clock import START_VARIABLE, start_time
+from paramgolf.clock import start_time
 from paramgolf.errors import ParamGolfError
 from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
@@ -72,8 +72,8 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo the variables that take_gpus leaves for the process; its locks lie in tmp_path."""
-    for name in (gpu_slots.VISIBLE, START_VARIABLE, "RANK"):
+    """Undo the variable that take_gpus leaves for the process; its locks lie in tmp_path."""
+    for name in (gpu_slots.VISIBLE, "RANK"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.01)

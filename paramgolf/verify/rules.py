@@ -90,7 +90,8 @@ def evaluation_time(run: Evidence) -> Verdict:
     limit = run.limits.eval_seconds
     seconds = {stage: run.get(stage, "seconds") for stage in EVALUATORS}
     parts = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
-    return Verdict(max(seconds.values()) <= limit, f"{parts}; limit {limit:g} s each")
+    passed = all(0 < value <= limit for value in seconds.values())
+    return Verdict(passed, f"{parts}; limit {limit:g} s each")
 
 
 def evaluators_read(run: Evidence) -> Verdict:

@@ -63,6 +63,7 @@ def test_a_run_that_keeps_every_rule(tmp_path, capsys):
         ("R1", {"package": {"bytes_total": 577_999}}),  # code and weights do not add up to it
         ("R2", {"train": {"train_seconds": 594.0}}),  # 6.25 s of calibration take it over
         ("R3", {"eval_ttt": {"seconds": 600.5}}),
+        ("R3", {"eval_sliding": {"seconds": -40.0}}),  # a start that was given, not measured
         ("R4", {"eval_ttt": {"train_tokens_read": 2_000_000}}),  # n-grams of training text
         ("R5", {"audit": {"train_val_overlap": 1}}),
         ("R6", {"eval_sliding": {"probe": {**PROBE, "causal_error": 0.02}}}),
