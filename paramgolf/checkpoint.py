@@ -3,23 +3,30 @@
 DVC deletes a stage's outputs before it runs again, so they live under .resume/ of the project (of
 the original project, when DVC runs in a temporary copy). The folder's name is a hash of parameters,
 data and code: whatever differs starts afresh.
+
+A file begins with the SHA-256 of what follows. A run is resumed from exactly what was saved, or not
+at all: one flipped bit of a weight or a score would change the result without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import sys
 from importlib.abc import InspectLoader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 
 from paramgolf.code_hash import code_hash
 from paramgolf.files import atomic_open
+from paramgolf.progress import say
+
+DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def resume_key(*parts: object) -> str:
@@ -39,6 +46,21 @@ def _source(module: str) -> str:
     return loader.get_source(module) or ""
 
 
+class _Hashed:
+    """A file that hashes what is written to it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
 class Checkpoint:
     """One file that holds the newest state of a run."""
 
@@ -50,13 +72,26 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Write `state` atomically: a crash leaves the checkpoint before it whole."""
         with atomic_open(self.path) as file:
-            torch.save(state, file)
+            file.write(bytes(DIGEST_BYTES))
+            body = _Hashed(file)
+            torch.save(state, cast(IO[bytes], body))
+            file.seek(0)
+            file.write(body.hash.digest())
 
-    def load(self, device: torch.device) -> dict[str, Any] | None:
-        """Return the newest state, tensors on `device`, or None when there is none."""
+    def load(self, device: torch.device, *, tell: bool = True) -> dict[str, Any] | None:
+        """Return the newest state, tensors on `device`, or None when there is none.
+
+        A file that is not as it was written counts as none; `tell` says so.
+        """
         if not self.path.is_file():
             return None
-        state: dict[str, Any] = torch.load(self.path, map_location=device, weights_only=True)
+        content = memoryview(self.path.read_bytes())
+        digest, body = content[:DIGEST_BYTES], content[DIGEST_BYTES:]
+        if hashlib.sha256(body).digest() != digest:
+            if tell:
+                say(f"{self.path} is damaged: the run begins afresh")
+            return None
+        state: dict[str, Any] = torch.load(io.BytesIO(body), device, weights_only=True)
         return state
 
     def remove(self) -> None:

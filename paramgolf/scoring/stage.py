@@ -136,13 +136,21 @@ class SavedEvaluation:
         self._own = [Checkpoint(stage, f"{key}-{runtime.rank}-{turn}") for turn in (0, 1)]
         self._saves = 0
         self._last, self._wait = time.monotonic(), SECONDS
-        cpu = torch.device("cpu")
-        self.state: State | None = self._shared.load(cpu)
-        self.own: State = {}
+        self.state: State | None
+        self.own: State
+        self.state, self.own = self._load()
         if self.state is not None:
             self._saves = self.state["saves"]
-            if self.state["own"]:
-                self.own = self._own[self._saves % 2].load(cpu) or {}
+
+    def _load(self) -> tuple[State | None, State]:
+        """Return the common and the own state; all processes find one, or none does."""
+        cpu, own = torch.device("cpu"), None
+        shared = self._shared.load(cpu, tell=self._runtime.is_main)
+        if shared is not None and self._runtime.rank in shared["owners"]:
+            own = self._own[shared["saves"] % 2].load(cpu)
+            shared = shared if own is not None else None
+        lost = torch.tensor(float(shared is None), device=self._runtime.device)
+        return (None, {}) if self._runtime.sum(lost) else (shared, own or {})
 
     def save(self, make: Callable[[], tuple[State, State]]) -> None:
         """Save what `make` returns, the common and the own state, if it is time; all call it."""
@@ -154,9 +162,11 @@ class SavedEvaluation:
         self._saves += 1
         if own:
             self._own[self._saves % 2].save(own)
-        self._runtime.barrier()
+        owners = torch.zeros(self._runtime.world, device=self._runtime.device)
+        owners[self._runtime.rank] = bool(own)
+        owners = self._runtime.sum(owners).nonzero().flatten()  # waits for all to have saved
         if self._runtime.is_main:
-            self._shared.save({**shared, "saves": self._saves, "own": bool(own)})
+            self._shared.save({**shared, "saves": self._saves, "owners": owners.tolist()})
         self._last = time.monotonic()
         self._wait = max(SECONDS, (self._last - begin) / SHARE)
 

@@ -87,7 +87,7 @@ class TrainingRun:
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the same parameters, data and code, if any."""
-        saved = self._checkpoint.load(self.runtime.device)
+        saved = self._checkpoint.load(self.runtime.device, tell=self.runtime.is_main)
         if saved is None:
             self._log.write({"event": "start", **environment(self.runtime)})
             return

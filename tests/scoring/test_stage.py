@@ -58,10 +58,10 @@ def finish(folder: Path, case: str, **options) -> tuple[str, np.ndarray, dict]:
     return (folder / "said").read_text(), np.array(table["nats"]), metrics
 
 
-def kill_once_saved(folder: Path, case: str, **options) -> None:
+def kill_once_saved(folder: Path, case: str, file: str = "*", **options) -> None:
     running = start(folder, case, pause=0.1, **options)
     deadline = time.monotonic() + 60
-    while not list(folder.glob(".resume/*/state.pt")):
+    while not list(folder.glob(f".resume/{file}/state.pt")):
         assert all(process.is_alive() for process in running)
         assert time.monotonic() < deadline
         time.sleep(0.005)
@@ -111,6 +111,21 @@ def test_another_evaluation_starts_afresh(folder):
     (folder / "val_bytes_000000.bin").write_bytes(content)
     said, _, _ = finish(folder, "sgd")
     assert "resumed" not in said
+
+
+@pytest.mark.parametrize(("case", "file"), [("strided", "eval-*"), ("phases", "eval-*-0-?")])
+def test_a_damaged_file_is_said_and_the_evaluation_begins_afresh(folder, case, file):
+    _, whole, _ = finish(folder, case)
+    (folder / "artifacts").rename(folder / "before")
+    kill_once_saved(folder, case, file)
+    for path in folder.glob(f".resume/{file}/state.pt"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4  # one bit of a score or a weight
+        path.write_bytes(content)
+    said, nats, _ = finish(folder, case)
+    assert "is damaged: the run begins afresh" in said
+    assert "resumed" not in said
+    assert (nats == whole).all()
 
 
 def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
