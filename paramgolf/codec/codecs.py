@@ -36,6 +36,18 @@ def decompress(codec: Codec, data: bytes, size: int) -> bytes:
     return content
 
 
+def work(codec: Codec, data: bytes, size: int) -> int:
+    """Return what decompressing `data` to `size` bytes takes, in units of some 10 ns of one core.
+
+    A unit is an integer of a long row of rans. Nothing is decompressed.
+    """
+    if codec == "rans":
+        from paramgolf.codec.rans import decoding_work  # see packing/code.py
+
+        return decoding_work(data)
+    return len(data) * (4 if codec == "lzma" else 1) + size // 4
+
+
 def _brotli(data: bytes, size: int) -> tuple[bytes, bool]:
     """Return up to `size` + 1 bytes and whether the stream ended there: one more tells a bomb."""
     decoder = brotli.Decompressor()

@@ -11,7 +11,7 @@ import json
 import math
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.codec.codecs import Codec, decompress, unshuffle
+from paramgolf.codec.codecs import Codec, decompress, unshuffle, work
 from paramgolf.codec.dequantize import restore
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig
@@ -32,10 +32,15 @@ VERSION = 2
 PREFIX = struct.Struct("<8sI32sI")  # magic, version, SHA-256 of all that follows it, header bytes
 DIGEST_FROM = 44  # where the bytes that the SHA-256 covers begin: after itself
 MAX_HEADER_BYTES = 2**16
-MAX_WEIGHTS = 2**28  # 1 GiB as float32; sixteen million bytes hold a few tens of millions
-MAX_FILE_BYTES = 4 * MAX_WEIGHTS
+# What a forged file with a right checksum may ask for: 256 MiB of float32, with all that decoding
+# needs besides less than 1 GiB, and 10 s of one core. Sixteen million bytes hold a few tens of
+# millions of weights, which take half of the work.
+MAX_WEIGHTS = 2**26
+MAX_FILE_BYTES = 2 * MAX_WEIGHTS + 2**20  # all weights as float16, uncompressed
+MAX_WORK = 800_000_000  # in units of codecs.work
 MAX_RANK = 64
 ITEM_BYTES = {"int8": 1, "float16": 2}
+CODE_BITS = {"finer": 3, "left": 2, "right": 4}  # parts of a parameter beside its integers
 FIX = "pack the model again: `dvc repro -f -s package`"
 
 
@@ -91,9 +96,21 @@ class Header:
             found = stored.get(name)
             if found is None or (found.dtype, found.shape) != expected.get(name):
                 yield "tensors", f"must hold {name} as {expected.get(name)}, found {found}"
-            elif (found.dtype == "int8") != (found.bits is not None and 2 <= found.bits <= 8):
-                yield "tensors", f"must give 2..8 bits to integers alone, found {found}"
+            elif found.bits not in possible_bits(found):
+                words = " or ".join(str(bits) for bits in possible_bits(found))
+                yield "tensors", f"must give {words} as bits of {name}, found {found.bits}"
         yield from self._stream_faults()
+
+    def correction_work(self) -> int:
+        """Return what low-rank corrections take: multiplications, of which 4 are a unit."""
+        left = [entry for entry in self.tensors if entry.name.endswith(".left")]
+        columns = {
+            entry.name: entry.shape[-1] for entry in self.tensors if entry.name.endswith(".right")
+        }
+        sizes = (
+            math.prod(e.shape) * columns.get(e.name.removesuffix("left") + "right", 0) for e in left
+        )
+        return sum(sizes) // 4
 
     def _stream_faults(self) -> Iterator[Fault]:
         sizes = [0] * len(self.streams)
@@ -114,6 +131,14 @@ class Package(NamedTuple):
     vocab_size: int
     sequence_length: int
     state: dict[str, Tensor]
+
+
+def possible_bits(entry: TensorEntry) -> tuple[int | None, ...]:
+    """Return the bits that a tensor may have."""
+    if entry.dtype == "float16":
+        return (None,)
+    kind = entry.name.rpartition(".")[2]
+    return (CODE_BITS[kind],) if kind in CODE_BITS else tuple(range(2, 9))
 
 
 def load_package(path: str | Path) -> Package:
@@ -199,14 +224,26 @@ def read_container(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
 def decode(content: bytes) -> tuple[Header, dict[str, Tensor]]:
     """Return the header and the stored tensors of a container's bytes."""
     header, start = _read_header(content)
+    parts: list[bytes] = []
+    for stream in header.streams:
+        parts.append(content[start : start + stream.bytes])
+        start += stream.bytes
+    refuse_too_much_work(header, parts)
     tensors: dict[str, Tensor] = {}
-    for i, stream in enumerate(header.streams):
-        stop = start + stream.bytes
-        raw = decompress(stream.codec, content[start:stop], stream.raw_bytes)
+    for i, (stream, data) in enumerate(zip(header.streams, parts, strict=True)):
+        raw = decompress(stream.codec, data, stream.raw_bytes)
         entries = [entry for entry in header.tensors if entry.stream == i]
         tensors |= _split(unshuffle(raw) if stream.shuffled else raw, entries)
-        start = stop
     return header, tensors
+
+
+def refuse_too_much_work(header: Header, parts: Sequence[bytes]) -> None:
+    """Refuse what would take a decoder much longer than any model of use; nothing is decoded."""
+    total = header.correction_work()
+    for stream, data in zip(header.streams, parts, strict=True):
+        total += work(stream.codec, data, stream.raw_bytes)
+    if total > MAX_WORK:
+        raise ParamGolfError("decoding would take too long", expected=MAX_WORK, found=total)
 
 
 def _read_header(content: bytes) -> tuple[Header, int]:
@@ -267,8 +304,9 @@ def _check_values(entry: TensorEntry, tensor: Tensor) -> None:
         return
     if entry.bits is not None:
         maximum = 2 ** (entry.bits - 1) - 1
-        corrects = entry.name.endswith(("left", "right"))  # these alone use the lowest value
-        if int(tensor.min()) < -maximum - corrects or int(tensor.max()) > maximum:
+        corrects = entry.name.endswith((".left", ".right"))  # these alone use the lowest value
+        least = 0 if entry.name.endswith(".finer") else -maximum - corrects
+        if int(tensor.min()) < least or int(tensor.max()) > maximum:
             raise ParamGolfError(f"{entry.name} leaves the range of {entry.bits} bits")
     elif not tensor.isfinite().all():
         raise ParamGolfError(f"{entry.name} holds values that are not finite")

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+AT_ONCE = 2**20  # weights whose correction is computed in float64
+
 
 def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return the float32 weights of a quantized parameter, from the tensors that are its parts.
@@ -55,8 +57,13 @@ def low_rank(left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Ten
     """
     grouped = right.double().view(*right_scales.shape, -1) * right_scales.double().unsqueeze(-1)
     rows, columns = left.double() * left_scales.double(), grouped.flatten(1)
-    total = torch.zeros(len(rows), columns.shape[1], dtype=torch.float64, device=left.device)
-    # one after another, where a product of matrices would add in an order of its own
-    for i in range(len(columns)):
-        total += rows[:, i : i + 1] * columns[i]
-    return total.float()
+    product = torch.empty(len(rows), columns.shape[1], device=left.device)
+    # some rows at a time, for the float64 of a whole matrix are twice its memory, and more
+    for start in range(0, len(rows), step := max(1, AT_ONCE // columns.shape[1])):
+        some = rows[start : start + step]
+        total = torch.zeros(len(some), columns.shape[1], dtype=torch.float64, device=left.device)
+        # one after another, where a product of matrices would add in an order of its own
+        for i in range(len(columns)):
+            total += some[:, i : i + 1] * columns[i]
+        product[start : start + step] = total
+    return product

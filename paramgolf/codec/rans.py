@@ -56,7 +56,11 @@ MEAN_BITS = 12  # means are whole numbers of 2^-12
 SUPPORT = 5  # deviations from the mean within which every symbol has a frequency of at least 1
 TAIL_SHARE = 0.005  # of a table, that belongs to twice the deviation
 EXPECTED_MAGNITUDE = 204  # 256 E|z| of a standard normal z: 256 sqrt(2 / pi)
-MOST_ROWS = 2**12  # that are predicted from each other: the work grows with their square
+MOST_ROWS = 2**11  # that are predicted from each other: memory grows with their square
+MOST_PREDICTED = 2**22  # integers of a block whose rows are predicted
+# what decoding takes, in units of an integer of a long row: a row by itself, and what is computed
+# of predicted rows, whose multiplications are many to a unit
+ROW_WORK, MULTIPLICATIONS = 2000, 64
 PRIOR_COLUMNS = 16  # columns that the first deviation counts for
 PANEL = 32  # rows that are predicted by one product of matrices, from all rows before them
 MARGIN = 1e-9  # the least distance to a half: far more than platforms differ by
@@ -209,18 +213,41 @@ def next_states(states: np.ndarray, halves: np.ndarray) -> np.ndarray:
     return following
 
 
-def decode(data: bytes, size: int) -> bytes:
-    """Return the `size` int8 that `data` stands for; whatever is wrong is a ParamGolfError."""
+def read_layout(data: bytes) -> Layout:
+    """Return the header of a stream, whose values are still to be checked."""
     if len(data) < HEADER.size:
         raise ParamGolfError("rans data cut short")
-    layout = Layout(*HEADER.unpack_from(data))
+    return Layout(*HEADER.unpack_from(data))
+
+
+def decoding_work(data: bytes) -> int:
+    """Return what `decode` will take, in units of some 10 ns of one core.
+
+    A Cholesky factor, its inverse and the sums of products take about rows^3 and rows^2 columns
+    multiplications per block.
+    """
+    return layout_work(read_layout(data))
+
+
+def layout_work(layout: Layout) -> int:
+    """Return what decoding integers of a layout takes."""
+    blocks, rows, columns = layout[:3]
+    each = rows * (ROW_WORK + columns)
+    if layout.shrinkage:
+        each += rows**2 * (rows + columns) // MULTIPLICATIONS
+    return blocks * each
+
+
+def decode(data: bytes, size: int) -> bytes:
+    """Return the `size` int8 that `data` stands for; whatever is wrong is a ParamGolfError."""
+    layout = read_layout(data)
     shape = layout[:3]
     begin = HEADER.size + 5 * layout.outliers
     if (
         min(shape) < 1
         or math.prod(shape) != size
         or 0 < layout.shrinkage <= PRIOR_COLUMNS
-        or (layout.shrinkage and layout.rows > MOST_ROWS)
+        or (layout.shrinkage and not predictable(layout.rows, layout.columns))
         or layout.first_class >= CLASSES
         or layout.transposed > 1
         or layout.scale_prior < 1
@@ -228,7 +255,7 @@ def decode(data: bytes, size: int) -> bytes:
         or (len(data) - begin) % 2
     ):
         raise ParamGolfError("rans data of another length")
-    reader = _Reader(np.frombuffer(data, "<u2", offset=begin).astype(np.int64), layout.columns)
+    reader = _Reader(np.frombuffer(data, "<u2", offset=begin), layout.columns)
     moments, blocks = Moments(layout), np.empty(shape, np.int8)
     for block in blocks:
         prediction, _ = moments.predict()
@@ -243,12 +270,17 @@ def decode(data: bytes, size: int) -> bytes:
     return whole.tobytes()
 
 
+def predictable(rows: int, columns: int) -> bool:
+    """Tell whether rows of a block may be predicted from each other: it takes memory."""
+    return rows <= MOST_ROWS and rows * columns <= MOST_PREDICTED
+
+
 class _Reader:
     """The states of the columns, and the words that fill them up."""
 
     def __init__(self, words: np.ndarray, columns: int) -> None:
         self.words, self.read_words = words, 2 * columns
-        self.states = words[:columns] << 16 | words[columns : 2 * columns]
+        self.states = words[:columns].astype(np.int64) << 16 | words[columns : 2 * columns]
         self.slots = tables()[1]
 
     def read(self, table: np.ndarray) -> np.ndarray:

@@ -18,7 +18,6 @@ from paramgolf.codec.rans import (
     HEADER,
     LOWER_BOUND,
     MARGIN,
-    MOST_ROWS,
     PROB_BITS,
     Known,
     Layout,
@@ -26,6 +25,7 @@ from paramgolf.codec.rans import (
     Prediction,
     magnitudes,
     next_states,
+    predictable,
     tables,
 )
 
@@ -115,7 +115,7 @@ def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
         longer = rows * columns // FEW_COLUMNS
         layouts.append(plain._replace(rows=longer, columns=FEW_COLUMNS))
     enough = blocks >= LEAST_BLOCKS and blocks * columns >= LEAST_COLUMNS * rows
-    if enough and rows <= MOST_ROWS:
+    if enough and predictable(rows, columns):
         layouts.append(plain._replace(shrinkage=SHRINKAGE))
     return layouts
 

@@ -18,6 +18,7 @@ from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import (
+    CODE_BITS,
     DIGEST_FROM,
     MAGIC,
     PREFIX,
@@ -25,8 +26,11 @@ from paramgolf.codec.container import (
     Header,
     StreamEntry,
     TensorEntry,
+    refuse_too_much_work,
 )
 from paramgolf.codec.rans_writer import encodable
+from paramgolf.errors import ParamGolfError
+from paramgolf.progress import say
 from paramgolf.schema import Fault, convert
 
 CANDIDATES: dict[str, tuple[Codec, ...]] = {
@@ -36,7 +40,6 @@ CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "auto": ("brotli", "lzma", "rans"),
 }
 SMALL = 2**16  # integers; of more, rans always made less than brotli, in a tenth of its time
-CODE_BITS = {"finer": 3, "left": 2, "right": 4}  # parts of a parameter beside its integers
 DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
 # compressed streams, by codec, shape and the SHA-256 of the raw ones
 Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
@@ -82,7 +85,13 @@ def encode(
             asdict(entry) for entry in _tensor_entries(streams, tensors, config["quantize"]["bits"])
         ],
     }
-    _check(content)
+    try:
+        refuse_too_much_work(_checked(content), [data for _, data in packed])
+    except ParamGolfError:
+        if without_rans or all(codec != "rans" for codec, _ in packed):
+            raise
+        say("package: with codec rans decoding would take too long; going on without it")
+        return encode(tensors, config, options, memo, without_rans=True)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     header = zlib.compress(text.encode(), 9)
     body = len(header).to_bytes(4, "little") + header + b"".join(data for _, data in packed)
@@ -192,8 +201,14 @@ def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -
     return Part(name, stream.kind, size, len(stream.raw), codec, apportion(size, raw))
 
 
-def _check(content: dict[str, Any]) -> None:
+def _checked(content: dict[str, Any]) -> Header:
     """Hold the header against the decoder's own rules, so that nothing unreadable is written."""
     faults: list[Fault] = []
-    convert(Header, content, "header", faults)
-    assert not faults, faults
+    header: Header | None = convert(Header, content, "", faults)
+    if header is None or faults:
+        raise ParamGolfError(
+            "no decoder would take this model",
+            found="; ".join(f"`{name}` {text}" for name, text in faults[:5]),
+            fix="change model.* or quantize.*; docs/container.md says what a decoder checks",
+        )
+    return header

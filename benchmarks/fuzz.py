@@ -1,0 +1,139 @@
+"""Mutants of files that come from outside: none may crash a reader, hang it or fill the memory.
+
+    python benchmarks/fuzz.py                          # all targets, at length
+    python benchmarks/fuzz.py --only model.bin --count 500
+
+Readers run in processes of their own, whose memory is measured and who are ended after
+LIMIT_SECONDS of the processor. A mutant is refused by a ParamGolfError or read; anything else is a
+fault. The results go to benchmarks/results/fuzz.json; a mutant follows from its number, so that one
+that is at fault can be made again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fuzz_models
+import torch
+from tables import made_by
+
+from paramgolf.files import read_json, write_json
+from paramgolf.progress import track
+
+OUT = Path(__file__).parent / "results/fuzz.json"
+LIMIT_SECONDS, LIMIT_BYTES = 10, 2**30
+TOGETHER = 25  # mutants of one process: to start one takes longer than to read a mutant
+
+
+@dataclass(frozen=True)
+class Target:
+    """A kind of file: how many mutants to try, how one is made, and how it is read.
+
+    `read` says in a word what came of a mutant, and raises where that is a fault.
+    """
+
+    count: int
+    mutant: Callable[[int], bytes]
+    read: Callable[[bytes], str]
+
+
+TARGETS = {"model.bin": Target(10_000, fuzz_models.mutant, fuzz_models.read)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", choices=TARGETS, help="one target")
+    parser.add_argument("--count", type=int, help="mutants of each target")
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # threads do not live on in a forked process
+    results = read_json(OUT) if OUT.is_file() else {}
+    for name in [arguments.only] if arguments.only else TARGETS:
+        target = TARGETS[name]
+        numbers = range(arguments.first, arguments.first + (arguments.count or target.count))
+        results[name] = fuzz(name, target, numbers)
+        print(name, json.dumps(results[name]))
+    write_json(OUT, {**results, **made_by("benchmarks/fuzz.py")})
+
+
+def fuzz(name: str, target: Target, numbers: range) -> dict[str, Any]:
+    """Read mutants and return how many came to what, the slowest, the largest, and the faults."""
+    target.read(target.mutant(numbers.start))  # what is made once is made before the forks
+    outcomes: Counter[str] = Counter()
+    faults, slowest, largest = [], 0.0, 0
+    batches = [numbers[i : i + TOGETHER] for i in range(0, len(numbers), TOGETHER)]
+    for batch in track(batches, name, total=len(batches)):
+        for found in in_child(target, batch):
+            outcomes[found["outcome"]] += 1
+            slowest, largest = max(slowest, found["seconds"]), max(largest, found["bytes"])
+            if found["outcome"] == "fault" or found["bytes"] > LIMIT_BYTES:
+                faults.append(found)
+    return {
+        "mutants": len(numbers),
+        "outcomes": dict(outcomes),
+        "seconds_most": slowest,
+        "bytes_most": largest,
+        "faults": faults,
+    }
+
+
+def in_child(target: Target, numbers: range) -> list[dict[str, Any]]:
+    """Read mutants in a process of its own; what it did not come to tell ended it."""
+    receive, send = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(receive)
+        with os.fdopen(send, "w") as pipe:
+            for number in numbers:
+                print(json.dumps(examine(target, number)), file=pipe, flush=True)
+        os._exit(0)
+    os.close(send)
+    with os.fdopen(receive) as pipe:
+        found = [json.loads(line) for line in pipe]
+    _, status = os.waitpid(child, 0)
+    if len(found) < len(numbers):
+        ended = {"number": numbers[len(found)], "outcome": "fault", "bytes": 0}
+        ended |= {"seconds": float(LIMIT_SECONDS), "what": f"the process ended with {status}"}
+        found.append(ended)
+        found += in_child(target, numbers[len(found) :]) if len(found) < len(numbers) else []
+    return found
+
+
+def examine(target: Target, number: int) -> dict[str, Any]:
+    """Read one mutant; a signal ends the process of one that takes too long.
+
+    Seconds are of the processor, whatever else the machine does; bytes are the most that were
+    resident.
+    """
+    content = target.mutant(number)
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    signal.setitimer(signal.ITIMER_PROF, LIMIT_SECONDS)
+    start, what = time.process_time(), None
+    try:
+        outcome = target.read(content)
+    except Exception as error:  # the very thing that is looked for
+        outcome, what = "fault", repr(error)[:500]
+    seconds = time.process_time() - start
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    found = {"number": number, "outcome": outcome, "seconds": seconds, "bytes": peak_bytes()}
+    return found if what is None else {**found, "what": what}
+
+
+def peak_bytes() -> int:
+    """Return the most bytes that were resident since the peak was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (peak,) = (line for line in lines if line.startswith("VmHWM:"))
+    return 1024 * int(peak.split()[1])
+
+
+if __name__ == "__main__":
+    main()
