@@ -60,7 +60,7 @@ def plan_documents(
     spent = np.zeros(config.chains)  # the work of each chain so far
     items: list[DocumentBatch | Phase] = []
     for index, documents in enumerate(batches):
-        chain = int(spent.argmin())
+        chain = int(spent.argmin())  # the first of those that are free first
         full = len(documents) == config.batch_documents
         chunk = _chunk_tokens(int(lengths[documents[0]]), config)
         batch = DocumentBatch(start[documents], stop[documents], chunk, chain, full)
@@ -68,6 +68,7 @@ def plan_documents(
         items.append(batch)
         if index in phases:
             scored = np.concatenate(batches[: index + 1])
+            # by length, then in the order of the text
             learned = scored[np.lexsort((scored, lengths[scored]))][: phases[index]]
             items.append(Phase(start[learned], stop[learned]))
             spent[:] = spent.max()  # all wait for one another
@@ -91,6 +92,7 @@ def order_batches(
         part = lengths[begin : begin + group]
         rising = begin + np.argsort(part, kind="stable")
         cuts = range(config.batch_documents, len(part), config.batch_documents)
+        # each batch the longest first, too: rows whose documents have ended are dropped at its end
         batches += [batch[::-1] for batch in reversed(np.split(rising, cuts))]
         ends.append(len(batches) - 1)
     return batches, (list(range(len(batches))) if config.order == "length" else ends)

@@ -88,9 +88,9 @@ def plain_score(network: Network, text: Text, window: int, rows: int, session: S
 
     def make() -> float:
         with session.timed("compile"):
-            if runtime.compile:  # a batch of each process
-                random = np.ones(runtime.world * rows * window + 1, dtype=np.int64)
-                plain_nats(network, random, options, runtime, **sizes)
+            if runtime.compile:  # a batch for each process, of one token over and over
+                dummy = np.ones(runtime.world * rows * window + 1, dtype=np.int64)
+                plain_nats(network, dummy, options, runtime, **sizes)
         with session.timed("plain"):
             mine, nats = plain_nats(network, text.tokens, options, runtime, **sizes)
             tally = Tally.of(nats, text.byte_counts[mine.start : mine.stop]).over(runtime)
@@ -122,6 +122,7 @@ def _load(
     package: str | Path, tokens: str | Path, config: SlidingConfig | TttConfig, session: Session
 ) -> tuple[Network, Text]:
     """Load what an evaluation reads; the clock has run since the command started."""
+    # imports and torch's start took so long; the rules count them
     session.timing.seconds["start"] += seconds_since_start()
     with session.timed("load"):
         network = load_network(package, session.runtime)

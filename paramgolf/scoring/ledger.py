@@ -75,6 +75,7 @@ class Ledger:
         no probability can have, are LedgerErrors too.
         """
         self._inside(np.array([start]), np.array([start + len(nats)]))
+        # windows that overlap by mistake show here: their scores were added up
         if times.max(initial=0) > 1:
             _refuse("a target is scored a second time", start + np.flatnonzero(times > 1))
         if times.min(initial=1) > 0:  # the ordinary case; a slice copies nothing
@@ -86,6 +87,7 @@ class Ledger:
     def score_at(self, targets: np.ndarray, nats: np.ndarray) -> None:
         """Enter scores [n] that the present weights gave to `targets` [n], in any order."""
         self._inside(targets, targets + 1)
+        # assigning to a target twice would keep the last score without a word
         once, times = np.unique(targets, return_counts=True)
         if len(once) < len(targets):
             _refuse("a target is scored a second time", once[times > 1])
@@ -101,6 +103,7 @@ class Ledger:
             impossible = ~((nats > -ROUNDING_NATS) & np.isfinite(nats))
             found = _describe(np.arange(len(self.entry))[targets][impossible])
             raise LedgerError("a score is not the -ln of a probability", found=found, fix=fix)
+        # what gave these scores: the weights after so many updates
         self.weights.append(len(self.updates))
         self.nats[targets] = nats
         self.entry[targets] = len(self.weights) - 1
@@ -108,7 +111,7 @@ class Ledger:
     def update(self, start: np.ndarray, stop: np.ndarray, *, own: bool = False) -> None:
         """Enter an update of the weights that learns from the targets start[i]..stop[i].
 
-        To be called before the optimiser's step; a target without a score is a LedgerError. `own`
+        To be called before the optimizer's step; a target without a score is a LedgerError. `own`
         tells that this process alone updates, what it learns is its own too.
         """
         self._inside(start, stop)
@@ -136,7 +139,9 @@ class Ledger:
         entries, updates = self.merged
         mine = self.entry > entries
         own = [update for update in self.updates[updates:] if update.own]
+        # the others cannot replay what was learned here, so they are told what came of it
         trained, score_first = self._replay(own)
+        # each target is one process's, so that sums are exchanges, and a count of 2 is a fault
         rows = np.stack([np.where(mine, self.nats, 0.0), mine, trained])
         nats, times, learned = runtime.sum(torch.from_numpy(rows).to(runtime.device)).cpu().numpy()
         if (times > 1).any():
@@ -144,6 +149,7 @@ class Ledger:
         new = len(self.weights) - 1 - entries
         figures = torch.tensor([new, len(own), not score_first], dtype=torch.float64)
         total = runtime.sum(figures.to(runtime.device)).tolist()
+        # what the others scored is one entry here: it came before all that follows, on all of them
         others = np.flatnonzero((times == 1) & ~mine)
         if len(others):
             self._enter(others, nats[others])
@@ -176,6 +182,7 @@ class Ledger:
 
     def state(self) -> dict[str, Any]:
         """Return all but the order to follow, which the mixture tells a ledger anew."""
+        # the ranges of all updates in two arrays: an evaluation has some hundred thousand updates
         none = np.zeros(0, dtype=np.int64)
         starts = np.concatenate([none, *(u.start for u in self.updates)])
         stops = np.concatenate([none, *(u.stop for u in self.updates)])
@@ -235,6 +242,7 @@ class Ledger:
         for begin in range(0, len(updates), REPLAYED):
             some = updates[begin : begin + REPLAYED]
             start, stop = (np.concatenate([getattr(u, x) for u in some]) for x in ("start", "stop"))
+            # entry 0 is "no score": an unscored target would pass, but close() refuses it before
             entries = np.repeat([u.entry for u in some], [len(u.start) for u in some])
             targets = expand_ranges(start, stop)
             score_first &= bool((self.entry[targets] <= np.repeat(entries, stop - start)).all())

@@ -35,6 +35,7 @@ class LoraTrainer:
         self._device = next(network.parameters()).device
         owners = tuple(range(network.config.layers)) if config.per_layer else self._order
         shapes = adapter_shapes(network.config, network.vocab_size, owners, config.targets)
+        # alpha / rank scales the output, so that a rank can be changed and the rate kept
         self.adapters = AdapterSet(
             shapes,
             rank=config.rank,
@@ -118,8 +119,10 @@ class LoraTrainer:
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.decay,
-            fused=self._device.type == "cuda",
+            fused=self._device.type == "cuda",  # one launch for all leaves
         )
+        # recorded passes hold the addresses of gradients and read the leaves, so both are views of
+        # tensors that are never allocated anew
         for leaf, state in zip(leaves, self._state, strict=True):
             leaf.grad, mean, square = (tensor[: len(leaf)] for tensor in state)
             step = torch.full((), float(self.steps), device=self._device)

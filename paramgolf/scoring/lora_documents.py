@@ -51,7 +51,7 @@ class DocumentPass(NamedTuple):
 def score_documents(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
     """Score every document, training the whole model in phases on the way."""
     scorer = DocumentScorer(network, text, config, session)
-    # with several processes, a chain is another's to wait for
+    # processes meet to save their state; one that met after each batch would wait for the others'
     every = config.documents.chains if session.runtime.world > 1 else 1
     session.run(scorer, scorer.items, "documents", every=every)
     scorer.ledger.merge(session.runtime)
@@ -166,7 +166,7 @@ class DocumentScorer(Scorer):
 
     def _score_batch(self, batch: DocumentBatch) -> None:
         rows, trainer = self.rows, self.trainer
-        # rows without a document stay idle: fewer would be another shape
+        # rows without a document stay idle: fewer would be another shape to compile and record
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
         # the batch that is not full has other rows than the next, and hands nothing on
         warm = self.config.documents.warm_a and batch.full
@@ -178,13 +178,15 @@ class DocumentScorer(Scorer):
         for begin, used in rows_in_use(batch, rows):
             if used < trainer.adapters.rows:
                 trainer.keep(used)
+            # the rows are sorted by length: those that go on come first, then those that end here
             goes_on = self._score_chunk(start[:used], stop[:used], begin, batch.chunk)
             ended = slice(int(goes_on.sum()), int((stop - start > begin).sum()))
-            if warm:
+            if warm:  # before the step, which would decay what has ended
                 left = batch.chunks - 1 - begin // batch.chunk
                 for name, a in trainer.adapters.a.items():
                     handed[name][ended] = a.detach()[ended] * self._idle_decay(left)
             if goes_on.any():
+                # the scores of the chunk are entered by now; only then is it learned from
                 first = start[:used][goes_on] + begin
                 self.ledger.update(first, first + batch.chunk, own=True)
                 trainer.step()
@@ -215,6 +217,7 @@ class DocumentScorer(Scorer):
         rows = np.maximum(np.minimum(ends - width, stop), np.where(first < stop, start, 0))
         read = round_width(width, window)
         goes_on = stop > first + size
+        # whatever stands right of the chunk, up to the rounded width, no scored position can see
         part, run = slice(width - size, width), functools.partial(self._launch, goes_on)
         _, scores = self.score(rows, read, part, self.trainer.options(), run)
         targets = rows[:, None] + np.arange(width - size, width)

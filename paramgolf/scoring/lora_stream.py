@@ -102,7 +102,7 @@ class StreamScorer(Scorer):
         starts = np.concatenate([mine.start, np.repeat(batch.start[:1], self.rows - len(mine))])
         part = self._part(batch)
         nats, scores = self.score(starts, batch.length, part, self.trainer.options())
-        waiting = start_copy(scores[: len(mine)])
+        waiting = start_copy(scores[: len(mine)])  # goes on beside the backward pass
         counted = self._counted(batch, part.start)
         weights = send(torch.from_numpy(counted[rows.start : rows.stop]), nats.device)
         ((nats[: len(mine)] * weights).sum() / int(counted.sum())).backward()

@@ -32,7 +32,7 @@ class Mixture:
     """What the past says of each target, padded with targets for which it says nothing.
 
     weight, chance: float32 [N + padding], the n-gram model's weight (0: it knows nothing) and its
-    probability of the target. hint: int64 [N + padding], the token that `beta` favours, or -1.
+    probability of the target. hint: int64 [N + padding], the token that `beta` favors, or -1.
     """
 
     weight: Tensor | None = None
@@ -62,6 +62,7 @@ class Mixture:
         """
         assert self.hint is not None
         hint = self.hint[index]
+        # log1p and expm1: where p(hint) is small the divisor is 1 + something tiny
         total = torch.log1p(torch.exp(-of_hint) * math.expm1(self.beta))
         return torch.where(hint >= 0, nats - self.beta * (tokens == hint) + total, nats)
 
@@ -84,19 +85,23 @@ def build_mixture(
     ledger.follow(order)
     stream, primed = counted_stream(text, order)
     tokens = torch.from_numpy(stream).to(device)
+    # of the longest context that is known; shorter ones look at what is left (back-off)
     known = torch.zeros(len(order), dtype=torch.bool, device=device)
     chance = torch.zeros(len(order), device=device)
     hint = torch.full((len(order),), -1, device=device)
     for context in sorted(config.contexts, reverse=True):
         counts = past_counts(tokens, context, begins_at=(0, primed))
         past = Past(*(column[primed + 1 :] for column in counts))
+        # whether a context is known must not depend on the target, so `total` decides, not `same`
         new = ~known & (past.total >= config.min_count)
         chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
+        # of equal counts the token that reached it first is the hint: a choice made by the past
         sure = past.top_count >= config.min_share * past.total
         hint = torch.where(new & sure, past.top, hint)
         known |= new
     targets = torch.from_numpy(order).to(device)
 
+    # from the order of scoring to the order of the text, in which batches number their targets
     def column(values: Tensor, nothing: float) -> Tensor:
         padded = values.new_full((len(order) + padding,), nothing)
         padded[targets] = values

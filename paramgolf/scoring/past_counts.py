@@ -46,6 +46,7 @@ def past_counts(tokens: Tensor, context: int, begins_at: Sequence[int] = (0,)) -
     hashes = context_hashes(tokens, context)
     # all different, and never the hash of a context but by chance
     hashes[without] = torch.arange(int(without.sum()), device=tokens.device)
+    # stable: within a context positions stay in the order of time
     hashes, order = torch.sort(hashes, stable=True)
     begins = _changes(hashes)
     # contexts that came once, most where they are long, have no past
@@ -69,6 +70,7 @@ def context_hashes(tokens: Tensor, context: int) -> Tensor:
 
     Hashes of twice as many tokens are made of two. Before the first token stand zeros.
     """
+    # as powers are computed by squaring: log2(context) steps, not one for each token
     result, done = torch.zeros_like(tokens), 0
     part, size = _before(tokens + 1, 1), 1
     while done < context:
@@ -80,6 +82,8 @@ def context_hashes(tokens: Tensor, context: int) -> Tensor:
 
 def _join(near: Tensor, far: Tensor) -> Tensor:
     """Return a hash of both [N]; `far` is overwritten."""
+    # an odd factor is invertible modulo 2^64, so nothing is lost; the shift brings high bits down,
+    # which products never do
     far.mul_(MULTIPLIER).bitwise_xor_(near).mul_(MULTIPLIER)
     return far.bitwise_xor_(far >> 29)
 
@@ -112,9 +116,12 @@ def _running_mode(
 
     `same` is how often the token came in its run before, `total` its index in the run.
     """
+    # the highest count so far rises by one whenever a token reaches it, and that token leads; the
+    # running maximum of all runs is one cummax, as a run's counts are shifted above the last one's
     index = torch.arange(len(tokens), device=tokens.device)
-    run = begins.cumsum(0) * (len(tokens) + 1)  # so that no run's counts reach the next one's
+    run = begins.cumsum(0) * (len(tokens) + 1)
     highest = (run + same + 1).cummax(0).values
     leader = torch.where(_changes(highest), index, 0).cummax(0).values
+    # by one position later: before an element, not with it
     top, top_count = tokens[leader].roll(1), (highest - run).roll(1)
     return torch.where(total > 0, top, -1), torch.where(total > 0, top_count, 0)

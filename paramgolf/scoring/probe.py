@@ -84,6 +84,7 @@ class Probe:
         chosen = inside[liked]
         rows, columns = chosen[:TARGETS].T
         targets = index[rows, columns]
+        # float64, from the logits: another way to the score than the loss that gave it
         nats = distributions(scorer, targets, logits[rows, columns])
         self.found["passes"] += 1
         if not len(targets):

@@ -115,7 +115,7 @@ def audit_scores(
     if settings.isolated:
         tests.append(("documents", "isolated", audit.isolated))
     for rule, name, test in track(tests, "audit", total=len(tests), show=show):
-        verdict = test() if judged else (None, "not judged: the scores are not one a target")
+        verdict = test() if judged else (None, "not judged: there is not one score for each target")
         findings.append(AuditFinding(rule, name, *verdict))
     return [*findings[1:], findings[0], audit.bytes_counted()]
 
@@ -158,6 +158,7 @@ class ScoreAudit:
         """Judge if scores stay when a later token, or all of them, are others (C1)."""
         worst = _Worst(self._settings.tolerance)
         for target in self._targets:
+            # all that was scored before the change; the target itself may move, and later ones
             before = self._rank < self._rank[target]
             for tokens, what in (
                 (self._with(target, self._other(target)), f"token {target + 1}"),
@@ -177,6 +178,7 @@ class ScoreAudit:
             total = given.sum()
             sums.see(abs(total - 1), f"the probabilities of target {target} sum to {total:.6g}")
             others = self._random.choice(self._vocab_size, CANDIDATES - 1).tolist()
+            # a cache that makes the very target likelier shows where another one stands there
             for token in {int(given.argmax()), *others}:
                 nats = self._script.score(self._with(target, token))[target]
                 expected = -np.log(max(given[token], 1e-300))
@@ -201,6 +203,7 @@ class ScoreAudit:
 
     def one_pass(self) -> tuple[bool, str]:
         """Judge if a second evaluation gives the same: nothing is kept from the first (C4)."""
+        # counts or weights that outlive an evaluation would make the second one better
         again = np.abs(self._script.score(self._tokens) - self._nats)
         at = int(again.argmax())
         worst = _Worst(self._settings.tolerance)

@@ -119,12 +119,14 @@ class Scorer:
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.runtime)]
             with torch.no_grad(), self.network.frozen():
+                # passes are launched ahead of the scores that are read, or the device would wait
                 launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
                 scored = ((batch, scores()) for batch, scores in lag(launched, AHEAD))
                 self.record(item.targets, scored)
 
     def record(self, targets: range, scored: Iterable[tuple[ScoringWindows, np.ndarray]]) -> None:
         """Enter in the ledger the scores [B, k] of windows, and what other processes scored."""
+        # float64, in the order of the text: the sum is the same whoever scored which batch
         both = torch.zeros(2, len(targets), dtype=torch.float64)
         nats, times = both.numpy()
         for batch, scores in scored:
@@ -187,6 +189,7 @@ class Scorer:
         """
         if options.document_tokens is None and options.window is None:
             return options
+        # looking for BOS on the device would make the host wait for all that is queued there
         inputs = self.text.tokens[np.minimum(positions, len(self.text))]
         return self.with_segments(torch.from_numpy(inputs.astype(np.int64)), options)
 
@@ -209,6 +212,7 @@ class Scorer:
         """
         network, mixture, part = self.network, self.mixture, batch.part
         wanted = batch.targets[:, part]
+        # the fused loss never makes the logits; what compares tokens with one another needs them
         logits = None
         if self.temperature == 1 and (mixture is None or mixture.hint is None):
             nats = network.nll(batch.inputs, wanted, batch.options, part=part)

@@ -38,7 +38,7 @@ class Stopwatch:
         """Add the duration of the block to part `name`, the device's work included."""
         start = time.perf_counter()
         yield
-        synchronize(self._device)
+        synchronize(self._device)  # launching is not doing
         self.seconds[name] += time.perf_counter() - start
 
     @property
@@ -72,6 +72,7 @@ class Session:
         After each `every` items all processes stand at the same one. Without a label nothing is
         shown.
         """
+        # before the text is looked at, so that compiling can neither learn nor leak anything of it
         with self.timed("compile"):
             if self.runtime.compile:
                 warm_up(scorer, items)

@@ -107,6 +107,8 @@ class SgdTrainer:
             loss.backward()
         for gradient in self._gradients:
             self._runtime.sum(gradient)
+        # of the whole update's gradient, not of a process's part: so the number of processes does
+        # not change what is clipped
         if self._config.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._parameters, self._config.clip_norm)
         self.optimizer.step()
@@ -129,6 +131,7 @@ class ChunkScorer(Scorer):
         super().run(item)
         targets = item.targets
         if self._trainer is not None and targets.stop < len(self.text):
+            # the rate depends on how many chunks there are, a fact of the text's length alone
             last = (len(self.text) - 1) // self._config.chunk_tokens
             index = targets.start // self._config.chunk_tokens
             with self.session.timed("adapt"):

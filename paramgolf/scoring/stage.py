@@ -116,6 +116,7 @@ def evaluation_key(
     files = [package, *(tokens / name for name in found.scored_files)]
     # a missing file is the evaluation's to complain of
     hashes = [sha256_file(path) if path.is_file() else None for path in files]
+    # of the training split only what is read: all of it is gigabytes
     primer = read_primer(found, config.mixture.training_tokens)
     hashes.append(hashlib.sha256(primer.tobytes()).hexdigest())
     return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])

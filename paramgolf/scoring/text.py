@@ -33,6 +33,7 @@ class Text:
 
     def padded_tokens(self, length: int, device: torch.device) -> torch.Tensor:
         """Return the tokens, int32 [N + 1 + length], on `device`; the end is padding."""
+        # int32: half of what the device would hold of int64, which embeddings ask for, row by row
         padded = np.pad(self.tokens.astype(np.int32), (0, length))
         return torch.from_numpy(padded).to(device)
 
@@ -66,6 +67,7 @@ def load_text(
             found=len(val_bytes),
             fix=FIX,
         )
+    # nothing predicts the first token, so there is one target less than there are tokens
     count = len(val) - 1 if max_tokens is None else min(len(val) - 1, max_tokens)
     if count < 1:
         raise ParamGolfError(

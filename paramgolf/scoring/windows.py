@@ -55,6 +55,7 @@ def sliding_windows(count: int, length: int, stride: int) -> ScoringWindows:
     """
     assert count >= 1
     assert 1 <= stride <= length
+    # the first window scores T - S targets more than the S that each of them adds
     context = length - stride
     number = max(1, -(-(count - context) // stride))
     start = np.arange(number, dtype=np.int64) * stride
@@ -76,6 +77,7 @@ def document_windows(
     i = 0
     while i < len(start):
         begin = int(start[i])
+        # documents up to here end within the window
         within = int(np.searchsorted(stop, begin + length, side="right"))
         if within > i:
             part = sliding_windows(int(stop[within - 1]) - begin, length, length)

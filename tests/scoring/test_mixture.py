@@ -1,4 +1,4 @@
-"""Mixtures: normalised, of the past only, in scoring order; the formulas by hand."""
+"""Mixtures: normalized, of the past only, in scoring order; the formulas by hand."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Sliding scores: parity with one target at a time, any batch, causality, normalisation."""
+"""Sliding scores: parity with one target at a time, any batch, causality, normalization."""
 
 import numpy as np
 import pytest
