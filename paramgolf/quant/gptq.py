@@ -233,13 +233,14 @@ def _inverse_cholesky(hessian: Tensor, damping: float, name: str) -> tuple[Tenso
 def _condition(hessian: Tensor, damping: float, upper: Tensor) -> float:
     """Estimate the damped Hessian's condition (2-norm): power iteration on it and its inverse.
 
-    Its inverse is U^T U, so that no other factorization is needed.
+    Its inverse is U^T U, so that no other factorization is needed. Both are taken in units of the
+    mean diagonal: Hessians of 1e-40 and of 1e37 leave what float32 holds otherwise.
     """
-    damped = hessian.float()
-    shift = damping * float(damped.diagonal().mean())
+    mean = float(hessian.diagonal().mean())
+    damped, root = (hessian / mean).float(), upper.double().mul(mean**0.5).float()
     start = torch.ones(len(damped), device=damped.device)
-    largest = _norm_by_power(lambda x: damped @ x + shift * x, start)
-    inverse = _norm_by_power(lambda x: upper.T @ (upper @ x), start)
+    largest = _norm_by_power(lambda x: damped @ x + damping * x, start)
+    inverse = _norm_by_power(lambda x: root.T @ (root @ x), start)
     return largest * inverse
 
 

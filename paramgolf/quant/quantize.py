@@ -163,14 +163,13 @@ def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -
             where=HESSIANS_PATH,
             fix="set calibrate.sensitivity_sequences, and `dvc repro calibrate`",
         )
+    _refuse_non_finite(f"{HESSIANS_PATH}, {name}", hessians[name + SENSITIVITY])
     return hessians[name + SENSITIVITY].to(device)
 
 
-def _refuse_non_finite(name: str, tensor: Tensor) -> None:
+def _refuse_non_finite(where: str, tensor: Tensor) -> None:
     if not tensor.isfinite().all():
-        raise ParamGolfError(
-            "a trained parameter holds values that are not finite", where=name, fix="train again"
-        )
+        raise ParamGolfError("values that are not finite", where=where, fix="train again")
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from paramgolf.quant.config import MOST_BITS
 from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.solved import Solved
 
+SMALLEST = 1e-300  # a diagonal that is 0 makes an energy of 0, not of 0 / 0
+
 
 def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
     """Return a report for each matrix of a stack.
@@ -26,7 +28,11 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
     error = solved.weight - solved.dequantized
     pair = (error, solved.weight)
     norms = [tensor.flatten(1).norm(dim=1).tolist() for tensor in pair]
-    energies = [row_errors(tensor, solved.family.hessian).sum(1).tolist() for tensor in pair]
+    # in units of the mean diagonal: the energy itself may be too large or too small for float32
+    hessian = solved.family.hessian
+    mean = hessian.diagonal(dim1=1, dim2=2).double().mean(1)
+    unit = (hessian / mean.clamp_min(SMALLEST)[:, None, None]).float()
+    energies = [(mean * row_errors(tensor, unit).sum(1).double()).tolist() for tensor in pair]
     return [
         {
             "name": solved.name,

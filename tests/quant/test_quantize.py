@@ -169,6 +169,26 @@ def write_inputs(root, trained, hessians):
     (root / "artifacts/calibrate/hessians.safetensors").write_bytes(stored)
 
 
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30, 1e37])
+@pytest.mark.parametrize("low_rank", [0, 3])
+def test_inputs_of_any_size_end_in_a_report(trained, hessians, size, low_rank):
+    """A factor of the Hessians changes nothing but the errors that they weigh."""
+    plain, before = quantize_model(trained, hessians, make_config(), CPU)
+    largest = max(h.max() for h in hessians.values())
+    scaled = {name: (h / largest * size).float() for name, h in hessians.items()}
+    config = make_config(low_rank_matrices=low_rank, low_rank_weighting="hessian")
+    tensors, reports = quantize_model(trained, scaled, config, CPU)
+    json.dumps(reports, allow_nan=False)
+    for report, expected in zip(reports, before, strict=True):
+        if size > 1e-38:  # below, float32 has few digits left
+            assert report["condition"] == pytest.approx(expected["condition"], rel=0.05)
+        if size > 1e-38 and not report["low_rank"]:
+            assert report["output_error"] == pytest.approx(expected["output_error"], rel=1e-3)
+    if size > 1e-38:
+        same = (tensors["up.integers"] == plain["up.integers"]).float().mean()
+        assert same > 0.999
+
+
 def test_entropy():
     assert entropy_bits(torch.zeros(10)) == 0
     assert entropy_bits(torch.tensor([-127.0, 127.0, 0.0, 1.0])) == 2
