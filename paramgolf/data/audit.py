@@ -86,7 +86,7 @@ def _raw_texts(source: RawManifest, raw: Path) -> Iterator[Document] | None:
 def _refuse_leak(shared: Overlap, allowed: int) -> None:
     if shared.documents > allowed:
         raise ParamGolfError(
-            "the training text holds validation documents (#2127)",
+            "the training text holds validation documents (pg#2127)",
             where=shared.first,
             expected=f"at most {allowed} (audit.allowed_overlap)",
             found=f"{shared.documents} documents",
@@ -157,7 +157,7 @@ def check_files(tokens: TokenSet, source: RawManifest) -> None:
     ):
         _same(f"the {name} shards are cut", len(stream), split.tokens, "tokens")
         documents = _count_bos(stream)
-        what = f"the {name} shards are cut, or BOS is missing before documents (#1779)"
+        what = f"the {name} shards are cut, or BOS is missing before documents (pg#1779)"
         _same(what, documents, split.documents, "documents")
         if promised is not None:
             what = f"the {name} shards do not hold all documents of the source"

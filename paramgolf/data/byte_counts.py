@@ -1,6 +1,10 @@
 """Bytes of text that each token of a SentencePiece model stands for: what bits per byte divides by.
 
-The rule (issues #897, #1143, #1545, #1719): a control, unknown or unused token counts 0 bytes;
+Bits per byte compares models of different tokenizers only if a text has the same bytes in all of
+them: those of its UTF-8. So the counts of a document's tokens must add up to that, whatever the
+pieces are; a rule that counts too much lowers the score by the same share.
+
+The rule (pg#897, pg#1143, pg#1545, pg#1719): a control, unknown or unused token counts 0 bytes;
 a byte-fallback token 1; any other its piece in UTF-8, where U+2581 stands for a space. A leading
 space is counted once, by the token that carries it, save the one that the decoder takes away again
 at the start of a document (the dummy prefix).
@@ -49,11 +53,11 @@ class ByteTable:
 
 
 def byte_table(model: sentencepiece.SentencePieceProcessor) -> ByteTable:
-    """Return the byte table of a model; one without the piece U+2581 is refused (#897)."""
+    """Return the byte table of a model; one without the piece U+2581 is refused (pg#897)."""
     space = model.piece_to_id(SPACE)
     if model.id_to_piece(space) != SPACE:
         raise ParamGolfError(
-            "the tokenizer has no piece U+2581 alone (#897)",
+            "the tokenizer has no piece U+2581 alone (pg#897)",
             expected="a piece for a single space",
             found="a space would be written as the 3 bytes of U+2581",
             fix="train the tokenizer with another vocab_size, or take another model",

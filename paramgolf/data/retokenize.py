@@ -140,7 +140,7 @@ def _published(file: TokenizerFile) -> SentencePieceVocabulary:
         )
     if file.transform == "none" and vocabulary.has_marks:
         raise ParamGolfError(
-            "the published tokens are those of a case transform (#1729)",
+            "the published tokens are those of a case transform (pg#1729)",
             expected="tokenizer.transform caseops",
             found=file.transform,
             fix="set tokenizer.transform to caseops",

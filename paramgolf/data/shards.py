@@ -1,7 +1,7 @@
 """Token shards in the published format: 256 little-endian int32, then little-endian uint16 values.
 
 header[0] = 20240520 (magic), header[1] = 1 (version), header[2] = number of values, the rest 0. The
-same format holds the byte counts of validation tokens (val_bytes_NNNNNN.bin), one value a token.
+same format holds the byte counts of validation tokens (val_bytes_NNNNNN.bin), one value per token.
 """
 
 from __future__ import annotations
@@ -81,11 +81,11 @@ class ShardStream:
 def split_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens.
 
-    A stream that does not begin with BOS is refused: its documents could not be told apart (#1779).
+    A stream that does not begin with BOS is refused: its documents could not be told apart (pg#1779).
     """
     if len(stream) and stream.read(0, 1)[0] != BOS:
         raise ParamGolfError(
-            "a token stream does not begin with BOS (#1779)",
+            "a token stream does not begin with BOS (pg#1779)",
             expected=f"token {BOS} before each document",
             found=f"token {int(stream.read(0, 1)[0])}",
             fix="write the shards with BOS before each document: `dvc repro -f -s retokenize`",

@@ -1,7 +1,7 @@
 """A Hugging Face tokenizers JSON file as a vocabulary.
 
 The bytes of a token are those of the characters that its offsets name in the text as it came, so no
-rule about a token's spelling is needed: each character counts once, a byte token once (#1143). What
+rule about a token's spelling is needed: each character counts once, a byte token once (pg#1143). What
 a normaliser or decoder changes shows when the tokens are decoded; of raw and decoded text the
 shorter one is counted.
 """
@@ -56,12 +56,12 @@ class JsonVocabulary:
         return self._tokenizer.decode(known, skip_special_tokens=False).encode()
 
     def excesses(self, ids: np.ndarray) -> dict[int, str]:
-        """Return the bytes by which the fault of #1143 would count `ids` too high."""
+        """Return the bytes by which the fault of pg#1143 would count `ids` too high."""
         used, times = np.unique(ids, return_counts=True)
         excess = sum(
             self._excess(i) * n for i, n in zip(used.tolist(), times.tolist(), strict=True)
         )
-        return {excess: ": tokens that are no whole character are counted as U+FFFD (#1143)"}
+        return {excess: ": tokens that are no whole character are counted as U+FFFD (pg#1143)"}
 
     def _excess(self, token: int) -> int:
         """Return by how many bytes a token's decoded form alone exceeds its own."""

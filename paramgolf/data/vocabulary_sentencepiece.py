@@ -72,18 +72,18 @@ class SentencePieceVocabulary:
         return (text if self._marks is None else decode_case(text)).encode()
 
     def excesses(self, ids: np.ndarray) -> dict[int, str]:
-        """Return the bytes by which the faults of issues #1545 and #1143 would count too high."""
+        """Return the bytes by which the faults of pg#1545 and pg#1143 would count too high."""
         spaces = int((self._table.counts(ids) - self._table.base[ids]).sum())
         fallback = int(self._table.fallback[ids].sum())
         faults = {
-            spaces: ": each leading space is counted twice (#1545)",
-            2 * fallback: ": byte-fallback tokens are counted as 3 bytes (#1143)",
+            spaces: ": each leading space is counted twice (pg#1545)",
+            2 * fallback: ": byte-fallback tokens are counted as 3 bytes (pg#1143)",
             -spaces: ": leading spaces are not counted",
         }
         if self._marks is not None:
             marks = int((self._table.counts(ids) - self.count(ids)).sum())
             literal = int(np.isin(ids, self._marks).sum()) * MARK_BYTES - marks
-            faults[marks] = ": case marks are counted as text (#1729)"
+            faults[marks] = ": case marks are counted as text (pg#1729)"
             faults[-literal] = ": marks that the text itself holds are not counted"
         return faults
 

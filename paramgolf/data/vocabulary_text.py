@@ -4,7 +4,7 @@ A line is a token in UTF-8; `\n`, `\r`, `\t`, `\\` and `\xNN` (one byte) stand f
 written plainly. The first line is token 0. BOS is added after the last, and after it a token for
 unknown bytes where some byte is no token by itself. Matching is on bytes: at each place the longest
 token is taken, then the next place is behind it. There is no transform: a vocabulary that was made
-for one (TokenMonster's capcode, #1143) encodes plain text badly, yet its bytes are counted right.
+for one (TokenMonster's capcode, pg#1143) encodes plain text badly, yet its bytes are counted right.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class TextVocabulary:
         return b"".join([self._tokens[i] for i in ids.tolist()])
 
     def excesses(self, ids: np.ndarray) -> dict[int, str]:
-        """Return the bytes by which the fault of #1143 would count `ids` too high."""
+        """Return the bytes by which the fault of pg#1143 would count `ids` too high."""
         used, times = np.unique(ids, return_counts=True)
         shown = [len(self._tokens[i].decode(errors="replace").encode()) for i in used.tolist()]
         excess = int(((np.array(shown) - self._sizes[used]) * times).sum())
-        return {excess: ": tokens that are no whole character are counted as U+FFFD (#1143)"}
+        return {excess: ": tokens that are no whole character are counted as U+FFFD (pg#1143)"}
 
 
 def read_tokens(path: Path) -> list[bytes]:

@@ -104,8 +104,8 @@ def no_space(table: ByteTable, ids: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("count", "name"),
     [
-        (twice_the_space, r"each leading space is counted twice \(#1545\)"),
-        (three_a_fallback, r"byte-fallback tokens are counted as 3 bytes \(#1143\)"),
+        (twice_the_space, r"each leading space is counted twice \(pg#1545\)"),
+        (three_a_fallback, r"byte-fallback tokens are counted as 3 bytes \(pg#1143\)"),
         (no_space, "leading spaces are not counted"),
     ],
 )
@@ -135,14 +135,14 @@ def test_a_control_token_that_counts_is_found(case: Case) -> None:
 
 def test_a_tokenizer_without_a_space_piece_is_refused(case: Case) -> None:
     (case.tokens / "tokenizer.model").write_bytes(token_case.spaceless())
-    case.refuse(r"no piece U\+2581 alone \(#897\)")
+    case.refuse(r"no piece U\+2581 alone \(pg#897\)")
 
 
 @pytest.mark.parametrize("split", ["val", "train"])
 def test_missing_bos_is_named(case: Case, split: str) -> None:
     tokens = case.split(split)
     case.replace(split, tokens[tokens != 1])
-    case.refuse(rf"the {split} shards are cut, or BOS is missing before documents \(#1779\)")
+    case.refuse(rf"the {split} shards are cut, or BOS is missing before documents \(pg#1779\)")
 
 
 def test_missing_bos_is_named_even_where_the_manifest_hides_it(case: Case) -> None:
@@ -190,7 +190,7 @@ def test_a_truncated_validation_shard_is_refused(
 
 
 def test_validation_documents_in_another_order_are_refused(case: Case) -> None:
-    # parallel preparation made another validation set (#2109)
+    # parallel preparation made another validation set (pg#2109)
     tokens, counts = case.split("val"), case.split("val_bytes")
     stop = np.flatnonzero(tokens == 1)[1]
     case.replace("val", np.roll(tokens, -stop))
@@ -207,13 +207,13 @@ def test_an_exchanged_shard_is_refused(case: Case) -> None:
 
 
 def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
-    # preparation with 10,000 validation documents leaves the rest of the 50,000 in training (#2127)
+    # preparation with 10,000 validation documents leaves the rest of the 50,000 in training (pg#2127)
     texts = token_case.make_texts(4, 50)
     raw = token_case.write_raw(tmp_path / "raw", texts, texts[10:] + TRAIN)
     tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())
     with pytest.raises(ParamGolfError) as caught:
         audit(STRICT, raw, tokens)
-    assert "the training text holds validation documents (#2127)" in str(caught.value)
+    assert "the training text holds validation documents (pg#2127)" in str(caught.value)
     assert "train:1 (training) = val:11 (validation)" in str(caught.value)
     assert "found: 40 documents" in str(caught.value)
     assert audit(AuditConfig(allowed_overlap=40), raw, tokens)["train_val_overlap"] == 40
@@ -277,13 +277,13 @@ def test_published_shards_are_counted_by_decoding(case: Case, tmp_path: Path) ->
     assert metrics["documents_train"] == 40
     assert metrics["lossless"]
     case.recount(twice_the_space)
-    case.refuse(r"counted twice \(#1545\)\n  where: validation document 0")
+    case.refuse(r"counted twice \(pg#1545\)\n  where: validation document 0")
 
 
 def test_published_shards_that_leak_are_refused(case: Case, tmp_path: Path) -> None:
     published(case, tmp_path)
     case.replace("train", case.split("val"), documents=12)
-    case.refuse(r"holds validation documents \(#2127\)(.|\n)*found: 12 documents")
+    case.refuse(r"holds validation documents \(pg#2127\)(.|\n)*found: 12 documents")
 
 
 def test_a_published_sidecar_may_count_less_but_never_more(case: Case, tmp_path: Path) -> None:

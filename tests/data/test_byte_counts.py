@@ -65,7 +65,7 @@ def test_a_space_inside_a_piece_is_one_byte() -> None:
 def test_a_tokenizer_without_a_space_piece_is_refused() -> None:
     model = token_case.processor(token_case.spaceless())
     assert len(model.encode("a b")) == 5  # the space has become the 3 bytes of U+2581
-    with pytest.raises(ParamGolfError, match=r"no piece U\+2581 alone \(#897\)"):
+    with pytest.raises(ParamGolfError, match=r"no piece U\+2581 alone \(pg#897\)"):
         byte_table(model)
 
 

@@ -80,7 +80,7 @@ def test_a_token_outside_the_vocabulary_is_refused(raw: Raw, tmp_path: Path) -> 
 
 
 def test_a_validation_split_below_the_published_number_is_refused(raw: Raw, tmp_path: Path) -> None:
-    # a shard of 9.66 M tokens was scored in the place of 40.5 M and nobody saw it (#1923)
+    # a shard of 9.66 M tokens was scored in the place of 40.5 M and nobody saw it (pg#1923)
     raw.add("val", np.array_split(raw.val, 2)[:1], documents=10)
     retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
     with pytest.raises(ParamGolfError, match="val shards do not hold all documents of the source"):

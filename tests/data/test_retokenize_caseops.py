@@ -109,7 +109,7 @@ def no_literals(ids: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(
     ("count", "name"),
     [
-        (marks_as_text, r"case marks are counted as text \(#1729\)"),
+        (marks_as_text, r"case marks are counted as text \(pg#1729\)"),
         (no_literals, "marks that the text itself holds are not counted"),
     ],
 )
@@ -201,7 +201,7 @@ def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> Non
     ids = np.concatenate([[1, *MODEL.encode(encode_case(text))] for text in VAL])
     published.add("val_bytes", halves(marks_as_text(ids.astype(np.uint16)).tolist()))
     retokenize(config(source="published"), 1, published.folder, tmp_path / "tokens")
-    refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(#1729\)")
+    refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(pg#1729\)")
 
 
 def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path) -> None:

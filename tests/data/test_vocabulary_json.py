@@ -270,7 +270,7 @@ def recount(tokens: Path, counts: np.ndarray) -> None:
 def test_byte_tokens_counted_as_replacement_characters_are_named(
     kind: Callable[[], Tokenizer], tmp_path: Path
 ) -> None:
-    # base_bytes = 3 for 27 byte tokens gave 1.0819 for a true 1.1266 (#1143, #1289)
+    # base_bytes = 3 for 27 byte tokens gave 1.0819 for a true 1.1266 (pg#1143, pg#1289)
     raw, tokens = make(kind(), tmp_path)
     plain = kind()
     ids = read_shard(tokens / "val_000000.bin").copy()
@@ -282,7 +282,7 @@ def test_byte_tokens_counted_as_replacement_characters_are_named(
             name = plain.id_to_token(own.get(token, token))
             counts[place] += len(shown.encode()) - (1 if name in BYTE_NAMES else len(name))
     recount(tokens, counts)
-    expected = r"no whole character are counted as U\+FFFD \(#1143\)\n  where: val:1"
+    expected = r"no whole character are counted as U\+FFFD \(pg#1143\)\n  where: val:1"
     with pytest.raises(ParamGolfError, match=expected):
         audit(STRICT, raw, tokens)
 

@@ -162,6 +162,6 @@ def test_bytes_counted_as_replacement_characters_are_named(tmp_path: Path) -> No
     ]
     manifest["val"]["files"] = manifest["val"]["files"][:1]
     write_json(tokens / "manifest.json", manifest)
-    expected = r"no whole character are counted as U\+FFFD \(#1143\)\n  where: val:1"
+    expected = r"no whole character are counted as U\+FFFD \(pg#1143\)\n  where: val:1"
     with pytest.raises(ParamGolfError, match=expected):
         audit(STRICT, raw, tokens)

@@ -84,7 +84,7 @@ def other(**options: Any) -> bytes:
 
 @functools.cache
 def spaceless() -> bytes:
-    """A tokenizer of a text without spaces: it has no piece U+2581 (issue #897)."""
+    """A tokenizer of a text without spaces: it has no piece U+2581 (issue pg#897)."""
     texts = ["".join(text.split()) for text in make_texts(0, 100)]
     return train_tokenizer(texts, 320)
 

@@ -1,4 +1,4 @@
-"""The loss curve of the sample recipe, which a CPU must meet: whatever changes it is no refactoring.
+"""The loss curve of the sample recipe, which a CPU must meet: no refactoring may move it.
 
 The tokens come from the raw bits of a generator, so they depend on no version of Python or torch.
 A change that is meant to alter training writes the curve anew:
