@@ -81,7 +81,7 @@ class ShardStream:
 def split_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
     """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens.
 
-    A stream that does not begin with BOS is refused: its documents could not be told apart (pg#1779).
+    A stream that does not begin with BOS is refused: its documents cannot be told apart (pg#1779).
     """
     if len(stream) and stream.read(0, 1)[0] != BOS:
         raise ParamGolfError(

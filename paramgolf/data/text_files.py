@@ -7,35 +7,30 @@ a stage in a temporary copy.
 
 from __future__ import annotations
 
+import codecs
 import glob
-import gzip
-import io
 import json
-import lzma
 import os
 import shutil
 import tempfile
-import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 import pyarrow
 import pyarrow.parquet
 
 from paramgolf.data.documents import Document
+from paramgolf.data.streams import COMPRESSIONS, DAMAGED, open_stream
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 
 KINDS = (".jsonl", ".txt", ".parquet")
-COMPRESSIONS = (".gz", ".xz", ".zst")
 EXPECTED = f"{', '.join(KINDS)}, plain or followed by {', '.join(COMPRESSIONS)}"
-DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
 GLOB_CHARACTERS = frozenset("*?[")
 BATCH_ROWS = 256
-BLOCK_BYTES = 1 << 20
 
 
 @dataclass(slots=True)
@@ -56,7 +51,7 @@ class DocumentErrors:
 
 
 def read_texts(
-    patterns: Sequence[str], text_field: str, faults: DocumentErrors
+    patterns: Sequence[str], text_field: str, errors: DocumentErrors
 ) -> Iterator[Document]:
     """Yield every document that the paths, folders and globs `patterns` name, in their order.
 
@@ -64,7 +59,7 @@ def read_texts(
     document; a .jsonl line or a .parquet row is one, its text in `text_field`.
     """
     for name, path in find_files(patterns).items():
-        yield from read_file(path, name, text_field, faults)
+        yield from read_file(path, name, text_field, errors)
 
 
 def find_files(patterns: Sequence[str]) -> dict[str, Path]:
@@ -78,9 +73,14 @@ def find_files(patterns: Sequence[str]) -> dict[str, Path]:
     for pattern in patterns:
         base, paths = _expand(pattern, bases)
         for path in paths:
-            name = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
-            found.setdefault(name, path)
+            name = path.relative_to(base) if path.is_relative_to(base) else path
+            found.setdefault(_printable(name), path)
     return found
+
+
+def _printable(name: Path) -> str:
+    """Return a file's name as text; Linux allows bytes in it that are not UTF-8."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def _expand(pattern: str, bases: Sequence[Path]) -> tuple[Path, list[Path]]:
@@ -89,10 +89,11 @@ def _expand(pattern: str, bases: Sequence[Path]) -> tuple[Path, list[Path]]:
         path = base / pattern
         if path.is_dir():
             return base, _inside(path)
-        if path.is_file():
+        if os.path.lexists(path):
             return base, [_known(path)]
-        if matched := sorted(glob.glob(str(path), recursive=True)):
-            return base, [_known(Path(name)) for name in matched if Path(name).is_file()]
+        matched = [Path(name) for name in sorted(glob.glob(str(path), recursive=True))]
+        if files := [_known(path) for path in matched if not path.is_dir()]:
+            return base, files
     what = (
         "no file matches a pattern" if GLOB_CHARACTERS & set(pattern) else "there is no such file"
     )
@@ -102,131 +103,178 @@ def _expand(pattern: str, bases: Sequence[Path]) -> tuple[Path, list[Path]]:
 
 
 def _inside(folder: Path) -> list[Path]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    known = [path for path in files if _kind(path) in KINDS]
+    """Return the files of known kinds below a folder, sorted; links to folders are followed."""
+    known, others = [], 0
+    for path in _walk(folder, ()):
+        if _kind(path) in KINDS:
+            known.append(_known(path))
+        else:
+            others += 1
     if not known:
         raise ParamGolfError("a folder holds no text", where=folder, expected=f"files {EXPECTED}")
-    if len(known) < len(files):
-        say(f"{folder}: {len(files) - len(known)} files of other kinds are left alone")
-    return known
+    if others:
+        say(f"{folder}: {others} files of other kinds are left alone")
+    return sorted(known)
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[Path]:
+    """Yield what is no folder below `folder`; one that holds itself by a link is an error."""
+    real = folder.resolve()
+    if real in above:
+        fix = "remove the link, or name the folders in it one by one"
+        raise ParamGolfError("a folder holds itself, by a link", where=folder, found=real, fix=fix)
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        raise _unreadable(folder, error) from None
+    for path in paths:
+        if path.is_dir():
+            yield from _walk(path, (*above, real))
+        else:
+            yield path
+
+
+def _unreadable(path: Path, error: OSError) -> ParamGolfError:
+    fix = "mend its permissions, or leave it out of data.files"
+    return ParamGolfError("cannot be read", where=path, found=error.strerror or error, fix=fix)
 
 
 def _kind(path: Path) -> str:
     """Return the suffix that tells the format, below a suffix that tells the compression."""
-    return Path(path.stem).suffix if path.suffix in COMPRESSIONS else path.suffix
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
 def _known(path: Path) -> Path:
+    if not path.exists():
+        found = f"a link to {os.readlink(path)}, where nothing is"
+        raise ParamGolfError("a link leads nowhere", where=path, found=found)
     if _kind(path) not in KINDS:
         raise ParamGolfError("a file of an unknown kind", where=path, expected=EXPECTED)
+    if not path.is_file():  # reading a pipe would wait for a writer
+        raise ParamGolfError("not a regular file", where=path)
     return path
 
 
-def read_file(path: Path, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
+def read_file(path: Path, name: str, text_field: str, errors: DocumentErrors) -> Iterator[Document]:
     """Yield the documents of one file, named `name` and the line or row."""
-    readers = {".jsonl": _read_jsonl, ".txt": _read_txt, ".parquet": _read_parquet}
+    kind = _kind(path)
     try:
-        for document in readers[_kind(path)](path, name, text_field, faults):
+        if kind == ".txt":
+            documents = _read_txt(path, name, errors)
+        else:
+            reader = _read_jsonl if kind == ".jsonl" else _read_parquet
+            documents = reader(path, name, text_field, errors)
+        for document in documents:
             if document.text.strip():
                 yield document
             else:
-                faults.note("empty document", document.name, repr(document.text[:20]))
+                errors.note("empty document", document.name, repr(document.text[:20]))
     except DAMAGED as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise _unreadable(path, error) from None
         # what follows a damaged block is lost, so there is nothing to go on with
         fix = "fetch or make the file again"
         raise ParamGolfError("a file is damaged", where=path, found=error, fix=fix) from None
 
 
 def _read_jsonl(
-    path: Path, name: str, text_field: str, faults: DocumentErrors
+    path: Path, name: str, text_field: str, errors: DocumentErrors
 ) -> Iterator[Document]:
-    with _open(path) as file:
-        for number, line in enumerate(file, 1):
+    """Yield a document for each line; lines of white space are nothing, as JSON Lines has it."""
+    with open_stream(path) as file:
+        for number, line in enumerate(_without_mark(file), 1):
             place = f"{name}:{number}"
-            text = _decode(line, place, faults)
+            if not line.strip():
+                continue
+            text = _decode(line, place, errors)
             if text is None:
                 continue
             try:
                 fields = json.loads(text)
             except ValueError as error:
-                faults.note("not JSON", place, error)
+                errors.note("not JSON", place, error)
+                continue
+            except RecursionError:
+                errors.note("not JSON", place, "nested too deeply")
                 continue
             value = fields.get(text_field) if isinstance(fields, dict) else None
-            yield from _checked(value, place, text_field, faults)
+            yield from _checked(value, place, text_field, errors)
 
 
-def _read_txt(
-    path: Path,
-    name: str,
-    text_field: str,  # noqa: ARG001 (every reader takes the same)
-    faults: DocumentErrors,
-) -> Iterator[Document]:
-    with _open(path) as file:
-        text = _decode(file.read(), name, faults)
+def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
+    """Take off a byte order mark at the start of a file, which is no part of its text."""
+    for number, line in enumerate(lines):
+        yield line if number else line.removeprefix(codecs.BOM_UTF8)
+
+
+def _read_txt(path: Path, name: str, errors: DocumentErrors) -> Iterator[Document]:
+    with open_stream(path) as file:
+        text = _decode(file.read().removeprefix(codecs.BOM_UTF8), name, errors)
     if text is not None:
         yield Document(name, text)
 
 
 def _read_parquet(
-    path: Path, name: str, text_field: str, faults: DocumentErrors
+    path: Path, name: str, text_field: str, errors: DocumentErrors
 ) -> Iterator[Document]:
-    with _open(path) as file, tempfile.TemporaryFile() as plain:
-        if path.suffix in COMPRESSIONS:
+    with open_stream(path) as file, tempfile.TemporaryFile() as plain:
+        if path.suffix.lower() in COMPRESSIONS:
             shutil.copyfileobj(file, plain)  # Parquet is read from its end, so it must be seekable
             file = plain
         table = pyarrow.parquet.ParquetFile(file)
-        if text_field not in table.schema_arrow.names:
-            found = f"columns {', '.join(table.schema_arrow.names)}"
-            fix = "set data.text_field to the column of the text"
-            raise ParamGolfError(f"no column `{text_field}`", where=path, found=found, fix=fix)
+        _check_column(table.schema_arrow, text_field, path)
         row = 0
         for batch in table.iter_batches(BATCH_ROWS, columns=[text_field]):
-            for value in _column(batch.column(0)):
+            for value in _bytes_of(batch.column(0)):
                 row += 1
                 place = f"{name}:row {row}"
-                if isinstance(value, bytes):
-                    value = _decode(value, place, faults)
-                    if value is None:
-                        continue
-                yield from _checked(value, place, text_field, faults)
+                text = None if value is None else _decode(value, place, errors)
+                if value is None or text is not None:
+                    yield from _checked(text, place, text_field, errors)
 
 
-def _column(column: pyarrow.Array) -> Iterator[Any]:
-    """Yield the values of a column, texts as bytes: Arrow does not check that they are UTF-8."""
-    if pyarrow.types.is_string(column.type):
-        column = column.cast(pyarrow.binary())
-    elif pyarrow.types.is_large_string(column.type):
-        column = column.cast(pyarrow.large_binary())
-    yield from column.to_pylist()
+def _check_column(schema: pyarrow.Schema, name: str, path: Path) -> None:
+    """Refuse a table that lacks the column of the text, or has something else in it."""
+    fix = "set data.text_field to the column of the text"
+    if name not in schema.names:
+        found = f"columns {', '.join(schema.names)}"
+        raise ParamGolfError(f"no column `{name}`", where=path, found=found, fix=fix)
+    kind, types = schema.field(name).type, pyarrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = (types.is_string, types.is_large_string, types.is_binary, types.is_large_binary)
+    if not any(is_text(kind) for is_text in (*texts, types.is_null)):
+        what = f"the column `{name}` does not hold text"
+        raise ParamGolfError(what, where=path, found=str(kind), fix=fix)
 
 
-def _checked(value: Any, name: str, text_field: str, faults: DocumentErrors) -> Iterator[Document]:
+def _bytes_of(column: pyarrow.Array) -> Iterator[bytes | None]:
+    """Yield the values of a column of text as bytes: Arrow does not check that they are UTF-8."""
+    if pyarrow.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    large = pyarrow.types.is_large_string(column.type)
+    yield from column.cast(pyarrow.large_binary() if large else pyarrow.binary()).to_pylist()
+
+
+def _checked(value: Any, name: str, text_field: str, errors: DocumentErrors) -> Iterator[Document]:
     """Yield the value if it is a text that UTF-8 can hold; JSON can spell half a surrogate pair."""
     if not isinstance(value, str):
         found = "none" if value is None else type(value).__name__
-        faults.note("missing field", name, f"field `{text_field}`: {found}")
+        errors.note("missing field", name, f"field `{text_field}`: {found}")
         return
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        faults.note("bad UTF-8", name, error)
+        errors.note("bad UTF-8", name, error)
         return
     yield Document(name, value)
 
 
-def _decode(content: bytes, name: str, faults: DocumentErrors) -> str | None:
+def _decode(content: bytes, name: str, errors: DocumentErrors) -> str | None:
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        faults.note("bad UTF-8", name, error)
+        # the error's own text; its object is the whole document
+        errors.note("bad UTF-8", name, error)
         return None
-
-
-def _open(path: Path) -> IO[Any]:
-    if path.suffix == ".gz":
-        return cast(IO[Any], gzip.open(path, "rb"))
-    if path.suffix == ".xz":
-        return lzma.open(path, "rb")
-    if path.suffix == ".zst":
-        return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"), BLOCK_BYTES)
-    return open(path, "rb")

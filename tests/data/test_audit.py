@@ -207,7 +207,7 @@ def test_an_exchanged_shard_is_refused(case: Case) -> None:
 
 
 def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
-    # preparation with 10,000 validation documents leaves the rest of the 50,000 in training (pg#2127)
+    # prepared with 10,000 validation documents, the rest of the 50,000 is in training (pg#2127)
     texts = token_case.make_texts(4, 50)
     raw = token_case.write_raw(tmp_path / "raw", texts, texts[10:] + TRAIN)
     tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 import lzma
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -13,7 +15,8 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from paramgolf.data.documents import Document
+from paramgolf.data import streams
+from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.text_files import DocumentErrors, read_texts
 from paramgolf.errors import ParamGolfError
 
@@ -111,17 +114,97 @@ def test_paths_are_found_in_the_project_when_run_elsewhere(
     assert read("corpus/*.jsonl")[0].text == "the copy's own"
 
 
+def test_blank_lines_are_nothing() -> None:
+    lines = jsonl(TEXTS).splitlines(keepends=True)
+    write("a.jsonl", b"\n" + lines[0] + b" \t\r\n\n" + lines[1] + lines[2] + b"\n  \n")
+    found = read("a.jsonl")
+    assert [document.text for document in found] == TEXTS
+    assert [document.name for document in found] == ["a.jsonl:2", "a.jsonl:5", "a.jsonl:6"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text() -> None:
+    write("a.jsonl", b"\xef\xbb\xbf" + jsonl(TEXTS))
+    write("a.txt", b"\xef\xbb\xbftext \xef\xbb\xbf end")
+    assert [document.text for document in read("a.jsonl")] == TEXTS
+    assert read("a.txt") == [Document("a.txt", "text \ufeff end")]
+
+
+def test_suffixes_in_capitals_are_known() -> None:
+    write("A.JSONL", jsonl(TEXTS))
+    write("B.TXT.GZ", gzip.compress(b"text"))
+    assert len(read(".")) == 4
+
+
+def test_linked_folders_are_followed(tmp_path: Path) -> None:
+    write("texts/a.txt", b"a")
+    write("../elsewhere/b.txt", b"b")
+    Path("texts/linked").symlink_to("../../elsewhere")
+    assert [document.name for document in read("texts")] == ["texts/a.txt", "texts/linked/b.txt"]
+
+
+def test_a_folder_that_holds_itself_is_one_message() -> None:
+    write("texts/a.txt", b"a")
+    Path("texts/again").symlink_to("../texts")
+    with pytest.raises(ParamGolfError, match="a folder holds itself, by a link\n  where: texts/ag"):
+        read("texts")
+
+
+@pytest.mark.parametrize("pattern", ["texts", "texts/b.txt", "texts/*.txt"])
+def test_a_link_that_leads_nowhere_is_named(pattern: str) -> None:
+    write("texts/a.txt", b"a")
+    Path("texts/b.txt").symlink_to("nowhere")
+    with pytest.raises(ParamGolfError, match=r"a link leads nowhere\n  where: texts/b\.txt"):
+        read(pattern)
+
+
+def test_a_pipe_is_not_waited_for() -> None:
+    os.mkfifo("a.txt")
+    with pytest.raises(ParamGolfError, match="not a regular file"):
+        read("a.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.parametrize("name", ["texts", "texts/a.txt"])
+def test_what_may_not_be_read_is_said_so(name: str) -> None:
+    write("texts/a.txt", b"a")
+    Path(name).chmod(0)
+    try:
+        with pytest.raises(ParamGolfError, match=r"cannot be read(.|\n)*Permission denied"):
+            read("texts")
+    finally:
+        Path(name).chmod(0o700)
+
+
+def test_an_error_of_the_system_is_not_called_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    write("a.txt", b"a")
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("paramgolf.data.text_files.open_stream", refuse)
+    with pytest.raises(ParamGolfError, match=r"cannot be read(.|\n)*Permission denied"):
+        read("a.txt")
+
+
+def test_a_name_that_is_not_utf8_is_shown_with_escapes(tmp_path: Path) -> None:
+    Path(os.fsdecode(b"caf\xe9.txt")).write_bytes(b"text")
+    documents = read(".")
+    assert documents == [Document("caf\\xe9.txt", "text")]
+    write_documents(tmp_path / "out.zst", documents)
+
+
 FAULTS = {
     "not JSON": (b'{"text": "good"}\n{"text": bad}\n', "a.jsonl:2"),
     "bad UTF-8": (b'{"text": "good"}\n\n{"text": "\xff"}\n'.replace(b"\n\n", b"\n"), "a.jsonl:2"),
     "empty document": (b'{"text": "good"}\n{"text": " \\n"}\n', "a.jsonl:2"),
     "missing field": (b'{"text": "good"}\n{"txt": "x"}\n', "a.jsonl:2"),
+    "not JSON ": (b'{"text": "good"}\n' + b"[" * 100_000 + b"\n", "a.jsonl:2"),
 }
 
 
 @pytest.mark.parametrize("kind", FAULTS)
 def test_a_fault_stops_the_run_or_is_counted(kind: str) -> None:
-    content, place = FAULTS[kind]
+    (content, place), kind = FAULTS[kind], kind.strip()
     write("a.jsonl", content + b'{"text": "last"}\n')
     with pytest.raises(ParamGolfError, match=f"cannot read a document: {kind}\n  where: {place}\n"):
         read("a.jsonl")
@@ -136,6 +219,26 @@ def test_a_line_without_text_is_a_missing_field(line: bytes) -> None:
     write("a.jsonl", line + b"\n")
     with pytest.raises(ParamGolfError, match="missing field"):
         read("a.jsonl")
+
+
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_bad_utf8_in_a_dictionary_of_parquet_is_named_by_row(dictionary: bool) -> None:
+    values = pyarrow.array([b"good", b"\xff", b"last"]).view(pyarrow.string())
+    column = values.dictionary_encode() if dictionary else values
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2"):
+        read("a.parquet")
+    assert len(read("a.parquet", on_error="skip")) == 2
+
+
+@pytest.mark.parametrize(
+    "kind", [pyarrow.time64("ns"), pyarrow.int64(), pyarrow.list_(pyarrow.string())]
+)
+def test_a_column_that_holds_no_text_is_named(kind: pyarrow.DataType) -> None:
+    table = pyarrow.table({"text": pyarrow.array([None], kind)})
+    pyarrow.parquet.write_table(table, "a.parquet")
+    with pytest.raises(ParamGolfError, match="the column `text` does not hold text"):
+        read("a.parquet", on_error="skip")
 
 
 def test_half_a_surrogate_pair_is_bad_utf8() -> None:
@@ -161,6 +264,52 @@ def test_a_cut_compressed_file_is_damaged_not_short(suffix: str) -> None:
     write(f"a.jsonl{suffix}", whole[: len(whole) // 2])
     with pytest.raises(ParamGolfError, match=f"a file is damaged\n  where: a.jsonl{suffix}"):
         read(f"a.jsonl{suffix}", on_error="skip")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_streams_that_follow_each_other_are_all_read(suffix: str) -> None:
+    stream = COMPRESS[suffix](jsonl(TEXTS))
+    write(f"a.jsonl{suffix}", stream + stream + stream)
+    assert len(read(f"a.jsonl{suffix}")) == 9
+
+
+@pytest.mark.parametrize(("suffix", "zeros"), [(".gz", 5), (".xz", 4), (".xz", 3 << 20)])
+def test_padding_between_streams_is_passed(suffix: str, zeros: int) -> None:
+    stream = COMPRESS[suffix](jsonl(TEXTS))
+    write(f"a.jsonl{suffix}", stream + bytes(zeros) + stream + bytes(zeros))
+    assert len(read(f"a.jsonl{suffix}")) == 6
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("kind", ["junk", "one byte of junk", "a cut stream", "a damaged stream"])
+def test_what_follows_a_stream_and_is_none_is_damage(suffix: str, kind: str) -> None:
+    stream = COMPRESS[suffix](jsonl(f"{index} {index * index}" for index in range(2000)))
+    behind = {
+        "junk": b"junk behind the stream",
+        "one byte of junk": b"j",
+        "a cut stream": stream[:-7],
+        "a damaged stream": b"\0\0\0\0" + stream[4:],
+    }
+    write(f"a.jsonl{suffix}", stream + behind[kind])
+    with pytest.raises(ParamGolfError, match=f"a file is damaged\n  where: a.jsonl{suffix}"):
+        read(f"a.jsonl{suffix}", on_error="skip")
+
+
+def test_xz_padding_of_another_length_is_damage() -> None:
+    write("a.jsonl.xz", COMPRESS[".xz"](jsonl(TEXTS)) + bytes(3))
+    with pytest.raises(ParamGolfError, match="3 zeros behind a stream, not a multiple of 4"):
+        read("a.jsonl.xz")
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+def test_a_file_that_expands_beyond_measure_is_refused(
+    suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "FREE_BYTES", 1 << 20)
+    write(f"a.txt{suffix}", COMPRESS[suffix](bytes(8 << 20)))
+    monkeypatch.setattr(streams, "MAX_EXPANSION", 100)
+    with pytest.raises(ParamGolfError, match=r"expands beyond measure(.|\n)*100 times its size"):
+        read(f"a.txt{suffix}")
 
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.xz", "a.txt.zst", "a.parquet"])
