@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json
+from paramgolf.files import read_json, sha256_file
 
 METRICS = Path("artifacts/metrics")
 # that measure a run; `verify` writes its verdict beside them
@@ -36,6 +36,14 @@ def load_metrics(stages: Iterable[str], root: Path = Path()) -> Metrics:
             for stage, path in files.items()
         }
     )
+
+
+def file_hashes(paths: Iterable[Path]) -> list[dict[str, str]]:
+    """Return path and SHA-256 of each file, as metrics record which files they are of.
+
+    A list, which `dvc metrics` leaves out of its tables.
+    """
+    return [{"path": path.as_posix(), "sha256": sha256_file(path)} for path in paths]
 
 
 def need(content: Mapping[str, Any], key: str, where: object, *, fix: str | None = None) -> Any:

@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import yaml
 from shard_files import write_token_set
 
-from paramgolf.files import write_json, write_text
+from paramgolf.data import documents
+from paramgolf.data.manifests import TextManifest, write_manifest
+from paramgolf.files import read_json, sha256_file, write_bytes, write_json, write_text
 from paramgolf.recipes import RECIPES, build
+from paramgolf.verify.bindings import EVALUATORS, documents_path, used_files
 
 ROOT = Path(__file__).parents[1]
 TOKENS, BYTES = 2001, 7000  # validation tokens (one more than targets) and the bytes they stand for
@@ -127,9 +132,7 @@ def errors(layers: int = 6) -> dict[str, Any]:
 
 def write_run(root: Path, changes: dict[str, dict[str, Any]] | None = None) -> None:
     """Write the run's files below `root`; `changes` are merged into the metrics, by stage."""
-    for stage, content in metrics().items():
-        changed = content | (changes or {}).get(stage, {})
-        write_json(root / f"artifacts/metrics/{stage}.json", changed)
+    changed = {stage: m | (changes or {}).get(stage, {}) for stage, m in metrics().items()}
     write_text(
         root / "artifacts/train/log.jsonl", "".join(json.dumps(line) + "\n" for line in log_lines())
     )
@@ -139,6 +142,55 @@ def write_run(root: Path, changes: dict[str, dict[str, Any]] | None = None) -> N
     write_text(root / "dvc.yaml", (ROOT / "dvc.yaml").read_text())
     validation = np.ones(TOKENS, dtype=np.uint16)
     write_token_set(root / "data/tokens", val=[validation], val_bytes=[], vocab_size=1024)
+    write_text(root / "data/tokens/tokenizer.model", "a tokenizer")
+    write_raw(root / "data/raw")
+    for name, key in (("model.bin", "bytes_model"), ("train_gpt.py", "bytes_code")):
+        write_bytes(root / "artifacts/package" / name, bytes(metrics()["package"][key]))
+    for stage in EVALUATORS:
+        write_documents(root / documents_path(stage), changed[stage])
+    for stage, content in changed.items():
+        write_json(root / f"artifacts/metrics/{stage}.json", content)
+    bind(root)
+
+
+def bind(root: Path) -> None:
+    """Let each stage's metrics name the files of the run, as they are now."""
+    for stage, paths in used_files(root).items():
+        path = root / f"artifacts/metrics/{stage}.json"
+        read = [
+            {"path": file.as_posix(), "sha256": sha256_file(root / file)}
+            for file in paths
+            if (root / file).is_file()
+        ]
+        write_json(path, read_json(path) | {"read": read})
+
+
+def write_raw(folder: Path) -> None:
+    """Write data/raw as download does of a sample."""
+    train, val = (
+        documents.write_documents(
+            folder / f"{split}.jsonl.zst", [documents.Document("one", f"A text of {split}.")]
+        )
+        for split in ("train", "val")
+    )
+    manifest = TextManifest(
+        schema=1, kind="documents", source="sample", train=train, val=val, skipped={},
+        validation_files=(),
+    )  # fmt: skip
+    write_manifest(folder, manifest)
+
+
+def write_documents(path: Path, figures: dict[str, Any]) -> None:
+    """Write an evaluator's table of documents, in two rows that add up to its figures."""
+    tokens, size = figures["tokens_scored"], figures["bytes_scored"]
+    nats = figures["val_loss"] * tokens
+    table = {
+        "tokens": [10, tokens - 10],
+        "bytes": [30, size - 30],
+        "nats": [0.25 * nats, 0.75 * nats],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(table), path)
 
 
 def package() -> dict[str, Any]:

@@ -29,6 +29,7 @@ from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
+from paramgolf.metrics import file_hashes
 from paramgolf.progress import track
 
 RETOKENIZE = "make the shards again with `dvc repro -f -s retokenize`"
@@ -75,6 +76,12 @@ def audit(
         "bytes_per_token": totals.bytes_counted / len(stream),
         "bytes_scored_rule": manifest.val_bytes.rule,
         "lossless": totals.lossless,
+        "read": file_hashes(
+            [
+                *(raw / name for name in ("manifest.json", *source.file_names)),
+                *(folder / name for name in tokens.file_names),
+            ]
+        ),
         "train_val_overlap": shared.documents,
     }
 

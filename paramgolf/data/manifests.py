@@ -61,6 +61,11 @@ class TextManifest:
     commit: str | None = None
     published: PublishedFile | None = None
 
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files beside the manifest."""
+        return self.train.file, self.val.file
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ShardFile:
@@ -106,6 +111,12 @@ class ShardManifest:
     train: ShardSplit
     val: ShardSplit
     val_bytes: ShardSplit
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        """Names of the files beside the manifest."""
+        splits = (self.train, self.val, self.val_bytes)
+        return self.tokenizer.file, *(file.name for split in splits for file in split.files)
 
 
 RawManifest = TextManifest | ShardManifest

@@ -15,6 +15,7 @@ from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import read_container
 from paramgolf.files import read_json, write_bytes, write_json
+from paramgolf.metrics import file_hashes
 from paramgolf.packing.artifact import Packer
 from paramgolf.packing.code import frozen_params
 from paramgolf.packing.prune import prune
@@ -64,7 +65,11 @@ def package(
         **totals,
     }
     write_json(OUT_PATH / "package.json", ledger)
-    write_json(METRICS_PATH, {**totals, "seconds": time.perf_counter() - start})
+    files = {
+        "read": file_hashes(QUANTIZE_PATH / name for name in ("model.safetensors", "config.json")),
+        "wrote": file_hashes(OUT_PATH / name for name in (*ledger["sha256"], "package.json")),
+    }
+    write_json(METRICS_PATH, {**totals, **files, "seconds": time.perf_counter() - start})
     _log(totals, parts)
 
 

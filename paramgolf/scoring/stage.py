@@ -6,9 +6,8 @@ Apart from the session, because train_gpt.py does without it.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from torch import Tensor
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.checkpoint import Checkpoint, resume_key
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
-from paramgolf.files import atomic_open, sha256_file, write_json
+from paramgolf.files import atomic_open, write_json
+from paramgolf.metrics import file_hashes
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -29,7 +29,7 @@ from paramgolf.scoring.evaluation import ScoredText
 from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.scorer import Scorer, ScoringBatch, State
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.text import Text, read_primer
+from paramgolf.scoring.text import Text
 
 ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
@@ -49,7 +49,13 @@ class StageSession(Session):
         tokens: Path = TOKENS_PATH,
     ) -> None:
         super().__init__(runtime)
-        key = evaluation_key(config, runtime, package, tokens)
+        found = open_tokens(tokens)
+        primers = found.first_train_files(config.mixture.training_tokens)
+        names = ("manifest.json", *found.scored_files, *primers)
+        files = [package, *(tokens / name for name in names)]
+        # a missing file is the evaluation's to complain of
+        self._read = file_hashes(path for path in files if path.is_file())
+        key = evaluation_key(config, runtime, self._read)
         self._stage, self._saved, self._probe = stage, SavedEvaluation(stage, key, runtime), Probe()
         self._facts: dict[str, float] = {}
         saved = self._saved.state
@@ -104,21 +110,16 @@ class StageSession(Session):
         if self.runtime.is_main:
             path = ARTIFACTS / self._stage / "documents.parquet"
             write_documents(path, evaluation.text, evaluation.nats)
-            write_json(ARTIFACTS / "metrics" / f"{self._stage}.json", evaluation.metrics)
+            metrics = {**evaluation.metrics, "read": self._read, "wrote": file_hashes([path])}
+            write_json(ARTIFACTS / "metrics" / f"{self._stage}.json", metrics)
         self._saved.remove()
 
 
 def evaluation_key(
-    config: SlidingConfig | TttConfig, runtime: Runtime, package: Path, tokens: Path
+    config: SlidingConfig | TttConfig, runtime: Runtime, read: Sequence[Mapping[str, str]]
 ) -> str:
-    """Return a hash of all that a score depends on."""
-    found = open_tokens(tokens)
-    files = [package, *(tokens / name for name in found.scored_files)]
-    # a missing file is the evaluation's to complain of
-    hashes = [sha256_file(path) if path.is_file() else None for path in files]
-    # of the training split only what is read: all of it is gigabytes
-    primer = read_primer(found, config.mixture.training_tokens)
-    hashes.append(hashlib.sha256(primer.tobytes()).hexdigest())
+    """Return a hash of all that a score depends on; `read` are the files, as metrics name them."""
+    hashes = [file["sha256"] for file in read]
     return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])
 
 

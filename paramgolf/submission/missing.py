@@ -1,4 +1,4 @@
-"""What a submission lacks, a line each: R1 to R11 of each seed, and R12 to R14 of them all."""
+"""What a submission lacks, a line each: R1 to R11 and R15 of each seed, and R12 to R14 of them all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
 
 
 def _unverified(run: SeedRun) -> Iterator[str]:
-    """R1 to R11, as the verify stage judged them."""
+    """R1 to R11 and R15, as the verify stage judged them."""
     found = {key.partition(".")[0] for key in run.metrics}
     if absent := [stage for stage in STAGES if stage not in found]:
         yield f"no metrics of {', '.join(absent)}: run the whole pipeline with `dvc repro`"

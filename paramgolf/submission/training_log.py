@@ -8,8 +8,6 @@ from typing import Any
 from paramgolf.experiments.read import STAGES
 from paramgolf.submission.collect import SeedRun
 
-LISTS = ("verify.reasons",)  # told by the README
-
 
 def training_log(run: SeedRun) -> str:
     """Return the log of a run, a line an event: `event key=value ...`."""
@@ -26,7 +24,7 @@ def _lines(run: SeedRun) -> Iterator[str]:
         own = {
             key.removeprefix(prefix): value
             for key, value in run.metrics.items()
-            if key.startswith(prefix) and key not in LISTS
+            if key.startswith(prefix) and not isinstance(value, list)
         }
         yield _line(stage, own)
 

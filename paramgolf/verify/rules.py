@@ -1,4 +1,4 @@
-"""The rules of the contest, R1 to R11, as checks over the metrics of the stages.
+"""The rules of the contest, R1 to R11, as checks over the metrics of the stages; R15 binds those.
 
 docs/legality.md says where each rule comes from, and which code and test hold what no metric can
 show. A rule is a function of the run that returns its verdict; a broken rule is not an exception,
@@ -8,21 +8,21 @@ so that all are listed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramgolf.data.token_set import open_tokens
+from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import write_json
 from paramgolf.metrics import METRICS, Metrics, load_metrics
 from paramgolf.params import read_yaml
 from paramgolf.stage_code import HASHES
+from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unbound
 from paramgolf.verify.config import VerifyConfig
 
 DVC_YAML = Path("dvc.yaml")
 STAGES = ("audit", "train", "calibrate", "package", "eval_sliding", "eval_ttt")
-EVALUATORS = ("eval_sliding", "eval_ttt")
 # bounds of what the evaluators' probes find (paramgolf/scoring/probe.py)
 CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is usual
 SUM_ERROR = 1e-4  # of probabilities
@@ -32,12 +32,18 @@ EVALUATOR_DATA = {"artifacts/package", "data/tokens"}
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What the rules look at: limits, metrics, the plan's stages, the number of targets."""
+    """What the rules look at: limits, metrics, the plan's stages, the number of targets.
+
+    `sizes` are the bytes of the package's files by name, `unbound` what keeps metrics and files
+    apart.
+    """
 
     limits: VerifyConfig
     metrics: Metrics
     stages: Mapping[str, Mapping[str, Any]]
     targets: int
+    sizes: Mapping[str, int]
+    unbound: Sequence[str]
 
     def get(self, stage: str, key: str) -> Any:
         """Return a metric of a stage."""
@@ -60,16 +66,23 @@ class Verdict:
 def load_evidence(limits: VerifyConfig, root: Path = Path()) -> Evidence:
     """Read the metrics of all stages, dvc.yaml and the manifest of the tokens."""
     metrics = load_metrics(STAGES, root)
-    targets = len(open_tokens(root / "data/tokens").val()) - 1  # nothing predicts the first token
-    return Evidence(limits, metrics, read_yaml(root / DVC_YAML)["stages"], targets)
+    targets = len(open_tokens(root / TOKENS_PATH).val()) - 1  # nothing predicts the first token
+    files = {name: root / PACKAGE / name for name in ("model.bin", "train_gpt.py")}
+    sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}
+    apart = [*unbound(metrics.by_stage, root), *disagreements(metrics, root)]
+    stages = read_yaml(root / DVC_YAML)["stages"]
+    return Evidence(limits, metrics, stages, targets, sizes, apart)
 
 
 def size(run: Evidence) -> Verdict:
-    """R1: code and weights together fit the limit."""
+    """R1: code and weights together fit the limit, as they lie on disk."""
     total, limit = run.get("package", "bytes_total"), run.get("package", "limit_bytes")
     code, model = run.get("package", "bytes_code"), run.get("package", "bytes_model")
     parts = f"{code:,} of code + {model:,} of weights = {total:,} bytes; limit {limit:,}"
-    return Verdict(total == code + model and total <= limit, parts)
+    as_recorded = run.sizes == {"model.bin": model, "train_gpt.py": code}
+    if not as_recorded:
+        parts += f"; on disk: {', '.join(f'{name} {size:,}' for name, size in run.sizes.items())}"
+    return Verdict(as_recorded and total == code + model and total <= limit, parts)
 
 
 def training_time(run: Evidence) -> Verdict:
@@ -199,6 +212,13 @@ def _follows(run: Evidence, stage: str) -> bool:
     return math.isclose(nats, bits * math.log(2), rel_tol=1e-9)
 
 
+def metrics_bound(run: Evidence) -> Verdict:
+    """R15: the figures are of the files on disk, and the scores of their documents."""
+    files = sum(len(run.get(stage, "read")) for stage in ("audit", *EVALUATORS))
+    reason = f"{files} files that audit and the evaluators read are those on disk"
+    return Verdict(not run.unbound, "; ".join(run.unbound) or reason)
+
+
 RULES: dict[str, tuple[str, Callable[[Evidence], Verdict]]] = {
     "R1": ("artifact fits its bytes", size),
     "R2": ("training fits its time", training_time),
@@ -211,6 +231,7 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Verdict]]] = {
     "R9": ("each target scored once", scored_once),
     "R10": ("whole validation set", whole_validation),
     "R11": ("bytes are proven", byte_count),
+    "R15": ("figures are of these files", metrics_bound),
 }
 
 

@@ -76,7 +76,11 @@ def case(tmp_path: Path) -> Case:
 
 def test_a_sound_set_gives_its_figures(case: Case) -> None:
     total = sum(len(text.encode()) for text in VAL)
-    assert case.audit() == {
+    found = case.audit()
+    read = {Path(file["path"]): file["sha256"] for file in found.pop("read")}
+    files = {path for path in case.tokens.parent.glob("*/*") if path.is_file()}
+    assert read == {path: sha256_file(path) for path in files}
+    assert found == {
         "documents_train": 40,
         "documents_val": 12,
         "bytes_val_raw": total,

@@ -34,7 +34,11 @@ def test_every_byte_is_accounted_for(project, sample, capsys):
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.bin", "train_gpt.py", "package.json"}
     ledger, metrics = json.loads(files["package.json"]), read_metrics(project)
-    assert metrics.keys() == KEYS | {"seconds"}
+    assert metrics.keys() == KEYS | {"seconds", "read", "wrote"}
+    assert {file["path"]: file["sha256"] for file in metrics["wrote"]} == {
+        f"artifacts/package/{name}": hashlib.sha256(content).hexdigest()
+        for name, content in files.items()
+    }
     assert metrics["bytes_model"] == len(files["model.bin"])
     assert metrics["bytes_code"] == len(files["train_gpt.py"])
     assert metrics["bytes_total"] == len(files["model.bin"]) + len(files["train_gpt.py"])

@@ -20,6 +20,7 @@ from scoring_case import (
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import sha256_file
 from paramgolf.model.network import Network
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
@@ -111,6 +112,12 @@ def test_files_of_the_stage(packed, tmp_path, monkeypatch):
     evaluation = score_sliding(folder / "model.bin", folder, SLIDING, ALONE, session)
     session.finish(evaluation)
     metrics = json.loads((tmp_path / "artifacts/metrics/eval_sliding.json").read_text())
+    read = {Path(file["path"]): file["sha256"] for file in metrics.pop("read")}
+    assert read.keys() == {path for path in folder.iterdir() if path.is_file()}
+    assert all(sha256_file(path) == digest for path, digest in read.items())
+    (wrote,) = metrics.pop("wrote")
+    assert wrote["path"] == "artifacts/eval_sliding/documents.parquet"
+    assert wrote["sha256"] == sha256_file(wrote["path"])
     assert metrics == evaluation.metrics
     table = pq.read_table(tmp_path / "artifacts/eval_sliding/documents.parquet").to_pydict()
     score = bits_per_byte(sum(table["nats"]), sum(table["bytes"]))

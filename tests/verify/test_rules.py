@@ -1,4 +1,4 @@
-"""The rules R1 to R11 over a made-up run: each is broken once, by the fault it is there for."""
+"""The rules over a made-up run: each is broken once, by the fault it is there for."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from run_files import BYTES, PROBE, ROOT, TOKENS, evaluation, write_run
+from run_files import BYTES, PROBE, ROOT, TOKENS, evaluation, write_documents, write_run
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import write_json
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.rules import RULES, verify
 
@@ -86,6 +87,54 @@ def test_a_run_that_keeps_every_rule(tmp_path, capsys):
 def test_a_broken_rule_fails(rule, changes, tmp_path, capsys):
     assert outcomes(tmp_path, changes)[rule] == "fail"
     assert rule in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("artifacts/package/model.bin", "is another file than eval_ttt used"),
+        ("artifacts/package/train_gpt.py", "is another file than package used"),
+        ("data/tokens/val_000000.bin", "is another file than audit used"),
+        ("data/tokens/manifest.json", "is another file than eval_sliding used"),
+        ("data/raw/val.jsonl.zst", "is another file than audit used"),
+        ("artifacts/eval_ttt/documents.parquet", "is another file than eval_ttt used"),
+    ],
+)
+def test_figures_of_other_files_are_not_those_of_the_run(path, said, tmp_path):
+    """A byte changed after the stages ran: the metrics are as they were."""
+    write_run(tmp_path)
+    content = bytearray((tmp_path / path).read_bytes())
+    content[-2] ^= 1 if path.endswith("bin") else 0
+    (tmp_path / path).write_bytes(content if path.endswith("bin") else bytes(content) + b" ")
+    if path.endswith("parquet"):
+        write_documents(tmp_path / path, evaluation(1.7702, 1.8127, 93) | {"val_loss": 1.0})
+    assert verify(VerifyConfig(**LIMITS), tmp_path) is False
+    assert f"{path} {said}" in verdict_of(tmp_path)[1]["R15"]
+
+
+def test_a_file_that_is_gone_or_was_never_named_is_said(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "artifacts/package/model.bin").unlink()
+    path = tmp_path / "artifacts/metrics/eval_sliding.json"
+    write_json(path, json.loads(path.read_text()) | {"read": []})
+    verify(VerifyConfig(**LIMITS), tmp_path)
+    content, reasons = verdict_of(tmp_path)
+    assert "model.bin is not there" in reasons["R15"]
+    assert "eval_sliding does not say which data/tokens/manifest.json" in reasons["R15"]
+    assert content["rules"]["R1"] == "fail"  # the bytes on disk are not those recorded
+
+
+def test_a_score_that_its_documents_do_not_add_up_to_breaks_r15(tmp_path):
+    """Loss, score, bytes and tokens agree with one another, and were all written by hand."""
+    write_run(tmp_path)
+    path = tmp_path / "artifacts/metrics/eval_ttt.json"
+    forged = json.loads(path.read_text())
+    forged |= {key: 0.9 * forged[key] for key in ("val_bpb", "val_loss")}
+    write_json(path, forged)
+    assert verify(VerifyConfig(**LIMITS), tmp_path) is False
+    content, reasons = verdict_of(tmp_path)
+    assert [rule for rule, found in content["rules"].items() if found == "fail"] == ["R15"]
+    assert "eval_ttt: val_bpb is 1.59318" in reasons["R15"]
 
 
 def test_a_ledger_that_trained_on_more_than_was_scored_is_not_causal(tmp_path):
