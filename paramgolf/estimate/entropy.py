@@ -1,7 +1,7 @@
-"""What quantising makes of Gaussian rows, and a codec of that: reach, entropy, code length.
+"""What quantizing makes of Gaussian rows, and a codec of that: reach, entropy, code length.
 
 A row of deviation sigma on a grid of step s holds integers of about 0.5 log2(2 pi e) -
-log2(s / sigma) bits each (the size law of #1394).
+log2(s / sigma) bits each (the size law of pg#1394).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def expected_percentile(share: float, columns: int) -> float:
 
 
 def expected_error(clip: float, maximum: int, columns: int) -> float:
-    """Return a row's expected squared error a weight: rounding, and what `clip` cuts off."""
+    """Return a row's expected squared error per weight: rounding, and what `clip` cuts off."""
     cut = 0.0
     for rank in range(columns, 0, -1):
         beyond = expected_magnitude(rank, columns) - clip
@@ -62,18 +62,13 @@ def _chances(step: float, maximum: int) -> Iterator[float]:
         yield high - low
 
 
-def entropy_law(step: float) -> float:
-    """Return the size law, bits a weight: it holds where the step is below about 1 deviation."""
-    return 0.5 * math.log2(2 * math.pi * math.e) - math.log2(step)
-
-
 def entropy_bits(chances: Sequence[float]) -> float:
-    """Return the entropy, bits a symbol."""
+    """Return the entropy, bits per symbol."""
     return -sum(p * math.log2(p) for p in chances if p > 0)
 
 
 def huffman_bits(chances: Sequence[float]) -> float:
-    """Return the mean length of the best prefix code, bits a symbol."""
+    """Return the mean length of the best prefix code, bits per symbol."""
     heap = [p for p in chances if p > 0]
     heapq.heapify(heap)
     total = 0.0

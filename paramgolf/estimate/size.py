@@ -1,7 +1,7 @@
-"""Bytes of an artifact before anything is trained, by the entropy of quantised Gaussian rows.
+"""Bytes of an artifact before anything is trained, by the entropy of quantized Gaussian rows.
 
-Under SDClip a step is clip / m deviations, whatever was trained (#1394). What a codec makes of the
-integers follows from their chances: brotli is a Huffman code here (within 0.1 % on Gaussian
+Under SDClip a step is clip / m deviations, whatever was trained (pg#1394). What a codec makes of
+the integers follows from their chances: brotli is a Huffman code here (within 0.1 % on Gaussian
 integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have heavier
 tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here. Not
 counted: what pruning would save (package.prune).
@@ -31,7 +31,7 @@ from paramgolf.quant.allocation import MLP, Bits, rounded_bits
 from paramgolf.quant.config import FINER_BITS, QuantizeConfig
 from paramgolf.training.config import TrainConfig
 
-LZMA_EXCESS_BITS = 0.16  # a weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
+LZMA_EXCESS_BITS = 0.16  # per weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
 # variance that GPTQ adds to a row, in units of the rounding error's (step^2 / 12): 0.4 to 0.9 in
 # trained networks, by how strongly the inputs of a matrix correlate
 GPTQ_VARIANCE = 0.8
@@ -43,8 +43,8 @@ SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor
 VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or spread like gates
 TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
 LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
-# deviation of a trained matrix's rows, in units of Muon's balance; with it #1296 comes out at the
-# published 16.0 MB, and #1204 at 15.4 MB, where 15.9 were published
+# deviation of a trained matrix's rows, in units of Muon's balance; with it pg#1296 comes out at the
+# published 16.0 MB, and pg#1204 at 15.4 MB, where 15.9 were published
 MUON_BALANCE = 4.9
 TABLE_DEVIATION = 0.25  # of the embedding's rows in the trained sample: 0.22
 DEVIATION_DOUBT = 0.1  # the share by which trained deviations may be off
@@ -54,7 +54,7 @@ Deviations = Mapping[str, float]  # of a parameter's rows
 
 @dataclass(frozen=True, slots=True)
 class ExpectedPart:
-    """Expected bytes of a part of model.bin; `bits` is bits a weight, None but for weights."""
+    """Expected bytes of a part of model.bin; `bits` is bits per weight, None but for weights."""
 
     name: str
     kind: str  # integers, scales, float16 or header, as in package.json

@@ -32,7 +32,7 @@ class Machine:
     count: int
 
     def step_seconds(self, flops: float) -> float:
-        """Return the seconds of an optimiser step of `flops` operations."""
+        """Return the seconds of an optimizer step of `flops` operations."""
         rate = self.device.peak_flops * self.device.utilisation * self.count
         return max(flops / rate, self.device.shortest_step)
 

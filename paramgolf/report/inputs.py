@@ -46,10 +46,10 @@ class Inputs:
 
     def param(self, key: str) -> Any:
         """Return a parameter by its dotted key."""
-        found: Any = self.params
+        value: Any = self.params
         for word in key.split("."):
-            found = need(found, word, PARAMS_PATH)
-        return found
+            value = need(value, word, PARAMS_PATH)
+        return value
 
     def metric(self, key: str) -> Any:
         """Return a metric by stage and name; None where an evaluator has none of that name."""

@@ -12,7 +12,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.report.inputs import LOG, PACKAGE, TrainingLog, parse_log
 
-MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colours, plain and dashed
+MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, plain and dashed
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +43,13 @@ def load_runs(
     sources = find(wanted, root, everywhere=everywhere)
     chosen: list[tuple[Source, Experiment]] = []
     left_out: dict[str, str] = {}
-    for source, found in zip(sources, read(sources, root), strict=True):
-        if not found.metrics:
-            left_out[found.name] = "it has no metrics of its own"
-        elif not any(_same(found, other) for _, other in chosen):
-            chosen.append((source, found))
+    for source, experiment in zip(sources, read(sources, root), strict=True):
+        if not experiment.metrics:
+            left_out[experiment.name] = "it has no metrics of its own"
+        elif not any(_same(experiment, other) for _, other in chosen):
+            chosen.append((source, experiment))
     _check_count(chosen, left_out)
-    return [_run(source, found, root) for source, found in chosen], left_out
+    return [_run(source, experiment, root) for source, experiment in chosen], left_out
 
 
 def _same(one: Experiment, other: Experiment) -> bool:
@@ -58,9 +58,9 @@ def _same(one: Experiment, other: Experiment) -> bool:
 
 def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
     if not chosen:
-        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         fix = "run the pipeline first, or name experiments (`dvc exp show`)"
-        raise ParamGolfError("there is no run to show", found=found, fix=fix)
+        raise ParamGolfError("there is no run to show", found=reasons, fix=fix)
     if len(chosen) > MOST_RUNS:
         raise ParamGolfError(
             "too many runs for one page",
@@ -70,15 +70,16 @@ def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
         )
 
 
-def _run(source: Source, found: Experiment, root: Path) -> ShownRun:
+def _run(source: Source, experiment: Experiment, root: Path) -> ShownRun:
+    name, foreign = experiment.name, experiment.foreign
     log, package = _contents(source, (LOG, PACKAGE), root)
     return ShownRun(
-        found.name,
-        found.params,
-        found.metrics,
-        None if log is None or "train" in found.foreign else _log(log, found.name),
-        None if package is None or "package" in found.foreign else _ledger(package, found.name),
-        found.foreign,
+        name,
+        experiment.params,
+        experiment.metrics,
+        None if log is None or "train" in foreign else _log(log, name),
+        None if package is None or "package" in foreign else _ledger(package, name),
+        foreign,
     )
 
 
@@ -103,7 +104,7 @@ def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[byt
         for path in paths:
             yield (root / path).read_bytes() if (root / path).is_file() else None
         return
-    from dvc.api import DVCFileSystem  # 0.4 s, and half a second a commit
+    from dvc.api import DVCFileSystem  # 0.4 s, and half a second per commit
     from dvc.exceptions import DvcException
     from dvc_data.index import DataIndexDirError
 

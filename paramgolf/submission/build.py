@@ -64,7 +64,7 @@ def submit(
         if faults:
             listing = "".join(f"\n  - {fault}" for fault in faults)
             raise ParamGolfError(f"the submission is not complete:{listing}")
-        found = None if against is None else _held_against(against, runs, root)
+        compared = None if against is None else _compared(against, runs, root)
         first = runs[0]
         first.copy_validation(scratch / "tokens")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def submit(
             folder = Path(made) / target.name
             _fill(folder, runs)
             checked = _score(folder, first, scratch, root)
-            _describe(folder, runs, about, day=day, against=found, checked=checked, root=root)
+            _describe(folder, runs, about, day=day, against=compared, checked=checked, root=root)
             folder.rename(target)
     return target
 
@@ -82,7 +82,7 @@ def slug(name: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "_", name).strip("_") or "submission"
 
 
-def _held_against(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str, Any]:
+def _compared(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str, Any]:
     stage = evaluator_of(runs[0].params)
     names = [run.name for run in runs]
     result = compare(names, against=record, score=f"{stage}.val_bpb", everywhere=False, root=root)
@@ -93,7 +93,7 @@ def _held_against(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str,
 
 
 def _fill(folder: Path, runs: Sequence[SeedRun]) -> None:
-    """Write all but the description: code, model, parameters, requirements, a log a seed."""
+    """Write all but the description: code, model, parameters, requirements, a log per seed."""
     folder.mkdir()
     for name in ("model.bin", "train_gpt.py", "params.yaml"):
         shutil.copyfile(runs[0].folder / name, folder / name)

@@ -23,7 +23,7 @@ def submission(
 ) -> dict[str, Any]:
     """Return the content of submission.json; `stage` is the evaluator whose scores are handed in.
 
-    Losses are nats a token, times seconds (steps: milliseconds); deviations are those of a sample
+    Losses are nats per token, times seconds (steps: milliseconds); deviations are those of a sample
     (n - 1), null for one seed. `limits` are the contest's, by dotted key; `against` is the
     comparison with a record, if one was asked for.
     """

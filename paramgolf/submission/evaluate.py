@@ -105,15 +105,15 @@ class Workspace:
         return metrics
 
 
-def compare_scores(found: Mapping[str, Any], recorded: Mapping[str, Any], stage: str) -> None:
-    """Raise ParamGolfError unless a folder's score is the recorded one."""
+def compare_scores(scored: Mapping[str, Any], recorded: Mapping[str, Any], stage: str) -> None:
+    """Raise ParamGolfError unless what was scored is what a run recorded."""
     for key, tolerance in (("tokens_scored", 0), ("bytes_scored", 0), ("val_bpb", TOLERANCE)):
         expected = recorded[f"{stage}.{key}"]
-        if not abs(found[key] - expected) <= tolerance:  # nan is no score
+        if not abs(scored[key] - expected) <= tolerance:  # nan is no score
             raise ParamGolfError(
                 "the model does not score what was recorded",
                 where=f"{stage}.{key}",
                 expected=expected if tolerance == 0 else f"{expected} ± {tolerance}",
-                found=found[key],
+                found=scored[key],
                 fix="score it on the kind of machine that made it; then `dvc repro` and again",
             )

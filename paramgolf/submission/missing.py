@@ -1,4 +1,4 @@
-"""What a submission lacks, a line each: R1 to R11 and R15 of each seed, and R12 to R14 of them all."""
+"""What a submission lacks: R1 to R11 and R15 of each seed, and R12 to R14 of them all."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
 
 
 def _unverified(run: SeedRun) -> Iterator[str]:
-    """R1 to R11 and R15, as the verify stage judged them."""
-    found = {key.partition(".")[0] for key in run.metrics}
-    if absent := [stage for stage in STAGES if stage not in found]:
+    """R1 to R11 and R15, as stage verify found them."""
+    measured = {key.partition(".")[0] for key in run.metrics}
+    if absent := [stage for stage in STAGES if stage not in measured]:
         yield f"no metrics of {', '.join(absent)}: run the whole pipeline with `dvc repro`"
         return
     for entry in run.metrics["verify.reasons"]:

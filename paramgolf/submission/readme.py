@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from paramgolf.recipes import flatten
+from paramgolf.recipes import as_text, flatten
 from paramgolf.submission.collect import SeedRun
 
 TEMPLATE = """\
@@ -17,7 +16,7 @@ TEMPLATE = """\
 
 **val_bpb {score}**, {seeds}, on {hardware}; the largest artifact has {size:,} bytes.
 
-| seed | val_bpb | val_loss | steps | ms a step | training s | evaluation s | bytes |
+| seed | val_bpb | val_loss | steps | ms per step | training s | evaluation s | bytes |
 |---:|---:|---:|---:|---:|---:|---:|---:|
 {rows}
 {comparison}
@@ -79,24 +78,25 @@ def readme(
 
 
 def _rows(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for seed, found in results.items():
-        scores = f"{found['val_bpb']:.5f} | {found['val_loss']:.5f}"
-        times = (f"{found[key]:.1f}" for key in ("step_avg_ms", "train_time_s", "eval_time_s"))
-        size = f"{found['artifact_bytes']:,}"
-        yield f"| {seed} | {scores} | {found['steps']:,} | {' | '.join(times)} | {size} |"
+    for seed, result in results.items():
+        scores = f"{result['val_bpb']:.5f} | {result['val_loss']:.5f}"
+        times = (f"{result[key]:.1f}" for key in ("step_avg_ms", "train_time_s", "eval_time_s"))
+        size = f"{result['artifact_bytes']:,}"
+        yield f"| {seed} | {scores} | {result['steps']:,} | {' | '.join(times)} | {size} |"
 
 
-def _comparison(found: Mapping[str, Any] | None) -> str:
+def _comparison(comparison: Mapping[str, Any] | None) -> str:
     """Return a paragraph on the difference to a record, with both of the contest's tests."""
-    if found is None:
+    if comparison is None:
         return ""
-    against, verdict = found["against"], found["verdict"]
+    against, verdict = comparison["against"], comparison["verdict"]
     line = f"Against {against['label']} ({against['mean']:.5f}): "
-    line += f"{verdict['difference_bpb']:+.5f} BPB, {verdict['difference_nats']:+.5f} nats a token."
+    line += f"{verdict['difference_bpb']:+.5f} bits per byte, "
+    line += f"{verdict['difference_nats']:+.5f} nats per token."
     if verdict["better"]:
         line += f" One-sided Welch test: p = {verdict['better']['p']:.2g} that it is no better, "
         line += f"p = {verdict['by_margin']['p']:.2g} that it is better by less than 0.005 nats."
-    return "\n".join(["", line, *(f"- {note}" for note in found["notes"]), ""])
+    return "\n".join(["", line, *(f"- {note}" for note in comparison["notes"]), ""])
 
 
 def _credits(attribution: Mapping[str, str]) -> Iterator[str]:
@@ -109,16 +109,16 @@ def _rules(runs: Sequence[SeedRun]) -> Iterator[str]:
     """Yield what the verify stage found of each rule; once, where it is the same for all seeds."""
     for i, entry in enumerate(runs[0].metrics["verify.reasons"]):
         rule = entry["rule"]
-        found = {
+        outcomes = {
             run.seed: f"{run.metrics[f'verify.rules.{rule}']}; "
             f"{run.metrics['verify.reasons'][i]['reason']}"
             for run in runs
         }
-        if len(set(found.values())) == 1:
-            yield f"- {rule}, {entry['name']}: {found[runs[0].seed]}"
+        if len(set(outcomes.values())) == 1:
+            yield f"- {rule}, {entry['name']}: {outcomes[runs[0].seed]}"
         else:
             yield f"- {rule}, {entry['name']}"
-            yield from (f"  - seed {seed}: {line}" for seed, line in found.items())
+            yield from (f"  - seed {seed}: {line}" for seed, line in outcomes.items())
 
 
 def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
@@ -130,4 +130,4 @@ def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str
 
 
 def _shown(value: Any) -> str:
-    return (value if isinstance(value, str) else json.dumps(value)).replace("|", "\\|")
+    return as_text(value).replace("|", "\\|")

@@ -53,8 +53,8 @@ def requirements(script: PackedScript) -> list[str]:
     distributions = metadata.packages_distributions()
     names = {name for source in script.sources.values() for name in _imported(source)}
     others = (names - sys.stdlib_module_names - {PACKAGE}) & distributions.keys()
-    found = {distributions[name][0] for name in others}
-    return [f"{name}=={Version(metadata.version(name)).public}" for name in sorted(found)]
+    packages = {distributions[name][0] for name in others}
+    return [f"{name}=={Version(metadata.version(name)).public}" for name in sorted(packages)]
 
 
 def _imported(source: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ from paramgolf.submission.collect import SeedRun
 
 
 def training_log(run: SeedRun) -> str:
-    """Return the log of a run, a line an event: `event key=value ...`."""
+    """Return the log of a run, one line per event: `event key=value ...`."""
     return "".join(f"{line}\n" for line in _lines(run))
 
 

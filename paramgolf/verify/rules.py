@@ -145,7 +145,7 @@ def causal(run: Evidence) -> Verdict:
     return Verdict(passed, f"{'; '.join(reasons)}; {learned}, all scored before")
 
 
-def normalised(run: Evidence) -> Verdict:
+def normalized(run: Evidence) -> Verdict:
     """R7: a score is -ln p of a distribution over the full vocabulary, mixture included."""
     reasons, passed = [], True
     for stage in EVALUATORS:
@@ -226,7 +226,7 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Verdict]]] = {
     "R4": ("evaluators read package and tokens alone", evaluators_read),
     "R5": ("validation text is unseen", validation_unseen),
     "R6": ("scores are causal", causal),
-    "R7": ("scores are normalised", normalised),
+    "R7": ("scores are normalized", normalized),
     "R8": ("scored before learnt from", score_first),
     "R9": ("each target scored once", scored_once),
     "R10": ("whole validation set", whole_validation),
