@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from paramgolf.gpu_support import flash_attention_obstacle, fused_kernels_obstacle
+from paramgolf.errors import ParamGolfError
+from paramgolf.gpu_support import (
+    FLASH_ATTENTION_MODULE,
+    flash_attention_obstacle,
+    fused_kernels_obstacle,
+)
+from paramgolf.model.attention import flash_attention_3
 
 
 def test_hopper_with_its_packages_is_served():
@@ -29,3 +37,9 @@ def test_a_missing_package_is_named():
 def test_a_cpu_has_neither():
     assert flash_attention_obstacle(None, installed=True) == "device cpu"
     assert fused_kernels_obstacle(None, triton=True) == "device cpu"
+
+
+def test_a_broken_build_of_flash_attention_is_said_to_be_one(monkeypatch):
+    monkeypatch.setitem(sys.modules, FLASH_ATTENTION_MODULE, None)  # an import of it fails
+    with pytest.raises(ParamGolfError, match=r"cannot be imported(.|\n)*runtime\.attention"):
+        flash_attention_3()

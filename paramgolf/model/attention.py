@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from paramgolf.errors import ParamGolfError
+from paramgolf.gpu_support import FLASH_ATTENTION_MODULE
+
 BOUNDS_MULTIPLE = 64  # bounds are padded, so that compiled code sees few shapes
 
 
@@ -114,7 +117,14 @@ def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
 
 def flash_attention_3() -> Attend:
     """Load FlashAttention-3 (Hopper, bfloat16) and return causal attention [B, T, H, D] by it."""
-    kernels = importlib.import_module("flash_attn_interface")  # present on Hopper machines only
+    try:
+        kernels = importlib.import_module(FLASH_ATTENTION_MODULE)
+    except (ImportError, OSError) as error:  # it is there, but built for another torch or CUDA
+        raise ParamGolfError(
+            "flash_attn_3 is installed but cannot be imported",
+            found=error,
+            fix="install a build for this torch, or set runtime.attention to sdpa",
+        ) from None
 
     def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
         # the window of FlashAttention-3 counts positions to the left and right of a query's own
