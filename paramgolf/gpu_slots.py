@@ -68,7 +68,7 @@ def take(devices: Sequence[str], count: int, folder: Path) -> list[str]:
     """
     if count > len(devices):
         raise ParamGolfError(
-            f"the run wants {count} GPUs, one a process, but {len(devices)} can be seen",
+            f"the run wants {count} GPUs, one per process, but {len(devices)} can be seen",
             found=f"GPUs {', '.join(devices)}",
             fix=f"set runtime.processes to at most {len(devices)}, or 0 for all; see {VISIBLE}",
         )

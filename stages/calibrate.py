@@ -1,4 +1,4 @@
-"""Gather the Hessians of every matrix's input: `python stages/calibrate.py` (one process a GPU)."""
+"""Gather the Hessians of each matrix's input: `python stages/calibrate.py` (a process per GPU)."""
 
 from paramgolf.process import start_process
 

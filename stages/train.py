@@ -1,4 +1,4 @@
-"""Train the network: `python stages/train.py` (one process a GPU, started as needed)."""
+"""Train the network: `python stages/train.py` (one process per GPU, started as needed)."""
 
 from paramgolf.process import start_process
 

@@ -70,7 +70,7 @@ def attend_sdpa(
 ) -> Tensor:
     """Return causal attention [B, T, H, D] by PyTorch; the heads of a group share k and v.
 
-    With segments the mask has T^2 entries a row: meant for short rows, on a CPU.
+    With segments the mask has T^2 entries per row: meant for short rows, on a CPU.
     """
     # PyTorch wants heads before positions
     q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTKD, v_BTKD))

@@ -116,7 +116,7 @@ def document_sources() -> str:
 
 
 def share_graphs(backend: Backend) -> Backend:
-    """Return a compiled backend whose passes with adapters, a row each, share graphs.
+    """Return a compiled backend whose passes with adapters, one per row, share graphs.
 
     Their rows and tokens may differ: documents come in many shapes, and a graph of each would cost
     seconds. A pass of one row has graphs of its own, since PyTorch tells 1 apart from all other

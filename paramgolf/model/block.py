@@ -234,14 +234,14 @@ def add_skip(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     if c.skip is None:
         return lanes
     assert w.skip_weight is not None
-    found = list(lanes)
+    summed = list(lanes)
     for index in range(len(lanes) if kind.parallel in ("routed", "mixed") else 1):
         skip = w.skip_weight * c.skip[min(index, len(c.skip) - 1)]
         if w.skip_gate is not None:
-            found[index] = torch.lerp(skip, found[index], torch.sigmoid(w.skip_gate))
+            summed[index] = torch.lerp(skip, summed[index], torch.sigmoid(w.skip_gate))
         else:
-            found[index] = found[index] + skip
-    return tuple(found)
+            summed[index] = summed[index] + skip
+    return tuple(summed)
 
 
 def mix_terms(x: Tensor, w: Weights, c: Context) -> tuple[tuple[Tensor, ...], Tensor]:

@@ -90,12 +90,12 @@ class ModelConfig:
 
     @property
     def skip_count(self) -> int:
-        """Rows of skip weights: one a decoder layer that has an encoder output to pop."""
+        """Rows of skip weights: one per decoder layer that has an encoder output to pop."""
         return self.skip_rows or max(len(self.encoder(order)) for order in self.orders)
 
     @property
     def slots(self) -> int:
-        """Rows of scales, mixes and gains: one a layer, or one a position in the longest order."""
+        """Rows of scales, mixes and gains: one per layer, or per position in the longest order."""
         return max(map(len, self.orders)) if self.virtual_scalars else self.layers
 
     def phase_at(self, fraction: float, step: int) -> int:

@@ -28,5 +28,5 @@ def seen(config: ModelConfig, layer: int, length: int) -> float:
 
 
 def peak_flops(device_name: str) -> float | None:
-    """Return the peak rate of a device, operations a second, or None where it is not known."""
+    """Return the peak rate of a device, operations per second, or None where it is not known."""
     return next((rate for name, rate in PEAK_FLOPS.items() if name in device_name), None)

@@ -11,7 +11,7 @@ Shape = tuple[int, ...]
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
 FROZEN = ("softcaps", "repeat_step")  # no optimizer moves them
-TABLES = ("embedding", "bigram_table", "value_table")  # one row a token or bucket
+TABLES = ("embedding", "bigram_table", "value_table")  # one row per token or bucket
 
 
 def shapes(config: ModelConfig, vocab_size: int) -> dict[str, Shape]:

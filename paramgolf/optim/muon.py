@@ -99,9 +99,9 @@ class Muon:
 
         With the gradient g and the buffer m <- mu m + g it is g + mu m.
         """
-        buffer, found = self.momentum[name], self._parameters[name].grad
-        assert found is not None
-        grad = _stack(found).to(buffer.dtype)
+        buffer, gradient = self.momentum[name], self._parameters[name].grad
+        assert gradient is not None
+        grad = _stack(gradient).to(buffer.dtype)
         # the buffer is a sum, not a mean: the iteration divides its length out anyway
         buffer.mul_(momentum).add_(grad)
         direction = grad.add(buffer, alpha=momentum)

@@ -7,11 +7,12 @@ import pytest
 import torch
 from recipe_case import RECIPES, moved, narrow_recipe
 
+from paramgolf.data.special_tokens import BOS
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.generate import draw_tokens, generate
 from paramgolf.recipes import names
 
-VOCAB, LENGTH, BOS = 97, 24, 1
+VOCAB, LENGTH = 97, 24
 
 
 def recipe_network(name, **changes):

@@ -182,5 +182,5 @@ def mlp(
     residual: bool,
 ) -> tuple[Tensor, Tensor]:
     """As operations.mlp, for bfloat16 and one to three terms."""
-    found = _mlp(*three(terms), coefficients, scale, up, down, slope, residual)
-    return found[0], found[1]
+    y, n, *_ = _mlp(*three(terms), coefficients, scale, up, down, slope, residual)
+    return y, n
