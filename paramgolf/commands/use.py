@@ -1,7 +1,8 @@
 """Write a recipe, with changes, to params.yaml, and print what differs from the old file.
 
 Nothing is written when a parameter is at fault. Comments come from recipes/base.yaml. Then
-`dvc repro` runs the pipeline.
+`dvc repro` runs the pipeline. `fidelity=published` stands for the parameters by which a recipe does
+what its system's published code does (`paramgolf recipes --differences`).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_ass
 EXAMPLE = """example:
   paramgolf use sample
   paramgolf use pr1296 train.seed=314 eval_ttt.mode=none
+  paramgolf use pr1855 fidelity=published
   paramgolf use sample data.source=files 'data.files=[corpus/*.jsonl.xz]'"""
 
 
