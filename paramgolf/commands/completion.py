@@ -76,7 +76,7 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from _actions(command)
 
 
-def _completer(action: argparse.Action, shtab: Any) -> dict[str, Any] | None:
+def _completer(action: argparse.Action, shtab: Any) -> Any:
     if action.metavar in LIST_OF:
         return shtab.cmd(f"paramgolf completion {LIST_OF[str(action.metavar)]} 2>/dev/null")
     if action.type is Path:
