@@ -18,7 +18,12 @@ from paramgolf.gpu_support import (
     flash_attention_obstacle,
     fused_kernels_obstacle,
 )
-from paramgolf.model.attention import Attend, attend_sdpa, flash_attention_3
+from paramgolf.model.attention import (
+    Attend,
+    attend_sdpa,
+    attend_to_others,
+    flash_attention_3,
+)
 from paramgolf.model.block import Context, Kind, Lanes, Weights, block
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.embedding import smear_and_norm
@@ -52,6 +57,7 @@ class Backend:
     Attributes:
         dtype: what parameters are cast to and sublayers compute in.
         attend: causal attention.
+        attend_to_others: the same without each position's own term (XSA of pg#1499).
         operations: the operations that have fused kernels.
         block: block.block, or a compiled form.
         smear: embedding.smear_and_norm, or a compiled form.
@@ -62,6 +68,7 @@ class Backend:
 
     dtype: torch.dtype = torch.float32
     attend: Attend = attend_sdpa
+    attend_to_others: Attend = attend_to_others
     operations: Operations = REFERENCE
     block: Callable[..., Lanes] = block
     smear: Callable[..., Tensor] = smear_and_norm

@@ -40,7 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.model.attention import Attend, Segments, attend_to_others
+from paramgolf.model.attention import Attend, Segments
 from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
@@ -181,8 +181,7 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if c.first_values is not None and w.value_lambda is not None:  # pg#1499
         own, first = torch.softmax(w.value_lambda, dim=0)
         v = v_xsa = own * v + first * c.first_values
-    attend = attend_to_others if kind.xsa == "own_term" else kind.attend
-    y = attend(q, k, v, c.segments)
+    y = kind.attend(q, k, v, c.segments)
     if kind.xsa == "projection" or gate is not None:
         y = kind.operations.finish_heads(y, v_xsa, gate, xsa=kind.xsa == "projection")
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs

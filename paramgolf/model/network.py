@@ -333,7 +333,13 @@ class Network(nn.Module):
     def _kind(self, virtual: VirtualLayer) -> Kind:
         parallel = self.config.parallel if virtual.parallel else "none"
         xsa = self.config.xsa_form if virtual.xsa else "none"
-        return self._kind_base()._replace(attention=virtual.attention, xsa=xsa, parallel=parallel)
+        backend = self.backend
+        return self._kind_base()._replace(
+            attention=virtual.attention,
+            xsa=xsa,
+            parallel=parallel,
+            attend=backend.attend_to_others if xsa == "own_term" else backend.attend,
+        )
 
 
 def segments_of(

@@ -10,6 +10,7 @@ replayed.
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -54,8 +55,19 @@ class KeyValueCache:
         """Tell that a pass begins."""
         self._call = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
-        """Return attention [B, SEEN, H, D]: that of the newest position, at all of them."""
+    def __call__(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        segments: Segments | None = None,
+        *,
+        own_term: bool = True,
+    ) -> Tensor:
+        """Return attention [B, SEEN, H, D]: that of the newest position, at all of them.
+
+        Without the own term it is what attend_to_others gives.
+        """
         assert segments is None
         if self._call == len(self._keys):
             batch, _, heads, channels = k.shape
@@ -72,7 +84,10 @@ class KeyValueCache:
         grouped = query.reshape(len(q), keys.shape[1], -1, q.shape[-1])
         scores = (grouped @ keys.mT).float() * q.shape[-1] ** -0.5
         scores = scores.masked_fill(self._positions > self._position, -torch.inf)
-        y = torch.softmax(scores, dim=-1).to(values.dtype) @ values
+        weights = torch.softmax(scores, dim=-1)
+        if not own_term:
+            weights = weights.masked_fill(self._positions == self._position, 0.0)
+        y = weights.to(values.dtype) @ values
         return y.reshape(len(q), 1, *q.shape[2:]).expand_as(q).contiguous()
 
 
@@ -107,7 +122,12 @@ def _generate_with_cache(network: Network, text: Tensor, draws: Tensor, temperat
     position = torch.zeros((), dtype=torch.int64, device=text.device)
     cache = KeyValueCache(network, text.shape[1], position)
     # fused kernels are made for long rows
-    backend = dataclasses.replace(network.backend, attend=cache, operations=REFERENCE)
+    backend = dataclasses.replace(
+        network.backend,
+        attend=cache,
+        attend_to_others=functools.partial(cache, own_term=False),
+        operations=REFERENCE,
+    )
     network = network.with_backend(backend)
     offsets = torch.arange(1 - SEEN, 1, device=text.device)
 
