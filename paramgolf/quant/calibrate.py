@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import safetensors.torch
@@ -66,7 +67,7 @@ def collect(
             fix="dvc repro train",
         )
     runtime = replace(runtime, compile=False)  # taps defeat compilation
-    network = _network(trained, plain=False).on(runtime)
+    network = load_network(trained, "trained").on(runtime)
     seed = trained.seed if config.seed is None else config.seed
     length = trained.sequence_length
     if config.source == "train":
@@ -81,8 +82,7 @@ def collect(
         )
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
-    read = network if config.network == "trained" else _network(trained, plain=True).on(runtime)
-    hessians = gather(read, shown, runtime)
+    hessians = gather(load_network(trained, config.network).on(runtime), shown, runtime)
     if config.sensitivity_sequences:
         measured = numbers[: int(np.searchsorted(numbers, config.sensitivity_sequences))]
         pairs = _with_draws(texts_NT, measured, seed)
@@ -91,10 +91,10 @@ def collect(
     return hessians, sequences * length
 
 
-def _network(trained: Trained, *, plain: bool) -> Network:
-    """Return the trained network, or `plain` one of its weights (see calibrate.network)."""
+def load_network(trained: Trained, kind: Literal["trained", "plain"]) -> Network:
+    """Return the trained network, or a plain one with its weights (see calibrate.network)."""
     model = trained.model
-    if plain:
+    if kind == "plain":
         model = replace(model, recurrence=(), parallel="none", skip_rows=model.skip_count)
     network = Network(model, trained.vocab_size)
     network.load_state_dict({name: trained.state[name] for name in network.state_dict()})

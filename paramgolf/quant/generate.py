@@ -105,15 +105,21 @@ def generate(
     `draws_BT`, float64 in 0..1, choose the tokens; the first of each row is not read. The rotary
     base is that of T tokens; where it `rope_follows_length`, each token is chosen by the base of
     the tokens before it, as published code has it that passes the whole text for each new token
-    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we.
+    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we. Nor can
+    anything be kept of attention that is not the backend's (model.xsa_form own_term).
     """
     text = torch.zeros(draws_BT.shape, dtype=torch.int64, device=draws_BT.device)
     text[:, 0] = first_B
-    length, trained = text.shape[1], network.config.rope_trained_length
-    kept = min(length, trained) if rope_follows_length and trained is not None else length
+    config, kept = network.config, text.shape[1]
+    if config.xsa_layers and config.xsa_form == "own_term":
+        kept = 1
+    elif rope_follows_length and config.rope_trained_length is not None:
+        kept = min(kept, config.rope_trained_length)
     _generate_with_cache(network, text[:, :kept], draws_BT, temperature)
-    for t in range(kept, length):
-        text[:, t : t + 1] = _next(network, text[:, :t], draws_BT[:, t : t + 1], temperature)
+    for t in range(kept, text.shape[1]):
+        # a longer row has the base of all its tokens, and those to come change nothing before them
+        seen = text[:, :t] if rope_follows_length else text
+        text[:, t] = _next(network, seen, t - 1, draws_BT[:, t : t + 1], temperature)[:, 0]
     return text
 
 
@@ -135,7 +141,7 @@ def _generate_with_cache(network: Network, text: Tensor, draws: Tensor, temperat
         cache.begin()
         seen = text.index_select(1, (position + offsets).clamp_min(0))
         after = (position + 1).view(1)
-        token = _next(network, seen, draws.index_select(1, after), temperature)
+        token = _next(network, seen, SEEN - 1, draws.index_select(1, after), temperature)
         text.index_copy_(1, after, token)
         position.add_(1)
 
@@ -147,10 +153,12 @@ def _generate_with_cache(network: Network, text: Tensor, draws: Tensor, temperat
         step()
 
 
-def _next(network: Network, seen: Tensor, draws_B1: Tensor, temperature: float) -> Tensor:
-    """Return the token after each row of `seen`, int64 [B, 1]."""
+def _next(
+    network: Network, seen: Tensor, newest: int, draws_B1: Tensor, temperature: float
+) -> Tensor:
+    """Return the token after position `newest` of each row of `seen`, int64 [B, 1]."""
     options = Pass(order=network.config.orders[-1])
-    logits = network.logits(seen, options, part=slice(-1, None))[:, 0]
+    logits = network.logits(seen, options, part=slice(newest, newest + 1))[:, 0]
     return draw_tokens(torch.softmax(logits.double() / temperature, dim=-1), draws_B1)
 
 

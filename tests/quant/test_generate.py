@@ -69,7 +69,7 @@ def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch
 def test_the_rotary_base_may_follow_the_length(trained):
     """Each token is chosen by a whole pass over those before it, and their base."""
     network = recipe_network("pr1204", rope_trained_length=trained)
-    draws = torch.from_numpy(np.random.default_rng(3).random((16, LENGTH)))
+    draws = torch.from_numpy(np.random.default_rng(3).random((64, LENGTH)))
     given = (network, begins(draws), draws)
     text = generate(*given, temperature=0.5, rope_follows_length=True)
     for t in range(1, LENGTH):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from published_case import distance, given, network_of, shrunk, systems, tensors
+from published_case import SYSTEMS, VOCAB, distance, given, shrunk, tensors
 from torch import Tensor
 
+from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.hessian import gather
+from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
 
 ALONE = Runtime(0, 1, torch.device("cpu"))
@@ -34,10 +36,13 @@ def as_published(name: str, hessian_NCC: Tensor) -> Tensor:
     return 2 * LENGTH * hessian_NCC  # the sum over a batch of two sequences, on average
 
 
-@pytest.mark.parametrize("name", systems())
+@pytest.mark.parametrize("name", SYSTEMS)
 def test_hessians_are_the_published_ones(name):
     known = tensors(name, "hessians")
-    network = network_of(shrunk(name), given(name, "network", "weights."))
+    params, weights = shrunk(name), given(name, "network", "weights.")
+    network = load_network(
+        Trained(params.model, VOCAB, LENGTH, weights, {}), params.calibrate.network
+    )
     batches = known["tokens"][..., :LENGTH].reshape(-1, 2, LENGTH)
     found = {
         family: as_published(name, hessian)
