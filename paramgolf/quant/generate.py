@@ -105,16 +105,13 @@ def generate(
     `draws_BT`, float64 in 0..1, choose the tokens; the first of each row is not read. The rotary
     base is that of T tokens; where it `rope_follows_length`, each token is chosen by the base of
     the tokens before it, as published code has it that passes the whole text for each new token
-    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we. Nor can
-    anything be kept of attention that is not the backend's (model.xsa_form own_term).
+    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we.
     """
     text = torch.zeros(draws_BT.shape, dtype=torch.int64, device=draws_BT.device)
     text[:, 0] = first_B
-    config, kept = network.config, text.shape[1]
-    if config.xsa_layers and config.xsa_form == "own_term":
-        kept = 1
-    elif rope_follows_length and config.rope_trained_length is not None:
-        kept = min(kept, config.rope_trained_length)
+    kept, trained_length = text.shape[1], network.config.rope_trained_length
+    if rope_follows_length and trained_length is not None:
+        kept = min(kept, trained_length)
     _generate_with_cache(network, text[:, :kept], draws_BT, temperature)
     for t in range(kept, text.shape[1]):
         # a longer row has the base of all its tokens, and those to come change nothing before them
