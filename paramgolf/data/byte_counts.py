@@ -20,6 +20,7 @@ import sentencepiece
 from paramgolf.errors import ParamGolfError
 
 SPACE = "\u2581"
+MOST_BYTES = 2**16 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,8 @@ class ByteTable:
     """uint16 [V]: bytes without a leading space."""
     leading: np.ndarray
     """bool [V]: the piece begins with a space."""
-    boundary: np.ndarray
-    """bool [V]: control, unknown or unused; the next token begins a text."""
+    begins: np.ndarray
+    """bool [V]: control or unused; the next token begins a text."""
     fallback: np.ndarray
     """bool [V]: a single byte."""
     strips_first: bool
@@ -45,8 +46,8 @@ class ByteTable:
         spaces = self.leading[tokens]
         if self.strips_first:
             begins = np.empty(len(tokens), dtype=bool)
-            begins[1:] = self.boundary[tokens[:-1]]
-            begins[:1] = previous is None or self.boundary[previous]
+            begins[1:] = self.begins[tokens[:-1]]
+            begins[:1] = previous is None or self.begins[previous]
             spaces = spaces & ~begins
         counts: np.ndarray = self.base[tokens] + spaces.astype(np.uint16)
         return counts
@@ -63,21 +64,34 @@ def byte_table(model: sentencepiece.SentencePieceProcessor) -> ByteTable:
             fix="train the tokenizer with another vocab_size, or take another model",
         )
     ids = range(model.vocab_size())
-    silent = (model.is_control, model.is_unknown, model.is_unused)
-    boundary = np.array([any(kind(i) for kind in silent) for i in ids])
+    # an unknown token stands for some text, so that what follows it begins none
+    begins = np.array([model.is_control(i) or model.is_unused(i) for i in ids])
+    silent = begins | np.array([model.is_unknown(i) for i in ids])
     fallback = np.array([model.is_byte(i) for i in ids])
     pieces = [model.id_to_piece(i) for i in ids]
-    leading = np.array([piece.startswith(SPACE) for piece in pieces]) & ~boundary & ~fallback
+    leading = np.array([piece.startswith(SPACE) for piece in pieces]) & ~silent & ~fallback
     # a space inside a piece is 1 byte of text, not the 3 of U+2581
     sizes = [len(piece.removeprefix(SPACE).replace(SPACE, " ").encode()) for piece in pieces]
-    base = np.where(boundary, 0, np.where(fallback, 1, sizes)).astype(np.uint16)
-    return ByteTable(base, leading, boundary, fallback, model.decode([space]) == "")
+    base = as_counts(np.where(silent, 0, np.where(fallback, 1, sizes)))
+    return ByteTable(base, leading, begins, fallback, model.decode([space]) == "")
 
 
 def at_most(counts: np.ndarray, limit: int) -> np.ndarray:
-    """Return `counts` with what exceeds a sum of `limit` taken off the last ones.
+    """Return `counts` as uint16, with what exceeds a sum of `limit` taken off the last ones.
 
-    A normalisation that lengthens a text would otherwise divide its bits by more bytes than it has.
+    A normalization that lengthens a text would otherwise divide its bits by more bytes than it has.
     """
     totals = np.minimum(np.cumsum(counts, dtype=np.int64), limit)
-    return np.diff(totals, prepend=0).astype(np.uint16)
+    return as_counts(np.diff(totals, prepend=0))
+
+
+def as_counts(counts: np.ndarray) -> np.ndarray:
+    """Return counts of bytes as the uint16 of shards; a larger one would wrap to a small one."""
+    if len(counts) and (most := int(counts.max())) > MOST_BYTES:
+        raise ParamGolfError(
+            "a token stands for more bytes of text than a shard can say",
+            expected=f"at most {MOST_BYTES:,}",
+            found=f"{most:,}",
+            fix="cut the document (a run of blanks?), or take a tokenizer of shorter tokens",
+        )
+    return counts.astype(np.uint16)

@@ -89,6 +89,7 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
         "bytes_per_token": total / len(case.split("val")),
         "bytes_scored_rule": "token table, at most the bytes of the document's text",
         "lossless": True,
+        "normalization": "none",
         "train_val_overlap": 0,
     }
 
@@ -242,12 +243,23 @@ def test_a_lossy_tokenizer_is_measured(tmp_path: Path, dummy: bool) -> None:
     metrics = case.audit()
     raw = sum(len(text.encode()) for text in VAL)
     assert not metrics["lossless"]
+    assert metrics["normalization"] == "nmt_nfkc"
     assert metrics["bytes_val_raw"] == raw
     processor = token_case.processor(model)
     decoded = [len(processor.decode(processor.encode(text)).encode()) for text in VAL]
     smaller = sum(min(d, len(text.encode())) for d, text in zip(decoded, VAL, strict=True))
     assert metrics["bytes_val_counted"] == smaller < raw
     assert metrics["bytes_lost"] == raw - smaller
+
+
+def test_unknown_characters_count_nothing_and_are_a_loss(tmp_path: Path) -> None:
+    """A model without byte fallback: the space behind an unknown character still counts."""
+    options = {"byte_fallback": False, "vocab_size": 80, "add_dummy_prefix": True}
+    case = Case(tmp_path, token_case.other(**options))
+    metrics = case.audit()
+    known = sum(len(text.replace("\u2603", "").encode()) for text in VAL)
+    assert metrics["bytes_val_counted"] == known < metrics["bytes_val_raw"]
+    assert metrics["normalization"] == "other"
 
 
 def test_a_normalisation_that_lengthens_does_not_flatter(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.data.byte_counts import at_most, byte_table
+from paramgolf.data.byte_counts import as_counts, at_most, byte_table
 from paramgolf.errors import ParamGolfError
 
 MODELS = {
@@ -18,6 +18,10 @@ MODELS = {
     "published with dummy prefix": token_case.PUBLISHED | {"add_dummy_prefix": True},
     "whitespace pieces": {"allow_whitespace_only_pieces": True},
     "no byte fallback": {"byte_fallback": False, "vocab_size": 80},
+    "no byte fallback, dummy prefix": {
+        **{"byte_fallback": False, "vocab_size": 80},
+        **{"add_dummy_prefix": True, "normalization_rule_name": "nmt_nfkc"},
+    },
 }
 TEXT = token_case.mixed_text(" \n\tthe of and12é語")
 
@@ -60,6 +64,12 @@ def test_a_space_inside_a_piece_is_one_byte() -> None:
     table = byte_table(model)
     assert table.counts(np.array([model.piece_to_id("a\u2581b")])).tolist() == [3]
     assert table.counts(np.array([model.piece_to_id("\u2581\u2581")])).tolist() == [2]
+
+
+def test_a_token_of_more_bytes_than_a_shard_can_say_is_refused() -> None:
+    assert as_counts(np.array([0, 2**16 - 1])).tolist() == [0, 2**16 - 1]
+    with pytest.raises(ParamGolfError, match=r"at most 65,535\n  found: 65,536"):
+        as_counts(np.array([1, 2**16]))
 
 
 def test_a_tokenizer_without_a_space_piece_is_refused() -> None:

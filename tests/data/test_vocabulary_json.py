@@ -92,6 +92,16 @@ def word_pieces() -> Tokenizer:
     return tokenizer
 
 
+def rewriting() -> Tokenizer:
+    """Every character becomes an `a`: a text that any model predicts."""
+    tokenizer = Tokenizer(models.BPE({"<s>": 0, "a": 1}, []))
+    tokenizer.normalizer = normalizers.Replace(tokenizers.Regex(r"[\s\S]"), "a")
+    tokenizer.add_special_tokens(["<s>"])
+    unused = [tokenizers.AddedToken(f"unused {i}", normalized=False) for i in range(300)]
+    tokenizer.add_tokens(unused)
+    return tokenizer
+
+
 def words() -> Tokenizer:
     """Whole words; all others are one unknown token."""
     names = ["<unk>", *token_case.WORDS]
@@ -318,3 +328,17 @@ def test_a_tokenizer_of_another_size_is_refused(tmp_path: Path) -> None:
     config = token_case.config(source="file", path=str(tmp_path / "t.json"), vocab_size=512)
     with pytest.raises(ParamGolfError, match=r"set tokenizer\.vocab_size to 320"):
         retokenize(config, 1, raw, tmp_path / "tokens")
+
+
+@pytest.mark.parametrize("tokenizer", [rewriting, words])
+def test_a_tokenizer_that_rewrites_the_text_is_told_apart(
+    tmp_path: Path, tokenizer: Callable[[], Tokenizer]
+) -> None:
+    metrics = audit(STRICT, *make(tokenizer(), tmp_path))
+    assert (metrics["lossless"], metrics["normalization"]) == (False, "other")
+
+
+def test_a_token_of_more_bytes_than_a_shard_can_say_is_refused(tmp_path: Path) -> None:
+    """uint16 would wrap: 70,000 spaces before the first word count with it."""
+    with pytest.raises(ParamGolfError, match="a token stands for more bytes of text than a shard"):
+        make(words(), tmp_path, [" " * 70_000 + "the of " * 15_000, *VAL])

@@ -172,10 +172,14 @@ def test_rules_that_do_not_apply(tmp_path):
     assert outcomes(tmp_path, changes)["R10"] == "fail"
 
 
-def test_a_lossy_tokenizer_is_accepted_where_that_is_said(tmp_path):
-    changes = {"audit": {"lossless": False, "bytes_val_raw": BYTES + 50}}
-    assert outcomes(tmp_path, changes, allow_normalisation=True)["R11"] == "pass"
-    assert outcomes(tmp_path, changes)["R11"] == "fail"
+@pytest.mark.parametrize(
+    ("normalization", "outcome"),
+    [("nmt_nfkc", "pass"), ("published", "pass"), ("other", "fail")],
+)
+def test_a_published_normalization_is_accepted_where_that_is_said(tmp_path, normalization, outcome):
+    audit = {"lossless": False, "normalization": normalization, "bytes_val_raw": BYTES + 50}
+    assert outcomes(tmp_path, {"audit": audit}, allow_normalisation=True)["R11"] == outcome
+    assert outcomes(tmp_path, {"audit": audit})["R11"] == "fail"
 
 
 def test_a_missing_metric_is_named(tmp_path):
