@@ -25,7 +25,7 @@ from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.scorer import Host, PassShape, Scorer, ScoringBatch, State, start_copy
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import Lesson, SgdTrainer, let_learn, sgd_shapes
+from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_shapes
 from paramgolf.scoring.text import Text, find_documents
 
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
@@ -148,7 +148,7 @@ class DocumentScorer(Scorer):
         if self.runtime.device.type == "cuda":
             self.record_passes(ordered)
         if len(batches) < len(items):
-            let_learn(self.network)
+            self.network.requires_grad_()
             chains = self.config.documents.chains
             yield from sgd_shapes(self.network, self.config, self.runtime, chains)
             self.network.requires_grad_(False).zero_grad()

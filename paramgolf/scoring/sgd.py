@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, send, share
@@ -22,8 +21,6 @@ from paramgolf.scoring.ledger import find_ranges
 from paramgolf.scoring.scorer import Host, PassShape, Scorer, State
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import ScoringWindows
-
-FROZEN = "softcaps"  # constants in the published losses of training (pg#2135)
 
 
 class Lesson(NamedTuple):
@@ -54,7 +51,7 @@ class Lesson(NamedTuple):
 
 
 class SgdTrainer:
-    """SGD with momentum on every parameter but `FROZEN`, at the rates of a cosine (pg#1413).
+    """SGD with momentum on all parameters that training moves, at the rates of a cosine (pg#1413).
 
     Momentum lives on from chunk to chunk. Without `chains` each sequence is a row of its own. With
     them attention stays inside a document, and the sequences of an update are dealt out to the
@@ -66,7 +63,10 @@ class SgdTrainer:
         self._scorer, self._config, self._runtime = scorer, config, scorer.runtime
         self._chains = chains
         self._options = sgd_options(scorer.network, config, chains)
-        self._parameters = let_learn(scorer.network)
+        # without those that no optimizer moves: the published losses have them as constants
+        self._parameters = [
+            p for p in scorer.network.requires_grad_().parameters() if p.requires_grad
+        ]
         # never None, so that a process without sequences joins the sums all the same
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
@@ -157,13 +157,6 @@ class ChunkScorer(Scorer):
         yield from super().pass_shapes(items)
         if self._trainer is not None and len(items) > 1:
             yield from sgd_shapes(self.network, self._config, self.runtime)
-
-
-def let_learn(network: Network) -> list[nn.Parameter]:
-    """Ask for gradients of all parameters but FROZEN, and return these."""
-    for name, parameter in network.named_parameters():
-        parameter.requires_grad_(name != FROZEN)
-    return [p for p in network.parameters() if p.requires_grad]
 
 
 def sgd_options(network: Network, config: TttConfig, chains: int | None) -> Pass:
