@@ -115,10 +115,10 @@ def compiled(backend: Backend) -> Backend:
 def document_sources() -> str:
     """Return how compiled code names the bounds of documents and the longest one's length.
 
-    It goes by the name that `block` gives its context: L['c'].segments.bounds.
+    It goes by the name that `block` gives its context: L['c'].segments.bounds. By place, since the
+    packed program has no annotations.
     """
-    parameters = inspect.signature(block, eval_str=True).parameters.values()
-    (context,) = (p.name for p in parameters if p.annotation is Context)
+    _lanes, _weights, context, _kind = inspect.signature(block).parameters
     return ",".join(f"L['{context}'].segments.{field}" for field in ("bounds", "longest"))
 
 

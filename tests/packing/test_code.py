@@ -16,6 +16,7 @@ from package_case import VOCAB, make_options, make_quantized
 
 from paramgolf.codec.writer import encode
 from paramgolf.imports import imported_modules, module_file
+from paramgolf.model.backend import document_sources
 from paramgolf.packing.code import (
     ROOT,
     frozen_params,
@@ -137,6 +138,14 @@ def test_it_trains_from_its_own_modules(artifact, tokens_folder):
     _, count, where = found.stdout.splitlines()[-1].split(maxsplit=2)
     assert int(count) > 30
     assert ast.literal_eval(where) == {"train_gpt.py"}
+
+
+def test_compiled_code_names_documents_as_the_library_does(artifact):
+    """Where the sizes of documents vary: names of arguments, which packing could change."""
+    assert run("train_gpt.py", "source", "out", cwd=artifact).returncode == 0
+    say = "from paramgolf.model.backend import document_sources; print(document_sources())"
+    found = run("-c", f"import sys; sys.path.insert(0, 'out'); {say}", cwd=artifact)
+    assert found.stdout.split() == [document_sources()], found.stderr
 
 
 @pytest.mark.gpu
