@@ -76,9 +76,8 @@ def verify(**metrics: dict) -> Caught:
 
     def catch(_: Patch) -> set[str]:
         found = SimpleNamespace(get=lambda stage, key: metrics[stage][key])
-        run = Evidence(
-            limits=SimpleNamespace(full_validation=True), metrics=found, stages={}, targets=9
-        )
+        limits = SimpleNamespace(full_validation=True)
+        run = Evidence(limits, metrics=found, stages={}, targets=9, sizes={}, unbound=())
         broken = set()
         for rule in ("R5", "R6", "R7", "R10"):
             try:
