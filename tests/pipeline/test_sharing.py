@@ -53,5 +53,5 @@ def test_a_second_clone_requantizes_without_training(sibling, remote, tmp_path):
 
 def test_the_doctor_reaches_the_remote(remote, tmp_path):
     config = {"core.remote": "shared", "remote.shared.url": remote.url}
-    finding = doctor.remote_finding(config, tmp_path, reachable)
-    assert (finding.state, finding.text[-7:]) == ("ok", "answers")
+    found = doctor.check_remote(config, tmp_path, reachable)
+    assert (found.state, found.text[-7:]) == ("ok", "answers")
