@@ -1,4 +1,4 @@
-"""Pack the quantised model and its code, and count every byte: `python stages/package.py`."""
+"""Pack the quantized model and its code, and count every byte: `python stages/package.py`."""
 
 from paramgolf.process import start_process
 

@@ -1,7 +1,7 @@
 """Training a SentencePiece BPE model on a bounded draw of the training text.
 
 The trainer's options are those of the published tokenizers (BPE, byte fallback, single digits,
-character coverage 0.999, pad/bos/eos/unk = 0..3, no dummy prefix) but for the normalisation: the
+character coverage 0.999, pad/bos/eos/unk = 0..3, no dummy prefix) but for the normalization: the
 published nmt_nfkc rewrites the text, ours is the identity, so that decoding gives every byte back.
 """
 

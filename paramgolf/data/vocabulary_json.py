@@ -2,7 +2,7 @@
 
 The bytes of a token are those of the characters that its offsets name in the text as it came, so no
 rule about a token's spelling is needed: each character counts once, a byte token once (pg#1143).
-What a normaliser or decoder changes shows when the tokens are decoded; of raw and decoded text the
+What a normalizer or decoder changes shows when the tokens are decoded; of raw and decoded text the
 shorter one is counted.
 """
 

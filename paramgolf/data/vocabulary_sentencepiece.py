@@ -22,7 +22,7 @@ from paramgolf.data.caseops import (
 from paramgolf.data.manifests import TABLE_RULE
 from paramgolf.errors import ParamGolfError
 
-# what normalisations change: spaces at the ends and in a row, a line's end, a folded character
+# what normalizations change: spaces at the ends and in a row, a line's end, a folded character
 PROBE = " a  b\n\u00bd "
 
 

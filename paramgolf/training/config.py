@@ -31,7 +31,7 @@ class BatchSizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """Budget, batch, optimisers and averaging; units and meanings are in recipes/base.yaml."""
+    """Budget, batch, optimizers and averaging; units and meanings are in recipes/base.yaml."""
 
     seed: Seed
     steps: Positive | None
