@@ -217,6 +217,20 @@ def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
     assert rows["pr1296"][1].endswith("15,999,533 - 909 -")
 
 
+def test_recipes_name_the_machine_of_the_runs_that_are_shown(project, capsys):
+    figures = {"tokens": 6e7, "val_bpb_packed": 1.2, "lost": 0.003, "tokens_per_second": 9e5}
+    figures |= {"bytes_total": 15_000_000, "headroom_bytes": 1_000_000}
+    runs = {"pr1493": "this GPU", "pr1493, before its correction": "another GPU"}
+    recipes = {name: {"device": device, "figures": figures} for name, device in runs.items()}
+    path = project / "benchmarks/results/recipes.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"runs": {"recipes": recipes}}))
+    assert code_of("recipes") == 0
+    output = " ".join(capsys.readouterr().out.split())
+    assert "text on one this GPU." in output
+    assert "another GPU" not in output
+
+
 def test_differences_are_a_table_that_names_what_restores_them(project, capsys):
     assert code_of("recipes", "--differences") == 0
     lines = capsys.readouterr().out.splitlines()

@@ -56,7 +56,8 @@ def run(options: argparse.Namespace) -> int:
     what = [(n, _score(records.get(n)), PREFIX.sub("", describe(n, RECIPES))) for n in ordered]
     _print_table(SCORES, ("recipe", "FineWeb", "what it is"), what, wrap="what it is")
     costs = [_costs(name, records[name], measured.get(name)) for name in ordered if name in records]
-    title = " ".join([COSTS, *_settings(measured.values())])
+    shown = [measured[name] for name in ordered if name in measured]
+    title = " ".join([COSTS, *_settings(shown)])
     _print_table(title, ("recipe", "parameters", "ours", "bytes", "ours", "k/s", "ours"), costs)
     if measured:
         packed = [_packed(name, measured[name]["figures"]) for name in ordered if name in measured]
@@ -85,7 +86,10 @@ def _print_table(
 
 
 def read_measured(path: Path) -> dict[str, Any]:
-    """Return the recipes that the benchmark has trained, packed and scored alike, by name."""
+    """Return what the benchmark has trained, packed and scored alike, by name.
+
+    Recipes, and runs of older code with names of their own.
+    """
     runs = read_json(path)["runs"]["recipes"] if path.is_file() else {}
     return {name: run for name, run in runs.items() if "lost" in run["figures"]}
 
