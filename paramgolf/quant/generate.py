@@ -114,9 +114,8 @@ def generate(
         kept = min(kept, trained_length)
     _generate_with_cache(network, text[:, :kept], draws_BT, temperature)
     for t in range(kept, text.shape[1]):
-        # a longer row has the base of all its tokens, and those to come change nothing before them
-        seen = text[:, :t] if rope_follows_length else text
-        text[:, t] = _next(network, seen, t - 1, draws_BT[:, t : t + 1], temperature)[:, 0]
+        token = _next(network, text[:, :t], t - 1, draws_BT[:, t : t + 1], temperature)
+        text[:, t] = token[:, 0]
     return text
 
 
