@@ -12,6 +12,12 @@ capital ASCII letters have the same number of bytes, so a text and its transform
 marks alone: bytes are counted on the transform's tokens, and a mark stands for none, save one that
 an ESCAPE makes literal, which stands for its own 3 bytes.
 
+With `before_space` the mark of a word that follows a space stands before that space. The word then
+keeps the piece that begins with its space, which takes no more tokens than fusion and leaves the
+vocabulary one form of most words instead of two:
+
+    of The NASA  ->  of TITLE" the" ALL_CAPS" nasa"
+
 Fusion (pg#2109). A space followed by TITLE, ALL_CAPS or CAP_NEXT, the usual case, becomes the one
 token 8, 9 or 10. Where a text holds such a character (U+0000 to U+0002), its token is written after
 ESCAPE, which else stands before marks alone, so that `Fusion.split` is an exact inverse.
@@ -26,7 +32,7 @@ import numpy as np
 import sentencepiece
 
 from paramgolf.data.byte_counts import SPACE
-from paramgolf.data.special_tokens import ALIASES
+from paramgolf.data.special_tokens import ALIASES, Transform
 from paramgolf.errors import ParamGolfError
 
 TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
@@ -34,12 +40,25 @@ TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
 # a run from its first capital on, whether letters stand before it or not; or a mark
 _MARKED = re.compile(r"(?<![A-Za-z])([A-Z][A-Za-z]*)|([A-Z][A-Za-z]*)|([\ue001-\ue004])")
 _CAPITAL = re.compile("[A-Z]")
-_ENCODED = re.compile("\ue004(.?)|[\ue001\ue003]([a-z]?)|\ue002([a-z]*)")
+_ENCODED = re.compile("\ue004(.?)|[\ue001\ue003]( ?[a-z]?)|\ue002( ?[a-z]*)")
+# a mark that is no literal never follows a space otherwise: literals follow their ESCAPE
+_SPACE_MARK = re.compile(" ([\ue001\ue002])")
 
 
-def encode_case(text: str) -> str:
-    """Return `text` in small ASCII letters, with marks where capitals were."""
-    return _MARKED.sub(_mark, text)
+def transformed(text: str, transform: Transform) -> str:
+    """Return `text` as a tokenizer with `tokenizer.transform` sees it."""
+    if transform == "none":
+        return text
+    return encode_case(text, before_space=transform == "caseops_before_space")
+
+
+def encode_case(text: str, *, before_space: bool = False) -> str:
+    """Return `text` in small ASCII letters, with marks where capitals were.
+
+    A mark stands at the capital, or with `before_space` before the space in front of it.
+    """
+    encoded = _MARKED.sub(_mark, text)
+    return _SPACE_MARK.sub(r"\1 ", encoded) if before_space else encoded
 
 
 def decode_case(text: str) -> str:
@@ -79,7 +98,8 @@ ESCAPE_ID = 7
 def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
     """Return the ids [4] of TITLE, ALL_CAPS, CAP_NEXT and ESCAPE.
 
-    A model that lacks one, or has a mark inside a longer piece, is refused.
+    A model that lacks one, or has a mark inside a longer piece, is refused, and so is one that was
+    trained on text with capitals: its pieces with capitals would never occur.
     """
     pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
     holders = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in MARKS)]
@@ -89,7 +109,19 @@ def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
             found=", ".join(ascii(pieces[i]) for i in holders) or "none of them",
             fix="set tokenizer.transform to none, or take a tokenizer made for caseops",
         )
+    wasted = sum(bool(_CAPITAL.search(p)) for i, p in enumerate(pieces) if _is_text(model, i))
+    if wasted:
+        raise ParamGolfError(
+            "the tokenizer was not trained on text in the case transform",
+            expected="no piece with a capital ASCII letter, which such text does not have",
+            found=f"{wasted} of {len(pieces)} pieces",
+            fix="set tokenizer.source to train, or take a tokenizer made for caseops",
+        )
     return np.array([pieces.index(mark) for mark in MARKS], dtype=np.uint16)
+
+
+def _is_text(model: sentencepiece.SentencePieceProcessor, token: int) -> bool:
+    return not (model.is_byte(token) or model.is_control(token) or model.is_unknown(token))
 
 
 def count_marks(ids: np.ndarray, counts: np.ndarray, marks: np.ndarray) -> np.ndarray:

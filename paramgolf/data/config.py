@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from paramgolf.data.special_tokens import Transform
 from paramgolf.schema import Fault, Natural, Positive, Range
 
 
@@ -55,7 +56,7 @@ class TokenizerConfig:
 
     source: Literal["train", "file", "published"]
     path: str | None
-    transform: Literal["none", "caseops"]
+    transform: Transform
     fuse_markers: bool
     vocab_size: Annotated[int, Range(300, 2**16)]  # tokens are uint16
     training_bytes: Positive
@@ -66,7 +67,7 @@ class TokenizerConfig:
         if self.source == "file" and not self.path:
             yield "path", "must name a tokenizer model when tokenizer.source is `file`"
         foreign = self.source == "file" and str(self.path).endswith((".json", ".txt"))
-        if self.transform == "caseops" and foreign:
+        if self.transform != "none" and foreign:
             yield "transform", "must be none for a tokenizer that is not a SentencePiece model"
         if self.fuse_markers and self.transform != "caseops":
             yield "fuse_markers", "needs tokenizer.transform caseops"

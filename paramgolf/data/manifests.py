@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from paramgolf.data.special_tokens import Transform
 from paramgolf.files import read_json, write_json
 from paramgolf.schema import Fault, FileName, Natural, Range, Sha256, read_record
 
@@ -154,7 +155,7 @@ class TokensManifest:
     tokenizer_sha256: Sha256
     tokenizer_bos: Natural
     """What the tokenizer calls BOS; in the shards this id and 1 have changed places."""
-    transform: Literal["none", "caseops"]
+    transform: Transform
     fuse_markers: bool
     aliases: tuple[Alias, ...]
     """Of each token that stands for a space and a case mark."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramgolf.data.caseops import MARKS, encode_case
+from paramgolf.data.caseops import MARKS, transformed
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import RAW_PATH, read_lines
 from paramgolf.data.encode import BATCH_BYTES, encode_documents
@@ -95,15 +95,14 @@ def _place_tokenizer(
         total_bytes=source.train.bytes,
         limit_bytes=config.training_bytes,
     )
-    caseops = config.transform == "caseops"
     say(f"training a tokenizer of {config.vocab_size} pieces")
     path = folder / "tokenizer.model"
     write_bytes(
         path,
         train_tokenizer(
-            map(encode_case, texts) if caseops else texts,
+            (transformed(text, config.transform) for text in texts),
             config.vocab_size,
-            symbols=MARKS if caseops else "",
+            symbols="" if config.transform == "none" else MARKS,
         ),
     )
     return TokenizerFile(str(path), config.transform, config.fuse_markers)
@@ -138,7 +137,7 @@ def _published(file: TokenizerFile) -> SentencePieceVocabulary:
             found=f"token {vocabulary.bos}",
             fix="take the documents (data.hub.kind) and this tokenizer as a file",
         )
-    if file.transform == "none" and vocabulary.has_marks:
+    if file.transform != "caseops" and vocabulary.has_marks:
         raise ParamGolfError(
             "the published tokens are those of a case transform (pg#1729)",
             expected="tokenizer.transform caseops",

@@ -1,4 +1,4 @@
-"""Ids that every set of shards fixes, whatever its tokenizer calls them.
+"""Ids that every set of shards fixes, and the names of the transforms of their text.
 
 BOS is token 1, as in the published shards: where a tokenizer has another id for it, the two change
 places. The aliases are the byte-fallback tokens of U+0000 to U+0002, which `fuse_markers` makes
@@ -8,7 +8,10 @@ reads this module too, so it imports nothing.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, Literal
 
 BOS: Final = 1
 ALIASES = (8, 9, 10)
+
+# what becomes of a text before it is tokenized (caseops.py)
+Transform = Literal["none", "caseops", "caseops_before_space"]

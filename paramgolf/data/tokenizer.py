@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from paramgolf.data.byte_counts import at_most
 from paramgolf.data.caseops import Fusion
-from paramgolf.data.special_tokens import BOS
+from paramgolf.data.special_tokens import BOS, Transform
 from paramgolf.data.vocabulary_json import JsonVocabulary
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.data.vocabulary_text import TextVocabulary
@@ -46,7 +46,7 @@ class TokenizerFile:
 
     path: str
     """The ending tells the kind: .json Hugging Face, .txt a vocabulary file, else SentencePiece."""
-    transform: Literal["none", "caseops"]
+    transform: Transform
     fuse_markers: bool
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import sentencepiece
@@ -15,11 +14,12 @@ from paramgolf.data.caseops import (
     MARKS,
     count_marks,
     decode_case,
-    encode_case,
     fusion,
     mark_ids,
+    transformed,
 )
 from paramgolf.data.manifests import TABLE_RULE
+from paramgolf.data.special_tokens import Transform
 from paramgolf.errors import ParamGolfError
 
 # what normalizations change: spaces at the ends and in a row, a line's end, a folded character
@@ -31,12 +31,11 @@ class SentencePieceVocabulary:
 
     rule = TABLE_RULE
 
-    def __init__(
-        self, path: Path, *, transform: Literal["none", "caseops"], fuse_markers: bool
-    ) -> None:
+    def __init__(self, path: Path, *, transform: Transform, fuse_markers: bool) -> None:
         self._model = load_tokenizer(path)
         self._table = byte_table(self._model)
-        self._marks = mark_ids(self._model) if transform == "caseops" else None
+        self._transform = transform
+        self._marks = None if transform == "none" else mark_ids(self._model)
         self.size: int = self._model.vocab_size()
         self.bos: int = self._model.bos_id()
         self.fusion = fusion(self._model) if fuse_markers else None
@@ -56,8 +55,7 @@ class SentencePieceVocabulary:
         self, texts: list[str], *, count_bytes: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
         """Yield ids of each text, and their bytes by the token table where asked."""
-        if self._marks is not None:
-            texts = [encode_case(text) for text in texts]
+        texts = [transformed(text, self._transform) for text in texts]
         for ids in self._model.encode(texts, return_type="numpy", num_threads=1):
             yield ids, self.count(ids) if count_bytes else None
 

@@ -25,6 +25,7 @@ from paramgolf.data.caseops import (
     fusion,
     mark_ids,
 )
+from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ParamGolfError
 
 T, A, C, E = TITLE, ALL_CAPS, CAP_NEXT, ESCAPE
@@ -55,18 +56,34 @@ def test_the_rule_by_examples(text: str, encoded: str) -> None:
     assert decode_case(encoded) == text
 
 
-@given(TEXT)
+@pytest.mark.parametrize(
+    ("text", "encoded"),
+    [
+        ("of The  Cat", f"of{T} the {T} cat"),
+        ("The\nCat", f"{T}the\n{T}cat"),
+        ("a NASA-I", f"a{A} nasa-{T}i"),
+        (f"a {T} {E} B", f"a {E}{T} {E}{E}{T} b"),
+    ],
+)
+def test_a_mark_before_the_space_by_examples(text: str, encoded: str) -> None:
+    assert encode_case(text, before_space=True) == encoded
+    assert decode_case(encoded) == text
+
+
+@pytest.mark.parametrize("before_space", [False, True])
+@given(text=TEXT)
 @settings(max_examples=1000, deadline=None)
-def test_decode_is_the_exact_inverse(text: str) -> None:
-    encoded = encode_case(text)
+def test_decode_is_the_exact_inverse(text: str, before_space: bool) -> None:
+    encoded = encode_case(text, before_space=before_space)
     assert decode_case(encoded) == text
     assert not any("A" <= character <= "Z" for character in encoded)
 
 
-def test_decode_is_the_exact_inverse_of_all_short_texts() -> None:
+@pytest.mark.parametrize("before_space", [False, True])
+def test_decode_is_the_exact_inverse_of_all_short_texts(before_space: bool) -> None:
     for letters in itertools.product("aBC 1" + MARKS, repeat=4):
         text = "".join(letters)
-        assert decode_case(encode_case(text)) == text
+        assert decode_case(encode_case(text, before_space=before_space)) == text
 
 
 def test_every_character_comes_back_alone() -> None:
@@ -94,7 +111,7 @@ def test_any_text_can_be_decoded(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "decoded"), [(T, ""), (E, ""), (f"{T} a", " a"), (f"{A}{T}a", "A"), (f"{C}1", "1")]
+    ("text", "decoded"), [(T, ""), (E, ""), (f"{T}  a", "  a"), (f"{A}{T}a", "A"), (f"{C}1", "1")]
 )
 def test_a_mark_that_nothing_follows_stands_for_nothing(text: str, decoded: str) -> None:
     assert decode_case(text) == decoded
@@ -201,6 +218,12 @@ def test_a_fused_pair_has_the_byte_of_its_space() -> None:
 def test_a_model_without_the_marks_is_refused() -> None:
     model = token_case.processor(token_case.trained())
     with pytest.raises(ParamGolfError, match=r"does not have the case marks(.|\n)*none of them"):
+        mark_ids(model)
+
+
+def test_a_model_trained_on_capitals_is_refused() -> None:
+    model = token_case.processor(train_tokenizer(["The Cat The Cat THE"] * 99, 280, symbols=MARKS))
+    with pytest.raises(ParamGolfError, match=r"not trained on text in the case transform"):
         mark_ids(model)
 
 

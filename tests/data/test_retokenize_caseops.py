@@ -46,15 +46,19 @@ def values(folder: Path, split: str) -> np.ndarray:
     return stream.read(0, len(stream))
 
 
-@pytest.mark.parametrize("fuse", [False, True])
+@pytest.mark.parametrize(
+    ("transform", "fuse"),
+    [("caseops", False), ("caseops", True), ("caseops_before_space", False)],
+)
 def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
-    raw: Path, tmp_path: Path, fuse: bool
+    raw: Path, tmp_path: Path, transform: str, fuse: bool
 ) -> None:
-    manifest = retokenize(config(fuse_markers=fuse), 1, raw, tmp_path / "tokens")
+    settings = token_case.config(vocab_size=330, transform=transform, fuse_markers=fuse)
+    manifest = retokenize(settings, 1, raw, tmp_path / "tokens")
     metrics = audit(STRICT, raw, tmp_path / "tokens")
     assert metrics["lossless"]
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
-    assert manifest.transform == "caseops"
+    assert manifest.transform == transform
     model = load_tokenizer(tmp_path / "tokens/tokenizer.model")
     pieces = [model.id_to_piece(i) for i in range(330)]
     assert pieces[4:8] == [*MARKS]
