@@ -26,6 +26,7 @@ from paramgolf.data.manifests import (
 from paramgolf.data.overlap import Overlap, overlap
 from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, split_documents
 from paramgolf.data.special_tokens import BOS
+from paramgolf.data.token_mask import has_mask, mask_of
 from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
@@ -79,6 +80,7 @@ def audit(
     totals, shared = checker.totals, overlap(tokens, source, raw)
     _refuse_leak(shared, config.allowed_overlap)
     return {
+        **count_forbidden(tokens),
         "documents_train": shared.documents_train,
         "documents_val": totals.documents,
         "bytes_val_raw": totals.bytes_raw,
@@ -209,6 +211,29 @@ def check_files(tokens: TokenSet, source: RawManifest) -> None:
 def _same(what: str, found: object, expected: object, unit: str) -> None:
     if found != expected:
         raise ParamGolfError(what, expected=f"{expected} {unit}", found=found, fix=RETOKENIZE)
+
+
+def count_forbidden(tokens: TokenSet) -> dict[str, Any]:
+    """Return how many pairs of training and validation tokens token_mask forbids: 0, or it errs.
+
+    And the share of the vocabulary that it forbids after a validation token, in the mean. None
+    where the tokenizer has no mask.
+    """
+    if not has_mask(tokens):
+        return {"pairs_forbidden": None, "mask_share": None}
+    mask = mask_of(tokens)
+    shares, sums = 1 - mask.allowed.mean(1), [0.0]
+    for block in _blocks(tokens.val()):
+        sums.append(float(shares[block[:-1]].sum()))
+    streams = (tokens.val(), tokens.train())
+    pairs = sum(len(mask.forbidden(block)) for stream in streams for block in _blocks(stream))
+    return {"pairs_forbidden": pairs, "mask_share": sum(sums) / max(1, len(tokens.val()) - 1)}
+
+
+def _blocks(stream: ShardStream) -> Iterator[np.ndarray]:
+    """Yield the stream in blocks, each of which begins with the last token of the one before."""
+    for start in range(0, len(stream) - 1, BLOCK_TOKENS):
+        yield stream.read(start, min(start + BLOCK_TOKENS + 1, len(stream)))
 
 
 def _count_bos(stream: ShardStream) -> int:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
+from paramgolf.data.special_tokens import SPACE
 from paramgolf.errors import ParamGolfError
 
-SPACE = "\u2581"
 MOST_BYTES = 2**16 - 1
 
 

@@ -31,11 +31,17 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 
-from paramgolf.data.byte_counts import SPACE
-from paramgolf.data.special_tokens import ALIASES, Transform
+from paramgolf.data.special_tokens import (
+    ALIASES,
+    ALL_CAPS,
+    CAP_NEXT,
+    ESCAPE,
+    MARKS,
+    SPACE,
+    TITLE,
+    Transform,
+)
 from paramgolf.errors import ParamGolfError
-
-TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
 
 # a run from its first capital on, whether letters stand before it or not; or a mark
 _MARKED = re.compile(r"(?<![A-Za-z])([A-Z][A-Za-z]*)|([A-Z][A-Za-z]*)|([\ue001-\ue004])")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paramgolf.data.caseops import MARKS, transformed
+from paramgolf.data.caseops import transformed
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import RAW_PATH, read_lines
 from paramgolf.data.encode import BATCH_BYTES, encode_documents
@@ -27,7 +27,7 @@ from paramgolf.data.manifests import (
 )
 from paramgolf.data.published import Splits, adopt_shards
 from paramgolf.data.shards import ShardWriter
-from paramgolf.data.special_tokens import BOS
+from paramgolf.data.special_tokens import BOS, MARKS
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer

@@ -12,6 +12,8 @@ from typing import Final, Literal
 
 BOS: Final = 1
 ALIASES = (8, 9, 10)
+SPACE = "\u2581"
+TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
 
 # what becomes of a text before it is tokenized (caseops.py)
 Transform = Literal["none", "caseops", "caseops_before_space"]

@@ -11,7 +11,6 @@ import sentencepiece
 from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.caseops import (
     MARK_BYTES,
-    MARKS,
     count_marks,
     decode_case,
     fusion,
@@ -19,7 +18,7 @@ from paramgolf.data.caseops import (
     transformed,
 )
 from paramgolf.data.manifests import TABLE_RULE
-from paramgolf.data.special_tokens import Transform
+from paramgolf.data.special_tokens import MARKS, Transform
 from paramgolf.errors import ParamGolfError
 
 # what normalizations change: spaces at the ends and in a row, a line's end, a folded character

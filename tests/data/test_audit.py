@@ -80,7 +80,9 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
     read = {Path(file["path"]): file["sha256"] for file in found.pop("read")}
     files = {path for path in case.tokens.parent.glob("*/*") if path.is_file()}
     assert read == {path: sha256_file(path) for path in files}
+    assert 0 < found.pop("mask_share") < 1
     assert found == {
+        "pairs_forbidden": 0,
         "documents_train": 40,
         "documents_val": 12,
         "bytes_val_raw": total,
@@ -92,6 +94,15 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
         "normalization": "none",
         "train_val_overlap": 0,
     }
+
+
+def test_pairs_that_the_tokenizer_never_writes_are_counted(case: Case) -> None:
+    model, train = case.model(), case.split("train")
+    # the characters of the first merge, apart
+    parted = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
+    assert len(parted) == 2
+    case.replace("train", np.r_[train, parted])
+    assert case.audit()["pairs_forbidden"] == 1
 
 
 def twice_the_space(table: ByteTable, ids: np.ndarray) -> np.ndarray:
