@@ -1,8 +1,8 @@
 """Pack the code that an artifact needs into one self-extracting file, train_gpt.py.
 
-The file holds the modules that its entry imports, directly or not, without docstrings, comments and
-long local names, compressed behind a small loader. Modules, functions and attributes keep their
-names.
+The file holds the modules that its entry imports, directly or not, without docstrings, comments,
+long local names and what nothing uses, compressed behind a small loader. Modules, functions and
+attributes keep their names.
 
 The one rule for the rest of the package: a module that only some recipes need is imported inside
 the function that needs it, and `needed_modules` says which recipes those are. The others leave it
@@ -24,6 +24,7 @@ from python_minifier import minify
 
 from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
+from paramgolf.packing.shake import shaken
 from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -31,6 +32,7 @@ from paramgolf.training.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/packing/entry.py")
+START = "paramgolf.process", "start_process"  # what the loader calls before the entry's main
 BASE = Path("recipes/base.yaml")  # the defaults of the program's options
 READ_AS_SOURCE = ("import triton", "custom_op")  # in modules whose annotations are read
 SCRIPT = '''# coding: latin-1
@@ -153,11 +155,15 @@ def pack_code(
 def program(
     params: dict[str, Any], entry: Path = ENTRY, root: Path = ROOT, *, rans: bool = False
 ) -> dict[str, str]:
-    """Return the modules of the program that `params` are frozen into, and their sources."""
+    """Return the modules of the program that `params` are frozen into, and their sources.
+
+    They hold what `main` of the entry needs, and no other definitions.
+    """
     needed = needed_modules(params, rans=rans) if params else {}
     left_out = {name for name, is_needed in needed.items() if not is_needed}
     files = sorted({entry, *closure(entry, root, without=left_out)})
-    return {module_name(path): minified((root / path).read_text("utf-8")) for path in files}
+    sources = {module_name(path): minified((root / path).read_text("utf-8")) for path in files}
+    return shaken(sources, [(module_name(entry), "main"), START])
 
 
 @functools.cache
