@@ -35,7 +35,7 @@ from paramgolf.quant.scales import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
-from paramgolf.training.config import BatchSizes, TrainConfig
+from paramgolf.training.config import BatchSizes, MomentumAverage, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
@@ -339,7 +339,10 @@ def test_a_step_takes_no_less_than_the_launch_of_its_kernels(sample):
 @pytest.mark.parametrize("blocks_only", [True, False])
 def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model):
     model = tiny_model(value_embedding_layers=(1,), bigram_buckets=64)
-    train = dataclasses.replace(sample.train, muon_blocks_only=blocks_only)
+    average = MomentumAverage(decay=0.9, weight=0.5, last_weight=0.5)
+    train = dataclasses.replace(
+        sample.train, muon_blocks_only=blocks_only, muon_averages=(average, average)
+    )
     network = Network(model, VOCAB, seed=0)
     state = TrainState(network, train, Runtime(0, 1, torch.device("cpu")))
     state.zero_grad()

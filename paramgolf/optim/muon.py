@@ -20,7 +20,7 @@ Source: Keller Jordan et al. (2024), kellerjordan.github.io/posts/muon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -34,7 +34,8 @@ class Muon:
     """Optimizer of parameters [n, out, in] or [out, in].
 
     `normalize_rows` divides each row of the direction by its length first; `row_floor` is added to
-    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum.
+    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum. The momentum of a
+    parameter [n, out, in] is the sum of so many `averages`, [averages, n, out, in].
 
     All processes hold all momentum and share the iterations. The updates of one group of parameters
     are gathered while the next group is iterated.
@@ -49,6 +50,7 @@ class Muon:
         normalize_rows: bool,
         row_floor: float = 0.0,
         dtype: torch.dtype = torch.float32,
+        averages: int = 1,
     ) -> None:
         self._parameters = dict(parameters)
         self._polynomials = polynomials
@@ -56,27 +58,35 @@ class Muon:
         self._normalize_rows = normalize_rows
         self._row_floor = row_floor
         self.momentum = {
-            name: torch.zeros_like(_stack(p), dtype=dtype) for name, p in self._parameters.items()
+            name: torch.zeros(averages, *_stack(p).shape, dtype=dtype, device=p.device)
+            for name, p in self._parameters.items()
         }
 
     @torch.no_grad()
     def step(
-        self, *, lr: float, decay: float, momentum: float, during_gather: Callable[[], object]
+        self,
+        *,
+        lr: float,
+        decay: float,
+        momentum: float,
+        during_gather: Callable[[], object],
+        averages: Sequence[tuple[float, float]] | None = None,
     ) -> None:
         """Update every parameter that has a gradient: p <- (1 - lr decay) p - lr update.
 
+        `averages` are the decay and the weight of each average; None: of the one, `momentum` and 1.
         `during_gather` is called while updates are gathered; it must leave these parameters alone.
         """
         # all groups are under way before the first is waited for
-        begun = []
+        begun, averages = [], averages or ((momentum, 1.0),)
         for names in self._groups():
-            stack = torch.cat([self._direction(name, momentum) for name in names])
+            stack = torch.cat([self._direction(name, momentum, averages) for name in names])
             begun.append((names, *self._orthogonalize(stack)))
         during_gather()
         for names, updates, gathering in begun:
             if gathering:
                 gathering.wait()
-            counts = [len(self.momentum[name]) for name in names]
+            counts = [len(_stack(self._parameters[name])) for name in names]
             for name, update in zip(names, updates[: sum(counts)].split(counts), strict=True):
                 self._apply(self._parameters[name], update, lr, decay)
 
@@ -94,17 +104,22 @@ class Muon:
         sizes = {n: p.numel() for n, p in self._parameters.items()}
         return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
-    def _direction(self, name: str, momentum: float) -> Tensor:
+    def _direction(
+        self, name: str, momentum: float, averages: Sequence[tuple[float, float]]
+    ) -> Tensor:
         """Return the Nesterov direction [n, rows, cols], rows <= cols, in the compute dtype.
 
-        With the gradient g and the buffer m <- mu m + g it is g + mu m.
+        With the gradient g and one buffer m <- mu m + g it is g + mu m. With several, of decay b
+        and weight w each, it is g + mu sum of w m, with m <- b m + g (1 - b) / (1 - mu): all hold
+        the length that the one has, and with b = mu they are that one.
         """
-        buffer, gradient = self.momentum[name], self._parameters[name].grad
+        buffers, gradient = self.momentum[name], self._parameters[name].grad
         assert gradient is not None
-        grad = _stack(gradient).to(buffer.dtype)
-        # the buffer is a sum, not a mean: the iteration divides its length out anyway
-        buffer.mul_(momentum).add_(grad)
-        direction = grad.add(buffer, alpha=momentum)
+        direction = grad = _stack(gradient).to(buffers.dtype)
+        # a buffer is a sum, not a mean: the iteration divides its length out anyway
+        for buffer, (decay, weight) in zip(buffers, averages, strict=True):
+            buffer.mul_(decay).add_(grad, alpha=(1 - decay) / (1 - momentum))
+            direction = direction.add(buffer, alpha=momentum * weight)
         if self._normalize_rows:
             length = direction.norm(dim=-1, keepdim=True)
             floor = torch.full_like(length, self._row_floor**0.5)

@@ -6,6 +6,7 @@ With f the share of the budget that is spent, s the steps done and r the steps l
               peak * max(min_lr, min(1, r / warmdown))          warmdown in steps
     decay     matrix_decay * (1 - (1 - share) * max(0, f - start) / (1 - start))
     momentum  start + (momentum - start) * min(1, s / steps)
+    weights   w + (last - w) * max(0, f - at) / (1 - at), of the averages that momentum consists of
     average   e <- d e + (1 - d) w, d = ema_decay, with warm-up min(ema_decay, (1 + s) / (10 + s))
 
 The budget is steps, or seconds, or both: the one nearer its end rules. Under a budget of seconds r
@@ -69,6 +70,24 @@ def muon_momentum(config: TrainConfig, step: int) -> float:
         return config.muon_momentum
     share = step / config.muon_momentum_steps
     return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
+
+
+def muon_averages(config: TrainConfig, at: Point) -> tuple[tuple[float, float], ...]:
+    """Return the decay and the weight of each average that Muon's momentum consists of.
+
+    Until `muon_averages_at` all decay alike, by the momentum: they are copies of it, so that the
+    switch changes nothing at once. A momentum of several memories saves 1 to 3 % of the steps
+    (github.com/KellerJordan/modded-nanogpt, pull requests 340 and 357).
+    """
+    momentum, start = muon_momentum(config, at.step), config.muon_averages_at
+    share = max(0.0, (at.fraction - start) / (1 - start))
+    return tuple(
+        (
+            average.decay if at.fraction >= start else momentum,
+            average.weight + share * (average.last_weight - average.weight),
+        )
+        for average in config.muon_averages
+    ) or ((momentum, 1.0),)
 
 
 def ema_decay(config: TrainConfig, step: int) -> float:

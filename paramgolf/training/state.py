@@ -24,6 +24,7 @@ from paramgolf.training.schedule import (
     decay_multiplier,
     ema_decay,
     lr_multiplier,
+    muon_averages,
     muon_momentum,
 )
 
@@ -66,6 +67,7 @@ class TrainState:
             normalize_rows=config.muon_normalise_rows,
             row_floor=config.muon_row_floor,
             dtype=getattr(torch, config.muon_dtype),
+            averages=max(1, len(config.muon_averages)),
         )
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}
@@ -120,6 +122,7 @@ class TrainState:
             lr=self._config.matrix_lr * multiplier,
             decay=self._config.matrix_decay * decay_multiplier(self._config, at),
             momentum=muon_momentum(self._config, at.step),
+            averages=muon_averages(self._config, at),
             during_gather=self._adam.step,
         )
         self._update_average(at, multiplier)
