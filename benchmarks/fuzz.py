@@ -11,6 +11,10 @@ that is at fault can be made again.
 
 from __future__ import annotations
 
+from paramgolf.process import start_process
+
+start_process()  # before numpy is loaded, whose threads would spin: as in the stages
+
 import argparse
 import json
 import os
@@ -60,9 +64,9 @@ def main() -> None:
     for name in [arguments.only] if arguments.only else TARGETS:
         target = TARGETS[name]
         numbers = range(arguments.first, arguments.first + (arguments.count or target.count))
-        results[name] = fuzz(name, target, numbers)
+        results[name] = fuzz(name, target, numbers) | made_by("benchmarks/fuzz.py")
         print(name, json.dumps(results[name]))
-    write_json(OUT, {**results, **made_by("benchmarks/fuzz.py")})
+        write_json(OUT, results)
 
 
 def fuzz(name: str, target: Target, numbers: range) -> dict[str, Any]:

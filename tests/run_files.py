@@ -60,6 +60,7 @@ def metrics() -> dict[str, dict[str, Any]]:
             "bytes_val_raw": BYTES,
             "bytes_val_counted": BYTES,
             "lossless": True,
+            "near_copies": 1,
             "normalization": "none",
             "train_val_overlap": 0,
             "bytes_per_token": 3.5,

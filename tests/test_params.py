@@ -77,6 +77,7 @@ OUTSIDE = {
     "data.max_documents": 0,
     "tokenizer.shard_tokens": 2**31,
     "audit.allowed_overlap": -1,
+    "audit.near_copy_share": 1.5,
     "model.layers": 10**9,
     "model.skip_rows": -1,
     "model.rope_trained_length": 0,

@@ -71,14 +71,18 @@ def audit(
     stream, counts, manifest = tokens.val(), tokens.val_bytes(), tokens.manifest
     path = str(folder / manifest.tokenizer)
     file = TokenizerFile(path, manifest.transform, manifest.fuse_markers)
-    checker = Checker(open_tokenizer(file), manifest.val_bytes.rule)
+    tokenizer = open_tokenizer(file)
+    checker = Checker(tokenizer, manifest.val_bytes.rule)
     texts = _raw_texts(source, raw)
     total = manifest.val.documents or 0
     for start, ids in track(split_documents(stream), "audit of validation", total=total):
         counted = counts.read(start, start + len(ids))
         checker.check(ids, counted, next(texts) if texts else None)
-    totals, shared = checker.totals, overlap(tokens, source, raw)
+    totals = checker.totals
+    shared = overlap(tokens, tokenizer, source, raw, totals.bytes_raw)
     _refuse_leak(shared, config.allowed_overlap)
+    near_copies = shared.shares > config.near_copy_share  # a share that is NaN is not
+    _refuse_near_copies(shared, near_copies, config.allowed_near_copies)
     return {
         **count_forbidden(tokens),
         "documents_train": shared.documents_train,
@@ -89,6 +93,7 @@ def audit(
         "bytes_per_token": totals.bytes_counted / len(stream),
         "bytes_scored_rule": manifest.val_bytes.rule,
         "lossless": totals.normalization == NONE,
+        "near_copies": int(near_copies.sum()),
         "normalization": totals.normalization,
         "read": file_hashes(
             [
@@ -97,6 +102,7 @@ def audit(
             ]
         ),
         "train_val_overlap": shared.documents,
+        "val_shingles_in_train": distribution(shared),
     }
 
 
@@ -113,6 +119,32 @@ def _refuse_leak(shared: Overlap, allowed: int) -> None:
             found=f"{shared.documents} documents",
             fix="drop the documents that come twice from the source, or allow them",
         )
+
+
+def _refuse_near_copies(shared: Overlap, near: np.ndarray, allowed: float) -> None:
+    if (count := int(near.sum())) > allowed * len(near):
+        worst = int(np.nanargmax(shared.shares))
+        raise ParamGolfError(
+            "the training text holds near copies of validation documents",
+            where=f"{shared.names[worst]} (validation): training holds "
+            f"{shared.shares[worst]:.0%} of its shingles",
+            expected=f"at most {allowed:.2%} of the documents (audit.allowed_near_copies)",
+            found=f"{count} of {len(near)} documents, {count / len(near):.2%}",
+            fix="drop what comes twice from the source, or allow more (docs/legality.md)",
+        )
+
+
+def distribution(shared: Overlap) -> dict[str, float]:
+    """Return how the shares of validation documents' shingles that training holds are spread.
+
+    `unknown` counts the documents of which no shingle was looked at.
+    """
+    known = ~np.isnan(shared.shares)
+    shares = shared.shares[known] if known.any() else np.zeros(1)
+    quantiles = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "most": 1.0}
+    spread = {name: float(np.quantile(shares, q)) for name, q in quantiles.items()}
+    sample = {"sampled_every": shared.sampled_every, "unknown": int((~known).sum())}
+    return {"mean": float(shares.mean()), **spread, **sample}
 
 
 class Checker:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from paramgolf.data.special_tokens import Transform
-from paramgolf.schema import Fault, Natural, Positive, Range
+from paramgolf.schema import Fault, Natural, Positive, Range, Share
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,3 +78,5 @@ class AuditConfig:
     """What the audit tolerates; units and meanings are in recipes/base.yaml."""
 
     allowed_overlap: Natural
+    near_copy_share: Share
+    allowed_near_copies: Share

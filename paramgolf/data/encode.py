@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import TypeVar
@@ -73,20 +73,38 @@ def ordered_map(
         return
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_watch_parent) as pool:
-        pending: deque[Future[Result]] = deque()
-        queue = iter(items)
         try:
-            for item in itertools.islice(queue, 2 * workers):
-                pending.append(pool.submit(function, item))
-            while pending:
-                result = pending.popleft().result()
-                pending.extend(pool.submit(function, item) for item in itertools.islice(queue, 1))
-                yield result
+            yield from _in_order(pool, function, items, 2 * workers)
         except BrokenProcessPool:
             fix = "look for the system's out-of-memory messages, or lower runtime.workers"
             raise ParamGolfError("a worker process died", fix=fix) from None
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yield function(item) in the order of `items` from a thread a core.
+
+    This is for functions that spend their time in numpy, which holds no lock; they can share
+    arrays. At most two items a thread are under way.
+    """
+    workers = _cores()
+    with ThreadPoolExecutor(workers) as pool:
+        yield from _in_order(pool, function, items, 2 * workers)
+
+
+def _in_order(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Iterator[Result]:
+    pending: deque[Future[Result]] = deque()
+    queue = iter(items)
+    try:
+        for item in itertools.islice(queue, ahead):
+            pending.append(pool.submit(function, item))
+        while pending:
+            result = pending.popleft().result()
+            pending.extend(pool.submit(function, item) for item in itertools.islice(queue, 1))
+            yield result
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _watch_parent() -> None:

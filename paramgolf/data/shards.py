@@ -79,7 +79,15 @@ class ShardStream:
 
 
 def split_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens.
+    """Yield (start, tokens) of each document, its BOS included; memory holds a block of tokens."""
+    for begin, block in whole_documents(stream):
+        starts = np.flatnonzero(block == BOS).tolist()
+        for start, stop in zip(starts, [*starts[1:], len(block)], strict=True):
+            yield begin + start, block[start:stop]
+
+
+def whole_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (start, tokens) of blocks that end where a document ends; all together the stream.
 
     A stream that does not begin with BOS is refused: its documents cannot be told apart (pg#1779).
     """
@@ -90,14 +98,6 @@ def split_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
             found=f"token {int(stream.read(0, 1)[0])}",
             fix="write the shards with BOS before each document: `dvc repro -f -s retokenize`",
         )
-    for begin, block in whole_documents(stream):
-        starts = np.flatnonzero(block == BOS).tolist()
-        for start, stop in zip(starts, [*starts[1:], len(block)], strict=True):
-            yield begin + start, block[start:stop]
-
-
-def whole_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield (start, tokens) of blocks that end where a document ends; all together the stream."""
     held, begin = np.empty(0, dtype=np.uint16), 0
     for offset in range(0, len(stream), BLOCK_TOKENS):
         block = stream.read(offset, min(offset + BLOCK_TOKENS, len(stream)))

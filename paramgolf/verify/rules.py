@@ -123,7 +123,10 @@ def validation_unseen(run: Evidence) -> Verdict:
     """R5: no training, calibration or tokenizer saw validation text."""
     overlap, source = run.get("audit", "train_val_overlap"), run.get("calibrate", "source")
     train, val = run.get("audit", "documents_train"), run.get("audit", "documents_val")
-    texts = f"{overlap} of {val:,} validation documents are among {train:,} training documents"
+    texts = (
+        f"{overlap} of {val:,} validation documents are among {train:,} training documents, "
+        f"near copies of {run.get('audit', 'near_copies'):,}"
+    )
     passed = overlap == 0 and source in ("train", "generate")
     return Verdict(passed, f"{texts}; calibration reads text of source `{source}`")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Callable
@@ -18,14 +19,15 @@ from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import ByteTable, byte_table
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.manifests import SIDECAR_RULE
-from paramgolf.data.overlap import compare
+from paramgolf.data.near_copies import SEPARATOR
+from paramgolf.data.overlap import Part, Split, compare
 from paramgolf.data.shards import read_shard
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
-STRICT = AuditConfig(allowed_overlap=0)
+STRICT = token_case.audit_config()
 Counter = Callable[[ByteTable, np.ndarray], np.ndarray]
 
 
@@ -91,8 +93,14 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
         "bytes_per_token": total / len(case.split("val")),
         "bytes_scored_rule": "token table, at most the bytes of the document's text",
         "lossless": True,
+        "near_copies": 0,
         "normalization": "none",
         "train_val_overlap": 0,
+        "val_shingles_in_train": {
+            **dict.fromkeys(("mean", "p50", "p90", "p99", "most"), 0.0),
+            "sampled_every": 1,
+            "unknown": 0,
+        },
     }
 
 
@@ -232,19 +240,27 @@ def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
     assert "the training text holds validation documents (pg#2127)" in str(caught.value)
     assert "train:1 (training) = val:11 (validation)" in str(caught.value)
     assert "found: 40 documents" in str(caught.value)
-    assert audit(AuditConfig(allowed_overlap=40), raw, tokens)["train_val_overlap"] == 40
+    allowing = token_case.audit_config(allowed_overlap=40, allowed_near_copies=0.8)
+    metrics = audit(allowing, raw, tokens)
+    assert metrics["train_val_overlap"] == metrics["near_copies"] == 40
 
 
 def test_overlap_is_that_of_brute_force() -> None:
     rng = np.random.default_rng(0)
     val, train = (
-        [(str(i), bytes(row)) for i, row in enumerate(rng.integers(0, 3, (size, 3)))]
-        for size in (20, 50)
+        [[bytes(row) for row in rng.integers(0, 3, (4, 3))] for _ in range(parts)]
+        for parts in (5, 13)
     )
-    found = compare(val, train)
-    held = [content for _, content in val]
-    assert found.documents == sum(content in held for _, content in train)
-    assert found.documents_train == 50
+
+    def read(contents: list[bytes]) -> Part:
+        letters = np.frombuffer(SEPARATOR * len(contents), np.uint8)
+        return Part([str(content) for content in contents], contents, letters)
+
+    found = compare(Split(val, read, 5), Split(train, read, 13), 1)
+    held = list(itertools.chain(*val))
+    twins = [content for content in itertools.chain(*train) if content in held]
+    assert (found.documents_train, found.documents) == (52, len(twins))
+    assert found.first == f"{twins[0]} (training) = {twins[0]} (validation)"
 
 
 @pytest.mark.parametrize("dummy", [False, True])

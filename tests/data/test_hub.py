@@ -21,7 +21,6 @@ from hub_server import COMMIT, NAME, Hub
 from shard_files import write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
@@ -130,7 +129,7 @@ def test_shards_go_all_the_way_to_the_audit(client: Client, published: dict[str,
     written = retokenize(config, 1, raw, tokens)
     assert written.val.documents == 20
     assert (tokens / "train_000001.bin").read_bytes() == published[TRAIN[1]]
-    metrics = audit(AuditConfig(allowed_overlap=0), raw, tokens)
+    metrics = audit(token_case.audit_config(), raw, tokens)
     assert metrics["bytes_val_counted"] == sum(len(t.encode()) for t in make_texts(9, 20))
     assert metrics["documents_train"] == 60
     assert metrics["lossless"]

@@ -11,7 +11,6 @@ from shard_files import PublishedShards
 
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import byte_table
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.manifests import SIDECAR_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
@@ -52,7 +51,7 @@ def test_shards_are_linked_and_their_bytes_counted(raw: Raw, tmp_path: Path) -> 
     assert found.val_bytes().read(0, len(raw.val)).tolist() == expected.tolist()
     assert manifest.val.documents == 10
     assert manifest.train.documents == 30
-    metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+    metrics = audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
     texts = token_case.make_texts(1, 10)
     assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in texts)
 
@@ -84,7 +83,7 @@ def test_a_validation_split_below_the_published_number_is_refused(raw: Raw, tmp_
     raw.add("val", np.array_split(raw.val, 2)[:1], documents=10)
     retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
     with pytest.raises(ParamGolfError, match="val shards do not hold all documents of the source"):
-        audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+        audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
 
 
 def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
@@ -108,7 +107,7 @@ def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
     decoded = len("the of") + len("and the") + len("in to")
     assert manifest.val_bytes.bytes == decoded
     assert f"exceed the decoded text by {int(counts.sum()) - decoded}" in capsys.readouterr().err
-    metrics = audit(AuditConfig(allowed_overlap=0), raw.folder, tmp_path / "tokens")
+    metrics = audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
     assert metrics["bytes_val_counted"] == decoded
 
 

@@ -19,7 +19,6 @@ from shard_files import write_shard
 
 from paramgolf.data import encode
 from paramgolf.data.audit import audit
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.encode import batches, ordered_map
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream, ShardWriter, split_documents
@@ -146,7 +145,7 @@ def test_bos_is_token_1_of_the_shards_whatever_the_tokenizer_calls_it(
     documents = [ids for _, ids in split_documents(found.val())]
     own = token_case.processor(model).encode(VAL)
     assert [ids[1:].tolist() for ids in documents] == own
-    metrics = audit(AuditConfig(allowed_overlap=0), raw, folder)
+    metrics = audit(token_case.audit_config(), raw, folder)
     assert metrics["lossless"]
     assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in VAL)
 

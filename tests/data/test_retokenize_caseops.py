@@ -16,7 +16,6 @@ from shard_files import PublishedShards, write_shard
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream
@@ -27,7 +26,7 @@ from paramgolf.files import read_json, sha256_file, write_json
 
 VAL, TRAIN = token_case.make_cased_texts(1, 12), token_case.make_cased_texts(2, 40)
 BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = AuditConfig(allowed_overlap=0)
+STRICT = token_case.audit_config()
 MODEL = token_case.processor(token_case.trained_on_case())
 
 

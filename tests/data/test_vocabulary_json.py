@@ -18,7 +18,6 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import SPACE
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
@@ -28,7 +27,7 @@ from paramgolf.files import read_json, sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 6), token_case.make_texts(2, 20)
 BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = AuditConfig(allowed_overlap=0)
+STRICT = token_case.audit_config()
 BYTE_NAMES = [f"<0x{byte:02X}>" for byte in range(256)]
 Tokenizer = tokenizers.Tokenizer
 

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from shard_files import write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
@@ -23,7 +22,7 @@ from paramgolf.files import read_json, sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 8), token_case.make_texts(2, 20)
 BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = AuditConfig(allowed_overlap=0)
+STRICT = token_case.audit_config()
 SINGLE = [bytes([byte]) for byte in range(256)]
 WHOLE = [*SINGLE, b"the", b" the", b" o", b"of ", b"\n\n", "語".encode(), b"\xf0\x9f", b"\\x"]
 

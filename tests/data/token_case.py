@@ -13,7 +13,7 @@ import sentencepiece
 from hypothesis import strategies as st
 
 from paramgolf.data.caseops import MARKS, encode_case
-from paramgolf.data.config import TokenizerConfig
+from paramgolf.data.config import AuditConfig, TokenizerConfig
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, DocumentsFile, TextManifest, write_manifest
 from paramgolf.data.retokenize import retokenize
@@ -125,6 +125,11 @@ def config(**changes: Any) -> TokenizerConfig:
         "shard_tokens": 1000,
     }
     return TokenizerConfig(**(fields | changes))
+
+
+def audit_config(**changes: Any) -> AuditConfig:
+    fields = {"allowed_overlap": 0, "near_copy_share": 0.5, "allowed_near_copies": 0.0}
+    return AuditConfig(**(fields | changes))
 
 
 def write_tokens(raw: Path, folder: Path, model: bytes, **changes: Any) -> Path:

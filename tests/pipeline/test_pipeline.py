@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(900)]
 def test_every_stage_leaves_its_metrics(project):
     keys = {
         "audit": "documents_train documents_val bytes_val_raw bytes_val_counted lossless "
-        "train_val_overlap bytes_per_token",
+        "train_val_overlap near_copies bytes_per_token",
         "train": "parameters steps tokens train_seconds tokens_per_second step_ms_median "
         "startup_seconds peak_memory_bytes mfu val_bpb world_size device",
         "calibrate": "seconds tokens source",

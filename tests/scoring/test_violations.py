@@ -219,7 +219,7 @@ AHEAD = "the ledger refuses: hints come from text that is not scored yet, in the
 BYTES = echoing_text(200).byte_counts.astype(int)
 SPACE = np.where(np.arange(200) % 5 == 0, BYTES + 1, BYTES)
 FALLBACK = np.where(np.arange(200) == 50, 3, BYTES)
-CLEAN = {"documents_train": 9, "documents_val": 9, "train_val_overlap": 0}
+CLEAN = {"documents_train": 9, "documents_val": 9, "near_copies": 0, "train_val_overlap": 0}
 
 VIOLATIONS: list[tuple[str, Caught, str]] = [
     ("SLOT", audited(scorers.Slot()), "C1"),
