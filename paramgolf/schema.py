@@ -162,7 +162,8 @@ def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
         words = [a for a in arguments if typing.get_origin(a) is typing.Literal]
         if any(value in typing.get_args(word) for word in words):
             return value
-        (inner,) = (a for a in arguments if a is not type(None) and a not in words)
+        others = [a for a in arguments if a is not type(None) and a not in words]
+        (inner,) = others or words
         return convert(inner, value, name, faults)
     if origin is tuple:
         if not isinstance(value, list | tuple):

@@ -58,6 +58,10 @@ def faults_of(changes: dict[str, Any]) -> str:
         ({"eval_ttt.chunk_tokens": 1000}, "`eval_ttt.chunk_tokens` must be a multiple"),
         ({"quantize.matrix_bits": 9}, "`quantize.matrix_bits` must lie in 2..8, found 9"),
         (
+            {"quantize.embedding_method": "foo"},
+            "`quantize.embedding_method` must be one of gptq, nearest, found 'foo'",
+        ),
+        (
             {"quantize.mlp_bits": 5, "quantize.high_bits_matrices": 3},
             "`quantize.mlp_bits` must be null with `high_bits_matrices`",
         ),
