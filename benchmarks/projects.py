@@ -28,7 +28,7 @@ from paramgolf.schema import parse
 
 ROOT = Path(__file__).parents[1]
 WORK = ROOT / ".cache" / "benchmarks"
-SCRIPTS = {"packed": ROOT / "benchmarks" / "packed_score.py"}  # run as stages are
+SCRIPTS = {"packed": ROOT / "paramgolf" / "experiments" / "packed_score.py"}  # run as stages are
 PUBLISHED_STEPS = 5000  # about what the records take in their 600 s
 LOG_LINES = 20
 

@@ -23,6 +23,7 @@ COMMANDS = {
     "estimate": "what a recipe will cost, before any GPU is used",
     "profile": "where the time of a training step goes, on this GPU",
     "doctor": "what this machine can run, and what to mend",
+    "lab": "train variants side by side, and say what helps",
     "compare": "whether a difference between experiments is real",
     "report": "one page of several runs side by side",
     "audit-score": "judge another script's scoring function by the rules",

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 EXAMPLE = """example:
   paramgolf compare
@@ -41,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the comparison."""
     from paramgolf.experiments.compare import compare  # imports scipy
-    from paramgolf.experiments.show import markdown
+    from paramgolf.experiments.show import markdown, notes, print_tables, tables
 
     result = compare(
         options.experiments,
@@ -55,32 +53,10 @@ def run(options: argparse.Namespace) -> int:
     elif options.markdown:
         print(markdown(result), end="")
     else:
-        _show(result)
+        print_tables(tables(result), notes(result))
     if options.picture:
         from paramgolf.files import write_bytes
         from paramgolf.report.pictures import compared  # imports matplotlib
 
         write_bytes(options.picture, compared(result).png())
     return 0
-
-
-def _show(result: Mapping[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    from paramgolf.experiments.show import notes, tables
-
-    console = Console(highlight=False, markup=False)
-    for content in tables(result):
-        if content.title:
-            console.print(content.title)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-        for i, heading in enumerate(content.headings):
-            figures = content.figures and i > 0
-            table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
-        for row in content.rows:
-            table.add_row(*row)
-        console.print(table)
-    for note in notes(result):
-        console.print(f"- {note}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +109,12 @@ def notes(result: Mapping[str, Any]) -> Iterator[str]:
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Return the comparison as Markdown, with every numeric metric of every group at the end."""
-    parts = [_markdown_table(table) for table in tables(result)]
+    parts = [markdown_table(table) for table in tables(result)]
     parts += ["\n".join(f"- {note}" for note in notes(result))]
     names = sorted({name for group in result["groups"] for name in group["metrics"]})
     headings = ("metric", *(f"group {i + 1}" for i in range(len(result["groups"]))))
     rows = [(n, *(_full(group["metrics"].get(n)) for group in result["groups"])) for n in names]
-    parts.append(_markdown_table(Table("every metric", headings, rows)))
+    parts.append(markdown_table(Table("every metric", headings, rows)))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -125,7 +125,29 @@ def _full(values: Mapping[str, Any] | None) -> str:
     return text if values["deviation"] is None else f"{text} ± {values['deviation']:.3g}"
 
 
-def _markdown_table(table: Table) -> str:
+def print_tables(made: Iterable[Table], notes: Iterable[str]) -> None:
+    """Print tables to the terminal, then the notes."""
+    from rich import table as rich_table
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False)
+    for content in made:
+        if content.title:
+            console.print(content.title)
+        table = rich_table.Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+        for i, heading in enumerate(content.headings):
+            figures = content.figures and i > 0
+            table.add_column(heading, justify="right" if figures else "left", no_wrap=figures)
+        for row in content.rows:
+            table.add_row(*row)
+        console.print(table)
+    for note in notes:
+        console.print(f"- {note}")
+
+
+def markdown_table(table: Table) -> str:
+    """Return a table in Markdown."""
     rule = "---:" if table.figures else "---"
     lines = [table.headings, ("---", *(rule for _ in table.headings[1:])), *table.rows]
     plain = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines)

@@ -1,4 +1,4 @@
-"""Score a packed model as training validates: `python benchmarks/packed_score.py`.
+"""Score a packed model as training validates: `python -m paramgolf.experiments.packed_score`.
 
 Reads artifacts/package/model.bin, data/tokens and params.yaml of the folder it is started in. The
 text, its windows and what attention sees are those of the last validation of training, so that the
@@ -27,6 +27,7 @@ BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 
 def main() -> None:
+    """Read params.yaml, score, write the metrics."""
     machine, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
     sizes = train.batch_sizes[-1]
     length = sizes.sequence_length

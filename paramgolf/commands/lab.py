@@ -1,0 +1,147 @@
+"""Train variants of recipes side by side, and say what helps, with an error bar.
+
+PLAN is a YAML file (docs/lab.md, benchmarks/plans): a recipe, a budget, seeds, and variants with
+their changes. Runs are spread over the GPUs; each figure is kept as it comes, and the same command
+goes on where an earlier one was stopped. With --dry-run nothing runs: it says what the plan costs
+and which differences its seeds can show.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from paramgolf.errors import ParamGolfError
+
+if TYPE_CHECKING:
+    from paramgolf.experiments.lab.plan import Plan
+    from paramgolf.experiments.lab.session import Forecast
+
+EXAMPLE = """example:
+  paramgolf lab benchmarks/plans/unit.yaml --dry-run --price 3
+  paramgolf lab benchmarks/plans/unit.yaml
+  paramgolf lab benchmarks/plans/unit.yaml --results benchmarks/results/lab.json"""
+WORK = Path(".cache/lab")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("plan", metavar="PLAN", type=Path, help="a plan, a YAML file")
+    parser.add_argument(
+        "changes", metavar="section.key=value", nargs="*", help="changes of every variant"
+    )
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="say what it costs, run nothing")
+    instead.add_argument("--show", action="store_true", help="show what was found, run nothing")
+    parser.add_argument(
+        "--price", type=float, metavar="DOLLARS", help="of a GPU's hour, for --dry-run"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="VARIANT", help="this one and the first; repeat it"
+    )
+    gpus = "use so many (default: all); on a CPU, runs at a time"
+    parser.add_argument("--gpus", type=int, metavar="N", help=gpus)
+    parser.add_argument(
+        "--stop-after", type=float, metavar="SECONDS", help="begin no training later than that"
+    )
+    parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
+    results = "JSON to add to, Markdown goes beside it; default: results.json in the folder"
+    parser.add_argument("--results", type=Path, metavar="FILE", help=results)
+    parser.add_argument(
+        "--work", type=Path, default=WORK, metavar="FOLDER", help="default: %(default)s"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the plan, or what is left of it; return 1 where a run failed."""
+    from paramgolf.experiments.lab.plan import read_plan
+    from paramgolf.experiments.lab.records import Records
+    from paramgolf.experiments.lab.run import Bench, slots_of
+    from paramgolf.experiments.lab.session import Session
+    from paramgolf.experiments.lab.stages import Processes, read_stages
+
+    start = time.monotonic()
+    plan = restricted(read_plan(options.plan), options.only)
+    records = Records(options.results or options.work / plan.name / "results.json")
+    if options.show:
+        return show(records.content, plan.name, as_json=options.json)
+    slots = slots_of(devices(options.gpus), plan.gpus)
+    bench = Bench(options.work, slots, records, read_stages(), Processes())
+    session = Session(plan, options.changes, bench)
+    if options.dry_run:
+        print_forecast(session.forecast(), options)
+        return 0
+    session.work(
+        command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
+        retry=options.retry,
+        deadline=None if options.stop_after is None else start + options.stop_after,
+    )
+    return show(records.content, plan.name, as_json=options.json)
+
+
+def restricted(plan: Plan, only: list[str] | None) -> Plan:
+    """Return the plan with some variants alone, and the first, which they are held against."""
+    if only is None:
+        return plan
+    names = [variant.name for variant in plan.variants]
+    if unknown := [name for name in only if name not in names]:
+        expected, found = f"one of: {'; '.join(names)}", "; ".join(unknown)
+        raise ParamGolfError("there is no such variant", expected=expected, found=found)
+    kept = tuple(v for v in plan.variants if v.name in only or v is plan.variants[0])
+    return dataclasses.replace(plan, variants=kept)
+
+
+def devices(count: int | None) -> list[str]:
+    """Return the GPUs to use; on a CPU, stand-ins for as many runs as go on at a time."""
+    from paramgolf.gpu_slots import visible_gpus
+
+    if count is not None and count < 1:
+        raise ParamGolfError("--gpus must be at least 1", found=count)
+    gpus = visible_gpus()
+    if not gpus:
+        return [str(i) for i in range(count or 1)]
+    if count is not None and count > len(gpus):
+        raise ParamGolfError(f"--gpus is {count}", found=f"{len(gpus)} GPUs: {', '.join(gpus)}")
+    return gpus[:count]
+
+
+def print_forecast(forecast: Forecast, options: argparse.Namespace) -> None:
+    """Print what a plan costs and what it can tell apart."""
+    cost = forecast.cost
+    if options.json:
+        content = dataclasses.asdict(forecast)
+        if options.price is not None:
+            content["dollars"] = cost.dollars(options.price)
+        print(json.dumps(content, indent=1, sort_keys=True))
+        return
+    dollars = "" if options.price is None else f", ${cost.dollars(options.price):,.2f}"
+    known = "as measured before" if cost.measured else "some of them assumed"
+    print(f"left to run: {cost.runs} runs, {cost.trainings} of them with a training")
+    print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}; {cost.clock_seconds / 60:,.0f} minutes")
+    print(f"(seconds beside training {known})")
+    print(forecast.power.sentence())
+    for warning in forecast.warnings:
+        print(f"- {warning}")
+
+
+def show(content: Mapping[str, Any], name: str, *, as_json: bool) -> int:
+    """Print what was found; return 1 where a run failed."""
+    from paramgolf.experiments.lab.show import notes, tables
+    from paramgolf.experiments.lab.summary import as_json as plain
+    from paramgolf.experiments.lab.summary import summarize
+    from paramgolf.experiments.show import print_tables
+
+    if name not in content["plans"]:
+        raise ParamGolfError(f"nothing is known of plan `{name}` yet", fix="run it first")
+    summary = summarize(content, name)
+    if as_json:
+        print(json.dumps(plain(summary), indent=1, sort_keys=True))
+    else:
+        print_tables(tables(summary), notes(summary))
+    return int(any(variant.failures for variant in summary.variants))

@@ -1,0 +1,184 @@
+"""A plan of the laboratory: which variants of recipes are compared, on what, for how long.
+
+A YAML file; docs/lab.md explains it. Every variant becomes a whole set of parameters here, checked
+as `paramgolf use` checks them, before anything runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.params import read_yaml
+from paramgolf.recipes import RECIPES, Assignment, build, compose, read_assignment
+from paramgolf.schema import (
+    Fault,
+    NaturalFloat,
+    Positive,
+    PositiveFloat,
+    Range,
+    Seed,
+    Spelling,
+    parse,
+)
+
+Goal = Literal["trained", "packed", "scored", "adapted"]
+# what is run until a goal is reached, in this order; `packed` scores the package without overlap
+STAGES: dict[Goal, tuple[str, ...]] = {
+    "trained": ("train",),
+    "packed": ("train", "calibrate", "quantize", "package", "packed"),
+    "scored": ("train", "calibrate", "quantize", "package", "packed", "eval_sliding"),
+    "adapted": ("train", "calibrate", "quantize", "package", "packed", "eval_sliding", "eval_ttt"),
+}
+PUBLISHED_STEPS = 5000  # about what the records take in their 600 s
+Name = Annotated[str, Spelling(r"[\w][\w .,:;+=()#'/&%-]{0,79}", "a name of at most 80 characters")]
+FileName = Annotated[str, Spelling(r"[\w][\w-]{0,63}", "letters, digits, - and _, as of a file")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variant:
+    """What is tried: changes as `paramgolf use` takes them, of the plan's recipe or another."""
+
+    name: Name
+    reason: str = ""
+    predicted: float | None = None
+    """Bits per byte, this variant minus the first of the plan, as guessed before it ran."""
+    recipe: str | None = None
+    changes: tuple[str, ...] = ()
+    goal: Goal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """What is trained and scored on: files of text, or a folder of tokens that is there."""
+
+    files: tuple[str, ...] = ()
+    validation_files: tuple[str, ...] = ()
+    tokenizers: str | None = None
+    """Folder in which tokenizers are kept, as TRANSFORM-SIZE.model; missing ones are trained."""
+    tokens: str | None = None
+    """Folder as data/tokens, for all variants."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with the fields together."""
+        if bool(self.files) == (self.tokens is not None):
+            yield "files", "or `tokens` must be given, and not both"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Variants, and what they have in common; the first variant is what others are held against."""
+
+    name: FileName
+    recipe: str
+    text: Text
+    variants: tuple[Variant, ...]
+    seeds: tuple[Seed, ...]
+    """One training of each variant a seed; a seed that comes twice is run twice."""
+    seconds: PositiveFloat | None = None
+    """Of each training."""
+    tokens: Positive | None = None
+    """Of each training, instead of seconds."""
+    batch_tokens: Positive | None = None
+    """Of a step, with which later phases of a curriculum are scaled; None: the recipe's."""
+    gpus: Annotated[int, Range(1, 1024)] = 1
+    """That one run takes."""
+    goal: Goal = "scored"
+    common: tuple[str, ...] = ()
+    """Changes of every variant."""
+    deviation: NaturalFloat = 0.0009
+    """Of one run's bits per byte from seed to seed, until two seeds of a variant have shown it."""
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what is wrong with the fields together."""
+        if (self.seconds is None) == (self.tokens is None):
+            yield "seconds", "or `tokens` must be given, and not both"
+        if not self.variants:
+            yield "variants", "must name at least one"
+        names = [variant.name for variant in self.variants]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            yield "variants", f"must have different names, found twice: {', '.join(twice)}"
+        if not self.seeds:
+            yield "seeds", "must name at least one"
+
+    def variant(self, name: str) -> Variant:
+        """Return a variant by its name."""
+        return next(variant for variant in self.variants if variant.name == name)
+
+    def stages(self, variant: Variant) -> tuple[str, ...]:
+        """Return the stages that a variant's runs go through."""
+        return STAGES[variant.goal or self.goal]
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan; all faults of its fields are in one ParamGolfError."""
+    return parse(Plan, read_yaml(path), "", where=path, of="the plan", fix="see docs/lab.md")
+
+
+def contents(
+    plan: Plan, changes: Sequence[str] = (), folder: Path = RECIPES
+) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each variant by its name, with the first seed.
+
+    `changes` come last, as of the command line. One ParamGolfError lists the variants at fault.
+    """
+    found, faults = {}, []
+    for variant in plan.variants:
+        try:
+            found[variant.name] = _content(plan, variant, changes, folder)
+        except ParamGolfError as error:
+            faults.append(f"variant `{variant.name}`: {error}")
+    if faults:
+        raise ParamGolfError("\n".join(faults), where=f"plan {plan.name}")
+    return found
+
+
+def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path) -> dict[str, Any]:
+    recipe = variant.recipe or plan.recipe
+    texts = [*plan.common, *variant.changes, *changes]
+    # the budget stands for itself: what the recipe says of its own is scaled to it
+    budget = [*budget_of(compose(recipe, folder), plan), *_text_of(plan.text)]
+    own = [("train.seed", plan.seeds[0]), ("runtime.processes", plan.gpus)]
+    return build(recipe, [*budget, *map(read_assignment, texts), *own], folder)
+
+
+def budget_of(content: dict[str, Any], plan: Plan) -> list[Assignment]:
+    """Return the assignments by which a recipe trains for the plan's seconds or tokens.
+
+    Points that the recipe gives in steps become shares of PUBLISHED_STEPS.
+    """
+    train, model = content["train"], content["model"]
+    batch = plan.batch_tokens or train["batch_tokens"]
+    changed = {
+        "train.steps": None if plan.tokens is None else max(1, plan.tokens // batch),
+        "train.budget_seconds": plan.seconds,
+        "train.reserve_seconds": 0.0,
+        "train.batch_tokens": batch,
+        "train.curriculum": [
+            {**sizes, "batch_tokens": sizes["batch_tokens"] * batch // train["batch_tokens"]}
+            for sizes in train["curriculum"]
+        ],
+    }
+    if train["micro_batch_tokens"] != "auto":
+        changed["train.micro_batch_tokens"] = min(batch, train["micro_batch_tokens"])
+    if train["warmdown_unit"] == "steps":
+        share = min(1.0, train["warmdown"] / PUBLISHED_STEPS)
+        changed |= {"train.warmdown_unit": "fraction", "train.warmdown": share}
+    if model["recurrence_unit"] == "step":
+        phases = [{**one, "at": one["at"] / PUBLISHED_STEPS} for one in model["recurrence"]]
+        changed |= {"model.recurrence_unit": "fraction", "model.recurrence": phases}
+    return list(changed.items())
+
+
+def _text_of(text: Text) -> list[Assignment]:
+    """Return the assignments of the text; where tokens are there, nothing reads them."""
+    files = text.files or (f"{text.tokens}",)
+    return [
+        ("data.source", "files"),
+        ("data.files", list(files)),
+        ("data.validation_files", list(text.validation_files)),
+        ("tokenizer.source", "train"),
+    ]

@@ -1,0 +1,137 @@
+"""What the laboratory has found: a file of JSON that every stage is entered in as it ends.
+
+`stages` holds a stage's figures by its key, which is a hash of the parameters, code and tokens that
+they depend on; `failures` the reasons of those that failed; `plans` which keys are a plan's runs.
+So a plan that is run again finds what it has, whoever ran it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.stages import Stage
+from paramgolf.files import read_json, write_json
+
+SCHEMA = 1
+KEY_LENGTH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run of a variant: its stages in order, each with the key of what it depends on.
+
+    `replicate` counts the runs of one seed from 0.
+    """
+
+    variant: str
+    seed: int
+    replicate: int
+    keys: Mapping[str, str]
+    content: Mapping[str, Any]
+    tokens: Path
+
+    @property
+    def label(self) -> str:
+        """The run's name in messages."""
+        again = f", run {self.replicate + 1}" if self.replicate else ""
+        return f"{self.variant}, seed {self.seed}{again}"
+
+
+def keys_of(
+    content: Mapping[str, Any],
+    stages: Mapping[str, Stage],
+    wanted: Sequence[str],
+    beginning: Sequence[object],
+) -> dict[str, str]:
+    """Return the key of each wanted stage: of its code, its parameters, and what it depends on.
+
+    `beginning` is what training depends on beside its parameters.
+    """
+    keys: dict[str, str] = {}
+    for name in wanted:
+        stage = stages[name]
+        before: list[object] = [keys[other] for other in stage.depends]
+        before = before or [*beginning]
+        what = json.dumps([name, stage.code, stage.values(content), before], sort_keys=True)
+        keys[name] = hashlib.sha256(what.encode()).hexdigest()[:KEY_LENGTH]
+    return keys
+
+
+class Records:
+    """The file; threads may enter what they found at the same time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        parts: dict[str, Any] = {"plans": {}, "stages": {}, "failures": {}, "rows": []}
+        self.content = parts
+        if path.is_file():
+            found = read_json(path)
+            if found.get("schema") != SCHEMA or not parts.keys() <= found.keys():
+                fix = "name another file with --results"
+                raise ParamGolfError("not results of the laboratory", where=path, fix=fix)
+            self.content = found
+
+    def stage(self, key: str) -> dict[str, Any] | None:
+        """Return the figures of a stage, None where it has not run."""
+        found: dict[str, Any] | None = self.content["stages"].get(key)
+        return found
+
+    def failure(self, run: Run) -> dict[str, Any] | None:
+        """Return why a run cannot be finished, None where nothing is known against it."""
+        failures = self.content["failures"]
+        return next((failures[key] for key in run.keys.values() if key in failures), None)
+
+    def is_done(self, run: Run) -> bool:
+        """Tell whether all figures of a run are here."""
+        return all(key in self.content["stages"] for key in run.keys.values())
+
+    def add_stage(self, key: str, figures: Mapping[str, Any]) -> None:
+        """Enter what a stage found, in the place of an earlier failure."""
+        with self._lock:
+            self.content["failures"].pop(key, None)
+            self.content["stages"][key] = dict(figures)
+            self._write()
+
+    def add_failure(self, key: str, figures: Mapping[str, Any]) -> None:
+        """Enter why a stage failed."""
+        with self._lock:
+            self.content["failures"][key] = dict(figures)
+            self._write()
+
+    def forgive(self, runs: Sequence[Run], *, only_killed: bool) -> None:
+        """Forget the failures of runs, so that they are run again."""
+        with self._lock:
+            for key in {key for run in runs for key in run.keys.values()}:
+                failure = self.content["failures"].get(key)
+                if failure is not None and (failure["killed"] or not only_killed):
+                    del self.content["failures"][key]
+
+    def add_plan(self, name: str, plan: Mapping[str, Any]) -> None:
+        """Enter a plan and its runs, in the place of an earlier form of it."""
+        with self._lock:
+            self.content["plans"][name] = dict(plan)
+            self._write()
+
+    def add_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Enter the tables' figures, as all files of benchmarks/results have them."""
+        with self._lock:
+            self.content["rows"] = [*rows]
+            self._write()
+
+    def _write(self) -> None:
+        trained = [r["metrics"] for r in self.content["stages"].values() if r["stage"] == "train"]
+        made = {
+            "device": dict.fromkeys(metrics["device"] for metrics in trained),
+            "torch": dict.fromkeys(metrics["torch"] for metrics in trained),
+            "command": dict.fromkeys(p["command"] for p in self.content["plans"].values()),
+        }
+        self.content |= {key: "; ".join(values) for key, values in made.items()}
+        write_json(self.path, {**self.content, "schema": SCHEMA})

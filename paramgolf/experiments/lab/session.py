@@ -1,0 +1,125 @@
+"""One call of the laboratory: a plan held against what is known, priced, or run."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from paramgolf.experiments.lab.cost import Cost, cost, training_tokens
+from paramgolf.experiments.lab.plan import Plan, contents
+from paramgolf.experiments.lab.records import Run
+from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens
+from paramgolf.experiments.lab.show import markdown
+from paramgolf.experiments.lab.stages import ROOT
+from paramgolf.experiments.lab.summary import (
+    MOST_PASSES,
+    Power,
+    power,
+    rows,
+    summarize,
+)
+from paramgolf.experiments.lab.tokens import Made, Tokens
+from paramgolf.files import write_text
+from paramgolf.progress import say
+from paramgolf.recipes import flatten
+
+SAID = ("val_bpb", "tokens", "tokens_per_second", "bytes_total")  # of a stage's metrics
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a plan would cost and could tell, before it runs."""
+
+    cost: Cost
+    power: Power
+    warnings: Sequence[str]
+
+
+class Session:
+    """A plan with its parameters, on a bench; `changes` are those of the command line."""
+
+    def __init__(self, plan: Plan, changes: Sequence[str], bench: Bench) -> None:
+        self.plan, self._changes, self._bench = plan, changes, bench
+        self.contents = contents(plan, changes)
+        self._tokens = Tokens(bench.folder / "tokens", plan.text, bench.processes, ROOT)
+
+    def forecast(self) -> Forecast:
+        """Say what is left to run, what it costs, and which differences it can show."""
+        bench, plan = self._bench, self.plan
+        made = {name: self._tokens.find(content) for name, content in self.contents.items()}
+        runs = [(run, bench.left(run)) for run in runs_of(plan, self.contents, made, bench.stages)]
+        total = cost(runs, bench.records, gpus=plan.gpus, slots=len(bench.slots))
+        known = bench.records.content["plans"].get(plan.name)
+        if known is None:
+            told = power([], len(set(plan.seeds)), plan.deviation)
+        else:
+            told = summarize(bench.records.content, plan.name).power
+        return Forecast(total, told, [*self._warnings(made, told)])
+
+    def _warnings(self, made: Mapping[str, Made | None], told: Power) -> list[str]:
+        found = []
+        for variant in self.plan.variants:
+            text = made[variant.name]
+            passes = 0.0
+            if text is not None:
+                tokens = training_tokens(self.contents[variant.name], self.plan.gpus)
+                passes = tokens / text.train_tokens
+            if passes > MOST_PASSES:
+                found.append(f"{variant.name} would read its text about {passes:.1f} times")
+            effect = variant.predicted
+            if effect and told.smallest is not None and abs(effect) < told.smallest:
+                found.append(f"{variant.name} is predicted {effect:+.4f}: too little to be shown")
+        return found
+
+    def work(self, *, command: str, retry: bool, deadline: float | None) -> None:
+        """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on."""
+        bench, plan = self._bench, self.plan
+        # as Ctrl-C, so that stages are ended in order
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        with only_one(bench.folder):
+            made = take_tokens(self.contents, self._tokens)
+            runs = runs_of(plan, self.contents, made, bench.stages)
+            bench.records.forgive(runs, only_killed=not retry)
+            bench.records.add_plan(plan.name, self._entry(command, runs, made))
+            laboratory = Laboratory(runs, bench, show=self._came, deadline=deadline)
+            try:
+                laboratory.work()
+            finally:
+                self._write_tables()
+
+    def _entry(self, command: str, runs: Sequence[Run], made: Mapping[str, Made]) -> dict[str, Any]:
+        """Return what the results keep of the plan."""
+        return {
+            "plan": dataclasses.asdict(self.plan),
+            "command": command,
+            "changes": [*self._changes],
+            "parameters": {name: flatten(content) for name, content in self.contents.items()},
+            "texts": {n: {"key": m.key, "tokens": m.train_tokens} for n, m in made.items()},
+            "runs": [
+                {"variant": r.variant, "seed": r.seed, "replicate": r.replicate, "keys": {**r.keys}}
+                for r in runs
+            ],
+        }
+
+    def _came(self, run: Run, stage: str) -> None:
+        """Say what a stage found, and write the tables anew."""
+        record = self._bench.records.stage(run.keys[stage])
+        assert record is not None
+        metrics = record["metrics"]
+        found = [f"{key} {_figure(metrics[key])}" for key in SAID if key in metrics]
+        head = f"{run.label}: {stage} {record['wall_seconds']:.0f} s"
+        say(f"lab: {', '.join([head, *found])}")
+        self._write_tables()
+
+    def _write_tables(self) -> None:
+        records = self._bench.records
+        pages = [summarize(records.content, other) for other in sorted(records.content["plans"])]
+        records.add_rows([row for page in pages for row in rows(page)])
+        write_text(records.path.with_suffix(".md"), "\n".join(map(markdown, pages)))
+
+
+def _figure(value: float) -> str:
+    return f"{value:.4f}" if value < 100 else f"{value:,.0f}"

@@ -1,0 +1,100 @@
+"""A summary as tables, for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from paramgolf.estimate.devices import GIB
+from paramgolf.experiments.lab.summary import SCORES, Summary, VariantResult
+from paramgolf.experiments.paired import Paired
+from paramgolf.experiments.show import Table, markdown_table
+
+# heading: figure, and how it is written
+COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
+    "M tokens": ("tokens", lambda value: f"{value / 1e6:,.1f}"),
+    "M tokens/s": ("tokens_per_second", lambda value: f"{value / 1e6:.3f}"),
+    "passes": ("passes", "{:.2f}".format),
+    "bytes": ("bytes_total", "{:,.0f}".format),
+    "GiB": ("peak_memory_bytes", lambda value: f"{value / GIB:.1f}"),
+    "kJ": ("train_joules", lambda value: f"{value / 1e3:,.0f}"),
+    "seconds": ("wall_seconds", "{:,.0f}".format),
+}
+NONE = "-"
+
+
+def tables(summary: Summary) -> list[Table]:
+    """Return a row a variant in each of: scores, differences from the first variant, and costs."""
+    scores = [s for s in SCORES if any(one.mean(s) is not None for one in summary.variants)]
+    first, *others = summary.variants
+    scored = [
+        (one.name, _count(one), *(_number(one.mean(score), "{:.4f}") for score in scores))
+        for one in summary.variants
+    ]
+    made = [Table("bits per byte", ("variant", "runs", *scores), scored)]
+    if others:
+        ends = [*dict.fromkeys([*scores[:1], *scores[-1:]])]
+        differences = [
+            (
+                one.name,
+                *(cell for score in ends for cell in difference(one.differences.get(score))),
+                _number(one.predicted, "{:+.4f}"),
+            )
+            for one in others
+        ]
+        title = f"minus {first.name}, seed by seed, ± 95 %"
+        headings = [heading for score in ends for heading in (score, "p")]
+        made.append(Table(title, ("variant", *headings, "predicted"), differences))
+    return [*made, _costs(summary)]
+
+
+def _costs(summary: Summary) -> Table:
+    shown = {
+        heading: (figure, form)
+        for heading, (figure, form) in COSTS.items()
+        if any(one.mean(figure) is not None for one in summary.variants)
+    }
+    rows = [
+        (one.name, *(_written(one.mean(figure), form) for figure, form in shown.values()))
+        for one in summary.variants
+    ]
+    return Table("costs: means; GiB, kJ and tokens are of training", ("variant", *shown), rows)
+
+
+def difference(found: Paired | None) -> tuple[str, str]:
+    """Return a mean difference, ± how far its 95 % interval reaches where there is one, and p."""
+    if found is None:
+        return NONE, NONE
+    reach = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
+    return f"{found.mean:+.4f}{reach}", _number(found.p, "{:.2g}")
+
+
+def _count(one: VariantResult) -> str:
+    """Return how many runs have a score, and of how many where some have none."""
+    done = sum(any(score in figures for score in SCORES) for figures in one.figures.values())
+    return str(done) if done == len(one.figures) else f"{done}/{len(one.figures)}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return _written(value, form.format)
+
+
+def _written(value: float | None, form: Callable[[float], str]) -> str:
+    return NONE if value is None else form(value)
+
+
+def notes(summary: Summary) -> Iterator[str]:
+    """Yield what the tables are of, what they can tell apart, and what to beware of."""
+    plan = summary.plan
+    budget = f"{plan['seconds']:g} s" if plan["seconds"] else f"{plan['tokens']:,} tokens"
+    gpus = "a GPU" if plan["gpus"] == 1 else f"{plan['gpus']} GPUs"
+    yield f"each training has {budget} on {gpus}"
+    yield f"{summary.score}: {summary.power.sentence()}"
+    yield from summary.warnings()
+
+
+def markdown(summary: Summary) -> str:
+    """Return the tables in Markdown, with the reason of each variant below them."""
+    parts = [f"# {summary.plan['name']}", *map(markdown_table, tables(summary))]
+    parts.append("\n".join(f"- {note}" for note in notes(summary)))
+    reasons = [f"- {one.name}: {one.reason}" for one in summary.variants if one.reason]
+    return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])]) + "\n"

@@ -1,0 +1,229 @@
+"""Stages of the pipeline, run as DVC would run them, each in a folder of its own.
+
+A folder has params.yaml, links to the outputs of earlier stages, and what its stage writes. A
+stage that was cut off goes on where it stopped when it is run again in its folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from paramgolf.experiments.lab.plan import STAGES
+from paramgolf.files import read_json, write_json, write_text
+from paramgolf.gpu_slots import VISIBLE
+from paramgolf.params import PARAMS_PATH, read_yaml
+from paramgolf.stage_code import stage_hash
+
+ROOT = Path(__file__).resolve().parents[3]
+MODULES = {"packed": "paramgolf.experiments.packed_score"}  # others are scripts of stages/
+WITHOUT_GPU = ("package",)
+PLAN = Path("dvc.yaml")
+ARTIFACTS = "artifacts/"
+SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
+LOG_LINES = 20
+GRACE_SECONDS = 20.0  # to end, once asked to
+CAUSES = re.compile(r"^(?:paramgolf: |[\w.]*(?:Error|Exception|Interrupt)\b|Killed)")
+
+
+class StageError(Exception):
+    """A stage that ended with an error; `reason` says which, in a line."""
+
+    def __init__(self, stage: str, reason: str, *, killed: bool) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage, self.reason, self.killed = stage, reason, killed
+
+
+class StoppedError(Exception):
+    """The laboratory was asked to stop, and the stage with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """What dvc.yaml says of a stage: the stages and the parameters that its result depends on.
+
+    `code` is the hash of what it runs.
+    """
+
+    depends: tuple[str, ...]
+    params: tuple[str, ...]
+    code: str
+
+    def values(self, content: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters, of a whole file of them, by dotted key or section."""
+        return {name: _value(content, name) for name in self.params}
+
+
+def read_stages(root: Path = ROOT) -> dict[str, Stage]:
+    """Return the stages of a model from training on, in the order in which they run."""
+    plan = read_yaml(root / PLAN)["stages"]
+    names = [name for name in plan if any(name in stages for stages in STAGES.values())]
+    found = {}
+    for name in names:
+        outs = (dep.removeprefix(ARTIFACTS) for dep in plan[name]["deps"])
+        depends = tuple(out for out in outs if out in names)
+        found[name] = Stage(depends, tuple(plan[name]["params"]), stage_hash(name, root))
+        if name == "package":  # `packed` runs what eval_sliding does, on the windows of training
+            found["packed"] = Stage(("package",), (), stage_hash("eval_sliding", root))
+    return found
+
+
+def _value(content: Mapping[str, Any], key: str) -> Any:
+    for part in key.split("."):
+        content = content[part]
+    return content
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A stage's folder."""
+
+    folder: Path
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the stage ended well, and its outputs are here."""
+        return (self.folder / "done.json").is_file()
+
+    def prepare(
+        self, content: Mapping[str, Any], tokens: Path, before: Mapping[str, Place]
+    ) -> None:
+        """Write params.yaml, and link the tokens and the outputs of the stages `before`."""
+        (self.folder / "done.json").unlink(missing_ok=True)
+        write_params(self.folder, content)
+        links = {"data/tokens": tokens}
+        links |= {f"artifacts/{s}": p.folder / f"artifacts/{s}" for s, p in before.items()}
+        for name, target in links.items():
+            link = self.folder / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.resolve())
+
+    def metrics(self, stage: str) -> dict[str, Any]:
+        """Return the metrics that the stage wrote."""
+        return read_json(self.folder / f"artifacts/metrics/{stage}.json")
+
+    def mark_done(self) -> None:
+        """Note that the stage ended well."""
+        write_json(self.folder / "done.json", {})
+
+
+def write_params(folder: Path, content: Mapping[str, Any]) -> None:
+    """Write params.yaml."""
+    text = yaml.dump(dict(content), Dumper=SAFE_DUMPER, sort_keys=False)
+    write_text(folder / PARAMS_PATH, text)
+
+
+class Processes:
+    """The processes of stages that run now, so that they can be ended together."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[subprocess.Popen[bytes]] = set()
+        self.stopped = threading.Event()
+
+    def run(self, stage: str, place: Place, environment: Mapping[str, str]) -> float:
+        """Run a stage; return its wall seconds. What it says goes to STAGE.log of its folder."""
+        log, start = place.folder / f"{stage}.log", time.monotonic()
+        module = MODULES.get(stage)
+        what = ["-m", module] if module else [str(ROOT / "stages" / f"{stage}.py")]
+        with log.open("ab") as out:
+            with self._lock:
+                if self.stopped.is_set():
+                    raise StoppedError
+                process = subprocess.Popen(
+                    [sys.executable, *what],
+                    cwd=place.folder,
+                    env=dict(environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,  # Ctrl-C is for the laboratory, which ends its stages
+                )
+                self._running.add(process)
+            code = process.wait()
+            with self._lock:
+                self._running.discard(process)
+        if self.stopped.is_set() and code:
+            raise StoppedError
+        if code:
+            raise StageError(stage, reason_of(code, log), killed=code < 0)
+        return time.monotonic() - start
+
+    def stop(self) -> None:
+        """End all stages, and let no other begin; they have GRACE_SECONDS to end by themselves."""
+        with self._lock:
+            self.stopped.set()
+            running = [*self._running]
+        for process in running:
+            process.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for process in running:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def environment_of(folder: Path, devices: str | None) -> dict[str, str]:
+    """Return the environment of a stage, which sees the GPUs in `devices` alone.
+
+    Checkpoints lie in the stage's folder (DVC_ROOT): two runs of one seed would share one else.
+    """
+    kernels = ROOT / ".cache/kernels"
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = {
+        "TORCHINDUCTOR_CACHE_DIR": str(kernels / "inductor"),
+        "TRITON_CACHE_DIR": str(kernels / "triton"),
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "DVC_ROOT": str(folder.resolve()),
+    }
+    return environment if devices is None else {**environment, VISIBLE: devices}
+
+
+def reason_of(code: int, log: Path) -> str:
+    """Return why a stage ended with `code`: a signal, or what its log says last."""
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
+    causes = [line.strip() for line in lines if CAUSES.match(line.strip())]
+    last = [line.strip() for line in lines if line.strip()]
+    return (causes or last or [f"exit code {code}"])[-1].removeprefix("paramgolf: ")[:300]
+
+
+def due(
+    wanted: Sequence[str],
+    stages: Mapping[str, Stage],
+    *,
+    recorded: Collection[str],
+    present: Collection[str],
+) -> list[str]:
+    """Return which of a run's stages must run, in their order.
+
+    Those whose figures are not recorded yet, and those whose outputs these need and that are not
+    at hand: another machine may have made them.
+    """
+    found: set[str] = set()
+
+    def run(stage: str) -> None:
+        found.add(stage)
+        for other in stages[stage].depends:
+            if other not in present and other not in found:
+                run(other)
+
+    for stage in wanted:
+        if stage not in recorded and stage not in found:
+            run(stage)
+    return [stage for stage in stages if stage in found]

@@ -1,0 +1,283 @@
+"""What a plan's runs found, by variant: figures, means, and differences from the first variant."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from paramgolf.experiments.paired import (
+    POWER,
+    WANTED,
+    Paired,
+    Scores,
+    paired,
+    pooled_deviation,
+    seeds_for,
+    smallest_effect,
+)
+
+MOST_PASSES = 4  # over the text; beyond, a network learns it by heart
+SCORES = {"trained": "train", "packed": "packed", "sliding": "eval_sliding", "adapted": "eval_ttt"}
+# figure: the stage's metric that it is
+METRICS = {
+    **{score: (stage, "val_bpb") for score, stage in SCORES.items()},
+    "parameters": ("train", "parameters"),
+    "steps": ("train", "steps"),
+    "tokens": ("train", "tokens"),
+    "tokens_per_second": ("train", "tokens_per_second"),
+    "startup_seconds": ("train", "startup_seconds"),
+    "peak_memory_bytes": ("train", "peak_memory_bytes"),
+    "bytes_total": ("package", "bytes_total"),
+    "headroom_bytes": ("package", "headroom_bytes"),
+}
+Better = Literal["higher", "lower"]
+# figure: unit, what is better
+UNITS: dict[str, tuple[str, Better]] = {
+    **dict.fromkeys(SCORES, ("bits/byte", "lower")),
+    "parameters": ("", "lower"),
+    "steps": ("steps", "higher"),
+    "tokens": ("tokens", "higher"),
+    "passes": ("passes over the text", "lower"),
+    "tokens_per_second": ("tokens/s", "higher"),
+    "startup_seconds": ("s", "lower"),
+    "peak_memory_bytes": ("bytes", "lower"),
+    "bytes_total": ("bytes", "lower"),
+    "headroom_bytes": ("bytes", "higher"),
+    "wall_seconds": ("s", "lower"),
+    "train_joules": ("J", "lower"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VariantResult:
+    """A variant's runs: figures by (seed, replicate), reasons of failures, and the comparison."""
+
+    name: str
+    reason: str
+    predicted: float | None
+    figures: Mapping[tuple[int, int], Mapping[str, float]]
+    failures: Mapping[tuple[int, int], str]
+    differences: Mapping[str, Paired]
+    """By score, from the first variant."""
+    devices: Sequence[str]
+
+    def mean(self, figure: str) -> float | None:
+        """Return the mean of a figure over the runs that have it."""
+        values = [one[figure] for one in self.figures.values() if figure in one]
+        return statistics.fmean(values) if values else None
+
+    @property
+    def furthest(self) -> str | None:
+        """The last score that any run has."""
+        have = [s for s in SCORES if any(s in one for one in self.figures.values())]
+        return have[-1] if have else None
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """What seeds can tell apart: `deviation` of one run, measured with `freedom` or assumed (0)."""
+
+    deviation: float
+    freedom: int
+    seeds: int
+    smallest: float | None
+    wanted: int | None
+
+    def sentence(self) -> str:
+        """Say it in a line."""
+        known = "assumed" if not self.freedom else f"measured, {self.freedom} degrees of freedom"
+        shown = "one seed shows no difference"
+        if self.smallest is not None:
+            shown = f"{self.seeds} seeds show {self.smallest:.4f} in {POWER:.0%} of cases"
+        many = "no number of seeds" if self.wanted is None else f"{self.wanted} seeds"
+        return (
+            f"one run's deviation is {self.deviation:.4f} ({known}): {shown}; "
+            f"a difference of {WANTED} takes {many}"
+        )
+
+
+def power(groups: Sequence[Scores], seeds: int, assumed: float) -> Power:
+    """Return what `seeds` pairs tell apart, by what runs scattered so far, or as assumed."""
+    deviation, freedom = pooled_deviation(groups) or (assumed, 0)
+    return Power(
+        deviation,
+        freedom,
+        seeds,
+        smallest_effect(deviation, seeds),
+        seeds_for(WANTED, deviation),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All that a plan has found so far."""
+
+    plan: Mapping[str, Any]
+    variants: Sequence[VariantResult]
+    power: Power
+    score: str
+    """The score that the power is of: the furthest that all variants have."""
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what makes the figures worth less than they look."""
+        for one in self.variants:
+            passes = max((f.get("passes", 0.0) for f in one.figures.values()), default=0.0)
+            if passes > MOST_PASSES:
+                too_many = f"above {MOST_PASSES} it is learned by heart"
+                yield f"{one.name} read the text {passes:.1f} times: {too_many}"
+            for (seed, replicate), reason in one.failures.items():
+                again = f", run {replicate + 1}" if replicate else ""
+                yield f"{one.name}, seed {seed}{again}, failed: {reason}"
+            if (headroom := one.mean("headroom_bytes")) is not None and headroom < 0:
+                yield f"{one.name} is {-headroom:,.0f} bytes above the limit"
+        devices = dict.fromkeys(device for one in self.variants for device in one.devices)
+        if len(devices) > 1:
+            yield f"machines differ: {', '.join(devices)}"
+        kinds = {p.replicates for one in self.variants for p in one.differences.values()}
+        if "same seed" in kinds:
+            yield "runs of one seed differ by rounding alone: they give no interval and no p"
+
+
+def summarize(content: Mapping[str, Any], name: str) -> Summary:
+    """Return what a file of results (as Records holds it) has of a plan."""
+    entry = content["plans"][name]
+    plan, reference = entry["plan"], None
+    results: list[VariantResult] = []
+    for variant in plan["variants"]:
+        runs = [run for run in entry["runs"] if run["variant"] == variant["name"]]
+        result = _result(variant, runs, content, entry["texts"][variant["name"]], reference)
+        reference = reference or result
+        results.append(result)
+    score = _common_score(results)
+    groups = [_scores(one.figures, score) for one in _trained_apart(results, entry["runs"])]
+    seeds = len(set(plan["seeds"]))
+    return Summary(plan, results, power(groups, seeds, plan["deviation"]), score)
+
+
+def _trained_apart(
+    results: Sequence[VariantResult], runs: Sequence[Mapping[str, Any]]
+) -> Iterator[VariantResult]:
+    """Yield variants but those that quantize an earlier one's trainings: they scatter alike."""
+    seen: set[str] = set()
+    for one in results:
+        keys = {run["keys"]["train"] for run in runs if run["variant"] == one.name}
+        if not keys & seen:
+            yield one
+        seen |= keys
+
+
+def _result(
+    variant: Mapping[str, Any],
+    runs: Sequence[Mapping[str, Any]],
+    content: Mapping[str, Any],
+    text: Mapping[str, Any],
+    reference: VariantResult | None,
+) -> VariantResult:
+    figures, failures = {}, {}
+    devices: dict[str, None] = {}
+    for run in runs:
+        where = run["seed"], run["replicate"]
+        stages = {s: content["stages"].get(key) for s, key in run["keys"].items()}
+        found = {stage: record for stage, record in stages.items() if record is not None}
+        figures[where] = figures_of(found, text["tokens"])
+        devices |= {
+            r["metrics"]["device"]: None for r in found.values() if "device" in r["metrics"]
+        }
+        reasons = (content["failures"].get(key) for key in run["keys"].values())
+        if failure := next((reason for reason in reasons if reason), None):
+            failures[where] = f"{failure['stage']}: {failure['reason']}"
+    differences = {}
+    for score in SCORES if reference is not None else ():
+        assert reference is not None
+        found_pairs = paired(_scores(figures, score), _scores(reference.figures, score))
+        if found_pairs is not None:
+            differences[score] = found_pairs
+    return VariantResult(
+        variant["name"],
+        variant["reason"],
+        variant["predicted"],
+        figures,
+        failures,
+        differences,
+        [*devices],
+    )
+
+
+def figures_of(stages: Mapping[str, Mapping[str, Any]], text_tokens: int) -> dict[str, float]:
+    """Return the figures of a run, those of stages that have run."""
+    found = {
+        name: stages[stage]["metrics"].get(key)
+        for name, (stage, key) in METRICS.items()
+        if stage in stages
+    }
+    if stages:
+        found["wall_seconds"] = sum(record["wall_seconds"] for record in stages.values())
+    if "train" in stages:
+        found["train_joules"] = stages["train"]["energy_joules"]
+        found["passes"] = stages["train"]["metrics"]["tokens"] / text_tokens
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _scores(figures: Mapping[tuple[int, int], Mapping[str, float]], score: str) -> Scores:
+    """Return a score of runs by seed."""
+    found: dict[int, list[float]] = {}
+    for (seed, _), values in figures.items():
+        if score in values:
+            found.setdefault(seed, []).append(values[score])
+    return found
+
+
+def _common_score(results: Sequence[VariantResult]) -> str:
+    """Return the last score that all have some of which have any; the first where none has."""
+    scored = [one for one in results if one.furthest is not None]
+    common = [s for s in SCORES if scored and all(one.mean(s) is not None for one in scored)]
+    return common[-1] if common else next(iter(SCORES))
+
+
+def rows(summary: Summary) -> list[dict[str, Any]]:
+    """Return figures as benchmarks/results has them, beside those of the first variant."""
+    found = []
+    first = summary.variants[0]
+    for one in summary.variants:
+        for figure, (unit, better) in UNITS.items():
+            if (value := one.mean(figure)) is None:
+                continue
+            reference = None if one is first else first.mean(figure)
+            found.append(
+                {
+                    "figure": f"{summary.plan['name']}, {one.name}: {figure}",
+                    "value": value,
+                    "unit": unit,
+                    "reference": reference,
+                    "target": None,
+                    "better": better,
+                }
+            )
+    return found
+
+
+def as_json(summary: Summary) -> dict[str, Any]:
+    """Return a summary for programs."""
+    return {
+        "plan": summary.plan["name"],
+        "score": summary.score,
+        "power": asdict(summary.power),
+        "warnings": [*summary.warnings()],
+        "variants": [
+            {
+                "name": one.name,
+                "reason": one.reason,
+                "predicted": one.predicted,
+                "runs": [
+                    {"seed": seed, "replicate": replicate, **figures}
+                    for (seed, replicate), figures in one.figures.items()
+                ],
+                "means": {f: m for f in UNITS if (m := one.mean(f)) is not None},
+                "failures": [*one.failures.values()],
+                "differences": {s: asdict(pair) for s, pair in one.differences.items()},
+            }
+            for one in summary.variants
+        ],
+    }

@@ -1,0 +1,102 @@
+"""What paired runs can tell: differences of equal seeds, their interval, and how many it takes.
+
+Two runs are a pair where they have the same seed. Runs that repeat one seed differ by rounding
+alone: their mean counts once, and they give no interval and no p.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from scipy.optimize import brentq
+from scipy.stats import nct, t
+
+CONFIDENCE = 0.95
+POWER = 0.80  # with which an effect is shown
+WANTED = 0.001  # bits per byte, an effect worth knowing
+MOST_SEEDS = 1000
+
+Scores = Mapping[int, Sequence[float]]
+"""Bits per byte by seed; a seed that was run again has several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Differences of pairs, candidate minus reference, bits per byte; lower is better.
+
+    `n` pairs of different seeds. `low`, `high` bound the mean at 95 %, `p` is two-sided; they are
+    None for one pair. `replicates`: what was repeated, other seeds or the same one.
+    """
+
+    n: int
+    mean: float
+    deviation: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    replicates: Literal["none", "same seed", "other seeds"]
+
+
+def paired(candidate: Scores, reference: Scores) -> Paired | None:
+    """Compare runs of equal seeds; None where no seed was run of both."""
+    seeds = [seed for seed in candidate if seed in reference]
+    if not seeds:
+        return None
+    pairs = [statistics.fmean(candidate[s]) - statistics.fmean(reference[s]) for s in seeds]
+    mean, n = statistics.fmean(pairs), len(pairs)
+    if n == 1:
+        again = max(len(candidate[seeds[0]]), len(reference[seeds[0]])) > 1
+        return Paired(1, mean, None, None, None, None, "same seed" if again else "none")
+    deviation = statistics.stdev(pairs)
+    error = deviation / math.sqrt(n)
+    reach = float(t.ppf((1 + CONFIDENCE) / 2, n - 1)) * error
+    p = float(2 * t.sf(abs(mean) / error, n - 1)) if error else None
+    return Paired(n, mean, deviation, mean - reach, mean + reach, p, "other seeds")
+
+
+def pooled_deviation(groups: Sequence[Scores]) -> tuple[float, int] | None:
+    """Return the deviation of one run from seed to seed, and its degrees of freedom.
+
+    Pooled over the variances within groups; None where no group has two seeds.
+    """
+    means = [[statistics.fmean(scores) for scores in group.values()] for group in groups]
+    several = [values for values in means if len(values) > 1]
+    freedom = sum(len(values) - 1 for values in several)
+    if not freedom:
+        return None
+    squares = sum((len(values) - 1) * statistics.variance(values) for values in several)
+    return math.sqrt(squares / freedom), freedom
+
+
+def smallest_effect(deviation: float, seeds: int) -> float | None:
+    """Return the smallest difference that so many pairs show, in four cases of five.
+
+    Shown: the 95 % interval leaves out 0. `deviation` is that of one run; a pair's is sqrt(2) of
+    it, as seeds have nothing in common that both runs would feel. None for one pair.
+    """
+    if seeds < 2:
+        return None
+    critical = t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
+
+    def lack(shift: float) -> float:
+        return float(nct.sf(critical, seeds - 1, shift)) - POWER
+
+    shift = brentq(lack, 0.0, critical + 10.0)
+    return float(shift) * deviation * math.sqrt(2 / seeds)
+
+
+def seeds_for(effect: float, deviation: float) -> int | None:
+    """Return how many pairs show an effect of this size, None where MOST_SEEDS would not do."""
+    if deviation <= 0:
+        return 2
+    # by the normal distribution, which is below: from there it is a few steps
+    reach = (1.959964 + 0.841621) * math.sqrt(2) * deviation / effect
+    for seeds in range(max(2, math.floor(reach**2)), MOST_SEEDS + 1):
+        smallest = smallest_effect(deviation, seeds)
+        if smallest is not None and smallest <= effect:
+            return seeds
+    return None

@@ -1,0 +1,117 @@
+"""Plans of the laboratory: what they take, what they refuse, and the parameters they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lab_case import PLAN, ROOT
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.plan import Plan, contents, read_plan
+from paramgolf.recipes import build
+from paramgolf.schema import parse
+
+TEXT = {"files": ["train.jsonl"], "validation_files": ["val.jsonl"]}
+PLANS = sorted((ROOT / "benchmarks/plans").glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_project(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def plan(**changes) -> Plan:
+    return parse(Plan, PLAN | {"text": TEXT} | changes, "")
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_plans_of_the_project_are_sound(path):
+    found = read_plan(path)
+    assert found.name == path.stem
+    assert {*contents(found)} == {variant.name for variant in found.variants}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seconds": 3.0}, "`seconds` or `tokens` must be given, and not both"),
+        ({"tokens": None}, "`seconds` or `tokens` must be given, and not both"),
+        ({"tokens": 0}, "`tokens` must be at least 1"),
+        ({"seeds": []}, "`seeds` must name at least one"),
+        ({"seeds": [-1]}, "`seeds.0` must lie in 0..4294967295, found -1"),
+        ({"gpus": 0}, "`gpus` must lie in 1..1024, found 0"),
+        ({"goal": "done"}, "`goal` must be one of trained, packed, scored, adapted, found 'done'"),
+        ({"variants": []}, "`variants` must name at least one"),
+        ({"variants": [{"name": "a"}, {"name": "a"}]}, "found twice: a"),
+        ({"variants": [{"name": "a", "chages": []}]}, "did you mean `variants.0.changes`?"),
+        ({"variants": [{"name": "a|b"}]}, "`variants.0.name` must be a name of at most 80"),
+        ({"name": "../x"}, "`name` must be letters, digits, - and _"),
+        ({"text": {}}, "`text.files` or `tokens` must be given, and not both"),
+        ({"text": TEXT | {"tokens": "x"}}, "`text.files` or `tokens` must be given, and not both"),
+    ],
+)
+def test_a_fault_of_a_plan_is_named(changes, message, tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(PLAN | {"common": [], "text": TEXT} | changes))
+    with pytest.raises(ParamGolfError) as caught:
+        read_plan(path)
+    assert message in str(caught.value)
+
+
+def test_variants_at_fault_come_in_one_message():
+    variants = [
+        {"name": "one", "changes": ["model.layres=3"]},
+        {"name": "two", "recipe": "pr0"},
+        {"name": "three", "changes": ["fidelity=published"]},
+    ]
+    with pytest.raises(ParamGolfError) as caught:
+        contents(plan(variants=variants))
+    message = str(caught.value)
+    assert "variant `one`: a fault in the parameters\n  - `model.layres` is not" in message
+    assert "variant `two`: there is no recipe `pr0`" in message
+    assert "variant `three`: `fidelity` is `published`" in message
+
+
+def test_a_variant_has_its_recipe_the_budget_and_its_changes_in_this_order():
+    variants = [
+        {"name": "base"},
+        {"name": "published", "recipe": "pr2135", "changes": ["fidelity=published"]},
+        {"name": "own", "changes": ["train.budget_seconds=60", "train.min_lr=0.25"]},
+    ]
+    budget = {"tokens": None, "seconds": 30, "batch_tokens": 196_608, "common": []}
+    found = contents(plan(variants=variants, recipe="best", **budget), ["train.min_lr=0.5"])
+    seconds = {name: content["train"]["budget_seconds"] for name, content in found.items()}
+    assert seconds == {"base": 30.0, "published": 30.0, "own": 60.0}
+    for content in found.values():
+        assert content["train"]["steps"] is None
+        assert content["train"]["reserve_seconds"] == 0.0
+        assert content["train"]["min_lr"] == 0.5
+        assert content["data"]["files"] == ["train.jsonl"]
+        assert content["tokenizer"]["source"] == "train"
+    published = build("pr2135", [("fidelity", "published")])
+    assert found["published"]["quantize"] == published["quantize"]
+    assert found["published"]["model"] == published["model"] != found["base"]["model"]
+    # batches of later phases shrink with the first
+    assert found["base"]["train"]["curriculum"][0]["batch_tokens"] == 196_608
+    assert found["base"]["train"]["batch_tokens"] == 196_608
+
+
+def test_a_schedule_in_steps_becomes_one_in_shares():
+    variants = [{"name": "pr1204", "recipe": "pr1204"}]
+    budget = {"tokens": 60_000_000, "batch_tokens": 98_304, "common": []}
+    content = contents(plan(variants=variants, **budget))["pr1204"]
+    train, model = content["train"], content["model"]
+    assert (train["steps"], train["budget_seconds"]) == (610, None)
+    assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
+    assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
+
+
+def test_a_file_that_is_no_plan_is_refused(tmp_path):
+    with pytest.raises(ParamGolfError, match="there is no file"):
+        read_plan(Path("nowhere.yaml"))
+    path = tmp_path / "plan.yaml"
+    path.write_text("- a list")
+    with pytest.raises(ParamGolfError, match="not a YAML mapping"):
+        read_plan(path)

@@ -1,0 +1,306 @@
+"""The laboratory at work: on stand-ins for stages and GPUs, and once on stages as they are."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import Counter
+
+import pytest
+from lab_case import ROOT, FakeProcesses, plan_of, session_of, work
+
+from paramgolf.cli import main
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.run import only_one, slots_of
+from paramgolf.experiments.lab.schedule import ordered
+from paramgolf.experiments.lab.stages import Processes, StageError
+from paramgolf.experiments.lab.summary import summarize
+
+PACKED = ["train", "calibrate", "quantize", "package", "packed"]
+
+
+@pytest.fixture
+def tokens(tokens_folder, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    manifest = tokens_folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"vocab_size": 300}))
+    return tokens_folder
+
+
+def test_seeds_are_paired_in_alternating_order():
+    runs = ordered(["a", "b"], [7, 8, 7])
+    assert runs == [("a", 7, 0), ("b", 7, 0), ("b", 8, 0), ("a", 8, 0), ("a", 7, 1), ("b", 7, 1)]
+
+
+def test_a_plan_is_run_and_compared(tokens, tmp_path):
+    processes = FakeProcesses()
+    content = work(plan_of(tokens, goal="packed"), tmp_path, processes)
+    runs = [(stage, which) for stage, which, _ in processes.calls if stage == "train"]
+    order = ["gated 1", "none 1", "none 2", "gated 2"]
+    assert runs == [("train", which) for which in order]
+    found = summarize(content, "tiny")
+    base, other = found.variants
+    assert base.mean("trained") == pytest.approx(1.203)
+    assert other.differences["trained"].mean == pytest.approx(-0.01)
+    assert other.differences["packed"].replicates == "other seeds"
+    assert base.mean("tokens") == 2048
+    assert base.mean("passes") == pytest.approx(2048 / 20_000)
+    page = (tmp_path / "results.md").read_text()
+    assert "| no skips | -0.0100 ± 0.0000 |" in page
+    rows = {row["figure"]: row for row in content["rows"]}
+    row = rows["tiny, no skips: trained"]
+    assert (row["value"], row["reference"]) == (pytest.approx(1.193), pytest.approx(1.203))
+    assert content["device"] == "made up"
+
+
+def test_what_is_done_is_not_run_again(tokens, tmp_path):
+    work(plan_of(tokens), tmp_path, FakeProcesses())
+    again = FakeProcesses()
+    work(plan_of(tokens), tmp_path, again)
+    assert again.calls == []
+    wider = plan_of(tokens, seeds=[1, 2, 3], goal="packed")
+    work(wider, tmp_path, again)
+    assert Counter(stage for stage, *_ in again.calls) == {"train": 2} | dict.fromkeys(
+        PACKED[1:], 6
+    )
+
+
+def test_a_changed_parameter_is_another_run_and_a_changed_evaluation_is_no_training(
+    tokens, tmp_path
+):
+    variants = [{"name": "base"}]
+    work(plan_of(tokens, seeds=[1], variants=variants, goal="packed"), tmp_path, FakeProcesses())
+    for change, stages in (
+        ("quantize.matrix_bits=5", PACKED[2:]),
+        ("train.min_lr=0.5", PACKED),
+        ("eval_ttt.lr=0.5", []),
+        ("runtime.workers=3", []),
+    ):
+        processes = FakeProcesses()
+        variants = [{"name": "base", "changes": [change]}]
+        if stages == PACKED[2:]:  # Hessians do not stay
+            stages = PACKED[1:]
+        work(plan_of(tokens, seeds=[1], variants=variants, goal="packed"), tmp_path, processes)
+        assert [stage for stage, *_ in processes.calls] == stages, change
+
+
+def test_results_alone_are_enough_and_outputs_are_made_again_where_they_are_needed(
+    tokens, tmp_path
+):
+    """As on another machine, to which the results were taken."""
+    variants = [{"name": "base"}]
+    plan = plan_of(tokens, seeds=[1], variants=variants)
+    work(plan, tmp_path / "here", FakeProcesses())
+    (tmp_path / "there").mkdir()
+    results = (tmp_path / "here/results.json").read_text()
+    (tmp_path / "there/results.json").write_text(results)
+    processes = FakeProcesses()
+    work(plan, tmp_path / "there", processes)
+    assert processes.calls == []
+    packed = plan_of(tokens, seeds=[1], variants=variants, goal="packed")
+    work(packed, tmp_path / "there", processes)
+    assert [stage for stage, *_ in processes.calls] == PACKED
+
+
+def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):
+    variants = [{"name": "base"}, {"name": "five", "changes": ["quantize.matrix_bits=5"]}]
+    plan = plan_of(tokens, variants=variants, goal="packed")
+    processes = FakeProcesses()
+    content = work(plan, tmp_path, processes, gpus=2)
+    counts = Counter(stage for stage, *_ in processes.calls)
+    assert counts == {"train": 2, "calibrate": 2, "quantize": 4, "package": 4, "packed": 4}
+    found = summarize(content, "tiny")
+    assert found.variants[1].differences["trained"].mean == 0
+    assert found.power.freedom == 1  # the trainings are those of one variant
+
+
+def test_variants_rotate_over_the_gpus(tokens, tmp_path):
+    names = ("none", "additive", "gated")
+    variants = [{"name": name, "changes": [f"model.skips={name}"]} for name in names]
+    together = threading.Barrier(3)
+    plan = plan_of(tokens, variants=variants, seeds=[1, 2, 3])
+    processes = FakeProcesses(lambda *_: together.wait(20))
+    work(plan, tmp_path, processes, gpus=3)
+    had = Counter((which.split()[0], gpu) for _, which, gpu in processes.calls)
+    assert {*had.values()} == {1}  # each variant once on each GPU
+    assert len(had) == 9
+
+
+def test_a_gpu_trains_on_while_a_package_is_made(tokens, tmp_path):
+    trained, packaging = [], threading.Event()
+
+    def before(stage, params):
+        if stage == "train":
+            trained.append(params["train"]["seed"])
+            if len(trained) == 2:
+                packaging.set()
+        if stage == "package":
+            assert packaging.wait(20)
+
+    variants = [{"name": "base"}]
+    processes = FakeProcesses(before)
+    work(plan_of(tokens, variants=variants, goal="packed"), tmp_path, processes)
+    assert trained == [1, 2]
+    # what has begun is scored before another training begins
+    order = [(stage, which[-1]) for stage, which, _ in processes.calls]
+    assert order.index(("packed", "1")) > order.index(("train", "2"))
+
+
+def test_a_failed_variant_is_a_row_and_the_others_go_on(tokens, tmp_path):
+    failing = [True]
+
+    def before(stage, params):
+        if params["model"]["skips"] == "none" and failing:
+            raise StageError(stage, "CUDA out of memory", killed=params["train"]["seed"] == 2)
+
+    plan = plan_of(tokens)
+    content = work(plan, tmp_path, FakeProcesses(before))
+    base, other = summarize(content, "tiny").variants
+    assert (base.mean("trained"), other.mean("trained")) == (pytest.approx(1.203), None)
+    assert other.failures == {(seed, 0): "train: CUDA out of memory" for seed in (1, 2)}
+    assert (
+        "no skips, seed 1, failed: train: CUDA out of memory"
+        in (tmp_path / "results.md").read_text()
+    )
+    failing.clear()
+    again = FakeProcesses(before)  # what was killed is run again, what failed by itself is not
+    work(plan, tmp_path, again)
+    assert [which for _, which, _ in again.calls] == ["none 2"]
+    work(plan, tmp_path, again, retry=True)
+    assert [which for _, which, _ in again.calls] == ["none 2", "none 1"]
+    assert not summarize(work(plan, tmp_path, again), "tiny").variants[1].failures
+
+
+def test_a_fault_of_ours_stops_all_and_is_not_hidden(tokens, tmp_path):
+    def before(stage, params):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work(plan_of(tokens), tmp_path, FakeProcesses(before), gpus=2)
+
+
+def test_an_interrupted_plan_goes_on(tokens, tmp_path):
+    """Ctrl-C while the second run trains."""
+    plan = plan_of(tokens)
+    processes = FakeProcesses(lambda *_: raise_on_second(processes))
+
+    def raise_on_second(processes):
+        if len(processes.calls) == 2:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+            assert processes.stopped.wait(20)
+            from paramgolf.experiments.lab.stages import StoppedError
+
+            raise StoppedError
+
+    with pytest.raises(KeyboardInterrupt):
+        work(plan, tmp_path, processes)
+    again = FakeProcesses()
+    content = work(plan, tmp_path, again)
+    assert [which for _, which, _ in again.calls] == ["none 1", "none 2", "gated 2"]
+    assert not content["failures"]
+
+
+def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(tokens, tmp_path):
+    plan = plan_of(tokens, goal="packed")
+    processes = FakeProcesses()
+    soon = time.monotonic() + 0.5
+
+    def before(stage, params):
+        if stage == "train":
+            time.sleep(max(0.0, soon + 0.1 - time.monotonic()))
+
+    processes = FakeProcesses(before)
+    work(plan, tmp_path, processes, deadline=soon)
+    assert [stage for stage, *_ in processes.calls] == PACKED
+    work(plan, tmp_path, processes, deadline=soon)
+    assert [stage for stage, *_ in processes.calls] == PACKED
+
+
+def test_one_laboratory_works_in_a_folder(tokens, tmp_path):
+    with only_one(tmp_path), pytest.raises(ParamGolfError, match="another laboratory works here"):
+        work(plan_of(tokens), tmp_path, FakeProcesses())
+
+
+def test_slots_have_as_many_gpus_as_a_run_takes():
+    assert slots_of(["4", "5", "7"], 1) == ["4", "5", "7"]
+    assert slots_of(["4", "5", "7"], 2) == ["4,5"]
+    with pytest.raises(ParamGolfError, match="a run of the plan takes 4 GPUs"):
+        slots_of(["4", "5", "7"], 4)
+
+
+def test_a_forecast_prices_what_is_left(tokens, tmp_path):
+    plan = plan_of(tokens, tokens=None, seconds=100, seeds=[1, 2, 3, 4])
+    processes = FakeProcesses()
+    first = session_of(plan, tmp_path, processes).forecast()
+    assert (first.cost.runs, first.cost.trainings) == (8, 8)
+    assert first.cost.gpu_seconds == pytest.approx(8 * (100 + 50))
+    assert first.cost.dollars(3.6) == pytest.approx(first.cost.gpu_seconds / 1000)
+    assert (first.cost.measured, first.power.freedom) == (False, 0)
+    work(plan_of(tokens, tokens=None, seconds=100, seeds=[1, 2]), tmp_path, processes)
+    then = session_of(plan, tmp_path, processes, gpus=2).forecast()
+    assert (then.cost.runs, then.cost.measured) == (4, True)
+    assert then.cost.gpu_seconds == pytest.approx(4 * (100 + 2))  # 3 s, of which 1 s trained
+    assert then.cost.clock_seconds == pytest.approx(2 * (100 + 2))
+    assert then.power.freedom == 2
+
+
+def test_a_run_that_reads_its_text_too_often_is_warned_of(tokens, tmp_path):
+    plan = plan_of(tokens, tokens=100_000)
+    (warning, _) = session_of(plan, tmp_path, FakeProcesses()).forecast().warnings
+    assert warning == "base would read its text about 5.0 times"
+
+
+def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, capsys):
+    plan = {
+        "name": "real",
+        "recipe": "sample",
+        "tokens": 2048,
+        "batch_tokens": 512,
+        "seeds": [1],
+        "goal": "trained",
+        "text": {"tokens": str(tokens)},
+        "common": [*plan_of(tokens).common],
+        "variants": [
+            {"name": "base"},
+            {"name": "wild", "changes": ["train.matrix_lr=1.0e+30", "train.token_lr=1.0e+30"]},
+        ],
+    }
+    path = tmp_path / "real.yaml"
+    path.write_text(json.dumps(plan))
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", str(path), "--gpus", "2", "--work", str(tmp_path / "lab"), "--json"])
+    assert ended.value.code == 1
+    base, wild = json.loads(capsys.readouterr().out)["variants"]
+    assert 0 < base["means"]["trained"] < 20
+    assert base["means"]["steps"] == 4
+    assert wild["failures"] == ["train: training diverged: the loss is not finite"]
+
+
+def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
+    import paramgolf.experiments.lab.stages as stages
+
+    script = tmp_path / "stages" / "train.py"
+    script.parent.mkdir()
+    script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    processes, place = Processes(), stages.Place(tmp_path)
+    caught = []
+
+    def run():
+        try:
+            processes.run("train", place, stages.environment_of(tmp_path, None))
+        except stages.StoppedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / "train.log").is_file() or not (tmp_path / "train.log").read_text():
+        time.sleep(0.02)
+    processes.stop()
+    thread.join(20)
+    assert len(caught) == 1
+    with pytest.raises(stages.StoppedError):
+        processes.run("train", place, stages.environment_of(tmp_path, None))
