@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from projects import WORK, Devices, Project, assignments, cut, folder_name
+from projects import WORK, Devices, Project, assignments, cut
 from tables import Row, device_name, write_results
 
 from paramgolf.recipes import build
@@ -88,8 +88,7 @@ def kernel_rows(tokens: Path) -> list[Row]:
         rounding, kind = way
         with devices.take() as device:
             changes = [rounding, f"runtime.kernels={kind}"]
-            name = folder_name(f"{kind}-{rounding}")
-            return train(tokens, name, 98_304, changes, device).losses
+            return train(tokens, f"{kind}-{rounding}", 98_304, changes, device).losses
 
     with ThreadPoolExecutor(devices.runs) as pool:
         curves = list(pool.map(run, itertools.product(ROUNDINGS, KINDS)))

@@ -28,7 +28,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from projects import ROOT, stage_environment
 from tables import Row, write_results
 
 from paramgolf.codec import rans
@@ -37,6 +36,7 @@ from paramgolf.codec.container import dequantized, read_container
 from paramgolf.codec.writer import compress
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
+from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.model.network import Network, Pass
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
@@ -259,7 +259,7 @@ def run_stage(stage: str) -> float:
     """Run a stage in this folder; return its seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / f"stages/{stage}.py")]
-    subprocess.run(command, env=stage_environment(), check=True)
+    subprocess.run(command, env=environment_of(ROOT, None), check=True)
     return time.perf_counter() - start
 
 

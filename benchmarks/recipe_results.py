@@ -1,6 +1,7 @@
 """The results of recipes.py: a file of JSON that every call adds to, and the page made from it.
 
-`runs` in it holds what was run, by recipe and technique; the rows that all benchmarks have follow.
+`runs` in it holds what was run, by recipe, and an older table of techniques; the rows that all
+benchmarks have follow.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from tables import RESULTS, Row, device_name, made_by
+from tables import RESULTS, Row, made_by
 
 from paramgolf.estimate.devices import GIB
 from paramgolf.files import read_json, write_json, write_text
@@ -63,41 +63,11 @@ class Results:
             self.content["recipes"][name] = {**made_by(command), "figures": figures}
             self._write()
 
-    def techniques(self, settings: dict[str, Any]) -> dict[str, Any]:
-        """Return the runs by technique and seed made by `settings`; others are not compared."""
-        with self._lock:
-            return self._of(settings)["rows"]
-
-    def add_technique(
-        self, settings: dict[str, Any], name: str, changes: str, seed: int, found: dict[str, float]
-    ) -> None:
-        """Take the figures of one run of a technique."""
-        with self._lock:
-            self._add(self._of(settings)["rows"], name, changes, {str(seed): found})
-            self._write()
-
     def add_file(self, path: Path) -> None:
-        """Take what another file holds, in the place of the same runs here."""
-        content = read_json(path)["runs"]
+        """Take the recipes that another file holds, in the place of the same ones here."""
         with self._lock:
-            self.content["recipes"] |= content["recipes"]
-            for key, other in content["techniques"].items():
-                empty = {"settings": other["settings"], "rows": {}}
-                rows = self.content["techniques"].setdefault(key, empty)["rows"]
-                for name, row in other["rows"].items():
-                    self._add(rows, name, row["changes"], row["seeds"])
+            self.content["recipes"] |= read_json(path)["runs"]["recipes"]
             self._write()
-
-    @staticmethod
-    def _add(rows: dict[str, Any], name: str, changes: str, seeds: dict[str, Any]) -> None:
-        row = rows.setdefault(name, {"seeds": {}})
-        row["changes"] = changes
-        row["seeds"] |= seeds
-
-    def _of(self, settings: dict[str, Any]) -> dict[str, Any]:
-        made = {**settings, "device": device_name(), "torch": torch.__version__}
-        key = ", ".join(f"{name} {value}" for name, value in made.items())
-        return self.content["techniques"].setdefault(key, {"settings": made, "rows": {}})
 
     def _write(self) -> None:
         made = [*self.content["recipes"].values()]
@@ -145,7 +115,11 @@ def page(content: dict[str, Any]) -> Iterator[str]:
         yield f"- {name}: `{command}` on {device}, torch {version}"
     for group in content["techniques"].values():
         settings = ", ".join(f"{name} {value}" for name, value in group["settings"].items())
-        yield f"\n# What each technique does\n\n{settings}. Differences are to the common"
+        yield "\n# What each technique does\n"
+        yield "**Of few tokens, and mostly one seed: this says what learns fast, not what wins. No"
+        yield "decision rests on it: `paramgolf lab benchmarks/plans/techniques.yaml` measures it"
+        yield "anew.**\n"
+        yield f"{settings}. Differences are to the common"
         yield "recipe with the same seeds, ± their standard deviation; packed is without overlap."
         yield "What only quantises is compared by what quantising loses."
         if pooled := deviation(group["rows"]):

@@ -1,15 +1,13 @@
-"""Recipes run whole, and what each technique does, on one text and at equal tokens.
+"""Recipes run whole, on one text and at equal tokens.
 
     python benchmarks/recipes.py --recipes pr1493 pr1855 --set data.source=files ...
-    python benchmarks/recipes.py --techniques --seconds 540 --jobs 3 --set data.source=files ...
     python benchmarks/recipes.py --add one.json other.json
 
-Recipes run every stage with their schedules cut to `--tokens`; techniques are changes of one common
-recipe (benchmarks/techniques.py). Every run is added to benchmarks/results/recipes.json as it ends,
-so that calls add up: a recipe's figures replace its older ones, a technique that was run with the
-same settings is not run again. With --gpus N, runs are spread over N GPUs, and a recipe trains on
-one of its own. Calls at the same time need a file each (--results), which --add brings together.
-Tokens and compiled kernels stay in .cache/benchmarks.
+Recipes run every stage with their schedules cut to `--tokens`. Every run is added to
+benchmarks/results/recipes.json as it ends, so that calls add up: a recipe's figures replace its
+older ones. With --gpus N, runs are spread over N GPUs, and a recipe trains on one of its own. Calls
+at the same time need a file each (--results), which --add brings together. Tokens and compiled
+kernels stay in .cache. What a change of a recipe is worth, `paramgolf lab` finds out.
 """
 
 from __future__ import annotations
@@ -20,9 +18,10 @@ import sys
 import time
 from pathlib import Path
 
-import techniques
-from projects import WORK, Devices, Project, StageError, assignments, cut
+from projects import WORK, Devices, Project, assignments, cut
 from recipe_results import FIGURES, PATH, Results
+
+from paramgolf.experiments.lab.stages import StageError
 
 FIRST = ("train", "calibrate", "quantize")
 PACKING = ("package", "packed")
@@ -52,7 +51,7 @@ def run_recipe(recipe: str, options: argparse.Namespace, devices: Devices) -> di
         skipped.add("eval_ttt")
     with devices.take() as device:
         if time.monotonic() > options.deadline:
-            raise StageError("not begun, out of time")
+            raise StageError("train", "not begun, out of time", killed=True)
         project = Project(WORK / options.results.stem / recipe, content, device)
         project.take_tokens()
         project.run(*(stage for stage in FIRST if stage not in skipped))
@@ -107,49 +106,31 @@ def command_of(recipe: str, options: argparse.Namespace) -> str:
 def main() -> None:
     options = read_options()
     results = Results(options.results)
-    if options.techniques:
-        techniques.run_all(options, results)
-    elif options.recipes:
+    if options.recipes:
         run_recipes(options, results)
     for path in options.add:
         results.add_file(path)
 
 
 def read_options() -> argparse.Namespace:
-    """Read the command line; tokens and tokens a step depend on what is run."""
+    """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipes", nargs="+", metavar="NAME", help="recipes to run whole")
-    what.add_argument("--techniques", action="store_true", help="run the table of techniques")
     what.add_argument(
         "--add", nargs="+", type=Path, default=[], metavar="FILE", help="results to take as well"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
-    parser.add_argument("--tokens", type=int, help="of training; default: 60 M, techniques 20 M")
-    parser.add_argument("--batch-tokens", type=int, help="a step; default: 98,304, techniques half")
+    parser.add_argument("--tokens", type=int, default=60_000_000, help="of training")
+    parser.add_argument("--batch-tokens", type=int, default=98_304, help="of a step")
     parser.add_argument("--results", type=Path, default=PATH, help="file of JSON to add to")
     parser.add_argument("--gpus", type=int, default=1, help="that runs are spread over")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which no run is begun")
-    recipes = parser.add_argument_group("recipes")
-    recipes.add_argument("--skip", nargs="*", default=[], choices=STAGES)
-    recipes.add_argument("--plain", action="store_true", help="no overlap, no adaptation")
-    others = parser.add_argument_group("techniques")
-    others.add_argument("--only", nargs="+", default=[], metavar="NAME", help="and the common one")
-    others.add_argument(
-        "--common",
-        default=techniques.COMMON_RECIPE,
-        help=f"recipe that they change, with {' '.join(techniques.COMMON_CHANGES)}",
-    )
-    others.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 2025])
-    others.add_argument(
-        "--close", type=float, default=0.003, help="difference below which all seeds are run"
-    )
-    others.add_argument("--jobs", type=int, default=1, help="runs at a time on one GPU")
+    parser.add_argument("--skip", nargs="*", default=[], choices=STAGES)
+    parser.add_argument("--plain", action="store_true", help="no overlap, no adaptation")
     options = parser.parse_args()
-    options.tokens = options.tokens or (20_000_000 if options.techniques else 60_000_000)
-    options.batch_tokens = options.batch_tokens or (49_152 if options.techniques else 98_304)
     options.deadline = time.monotonic() + options.seconds
     return options
 

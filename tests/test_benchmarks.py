@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import json
-import shutil
-import subprocess
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +11,6 @@ from types import SimpleNamespace
 import pytest
 
 from paramgolf.params import read_yaml
-from paramgolf.recipes import build, check
 
 ROOT = Path(__file__).parents[1]
 TEXT = ["data.source=files", "data.files=[some.jsonl]", "tokenizer.source=train"]
@@ -24,24 +20,8 @@ TEXT = ["data.source=files", "data.files=[some.jsonl]", "tokenizer.source=train"
 def modules(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    names = ("equal_time", "projects", "recipe_results", "recipes", "techniques")
+    names = ("projects", "recipe_results", "recipes")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
-
-
-def test_every_technique_is_a_possible_change_of_the_common_recipe(modules):
-    techniques = modules.techniques.TECHNIQUES
-    assert len({t.name for t in techniques}) == len(techniques)
-    options = argparse.Namespace(
-        common=modules.techniques.COMMON_RECIPE, set=TEXT, tokens=20_000_000, batch_tokens=49_152
-    )
-    plain = None
-    for technique in techniques:
-        content = modules.techniques.content_of(technique, 5, options)
-        check(content, where=technique.name)
-        plain = plain or content
-        assert (content == plain) == (technique.name == "common")
-        alike = all(content[name] == plain[name] for name in ("model", "train"))
-        assert alike == (not technique.trains or technique.name == "common")
 
 
 def test_a_schedule_in_steps_becomes_one_in_shares(modules):
@@ -54,15 +34,6 @@ def test_a_schedule_in_steps_becomes_one_in_shares(modules):
     assert train["muon_momentum_steps"] == 152
 
 
-def test_recipe_best_is_one_of_the_shapes_that_are_compared(modules):
-    shapes = {
-        name: build("pr2135", modules.projects.assignments(changes))["model"]
-        for name, changes in modules.equal_time.CHANGES.items()
-    }
-    best = [name for name, model in shapes.items() if model == build("best")["model"]]
-    assert "twice, 256, no first attention, lanes from 9" in best
-
-
 def test_batches_of_later_phases_shrink_with_the_first(modules):
     content = modules.projects.cut("best", [], 60_000_000, 98_304)
     sizes = {"at": 0.35, "batch_tokens": 98_304, "sequence_length": 2048}
@@ -71,7 +42,7 @@ def test_batches_of_later_phases_shrink_with_the_first(modules):
 
 def test_recipes_run_every_stage_of_a_model(modules):
     plan = [*read_yaml(ROOT / "dvc.yaml")["stages"]]
-    ours = [stage for stage in modules.recipes.STAGES if stage not in modules.projects.SCRIPTS]
+    ours = [stage for stage in modules.recipes.STAGES if stage != "packed"]
     assert ours == plan[plan.index("train") : plan.index("report")]
 
 
@@ -84,27 +55,32 @@ def test_steps_are_timed_in_the_order_that_they_ran(modules, tiny_model):
     assert found["step_ms_after"] == pytest.approx(300)
 
 
-@pytest.fixture
-def results(modules, tmp_path):
-    results = modules.recipe_results.Results(tmp_path / "recipes.json")
-    for seed, common, other in ((1, 2.0, 1.99), (2, 2.1, 2.088)):
-        add = results.add_technique
-        add({"tokens": "1"}, "common", "", seed, {"val_bpb": common, "val_bpb_packed": common})
-        add({"tokens": "1"}, "no XSA", "model.xsa_layers=0", seed, {"val_bpb": other})
-    return results
+TECHNIQUES = {
+    "settings": {"tokens": "1", "device": "a GPU", "torch": "2.11"},
+    "rows": {
+        "common": {
+            "changes": "",
+            "seeds": {str(i): {"val_bpb": v, "val_bpb_packed": v} for i, v in ((1, 2.0), (2, 2.1))},
+        },
+        "no XSA": {
+            "changes": "model.xsa_layers=0",
+            "seeds": {str(i): {"val_bpb": v} for i, v in ((1, 1.99), (2, 2.088))},
+        },
+    },
+}
 
 
-def test_differences_are_between_equal_seeds(modules, results):
-    again = modules.recipe_results.Results(results.path)
-    rows = again.techniques({"tokens": "1"})
+def test_the_older_table_of_techniques_stays_and_says_what_it_is(modules, tmp_path):
+    path = tmp_path / "recipes.json"
+    runs = {"recipes": {}, "techniques": {"all": TECHNIQUES}}
+    path.write_text(json.dumps({"runs": runs}))
+    modules.recipe_results.Results(path).add_recipe("a", {"first_loss": 7.0}, "run a")
+    rows = TECHNIQUES["rows"]
     assert modules.recipe_results.differences(rows, "no XSA") == pytest.approx([-0.01, -0.012])
-    assert modules.recipe_results.cells(rows, "no XSA") == [
-        "2.0390", "-0.0110 ± 0.0014", "", "", "", "2"
-    ]  # fmt: skip
-    assert again.techniques({"tokens": "2"}) == {}
-    page = results.path.with_suffix(".md").read_text()
+    page = path.with_suffix(".md").read_text()
     assert "| no XSA | `model.xsa_layers=0` | 2.0390 | -0.0110 ± 0.0014 |" in page
     assert "A difference of one seed is uncertain by 0.0014" in page
+    assert "No\ndecision rests on it" in page
 
 
 def test_deviations_are_pooled_over_the_rows_of_several_seeds(modules):
@@ -122,21 +98,6 @@ def test_deviations_are_pooled_over_the_rows_of_several_seeds(modules):
     assert modules.recipe_results.deviation({"common": rows["common"]}) is None
 
 
-def test_only_close_calls_are_run_with_more_seeds(modules):
-    options = argparse.Namespace(seeds=[1, 2], close=0.003)
-    rows = {
-        "common": {"seeds": {"1": {"val_bpb": 2.0}}},
-        "far": {"seeds": {"1": {"val_bpb": 2.1}}},
-        "near": {"seeds": {"1": {"val_bpb": 2.001}}},
-    }
-
-    def due(name: str, seed: int) -> bool:
-        return modules.techniques.is_due(modules.techniques.Technique(name), seed, rows, options)
-
-    assert [due(name, 1) for name in ("common", "far", "near", "new")] == [False] * 3 + [True]
-    assert [due(name, 2) for name in ("common", "far", "near", "new")] == [True, False, True, False]
-
-
 def test_figures_of_other_recipes_stay(modules, tmp_path):
     path = tmp_path / "recipes.json"
     for name, loss in (("a", 7.0), ("b", 6.5), ("a", 7.25)):
@@ -149,21 +110,16 @@ def test_figures_of_other_recipes_stay(modules, tmp_path):
     assert "| a | 7.2500 |" in path.with_suffix(".md").read_text()
 
 
-def test_files_of_results_are_brought_together(modules, results, tmp_path):
+def test_files_of_results_are_brought_together(modules, tmp_path):
     other = modules.recipe_results.Results(tmp_path / "other.json")
     other.add_recipe("a", {"first_loss": 7.0}, "run a")
-    other.add_technique({"tokens": "1"}, "no XSA", "model.xsa_layers=0", 3, {"val_bpb": 2.0})
-    other.add_technique({"tokens": "2"}, "common", "", 1, {"val_bpb": 1.9})
-    results.add_recipe("b", {"first_loss": 6.0}, "run b")
     read = json.loads(other.path.read_text())
     read["runs"]["recipes"]["a"]["device"] = "another GPU"
     other.path.write_text(json.dumps(read))
+    results = modules.recipe_results.Results(tmp_path / "recipes.json")
+    results.add_recipe("b", {"first_loss": 6.0}, "run b")
     results.add_file(other.path)
-    merged = modules.recipe_results.Results(results.path)
-    assert {*merged.content["recipes"]} == {"a", "b"}
-    assert {*merged.techniques({"tokens": "1"})["no XSA"]["seeds"]} == {"1", "2", "3"}
-    assert {*merged.techniques({"tokens": "1"})["common"]["seeds"]} == {"1", "2"}
-    assert {*merged.techniques({"tokens": "2"})["common"]["seeds"]} == {"1"}
+    assert {*modules.recipe_results.Results(results.path).content["recipes"]} == {"a", "b"}
     devices = json.loads(results.path.read_text())["device"].split("; ")
     assert len(devices) == 2
     assert "another GPU" in devices
@@ -193,27 +149,23 @@ def ran(modules, monkeypatch, tmp_path):
     """Stages as they are run: (project, stage, GPU); training writes what its figures are of."""
     calls = []
 
-    def run(command, *, cwd, env=None, **_):
-        if env is None:  # git, asked for the commit
-            return subprocess.CompletedProcess(command, 1)
-        stage = Path(command[1]).stem
-        calls.append((cwd.name, stage, env["CUDA_VISIBLE_DEVICES"]))
+    def run(processes, stage, place, environment):
+        calls.append((place.folder.name, stage, environment["CUDA_VISIBLE_DEVICES"]))
         for folder in ("artifacts/train", "artifacts/metrics"):
-            (cwd / folder).mkdir(parents=True, exist_ok=True)
+            (place.folder / folder).mkdir(parents=True, exist_ok=True)
         if stage == "train":
             time.sleep(0.05)  # or one GPU would do all
             steps = [{"event": "step", "step": i, "seconds": i, "loss": 5.0} for i in (1, 2)]
             log = "\n".join(json.dumps(step) for step in steps)
-            (cwd / "artifacts/train/log.jsonl").write_text(log)
-            (cwd / "artifacts/metrics/train.json").write_text('{"val_bpb": 1.25}')
-        if stage == "packed_score":
-            (cwd / "artifacts/metrics/packed.json").write_text('{"val_bpb": 1.375}')
-        return subprocess.CompletedProcess(command, 0)
+            (place.folder / "artifacts/train/log.jsonl").write_text(log)
+            (place.folder / "artifacts/metrics/train.json").write_text('{"val_bpb": 1.25}')
+        if stage == "packed":
+            (place.folder / "artifacts/metrics/packed.json").write_text('{"val_bpb": 1.375}')
+        return 1.0
 
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
-    monkeypatch.setattr(modules.projects.subprocess, "run", run)
-    for name in ("recipes", "techniques"):
-        monkeypatch.setattr(getattr(modules, name), "WORK", tmp_path)
+    monkeypatch.setattr(modules.projects.Processes, "run", run)
+    monkeypatch.setattr(modules.recipes, "WORK", tmp_path)
     monkeypatch.setattr(modules.projects.Project, "take_tokens", lambda project: None)
     return calls
 
@@ -236,7 +188,7 @@ def test_recipes_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
     assert {gpu for _, _, gpu in ran} == {"2", "3"}
     for name in names:
         mine = [(stage, gpu) for recipe, stage, gpu in ran if recipe == name]
-        stages = ["train", "calibrate", "quantize", "package", "packed_score"]
+        stages = ["train", "calibrate", "quantize", "package", "packed"]
         assert [stage for stage, _ in mine] == stages
         assert len({gpu for _, gpu in mine}) == 1
 
@@ -245,41 +197,6 @@ def test_no_recipe_is_begun_when_time_is_up(modules, monkeypatch, ran, tmp_path)
     with pytest.raises(SystemExit, match="some recipes"):
         call(modules, monkeypatch, tmp_path, "--recipes", "pr1493", "--seconds", "-1")
     assert ran == []
-
-
-def test_techniques_are_spread_over_gpus(modules, monkeypatch, ran, tmp_path):
-    only = ["no XSA", "no skips", "no clipping"]
-    runs = call(
-        modules, monkeypatch, tmp_path, "--techniques", "--seeds", "1", "--jobs", "2",
-        "--only", *only,
-    )  # fmt: skip
-    (group,) = runs["techniques"].values()
-    assert {*group["rows"]} == {"common", *only}
-    common = {"muon_momentum": 0.95, "muon_momentum_start": 0.85, "ema_decay": 0.99}
-    written = " ".join(f"train.{key}={value}" for key, value in common.items())
-    assert group["settings"]["common recipe"] == f"pr1493 with {written}"
-    for folder in ("common-1", "no-clipping-1"):
-        train = read_yaml(tmp_path / "mine" / folder / "params.yaml")["train"]
-        assert {key: train[key] for key in common} == common
-    trained = sorted(gpu for _, stage, gpu in ran if stage == "train")
-    assert trained == ["2", "2", "3", "3"]
-
-
-def test_what_only_quantises_shares_a_common_model_that_is_trained_again(
-    modules, monkeypatch, ran, tmp_path
-):
-    """As on another machine, which has the results and no models."""
-    arguments = ("--techniques", "--seeds", "1", "--only")
-    call(modules, monkeypatch, tmp_path, *arguments, "no XSA")
-    shutil.rmtree(tmp_path / "mine")
-    ran.clear()
-    only = ["rounded to nearest", "columns in order"]
-    (group,) = call(modules, monkeypatch, tmp_path, *arguments, *only)["techniques"].values()
-    assert {*group["rows"]} == {"common", "no XSA", *only}
-    assert [folder for folder, stage, _ in ran if stage == "train"] == ["common-1"]
-    quantised = {folder for folder, stage, _ in ran if stage == "quantize"}
-    assert quantised == {"common-1", "rounded-to-nearest-1", "columns-in-order-1"}
-    assert {*group["rows"]["columns in order"]["seeds"]["1"]} == {"val_bpb_packed", "lost"}
 
 
 def test_what_only_quantises_is_compared_by_what_quantising_loses(modules):

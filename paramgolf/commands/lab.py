@@ -123,8 +123,8 @@ def print_forecast(forecast: Forecast, options: argparse.Namespace) -> None:
     dollars = "" if options.price is None else f", ${cost.dollars(options.price):,.2f}"
     known = "as measured before" if cost.measured else "some of them assumed"
     print(f"left to run: {cost.runs} runs, {cost.trainings} of them with a training")
-    print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}; {cost.clock_seconds / 60:,.0f} minutes")
-    print(f"(seconds beside training {known})")
+    clock = f"{cost.clock_seconds / 60:,.0f} minutes by the clock"
+    print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}, {clock} (beside training {known})")
     print(forecast.power.sentence())
     for warning in forecast.warnings:
         print(f"- {warning}")

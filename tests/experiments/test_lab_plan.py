@@ -115,3 +115,13 @@ def test_a_file_that_is_no_plan_is_refused(tmp_path):
     path.write_text("- a list")
     with pytest.raises(ParamGolfError, match="not a YAML mapping"):
         read_plan(path)
+
+
+def test_a_plan_takes_from_another_what_it_does_not_say(tmp_path):
+    (tmp_path / "below.yaml").write_text(yaml.safe_dump(PLAN | {"common": [], "text": TEXT}))
+    (tmp_path / "above.yaml").write_text("from: below\nname: above\nseeds: [9]\n")
+    found = read_plan(tmp_path / "above.yaml")
+    assert (found.name, found.seeds, found.tokens) == ("above", (9,), PLAN["tokens"])
+    (tmp_path / "below.yaml").write_text("from: above\n")
+    with pytest.raises(ParamGolfError, match="plans inherit in a circle"):
+        read_plan(tmp_path / "above.yaml")

@@ -6,14 +6,14 @@ as `paramgolf use` checks them, before anything runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, Assignment, build, compose, read_assignment
+from paramgolf.recipes import RECIPES, Assignment, build, compose, merge, read_assignment
 from paramgolf.schema import (
     Fault,
     NaturalFloat,
@@ -114,8 +114,17 @@ class Plan:
 
 
 def read_plan(path: Path) -> Plan:
-    """Read a plan; all faults of its fields are in one ParamGolfError."""
-    return parse(Plan, read_yaml(path), "", where=path, of="the plan", fix="see docs/lab.md")
+    """Read a plan; all faults of its fields are in one ParamGolfError.
+
+    What it does not say it takes from the plan beside it that `from` names.
+    """
+    content, seen = read_yaml(path), [path.stem]
+    while (other := content.pop("from", None)) is not None:
+        if other in seen:
+            raise ParamGolfError("plans inherit in a circle", where=path, found=f"from: {other}")
+        seen.append(other)
+        content = merge(read_yaml(path.with_name(f"{other}.yaml")), content)
+    return parse(Plan, content, "", where=path, of="the plan", fix="see docs/lab.md")
 
 
 def contents(
@@ -139,22 +148,34 @@ def contents(
 def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path) -> dict[str, Any]:
     recipe = variant.recipe or plan.recipe
     texts = [*plan.common, *variant.changes, *changes]
-    # the budget stands for itself: what the recipe says of its own is scaled to it
-    budget = [*budget_of(compose(recipe, folder), plan), *_text_of(plan.text)]
+    budget = budget_of(
+        compose(recipe, folder),
+        seconds=plan.seconds,
+        tokens=plan.tokens,
+        batch_tokens=plan.batch_tokens,
+    )
     own = [("train.seed", plan.seeds[0]), ("runtime.processes", plan.gpus)]
-    return build(recipe, [*budget, *map(read_assignment, texts), *own], folder)
+    wanted = [*budget, *_text_of(plan.text), *map(read_assignment, texts), *own]
+    return build(recipe, wanted, folder)
 
 
-def budget_of(content: dict[str, Any], plan: Plan) -> list[Assignment]:
-    """Return the assignments by which a recipe trains for the plan's seconds or tokens.
+def budget_of(
+    content: Mapping[str, Any],
+    *,
+    seconds: float | None,
+    tokens: int | None,
+    batch_tokens: int | None,
+) -> list[Assignment]:
+    """Return the assignments by which a recipe trains for so many seconds or tokens.
 
-    Points that the recipe gives in steps become shares of PUBLISHED_STEPS.
+    Points that the recipe gives in steps become shares of PUBLISHED_STEPS. `batch_tokens` are those
+    of a step, None: the recipe's.
     """
     train, model = content["train"], content["model"]
-    batch = plan.batch_tokens or train["batch_tokens"]
+    batch = batch_tokens or train["batch_tokens"]
     changed = {
-        "train.steps": None if plan.tokens is None else max(1, plan.tokens // batch),
-        "train.budget_seconds": plan.seconds,
+        "train.steps": None if tokens is None else max(1, tokens // batch),
+        "train.budget_seconds": seconds,
         "train.reserve_seconds": 0.0,
         "train.batch_tokens": batch,
         "train.curriculum": [
