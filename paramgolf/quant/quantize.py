@@ -28,9 +28,9 @@ from paramgolf.quant.report import matrix_reports, stored_bits, summary
 from paramgolf.quant.scales import choose_precisions, rounded, searches
 from paramgolf.quant.solved import Family, best_of, solve_family
 from paramgolf.quant.trained import (
-    FAMILIES,
     SENSITIVITY,
     Trained,
+    families,
     load_tensors,
     load_trained,
     stacked,
@@ -82,8 +82,8 @@ def prepare(
     trained: Trained, hessians: dict[str, Tensor], config: QuantizeConfig, device: torch.device
 ) -> list[Family]:
     """Put weights and Hessians on the device and factorize: what clips and bits do not change."""
-    families = []
-    for family, names in FAMILIES.items():
+    prepared = []
+    for family, names in families(trained.state).items():
         if family == "embedding" and config.embedding_bits is None:
             continue
         for name in names:
@@ -101,8 +101,8 @@ def prepare(
         sensitivity = {}
         if config.balance:
             sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
-        families.append(Family(family, weights, hessian, factors, sensitivity))
-    return families
+        prepared.append(Family(family, weights, hessian, factors, sensitivity))
+    return prepared
 
 
 def solve_model(

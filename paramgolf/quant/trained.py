@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ FAMILIES = {
     "down": ("down",),
     "embedding": ("embedding",),
 }
+CONNECTED = {"mudd": ("mudd_inner",)}  # where tokens choose connections
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 
@@ -76,6 +78,11 @@ def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     return Trained(
         config.model, config.vocab_size, config.sequence_length, state, dataclasses.asdict(config)
     )
+
+
+def families(parameters: Container[str]) -> dict[str, tuple[str, ...]]:
+    """Return the families of a network with these parameters, and their parameters."""
+    return FAMILIES | (CONNECTED if "mudd_inner" in parameters else {})
 
 
 def stacked(tensor: Tensor) -> Tensor:

@@ -56,6 +56,7 @@ class TrainConfig:
     token_lr: NaturalFloat
     matrix_lr: NaturalFloat
     scalar_lr: NaturalFloat
+    mudd_lr: NaturalFloat
     token_decay: NaturalFloat
     matrix_decay: NaturalFloat
     scalar_decay: NaturalFloat
