@@ -66,6 +66,19 @@ class TokenMask:
             states[0] = len(self.allowed) - 1
         return np.flatnonzero(~self.allowed[states, tokens[1:]])
 
+    def check(self, tokens: np.ndarray) -> None:
+        """Refuse a text `tokens` [N + 1] of which a target cannot come: the mask would be wrong."""
+        wrong = self.forbidden(tokens)
+        if len(wrong):
+            before, token = tokens[wrong[0] : wrong[0] + 2].tolist()
+            raise ParamGolfError(
+                "token_mask forbids tokens that the text has",
+                where=f"target {wrong[0]}: token {token} after {before}",
+                expected="none, if the tokens are those of data/tokens' SentencePiece BPE model",
+                found=f"{len(wrong)} of {len(tokens) - 1} targets",
+                fix="set token_mask to false in train, eval_sliding and eval_ttt",
+            )
+
     @property
     def words(self) -> np.ndarray:
         """The table in bits, int32 [V + 1, ceil(V / 32)]: of token v bit v % 32 of word v // 32."""

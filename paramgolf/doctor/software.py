@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -15,7 +16,6 @@ from packaging.requirements import Requirement
 
 from paramgolf.doctor.check import Check, fault, ok, warning
 from paramgolf.estimate.devices import GIB
-from paramgolf.files import parse_object
 from paramgolf.gpu_support import flash_attention_obstacle
 from paramgolf.shell import output_of
 
@@ -69,9 +69,10 @@ def probe_torch() -> dict[str, Any]:
     """Return what torch_probe prints, or {"error": ...} where torch does not work."""
     command = [sys.executable, "-m", "paramgolf.doctor.torch_probe"]
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode or not result.stdout:
+    if result.returncode:
         return {"error": (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    return parse_object(result.stdout.strip().rpartition("\n")[2], "paramgolf.doctor.torch_probe")
+    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return facts
 
 
 def driver_gpus() -> list[str]:

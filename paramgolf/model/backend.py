@@ -152,6 +152,10 @@ def share_graphs(backend: Backend) -> Backend:
             states = tuple(map(_no_view, head.dense.states))
             head = head._replace(dense=head.dense._replace(states=states))
             _vary(states, 0, 1)
+        if head.allowed is not None:
+            allowed = head.allowed._replace(states=_no_view(head.allowed.states))
+            head = head._replace(allowed=allowed)
+            _vary(allowed.states, 0, 1)
         _vary((lanes, targets), 0, 1)
         _vary(head.adapter, 0)
         return backend.nll(lanes, targets, head, how)

@@ -1,5 +1,8 @@
 """The tied head: softcapped logits, and the negative log-likelihood of targets.
 
+Of a token that cannot come (paramgolf.data.token_mask) the logit is IMPOSSIBLE, so that it has no
+probability, and the other tokens' sum to one.
+
 Shapes: B rows, T tokens, d width, V vocabulary.
 """
 
@@ -16,6 +19,30 @@ from paramgolf.model.block import Lanes, Pair, low_rank
 from paramgolf.model.mudd import Dense, additions
 from paramgolf.model.operations import norm
 
+IMPOSSIBLE = -1e4  # e^-1e4 is 0, in float64 too; differences of it are numbers, unlike infinity's
+
+
+class Mask(NamedTuple):
+    """data.token_mask.TokenMask on a device: its bits, and the tokens that may be literal."""
+
+    words: Tensor  # int32 [V + 1, ceil(V / 32)]; of token v bit v % 32 of word v // 32
+    escape: int
+    marks: Tensor  # int64 [m]
+
+    def states(self, tokens_BT: Tensor) -> Tensor:
+        """Return the state after each token of rows that may begin anywhere, int64 [B, T]."""
+        literal = torch.zeros_like(tokens_BT, dtype=torch.bool)
+        literal[:, 1:] = tokens_BT[:, :-1] == self.escape
+        literal[:, :1] = (tokens_BT[:, :1, None] == self.marks).any(-1)
+        return tokens_BT.masked_fill(literal, len(self.words) - 1)
+
+
+class Allowed(NamedTuple):
+    """The tokens that can come at each position: those whose bits are 1 in its state."""
+
+    words: Tensor  # of Mask
+    states: Tensor  # int64 [B, T]
+
 
 class Head(NamedTuple):
     """The weights of the head, in the compute dtype, and its caps."""
@@ -26,6 +53,7 @@ class Head(NamedTuple):
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
     dense: Dense | None = None  # what each token adds to the joined lanes
+    allowed: Allowed | None = None
 
 
 def head_input(lanes: Lanes, head: Head) -> Tensor:
@@ -49,19 +77,32 @@ def lanes_nll(
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Return cap * tanh(z / cap) of z = hidden [..., d] embedding^T, float32 [..., V]."""
+    """Return cap * tanh(z / cap) of z = hidden [B, T, d] embedding^T, float32 [B, T, V]."""
     # the cap, and the exponentials of the loss, are float32: bfloat16 has 8 bits for logits near 30
     z = F.linear(hidden, head.embedding).float()
     if head.adapter is not None:
         # in float32: compiled code may round a sum in bfloat16 for one of its readers and not for
         # another, and the probabilities would no longer add up to 1
         z = z + low_rank(hidden, head.adapter)[0].float()
+    return allow(_capped(z, head), head.allowed)
+
+
+def _capped(z: Tensor, head: Head) -> Tensor:
     if head.sides is None:
         return head.softcap * torch.tanh(z / head.softcap)
     # one cap for each sign, so that likely and unlikely tokens saturate apart
     above, below = head.sides
     cap = torch.where(z > 0, above, below)
     return cap * torch.tanh(z / cap)
+
+
+def allow(logits: Tensor, allowed: Allowed | None) -> Tensor:
+    """Return logits [B, T, V] with IMPOSSIBLE for the tokens that cannot come."""
+    if allowed is None:
+        return logits
+    words = allowed.words[allowed.states]
+    bits = words[..., None] >> torch.arange(32, dtype=torch.int32, device=words.device) & 1
+    return torch.where(bits.flatten(-2)[..., : logits.shape[-1]] > 0, logits, IMPOSSIBLE)
 
 
 def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:

@@ -32,7 +32,7 @@ from paramgolf.model.block import (
 )
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
-from paramgolf.model.head import Head, head_input, head_logits
+from paramgolf.model.head import Allowed, Head, Mask, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.mudd import Dense
 from paramgolf.model.operations import norm
@@ -118,6 +118,7 @@ class Network(nn.Module):
         self.config = config
         self.vocab_size = vocab_size
         self.backend = Backend()
+        self._mask: Mask | None = None
         self._frozen: Tensors | None = None
         if seed is None:
             values = {n: torch.empty(shape) for n, shape in shapes(config, vocab_size).items()}
@@ -145,6 +146,12 @@ class Network(nn.Module):
         """Move the parameters to this process's device; return a network that computes there."""
         self.to(runtime.device)
         return self.with_backend(backend_for(runtime, self.config))
+
+    def with_mask(self, mask: Mask) -> Network:
+        """Return a network that gives no probability to what `mask` forbids; same parameters."""
+        other = self.with_backend(self.backend)
+        other._mask = mask
+        return other
 
     def untie_repeats(self) -> None:
         """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (pg#1204)."""
@@ -179,11 +186,7 @@ class Network(nn.Module):
         """
         tensors = self._cast()
         lanes, states = self._run_layers(tokens_BT, tensors, options)
-        if isinstance(part, slice):
-            lanes, states = (tuple(x[:, part] for x in xs) for xs in (lanes, states))
-        elif part is not None:
-            # one gather, whose gradient is one index_add
-            lanes, states = (tuple(x.index_select(1, part) for x in xs) for xs in (lanes, states))
+        lanes, states = (tuple(_at(x, part) for x in xs) for xs in (lanes, states))
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
             # the head runs once: of its dimension of virtual layers there is one
@@ -192,7 +195,12 @@ class Network(nn.Module):
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         share = tensors.get("lane_merge")
         dense = _dense(tensors, states, 1) if states else None
-        head = Head(tensors["embedding"], self.config.softcap, sides, adapter, share, dense)
+        allowed = None
+        if self._mask is not None:
+            allowed = Allowed(self._mask.words, _at(self._mask.states(tokens_BT), part))
+        head = Head(
+            tensors["embedding"], self.config.softcap, sides, adapter, share, dense, allowed
+        )
         if options.tap is not None:
             if dense is not None:
                 options.tap("mudd", 1, norm(lanes[0]))
@@ -358,6 +366,13 @@ class Network(nn.Module):
         )
 
 
+def _at(x: Tensor, part: Positions | None) -> Tensor:
+    """Return x [B, T, ...] at the positions `part`, or all of it."""
+    if isinstance(part, Tensor):
+        return x.index_select(1, part)  # one gather, whose gradient is one index_add
+    return x if part is None else x[:, part]
+
+
 def segments_of(
     tokens_BT: Tensor, options: Pass, *, multiple: int = BOUNDS_MULTIPLE
 ) -> Segments | None:
@@ -414,7 +429,6 @@ class _Rows:
             **dict.fromkeys(
                 ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
             ),
-            "xsa_strength": virtual.slot,
             **dict.fromkeys(("head_gate", "hidden_gain"), virtual.layer),
         }
         if virtual.layer > 0:  # layer 0 has its values from itself

@@ -93,9 +93,9 @@ def frozen_params(
 ) -> dict[str, Any]:
     """Return what the program knows: how to train the network, and its options' defaults.
 
-    Of a recipe's evaluations only `mode` and `mixture.kind` are taken, which decide what code is
-    needed. The rest are options with the defaults of recipes/base.yaml, the window excepted, which
-    is the network's: another stride is another command and not another artifact.
+    Of a recipe's evaluations only `mode`, `mixture.kind` and `token_mask` are taken, which decide
+    what code is needed. The rest are options with the defaults of recipes/base.yaml, the window
+    excepted, which is the network's: another stride is another command and not another artifact.
     """
     window = training.sequence_length
     return {
@@ -112,7 +112,8 @@ def _defaults(section: str, chosen: Evaluator, window: int) -> Evaluator:
     base = load_params(type(chosen), section, ROOT / BASE)
     mixture = replace(base.mixture, kind=chosen.mixture.kind)
     stride = min(base.stride, window)
-    return replace(base, mode=chosen.mode, mixture=mixture, window=window, stride=stride)
+    base = replace(base, mode=chosen.mode, mixture=mixture, token_mask=chosen.token_mask)
+    return replace(base, window=window, stride=stride)
 
 
 def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
@@ -121,6 +122,9 @@ def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
     mixtures = {params[name]["mixture"]["kind"] for name in ("eval", "eval_ttt")}
     return {
         "paramgolf.codec.rans": rans,
+        "paramgolf.model.token_mask": any(
+            params[name]["token_mask"] for name in ("train", "eval", "eval_ttt")
+        ),
         "paramgolf.scoring.lora_documents": mode == "lora_documents",
         "paramgolf.scoring.lora_stream": mode == "lora_stream",
         "paramgolf.scoring.mixture": mixtures != {"none"},

@@ -53,6 +53,7 @@ class SlidingConfig:
     row_windows: Annotated[int, Range(2)]  # the first window of a row is context
     batch_windows: Positive
     max_tokens: Positive | None
+    token_mask: bool
     mixture: MixtureConfig
 
     def faults(self) -> Iterator[Fault]:
@@ -151,6 +152,7 @@ class TttConfig:
     stride: Positive
     batch_windows: Positive
     max_tokens: Positive | None
+    token_mask: bool
     chunk_tokens: Positive
     epochs: Positive
     batch_sequences: Positive

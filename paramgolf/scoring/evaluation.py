@@ -11,6 +11,7 @@ import numpy as np
 from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
+from paramgolf.data.token_set import open_tokens
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -127,9 +128,12 @@ def _load(
     with session.timed("load"):
         network = load_network(package, session.runtime)
         primer = config.mixture.training_tokens
-        return network, load_text(
-            tokens, network.vocab_size, config.max_tokens, primer_tokens=primer
-        )
+        text = load_text(tokens, network.vocab_size, config.max_tokens, primer_tokens=primer)
+        if config.token_mask:
+            from paramgolf.model.token_mask import masked  # see packing/code.py
+
+            network = masked(network, open_tokens(tokens), text.tokens)
+        return network, text
 
 
 def _summary(text: Text, ledger: Ledger, plain: float, session: Session) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from paramgolf.scoring.text import Text
 NEEDED = ("load", "score", "probabilities")
 SUM_ERROR = 1e-4  # of a distribution
 CANDIDATES = 3  # tokens that are put in a target's place
+LEAST = 1e-300  # what a probability of 0 counts as; a score above its -ln is that of 0, too
 PAST = 2  # tokens of context that came before, where a cache would have an entry
 
 
@@ -181,9 +182,9 @@ class ScoreAudit:
             # a cache that makes the very target likelier shows where another one stands there
             for token in {int(given.argmax()), *others}:
                 nats = self._script.score(self._with(target, token))[target]
-                expected = -np.log(max(given[token], 1e-300))
+                expected = -np.log(max(given[token], LEAST))
                 text = f"token {token} as target {target} scores {nats:.4g}, not {expected:.4g}"
-                worst.see(abs(nats - expected), text)
+                worst.see(abs(min(nats, -np.log(LEAST)) - expected), text)
         if not sums.kept:
             return sums.verdict("")
         return worst.verdict(f"{len(self._targets)} distributions, {CANDIDATES} tokens of each")
@@ -195,7 +196,7 @@ class ScoreAudit:
             token = self._tokens[target + 1]
             if given.shape != (self._vocab_size,):
                 return False, f"target {target}: not {self._vocab_size} probabilities"
-            expected = -np.log(max(given[token], 1e-300))
+            expected = -np.log(max(given[token], LEAST))
             nats = self._nats[target]
             text = f"target {target} scores {nats:.4g}; {expected:.4g} before it was seen"
             worst.see(abs(nats - expected), text)

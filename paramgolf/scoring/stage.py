@@ -51,7 +51,8 @@ class StageSession(Session):
         super().__init__(runtime)
         found = open_tokens(tokens)
         primers = found.first_train_files(config.mixture.training_tokens)
-        names = ("manifest.json", *found.scored_files, *primers)
+        masked = (found.manifest.tokenizer,) if config.token_mask else ()
+        names = ("manifest.json", *found.scored_files, *primers, *masked)
         files = [package, *(tokens / name for name in names)]
         # a missing file is the evaluation's to complain of
         self._read = file_hashes(path for path in files if path.is_file())

@@ -44,6 +44,7 @@ class TrainConfig:
     """Budget, batch, optimizers and averaging; units and meanings are in recipes/base.yaml."""
 
     seed: Seed
+    token_mask: bool
     steps: Positive | None
     budget_seconds: PositiveFloat | None
     reserve_seconds: NaturalFloat

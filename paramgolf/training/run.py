@@ -49,7 +49,12 @@ def initial_network(
     network = Network(model, tokens.vocab_size, seed=config.seed, device=runtime.device)
     if model.fused_markers:
         mix_aliases(network.get_parameter("embedding"), tokens.aliases)
-    return network.on(runtime)
+    network = network.on(runtime)
+    if config.token_mask:
+        from paramgolf.model.token_mask import masked  # see packing/code.py
+
+        network = masked(network, tokens)
+    return network
 
 
 class TrainingRun:

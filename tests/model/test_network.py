@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from paramgolf.data.special_tokens import BOS
+from paramgolf.data.token_mask import TokenMask
 from paramgolf.model.attention import (
     Segments,
     attend_sdpa,
@@ -22,6 +23,7 @@ from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.block import FirstChannels, block
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed, smear_and_norm
+from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import exclusive_self_attention, rotate
 from paramgolf.model.plan import plan
@@ -43,7 +45,6 @@ EXTRAS = {
         "hidden_gain": True,
         "head_gate": "sparse",
         "mudd_channels": 8,
-        "xsa_form": "learned",
         "layers": 5,
         "recurrence": (RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4)),),
     },
@@ -200,22 +201,19 @@ def test_rotation_depends_on_distance_alone():
     torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
 
 
-@pytest.mark.parametrize("strength", [None, torch.tensor([1.0, 0.0, -0.5, 0.3])])
-def test_exclusive_self_attention_takes_what_lies_along_the_value(strength):
+def test_exclusive_self_attention_is_orthogonal_to_the_value():
     generator = torch.Generator().manual_seed(0)
     y, v = (
         torch.randn(1, 5, 4, 8, generator=generator),
         torch.randn(1, 5, 2, 8, generator=generator),
     )
-    out = exclusive_self_attention(y, v, strength)
+    out = exclusive_self_attention(y, v)
     for t in range(5):
         for head in range(4):
             unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
-            share = 1.0 if strength is None else strength[head]
-            expected = y[0, t, head] - share * (y[0, t, head] @ unit) * unit
+            expected = y[0, t, head] - (y[0, t, head] @ unit) * unit
             torch.testing.assert_close(out[0, t, head], expected)
-            if share == 1:
-                assert abs(float(out[0, t, head] @ unit)) < 1e-5
+            assert abs(float(out[0, t, head] @ unit)) < 1e-5
 
 
 def sublayers(network: Network, layer: int, x0: torch.Tensor):
@@ -453,6 +451,33 @@ def test_probabilities_sum_to_one_and_taps_see_every_product(tiny_model):
     assert [row for name, row in seen if name == "qkv"] == [0, 1, 2, 1, 2, 3, 3]
     assert [row for name, row in seen if name == "mudd"] == [0, 1]
     assert seen[-1] == ("embedding", 0)
+
+
+def test_a_mask_takes_tokens_out_of_the_distribution(tiny_model):
+    config, escape, mark = tiny_model(), 2, 3
+    network = randomised(Network(config, VOCAB, seed=1))
+    batch, options = tokens(), Pass(config.orders[-1])
+    batch[0, 5:7], batch[1, :2] = torch.tensor([escape, mark]), torch.tensor([mark, mark])
+    allowed = torch.rand(VOCAB + 1, VOCAB, generator=torch.Generator().manual_seed(0)) < 0.5
+    allowed[-1] = True
+    words = torch.from_numpy(TokenMask(allowed.numpy(), escape, (mark,)).words)
+    masked = network.with_mask(Mask(words, escape, torch.tensor([mark])))
+    # behind an ESCAPE, and at the beginning of a row, a mark may be text: nothing is known then
+    states = batch[:, :-1].clone()
+    states[0, 6] = states[1, 0] = VOCAB
+    # others than the text's, so that all can come
+    targets = torch.stack([torch.multinomial(row.float(), 1)[:, 0] for row in allowed[states]])
+    p = network.logits(batch[:, :-1], options).double().softmax(-1) * allowed[states]
+    expected = -(p / p.sum(-1, keepdim=True)).gather(-1, targets[..., None])[..., 0].log()
+    found = masked.nll(batch[:, :-1], targets, options)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    last = torch.arange(19, 24)
+    for part in (slice(19, 24), last):
+        some = masked.nll(batch[:, :-1], targets[:, 19:], options, part=part)
+        torch.testing.assert_close(some, found[:, 19:])
+    logits = masked.logits(batch[:, :-1], options).double()
+    assert (logits.softmax(-1)[~allowed[states]] == 0).all()
+    assert not (network.nll(batch[:, :-1], targets, options) < found - 1e-4).any()
 
 
 def test_last_positions_alone_score_the_same(tiny_model):

@@ -49,12 +49,13 @@ print("modules", len(modules), {m.__spec__.origin.partition(":")[0] for m in mod
 def make_params(sample, tiny_model):
     """Make parameters that are frozen into the code: two steps of a tiny network."""
 
-    def make(mode="sgd", mixture="none"):
+    def make(mode="sgd", mixture="none", *, token_mask=False):
         train = dataclasses.replace(
             sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
         )
         mixing = dataclasses.replace(sample.eval_ttt.mixture, kind=mixture)
-        adapt = dataclasses.replace(sample.eval_ttt, mode=mode, mixture=mixing)
+        changes = {"mode": mode, "mixture": mixing, "token_mask": token_mask}
+        adapt = dataclasses.replace(sample.eval_ttt, **changes)
         model = dataclasses.asdict(tiny_model())
         return frozen_params(model, train, sample.eval_sliding, adapt)
 
@@ -223,10 +224,13 @@ def test_the_fit_leaves_room_for_the_code_of_a_recipe(name):
     assert len(pack_code(frozen, rans=True).content) <= params.quantize.fit_code_bytes
 
 
+@pytest.mark.parametrize("token_mask", [False, True])
 @pytest.mark.parametrize("mixture", ["none", "ngram", "tilt"])
 @pytest.mark.parametrize("mode", ["none", "sgd", "lora_stream", "lora_documents"])
-def test_a_module_that_is_left_out_is_imported_within_functions_alone(make_params, mode, mixture):
-    params = make_params(mode, mixture)
+def test_a_module_that_is_left_out_is_imported_within_functions_alone(
+    make_params, mode, mixture, token_mask
+):
+    params = make_params(mode, mixture, token_mask=token_mask)
     modules = program(params)
     needed = needed_modules(params, rans=False)
     for name, is_needed in needed.items():

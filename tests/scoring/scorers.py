@@ -34,6 +34,25 @@ class Counts:
         return self.table(tokens)[target]
 
 
+class Masked(Counts):
+    """Gives no probability to tokens that `text` never has after the one before, half of all."""
+
+    def __init__(self, text):
+        super().__init__()
+        self._allowed = np.random.default_rng(0).random((VOCAB, VOCAB)) < 0.5
+        self._allowed[text[:-1], text[1:]] = True
+
+    def distributions(self, tokens, singles=None):
+        made = super().distributions(tokens, singles)
+        for last, table in zip(tokens[:-1].tolist(), made, strict=True):
+            possible = table * self._allowed[last]
+            yield possible / possible.sum()
+
+    def score(self, model, tokens):
+        with np.errstate(divide="ignore"):  # of a token that cannot come the score is infinite
+            return super().score(model, tokens)
+
+
 def counted(tokens):
     return 1.0 + np.bincount(tokens, minlength=VOCAB)
 

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 import torch
 
+from paramgolf.data.token_mask import TokenMask
 from paramgolf.model.config import ModelConfig
+from paramgolf.model.head import Mask
 from paramgolf.model.network import Network
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Runtime
@@ -77,6 +79,7 @@ SLIDING = SlidingConfig(
     batch_windows=5,
     row_windows=2,
     max_tokens=None,
+    token_mask=False,
     mixture=MixtureConfig(**MIXTURE),
 )
 
@@ -115,6 +118,14 @@ def echoing_text(count):
     return Text(tokens, np.ones(count, dtype=np.uint16), 1)
 
 
+def make_mask(text: Text) -> Mask:
+    """A mask that forbids half of all pairs, but none of the text."""
+    allowed = np.random.default_rng(6).random((VOCAB + 1, VOCAB)) < 0.5
+    allowed[text.tokens[:-1], text.tokens[1:]] = True
+    words = torch.from_numpy(TokenMask(allowed, -1, ()).words)
+    return Mask(words, -1, torch.zeros(0, dtype=torch.int64))
+
+
 def make_config(**changes) -> TttConfig:
     fields = {
         "mode": "sgd",
@@ -122,6 +133,7 @@ def make_config(**changes) -> TttConfig:
         "stride": STRIDE,
         "batch_windows": 5,
         "max_tokens": None,
+        "token_mask": False,
         "chunk_tokens": 48,
         "epochs": 2,
         "batch_sequences": 2,

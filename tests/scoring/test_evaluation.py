@@ -7,18 +7,23 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from packed_case import write_package
+from packed_case import write_package, write_tokens
 from scoring_case import (
     ALONE,
     MIXTURE,
     SLIDING,
+    VOCAB,
     make_config,
     make_lora_config,
     make_text,
     score_strided,
 )
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+from shard_files import write_token_set
 
 from paramgolf.bits_per_byte import bits_per_byte
+from paramgolf.data.special_tokens import BOS
+from paramgolf.data.tokenizer_training import OPTIONS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.model.network import Network
@@ -83,6 +88,55 @@ def test_a_mixture_leaves_the_plain_score_alone(packed):
     assert metrics["val_bpb_plain"] == reference(network, 16)
     assert metrics["val_bpb"] != reference(network, 4)
     assert metrics["seconds_mixture"] > 0
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A package, a tokenizer of as many tokens, and a text that it wrote."""
+    folder = tmp_path_factory.mktemp("written")
+    write_package(folder)
+    texts = ["".join(np.random.default_rng(i).choice([*"aaabbcd e"], 200)) for i in range(9)]
+    options = OPTIONS | {"byte_fallback": False, "vocab_size": VOCAB}
+    path = folder / "tokenizer.model"
+    with path.open("wb") as file:
+        SentencePieceTrainer.train(sentence_iterator=iter(texts), model_writer=file, **options)
+    documents = SentencePieceProcessor(model_file=str(path)).encode(texts)
+    tokens = np.array([id for ids in documents for id in (BOS, *ids)], dtype=np.uint16)
+    counts = np.where(tokens == BOS, 0, 3).astype(np.uint16)
+    write_token_set(folder, val=[tokens], val_bytes=[counts], vocab_size=VOCAB)
+    return folder
+
+
+@pytest.mark.parametrize("mode", [None, "sgd", "lora_stream", "lora_documents"])
+def test_a_mask_lowers_the_scores(written, mode):
+    def metrics(**changes):
+        paths = written / "model.bin", written
+        if mode is None:
+            return score_sliding(*paths, dataclasses.replace(SLIDING, **changes), ALONE).metrics
+        return score_adaptive(*paths, make_lora_config(mode, **changes), ALONE).metrics
+
+    masked, plain = metrics(token_mask=True), metrics()
+    for key in ("val_bpb", "val_bpb_plain"):
+        assert masked[key] < plain[key] - 0.01
+    assert masked["ledger"] == plain["ledger"]
+
+
+def test_a_text_that_the_tokenizer_did_not_write_is_refused_with_a_mask(written, tmp_path):
+    for name in ("model.bin", "tokenizer.model"):
+        (tmp_path / name).write_bytes((written / name).read_bytes())
+    write_tokens(tmp_path)  # any tokens
+    config = dataclasses.replace(SLIDING, token_mask=True)
+    with pytest.raises(ParamGolfError, match=r"token_mask forbids(.|\n)*of 170 targets"):
+        score_sliding(tmp_path / "model.bin", tmp_path, config, ALONE)
+
+
+def test_the_tokenizer_that_a_mask_is_made_of_is_among_the_files_read(written, monkeypatch):
+    monkeypatch.chdir(written)
+    config = dataclasses.replace(SLIDING, token_mask=True)
+    session = StageSession("eval_sliding", config, ALONE, Path("model.bin"), Path())
+    session.finish(score_sliding("model.bin", ".", config, ALONE, session))
+    metrics = json.loads(Path("artifacts/metrics/eval_sliding.json").read_text())
+    assert sha256_file("tokenizer.model") in [file["sha256"] for file in metrics["read"]]
 
 
 def test_max_tokens_is_said_in_the_metrics(packed):

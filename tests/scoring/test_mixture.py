@@ -43,6 +43,7 @@ def slide(text, mixture, mode="strided"):
         row_windows=3,
         batch_windows=5,
         max_tokens=None,
+        token_mask=False,
         mixture=mixture,
     )
     ledger = score_text(make_network(), text, config, Session(ALONE))

@@ -13,6 +13,7 @@ from scoring_case import (
     echoing_text,
     make_config,
     make_lora_config,
+    make_mask,
     make_network,
 )
 
@@ -45,7 +46,9 @@ def probe(case, kind, network=None):
     mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if case in ("strided", "documents", "windowed"):
         sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 3, "batch_windows": 5}
-        config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
+        config = SlidingConfig(
+            mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
+        )
         ledger = score_text(network, text, config, session)
     else:
         make = make_config if case == "sgd" else make_lora_config
@@ -55,15 +58,28 @@ def probe(case, kind, network=None):
     return session.own.found, ledger.nats
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["none", "ngram", "tilt"])
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_wrong(case, kind):
-    found, _ = probe(case, kind)
+def test_nothing_is_wrong(case, kind, masked):
+    network = make_network()
+    found, _ = probe(
+        case, kind, network.with_mask(make_mask(echoing_text(400))) if masked else network
+    )
     assert found["passes"] >= 1
     assert found["positions"] >= 16
     assert found["causal_error"] == 0
     assert found["sum_error"] < 1e-6
     assert found["score_error"] < 1e-5
+
+
+@pytest.mark.parametrize("case", ["strided", "lora_documents"])
+def test_a_mask_lowers_every_score(case):
+    masked = make_network().with_mask(make_mask(echoing_text(400)))
+    lower, plain = (probe(case, "none", network)[1] for network in (masked, make_network()))
+    if case == "strided":
+        assert (lower < plain).all()
+    assert lower.mean() < plain.mean() - 0.3
 
 
 def test_examining_changes_no_score():

@@ -36,7 +36,9 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
     session = Session(ALONE)
     if way in WAYS[:3]:
         sizes = {"window": 16, "stride": 8, "row_windows": 2, "batch_windows": 8}
-        config = SlidingConfig(mode=way, max_tokens=None, mixture=mixture, **sizes)
+        config = SlidingConfig(
+            mode=way, max_tokens=None, token_mask=False, mixture=mixture, **sizes
+        )
         ledger = score_text(network, text, config, session)
     else:
         documents = {"order": "stream", "phases": 1, "prefix_documents": 1, "batch_documents": 1}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated
+from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated, Masked
 from scoring_case import echoing_text
 
 from paramgolf.errors import ParamGolfError
@@ -26,12 +26,24 @@ def judge(scorer, isolated=False, count=200):
     }
 
 
-@pytest.mark.parametrize("scorer", [Counts(), ByLength(), Isolated()])
+@pytest.mark.parametrize(
+    "scorer", [Counts(), ByLength(), Isolated(), Masked(echoing_text(200).tokens)]
+)
 def test_honest_scorers_keep_every_rule(scorer):
     findings = judge(scorer, isolated=isinstance(scorer, Isolated))
     assert findings.pop("bytes").passed is None
     assert {rule: f.passed for rule, f in findings.items()} == dict.fromkeys(findings, True)
     assert {"C1", "C2", "C3", "C4", "coverage"} <= set(findings)
+
+
+def test_a_mask_whose_rest_is_not_renormalized_breaks_the_rule():
+    class Leaking(Masked):
+        def distributions(self, tokens, singles=None):
+            plain = Counts.distributions(self, tokens, singles)
+            for last, table in zip(tokens[:-1].tolist(), plain, strict=True):
+                yield table * self._allowed[last]
+
+    assert judge(Leaking(echoing_text(200).tokens))["C2"].passed is False
 
 
 def test_bytes_are_held_against_the_folder():

@@ -19,6 +19,7 @@ SLIDING = {
     "row_windows": 2,
     "batch_windows": 1,
     "max_tokens": 1,
+    "token_mask": False,
 }
 SLIDING["mixture"] = MixtureConfig(**MIXTURE)
 

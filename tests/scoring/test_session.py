@@ -48,7 +48,9 @@ def score(case, text, runtime, kind="none", network=None):
     mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if config is None:
         sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 5, "batch_windows": 5}
-        config = SlidingConfig(mode=case, max_tokens=None, mixture=mixture, **sizes)
+        config = SlidingConfig(
+            mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
+        )
         return score_text(network, text, config, Session(runtime))
     config = dataclasses.replace(config, mixture=mixture)
     return score_and_adapt(network, text, config, Session(runtime))

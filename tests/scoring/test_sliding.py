@@ -127,6 +127,7 @@ class TestDocuments:
             "stride": STRIDE,
             "row_windows": 3,
             "max_tokens": None,
+            "token_mask": False,
         }
         fields["mixture"] = MixtureConfig(**MIXTURE)
         return SlidingConfig(**{**fields, "batch_windows": 3, **changes})
@@ -178,6 +179,7 @@ class TestWindowed:
             row_windows=row_windows,
             batch_windows=2,
             max_tokens=None,
+            token_mask=False,
             mixture=MixtureConfig(**MIXTURE),
         )
         network = network or make_network()

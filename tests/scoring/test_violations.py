@@ -110,7 +110,7 @@ def probe(
 
 def slide_config(kind="none", **changes) -> SlidingConfig:
     fields = {"mode": "strided", "window": WINDOW, "stride": STRIDE, "row_windows": 3}
-    fields |= {"max_tokens": None, "batch_windows": 5}
+    fields |= {"max_tokens": None, "token_mask": False, "batch_windows": 5}
     mixing = MixtureConfig(**{**MIXTURE, "kind": kind})
     return SlidingConfig(**{**fields, "mixture": mixing, **changes})
 

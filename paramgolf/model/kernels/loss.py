@@ -9,6 +9,9 @@ z is overwritten by G while it is in registers. With the gradient w of each toke
 two matrix products: dh = w (E^T G) and dE = sum over tokens of G (w h)^T. The logits of a batch are
 its largest tensor, by far; caps and softmax as separate kernels would pass over it many times.
 
+With a mask the sum leaves out the tokens that cannot come, which a row of bits tells for each
+position, and their G_j is 0.
+
 Exponentials are powers of two, as the hardware has them: with p = log2(e), caps and logits are in
 units of 1 / p, and tanh(x) = 1 - 2 / (2^(2 p x) + 1), which is right where the power overflows too.
 """
@@ -21,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paramgolf.model.head import Head, head_nll
+from paramgolf.model.head import IMPOSSIBLE, Head, head_nll
 from paramgolf.model.kernels.launch import launch, operator
 
 WIDEST = 65_536  # vocabulary that one program holds in its registers
@@ -43,14 +46,16 @@ def _capped(z, above, below, per_nat: tl.constexpr):
 
 @triton.jit
 def _losses(
-    logits, targets, caps, nll, vocab,
-    WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr,
+    logits, targets, caps, nll, words, states, vocab, width,
+    WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, NEVER: tl.constexpr,
 ):  # fmt: skip
     """Write a token's nll, float32 [rows], and G over its logits [rows, vocab].
 
     targets int64 [rows]; caps float32 [2], of positive and other logits. WIDE is the next power of
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
+    NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any, width], states
+    int64 [rows]; 0: all can come, and both are None.
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
@@ -68,20 +73,34 @@ def _losses(
     z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
     capped, bent = _capped(z, above, below, per_nat)
     weights = tl.exp2(capped - top)
+    hit = column == target
+    if NEVER:
+        bits = words + tl.load(states + row) * width
+        can = (tl.load(bits + (column >> 5), mask=live, other=0) >> (column & 31)) & 1
+        weights = tl.where(can > 0, weights, 0.0)
+        hit = hit & (can > 0)
+        own = (tl.load(bits + (target >> 5)) >> (target & 31)) & 1
+        chosen = tl.where(own > 0, chosen, NEVER * per_nat)
     # beyond the vocabulary z reads 0, whose weight is not 0
-    if not EXACT:
+    elif not EXACT:
         weights = tl.where(live, weights, 0.0)
     total = tl.sum(weights, 0)
     tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
     if GRADIENT:
         # softmax - [j = t], then through the cap
-        gradient = weights * (1.0 / total) - tl.where(column == target, 1.0, 0.0)
+        gradient = weights * (1.0 / total) - tl.where(hit, 1.0, 0.0)
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
 
 
 @operator("nll")
 def _nll(
-    hidden: Tensor, embedding: Tensor, caps: Tensor, targets: Tensor, gradient: bool
+    hidden: Tensor,
+    embedding: Tensor,
+    caps: Tensor,
+    targets: Tensor,
+    words: Tensor | None,
+    states: Tensor | None,
+    gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     # in the compute dtype, as head_logits has them
     logits = F.linear(hidden, embedding)
@@ -90,8 +109,10 @@ def _nll(
     wide = triton.next_power_of_2(len(embedding))
     launch(
         _losses, (rows,),
-        logits, targets, caps, nll, len(embedding),
+        logits, targets, caps, nll, words, states, len(embedding),
+        0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
+        NEVER=0.0 if words is None else IMPOSSIBLE,
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
     # an operator returns tensors; an empty one stands for none
@@ -111,7 +132,7 @@ def _differentiate(ctx, d_nll, _):  # type: ignore[no-untyped-def]
     weight = d_nll[:, None]
     d_hidden = (gradients @ embedding) * weight
     d_embedding = gradients.T @ (hidden * weight).to(hidden.dtype)
-    return d_hidden.to(hidden.dtype), d_embedding, None, None, None
+    return d_hidden.to(hidden.dtype), d_embedding, None, None, None, None, None
 
 
 _nll.register_autograd(_differentiate, setup_context=_save)
@@ -128,5 +149,8 @@ def nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
         # a tensor, not a number: it would be compiled into the kernel
         caps = torch.full((2,), head.softcap, dtype=torch.float32, device=hidden.device)
     flat = hidden.reshape(-1, hidden.shape[-1])
-    losses = _nll(flat, head.embedding, caps, targets.flatten(), torch.is_grad_enabled())[0]
+    words, states = (None, None) if head.allowed is None else head.allowed
+    states = None if states is None else states.flatten()
+    given = flat, head.embedding, caps, targets.flatten(), words, states
+    losses = _nll(*given, torch.is_grad_enabled())[0]
     return losses.view(targets.shape)  # type: ignore[no-any-return]

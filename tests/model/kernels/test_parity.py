@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from paramgolf.model import operations
-from paramgolf.model.head import Head, head_nll
+from paramgolf.model.head import Allowed, Head, head_nll
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -118,19 +118,6 @@ def test_finish_heads(fused, dtype, head_dim, xsa, gated):
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("gated", [False, True])
-def test_finish_heads_with_learned_strengths(fused, dtype, gated):
-    tensors = [draw(B, T, H, 12, dtype=dtype), draw(B, T, K, 12, dtype=dtype), draw(H).tanh()]
-    tensors += [draw(B, T, H, dtype=dtype).sigmoid()] if gated else []
-
-    def of(function):
-        return lambda y, v, s, gate=None: function(y, v, gate, xsa=True, strength=s)
-
-    plain, found = of(operations.finish_heads), of(fused.finish_heads)
-    assert_equal(plain, found, tensors, len(tensors), BOUNDS[dtype])
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, True), (2, False), (3, True)])
@@ -165,6 +152,29 @@ def test_nll(fused, dtype, vocab, sides):
     plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
     for x, y in zip(found, plain, strict=True):
         assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [50, 1024])
+def test_nll_of_what_a_mask_allows(fused, dtype, vocab):
+    generator = torch.Generator(GPU).manual_seed(vocab)
+    words = torch.randint(
+        -(2**31), 2**31, (5, -(-vocab // 32)), generator=generator, device=GPU, dtype=torch.int32
+    )
+    states, targets = (torch.randint(n, (B, T), device=GPU) for n in (5, vocab))
+    allowed = Allowed(words, states)
+
+    def of(function):
+        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed))
+
+    tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
+    # half of the targets are forbidden, too: both give them the same score, and no gradient
+    plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
+    for x, y in zip(found, plain, strict=True):
+        assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+    possible = plain[0] < 100
+    assert 0.3 < possible.float().mean() < 0.7
+    assert ((found[0] - plain[0])[possible].norm() / plain[0][possible].norm()) < BOUNDS[dtype]
 
 
 def test_caps_that_learn_get_their_gradient(fused):
