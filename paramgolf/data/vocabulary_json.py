@@ -18,7 +18,7 @@ import tokenizers
 
 from paramgolf.data.byte_counts import at_most
 from paramgolf.data.manifests import OFFSETS_RULE
-from paramgolf.errors import ParamGolfError
+from paramgolf.data.vocabulary_format import other_format, refuse_other_formats
 
 # special tokens that begin a document, in order of preference; without one BOS is added
 BOS_NAMES = ("<s>", "<bos>", "<|bos|>", "[BOS]", "<|begin_of_text|>", "<|endoftext|>", "[CLS]")
@@ -80,13 +80,11 @@ class JsonVocabulary:
 
 def load_json(path: Path) -> tokenizers.Tokenizer:
     """Load a tokenizer for plain text: nothing cut, padded or added, nothing in it special."""
-    if not path.is_file():
-        fix = "set tokenizer.path to a Hugging Face tokenizer.json"
-        raise ParamGolfError("there is no tokenizer file", where=path, fix=fix)
+    refuse_other_formats(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
-        raise ParamGolfError("not a tokenizers JSON file", where=path, found=error) from None
+        raise other_format(path, found=f"no tokenizers file: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # `<s>` in a text is text, not a BOS

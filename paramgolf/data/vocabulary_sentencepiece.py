@@ -19,6 +19,7 @@ from paramgolf.data.caseops import (
 )
 from paramgolf.data.manifests import TABLE_RULE
 from paramgolf.data.special_tokens import MARKS, Transform
+from paramgolf.data.vocabulary_format import other_format, refuse_other_formats
 from paramgolf.errors import ParamGolfError
 
 # what normalizations change: spaces at the ends and in a row, a line's end, a folded character
@@ -88,14 +89,13 @@ class SentencePieceVocabulary:
 def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """Load a SentencePiece model that has a BOS token."""
     path = Path(path)
-    if not path.is_file():
-        fix = "set tokenizer.path to a SentencePiece .model file"
-        raise ParamGolfError("there is no tokenizer model", where=path, fix=fix)
+    refuse_other_formats(path)
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.load(str(path))
-    except (RuntimeError, OSError) as error:
-        raise ParamGolfError("not a SentencePiece model", where=path, found=error) from None
+        model.id_to_piece([*range(model.vocab_size())])
+    except (RuntimeError, OSError, ValueError) as error:  # the last: a piece that is not UTF-8
+        raise other_format(path, found=f"no SentencePiece model: {error}") from None
     if model.bos_id() < 0:
         fix = "take a model that was trained with a BOS token"
         raise ParamGolfError("the tokenizer has no BOS token", where=path, fix=fix)

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from paramgolf.data.manifests import TABLE_RULE
+from paramgolf.data.vocabulary_format import refuse_other_formats
 from paramgolf.errors import ParamGolfError
 
 _ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[\\nrt]|)")
@@ -60,8 +61,7 @@ class TextVocabulary:
 
 def read_tokens(path: Path) -> list[bytes]:
     """Read the tokens of a vocabulary file in order; empty and repeated ones are refused."""
-    if not path.is_file():
-        raise ParamGolfError("there is no vocabulary file", where=path, fix="set tokenizer.path")
+    refuse_other_formats(path)
     tokens: dict[bytes, int] = {}
     for number, line in enumerate(path.read_bytes().removesuffix(b"\n").split(b"\n"), 1):
         where = f"{path}, line {number}"

@@ -252,7 +252,7 @@ def test_a_validation_split_below_the_manifest_s_promise_is_refused(client: Clie
     ("content", "expected"),
     [
         (b"[1]", "not a JSON object"),
-        (b"{", "not a JSON file"),
+        (b"{", "not JSON"),
         (b"\xff", "a file is not UTF-8"),
         (b'{"datasets": 5}', "a fault in the manifest\n  - `datasets` must be a list"),
         (b'{"datasets": [{"name": 3}]}', r"`datasets\.0\.name` must be a text"),

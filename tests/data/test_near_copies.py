@@ -83,6 +83,7 @@ def rewrite(text: str, kind: str) -> str:
     return forms[kind]
 
 
+STRICT = token_case.audit_config(allowed_near_copies=0.0)
 KINDS = ["blanks", "case", "CRLF", "cut", "prefix", "joined", "punctuation"]
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
 LONG = " ".join(token_case.make_texts(3, 4))
@@ -93,7 +94,7 @@ def test_a_near_copy_is_refused(tmp_path: Path, kind: str) -> None:
     raw = token_case.write_raw(tmp_path / "raw", [*VAL, LONG], [*TRAIN, rewrite(LONG, kind)])
     tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())
     with pytest.raises(ParamGolfError, match="near copies of validation documents") as caught:
-        audit(token_case.audit_config(), raw, tokens)
+        audit(STRICT, raw, tokens)
     assert "where: val:13 (validation): training holds" in str(caught.value)
     assert "found: 1 of 13 documents, 7.69%" in str(caught.value)
     metrics = audit(token_case.audit_config(allowed_near_copies=0.08), raw, tokens)
@@ -115,7 +116,7 @@ def test_a_near_copy_in_published_shards_is_found(tmp_path: Path, transform: str
     for split in ("val", "train", "val_bytes"):
         shards.add(split, [np.empty(0, np.uint16)])
     with pytest.raises(ParamGolfError, match=r"where: token \d+ \(validation\): .* 100% of its"):
-        audit(token_case.audit_config(), tmp_path / "raw", tokens)
+        audit(STRICT, tmp_path / "raw", tokens)
 
 
 def test_letters_of_tokens_are_those_of_their_text(tmp_path: Path) -> None:

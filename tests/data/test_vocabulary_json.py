@@ -308,7 +308,11 @@ def test_one_byte_too_many_or_too_few_is_found(change: int, tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("content", "expected"),
-    [(None, "there is no tokenizer file"), ("{}", "not a tokenizers JSON file"), ("x", "not a")],
+    [
+        (None, "there is no tokenizer file"),
+        ("{}", "no tokenizers file"),
+        ("x", "no tokenizers file"),
+    ],
 )
 def test_what_is_no_tokenizer_is_refused(
     content: str | None, expected: str, tmp_path: Path

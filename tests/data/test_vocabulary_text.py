@@ -77,7 +77,7 @@ def test_what_is_no_vocabulary_is_refused(content: bytes, expected: str, tmp_pat
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParamGolfError, match="there is no vocabulary file"):
+    with pytest.raises(ParamGolfError, match="there is no tokenizer file"):
         read_tokens(tmp_path / "v.txt")
 
 

@@ -128,7 +128,7 @@ def config(**changes: Any) -> TokenizerConfig:
 
 
 def audit_config(**changes: Any) -> AuditConfig:
-    fields = {"allowed_overlap": 0, "near_copy_share": 0.5, "allowed_near_copies": 0.0}
+    fields = {"allowed_overlap": 0, "near_copy_share": 0.5, "allowed_near_copies": 1.0}
     return AuditConfig(**(fields | changes))
 
 
