@@ -52,6 +52,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
     results = "JSON to add to, Markdown goes beside it; default: results.json in the folder"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
+    mirror = "copy results and logs there as they are written: a folder, or a URL of fsspec"
+    parser.add_argument("--mirror", metavar="URL", help=mirror)
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="FOLDER", help="default: %(default)s"
     )
@@ -60,6 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the plan, or what is left of it; return 1 where a run failed."""
+    from paramgolf.experiments.lab.mirror import Mirror
     from paramgolf.experiments.lab.plan import read_plan
     from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.run import Bench, slots_of
@@ -80,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     session.work(
         command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
         retry=options.retry,
+        mirror=None if options.mirror is None else Mirror(options.mirror),
         deadline=None if options.stop_after is None else start + options.stop_after,
     )
     return show(records.content, plan.name, as_json=options.json)

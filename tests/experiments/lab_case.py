@@ -57,6 +57,7 @@ class FakeProcesses(Processes):
         seed, skips = params["train"]["seed"], params["model"]["skips"]
         with self._writing:
             self.calls.append((stage, f"{skips} {seed}", environment[VISIBLE]))
+        (place.folder / f"{stage}.log").write_text(f"{stage}\n")
         if self._before is not None:
             self._before(stage, params)
         for other in STAGES[stage].depends:
@@ -83,5 +84,5 @@ def session_of(plan: Plan, folder: Path, processes: Processes, gpus: int = 1) ->
 def work(plan: Plan, folder: Path, processes: Processes, gpus: int = 1, **how: Any) -> dict:
     """Run a plan; return what the file of results holds then."""
     session = session_of(plan, folder, processes, gpus)
-    session.work(**{"command": "test", "retry": False, "deadline": None} | how)
+    session.work(**{"command": "test", "retry": False, "mirror": None, "deadline": None} | how)
     return Records(folder / "results.json").content

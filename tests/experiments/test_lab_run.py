@@ -8,7 +8,7 @@ import time
 from collections import Counter
 
 import pytest
-from lab_case import ROOT, FakeProcesses, plan_of, session_of, work
+from lab_case import FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
@@ -18,14 +18,6 @@ from paramgolf.experiments.lab.stages import Processes, StageError
 from paramgolf.experiments.lab.summary import summarize
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
-
-
-@pytest.fixture
-def tokens(tokens_folder, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    manifest = tokens_folder / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"vocab_size": 300}))
-    return tokens_folder
 
 
 def test_seeds_are_paired_in_alternating_order():

@@ -79,6 +79,11 @@ class Records:
                 raise ParamGolfError("not results of the laboratory", where=path, fix=fix)
             self.content = found
 
+    @property
+    def page(self) -> Path:
+        """Where the tables are in Markdown."""
+        return self.path.with_suffix(".md")
+
     def stage(self, key: str) -> dict[str, Any] | None:
         """Return the figures of a stage, None where it has not run."""
         found: dict[str, Any] | None = self.content["stages"].get(key)

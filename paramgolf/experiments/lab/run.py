@@ -21,6 +21,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.energy import EnergyMeter
+from paramgolf.experiments.lab.mirror import Mirror, file_name
 from paramgolf.experiments.lab.plan import Plan
 from paramgolf.experiments.lab.records import Records, Run, keys_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
@@ -121,7 +122,11 @@ def take_tokens(contents: Mapping[str, Mapping[str, Any]], tokens: Tokens) -> di
 
 
 class Laboratory:
-    """A plan's runs on their way; `show` is called after each stage with the run and its name."""
+    """A plan's runs on their way.
+
+    `show` is called after each stage with the run and its name; stages' logs go to `mirror` too;
+    no training is begun after `deadline`, a time of time.monotonic.
+    """
 
     def __init__(
         self,
@@ -129,9 +134,11 @@ class Laboratory:
         bench: Bench,
         *,
         show: Callable[[Run, str], None],
+        mirror: Mirror | None = None,
         deadline: float | None = None,
     ) -> None:
-        self._bench, self._show, self._deadline = bench, show, deadline
+        self._bench, self._show = bench, show
+        self._mirror, self._deadline = mirror, deadline
         self._changed = threading.Condition()
         self._running: set[str] = set()  # keys of stages
         self._energy = EnergyMeter()
@@ -268,6 +275,7 @@ class Laboratory:
         before = self._energy.joules(devices)
         try:
             place.prepare(run.content, run.tokens, self._places_before(run, stage))
+            self._follow(run, stage, place)
             seconds = bench.processes.run(stage, place, environment_of(place.folder, slot))
         except StageError as failure:
             figures = {"stage": stage, "reason": failure.reason, "killed": failure.killed}
@@ -287,6 +295,15 @@ class Laboratory:
             with self._changed:
                 self._running.discard(key)
                 self._changed.notify_all()
+
+    def _follow(self, run: Run, stage: str, place: Place) -> None:
+        """Let the mirror have the logs of a stage as they grow."""
+        if self._mirror is None:
+            return
+        label = file_name(run.label)
+        self._mirror.add(f"{label}/{stage}.log", place.folder / f"{stage}.log")
+        if stage == "train":
+            self._mirror.add(f"{label}/log.jsonl", place.folder / "artifacts/train/log.jsonl")
 
     def _places_before(self, run: Run, stage: str) -> dict[str, Place]:
         """Return the folders of all that a stage may read of earlier ones."""

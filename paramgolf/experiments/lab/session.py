@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 from collections.abc import Mapping, Sequence
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramgolf.experiments.lab.cost import Cost, cost, training_tokens
+from paramgolf.experiments.lab.mirror import Mirror
 from paramgolf.experiments.lab.plan import Plan, contents
 from paramgolf.experiments.lab.records import Run
 from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens
@@ -74,17 +76,23 @@ class Session:
                 found.append(f"{variant.name} is predicted {effect:+.4f}: too little to be shown")
         return found
 
-    def work(self, *, command: str, retry: bool, deadline: float | None) -> None:
+    def work(
+        self, *, command: str, retry: bool, mirror: Mirror | None, deadline: float | None
+    ) -> None:
         """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on."""
         bench, plan = self._bench, self.plan
+        if mirror is not None:
+            for path in (bench.records.path, bench.records.page):
+                mirror.add(path.name, path)
         # as Ctrl-C, so that stages are ended in order
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        with only_one(bench.folder):
+        copying = contextlib.nullcontext() if mirror is None else mirror.working()
+        with only_one(bench.folder), copying:
             made = take_tokens(self.contents, self._tokens)
             runs = runs_of(plan, self.contents, made, bench.stages)
             bench.records.forgive(runs, only_killed=not retry)
             bench.records.add_plan(plan.name, self._entry(command, runs, made))
-            laboratory = Laboratory(runs, bench, show=self._came, deadline=deadline)
+            laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)
             try:
                 laboratory.work()
             finally:
@@ -118,7 +126,7 @@ class Session:
         records = self._bench.records
         pages = [summarize(records.content, other) for other in sorted(records.content["plans"])]
         records.add_rows([row for page in pages for row in rows(page)])
-        write_text(records.path.with_suffix(".md"), "\n".join(map(markdown, pages)))
+        write_text(records.page, "\n".join(map(markdown, pages)))
 
 
 def _figure(value: float) -> str:
