@@ -149,7 +149,7 @@ class Laboratory:
             number = rounds.setdefault((run.seed, run.replicate), len(rounds))
             left = bench.left(run)
             jobs.append(Job(run, number, left, begun=bool(left) and left[0] != "train"))
-        self._schedule = Schedule(jobs, had=self._had(jobs))
+        self._schedule = Schedule(jobs, bench.slots, self._had(jobs))
         self._crash: BaseException | None = None
 
     def _had(self, jobs: Iterable[Job]) -> Counter[tuple[str, str]]:

@@ -2,7 +2,7 @@
 
 Seeds are paired: all variants of one before those of the next, in alternating order (the first to
 the last, then back), so that a machine that grows hot or slow is nobody's disadvantage. GPUs of one
-machine differ by two percent: of the variants that wait, a GPU takes the one that it had least.
+machine differ by two percent, so each GPU has each variant as often as the others, where it can.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+
+from scipy.optimize import linear_sum_assignment
 
 from paramgolf.experiments.lab.records import Run
 
@@ -34,6 +36,8 @@ class Job:
     left: list[str]
     begun: bool = False
     busy: bool = False
+    slot: str | None = None
+    """That it began on."""
 
     @property
     def next_key(self) -> str:
@@ -46,6 +50,7 @@ class Schedule:
     """Jobs in order, and how often each slot (a GPU, or several) had each variant."""
 
     jobs: list[Job]
+    slots: Sequence[str]
     had: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     def take(self, slot: str, running: Collection[str]) -> Job | None:
@@ -55,15 +60,23 @@ class Schedule:
         `running`.
         """
         ready = [j for j in self.jobs if j.left and not j.busy and j.next_key not in running]
+        if begun := [job for job in ready if job.begun]:
+            return begun[0]
         if not ready:
             return None
-        begun = [job for job in ready if job.begun]
-        if begun:
-            return begun[0]
         first = min(job.round for job in ready)
-        chosen = min(
-            (job for job in ready if job.round == first),
-            key=lambda job: self.had[slot, job.run.variant],
-        )
+        chosen = self._fairest(slot, [job for job in ready if job.round == first])
+        chosen.slot = slot
         self.had[slot, chosen.run.variant] += 1
         return chosen
+
+    def _fairest(self, slot: str, jobs: Sequence[Job]) -> Job:
+        """Return the job of a round that leaves the other slots, too, what they had least."""
+        served = {job.slot for job in self.jobs if job.round == jobs[0].round}
+        others = [other for other in self.slots if other != slot and other not in served]
+        times = [[self.had[one, job.run.variant] for job in jobs] for one in (slot, *others)]
+        rows, columns = linear_sum_assignment(times)
+        chosen = dict(zip(rows, columns, strict=True))
+        if 0 in chosen:
+            return jobs[chosen[0]]
+        return min(jobs, key=lambda job: self.had[slot, job.run.variant])
