@@ -12,14 +12,14 @@ import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from paramgolf.errors import ParamGolfError
 
 if TYPE_CHECKING:
     from paramgolf.experiments.lab.plan import Plan
+    from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.session import Forecast
 
 EXAMPLE = """example:
@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     plan = restricted(read_plan(options.plan), options.only)
     records = Records(options.results or options.work / plan.name / "results.json")
     if options.show:
-        return show(records.content, plan.name, as_json=options.json)
+        return show(records, plan.name, as_json=options.json)
     slots = slots_of(devices(options.gpus), plan.gpus)
     bench = Bench(options.work, slots, records, read_stages(), Processes())
     session = Session(plan, options.changes, bench)
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         mirror=None if options.mirror is None else Mirror(options.mirror),
         deadline=None if options.stop_after is None else start + options.stop_after,
     )
-    return show(records.content, plan.name, as_json=options.json)
+    return show(records, plan.name, as_json=options.json)
 
 
 def restricted(plan: Plan, only: list[str] | None) -> Plan:
@@ -134,18 +134,22 @@ def print_forecast(forecast: Forecast, options: argparse.Namespace) -> None:
         print(f"- {warning}")
 
 
-def show(content: Mapping[str, Any], name: str, *, as_json: bool) -> int:
-    """Print what was found; return 1 where a run failed."""
+def show(records: Records, name: str, *, as_json: bool) -> int:
+    """Print what was found, and write its page; return 1 where a run failed."""
     from paramgolf.experiments.lab.show import notes, tables
     from paramgolf.experiments.lab.summary import as_json as plain
     from paramgolf.experiments.lab.summary import summarize
     from paramgolf.experiments.show import print_tables
+    from paramgolf.report.lab import write_lab_page  # imports matplotlib
 
-    if name not in content["plans"]:
+    if name not in records.content["plans"]:
         raise ParamGolfError(f"nothing is known of plan `{name}` yet", fix="run it first")
-    summary = summarize(content, name)
+    summary = summarize(records.content, name)
+    page = records.path.with_name(f"{name}.html")
+    write_lab_page(summary, page)
     if as_json:
         print(json.dumps(plain(summary), indent=1, sort_keys=True))
     else:
         print_tables(tables(summary), notes(summary))
+        print(page)
     return int(any(variant.failures for variant in summary.variants))

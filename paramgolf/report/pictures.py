@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from paramgolf.experiments.paired import Paired
 from paramgolf.experiments.show import reference_name
 from paramgolf.report.byte_map import ASPECT, Tile, color_of
 from paramgolf.report.drawing import WIDTH, Picture, colors, line_style, picture, tip
@@ -212,6 +213,24 @@ def compared(result: Mapping[str, Any]) -> Picture:
         axes.set(xlabel=result["score"], ylim=(len(labels) - 0.5, -0.5))
 
     return picture(draw, f"{result['score']} of each run.", height=1.2 + 0.5 * len(labels))
+
+
+def paired_differences(found: Sequence[tuple[str, Paired]], score: str) -> Picture:
+    """Return each variant's mean difference as a dot, its 95 % interval as a line."""
+    shown = [f"{name} {signed(pair.mean)}" for name, pair in found]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        axes.axvline(0.0, color=colors()["ink"], linewidth=0.8, linestyle="--")
+        for place, (name, pair) in enumerate(found):
+            if pair.low is not None and pair.high is not None:
+                axes.plot([pair.low, pair.high], [place, place], color=colors()["l0"])
+            axes.plot(pair.mean, place, "o", color=colors()["l0"], gid=tip(f"{name}, n {pair.n}"))
+        axes.set_yticks(range(len(found)), [name for name, _ in found])
+        axes.set(xlabel=f"{score}, bits per byte; left is better", ylim=(len(found) - 0.5, -0.5))
+
+    words = f"{score.capitalize()}: {'; '.join(shown)}. Lines are 95 % intervals."
+    return picture(draw, words, height=1.2 + 0.32 * len(found))
 
 
 def thin(points: Points, limit: int = CURVE_POINTS) -> list[tuple[float, float]]:

@@ -84,12 +84,17 @@ def _written(value: float | None, form: Callable[[float], str]) -> str:
 
 def notes(summary: Summary) -> Iterator[str]:
     """Yield what the tables are of, what they can tell apart, and what to beware of."""
+    yield f"each training has {budget_of(summary)}"
+    yield f"{summary.score}: {summary.power.sentence()}"
+    yield from summary.warnings()
+
+
+def budget_of(summary: Summary) -> str:
+    """Return what each training has: seconds or tokens, and GPUs."""
     plan = summary.plan
     budget = f"{plan['seconds']:g} s" if plan["seconds"] else f"{plan['tokens']:,} tokens"
     gpus = "a GPU" if plan["gpus"] == 1 else f"{plan['gpus']} GPUs"
-    yield f"each training has {budget} on {gpus}"
-    yield f"{summary.score}: {summary.power.sentence()}"
-    yield from summary.warnings()
+    return f"{budget} on {gpus}"
 
 
 def markdown(summary: Summary) -> str:
