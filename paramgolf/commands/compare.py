@@ -4,6 +4,7 @@ EXP is the name of an experiment (with * several), a commit, branch or tag, or `
 any, the experiments that began from the current commit, and the workspace. Runs that differ by
 train.seed alone are one group. Each group is held against a published record of
 recipes/records.yaml, or against the group of an experiment; without --against, the first group.
+--paired takes differences of equal seeds: runs of one machine, one after the other or side by side.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     default = f"one of {', '.join(SCORES)}; default: what the record submitted, else {SCORES[0]}"
     parser.add_argument("--score", choices=SCORES, metavar="METRIC", help=default)
     parser.add_argument("--all", action="store_true", help="experiments of every commit")
+    paired = "pair runs of equal seeds; say what so many can tell apart"
+    parser.add_argument("--paired", action="store_true", help=paired)
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="print Markdown")
     form.add_argument("--json", action="store_true", help="print JSON, for programs")
@@ -46,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         against=options.against,
         score=options.score,
         everywhere=options.all,
+        by_seed=options.paired,
         root=Path(),
     )
     if options.json:

@@ -11,6 +11,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
+from paramgolf.experiments.paired import paired, power
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.experiments.statistics import Sample, difference, exact, sample
 from paramgolf.params import read_yaml
@@ -38,13 +39,20 @@ class Reference:
 
 
 def compare(
-    wanted: Sequence[str], *, against: str | None, score: str | None, everywhere: bool, root: Path
+    wanted: Sequence[str],
+    *,
+    against: str | None,
+    score: str | None,
+    everywhere: bool,
+    root: Path,
+    by_seed: bool = False,
 ) -> dict[str, Any]:
     """Return groups, their metrics, and each group's verdict against the reference.
 
     `score` is the metric that is tested, bits per byte; None: what the record submitted, else the
-    adapted score. `against` names a record or an experiment; None: the first group. Runs that
-    cannot be used are listed under `left_out` with the reason.
+    adapted score. `against` names a record or an experiment; None: the first group. `by_seed` pairs
+    runs of equal seeds too, and says what they can tell apart. Runs that cannot be used are listed
+    under `left_out` with the reason.
     """
     records = read_yaml(root / RECIPES / "records.yaml")
     if score is None:
@@ -65,11 +73,18 @@ def compare(
         raise ParamGolfError("there is nothing to compare", found=reasons, fix=fix)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
+    by_group = [_by_seed(group, score) for group in groups]
+    if by_seed and reference is not None and reference.group is None:
+        fix = "name an experiment: a record's seeds ran on other machines and code"
+        raise ParamGolfError("--paired needs runs of ours", found=f"--against {against}", fix=fix)
+    told = power(by_group, max(map(len, by_group))) if by_seed else None
     return {
         "schema": SCHEMA,
         "score": score,
         "against": _described(reference),
         "groups": [_row(group, reference, score) for group in groups],
+        "paired": _pairs(by_group) if by_seed else None,
+        "power": None if told is None else {**dataclasses.asdict(told), "says": told.sentence()},
         "left_out": left_out,
     }
 
@@ -140,6 +155,20 @@ def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str,
         "verdict": None if verdict is None else dataclasses.asdict(verdict),
         "flags": list(dict.fromkeys(notes)),
     }
+
+
+def _by_seed(group: SeedGroup, score: str) -> dict[Any, list[float]]:
+    """Return a group's scores by seed; a seed that ran twice has two."""
+    found: dict[Any, list[float]] = {}
+    for run in group.runs:
+        found.setdefault(run.params.get(SEED), []).append(run.metrics[score])
+    return found
+
+
+def _pairs(scores: Sequence[dict[Any, list[float]]]) -> list[dict[str, Any] | None]:
+    """Return each group against the first, seed by seed; None of that, and without equal seeds."""
+    found = [None, *(paired(one, scores[0]) for one in scores[1:])]
+    return [None if one is None else dataclasses.asdict(one) for one in found]
 
 
 def _scores(group: SeedGroup, score: str) -> Sample:

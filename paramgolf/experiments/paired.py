@@ -17,6 +17,7 @@ from scipy.stats import nct, t
 
 CONFIDENCE = 0.95
 POWER = 0.80  # with which an effect is shown
+ASSUMED = 0.0009  # deviation of one run, bits per byte, until runs have shown it
 WANTED = 0.001  # bits per byte, an effect worth knowing
 MOST_SEEDS = 1000
 
@@ -100,3 +101,38 @@ def seeds_for(effect: float, deviation: float) -> int | None:
         if smallest is not None and smallest <= effect:
             return seeds
     return None
+
+
+@dataclass(frozen=True, slots=True)
+class Power:
+    """What seeds can tell apart: `deviation` of one run, measured with `freedom` or assumed (0)."""
+
+    deviation: float
+    freedom: int
+    seeds: int
+    smallest: float | None
+    wanted: int | None
+
+    def sentence(self) -> str:
+        """Say it in a line."""
+        known = "assumed" if not self.freedom else f"measured, {self.freedom} degrees of freedom"
+        shown = "one seed shows no difference"
+        if self.smallest is not None:
+            shown = f"{self.seeds} seeds show {self.smallest:.4f} in {POWER:.0%} of cases"
+        many = "no number of seeds" if self.wanted is None else f"{self.wanted} seeds"
+        return (
+            f"one run's deviation is {self.deviation:.4f} ({known}): {shown}; "
+            f"a difference of {WANTED} takes {many}"
+        )
+
+
+def power(groups: Sequence[Scores], seeds: int, assumed: float = ASSUMED) -> Power:
+    """Return what `seeds` pairs tell apart, by what runs scattered so far, or as assumed."""
+    deviation, freedom = pooled_deviation(groups) or (assumed, 0)
+    return Power(
+        deviation,
+        freedom,
+        seeds,
+        smallest_effect(deviation, seeds),
+        seeds_for(WANTED, deviation),
+    )

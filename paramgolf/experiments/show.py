@@ -45,7 +45,29 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
         Table("", ("group", "parameters", "experiments"), listed, figures=False),
         Table("", ("group", "n", score, *others.values()), rows),
     ]
-    return [*made, *([] if result["against"] is None else [_verdicts(result)])]
+    if result["against"] is not None:
+        made.append(_verdicts(result))
+    return [*made, *([] if result["paired"] is None else [_pairs(result["paired"])])]
+
+
+def _pairs(pairs: Sequence[Mapping[str, Any] | None]) -> Table:
+    rows = [
+        (str(i), str(p["n"]), interval(p), _number(p["p"], "{:.2g}"), p["replicates"])
+        for i, p in enumerate(pairs, start=1)
+        if p is not None
+    ]
+    headings = ("group", "pairs", "BPB", "p", "replicates")
+    return Table("minus group 1, seed by seed, ± 95 %; p is two-sided", headings, rows)
+
+
+def interval(pair: Mapping[str, Any]) -> str:
+    """Return a mean difference, ± half of its 95 % interval where there is one."""
+    reach = "" if pair["high"] is None else f" ± {pair['high'] - pair['mean']:.5f}"
+    return f"{pair['mean']:+.5f}{reach}"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else form.format(value)
 
 
 def _verdicts(result: Mapping[str, Any]) -> Table:
@@ -100,7 +122,9 @@ def _column(metric: str, values: Mapping[str, Any] | None) -> str:
 
 
 def notes(result: Mapping[str, Any]) -> Iterator[str]:
-    """Yield a line for each flag and each run that was left out."""
+    """Yield what pairs can tell apart, each flag, and each run that was left out."""
+    if result["power"] is not None:
+        yield result["power"]["says"]
     for i, group in enumerate(result["groups"], start=1):
         yield from (f"group {i}: {flag}" for flag in group["flags"])
     for name, reason in result["left_out"].items():

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from scipy import stats
 
 from paramgolf.cli import main
 from paramgolf.experiments.group import grouped
@@ -126,6 +127,28 @@ def compared(compare: Callable[..., str]) -> Callable[..., dict[str, Any]]:
 
 
 # groups and tests
+
+
+def test_runs_of_equal_seeds_are_paired(project, compare):
+    scores = {3: 1.0711, 1: 1.0720, 2: 1.0732}
+    project.add_seeds("odd", scores, quantize__mlp_clip=11.0)
+    result = json.loads(compare("base-*", "odd-*", "--paired", "--json"))
+    none, odd = result["paired"]
+    assert none is None
+    differences = [scores[seed] - BASE[seed] for seed in BASE]
+    interval = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+    assert (odd["n"], odd["replicates"]) == (3, "other seeds")
+    assert odd["mean"] == pytest.approx(sum(differences) / 3)
+    assert (odd["low"], odd["high"]) == pytest.approx((interval.low, interval.high))
+    assert result["power"]["freedom"] == 4
+    shown = compare("base-*", "wide-*", "--paired")
+    assert "minus group 1, seed by seed" in shown
+    assert "one run's deviation is 0.0002 (measured, 4 degrees of freedom): 3 seeds" in shown
+
+
+def test_a_record_is_no_pair(project, compare):
+    message = compare("base-*", "--paired", "--against", "pr1855", code=2)
+    assert "--paired needs runs of ours" in message
 
 
 def test_seeds_are_grouped_and_tested(project, compared):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.paired import ASSUMED
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES, Assignment, build, compose, merge, read_assignment
 from paramgolf.schema import (
@@ -89,7 +90,7 @@ class Plan:
     goal: Goal = "scored"
     common: tuple[str, ...] = ()
     """Changes of every variant."""
-    deviation: NaturalFloat = 0.0009
+    deviation: NaturalFloat = ASSUMED
     """Of one run's bits per byte from seed to seed, until two seeds of a variant have shown it."""
 
     def faults(self) -> Iterator[Fault]:

@@ -16,14 +16,9 @@ from paramgolf.experiments.lab.records import Run
 from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens
 from paramgolf.experiments.lab.show import markdown
 from paramgolf.experiments.lab.stages import ROOT
-from paramgolf.experiments.lab.summary import (
-    MOST_PASSES,
-    Power,
-    power,
-    rows,
-    summarize,
-)
+from paramgolf.experiments.lab.summary import MOST_PASSES, rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
+from paramgolf.experiments.paired import Power, power
 from paramgolf.files import write_text
 from paramgolf.progress import say
 from paramgolf.recipes import flatten

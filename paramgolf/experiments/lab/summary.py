@@ -7,16 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from paramgolf.experiments.paired import (
-    POWER,
-    WANTED,
-    Paired,
-    Scores,
-    paired,
-    pooled_deviation,
-    seeds_for,
-    smallest_effect,
-)
+from paramgolf.experiments.paired import Paired, Power, Scores, paired, power
 
 MOST_PASSES = 4  # over the text; beyond, a network learns it by heart
 SCORES = {"trained": "train", "packed": "packed", "sliding": "eval_sliding", "adapted": "eval_ttt"}
@@ -73,41 +64,6 @@ class VariantResult:
         """The last score that any run has."""
         have = [s for s in SCORES if any(s in one for one in self.figures.values())]
         return have[-1] if have else None
-
-
-@dataclass(frozen=True, slots=True)
-class Power:
-    """What seeds can tell apart: `deviation` of one run, measured with `freedom` or assumed (0)."""
-
-    deviation: float
-    freedom: int
-    seeds: int
-    smallest: float | None
-    wanted: int | None
-
-    def sentence(self) -> str:
-        """Say it in a line."""
-        known = "assumed" if not self.freedom else f"measured, {self.freedom} degrees of freedom"
-        shown = "one seed shows no difference"
-        if self.smallest is not None:
-            shown = f"{self.seeds} seeds show {self.smallest:.4f} in {POWER:.0%} of cases"
-        many = "no number of seeds" if self.wanted is None else f"{self.wanted} seeds"
-        return (
-            f"one run's deviation is {self.deviation:.4f} ({known}): {shown}; "
-            f"a difference of {WANTED} takes {many}"
-        )
-
-
-def power(groups: Sequence[Scores], seeds: int, assumed: float) -> Power:
-    """Return what `seeds` pairs tell apart, by what runs scattered so far, or as assumed."""
-    deviation, freedom = pooled_deviation(groups) or (assumed, 0)
-    return Power(
-        deviation,
-        freedom,
-        seeds,
-        smallest_effect(deviation, seeds),
-        seeds_for(WANTED, deviation),
-    )
 
 
 @dataclass(frozen=True, slots=True)
