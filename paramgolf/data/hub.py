@@ -12,24 +12,45 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+from paramgolf.data.hub_limits import FIX, bounded_bar, deadline
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.progress import say
+from paramgolf.schema import Range, Sha256, Spelling, parse
 
 ATTEMPTS = 3
 
 
-@dataclass(frozen=True, slots=True)
+# a listing takes seconds, and a file comes at a megabyte a second or more
+LISTING_SECONDS, FILE_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 300.0, 50_000
+MOST_FILES = 1_000_000  # of a repository
+PathInside = Annotated[
+    str,
+    Spelling(r"(?!(.*/)?\.{0,2}(/|$))[^\0-\x1f\x7f]{1,1000}", "a path inside the repository"),
+]
+GitHash = Annotated[str, Spelling(r"[0-9a-f]{40}|[0-9a-f]{64}", "a hash of Git")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubFile:
     """What the hub says of a file."""
 
-    path: str
-    size: int
-    sha256: str | None
+    path: PathInside
+    size: Annotated[int, Range(0, 2**50)]
+    sha256: Sha256 | None
     """Of large files."""
-    blob: str
+    blob: GitHash
     """Git's SHA-1 of the content, of small files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listing:
+    """What the hub says of a repository."""
+
+    commit: GitHash
+    files: tuple[HubFile, ...]
 
 
 class Repository:
@@ -41,19 +62,23 @@ class Repository:
         from huggingface_hub.hf_api import RepoFile
 
         self.name = name
-        api = HfApi()
-        with explained(f"{name} at {revision}"):
-            self.commit = str(api.dataset_info(name, revision=revision).sha)
-            tree = api.list_repo_tree(
-                name, recursive=True, revision=self.commit, repo_type="dataset"
-            )
-            files = [entry for entry in tree if isinstance(entry, RepoFile)]
-        self.files = {
-            file.path: HubFile(
-                file.path, file.size, file.lfs.sha256 if file.lfs else None, file.blob_id
-            )
-            for file in files
-        }
+        where = f"{name} at {revision}"
+        api, files = HfApi(), []
+        with explained(where), deadline(LISTING_SECONDS, where):
+            commit = api.dataset_info(name, revision=revision).sha
+            tree = api.list_repo_tree(name, recursive=True, revision=commit, repo_type="dataset")
+            for entry in tree:
+                if isinstance(entry, RepoFile):
+                    sha256 = entry.lfs.sha256 if entry.lfs else None
+                    fields = {"path": entry.path, "size": entry.size, "sha256": sha256}
+                    files.append(fields | {"blob": entry.blob_id})
+                if len(files) > MOST_FILES:
+                    what = "the repository has too many files"
+                    raise ParamGolfError(what, where=where, expected=f"at most {MOST_FILES:,}")
+        content = {"commit": commit, "files": files}
+        listing = parse(Listing, content, "", where=where, of="the hub's answer", fix=FIX)
+        self.commit = listing.commit
+        self.files = {file.path: file for file in listing.files}
 
     def fetch(self, path: str) -> Path:
         """Return the local copy of a file, fetched if it is not in the cache, its hash checked.
@@ -70,11 +95,11 @@ class Repository:
             )
         file = self.files[path]
         say(f"{path}: {file.size} bytes")
-        local = self._download(path)
+        local = self._download(file)
         if found := _fault(local, file):
             say(f"{path}: {found}; fetching it again")
             _discard(local)
-            local = self._download(path)
+            local = self._download(file)
             found = _fault(local, file)
         if not found:
             return local
@@ -87,15 +112,21 @@ class Repository:
             fix="try again later: the hub, or a proxy before it, serves another content",
         )
 
-    def _download(self, path: str) -> Path:
+    def _download(self, file: HubFile) -> Path:
         from huggingface_hub import hf_hub_download
 
-        where = f"{self.name} at {self.commit}: {path}"
+        where = f"{self.name} at {self.commit}: {file.path}"
+        seconds = FILE_SECONDS + file.size / LEAST_BYTES_PER_SECOND
+        bar = bounded_bar(file.size, where)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                with explained(where):
+                with explained(where), deadline(seconds, where):
                     local = hf_hub_download(
-                        self.name, path, repo_type="dataset", revision=self.commit
+                        self.name,
+                        file.path,
+                        repo_type="dataset",
+                        revision=self.commit,
+                        tqdm_class=bar,
                     )
                 return Path(local)
             except HubUnreachableError as error:
@@ -138,6 +169,8 @@ def explained(where: str) -> Iterator[None]:
     http_error: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield
+    except ParamGolfError:
+        raise
     except errors.GatedRepoError:
         fix = "ask for access on its page, then `hf auth login`"
         raise ParamGolfError("the repository is gated", where=where, fix=fix) from None
@@ -156,3 +189,6 @@ def explained(where: str) -> Iterator[None]:
             found=f"{type(error).__name__}: {error}",
             fix="check the network; without one, set data.source to sample or files",
         ) from None
+    except Exception as error:  # whatever the client's code makes of a malformed answer
+        what, found = "the hub's answer cannot be read", repr(error)[:200]
+        raise ParamGolfError(what, where=where, found=found, fix=FIX) from None

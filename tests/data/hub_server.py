@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import http.server
 import json
 import re
 import socket
 import threading
+import time
 import urllib.parse
 from collections import Counter
 from dataclasses import dataclass, field
@@ -36,8 +38,19 @@ class Hub:
     """(method, path in the repository, Range header) of each request for a file."""
     reset: bool = False
     """Cut with a reset instead of a plain close."""
+    entries: list[Any] | None = None
+    """What the listing holds in the place of the true entries."""
+    info: Any = field(default_factory=lambda: {"id": NAME, "sha": COMMIT, "tags": []})
+    same_page: bool = False
+    """Each page of the listing names itself as the next one."""
+    endless: set[str] = field(default_factory=set)
+    """Files whose bodies do not end."""
+    drip: set[str] = field(default_factory=set)
+    """Files, or `tree`, that come a byte at a time."""
 
-    def tree(self) -> list[dict[str, Any]]:
+    def tree(self) -> list[Any]:
+        if self.entries is not None:
+            return self.entries
         return [_entry(path, content) for path, content in sorted(self.files.items())]
 
 
@@ -91,16 +104,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(answer)
 
+    def _drip(self) -> None:
+        """Send blanks, which JSON may begin with, one after another, until nobody listens."""
+        with contextlib.suppress(OSError):
+            while True:
+                self.wfile.write(b" ")
+                time.sleep(0.1)
+
     def _info(self, match: re.Match[str], query: dict[str, list[str]], body: bool) -> None:
-        self._json({"id": NAME, "sha": COMMIT, "tags": [], "siblings": []})
+        self._json(self.hub.info)
 
     def _tree(self, match: re.Match[str], query: dict[str, list[str]], body: bool) -> None:
+        if "tree" in self.hub.drip:
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", "1000000")
+            self.end_headers()
+            return self._drip()
         start = int(query.get("cursor", ["0"])[0])
         tree = self.hub.tree()
         headers = {}
-        if start + PAGE < len(tree):
+        if start + PAGE < len(tree) or self.hub.same_page:
             address = f"http://{self.headers['Host']}{urllib.parse.urlsplit(self.path).path}"
-            link = f"{address}?recursive=true&cursor={start + PAGE}"
+            cursor = start + (0 if self.hub.same_page else PAGE)
+            link = f"{address}?recursive=true&cursor={cursor}"
             headers["Link"] = f'<{link}>; rel="next"'
         self._json(tree[start : start + PAGE], **headers)
 
@@ -119,13 +146,23 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("ETag", f'"{entry.get("lfs", entry)["oid"]}"')
         self.send_header("X-Linked-Size", str(len(truth)))
         self.send_header("Accept-Ranges", "bytes")
-        self.send_header("Content-Length", str(len(content) - start))
+        unbounded = path in self.hub.endless
+        if not unbounded:
+            self.send_header("Content-Length", str(len(content) - start))
+        elif body:
+            self.close_connection = True
         if wanted:
             span = f"bytes {start}-{len(content) - 1}/{len(content)}"
             self.send_header("Content-Range", span)
         self.end_headers()
         if not body:
             return None
+        if path in self.hub.drip:
+            return self._drip()
+        if unbounded:
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(content or b"x")
         if path in self.hub.corrupt_once:
             self.hub.corrupt_once.remove(path)
             content = content[:-1] + bytes([content[-1] ^ 1])
@@ -151,5 +188,6 @@ def start(hub: Hub) -> tuple[http.server.ThreadingHTTPServer, str]:
     """Serve `hub` on a free port; return the server and its address."""
     handler = type("BoundHandler", (Handler,), {"hub": hub})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    poll_seconds = 0.01  # within which it ends
+    threading.Thread(target=server.serve_forever, args=(poll_seconds,), daemon=True).start()
     return server, f"http://127.0.0.1:{server.server_address[1]}"
