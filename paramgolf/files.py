@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -57,27 +58,32 @@ def write_json(path: str | Path, content: Any) -> None:
 
 def read_json(path: str | Path, *, fix: str | None = None) -> dict[str, Any]:
     """Read a JSON file that holds an object; any other is a ParamGolfError that suggests `fix`."""
+    return parse_object(read_text(path, fix=fix), path, fix=fix)
+
+
+def parse_object(text: str | bytes, where: object, *, fix: str | None = None) -> dict[str, Any]:
+    """Parse JSON that must hold an object; `where` names it in messages, bytes are UTF-8."""
     try:
-        content = parse_json(read_text(path, fix=fix))
+        content = parse_json(text if isinstance(text, str) else decoded(text, where, fix=fix))
     except ValueError as error:
-        raise ParamGolfError("not a JSON file", where=path, found=error, fix=fix) from None
+        raise ParamGolfError("not JSON", where=where, found=error, fix=fix) from None
     if not isinstance(content, dict):
         found = type(content).__name__
-        raise ParamGolfError("not a JSON object", where=path, found=found, fix=fix)
+        raise ParamGolfError("not a JSON object", where=where, found=found, fix=fix)
     return content
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, most: int = MAX_INTEGER) -> Any:
     """Parse JSON strictly; ValueError where it is none, or holds what no file of ours does.
 
     That is: a key twice, of which Python would keep the last; numbers that are not finite, or
-    integers beyond 64 bits; nesting that exhausts the stack.
+    integers beyond `most`; nesting that exhausts the stack.
     """
     try:
         return json.loads(
             text,
             object_pairs_hook=_unique,
-            parse_int=_bounded,
+            parse_int=functools.partial(_bounded, most),
             parse_float=_finite,
             parse_constant=_refuse_constant,
         )
@@ -94,9 +100,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _bounded(digits: str) -> int:
-    if len(digits) > 20 or abs(value := int(digits)) > MAX_INTEGER:
-        raise ValueError(f"the number {digits[:20]}... is beyond 64 bits")
+def _bounded(most: int, digits: str) -> int:
+    if len(digits) > 20 or abs(value := int(digits)) > most:
+        raise ValueError(f"the number {digits[:20]} is out of range")
     return value
 
 
@@ -124,11 +130,18 @@ def read_text(path: str | Path, *, fix: str | None = None) -> str:
             limit = f"at most {MAX_TEXT_BYTES:,} bytes"
             found = f"{status.st_size:,} bytes"
             raise ParamGolfError("a file is too large", where=path, expected=limit, found=found)
-        return Path(path).read_bytes().decode("utf-8-sig")
+        content = Path(path).read_bytes()
     except FileNotFoundError:
         raise ParamGolfError(f"there is no file {path}", fix=fix) from None
+    return decoded(content, path, fix=fix)
+
+
+def decoded(content: bytes, where: object, *, fix: str | None = None) -> str:
+    """Return the text of UTF-8 bytes without a byte order mark; others are a ParamGolfError."""
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ParamGolfError("a file is not UTF-8", where=path, found=error, fix=fix) from None
+        raise ParamGolfError("a file is not UTF-8", where=where, found=error, fix=fix) from None
 
 
 def sha256_file(path: str | Path) -> str:

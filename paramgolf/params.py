@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import MAX_INTEGER, read_text
+from paramgolf.files import MAX_INTEGER, decoded, read_text
 from paramgolf.schema import parse
 
 PARAMS_PATH = Path("params.yaml")
@@ -31,12 +31,17 @@ def load_params(section: type[Section], name: str, path: str | Path = PARAMS_PAT
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """Read a YAML file that holds a mapping."""
+    return parse_mapping(read_text(path, fix=_where_to_find(path)), path)
+
+
+def parse_mapping(text: str | bytes, where: object) -> dict[str, Any]:
+    """Parse YAML that must hold a mapping; `where` names it in messages, bytes are UTF-8."""
     try:
-        content = parse_yaml(read_text(path, fix=_where_to_find(path)))
+        content = parse_yaml(text if isinstance(text, str) else decoded(text, where))
     except yaml.YAMLError as error:
-        raise ParamGolfError("not a YAML file", where=path, found=error) from None
+        raise ParamGolfError("not YAML", where=where, found=error) from None
     if not isinstance(content, dict):
-        raise ParamGolfError("not a YAML mapping", where=path, found=type(content).__name__)
+        raise ParamGolfError("not a YAML mapping", where=where, found=type(content).__name__)
     return content
 
 

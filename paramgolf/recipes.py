@@ -19,8 +19,9 @@ import yaml
 from paramgolf.codec.config import PackageConfig
 from paramgolf.data.config import AuditConfig, DataConfig, TokenizerConfig
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_text
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import read_yaml
+from paramgolf.params import parse_yaml, read_yaml
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.schema import Fault, convert, raise_faults
@@ -141,19 +142,22 @@ class Difference:
     `settings` the published settings that it concerns, as tests/fixtures names them.
     """
 
-    recipes: Sequence[str]
+    recipes: tuple[str, ...]
     theirs: str
     ours: str
     why: str
-    restore: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    restore: dict[str, Any] = dataclasses.field(default_factory=dict)
     effect: str = "not measured"
-    settings: Sequence[str] = ()
+    settings: tuple[str, ...] = ()
 
 
 def differences(name: str | None = None, folder: Path = RECIPES) -> list[Difference]:
     """Return the differences of the recipe `name`, or of all, from what was published."""
-    entries = yaml.safe_load((folder / "differences.yaml").read_text(encoding="utf-8"))
-    found = [Difference(**entry) for entry in entries]
+    path = folder / "differences.yaml"
+    faults: list[Fault] = []
+    found = convert(tuple[Difference, ...], parse_yaml(read_text(path)), "", faults)
+    if faults:
+        raise_faults(faults, path, of="the differences")
     return [entry for entry in found if name is None or name in entry.recipes]
 
 
@@ -178,7 +182,7 @@ def read_assignment(text: str) -> Assignment:
         fix = "write section.key=value, such as train.seed=314"
         raise ParamGolfError(f"`{text}` is not a change of a parameter", fix=fix)
     try:
-        return key, yaml.safe_load(value)
+        return key, parse_yaml(value)
     except yaml.YAMLError as error:
         raise ParamGolfError("not a YAML value", where=key, found=error) from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import math
 import re
 import reprlib
@@ -146,6 +147,8 @@ def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
     `name` is the value's dotted name; it is empty for the root of a file.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if kind is Any:
+        return value
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, name, faults)
     if origin is Annotated:
@@ -228,8 +231,7 @@ def is_exponent(value: Any) -> bool:
 def _convert_dataclass(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
     if not isinstance(value, Mapping):
         return _note(name, "a mapping", value, faults)
-    hints = typing.get_type_hints(kind, include_extras=True)
-    optional = {f.name for f in dataclasses.fields(kind) if f.default is not dataclasses.MISSING}
+    hints, optional = _fields(kind)
     before = len(faults)
     for key in value:
         if key not in hints and not issubclass(kind, Foreign):
@@ -249,6 +251,15 @@ def _convert_dataclass(kind: Any, value: Any, name: str, faults: list[Fault]) ->
     if isinstance(built, Judged):
         faults.extend((_inside(name, field), text) for field, text in built.faults())
     return built
+
+
+@functools.cache
+def _fields(kind: Any) -> tuple[dict[str, Any], set[str]]:
+    """Return the types of a dataclass's fields, and the names of those that may be missing."""
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    optional = {f.name for f in fields if f.default is not none or f.default_factory is not none}
+    return typing.get_type_hints(kind, include_extras=True), optional
 
 
 def _inside(name: str, key: object) -> str:

@@ -7,14 +7,13 @@ and what is allocated is bounded before anything is decompressed.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from paramgolf.codec.codecs import Codec, decompress, unshuffle, work
 from paramgolf.codec.dequantize import restore
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import parse_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 from paramgolf.schema import Fault, convert
@@ -274,8 +274,8 @@ def _parse_header(compressed: bytes) -> Header:
         text = inflate.decompress(compressed, MAX_HEADER_BYTES)
         if not inflate.eof or inflate.unused_data:
             raise ParamGolfError("the header is cut short, too long or followed by something")
-        content = json.loads(text, parse_int=_bounded, parse_float=_finite, parse_constant=_refuse)
-    except (zlib.error, ValueError, RecursionError) as error:
+        content = parse_json(text.decode(), most=2 * MAX_WEIGHTS)
+    except (zlib.error, ValueError) as error:
         raise ParamGolfError("the header is damaged", found=error) from None
     faults: list[Fault] = []
     header: Header | None = convert(Header, content, "", faults)
@@ -312,21 +312,3 @@ def _check_values(entry: TensorEntry, tensor: Tensor) -> None:
         raise ParamGolfError(f"{entry.name} holds values that are not finite")
     elif entry.name.endswith("scales") and float(tensor.min()) <= 0:
         raise ParamGolfError(f"{entry.name} holds a scale that is not positive")
-
-
-def _bounded(text: str) -> int:
-    value = int(text)
-    if abs(value) > 2 * MAX_WEIGHTS:
-        raise ValueError(f"a number out of range: {text[:20]}")
-    return value
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"a number out of range: {text[:20]}")
-    return value
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"not a number: {text}")

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from paramgolf.commented_yaml import dump_sections, key_comments
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_text
-from paramgolf.params import PARAMS_PATH
+from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_assignment
 
 EXAMPLE = """example:
@@ -68,7 +68,7 @@ def _old_values(path: Path) -> dict[str, Any] | None:
     Read with YAML 1.2's numbers, as DVC does, or a written 1e-08 would differ from itself.
     """
     try:
-        content = YAML(typ="safe", pure=True).load(path)
-    except (FileNotFoundError, YAMLError):
+        read_yaml(path)  # what it refuses could be of any kind or size
+    except ParamGolfError:
         return None
-    return flatten(content) if isinstance(content, dict) else None
+    return flatten(YAML(typ="safe", pure=True).load(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from packaging.requirements import Requirement
 
 from paramgolf.doctor.check import Check, fault, ok, warning
 from paramgolf.estimate.devices import GIB
+from paramgolf.files import parse_object
 from paramgolf.gpu_support import flash_attention_obstacle
 from paramgolf.shell import output_of
 
@@ -69,10 +69,9 @@ def probe_torch() -> dict[str, Any]:
     """Return what torch_probe prints, or {"error": ...} where torch does not work."""
     command = [sys.executable, "-m", "paramgolf.doctor.torch_probe"]
     result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
+    if result.returncode or not result.stdout:
         return {"error": (result.stderr.strip().splitlines() or ["it ended without a word"])[-1]}
-    facts: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
-    return facts
+    return parse_object(result.stdout.strip().rpartition("\n")[2], "paramgolf.doctor.torch_probe")
 
 
 def driver_gpus() -> list[str]:

@@ -8,38 +8,63 @@ the run's parameters, and from outputs that are the run's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import yaml
-
-from paramgolf.params import PARAMS_PATH
+from paramgolf.params import PARAMS_PATH, parse_mapping
 from paramgolf.recipes import flatten
-from paramgolf.schema import is_exponent
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
+from paramgolf.schema import Foreign, is_exponent, parse
 
 
-def foreign_stages(lock: bytes, params: Mapping[str, Any]) -> dict[str, str]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedFile(Foreign):
+    """A file or folder as dvc.lock has it."""
+
+    path: str
+    md5: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LockedStage(Foreign):
+    """What a stage was made from and what it made; parameters by file and name."""
+
+    deps: tuple[LockedFile, ...] = ()
+    outs: tuple[LockedFile, ...] = ()
+    params: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lock(Foreign):
+    """dvc.lock, as far as it is used."""
+
+    stages: dict[str, LockedStage] = field(default_factory=dict)
+
+
+def read_lock(content: bytes, where: str) -> Lock:
+    """Read the content of a dvc.lock; `where` names it in messages."""
+    fix = "make it again with `dvc repro`"
+    return parse(Lock, parse_mapping(content, where), "", where=where, of="the file", fix=fix)
+
+
+def foreign_stages(lock: Lock, params: Mapping[str, Any]) -> dict[str, str]:
     """Return the stages that are not of the run with these parameters (by dotted key), and why.
 
     What is said reads on from "it was made with". Edits of code are not looked at.
     """
-    stages = yaml.load(lock, LOADER).get("stages", {})
-    makers = {out["path"]: name for name, stage in stages.items() for out in _list(stage, "outs")}
-    hashes = {
-        out["path"]: out.get("md5") for stage in stages.values() for out in _list(stage, "outs")
-    }
+    stages = lock.stages
+    makers = {out.path: name for name, stage in stages.items() for out in stage.outs}
+    hashes = {out.path: out.md5 for stage in stages.values() for out in stage.outs}
     own = {name: list(_other_params(stage, params)) for name, stage in stages.items()}
     foreign: dict[str, str] = {}
     for _ in stages:  # the order in the file need not be that of the stages
         before = len(foreign)
         for name, stage in stages.items():
             reasons = list(own[name])
-            for path, md5 in ((dep["path"], dep.get("md5")) for dep in _list(stage, "deps")):
-                if makers.get(path) in foreign:
-                    reasons.append(foreign[makers[path]])
-                elif path in hashes and md5 != hashes[path]:
-                    reasons.append(f"another {path}")
+            for dep in stage.deps:
+                if makers.get(dep.path) in foreign:
+                    reasons.append(foreign[makers[dep.path]])
+                elif dep.path in hashes and dep.md5 != hashes[dep.path]:
+                    reasons.append(f"another {dep.path}")
             if reasons:
                 foreign[name] = ", ".join(dict.fromkeys(reasons))
         if len(foreign) == before:
@@ -47,13 +72,9 @@ def foreign_stages(lock: bytes, params: Mapping[str, Any]) -> dict[str, str]:
     return foreign
 
 
-def _other_params(stage: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
-    used = flatten(numbers(stage.get("params", {}).get(PARAMS_PATH.as_posix(), {})))
+def _other_params(stage: LockedStage, params: Mapping[str, Any]) -> Iterator[str]:
+    used = flatten(numbers(stage.params.get(PARAMS_PATH.as_posix(), {})))
     yield from (f"another {key}" for key, value in used.items() if params.get(key) != value)
-
-
-def _list(stage: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    return stage.get(key) or []
 
 
 def numbers(value: Any) -> Any:

@@ -10,7 +10,6 @@ with the metrics of the commit that it began from.
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,13 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lock import LOADER, foreign_stages, numbers
+from paramgolf.experiments.lock import foreign_stages, numbers, read_lock
+from paramgolf.files import parse_object
 from paramgolf.metrics import METRICS
 from paramgolf.metrics import STAGES as MEASURED
-from paramgolf.params import PARAMS_PATH
+from paramgolf.params import PARAMS_PATH, parse_mapping
 from paramgolf.recipes import flatten
 
 LOCK = "dvc.lock"
@@ -126,15 +124,13 @@ def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
     if params is None:
         fix = "choose a commit of this project"
         raise ParamGolfError(f"`{name}` has no {PARAMS_PATH}", fix=fix)
+    flat = flatten(numbers(parse_mapping(params, f"{name}: {PARAMS_PATH}")))
+    foreign = {} if lock is None else foreign_stages(read_lock(lock, f"{name}: {LOCK}"), flat)
     values: dict[str, Any] = {}
-    try:
-        flat = flatten(numbers(yaml.load(params, LOADER)))
-        foreign = {} if lock is None else foreign_stages(lock, flat)
-        for stage, content in zip(STAGES, metrics, strict=True):
-            if content is not None and stage not in foreign:
-                values |= flatten(json.loads(content), f"{stage}.")
-    except (yaml.YAMLError, ValueError, AttributeError) as error:
-        raise ParamGolfError(f"`{name}` holds a damaged file", found=error) from None
+    for stage, content in zip(STAGES, metrics, strict=True):
+        if content is not None and stage not in foreign:
+            where = f"{name}: {METRICS / stage}.json"
+            values |= flatten(parse_object(content, where), f"{stage}.")
     return Experiment(name, flat, values, foreign)
 
 

@@ -98,7 +98,14 @@ def _add_options(command: argparse.ArgumentParser, defaults: dict[str, Any]) -> 
     for name, default in defaults.items():
         if name != "mode":  # the code of other modes is not here
             flag = f"--{name.replace('_', '-')}"
-            command.add_argument(flag, type=yaml.safe_load, default=default, help=f"{default}")
+            command.add_argument(flag, type=_value, default=default, help=f"{default}")
+
+
+def _value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise argparse.ArgumentTypeError(f"not a YAML value: {text[:60]!r}") from None
 
 
 def section(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json
+from paramgolf.files import parse_object, read_json
 from paramgolf.metrics import STAGES, Metrics, load_metrics, need
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.verify.config import VerifyConfig
@@ -81,14 +80,14 @@ def read_log(path: Path) -> TrainingLog:
 
 def parse_log(content: bytes, path: object) -> TrainingLog:
     """Return what a training log holds; `path` names it in messages."""
-    try:
-        records = [json.loads(line) for line in content.decode().splitlines()]
-    except ValueError as error:
-        raise ParamGolfError("not a JSONL file", where=path, found=error, fix=LOG_FIX) from None
+    records = [
+        parse_object(line, f"{path}, line {number}", fix=LOG_FIX)
+        for number, line in enumerate(content.removesuffix(b"\n").split(b"\n"), 1)
+    ]
     events = [need(record, "event", path, fix=LOG_FIX) for record in records]
     if events[:1] != ["start"] or "step" not in events:
         expected = "a first line with event `start`, and steps"
-        found = f"events {sorted(set(events))}"
+        found = f"events {', '.join(sorted({str(event) for event in events}))[:200]}"
         raise ParamGolfError("not a training log", where=path, expected=expected, found=found)
     steps = _checked(records, "step", ("step", "loss", "lr"), path)
     validations = _checked(records, "validation", ("step", "val_loss", "val_bpb"), path)
@@ -102,5 +101,10 @@ def _checked(
     chosen = [record for record in records if record["event"] == event]
     for record in chosen:
         for key in keys:
-            need(record, key, path)
+            value = need(record, key, path, fix=LOG_FIX)
+            if type(value) not in (int, float):
+                expected = f"`{key}` a number in each `{event}`"
+                raise ParamGolfError(
+                    "a false training log", where=path, expected=expected, fix=LOG_FIX
+                )
     return chosen

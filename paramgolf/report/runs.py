@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.read import Experiment, Source, find, read
+from paramgolf.files import parse_object
 from paramgolf.report.inputs import LOG, PACKAGE, TrainingLog, parse_log
 
 MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, plain and dashed
@@ -91,11 +91,8 @@ def _log(content: bytes, name: str) -> TrainingLog | None:
         return None
 
 
-def _ledger(content: bytes, name: str) -> Any:
-    try:
-        return json.loads(content)
-    except ValueError as error:
-        raise ParamGolfError("not a JSON file", where=f"{name}: {PACKAGE}", found=error) from None
+def _ledger(content: bytes, name: str) -> Mapping[str, Any]:
+    return parse_object(content, f"{name}: {PACKAGE}")
 
 
 def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:

@@ -6,7 +6,6 @@ system finds them there.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED
 from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import Experiment, Source, read
+from paramgolf.files import parse_object
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.report.inputs import LOG, TrainingLog, read_log
 
@@ -117,7 +117,7 @@ def unfinished_stages(root: Path) -> list[str]:
     if result.returncode:
         said = result.stderr.strip() or result.stdout.strip()
         raise ParamGolfError("`dvc status` failed", found=said, fix="see `paramgolf doctor`")
-    return list(json.loads(result.stdout.strip().splitlines()[-1]))
+    return list(parse_object(result.stdout.strip().rpartition("\n")[2], "`dvc status --json`"))
 
 
 def open_repository(commit: str | None, root: Path) -> Files:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import brotli
 from packaging.version import Version
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import parse_object
 from paramgolf.imports import PACKAGE
 
 
@@ -38,7 +38,7 @@ def read_script(path: Path) -> PackedScript:
         unpacked = brotli.decompress(str(text).encode("latin-1")).decode()
         _, params, *content = unpacked.split("\0")
         sources = dict(zip(content[0::2], content[1::2], strict=True))
-        return PackedScript(json.loads(params), sources)
+        return PackedScript(parse_object(params, path), sources)
     except (SyntaxError, ValueError, brotli.error) as error:
         fix = "make it again: `dvc repro package`"
         raise ParamGolfError("not a packed script", where=path, found=error, fix=fix) from None

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data.config import DataConfig
-from paramgolf.data.documents import Document, read_documents, write_documents
+from paramgolf.data.documents import Document, parse, read_documents, write_documents
 from paramgolf.data.download import download
 from paramgolf.data.manifests import read_raw_manifest
 from paramgolf.data.sample import sample_documents, versions
@@ -49,6 +49,14 @@ def test_documents_come_back_as_written(
     assert entry.documents == len(documents)
     assert entry.bytes == sum(len(text.encode()) for _, text in pairs)
     assert entry.sha256 == sha256_file(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["{", "[]", '{"name": "a"}', '{"name": 1, "text": "b"}', "[" * 9999]
+)
+def test_a_damaged_line_of_documents_is_one_message(line: str) -> None:
+    with pytest.raises(ParamGolfError, match="a line of a file of documents is damaged"):
+        parse(line.encode())
 
 
 def test_the_sample_is_several_megabytes_of_distinct_public_modules(

@@ -444,10 +444,23 @@ def test_nothing_to_compare_says_why(project, compare):
     assert "unfinished: it has no eval_ttt.val_bpb" in error
 
 
-def test_damaged_metrics_name_the_run(project, compare):
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("artifacts/metrics/train.json", "{", "not JSON"),
+        ("artifacts/metrics/train.json", "[]", "not a JSON object"),
+        ("params.yaml", "train: &a [*a]", "not YAML"),
+        ("params.yaml", "- train", "not a YAML mapping"),
+        ("dvc.lock", "stages: {train: {outs: [artifacts]}}", "`stages.train.outs.0` must be a"),
+        ("dvc.lock", "stages: []", "`stages` must be a mapping"),
+    ],
+)
+def test_a_damaged_file_is_named_with_its_run(project, compare, file, content, message):
     project.write({}, {})
-    write_text(project.folder / "artifacts/metrics/train.json", "{")
-    assert "`workspace` holds a damaged file" in compare("workspace", code=2)
+    write_text(project.folder / file, content)
+    error = compare("workspace", code=2)
+    assert message in error
+    assert f"workspace: {file}" in error
 
 
 def test_a_folder_without_git(tmp_path, monkeypatch, compare):

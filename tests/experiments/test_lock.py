@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from paramgolf.experiments.lock import foreign_stages, numbers
+from paramgolf.experiments.lock import foreign_stages, numbers, read_lock
 
 PARAMS = {"train.seed": 1, "train.adam_eps": 1e-08, "quantize.bits": 6, "eval.orders": [1e-05]}
 LOCK = """\
@@ -22,7 +22,7 @@ stages:
       nfiles: 3
     - path: artifacts/code/eval_ttt.sha256
       hash: md5
-      md5: 12
+      md5: '12'
       size: 65
     params:
       params.yaml:
@@ -39,7 +39,7 @@ stages:
     deps:
     - path: artifacts/code/train.sha256
       hash: md5
-      md5: 11
+      md5: '11'
       size: 65
     params:
       params.yaml:
@@ -75,12 +75,12 @@ stages:
 
 def foreign(lock: str = LOCK, **changes: object) -> dict[str, str]:
     params = {**PARAMS, **{key.replace("__", "."): value for key, value in changes.items()}}
-    return foreign_stages(lock.encode(), params)
+    return foreign_stages(read_lock(lock.encode(), "dvc.lock"), params)
 
 
 def test_a_whole_run_is_all_its_own():
     assert foreign() == {}
-    assert foreign_stages(b"schema: '2.0'\n", PARAMS) == {}
+    assert foreign_stages(read_lock(b"schema: '2.0'\n", "dvc.lock"), PARAMS) == {}
 
 
 def test_other_parameters_make_a_stage_foreign_and_all_behind_it():

@@ -173,7 +173,13 @@ def test_long_logs_are_thinned(tmp_path):
     ("file", "content", "message"),
     [
         ("artifacts/train/log.jsonl", None, "there is no file"),
-        ("artifacts/train/log.jsonl", "{", "not a JSONL file"),
+        ("artifacts/train/log.jsonl", "{", "not JSON\n  where: .*log.jsonl, line 1"),
+        ("artifacts/train/log.jsonl", "[]", "not a JSON object"),
+        (
+            "artifacts/train/log.jsonl",
+            '{"event": "start"}\n{"event": "step", "step": 1, "loss": "low", "lr": 1}',
+            "`loss` a number in each `step`",
+        ),
         ("artifacts/train/log.jsonl", '{"event": "step"}', "not a training log"),
         ("artifacts/train/log.jsonl", '{"step": 1}', "`event` is missing"),
         (
