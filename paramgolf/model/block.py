@@ -78,6 +78,7 @@ class Weights(NamedTuple):
     head_gate: Tensor | None = None  # [H, channels that the gate reads]
     value_lambda: Tensor | None = None  # [2]: logits of the own values' share, of layer 0's
     hidden_gain: Tensor | None = None  # [m]
+    xsa_strength: Tensor | None = None  # [H]: before its tanh
     lane_keep: Tensor | None = None  # [2]
     lane_write: Tensor | None = None  # [2, 2]: sublayer, lane
     lane_route: Tensor | None = None  # [4]: A to a, A to b, F to a, F to b
@@ -184,8 +185,13 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         own, first = torch.softmax(w.value_lambda, dim=0)
         v = v_xsa = own * v + first * c.first_values
     y = kind.attend(q, k, v, c.segments)
-    if kind.xsa == "projection" or gate is not None:
-        y = kind.operations.finish_heads(y, v_xsa, gate, xsa=kind.xsa == "projection")
+    xsa = kind.xsa in ("projection", "learned")
+    strength = None
+    if kind.xsa == "learned":
+        assert w.xsa_strength is not None
+        strength = torch.tanh(w.xsa_strength.float())
+    if xsa or gate is not None:
+        y = kind.operations.finish_heads(y, v_xsa, gate, xsa=xsa, strength=strength)
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
     return y + adapted["o"] if "o" in adapted else y

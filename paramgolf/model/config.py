@@ -39,7 +39,7 @@ class ModelConfig:
     window_layers: tuple[int, ...]
     window: Positive
     xsa_layers: Natural
-    xsa_form: Literal["projection", "own_term"]
+    xsa_form: Literal["projection", "learned", "own_term"]
     layer_scale: bool
     softcap: Annotated[float, Range(above=0, most=1e6)]
     asymmetric_softcap: bool

@@ -429,6 +429,7 @@ class _Rows:
             **dict.fromkeys(
                 ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
             ),
+            "xsa_strength": virtual.slot,
             **dict.fromkeys(("head_gate", "hidden_gain"), virtual.layer),
         }
         if virtual.layer > 0:  # layer 0 has its values from itself

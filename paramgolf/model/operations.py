@@ -80,27 +80,34 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat(turned, dim=-1)
 
 
-def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool) -> Tensor:
+def finish_heads(
+    y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool, strength: Tensor | None = None
+) -> Tensor:
     """Return attention's output y [B, T, H, D], with XSA applied if `xsa`, times the gates.
 
-    gate is [B, T, H]. v [B, T, K, D] are the values at the same positions; H / K heads share one.
+    gate is [B, T, H], strength [H]: how much XSA takes, None: all. v [B, T, K, D] are the values at
+    the same positions; H / K heads share one.
     """
     if xsa:
-        y = exclusive_self_attention(y, v)
+        y = exclusive_self_attention(y, v, strength)
     return y if gate is None else y * gate.unsqueeze(-1)
 
 
-def exclusive_self_attention(y_BTHD: Tensor, v_BTKD: Tensor) -> Tensor:
+def exclusive_self_attention(
+    y_BTHD: Tensor, v_BTKD: Tensor, strength_H: Tensor | None = None
+) -> Tensor:
     """Take from each head's output its part along the value at its own position (XSA).
 
-    y <- y - (y . v^) v^ with v^ = v / |v|: what is left is orthogonal to v. A position's own value
-    is at hand in the residual stream anyway, so that attention need only tell of the others.
-    Source: pg#1019 and its forebears.
+    y <- y - s (y . v^) v^ with v^ = v / |v|: with a head's strength s = 1, or None, what is left is
+    orthogonal to v. A position's own value is at hand in the residual stream anyway, so that
+    attention need only tell of the others. Source: pg#1019 and its forebears.
     """
     B, T, H, D = y_BTHD.shape
     grouped = y_BTHD.view(B, T, v_BTKD.shape[2], -1, D)  # the heads of a group share their value
     direction = F.normalize(v_BTKD, dim=-1, eps=TINY).unsqueeze(3)
     along = (grouped * direction).sum(-1, keepdim=True)
+    if strength_H is not None:
+        along = strength_H.to(along.dtype).view(v_BTKD.shape[2], -1, 1) * along
     return (grouped - along * direction).view(B, T, H, D)
 
 

@@ -57,6 +57,8 @@ def _block_vectors(config: ModelConfig) -> dict[str, Shape]:
     if config.head_gate != "none":
         channels = config.width if config.head_gate == "dense" else GATE_CHANNELS
         vectors["head_gate"] = (config.layers, config.heads, channels)
+    if config.xsa_form == "learned":
+        vectors["xsa_strength"] = (slots, config.heads)
     if config.value_residual:
         vectors["value_lambda"] = (config.layers - 1, 2)
     if config.hidden_gain:

@@ -45,6 +45,7 @@ EXTRAS = {
         "hidden_gain": True,
         "head_gate": "sparse",
         "mudd_channels": 8,
+        "xsa_form": "learned",
         "layers": 5,
         "recurrence": (RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4)),),
     },
@@ -201,19 +202,22 @@ def test_rotation_depends_on_distance_alone():
     torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
 
 
-def test_exclusive_self_attention_is_orthogonal_to_the_value():
+@pytest.mark.parametrize("strength", [None, torch.tensor([1.0, 0.0, -0.5, 0.3])])
+def test_exclusive_self_attention_takes_what_lies_along_the_value(strength):
     generator = torch.Generator().manual_seed(0)
     y, v = (
         torch.randn(1, 5, 4, 8, generator=generator),
         torch.randn(1, 5, 2, 8, generator=generator),
     )
-    out = exclusive_self_attention(y, v)
+    out = exclusive_self_attention(y, v, strength)
     for t in range(5):
         for head in range(4):
             unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
-            expected = y[0, t, head] - (y[0, t, head] @ unit) * unit
+            share = 1.0 if strength is None else strength[head]
+            expected = y[0, t, head] - share * (y[0, t, head] @ unit) * unit
             torch.testing.assert_close(out[0, t, head], expected)
-            assert abs(float(out[0, t, head] @ unit)) < 1e-5
+            if share == 1:
+                assert abs(float(out[0, t, head] @ unit)) < 1e-5
 
 
 def sublayers(network: Network, layer: int, x0: torch.Tensor):

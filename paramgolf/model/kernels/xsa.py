@@ -1,12 +1,13 @@
 """XSA and head gates on attention's output, in one pass; see operations.finish_heads.
 
-Forward, for a head's output y [D], its group's value v [D] at the same position, and its gate g:
-    w = v / max(|v|, tiny),   a = y . w,   z = y - a w,   out = g z
+Forward, for a head's output y [D], its group's value v [D] at the same position, its gate g and the
+head's strength s, which is 1 unless it is learned:
+    w = v / max(|v|, tiny),   a = y . w,   z = y - s a w,   out = g z
 
 Backward, of the gradient do of `out`:
     dg = do . z,   dz = g do
-    da = -(dz . w),   dy = dz + da w
-    dw = sum over the group's heads of (da y - a dz),   dv = (dw - w (dw . w)) / |v|
+    da = -(dz . w),   dy = dz + s da w,   ds = sum over tokens of da a
+    dw = sum over the group's heads of s (da y - a dz),   dv = (dw - w (dw . w)) / |v|
 The last is the derivative of a direction: what lies along w changes the length alone. Inputs alone
 are kept; w and a cost a few operations per loaded byte to compute again.
 """
@@ -39,14 +40,15 @@ def _direction(v, at, live, TINY: tl.constexpr, XSA: tl.constexpr, ITEMS: tl.con
 
 @triton.jit
 def _forward(
-    y, v, gate, out, items,
-    GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    XSA: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
+    y, v, gate, strength, out, items,
+    GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, KV_HEADS: tl.constexpr,
+    XSA: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
+    ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Write `out` for ITEMS values and the GROUP heads of each.
 
-    y and out are [items, GROUP, D], v [items, D], gate [items, GROUP]; an item is a value head at a
-    token. WIDE is the next power of two from D.
+    y and out are [items, GROUP, D], v [items, D], gate [items, GROUP], strength [KV_HEADS, GROUP];
+    an item is a value head at a token. WIDE is the next power of two from D.
     """
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
@@ -57,7 +59,10 @@ def _forward(
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
         x = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
         if XSA:
-            x -= tl.sum(x * unit, 1)[:, None] * unit
+            along = tl.sum(x * unit, 1)
+            if LEARNED:
+                along *= tl.load(strength + item % KV_HEADS * GROUP + g)
+            x -= along[:, None] * unit
         if GATED:
             x *= tl.load(gate + item * GROUP + g, mask=item < items, other=0.0).to(tl.float32)[
                 :, None
@@ -67,11 +72,12 @@ def _forward(
 
 @triton.jit
 def _backward(
-    y, v, gate, d_out, dy, dv, d_gate, items,
-    GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr,
-    XSA: tl.constexpr, GATED: tl.constexpr, ITEMS: tl.constexpr, TINY: tl.constexpr,
+    y, v, gate, strength, d_out, dy, dv, d_gate, d_strength, items,
+    GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, KV_HEADS: tl.constexpr,
+    XSA: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
+    ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
-    """Write dy, dv and d_gate; shapes are those of `_forward`."""
+    """Write dy, dv, d_gate and each item's part of ds [items, GROUP]; shapes as in `_forward`."""
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
     live = (item < items)[:, None] & (channel < D)[None, :]
@@ -84,17 +90,23 @@ def _backward(
         x = tl.load(y + at, mask=live, other=0.0).to(tl.float32)
         dx = tl.load(d_out + at, mask=live, other=0.0).to(tl.float32)
         along = tl.sum(x * unit, 1)[:, None]
+        share = 1.0
+        if LEARNED:
+            share = tl.load(strength + item % KV_HEADS * GROUP + g)[:, None]
         if GATED:
             # z, for the gate's gradient, before dx becomes dz
-            kept = x - along * unit
+            kept = x - share * along * unit
             here = gate + item * GROUP + g
             tl.store(d_gate + item * GROUP + g, tl.sum(dx * kept, 1), mask=item < items)
             dx *= tl.load(here, mask=item < items, other=0.0).to(tl.float32)[:, None]
         if XSA:
             # da; dx is dz here
             d_along = -tl.sum(dx * unit, 1)[:, None]
-            d_unit += d_along * x - along * dx
-            dx += d_along * unit
+            if LEARNED:
+                part = tl.sum(d_along * along, 1)
+                tl.store(d_strength + item * GROUP + g, part, mask=item < items)
+            d_unit += share * (d_along * x - along * dx)
+            dx += share * d_along * unit
         tl.store(dy + at, dx, mask=live)
     if XSA:
         # the direction's derivative; see the module
@@ -102,49 +114,60 @@ def _backward(
         tl.store(dv + value_at, d_value, mask=live)
 
 
-def _launch(kernel, y, v, gate, others, xsa):  # type: ignore[no-untyped-def]
+def _launch(kernel, y, v, gate, strength, others, xsa):  # type: ignore[no-untyped-def]
     items, head_dim = v.numel() // v.shape[-1], v.shape[-1]
     launch(
         kernel, (triton.cdiv(items, ITEMS),),
-        y, v, y if gate is None else gate, *others, items,
+        y, v, y if gate is None else gate, y if strength is None else strength, *others, items,
         GROUP=y.shape[-2] // v.shape[-2], D=head_dim, WIDE=triton.next_power_of_2(head_dim),
-        XSA=xsa, GATED=gate is not None, ITEMS=ITEMS, TINY=TINY,
+        KV_HEADS=v.shape[-2], XSA=xsa, GATED=gate is not None, LEARNED=strength is not None,
+        ITEMS=ITEMS, TINY=TINY,
     )  # fmt: skip
 
 
 @operator("finish_heads")
-def _finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, xsa: bool) -> Tensor:
+def _finish_heads(
+    y: Tensor, v: Tensor, gate: Tensor | None, strength: Tensor | None, xsa: bool
+) -> Tensor:
     out = torch.empty_like(y)
-    _launch(_forward, y, v, gate, (out,), xsa)
+    _launch(_forward, y, v, gate, strength, (out,), xsa)
     return out
 
 
 @operator("finish_heads_backward")
 def _finish_heads_backward(
-    y: Tensor, v: Tensor, gate: Tensor | None, d_out: Tensor, xsa: bool
-) -> tuple[Tensor, Tensor, Tensor]:
+    y: Tensor, v: Tensor, gate: Tensor | None, strength: Tensor | None, d_out: Tensor, xsa: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dy = torch.empty_like(y)
     dv = torch.empty_like(v) if xsa else v.new_empty(0)
     d_gate = v.new_empty(0) if gate is None else torch.empty_like(gate)
-    _launch(_backward, y, v, gate, (d_out, dy, dv, d_gate), xsa)
-    return dy, dv, d_gate
+    parts = v.new_empty(0 if strength is None else y.shape[:-1], dtype=torch.float32)
+    _launch(_backward, y, v, gate, strength, (d_out, dy, dv, d_gate, parts), xsa)
+    return dy, dv, d_gate, parts
 
 
 def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]  # noqa: ARG001
-    y, v, gate, ctx.xsa = inputs
-    ctx.save_for_backward(y, v, gate)
+    *tensors, ctx.xsa = inputs
+    ctx.save_for_backward(*tensors)
 
 
 def _differentiate(ctx, d_out):  # type: ignore[no-untyped-def]
-    y, v, gate = ctx.saved_tensors
-    dy, dv, d_gate = _finish_heads_backward(y, v, gate, d_out.contiguous(), ctx.xsa)
-    return dy, dv if ctx.xsa else None, None if gate is None else d_gate, None
+    y, v, gate, strength = ctx.saved_tensors
+    dy, dv, d_gate, parts = _finish_heads_backward(
+        y, v, gate, strength, d_out.contiguous(), ctx.xsa
+    )
+    d_strength = None if strength is None else parts.flatten(0, -2).sum(0).to(strength.dtype)
+    return dy, dv if ctx.xsa else None, None if gate is None else d_gate, d_strength, None
 
 
 _finish_heads.register_autograd(_differentiate, setup_context=_save)
 
 
-def finish_heads(y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool) -> Tensor:
+def finish_heads(
+    y: Tensor, v: Tensor, gate: Tensor | None, *, xsa: bool, strength: Tensor | None = None
+) -> Tensor:
     """As operations.finish_heads."""
     gate = None if gate is None else gate.contiguous()
-    return _finish_heads(y.contiguous(), v.contiguous(), gate, xsa)  # type: ignore[no-any-return]
+    strength = None if strength is None else strength.contiguous()
+    y, v = y.contiguous(), v.contiguous()
+    return _finish_heads(y, v, gate, strength, xsa)  # type: ignore[no-any-return]

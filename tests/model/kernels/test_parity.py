@@ -118,6 +118,19 @@ def test_finish_heads(fused, dtype, head_dim, xsa, gated):
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("gated", [False, True])
+def test_finish_heads_with_learned_strengths(fused, dtype, gated):
+    tensors = [draw(B, T, H, 12, dtype=dtype), draw(B, T, K, 12, dtype=dtype), draw(H).tanh()]
+    tensors += [draw(B, T, H, dtype=dtype).sigmoid()] if gated else []
+
+    def of(function):
+        return lambda y, v, s, gate=None: function(y, v, gate, xsa=True, strength=s)
+
+    plain, found = of(operations.finish_heads), of(fused.finish_heads)
+    assert_equal(plain, found, tensors, len(tensors), BOUNDS[dtype])
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, True), (2, False), (3, True)])
