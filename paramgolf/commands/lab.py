@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 EXAMPLE = """example:
   paramgolf lab benchmarks/plans/unit.yaml --dry-run --price 3
   paramgolf lab benchmarks/plans/unit.yaml
+  paramgolf lab benchmarks/plans/unit.yaml --ablate best > benchmarks/plans/ablate-best.yaml
   paramgolf lab benchmarks/plans/unit.yaml --results benchmarks/results/lab.json"""
 WORK = Path(".cache/lab")
 
@@ -37,6 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="say what it costs, run nothing")
+    ablate = "print a plan as PLAN that leaves out each part of this recipe in turn"
+    instead.add_argument("--ablate", metavar="RECIPE", help=ablate)
     instead.add_argument("--show", action="store_true", help="show what was found, run nothing")
     parser.add_argument(
         "--price", type=float, metavar="DOLLARS", help="of a GPU's hour, for --dry-run"
@@ -71,6 +74,8 @@ def run(options: argparse.Namespace) -> int:
 
     start = time.monotonic()
     plan = restricted(read_plan(options.plan), options.only)
+    if options.ablate is not None:
+        return print_ablation(plan, options.ablate)
     records = Records(options.results or options.work / plan.name / "results.json")
     if options.show:
         return show(records, plan.name, as_json=options.json)
@@ -87,6 +92,21 @@ def run(options: argparse.Namespace) -> int:
         deadline=None if options.stop_after is None else start + options.stop_after,
     )
     return show(records, plan.name, as_json=options.json)
+
+
+def print_ablation(plan: Plan, recipe: str) -> int:
+    """Print a plan that leaves out each part of a recipe, and what cannot be left out."""
+    import yaml
+
+    from paramgolf.experiments.lab.ablate import ablation, as_plan
+
+    found = ablation(plan, recipe)
+    for part, reason in found.impossible.items():
+        print(f"# {part} cannot be left out: {' '.join(reason.split())}")
+    print(
+        yaml.safe_dump(as_plan(found.plan), sort_keys=False, allow_unicode=True, width=120), end=""
+    )
+    return 0
 
 
 def restricted(plan: Plan, only: list[str] | None) -> Plan:

@@ -1,0 +1,116 @@
+"""Plans that leave out each part of a recipe: which parts there are, and which cannot go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lab_case import PLAN, ROOT, SMALL
+
+from paramgolf.cli import main
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.ablate import ablation
+from paramgolf.experiments.lab.plan import Plan, contents, read_plan
+from paramgolf.recipes import RECIPES, flatten
+from paramgolf.schema import parse
+
+TEXT = {"files": ["train.jsonl"], "validation_files": ["val.jsonl"]}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The project's recipes, and a folder to add some."""
+    monkeypatch.chdir(tmp_path)
+    for path in (ROOT / RECIPES).glob("*.yaml"):
+        (tmp_path / RECIPES).mkdir(exist_ok=True)
+        (tmp_path / RECIPES / path.name).write_text(path.read_text())
+    return tmp_path / RECIPES
+
+
+def plan(**changes) -> Plan:
+    return parse(Plan, PLAN | {"text": TEXT} | changes, "")
+
+
+def write(folder: Path, name: str, **sections: object) -> None:
+    (folder / f"{name}.yaml").write_text(yaml.safe_dump({"from": "sample", **sections}))
+
+
+def test_each_part_is_left_out_with_all_others_in_place(folder):
+    write(
+        folder,
+        "mine",
+        model={"skips": "none", "q_gain": 3.0},
+        train={"min_lr": 0.1},
+        data={"validation_documents": 7},
+        runtime={"workers": 3},
+    )
+    found = ablation(plan(), "mine")
+    assert found.impossible == {}
+    made = contents(found.plan)
+    assert {*made} == {
+        "mine",
+        "without model.skips",
+        "without model.q_gain",
+        "without train.min_lr",
+    }
+    whole = flatten(made["mine"])
+    for name, content in made.items():
+        other = {key: value for key, value in flatten(content).items() if value != whole[key]}
+        assert name == "mine" or [*other] == [name.removeprefix("without ")]
+
+
+def test_parameters_that_only_work_together_are_one_part(folder):
+    write(
+        folder,
+        "mine",
+        quantize={"balance": 0.8, "low_rank_matrices": 2, "trellis": True, "fit_codec": "rans"},
+        calibrate={"sensitivity_sequences": 8},
+        package={"codec": "rans"},
+    )
+    variants = {v.name: v for v in ablation(plan(), "mine").plan.variants}
+    assert variants["without calibrate.sensitivity_sequences"].changes == (
+        "calibrate.sensitivity_sequences=0",
+        "quantize.balance=0.0",
+    )
+    assert len(variants["without quantize.trellis"].changes) == 3
+    assert {v.goal for n, v in variants.items() if n != "mine"} == {"packed"}  # where they show
+
+
+def test_a_part_takes_with_it_what_the_fault_names(folder):
+    write(folder, "mine", model={"heads": 8, "kv_heads": 8})
+    (one, *others) = ablation(plan(common=[]), "mine").plan.variants[1:]
+    assert {*one.changes} == {"model.heads=4", "model.kv_heads=2"}
+    assert [other.name for other in others] == ["without model.kv_heads"]
+
+
+def test_what_cannot_be_left_out_is_said(folder):
+    write(folder, "mine", model={"width": 256, "q_gain": 2.0})
+    heads = ("model.heads=64", "model.kv_heads=64", "model.rope_dims=4")  # too many for width 128
+    common = [*(one for one in SMALL if "width" not in one), *heads]
+    found = ablation(plan(common=common), "mine")
+    assert [variant.name for variant in found.plan.variants] == ["mine", "without model.q_gain"]
+    assert "model.rope_dims" in found.impossible["model.width"]
+
+
+def test_a_recipe_without_parts_is_refused(folder):
+    write(folder, "mine")
+    with pytest.raises(ParamGolfError, match="recipe `mine` has no part"):
+        ablation(plan(), "mine")
+    with pytest.raises(ParamGolfError, match="is from no other"):
+        ablation(plan(), "base")
+    with pytest.raises(ParamGolfError, match="there is no recipe `pr0`"):
+        ablation(plan(), "pr0")
+
+
+def test_the_printed_plan_is_a_plan(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", "benchmarks/plans/unit.yaml", "--ablate", "best"])
+    assert ended.value.code == 0
+    path = tmp_path / "plan.yaml"
+    path.write_text(capsys.readouterr().out)
+    found, unit = read_plan(path), read_plan(ROOT / "benchmarks/plans/unit.yaml")
+    assert (found.name, found.recipe, found.seeds) == ("ablate-best", "best", unit.seeds)
+    assert found.variants[0].name == "best"
+    assert len(found.variants) > 2
