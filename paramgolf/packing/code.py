@@ -11,6 +11,7 @@ out, and with it what only it imports.
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import json
@@ -33,6 +34,7 @@ from paramgolf.training.config import TrainConfig
 ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/packing/entry.py")
 START = "paramgolf.process", "start_process"  # what the loader calls before the entry's main
+TRAINING = "paramgolf.training.config"  # of parameters that are checked when they are frozen in
 BASE = Path("recipes/base.yaml")  # the defaults of the program's options
 READ_AS_SOURCE = ("import triton", "custom_op")  # in modules whose annotations are read
 SCRIPT = '''# coding: latin-1
@@ -166,13 +168,26 @@ def program(
     needed = needed_modules(params, rans=rans) if params else {}
     left_out = {name for name, is_needed in needed.items() if not is_needed}
     files = sorted({entry, *closure(entry, root, without=left_out)})
-    sources = {module_name(path): minified((root / path).read_text("utf-8")) for path in files}
+    texts = {module_name(path): (root / path).read_text("utf-8") for path in files}
+    if TRAINING in texts:
+        texts[TRAINING] = _without_faults(texts[TRAINING])
+    sources = {name: minified(text) for name, text in texts.items()}
     return shaken(sources, [(module_name(entry), "main"), START])
+
+
+def _without_faults(source: str) -> str:
+    """Return a module of dataclasses without what says whether their fields go together."""
+    tree = ast.parse(source)
+    for record in (node for node in tree.body if isinstance(node, ast.ClassDef)):
+        methods = [node for node in record.body if isinstance(node, ast.FunctionDef)]
+        checks = [method for method in methods if method.name.endswith("faults")]
+        record.body = [node for node in record.body if node not in checks]
+    return ast.unparse(tree)
 
 
 @functools.cache
 def minified(source: str) -> str:
-    """Return a module without docstrings, comments and long local names.
+    """Return a module without docstrings, comments, assertions and long local names.
 
     Triton compiles kernels from their source, and operators take their schema from annotations, so
     modules that hold such functions keep annotations and local names. The fields of dataclasses
@@ -182,6 +197,7 @@ def minified(source: str) -> str:
     return minify(
         source,
         remove_literal_statements=True,
+        remove_asserts=True,
         remove_annotations=not is_read,
         rename_locals=not is_read,
         hoist_literals=False,  # brotli finds repeated literals by itself

@@ -209,6 +209,14 @@ def test_tracebacks_show_lines_and_source_writes_them_out(tmp_path):
     assert not (tmp_path / "empty/out/paramgolf.py").exists()
 
 
+def test_frozen_parameters_bring_no_checks_of_their_own(packed_params):
+    """Those of training; a model.bin of another network, and options, are checked there."""
+    modules = program(packed_params)
+    assert "def faults" not in modules["paramgolf.training.config"]
+    for name in ("paramgolf.model.config", "paramgolf.scoring.config"):
+        assert "def faults" in modules[name]
+
+
 def test_size_and_shares(packed_params):
     code = pack_code(packed_params)
     assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
@@ -259,6 +267,7 @@ class Kept:
 
 def raises():
     """Only a docstring."""
+    assert raises
 '''
 KERNEL = '''import triton
 
