@@ -65,6 +65,7 @@ class TrainConfig:
     decay_taper_share: NaturalFloat
     adam_beta1: BelowOne
     adam_beta2: BelowOne
+    scalar_beta2: BelowOne | None
     adam_eps: PositiveFloat
     muon_momentum: BelowOne
     muon_momentum_start: BelowOne

@@ -91,14 +91,15 @@ class TrainState:
         tables = [part.leaf for part in self._parts if part.name in TABLES]
         connections = [part.leaf for part in self._parts if part.name in CONNECTIONS]
         rest = [part.leaf for part in self._parts if part.name not in others]
+        betas = c.adam_beta1, c.adam_beta2
+        scalar_betas = betas if c.scalar_beta2 is None else (c.adam_beta1, c.scalar_beta2)
         groups = [
             {"params": tables, "peak_lr": c.token_lr, "weight_decay": c.token_decay},
             {"params": connections, "peak_lr": c.mudd_lr, "weight_decay": c.scalar_decay},
-            {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay},
+            {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay}
+            | {"betas": scalar_betas},
         ]
-        return torch.optim.AdamW(
-            groups, betas=(c.adam_beta1, c.adam_beta2), eps=c.adam_eps, fused=True
-        )
+        return torch.optim.AdamW(groups, betas=betas, eps=c.adam_eps, fused=True)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero; a parameter that a pass does not use keeps a zero gradient."""

@@ -36,6 +36,21 @@ def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[s
     return {**{n: p.detach() for n, p in network.named_parameters()}, **averages}
 
 
+def test_vectors_may_have_a_second_moment_of_their_own(sample, tiny_model):
+    config = dataclasses.replace(sample.train, adam_beta2=0.9, scalar_beta2=0.997)
+    alone = Runtime(0, 1, torch.device("cpu"))
+    network = Network(tiny_model(mudd_channels=8), VOCAB, seed=0)
+    state = TrainState(network, config, alone)
+    names = {id(p): name for name, p in network.named_parameters()}
+    found = {
+        names[id(p)]: group["betas"][1]
+        for group in state._adam.param_groups
+        for p in group["params"]
+    }
+    assert (found["embedding"], found["mudd_inner"]) == (0.9, 0.9)
+    assert (found["attn_scale"], found["skip_weight"]) == (0.997, 0.997)
+
+
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
