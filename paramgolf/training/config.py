@@ -54,6 +54,7 @@ class TrainConfig:
     loader: Literal["shuffled", "coprime", "sequential", "documents"]
     curriculum: tuple[BatchSizes, ...]
     rewarm_steps: Natural
+    batch_rate_power: NaturalFloat
     token_lr: NaturalFloat
     matrix_lr: NaturalFloat
     scalar_lr: NaturalFloat
@@ -107,6 +108,10 @@ class TrainConfig:
     def sizes_at(self, fraction: float) -> BatchSizes:
         """Return the sizes that hold at a fraction of training."""
         return [sizes for sizes in self.batch_sizes if sizes.at <= fraction][-1]
+
+    def batch_rate(self, sizes: BatchSizes) -> float:
+        """Return the factor of all rates that goes with the tokens of a batch."""
+        return float((sizes.batch_tokens / self.batch_tokens) ** self.batch_rate_power)
 
     def document_tokens(self, sizes: BatchSizes) -> int | None:
         """Return how many tokens of its own document a token may see, or None: the whole row."""

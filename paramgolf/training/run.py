@@ -161,7 +161,8 @@ class TrainingRun:
         """Take one step; its loss is read when the next one is under way."""
         progress, regime = self.progress, self._regime
         loss = self._gradient()
-        multiplier = self._state.step(at, rewarm=self._rewarm())
+        factor = self._rewarm() * self.config.batch_rate(regime.sizes)
+        multiplier = self._state.step(at, factor=factor)
         progress.step += 1
         progress.tokens += regime.sizes.batch_tokens
         progress.flops += regime.sizes.batch_tokens * self._token_flops()

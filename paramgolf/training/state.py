@@ -106,8 +106,11 @@ class TrainState:
         for p in self._parameters.values():
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
 
-    def step(self, at: Point, *, rewarm: float = 1.0) -> float:
-        """Sum gradients over processes, clip, update; return the multiplier of the rates."""
+    def step(self, at: Point, *, factor: float = 1.0) -> float:
+        """Sum gradients over processes, clip, update; return the multiplier of the rates.
+
+        It is that of the schedule times `factor`.
+        """
         if self._config.clip_scope == "process":
             # a part of 1 / world of the mean gradient is clipped as if it were the whole
             self._clip(self._config.clip_norm / self._runtime.world)
@@ -118,7 +121,7 @@ class TrainState:
             grad = self._parameters[part.name].grad
             if part.leaf.grad is not grad and grad is not None:
                 part.leaf.grad = grad[part.rows] if part.phase <= self._phase else None
-        multiplier = lr_multiplier(self._config, at) * rewarm
+        multiplier = lr_multiplier(self._config, at) * factor
         for group in self._adam.param_groups:
             group["lr"] = group["peak_lr"] * multiplier
         self._muon.step(

@@ -9,7 +9,7 @@ import pytest
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import compose
 from paramgolf.schema import parse
-from paramgolf.training.config import MomentumAverage, TrainConfig
+from paramgolf.training.config import BatchSizes, MomentumAverage, TrainConfig
 from paramgolf.training.schedule import (
     ema_decay,
     lr_multiplier,
@@ -31,6 +31,14 @@ def config(sample):
 )
 def test_rate_is_flat_then_falls_to_its_floor(config, step, expected):
     assert lr_multiplier(config, point(config, step, 0.0)) == pytest.approx(expected)
+
+
+def test_rates_may_grow_with_the_batch(config):
+    tripled = BatchSizes(at=0.5, batch_tokens=3 * config.batch_tokens, sequence_length=32)
+    growing = dataclasses.replace(config, curriculum=(tripled,), batch_rate_power=0.5)
+    rates = [growing.batch_rate(growing.sizes_at(fraction)) for fraction in (0.4, 0.5)]
+    assert rates == pytest.approx([1.0, 3**0.5])
+    assert config.batch_rate(tripled) == 1.0
 
 
 def test_time_budget_counts_seconds_without_the_reserve(config):
