@@ -85,6 +85,8 @@ class TrainConfig:
     warmdown_unit: Literal["fraction", "steps"]
     min_lr: Share
     ema_decay: BelowOne
+    token_ema_decay: BelowOne | None
+    scalar_ema_decay: BelowOne | None
     ema_warmup: bool
     average: Literal["ema", "swa"]
     swa_every: Positive

@@ -7,7 +7,8 @@ With f the share of the budget that is spent, s the steps done and r the steps l
     decay     matrix_decay * (1 - (1 - share) * max(0, f - start) / (1 - start))
     momentum  start + (momentum - start) * min(1, s / steps)
     weights   w + (last - w) * max(0, f - at) / (1 - at), of the averages that momentum consists of
-    average   e <- d e + (1 - d) w, d = ema_decay, with warm-up min(ema_decay, (1 + s) / (10 + s))
+    average   e <- d e + (1 - d) w, d = ema_decay or another group's, with warm-up
+              min(d, (1 + s) / (10 + s))
 
 The budget is steps, or seconds, or both: the one nearer its end rules. Under a budget of seconds r
 is an estimate, so a warmdown in steps bends as the time of a step does.
@@ -90,13 +91,12 @@ def muon_averages(config: TrainConfig, at: Point) -> tuple[tuple[float, float], 
     ) or ((momentum, 1.0),)
 
 
-def ema_decay(config: TrainConfig, step: int) -> float:
-    """Return d, how much of the averaged weights is kept at `step`.
+def ema_decay(config: TrainConfig, step: int, decay: float | None = None) -> float:
+    """Return d, how much of the averaged weights is kept at `step`; `decay` None: by ema_decay.
 
     The average remembers 1 / (1 - d) steps, and begins as the random start. A run that is not much
     longer than this would keep some of the start; with warm-up the memory grows with training, as
     (10 + s) / 9 steps, until it has its length.
     """
-    if not config.ema_warmup:
-        return config.ema_decay
-    return min(config.ema_decay, (1 + step) / (10 + step))
+    decay = config.ema_decay if decay is None else decay
+    return min(decay, (1 + step) / (10 + step)) if config.ema_warmup else decay

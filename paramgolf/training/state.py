@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -172,12 +173,20 @@ class TrainState:
     def _update_average(self, at: Point, multiplier: float) -> None:
         averages, weights = list(self.average.values()), list(self._parameters.values())
         if self._config.average == "ema":
-            swa_utils.get_ema_multi_avg_fn(ema_decay(self._config, at.step))(
-                averages, weights, None
-            )
+            for decay, names in self._ema_groups().items():
+                update = swa_utils.get_ema_multi_avg_fn(ema_decay(self._config, at.step, decay))
+                update(*([of[n] for n in names] for of in (self.average, self._parameters)), None)
         elif multiplier < self._config.swa_below and at.step % self._config.swa_every == 0:
             swa_utils.get_swa_multi_avg_fn()(averages, weights, self._averaged)
             self._averaged += 1
+
+    def _ema_groups(self) -> dict[float | None, list[str]]:
+        """Return the names of the parameters whose averages decay alike; None: by ema_decay."""
+        c, groups = self._config, defaultdict[float | None, list[str]](list)
+        for name in self._parameters:
+            others = c.token_ema_decay if name in TABLES else c.scalar_ema_decay
+            groups[None if name in self._matrices else others].append(name)
+        return groups
 
     def enter_phase(self, phase: int) -> None:
         """Begin a phase of the layer orders: rows that it uses learn, untied repeats are copied."""

@@ -51,6 +51,20 @@ def test_vectors_may_have_a_second_moment_of_their_own(sample, tiny_model):
     assert (found["attn_scale"], found["skip_weight"]) == (0.997, 0.997)
 
 
+def test_averages_of_groups_may_have_memories_of_their_own(sample, tiny_model):
+    decays = {"ema_decay": 0.9, "token_ema_decay": 0.5, "scalar_ema_decay": None}
+    config = dataclasses.replace(sample.train, ema_warmup=False, matrix_lr=0.0, **decays)
+    network = Network(tiny_model(), VOCAB, seed=0)
+    state = TrainState(network, config, Runtime(0, 1, torch.device("cpu")))
+    state.zero_grad()
+    for average in state.average.values():
+        average.zero_()
+    state.step(point(config, 0, 0.0))
+    for name, decay in (("embedding", 0.5), ("q", 0.9), ("attn_scale", 0.9)):
+        weight = network.get_parameter(name).detach()
+        torch.testing.assert_close(state.average[name], (1 - decay) * weight)
+
+
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
