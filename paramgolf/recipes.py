@@ -84,6 +84,9 @@ def _disagreements(params: Params) -> Iterator[Fault]:
             "must be what `tokenizer.fuse_markers` is, found "
             f"{params.model.fused_markers} and {params.tokenizer.fuse_markers}",
         )
+    together, heads = params.train.muon_kv_heads, params.model.kv_heads
+    if together and heads % together:
+        yield "train.muon_kv_heads", f"must divide `model.kv_heads` {heads}, found {together}"
     budget = params.train.budget_seconds
     if budget is not None and params.train.reserve_seconds >= budget:
         yield "train.reserve_seconds", "must be below `train.budget_seconds`"

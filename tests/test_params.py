@@ -133,10 +133,12 @@ def test_sections_that_disagree_are_named():
         "tokenizer.source": "published",
         "train.budget_seconds": 5,
         "train.reserve_seconds": 9,
+        "train.muon_kv_heads": 3,
     }
     message = faults_of(changes)
     assert "`tokenizer.source` must be published exactly when data.source is hub" in message
     assert "`train.reserve_seconds` must be below `train.budget_seconds`" in message
+    assert "`train.muon_kv_heads` must divide `model.kv_heads` 2, found 3" in message
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ Source: Keller Jordan et al. (2024), kellerjordan.github.io/posts/muon.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -30,12 +32,31 @@ from paramgolf.optim.orthogonal import Coefficients, orthogonalize
 from paramgolf.runtime import Runtime
 
 
+class Variant(NamedTuple):
+    """Where Muon departs from its plain form.
+
+    Attributes:
+        averages: of gradients, of which the momentum of each parameter is a sum.
+        gradient_power: to which the entries of gradients are taken, signs kept (pg#1682).
+        cautious: decay acts on those entries alone that the update brings nearer to 0.
+        rows: so many rows of a parameter at a time are a matrix of their own; 0: all of them.
+    """
+
+    averages: int = 1
+    gradient_power: float = 1.0
+    cautious: bool = False
+    rows: Mapping[str, int] = MappingProxyType({})
+
+
+PLAIN = Variant()
+
+
 class Muon:
     """Optimizer of parameters [n, out, in] or [out, in].
 
     `normalize_rows` divides each row of the direction by its length first; `row_floor` is added to
-    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum. The momentum of a
-    parameter [n, out, in] is the sum of so many `averages`, [averages, n, out, in].
+    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum, which is
+    [averages, n, out, in].
 
     All processes hold all momentum and share the iterations. The updates of one group of parameters
     are gathered while the next group is iterated.
@@ -50,15 +71,18 @@ class Muon:
         normalize_rows: bool,
         row_floor: float = 0.0,
         dtype: torch.dtype = torch.float32,
-        averages: int = 1,
+        variant: Variant = PLAIN,
     ) -> None:
         self._parameters = dict(parameters)
         self._polynomials = polynomials
         self._runtime = runtime
         self._normalize_rows = normalize_rows
         self._row_floor = row_floor
+        self._variant = variant
         self.momentum = {
-            name: torch.zeros(averages, *_stack(p).shape, dtype=dtype, device=p.device)
+            name: torch.zeros(
+                variant.averages, *self._stack(name, p).shape, dtype=dtype, device=p.device
+            )
             for name, p in self._parameters.items()
         }
 
@@ -86,9 +110,9 @@ class Muon:
         for names, updates, gathering in begun:
             if gathering:
                 gathering.wait()
-            counts = [len(_stack(self._parameters[name])) for name in names]
+            counts = [self.momentum[name].shape[1] for name in names]
             for name, update in zip(names, updates[: sum(counts)].split(counts), strict=True):
-                self._apply(self._parameters[name], update, lr, decay)
+                self._apply(name, update, lr, decay)
 
     def _groups(self) -> list[list[str]]:
         """Name the parameters of each shape, transposes of one another together.
@@ -100,7 +124,7 @@ class Muon:
         for name, p in self._parameters.items():
             if p.grad is None:  # no pass uses it yet
                 continue
-            groups.setdefault(tuple(sorted(p.shape[-2:])), []).append(name)
+            groups.setdefault(tuple(sorted(self.momentum[name].shape[-2:])), []).append(name)
         sizes = {n: p.numel() for n, p in self._parameters.items()}
         return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
@@ -115,7 +139,10 @@ class Muon:
         """
         buffers, gradient = self.momentum[name], self._parameters[name].grad
         assert gradient is not None
-        direction = grad = _stack(gradient).to(buffers.dtype)
+        grad = self._stack(name, gradient).to(buffers.dtype)
+        if self._variant.gradient_power != 1:
+            grad = grad.sign() * grad.abs().pow_(self._variant.gradient_power)
+        direction = grad
         # a buffer is a sum, not a mean: the iteration divides its length out anyway
         for buffer, (decay, weight) in zip(buffers, averages, strict=True):
             buffer.mul_(decay).add_(grad, alpha=(1 - decay) / (1 - momentum))
@@ -146,15 +173,19 @@ class Muon:
         whole = G.new_empty(each * runtime.world, *G.shape[1:])
         return whole, dist.all_gather_into_tensor(whole, padded, async_op=True)
 
-    def _apply(self, p: nn.Parameter, update: Tensor, lr: float, decay: float) -> None:
-        rows, cols = p.shape[-2:]
+    def _apply(self, name: str, update: Tensor, lr: float, decay: float) -> None:
+        p = self._parameters[name]
+        rows, cols = self.momentum[name].shape[-2:]
         if rows > cols:  # it was iterated as its transpose
             update = update.mT
-        update = update.reshape(p.shape)
+        update = update.reshape(p.shape).to(p.dtype)
+        if self._variant.cautious:
+            p.addcmul_(p, (update * p > 0).to(p.dtype), value=-lr * decay)
+        else:
+            p.mul_(1 - lr * decay)
         # a tall matrix has its updates scaled up: U V^T has rows of length sqrt(cols / rows) then
-        p.mul_(1 - lr * decay).add_(update.to(p.dtype), alpha=-lr * max(1, rows / cols) ** 0.5)
+        p.add_(update, alpha=-lr * max(1, rows / cols) ** 0.5)
 
-
-def _stack(x: Tensor) -> Tensor:
-    """Return a view of x with three dimensions: one matrix is a stack of one."""
-    return x.detach().view(-1, *x.shape[-2:])
+    def _stack(self, name: str, x: Tensor) -> Tensor:
+        """Return a view of x, shaped as a parameter, as a stack of the matrices that it holds."""
+        return x.detach().view(-1, self._variant.rows.get(name) or x.shape[-2], x.shape[-1])

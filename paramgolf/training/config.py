@@ -61,6 +61,7 @@ class TrainConfig:
     mudd_lr: NaturalFloat
     token_decay: NaturalFloat
     matrix_decay: NaturalFloat
+    cautious_decay: bool
     scalar_decay: NaturalFloat
     decay_taper_start: BelowOne
     decay_taper_share: NaturalFloat
@@ -77,6 +78,8 @@ class TrainConfig:
     muon_coefficients: Literal["newton_schulz", "polar_express"]
     muon_normalise_rows: bool
     muon_row_floor: NaturalFloat
+    muon_gradient_power: PositiveFloat
+    muon_kv_heads: Natural
     muon_dtype: Literal["float32", "bfloat16"]
     muon_blocks_only: bool
     clip_norm: NaturalFloat

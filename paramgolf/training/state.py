@@ -16,7 +16,7 @@ from paramgolf.model.network import Network
 from paramgolf.model.plan import rows_by_phase
 from paramgolf.model.shapes import CONNECTIONS, FROZEN, MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.fake_quant import soft_round, straight_through
-from paramgolf.optim.muon import Muon
+from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import coefficients
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import TrainConfig
@@ -68,7 +68,15 @@ class TrainState:
             normalize_rows=config.muon_normalise_rows,
             row_floor=config.muon_row_floor,
             dtype=getattr(torch, config.muon_dtype),
-            averages=max(1, len(config.muon_averages)),
+            variant=Variant(
+                averages=max(1, len(config.muon_averages)),
+                gradient_power=config.muon_gradient_power,
+                cautious=config.cautious_decay,
+                rows=dict.fromkeys(
+                    (part.key for part in self._parts if part.name in ("k", "v")),
+                    config.muon_kv_heads * network.config.head_dim,
+                ),
+            ),
         )
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}

@@ -10,7 +10,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import nn
 
-from paramgolf.optim.muon import Muon
+from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalize
 from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import RuntimeConfig
@@ -72,7 +72,7 @@ def test_momentum_gathers_gradients():
 def test_momentum_of_two_memories_is_the_mixture_of_two_means():
     """Means of gradients that begin as the mean of the one momentum, at the switch."""
     parameters, steps, momentum = make(), coefficients("newton_schulz", 5), 0.9
-    muon = Muon(parameters, steps, CPU, normalize_rows=False, averages=2)
+    muon = Muon(parameters, steps, CPU, normalize_rows=False, variant=Variant(averages=2))
     one = Muon(make(), steps, CPU, normalize_rows=False)
     two_memories = ((0.5, 0.4), (0.98, 0.6))
     generator, means, directions = torch.Generator().manual_seed(1), [0.0, 0.0], {}
@@ -94,6 +94,48 @@ def test_momentum_of_two_memories_is_the_mixture_of_two_means():
         if step < 3:
             torch.testing.assert_close(muon.momentum["q"], one.momentum["q"].repeat(2, 1, 1, 1))
     assert not torch.equal(*muon.momentum["q"])
+
+
+def test_gradients_are_taken_to_a_power():
+    parameters = make()
+    steps = coefficients("newton_schulz", 5)
+    muon = Muon(parameters, steps, CPU, normalize_rows=False, variant=Variant(gradient_power=0.5))
+    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    grad = parameters["up"].grad
+    expected = torch.where(grad < 0, -1, 1) * grad.abs().sqrt()
+    torch.testing.assert_close(muon.momentum["up"][0], expected)
+
+
+def test_cautious_decay_spares_what_the_update_makes_larger():
+    moved, decayed = make(), make()
+    for parameters, decay in ((moved, 0.0), (decayed, 0.5)):
+        steps = coefficients("newton_schulz", 5)
+        muon = Muon(parameters, steps, CPU, normalize_rows=True, variant=Variant(cautious=True))
+        muon.step(lr=0.1, decay=decay, momentum=0.9, during_gather=nothing)
+    for name, before in make().items():
+        shrinks = (before - moved[name]) * before > 0
+        expected = moved[name] - 0.1 * 0.5 * before * shrinks
+        torch.testing.assert_close(decayed[name], expected)
+        assert 0.2 < shrinks.float().mean() < 0.8
+
+
+def test_heads_are_orthogonalized_apart():
+    """As if each block of rows were a parameter of its own."""
+    whole, steps = make(), coefficients("newton_schulz", 5)
+    parted = {
+        f"{name}{i}": nn.Parameter(whole[name].detach()[:, 2 * i : 2 * i + 2].clone())
+        for name, i in (("k", 0), ("k", 1), ("q", 0), ("q", 1), ("q", 2), ("q", 3))
+    }
+    for name, p in parted.items():
+        i = int(name[1:])
+        p.grad = whole[name[0]].grad[:, 2 * i : 2 * i + 2].clone()
+    for parameters, rows in ((whole, {"k": 2, "q": 2}), (parted, {})):
+        muon = Muon(parameters, steps, CPU, normalize_rows=True, variant=Variant(rows=rows))
+        for _ in range(2):
+            muon.step(lr=0.1, decay=0.1, momentum=0.9, during_gather=nothing)
+    for name, p in parted.items():
+        i = int(name[1:])
+        torch.testing.assert_close(whole[name[0]][:, 2 * i : 2 * i + 2], p)
 
 
 def test_momentum_in_bfloat16_is_rounded():
