@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from pathlib import Path
 
@@ -59,7 +60,11 @@ def test_records_are_scores_of_systems():
     for name, record in records.items():
         assert name == f"pr{record['pull_request']}"
         assert record["evaluation"] in ("plain", "sliding", "adapted")
-        assert record["artifact_bytes"] <= 16_000_000
+        assert record.get("artifact_bytes", 0) <= 16_000_000
+        assert record["audited"] in (True, False, None)
+        assert record["source"] in ("log", "readme", "leaderboard")
+        assert re.fullmatch(r"2026-0[345]-\d\d", record.get("date", "2026-03-18"))
+        assert ("seeds" in record) != ("mean" in record)
     published = {"pr1204": 1.1063, "pr1296": 1.0897, "pr1392": 1.1020, "pr1493": 1.0810}
     for name, mean in (published | {"pr1855": 1.0611, "pr2135": 1.0565}).items():
         assert statistics.fmean(records[name]["seeds"].values()) == pytest.approx(mean, abs=6e-5)

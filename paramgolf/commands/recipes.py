@@ -20,6 +20,7 @@ from paramgolf.recipes import RECIPES, Difference, check, compose, describe, dif
 
 EXAMPLE = """example:
   paramgolf recipes
+  paramgolf recipes --frontier
   paramgolf recipes --differences"""
 MEASURED = RECIPES.parent / "benchmarks/results/recipes.json"
 PREFIX = re.compile(r"^PR \d+, [\d.]+: ")  # other columns say it
@@ -32,6 +33,11 @@ COSTS = (
 OURS = (
     "Ours, packed: bits per byte of that text. They are no scores to hold against those of FineWeb."
 )
+FRONTIER = (
+    "Records that were each better than all before them, in the order of their pull requests; p: "
+    "Welch, one-sided, of single scores (*: as published; -: single scores are not known)."
+)
+AUDITED = {True: "yes", False: "no", None: "unknown"}
 HINT = "paramgolf estimate NAME: what one costs; paramgolf use NAME: write it to params.yaml"
 MARKDOWN = ("recipes", "published", "ours", "why", "restored by", "measured effect")
 Row = Sequence[str]
@@ -39,6 +45,14 @@ Row = Sequence[str]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
+    parser.add_argument(
+        "--frontier",
+        action="store_true",
+        help="print which records were each better than all before them, and by what p",
+    )
+    parser.add_argument(
+        "--all", action="store_true", help="with --frontier: records that nobody audited, too"
+    )
     parser.add_argument(
         "--differences",
         action="store_true",
@@ -50,6 +64,9 @@ def run(options: argparse.Namespace) -> int:
     """Print the tables: our own recipes, then the published systems by number."""
     if options.differences:
         print(markdown(differences()))
+        return 0
+    if options.frontier:
+        print_frontier(audited=not options.all)
         return 0
     records, measured = read_yaml(RECIPES / "records.yaml"), read_measured(MEASURED)
     ordered = sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name))
@@ -64,6 +81,27 @@ def run(options: argparse.Namespace) -> int:
         _print_table(OURS, ("recipe", "packed", "bytes"), packed)
     print(HINT)
     return 0
+
+
+def print_frontier(*, audited: bool) -> None:
+    """Print the steps of the contest's frontier."""
+    from paramgolf.experiments.frontier import frontier  # imports scipy
+
+    steps = frontier(read_yaml(RECIPES / "records.yaml"), audited=audited)
+    rows = [
+        (
+            step.name,
+            step.record.get("date", NONE),
+            f"{step.scores.mean:.5f}",
+            str(step.scores.n or NONE),
+            NONE if step.improvement is None else f"{step.improvement:.5f}",
+            NONE if step.p is None else f"{step.p:.2g}{'*' if step.p_from == 'published' else ' '}",
+            AUDITED[step.record["audited"]],
+        )
+        for step in steps
+    ]
+    headings = ("recipe", "date", "BPB", "seeds", "better by", "p", "audited")
+    _print_table(FRONTIER, headings, rows)
 
 
 def _print_table(

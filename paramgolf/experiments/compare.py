@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.frontier import record_sample
 from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
 from paramgolf.experiments.paired import paired, power
 from paramgolf.experiments.read import Experiment, Source, find, read
-from paramgolf.experiments.statistics import Sample, difference, exact, sample
+from paramgolf.experiments.statistics import Sample, difference, sample
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES
-from paramgolf.verify.config import CONTEST_GPU
+from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
 
 SCHEMA = 1
 PUBLISHED_BYTES = 151_080_891  # of the contest's validation text
@@ -117,11 +118,6 @@ def _reference(
     return Reference(groups[0].label, _scores(groups[0], score), groups[0])
 
 
-def record_sample(record: Mapping[str, Any]) -> Sample:
-    """Return a record's scores; without single ones its mean, taken as exact."""
-    return sample(list(record["seeds"].values())) if "seeds" in record else exact(record["mean"])
-
-
 def _described(reference: Reference | None) -> dict[str, Any] | None:
     if reference is None:
         return None
@@ -187,7 +183,8 @@ def bytes_per_token(group: SeedGroup, score: str) -> float:
 def _record_flags(
     group: SeedGroup, scores: Sample, record: Mapping[str, Any], score: str
 ) -> Iterator[str]:
-    evaluation, count = record["evaluation"], record["training"]["gpus"]
+    evaluation = record["evaluation"]
+    count = record["training"]["gpus"] if "training" in record else CONTEST_GPUS
     if score != EVALUATIONS[evaluation]:
         yield f"score: ours {score}, the record's is {evaluation} ({EVALUATIONS[evaluation]})"
     if scores.n == 0:
