@@ -116,6 +116,7 @@ class DocumentsConfig:
     prefix_documents: Natural
     phases: Natural
     repeat_bos: bool
+    wave_documents: Natural
 
     @property
     def longest_chunk(self) -> int:
@@ -129,6 +130,11 @@ class DocumentsConfig:
             yield "short_chunks", "must be in rising order of `document_tokens`"
         if self.prefix_documents < self.phases:
             yield "prefix_documents", f"must be at least `phases`, {self.phases}"
+        if self.wave_documents and self.phases:
+            yield (
+                "wave_documents",
+                "must be 0 where there are `phases`: waves replace them",
+            )
         by_length = {
             "warm_a": self.warm_a,
             "short_chunks": bool(self.short_chunks),

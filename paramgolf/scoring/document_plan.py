@@ -47,16 +47,22 @@ class Phase:
     stop: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Wave(Phase):
+    """The documents scored since the last wave: the whole model takes one step on all of them."""
+
+
 def plan_documents(
     start: np.ndarray, stop: np.ndarray, config: DocumentsConfig, window: int
 ) -> list[DocumentBatch | Phase]:
-    """Return the batches in the order in which they are scored, and the phases between them.
+    """Return the batches in the order in which they are scored, phases and waves between them.
 
     `start` and `stop` int64 [n] are the documents' targets, in the order of the text.
     """
     lengths = stop - start
     batches, ends = order_batches(lengths, config)
-    phases = place_phases([len(batch) for batch in batches], ends, config)
+    sizes = [len(batch) for batch in batches]
+    phases, waves = place_phases(sizes, ends, config), place_waves(sizes, ends, config)
     spent = np.zeros(config.chains)  # the work of each chain so far
     items: list[DocumentBatch | Phase] = []
     for index, documents in enumerate(batches):
@@ -71,6 +77,10 @@ def plan_documents(
             # by length, then in the order of the text
             learned = scored[np.lexsort((scored, lengths[scored]))][: phases[index]]
             items.append(Phase(start[learned], stop[learned]))
+        if index in waves:
+            scored = np.concatenate(batches[waves[index] : index + 1])
+            items.append(Wave(start[scored], stop[scored]))
+        if index in phases or index in waves:
             spent[:] = spent.max()  # all wait for one another
     return items
 
@@ -117,6 +127,22 @@ def place_phases(sizes: list[int], ends: list[int], config: DocumentsConfig) -> 
             break
         phases[last] = bound
     return phases
+
+
+def place_waves(sizes: list[int], ends: list[int], config: DocumentsConfig) -> dict[int, int]:
+    """Return the first batch of each wave, by the last one, after which it is learned from.
+
+    A wave has `wave_documents` documents or somewhat more, whole batches of them. Nothing is
+    learned from the last batch, since nothing would profit.
+    """
+    waves: dict[int, int] = {}
+    first = held = 0
+    for index, size in enumerate(sizes[:-1]):
+        held += size
+        if 0 < config.wave_documents <= held and index in ends:
+            waves[index] = first
+            first, held = index + 1, 0
+    return waves
 
 
 def phase_bounds(config: DocumentsConfig) -> list[int]:

@@ -71,6 +71,7 @@ DOCUMENTS = {
     "prefix_documents": 0,
     "phases": 0,
     "repeat_bos": False,
+    "wave_documents": 0,
 }
 SLIDING = SlidingConfig(
     mode="strided",

@@ -13,6 +13,7 @@ from paramgolf.scoring.config import DocumentsConfig, ShortChunk
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
     Phase,
+    Wave,
     phase_bounds,
     place_phases,
     plan_documents,
@@ -107,6 +108,30 @@ def test_short_documents_have_short_chunks():
 )
 def test_bounds_of_the_phases_are_the_records(prefix, phases, bounds):
     assert phase_bounds(documents_config(prefix_documents=prefix, phases=phases)) == bounds
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
+    order=st.sampled_from(["stream", "length"]),
+    wave=st.integers(1, 12),
+)
+def test_waves_take_the_documents_since_the_last_wave(lengths, order, wave):
+    items = plan(np.array(lengths), order=order, wave_documents=wave, batch_documents=2)
+    since: list[int] = []
+    for index, item in enumerate(items):
+        if isinstance(item, DocumentBatch):
+            since += item.start.tolist()
+            continue
+        assert isinstance(item, Wave)
+        assert item.start.tolist() == since
+        assert len(since) >= wave
+        left = batches_of(items[index:])
+        assert left  # or nothing would profit
+        if order == "stream":
+            assert max(item.stop) <= min(start for batch in left for start in batch.start)
+        since = []
+    assert len(since) < wave + 4 or not batches_of(items[:-1])
 
 
 @pytest.mark.parametrize("name", ["pr1855", "pr2135"])

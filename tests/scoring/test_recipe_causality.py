@@ -26,7 +26,7 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
 
-WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
+WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "waves")
 KINDS = ("none", "ngram", "tilt")
 COUNT = 80
 
@@ -41,7 +41,11 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
         )
         ledger = score_text(network, text, config, session)
     else:
-        documents = {"order": "stream", "phases": 1, "prefix_documents": 1, "batch_documents": 1}
+        documents = {"order": "stream", "batch_documents": 1}
+        if way == "waves":
+            way, documents["wave_documents"] = "lora_documents", 1
+        else:
+            documents |= {"phases": 1, "prefix_documents": 1}
         sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
         lora = make_lora_config(
             way, documents={**documents, "chunk_tokens": 8, "chains": 1}, **sizes
