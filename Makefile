@@ -3,17 +3,36 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 INSTALLED := $(VENV)/.installed
+GPU_PACKAGES := $(VENV)/.gpu-packages
+# for `make gpu`: the address of PyTorch's package index (docs/pod.md) and its folder; FLASH_LINKS, if given, names
+# another page of FlashAttention-3's wheels
+TORCH_INDEX ?=
+CUDA ?= cu130
+FLASH_LINKS ?=
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup repro test test-gpu test-kernels lint
+.PHONY: setup gpu repro test test-gpu test-kernels lint
 
 setup: $(INSTALLED)
 
-$(INSTALLED): requirements.lock pyproject.toml
+$(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramgolf needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $@
+
+# torch comes first: requirements.lock is content with it, and adds what it needs
+gpu: $(GPU_PACKAGES)
+	$(MAKE) setup
+	paramgolf doctor
+
+$(GPU_PACKAGES): requirements-gpu.lock | $(BIN)/python
+	$(if $(TORCH_INDEX),,$(error set TORCH_INDEX to the address of PyTorch's package index: see docs/pod.md))
+	$(BIN)/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX)/$(CUDA) \
+	    $(if $(FLASH_LINKS),--find-links $(FLASH_LINKS)) --requirement requirements-gpu.lock
 	touch $@
 
 repro: setup

@@ -14,6 +14,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from paramgolf.doctor.check import Check, fault, ok, warning
+from paramgolf.doctor.versions import check_pairs, flash_attention_command
 from paramgolf.estimate.devices import GIB
 from paramgolf.files import parse_object
 from paramgolf.gpu_support import flash_attention_obstacle
@@ -102,7 +103,8 @@ def check_torch(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Check]
         yield fault("GPU", f"{names}: no bfloat16 before compute capability {OLDEST_GPU}", remedy)
     else:
         yield ok("GPU", names)
-    yield _check_attention(facts["flash_attention"], gpus)
+    yield from check_pairs(facts["version"], [gpu.capability for gpu in gpus])
+    yield _check_attention(facts["flash_attention"], facts["cuda"], gpus)
     if facts["triton"] is None:
         remedy = "pip install triton, or set runtime.compile to off"
         yield warning("Triton", "not installed: blocks cannot be compiled", remedy)
@@ -118,16 +120,19 @@ def _check_cuda(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) ->
         return ok("CUDA", "no GPU: everything runs on the CPU")
     seen = f"the driver sees {len(driver)} x {driver[0]}, torch none"
     if cuda is None:
-        return fault("CUDA", f"{seen}: it was built without CUDA", "install a CUDA build of torch")
-    remedy = "check CUDA_VISIBLE_DEVICES; update the driver, or install torch for an older CUDA"
+        remedy = "move .venv away, then `make gpu` (docs/pod.md)"
+        return fault("CUDA", f"{seen}: it was built without CUDA", remedy)
+    remedy = (
+        "check CUDA_VISIBLE_DEVICES; update the driver, or `make gpu CUDA=cu126` in a new .venv"
+    )
     return fault("CUDA", f"{seen} (built for CUDA {cuda})", remedy)
 
 
-def _check_attention(problem: str | None, gpus: Sequence[Gpu]) -> Check:
+def _check_attention(problem: str | None, cuda: str, gpus: Sequence[Gpu]) -> Check:
     name = "flash_attn_3"
     if any(flash_attention_obstacle(gpu.capability, installed=True) for gpu in gpus):
         return ok(name, "not for these GPUs: PyTorch's attention is used")
     if problem is None:
         return ok(name, "installed")
-    remedy = "pip install -e .[gpu]; without it PyTorch's attention is used, a little slower"
-    return warning(name, f"cannot be imported: {problem}", remedy)
+    text = f"cannot be imported: {problem}; PyTorch's attention is used instead, a little slower"
+    return warning(name, f"{text} (for TORCH_INDEX see docs/pod.md)", flash_attention_command(cuda))
