@@ -16,6 +16,7 @@ from paramgolf.process import start_process
 start_process()  # before numpy is loaded, whose threads would spin: as in the stages
 
 import argparse
+import functools
 import json
 import os
 import signal
@@ -26,11 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fuzz_files
 import fuzz_models
 import torch
-from tables import made_by
+from tables import device_name, made_by
 
-from paramgolf.files import read_json, write_json
+from paramgolf.files import read_json, write_json, write_text
 from paramgolf.progress import track
 
 OUT = Path(__file__).parent / "results/fuzz.json"
@@ -50,7 +52,14 @@ class Target:
     read: Callable[[bytes], str]
 
 
-TARGETS = {"model.bin": Target(10_000, fuzz_models.mutant, fuzz_models.read)}
+TARGETS = {"model.bin": Target(10_000, fuzz_models.mutant, fuzz_models.read)} | {
+    kind: Target(
+        2_000,
+        functools.partial(fuzz_files.mutant, kind),
+        functools.partial(fuzz_files.read, kind),
+    )
+    for kind in fuzz_files.KINDS
+}
 
 
 def main() -> None:
@@ -67,6 +76,25 @@ def main() -> None:
         results[name] = fuzz(name, target, numbers) | made_by("benchmarks/fuzz.py")
         print(name, json.dumps(results[name]))
         write_json(OUT, results)
+        write_text(OUT.with_suffix(".md"), markdown(results))
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """Return the table of the results."""
+    device, command = device_name(), "python benchmarks/fuzz.py"
+    lines = [f"`{command}` on {device}, torch {torch.__version__}", ""]
+    lines += [
+        "| file | mutants | outcomes | most seconds | most MiB | faults |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, found in results.items():
+        outcomes = ", ".join(f"{n:,} {word}" for word, n in sorted(found["outcomes"].items()))
+        figures = f"{found['seconds_most']:.2f} | {found['bytes_most'] / 2**20:,.0f}"
+        line = (
+            f"| {name} | {found['mutants']:,} | {outcomes} | {figures} | {len(found['faults'])} |"
+        )
+        lines.append(line)
+    return "\n".join(lines) + "\n"
 
 
 def fuzz(name: str, target: Target, numbers: range) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 
 EXIT_USER_ERROR = 2
+MOST_SHOWN = 2000  # characters of a part of a message
 
 
 class ParamGolfError(Exception):
@@ -26,7 +27,10 @@ class ParamGolfError(Exception):
         fix: str | None = None,
     ) -> None:
         parts = {"where": where, "expected": expected, "found": found, "what to do": fix}
-        lines = [what, *(f"  {name}: {part}" for name, part in parts.items() if part is not None)]
+        given = {name: str(part) for name, part in parts.items() if part is not None}
+        # what was found may be a file of one line, or a library's message that quotes it
+        shown = {n: p if len(p) <= MOST_SHOWN else f"{p[:MOST_SHOWN]}..." for n, p in given.items()}
+        lines = [what, *(f"  {name}: {part}" for name, part in shown.items())]
         super().__init__("\n".join(lines))
 
 

@@ -19,9 +19,11 @@ import tokenizers
 from paramgolf.data.byte_counts import at_most
 from paramgolf.data.manifests import OFFSETS_RULE
 from paramgolf.data.vocabulary_format import other_format, refuse_other_formats
+from paramgolf.files import read_json
 
 # special tokens that begin a document, in order of preference; without one BOS is added
 BOS_NAMES = ("<s>", "<bos>", "<|bos|>", "[BOS]", "<|begin_of_text|>", "<|endoftext|>", "[CLS]")
+_PREFIX = re.compile(rb'"continuing_subword_prefix"\s*:\s*"[^"]')
 _BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
@@ -81,6 +83,7 @@ class JsonVocabulary:
 def load_json(path: Path) -> tokenizers.Tokenizer:
     """Load a tokenizer for plain text: nothing cut, padded or added, nothing in it special."""
     refuse_other_formats(path)
+    _refuse_merges_without_prefix(path)
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
@@ -91,6 +94,21 @@ def load_json(path: Path) -> tokenizers.Tokenizer:
     if getattr(tokenizer.model, "dropout", None):
         tokenizer.model.dropout = None  # it would draw another encoding each time
     return tokenizer
+
+
+def _refuse_merges_without_prefix(path: Path) -> None:
+    """Refuse merges that lack the prefix of their model: over one the library ends the process."""
+    if not _PREFIX.search(path.read_bytes()):
+        return
+    model = read_json(path).get("model")
+    if not isinstance(model, dict) or not isinstance(merges := model.get("merges"), list):
+        return
+    prefix = str(model.get("continuing_subword_prefix") or "")
+    for merge in merges:
+        parts = merge.split(" ") if isinstance(merge, str) else merge
+        if not isinstance(parts, list) or not parts or not str(parts[-1]).startswith(prefix):
+            found = f"a merge {merge!r} without the prefix {prefix!r}"
+            raise other_format(path, found=found)
 
 
 def _unknown_id(tokenizer: tokenizers.Tokenizer) -> int:

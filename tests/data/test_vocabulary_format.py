@@ -71,6 +71,16 @@ def test_pieces_that_are_not_utf8_are_one_message(tmp_path: Path) -> None:
     assert "no SentencePiece model" in message_of(path)
 
 
+@pytest.mark.parametrize("merge", ["a b", ["a", "b"], [], 5])
+def test_a_merge_without_its_prefix_is_one_message(tmp_path: Path, merge: object) -> None:
+    """The library would end the process."""
+    vocab = {"a": 0, "b": 1, "ab": 2}
+    model = {"type": "BPE", "vocab": vocab, "merges": [merge], "continuing_subword_prefix": "##"}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    assert "without the prefix '##'" in message_of(path)
+
+
 def test_a_vocabulary_with_numbers_is_read(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("abc 1\nthe\n'a' 2\n")
