@@ -55,6 +55,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
     results = "JSON to add to, Markdown goes beside it; default: results.json in the folder"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
+    take = "results of another machine to take into account; repeat it"
+    parser.add_argument("--take", type=Path, action="append", default=[], metavar="FILE", help=take)
     mirror = "copy results and logs there as they are written: a folder, or a URL of fsspec"
     parser.add_argument("--mirror", metavar="URL", help=mirror)
     parser.add_argument(
@@ -77,6 +79,8 @@ def run(options: argparse.Namespace) -> int:
     if options.ablate is not None:
         return print_ablation(plan, options.ablate)
     records = Records(options.results or options.work / plan.name / "results.json")
+    for path in options.take:
+        records.take(path)
     if options.show:
         return show(records, plan.name, as_json=options.json)
     slots = slots_of(devices(options.gpus), plan.gpus)

@@ -14,11 +14,12 @@ from lab_case import FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lab.records import Run
+from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
 from paramgolf.experiments.lab.stages import Processes, StageError
 from paramgolf.experiments.lab.summary import summarize
+from paramgolf.files import write_json
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
 
@@ -96,6 +97,26 @@ def test_results_alone_are_enough_and_outputs_are_made_again_where_they_are_need
     packed = plan_of(tokens, seeds=[1], variants=variants, goal="packed")
     work(packed, tmp_path / "there", processes)
     assert [stage for stage, *_ in processes.calls] == PACKED
+
+
+def test_results_of_two_machines_are_put_together(tokens, tmp_path):
+    work(plan_of(tokens, seeds=[1]), tmp_path / "here", FakeProcesses())
+    work(plan_of(tokens, seeds=[2]), tmp_path / "there", FakeProcesses())
+    records = Records(tmp_path / "here/results.json")
+    records.take(tmp_path / "there/results.json")
+    path = tmp_path / "both/results.json"
+    write_json(path, records.content)
+    processes = FakeProcesses()
+    content = work(plan_of(tokens), path.parent, processes)
+    assert processes.calls == []
+    assert summarize(content, "tiny").variants[1].differences["trained"].n == 2
+
+
+def test_a_file_that_holds_no_results_is_refused(tmp_path):
+    for content in ({}, {"schema": 1}, {"schema": 1, "plans": [], "stages": {}, "failures": {}}):
+        write_json(tmp_path / "results.json", content)
+        with pytest.raises(ParamGolfError, match="not results of the laboratory"):
+            Records(tmp_path / "results.json")
 
 
 def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):

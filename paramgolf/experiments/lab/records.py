@@ -21,6 +21,7 @@ from paramgolf.files import read_json, write_json
 
 SCHEMA = 1
 KEY_LENGTH = 16
+PARTS = ("plans", "stages", "failures")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,20 +65,23 @@ def keys_of(
     return keys
 
 
+def _read(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if found.get("schema") != SCHEMA or not all(isinstance(found.get(p), dict) for p in PARTS):
+        fix = "name another file with --results"
+        raise ParamGolfError("not results of the laboratory", where=path, fix=fix)
+    return found
+
+
 class Records:
     """The file; threads may enter what they found at the same time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._lock = threading.Lock()
-        parts: dict[str, Any] = {"plans": {}, "stages": {}, "failures": {}, "rows": []}
-        self.content = parts
+        self.content: dict[str, Any] = {part: {} for part in PARTS} | {"rows": []}
         if path.is_file():
-            found = read_json(path)
-            if found.get("schema") != SCHEMA or not parts.keys() <= found.keys():
-                fix = "name another file with --results"
-                raise ParamGolfError("not results of the laboratory", where=path, fix=fix)
-            self.content = found
+            self.content = _read(path)
 
     @property
     def page(self) -> Path:
@@ -97,6 +101,15 @@ class Records:
     def is_done(self, run: Run) -> bool:
         """Tell whether all figures of a run are here."""
         return all(key in self.content["stages"] for key in run.keys.values())
+
+    def take(self, path: Path) -> None:
+        """Take what another file of results holds; where both have a figure, this one's stays."""
+        other = _read(path)
+        with self._lock:
+            for part in PARTS:
+                self.content[part] = other[part] | self.content[part]
+            for key in self.content["stages"]:
+                self.content["failures"].pop(key, None)
 
     def add_stage(self, key: str, figures: Mapping[str, Any]) -> None:
         """Enter what a stage found, in the place of an earlier failure."""

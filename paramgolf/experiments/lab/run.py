@@ -306,11 +306,8 @@ class Laboratory:
             self._mirror.add(f"{label}/log.jsonl", place.folder / "artifacts/train/log.jsonl")
 
     def _places_before(self, run: Run, stage: str) -> dict[str, Place]:
-        """Return the folders of all that a stage may read of earlier ones."""
-        found: dict[str, Place] = {}
-        for other in self._bench.stages[stage].depends:
-            found |= {other: self._bench.place(run.keys[other])}
-        return found
+        """Return the folders of the stages whose outputs a stage reads."""
+        return {s: self._bench.place(run.keys[s]) for s in self._bench.stages[stage].depends}
 
 
 def made_by() -> dict[str, str]:
