@@ -12,6 +12,7 @@ from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.run import train
+from paramgolf.training.time_split import time_split
 
 
 def main() -> None:
@@ -20,7 +21,8 @@ def main() -> None:
     take_gpus(machine)
     launch(machine)
     with processes(machine) as runtime:
-        train(load_params(ModelConfig, "model"), load_params(TrainConfig, "train"), runtime)
+        model, config = load_params(ModelConfig, "model"), load_params(TrainConfig, "train")
+        train(model, config, runtime, time_split)
 
 
 if __name__ == "__main__":

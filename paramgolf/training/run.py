@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -23,23 +24,29 @@ from paramgolf.runtime import Runtime, synchronize
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.log import Log, environment
-from paramgolf.training.micro_batch import choose_micro_batch
 from paramgolf.training.passes import Passes
 from paramgolf.training.regime import Regime, regime_at
 from paramgolf.training.result import METRICS, OUT, Progress, metrics_of, write_model
 from paramgolf.training.schedule import Point, point
 from paramgolf.training.state import TrainState
-from paramgolf.training.time_split import time_split
 from paramgolf.training.validate import validate
 
+# milliseconds by kind, of a function that runs the passes of a step, and one that runs the rest
+Split = Callable[[Callable[[], object], Callable[[], object]], dict[str, float] | None]
 
-def train(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> None:
-    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off."""
+
+def train(
+    model: ModelConfig, config: TrainConfig, runtime: Runtime, split: Split | None = None
+) -> None:
+    """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
+
+    At the end `split` says for the metrics where the time of a step goes.
+    """
     run = TrainingRun(model, config, runtime, open_tokens())
     run.resume()
     run.warm_up()
     run.loop()
-    run.finish()
+    run.finish(split)
 
 
 def initial_network(
@@ -71,6 +78,8 @@ class TrainingRun:
         self._state = TrainState(self._network, config, runtime)
         micro_batch_tokens = config.micro_batch_tokens
         if micro_batch_tokens == "auto":
+            from paramgolf.training.micro_batch import choose_micro_batch
+
             micro_batch_tokens = choose_micro_batch(self._network, config, runtime)
         self._batches = Batches(tokens.train(), config, runtime, micro_batch_tokens)
         self._passes = Passes(model, config, self._batches, runtime)
@@ -233,7 +242,7 @@ class TrainingRun:
         self._log.write({**record, "tokens_scored": score.tokens})
         return score
 
-    def finish(self) -> None:
+    def finish(self, split: Split | None) -> None:
         """Average the weights, validate in full, write the model and the metrics."""
         seconds = self.clock.elapsed
         self._state.load_average()
@@ -251,7 +260,7 @@ class TrainingRun:
         metrics["startup_seconds"] = self._startup_seconds
         # the weights are written by now: these steps change them
         at = point(self.config, self.progress.step, 0.0)
-        metrics["time_split_ms"] = time_split(self._gradient, lambda: self._state.step(at))
+        metrics["time_split_ms"] = split and split(self._gradient, lambda: self._state.step(at))
         if self.runtime.is_main:
             write_json(METRICS, metrics)
             self._checkpoint.remove()

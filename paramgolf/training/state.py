@@ -15,7 +15,6 @@ from torch.optim import swa_utils
 from paramgolf.model.network import Network
 from paramgolf.model.plan import rows_by_phase
 from paramgolf.model.shapes import CONNECTIONS, FROZEN, MATRICES, PROJECTIONS, TABLES
-from paramgolf.optim.fake_quant import soft_round, straight_through
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import coefficients
 from paramgolf.runtime import Runtime
@@ -156,6 +155,8 @@ class TrainState:
         return self.network.with_backend(backend)
 
     def _rounding(self, multiplier: float) -> Callable[[str, Tensor], Tensor]:
+        from paramgolf.optim.fake_quant import soft_round, straight_through
+
         c = self._config
         sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
 
