@@ -22,6 +22,7 @@ COMMANDS = {
     "recipes": "list the recipes",
     "estimate": "what a recipe will cost, before any GPU is used",
     "profile": "where the time of a training step goes, on this GPU",
+    "watch": "what the run under way does, and what is left of its budgets",
     "doctor": "what this machine can run, and what to mend",
     "lab": "train variants side by side, and say what helps",
     "compare": "whether a difference between experiments is real",

@@ -1,0 +1,73 @@
+"""What the system tells of a run: the stage that is under way, and the GPUs."""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from paramgolf.shell import output_of
+
+PROC = Path("/proc")
+SCRIPT = re.compile(r"(?:^|/)stages/(\w+)\.py$")
+START_FIELD = 19  # of /proc/PID/stat after the name: start time in clock ticks since boot
+GPU_FIELDS = "index,name,memory.used,memory.total,power.draw,utilization.gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A stage under way: its name, its first process, and seconds since that was started."""
+
+    name: str
+    process: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU now: MiB of memory, watts, per cent of the time at work; None where it does not say."""
+
+    index: str
+    name: str
+    used_mib: float | None
+    total_mib: float | None
+    watts: float | None
+    busy_percent: float | None
+
+
+def stage_under_way(root: Path, proc: Path = PROC) -> Stage | None:
+    """Return the stage that a process runs in the project's folder; the first of several.
+
+    A stage of several processes began with its launcher, the oldest.
+    """
+    return max(_stages(root.resolve(), proc), key=lambda stage: stage.seconds, default=None)
+
+
+def _stages(root: Path, proc: Path) -> Iterator[Stage]:
+    now = time.clock_gettime(time.CLOCK_BOOTTIME)
+    for folder in proc.glob("[0-9]*"):
+        try:
+            words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            name = next((found[1] for word in words if (found := SCRIPT.search(word))), None)
+            if name is None or (folder / "cwd").readlink() != root:
+                continue
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+        except OSError:  # it has ended, or is another user's
+            continue
+        seconds = now - int(fields[START_FIELD]) / os.sysconf("SC_CLK_TCK")
+        yield Stage(name, int(folder.name), seconds)
+
+
+def gpus() -> list[Gpu]:
+    """Return the machine's GPUs; none without NVIDIA's driver."""
+    command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"]
+    lines = (output_of(command, seconds=2) or "").strip().splitlines()
+    rows = ([field.strip() for field in line.split(",")] for line in lines)
+    return [Gpu(index, name, *map(_number, rest)) for index, name, *rest in rows]
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text.replace(".", "", 1).isdigit() else None
