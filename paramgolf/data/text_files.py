@@ -229,7 +229,8 @@ def _read_parquet(
             for value in _bytes_of(batch.column(0)):
                 row += 1
                 place = f"{name}:row {row}"
-                text = None if value is None else _decode(value, place, errors)
+                column = f"{place}, column `{text_field}`"
+                text = None if value is None else _decode(value, column, errors)
                 if value is None or text is not None:
                     yield from _checked(text, place, text_field, errors)
 

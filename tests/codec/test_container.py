@@ -318,6 +318,8 @@ def edit(header, path, value):
         ("model.skip_rows", -3, "skip_rows` must be at least 0"),
         ("model.softcap", "warm", "softcap"),
         ("model.colour", 1, "not a parameter"),
+        ("model.rope_trained_length", 0, "must be at least 1"),
+        ("model.mlp_slope", 1e308, "must lie in 0"),
         ("model", [], "must be a mapping"),
         ("vocab_size", 0, "vocab_size"),
         ("vocab_size", 2**17, "vocab_size"),

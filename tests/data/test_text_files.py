@@ -226,7 +226,7 @@ def test_bad_utf8_in_a_dictionary_of_parquet_is_named_by_row(dictionary: bool) -
     values = pyarrow.array([b"good", b"\xff", b"last"]).view(pyarrow.string())
     column = values.dictionary_encode() if dictionary else values
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
-    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2"):
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2, column `text`"):
         read("a.parquet")
     assert len(read("a.parquet", on_error="skip")) == 2
 
@@ -253,7 +253,7 @@ def test_bad_utf8_in_parquet_is_named_by_row(kind: pyarrow.DataType) -> None:
     wide = raw.cast(pyarrow.large_binary())
     column = wide.view(kind) if kind == pyarrow.large_string() else raw.view(kind)
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
-    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2"):
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2, column `text`"):
         read("a.parquet")
     assert [document.text for document in read("a.parquet", on_error="skip")] == ["good", "last"]
 
