@@ -18,11 +18,13 @@ start_process()  # before numpy is loaded, whose threads would spin: as in the s
 import argparse
 import functools
 import json
+import multiprocessing
 import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from paramgolf.progress import track
 OUT = Path(__file__).parent / "results/fuzz.json"
 LIMIT_SECONDS, LIMIT_BYTES = 10, 2**30
 TOGETHER = 25  # mutants of one process: to start one takes longer than to read a mutant
+SAVED_EVERY = 20  # such processes
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TARGETS, help="one target")
     parser.add_argument("--count", type=int, help="mutants of each target")
+    cores = len(os.sched_getaffinity(0))
+    parser.add_argument("--jobs", type=int, default=cores, help="readers at once")
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in a forked process
@@ -73,10 +78,11 @@ def main() -> None:
     for name in [arguments.only] if arguments.only else TARGETS:
         target = TARGETS[name]
         numbers = range(arguments.first, arguments.first + (arguments.count or target.count))
-        results[name] = fuzz(name, target, numbers) | made_by("benchmarks/fuzz.py")
+        for so_far in fuzz(name, target, numbers, arguments.jobs):
+            results[name] = so_far | made_by("benchmarks/fuzz.py")
+            write_json(OUT, results)
+            write_text(OUT.with_suffix(".md"), markdown(results))
         print(name, json.dumps(results[name]))
-        write_json(OUT, results)
-        write_text(OUT.with_suffix(".md"), markdown(results))
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -97,25 +103,31 @@ def markdown(results: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def fuzz(name: str, target: Target, numbers: range) -> dict[str, Any]:
-    """Read mutants and return how many came to what, the slowest, the largest, and the faults."""
+def fuzz(name: str, target: Target, numbers: range, jobs: int) -> Iterator[dict[str, Any]]:
+    """Read mutants; yield how many came to what so far, the slowest, the largest, and the faults.
+
+    The last is of them all; those before it are of a run that may be broken off.
+    """
     target.read(target.mutant(numbers.start))  # what is made once is made before the forks
     outcomes: Counter[str] = Counter()
     faults, slowest, largest = [], 0.0, 0
     batches = [numbers[i : i + TOGETHER] for i in range(0, len(numbers), TOGETHER)]
-    for batch in track(batches, name, total=len(batches)):
-        for found in in_child(target, batch):
-            outcomes[found["outcome"]] += 1
-            slowest, largest = max(slowest, found["seconds"]), max(largest, found["bytes"])
-            if found["outcome"] == "fault" or found["bytes"] > LIMIT_BYTES:
-                faults.append(found)
-    return {
-        "mutants": len(numbers),
-        "outcomes": dict(outcomes),
-        "seconds_most": slowest,
-        "bytes_most": largest,
-        "faults": faults,
-    }
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("fork")) as pool:
+        examined = pool.map(functools.partial(in_child, target), batches)
+        for done, batch in enumerate(track(examined, name, total=len(batches)), 1):
+            for found in batch:
+                outcomes[found["outcome"]] += 1
+                slowest, largest = max(slowest, found["seconds"]), max(largest, found["bytes"])
+                if found["outcome"] == "fault" or found["bytes"] > LIMIT_BYTES:
+                    faults.append(found)
+            if done % SAVED_EVERY == 0 or done == len(batches):
+                yield {
+                    "mutants": outcomes.total(),
+                    "outcomes": dict(outcomes),
+                    "seconds_most": slowest,
+                    "bytes_most": largest,
+                    "faults": faults,
+                }
 
 
 def in_child(target: Target, numbers: range) -> list[dict[str, Any]]:
