@@ -276,7 +276,7 @@ def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
         if name == "report":
             read = {*SECTIONS, "verify.eval_seconds", "verify.train_seconds"}
         if name == "package":  # how the evaluations go is frozen into train_gpt.py, no more of them
-            evaluations, keys = {"eval_sliding", "eval_ttt"}, ("mode", "mixture.kind")
+            evaluations, keys = {"eval_sliding", "eval_ttt"}, ("mode", "mixture.kind", "token_mask")
             read = read - evaluations | {f"{one}.{key}" for one in evaluations for key in keys}
         assert set(stage["params"]) == read, name
 
@@ -298,7 +298,7 @@ def test_a_script_for_each_shell_names_every_command(shell, capsys):
         (["co"], {"compare", "completion"}),
         (["use", "samp"], {"sample"}),
         (["estimate", "pr12"], {"pr1204", "pr1296"}),
-        (["compare", "--against", "pr18"], {"pr1855"}),
+        (["compare", "--against", "pr185"], {"pr1851", "pr1855"}),
         (["compare", "work"], {"workspace"}),
         (["submit", "--tr"], {"--track"}),
         (["submit", "--track", "non"], {"non_record_16mb"}),

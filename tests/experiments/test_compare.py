@@ -303,7 +303,7 @@ def test_a_workspace_whose_parameters_were_changed_is_left_out(project, compared
     model, score = {"path": "artifacts/quantize", "md5": "a"}, {"path": "score", "md5": "b"}
     stages = {
         "quantize": {"params": used, "outs": [model]},
-        "eval_ttt": {"deps": [model], "outs": [score]},
+        "eval_ttt": {"deps": [{**model}], "outs": [score]},
         "train": {"cmd": "x"},
     }
     lock = {"schema": "2.0", "stages": stages}

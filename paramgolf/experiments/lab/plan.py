@@ -59,7 +59,7 @@ class Text:
     files: tuple[str, ...] = ()
     validation_files: tuple[str, ...] = ()
     tokenizers: str | None = None
-    """Folder in which tokenizers are kept, as TRANSFORM-SIZE.model; missing ones are trained."""
+    """Folder in which tokenizers are kept, as sp8192_caseops.model; missing ones are trained."""
     tokens: str | None = None
     """Folder as data/tokens, for all variants."""
 

@@ -101,5 +101,10 @@ class Tokens:
         """Return where the tokenizer is kept that would be trained, None where none would be."""
         if self._text.tokenizers is None or tokenizer["source"] != "train":
             return None
-        name = f"{tokenizer['transform']}-{tokenizer['vocab_size']}.model"
-        return self._root / self._text.tokenizers / name
+        return self._root / self._text.tokenizers / tokenizer_name(tokenizer)
+
+
+def tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
+    """Return the file in which a tokenizer is kept: sp8192.model, sp8192_caseops.model."""
+    transform = "" if tokenizer["transform"] == "none" else f"_{tokenizer['transform']}"
+    return f"sp{tokenizer['vocab_size']}{transform}.model"

@@ -1,0 +1,110 @@
+"""Tokens of a plan: what is made, how often, and which tokenizer it is made with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from lab_case import plan_of
+from shard_files import write_token_set
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.plan import Text, contents
+from paramgolf.experiments.lab.run import take_tokens
+from paramgolf.experiments.lab.stages import Place, Processes, StageError
+from paramgolf.experiments.lab.tokens import Tokens
+from paramgolf.params import read_yaml
+
+TEXT = Text(files=("text/train.jsonl",), tokenizers="kept")
+
+
+class Maker(Processes):
+    """Stands in for download and retokenize; `sources` are the tokenizers that were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sources: list[str] = []
+
+    def run(self, stage: str, place: Place, environment: Mapping[str, str]) -> float:
+        if stage == "download":
+            (place.folder / "data/raw").mkdir(parents=True)
+            return 1.0
+        tokenizer = read_yaml(place.folder / "params.yaml")["tokenizer"]
+        self.sources.append(f"{tokenizer['source']} {Path(tokenizer['path'] or '').name}".strip())
+        values = np.arange(1, 9, dtype=np.uint16)
+        folder = place.folder / "data/tokens"
+        write_token_set(folder, train=[values], val=[values], val_bytes=[values], vocab_size=300)
+        (folder / "tokenizer.model").write_text("a tokenizer")
+        return 1.0
+
+
+@pytest.fixture
+def text(tmp_path: Path, tokens: Path) -> Path:
+    """A folder of text; `tokens` goes to the project's folder."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/train.jsonl").write_text("some text")
+    return tmp_path / "text"
+
+
+def content_of(*changes: str) -> dict:
+    """Return the parameters of a variant that is trained on TEXT."""
+    content = contents(plan_of(Path("nowhere")), changes)["base"]
+    return content | {"data": content["data"] | {"files": [*TEXT.files]}}
+
+
+def test_tokens_are_made_once_for_each_tokenizer(tmp_path, text):
+    maker = Maker()
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    variants = {"a": (), "b": ("model.skips=none",), "c": ("tokenizer.transform=caseops",)}
+    made = take_tokens({name: content_of(*changes) for name, changes in variants.items()}, tokens)
+    assert maker.sources == ["train", "train"]
+    assert made["a"] == made["b"] != made["c"]
+    assert (made["a"].train_tokens, made["a"].folder.name) == (8, "tokens")
+    assert not (made["a"].folder.parent / "raw").exists()
+    assert {path.name for path in (tmp_path / "kept").iterdir()} == {
+        "sp300.model",
+        "sp300_caseops.model",
+    }
+    again = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    assert again.find(content_of()) == made["a"]
+    assert len(maker.sources) == 2
+
+
+def test_a_tokenizer_that_is_kept_is_taken(tmp_path, text):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/sp300.model").write_text("carried here")
+    maker = Maker()
+    Tokens(tmp_path / "made", TEXT, maker, tmp_path).take(content_of())
+    assert maker.sources == ["file sp300.model"]
+    assert (tmp_path / "kept/sp300.model").read_text() == "carried here"
+
+
+def test_another_text_under_the_same_name_is_other_tokens(tmp_path, text):
+    maker = Maker()
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    tokens.take(content_of())
+    (text / "train.jsonl").write_text("some more text")
+    assert tokens.find(content_of()) is None
+
+
+def test_given_tokens_must_be_those_that_a_variant_needs(tmp_path, tokens):
+    given = Tokens(tmp_path / "made", Text(tokens=str(tokens)), Maker(), tmp_path)
+    assert given.take(content_of()).folder == tokens
+    manifest = tokens / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"vocab_size": 400}))
+    with pytest.raises(ParamGolfError, match="a variant needs other tokens") as caught:
+        given.take(content_of())
+    assert "expected: tokenizer.vocab_size 300\n  found: 400" in str(caught.value)
+
+
+def test_tokens_that_cannot_be_made_stop_the_plan(tmp_path, text, monkeypatch):
+    def fail(*_):
+        raise StageError("download", "there is no file", killed=False)
+
+    monkeypatch.setattr(Maker, "run", fail)
+    tokens = Tokens(tmp_path / "made", TEXT, Maker(), tmp_path)
+    with pytest.raises(ParamGolfError, match="cannot be made: download: there is no file"):
+        take_tokens({"base": content_of()}, tokens)
