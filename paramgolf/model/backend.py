@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,7 @@ class Backend:
         nll: head.lanes_nll, or a compiled form.
         add: the sum of a tensor's gradients from its readers, `add_all` or a compiled form.
         fake_quant: what the passes see of matrices, by name, in late QAT; None: the matrices.
+        mix_heads: what they see of q, k and v where training mixes heads; None: the parameters.
     """
 
     dtype: torch.dtype = torch.float32
@@ -75,6 +76,7 @@ class Backend:
     nll: Callable[..., Tensor] = lanes_nll
     add: Callable[[list[Tensor]], Tensor] = add_all
     fake_quant: Callable[[str, Tensor], Tensor] | None = None
+    mix_heads: Callable[[Mapping[str, Tensor]], dict[str, Tensor]] | None = None
 
 
 def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:

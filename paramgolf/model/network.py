@@ -222,6 +222,8 @@ class Network(nn.Module):
         if self._frozen is not None:
             return self._frozen
         parameters: Tensors = dict(self.named_parameters())
+        if self.backend.mix_heads is not None:
+            parameters |= self.backend.mix_heads(parameters)
         # of the float32 weights, as the quantizer will see them
         if self.backend.fake_quant is not None:
             rounded = (n for n in (*MATRICES, *PROJECTIONS) if n in parameters)

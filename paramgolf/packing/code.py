@@ -125,6 +125,7 @@ def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
     return {
         "paramgolf.codec.rans": rans,
         "paramgolf.training.micro_batch": params["train"]["micro_batch_tokens"] == "auto",
+        "paramgolf.training.head_mixing": params["train"]["head_mixing"],
         "paramgolf.optim.fake_quant": params["train"]["qat_below"] > 0,
         "paramgolf.model.token_mask": any(
             params[name]["token_mask"] for name in ("train", "eval", "eval_ttt")

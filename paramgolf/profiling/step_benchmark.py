@@ -43,6 +43,7 @@ class StepBenchmark:
             tokens = choose_micro_batch(self._network, self.train, runtime)
         self.micro_batch_tokens = tokens
         self._state = TrainState(self._network, self.train, runtime)
+        self._network = self._state.network
         self._batches: dict[int, Batch] = {}
         self._graphs = CudaGraphs()
         for phase in (0, -1):

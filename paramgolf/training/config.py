@@ -82,6 +82,7 @@ class TrainConfig:
     muon_kv_heads: Natural
     muon_dtype: Literal["float32", "bfloat16"]
     muon_blocks_only: bool
+    head_mixing: bool
     clip_norm: NaturalFloat
     clip_scope: Literal["global", "process"]
     warmdown: NaturalFloat

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -57,6 +58,9 @@ class TrainState:
         self._config = config
         self._runtime = runtime
         self._parameters = dict(network.named_parameters())
+        self._mixes: dict[str, nn.Parameter] = {}
+        if config.head_mixing:
+            self._mix_heads()
         self._phase = 0
         self._parts = [part for name in self._parameters for part in self._parts_of(name)]
         self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
@@ -80,6 +84,16 @@ class TrainState:
         self._adam = self._make_adam()
         self.average: Tensors = {n: p.detach().clone() for n, p in self._parameters.items()}
         self._averaged = 0  # weights that swa has taken
+
+    def _mix_heads(self) -> None:
+        """Let the passes see mixed heads, whose mixes are trained with the other parameters."""
+        from paramgolf.training.head_mixing import identities, mixed_heads
+
+        self._mixes = identities(self.network.config, self._runtime.device)
+        self._parameters |= {f"{name}_mix": mix for name, mix in self._mixes.items()}
+        mix_heads = functools.partial(mixed_heads, self._mixes)
+        backend = dataclasses.replace(self.network.backend, mix_heads=mix_heads)
+        self.network = self.network.with_backend(backend)
 
     def _parts_of(self, name: str) -> Iterator[Part]:
         """Yield what the optimizers see of a parameter: itself, or its rows by phase of training.
@@ -204,12 +218,19 @@ class TrainState:
         self._phase = phase
 
     def load_average(self) -> None:
-        """Replace the weights by their average, for validation and the final model."""
-        if self._config.average == "swa" and self._averaged == 0:
-            return  # the rate never fell so far: the last weights are the model
-        with torch.no_grad():
-            for name, p in self._parameters.items():
-                p.copy_(self.average[name])
+        """Replace the weights by their average, for validation and the final model.
+
+        Mixes of heads are folded into them.
+        """
+        # a rate that never fell so far: the last weights are the model
+        if self._config.average != "swa" or self._averaged > 0:
+            with torch.no_grad():
+                for name, p in self._parameters.items():
+                    p.copy_(self.average[name])
+        if self._mixes:
+            from paramgolf.training.head_mixing import fold
+
+            fold(self._mixes, self._parameters)
 
     def state(self) -> dict[str, object]:
         """Return all that `load` needs to go on as if nothing had happened."""

@@ -29,7 +29,7 @@ def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[s
     mine = batch.view(runtime.world, -1, 17)[runtime.rank]
     for step in range(STEPS):
         state.zero_grad()
-        nll = network.nll(mine[:, :-1], mine[:, 1:], Pass(model.orders[0]))
+        nll = state.network.nll(mine[:, :-1], mine[:, 1:], Pass(model.orders[0]))
         (nll.sum() / (ROWS * 16)).backward()
         state.step(point(config, step, 0.0))
     averages = {f"average of {name}": x for name, x in state.average.items()}
@@ -65,6 +65,35 @@ def test_averages_of_groups_may_have_memories_of_their_own(sample, tiny_model):
         torch.testing.assert_close(state.average[name], (1 - decay) * weight)
 
 
+def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_model):
+    model, options = tiny_model(), Pass(tiny_model().orders[-1])
+    config = dataclasses.replace(sample.train, steps=10, head_mixing=True, scalar_lr=0.1)
+    plain, network = (Network(model, VOCAB, seed=0) for _ in range(2))
+    for one in (plain, network):  # zero at first, and nothing would be seen
+        torch.nn.init.normal_(one.get_parameter("o"), generator=torch.Generator().manual_seed(0))
+    state = TrainState(network, config, Runtime(0, 1, torch.device("cpu")))
+    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(plain.logits(text, options), state.network.logits(text, options))
+    for step in range(2):
+        state.zero_grad()
+        state.network.nll(text[:, :-1], text[:, 1:], options).mean().backward()
+        state.step(point(config, step, 0.0))
+    saved = state.state()
+    assert saved["weights"].keys() - dict(network.named_parameters()) == {"q_mix", "k_mix", "v_mix"}
+
+    averages = state.average
+    plain.load_state_dict({name: averages[name] for name in plain.state_dict()})
+    with torch.no_grad():
+        for name, heads in (("q", 4), ("k", 2), ("v", 2)):
+            weight, mix = averages[name].unflatten(1, (heads, -1)), averages[f"{name}_mix"]
+            assert not torch.equal(mix, torch.eye(heads).expand_as(mix))
+            mixed = torch.einsum("lhm,lmri->lhri", mix, weight)
+            plain.get_parameter(name).copy_(mixed.flatten(1, 2))
+    state.load_average()
+    for found in (network, state.network):
+        torch.testing.assert_close(found.logits(text, options), plain.logits(text, options))
+
+
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -77,7 +106,9 @@ def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out
 
 @pytest.mark.parametrize("clip_norm", [0.05, 0.0])
 def test_two_processes_equal_one(clip_norm, sample, tiny_model, tmp_path, free_port):
-    config = dataclasses.replace(sample.train, steps=10, clip_norm=clip_norm, adam_eps=1e-3)
+    config = dataclasses.replace(
+        sample.train, steps=10, clip_norm=clip_norm, adam_eps=1e-3, head_mixing=True
+    )
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
     mp.spawn(_run_rank, args=(free_port, model, config, tmp_path), nprocs=2)
     expected = trained(model, config, Runtime(0, 1, torch.device("cpu")))
