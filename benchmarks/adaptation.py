@@ -1,0 +1,231 @@
+"""What a mask and other ways to adapt gain: `python benchmarks/adaptation.py --package model.bin`.
+
+Scores one packed model: plain, by documents and strided, each with and without token_mask; then
+the adaptation of a recipe, and what it gains by the mask, by waves in place of phases, and without
+adapters of q and v, on the same first tokens. Writes bits per byte, gains and seconds of each (of
+scoring; compiling apart) and the cost of the mask in the fused loss. Ways are left out once
+`--seconds` have passed, the least important ones last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from tables import Row, write_results
+
+from paramgolf.bits_per_byte import bits_per_byte
+from paramgolf.clock import seconds_since_start
+from paramgolf.codec.container import load_package
+from paramgolf.data.token_mask import mask_of
+from paramgolf.data.token_set import TOKENS_PATH, open_tokens
+from paramgolf.model.head import Allowed, Head
+from paramgolf.model.network import Network
+from paramgolf.model.token_mask import masked
+from paramgolf.params import load_params
+from paramgolf.progress import say
+from paramgolf.recipes import check, compose
+from paramgolf.runtime import Runtime, processes, synchronize
+from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import build_network, score_and_adapt
+from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.session import Session
+from paramgolf.scoring.sliding import score_text
+from paramgolf.scoring.stage import PACKAGE_PATH
+from paramgolf.scoring.text import Text, load_text
+
+RECIPES = Path(__file__).parents[1] / "recipes"
+WITHOUT_Q_V = ("k", "o", "mlp", "head")  # pg#2008
+SMALL = {"rank": 4, "alpha": 7.0}
+SMALL_DOCUMENTS = {"batch_documents": 8, "chains": 1}
+LOSS_TOKENS = 32_768
+
+
+class Bench:
+    """One network, scored in one way after the other; its weights are put back in between."""
+
+    def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
+        self.runtime, self.options = runtime, options
+        packed = load_package(options.package)
+        self.state = packed.state
+        self.plain = build_network(packed, runtime)
+        self.text = load_text(options.data, packed.vocab_size, options.text_tokens)
+        start = time.perf_counter()
+        self.masked = masked(self.plain, open_tokens(options.data), self.text.tokens)
+        self.mask_seconds = time.perf_counter() - start
+        recipe = check(compose(options.recipe, RECIPES), where=options.recipe)
+        none = dataclasses.replace(recipe.eval_ttt.mixture, kind="none")
+        self.sliding = dataclasses.replace(recipe.eval_sliding, mixture=none)
+        self.adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
+        if options.small:
+            documents = dataclasses.replace(self.adapt.documents, **SMALL_DOCUMENTS)
+            adapter = dataclasses.replace(self.adapt.adapter, **SMALL)
+            sizes = {"window": 128, "batch_windows": 8}
+            self.sliding = dataclasses.replace(self.sliding, **sizes)
+            sizes |= {"adapter": adapter, "documents": documents, "chunk_tokens": 1024}
+            self.adapt = dataclasses.replace(self.adapt, **sizes, stride=64, batch_sequences=4)
+        self.rows: list[Row] = []
+
+    def first(self, count: int) -> Text:
+        """Return the first `count` targets."""
+        count = min(count, len(self.text))
+        return Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], self.text.bos)
+
+    def measure(self, name: str, text: Text, score: Callable[[Session], Ledger], base: str) -> None:
+        """Add the rows of a way; its gain is over way `base`, where that was measured."""
+        if seconds_since_start() > self.options.seconds:
+            say(f"{name}: left out, {self.options.seconds:.0f} s have passed")
+            return
+        session = Session(self.runtime)
+        ledger = score(session)
+        ledger.close()
+        bpb = bits_per_byte(ledger.nats.sum(), int(text.byte_counts.sum(dtype=np.int64)))
+        parts = session.timing.seconds
+        seconds = sum(value for part, value in parts.items() if part != "compile")
+        say(f"{name}: {bpb:.5f} bits per byte, {dict(parts)}")
+        figure = f"{name}, {len(text):,} tokens"
+        known = {row.figure: row.value for row in self.rows}
+        self.rows.append(Row(figure, bpb, "bits/byte", None, None, "lower"))
+        before = known.get(f"{base}, {len(text):,} tokens")
+        if before is not None:
+            gain = f"{figure}: gain over {base}"
+            self.rows.append(Row(gain, before - bpb, "bits/byte", None, None, "higher"))
+        self.rows.append(Row(f"{figure}: seconds", seconds, "s", None, None, "lower"))
+        compiling = Row(f"{figure}: compiling", parts.get("compile", 0.0), "s", None, None, "lower")
+        self.rows.append(compiling)
+        write_results("adaptation", self.rows, self.options.command, show=False)
+        gc.collect()  # recorded passes hold memory
+
+    def fixed(self) -> None:
+        """Score with the weights as they are."""
+        few = self.first(self.options.strided_tokens)
+        ways = [
+            ("plain", self.text, {"mode": "strided", "stride": self.sliding.window}),
+            ("documents", self.text, {"mode": "documents"}),
+            ("strided", few, {"mode": "strided"}),
+        ]
+        for name, text, changes in ways:
+            config: SlidingConfig = dataclasses.replace(self.sliding, **changes)
+            for label, network in self.networks(name):
+                self.measure(
+                    label, text, lambda s, n=network, t=text, c=config: score_text(n, t, c, s), name
+                )
+
+    def networks(self, name: str) -> Iterator[tuple[str, Network]]:
+        """Yield the network without and with the mask."""
+        yield name, self.plain
+        yield f"{name}, mask", self.masked
+
+    def adapted(self) -> None:
+        """Score in each form of adaptation."""
+        text = self.first(self.options.tokens)
+        documents = dataclasses.replace(self.sliding, mode="documents")
+        self.measure("documents", text, lambda s: score_text(self.plain, text, documents, s), "")
+        for name, (mask, config) in self.forms().items():
+            network = self.masked if mask else self.plain
+            self.plain.load_state_dict(self.state)  # both networks have these parameters
+            self.measure(
+                name,
+                text,
+                lambda s, n=network, c=config: score_and_adapt(n, text, c, s),
+                "documents",
+            )
+
+    def forms(self) -> dict[str, tuple[bool, TttConfig]]:
+        """Return the forms of adaptation, by their importance."""
+        base = self.adapt
+        count = int((self.first(self.options.tokens).tokens == 1).sum())
+        prefix = max(1, count // 20)  # the longest twentieth, as in the contest
+        published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
+        waves = self.documents(base, phases=0, wave_documents=self.options.wave_documents)
+        waves = dataclasses.replace(waves, batch_sequences=self.options.wave_windows)
+        fewer = dataclasses.replace(base.adapter, targets=WITHOUT_Q_V)
+        gentle = dataclasses.replace(fewer, lr=7e-5)  # pg#2033
+        return {
+            "adapted, as published": (False, published),
+            "adapted, mask": (True, published),
+            "adapted, waves": (False, waves),
+            "adapted, waves at half the rate": (False, dataclasses.replace(waves, lr=base.lr / 2)),
+            "adapted, waves at twice the rate": (False, dataclasses.replace(waves, lr=base.lr * 2)),
+            "adapted, waves, no q and v, mask": (True, dataclasses.replace(waves, adapter=fewer)),
+            "adapted, no q and v": (False, dataclasses.replace(published, adapter=fewer)),
+            "adapted, no q and v, rate 7e-5": (
+                False,
+                dataclasses.replace(published, adapter=gentle),
+            ),
+        }
+
+    def documents(self, config: TttConfig, **changes: int) -> TttConfig:
+        """Return `config` with changes of its documents."""
+        return dataclasses.replace(
+            config, documents=dataclasses.replace(config.documents, **changes)
+        )
+
+    def mask_rows(self) -> None:
+        """Add what the mask costs, and how much it forbids."""
+        mask = mask_of(open_tokens(self.options.data))
+        share = float((1 - mask.allowed.mean(1))[self.text.tokens[:-1]].mean())
+        self.rows += [
+            Row("mask: seconds of the table", self.mask_seconds, "s", None, None, "lower"),
+            Row("mask: share of the vocabulary", 100 * share, "%", None, None, "higher"),
+        ]
+        if self.runtime.device.type == "cuda":
+            before, after = (self.loss_milliseconds(with_mask=x) for x in (False, True))
+            figure = f"mask: loss and gradient of {LOSS_TOKENS:,} tokens"
+            self.rows.append(Row(figure, after, "ms", before, None, "lower"))
+        write_results("adaptation", self.rows, self.options.command, show=False)
+
+    def loss_milliseconds(self, *, with_mask: bool) -> float:
+        """Return the time of the fused loss and its gradient, of which products are a part."""
+        network, device = self.masked, self.runtime.device
+        nll, mask = network.backend.operations.nll, network._mask
+        embedding = network.get_parameter("embedding").detach().to(network.backend.dtype)
+        hidden = torch.randn(1, LOSS_TOKENS, embedding.shape[1], device=device).to(embedding.dtype)
+        tokens = torch.from_numpy(self.text.tokens[: LOSS_TOKENS + 1].astype(np.int64)).to(device)
+        allowed = Allowed(mask.words, tokens[None, :-1]) if with_mask else None
+        head = Head(embedding.requires_grad_(), network.config.softcap, allowed=allowed)
+        begin = 0.0
+        for step in range(30):
+            if step == 10:
+                synchronize(device)
+                begin = time.perf_counter()
+            nll(hidden.requires_grad_(), tokens[None, 1:], head).sum().backward()
+        synchronize(device)
+        return 1000 * (time.perf_counter() - begin) / 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--package", type=Path, default=PACKAGE_PATH)
+    parser.add_argument("--data", type=Path, default=TOKENS_PATH)
+    parser.add_argument("--recipe", default="pr2135", help="whose windows and adaptation are used")
+    parser.add_argument("--tokens", type=int, default=400_000, help="for ways to adapt")
+    parser.add_argument(
+        "--text-tokens", type=int, help="validation tokens; all of them if left out"
+    )
+    parser.add_argument("--strided-tokens", type=int, default=300_000)
+    parser.add_argument("--wave-documents", type=int, default=64)
+    parser.add_argument("--wave-windows", type=int, default=16, help="windows in a row of a wave")
+    parser.add_argument("--seconds", type=float, default=230.0, help="begin no way after so many")
+    parser.add_argument("--small", action="store_true", help="small windows and adapters, on a CPU")
+    options = parser.parse_args()
+    words = {"recipe": options.recipe, "tokens": options.tokens}
+    given = " ".join(f"--{key} {value}" for key, value in words.items())
+    options.command = f"python benchmarks/adaptation.py {given}"
+    with processes(load_params(RuntimeConfig, "runtime")) as runtime:
+        bench = Bench(runtime, options)
+        bench.mask_rows()
+        bench.fixed()
+        bench.adapted()
+        write_results("adaptation", bench.rows, options.command)
+
+
+if __name__ == "__main__":
+    main()
