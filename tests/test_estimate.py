@@ -449,6 +449,13 @@ def test_json_holds_the_whole_estimate(run):
     assert result["parameters"].keys() == names
 
 
+def test_a_price_gives_dollars(run):
+    result = json.loads(run("pr1493", "--gpus", "8", "--price", "3", "--json"))
+    seconds = result["run"]["train_seconds"]
+    assert result["dollars"]["training"] == pytest.approx(8 * seconds / 3600 * 3)
+    assert result["dollars"]["limits"] == pytest.approx(8 * 1800 / 3600 * 3)
+
+
 @pytest.mark.parametrize(("clip", "fits"), [("12.85", "unsure"), ("14.5", "yes"), ("11.5", "no")])
 def test_an_estimate_within_its_tolerance_of_the_limit_is_unsure(clip, fits, run):
     result = json.loads(run("base", f"quantize.mlp_clip={clip}", "--json"))

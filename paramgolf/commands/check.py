@@ -1,18 +1,23 @@
 """Check a whole parameter file: unknown keys, types, impossible combinations, all faults at once.
 
 It prints nothing when all is well. Every stage of dvc.yaml begins with it, and names itself, so
-that a result is never kept under the hash of other code.
+that a result is never kept under the hash of other code. Before a training on several GPUs the
+estimate must find nothing against the run (verify.guard_training).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.params import PARAMS_PATH, read_yaml
-from paramgolf.recipes import check
+from paramgolf.recipes import Params, check
+from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.stage_code import check_hash
 
+TOKENS = Path("data/tokens")
 EXAMPLE = """example:
   paramgolf check
   paramgolf check /tmp/other.yaml
@@ -29,7 +34,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Raise ParamGolfError where the file is at fault, or the stage's hash is of other code."""
-    check(read_yaml(options.path), where=options.path)
+    params = check(read_yaml(options.path), where=options.path)
     if options.stage:
         check_hash(options.stage)
+    if options.stage == "train" and params.verify.guard_training:
+        check_estimate(params)
     return 0
+
+
+def check_estimate(params: Params) -> None:
+    """Raise ParamGolfError where the run will use several GPUs and the estimate is against it."""
+    gpus = gpus_of_run(params.runtime)
+    if len(gpus) < 2:
+        return
+    # here: every stage begins with this command, and is not to wait for it
+    from paramgolf.data.manifests import read_tokens_manifest
+    from paramgolf.estimate.guard import objections
+
+    found = list(objections(params, read_tokens_manifest(TOKENS), gpus))
+    if found:
+        raise ParamGolfError(
+            f"by its estimate this run will not do on {len(gpus)} x {gpus[0]}",
+            found="; ".join(found),
+            fix="change the parameters, or set verify.guard_training to false to train anyway",
+        )
+
+
+def gpus_of_run(runtime: RuntimeConfig) -> list[str]:
+    """Return the names of the GPUs that a stage would use: those visible, or fewer."""
+    from paramgolf.watch.system import gpus
+
+    if runtime.device == "cpu":
+        return []
+    names = [gpu.name for gpu in gpus()]
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        names = names[: len([name for name in visible.split(",") if name.strip()])]
+    return names[: runtime.processes or len(names)]

@@ -15,14 +15,15 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.estimate.devices import DEVICES, GIB
+from paramgolf.estimate.speed import dollars
 from paramgolf.estimate.summary import estimate
 from paramgolf.packing.code import frozen_params, pack_code
-from paramgolf.recipes import build, check, read_assignment
+from paramgolf.recipes import Params, build, check, read_assignment
 from paramgolf.verify.config import CONTEST_GPUS
 
 EXAMPLE = """example:
   paramgolf estimate sample --gpu cpu
-  paramgolf estimate pr1493 quantize.mlp_clip=12.0 --gpu H100 --gpus 8
+  paramgolf estimate pr1493 quantize.mlp_clip=12.0 --gpu H100 --gpus 8 --price 3
   paramgolf estimate pr1493 --json"""
 
 
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
     count = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
     parser.add_argument("--gpus", metavar="N", type=int, help=count)
+    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU's hour")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
@@ -57,11 +59,26 @@ def run(options: argparse.Namespace) -> int:
     code_bytes = len(code.content)
     result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=count)
     result = {"recipe": options.name, "changes": options.assignments, **result}
+    if options.price is not None:
+        result["dollars"] = prices(params, result, options.price)
     if options.json:
         print(json.dumps(result, indent=1, sort_keys=True))
     else:
         _show(result)
     return 0
+
+
+def prices(params: Params, result: dict[str, Any], price: float) -> dict[str, float]:
+    """Return the dollars of training, and of a run whose stages take all that the rules allow.
+
+    The latter is training with calibration and both evaluations; start and compilation are apart.
+    """
+    limits = params.verify
+    allowed = limits.train_seconds + 2 * limits.eval_seconds
+    return {
+        "training": dollars(result["run"]["train_seconds"] * result["devices"], price),
+        "limits": dollars(allowed * result["devices"], price),
+    }
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -107,6 +124,12 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", f"{part['steps']:,} of {1000 * part['step_seconds']:,.1f} ms, {size}"
     rate = f"{run['tokens_per_second']:,.0f} a second at {run['utilisation']:.0%} of the peak"
     yield "tokens", f"{run['tokens']:,}, {rate}"
+    for name, scored in result["evaluations"].items():
+        if scored is not None:
+            yield name, f"{scored:,.0f} tokens a second, compiling apart"
+    if cost := result.get("dollars"):
+        whole = f"{cost['limits']:,.2f} where all stages take what the rules allow"
+        yield "dollars", f"{cost['training']:,.2f} of training; {whole}, start and compiling apart"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

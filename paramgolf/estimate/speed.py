@@ -37,6 +37,11 @@ class Machine:
         return max(flops / rate, self.device.shortest_step)
 
 
+def dollars(gpu_seconds: float, price: float) -> float:
+    """Return what seconds of GPUs cost at a price of a GPU's hour."""
+    return gpu_seconds / 3600 * price
+
+
 def training_flops(model: ModelConfig, vocab_size: int, phase: int, length: int) -> float:
     """Return the operations of a token's forward and backward pass in a phase of recurrence."""
     return TRAINING_FACTOR * forward_flops(model, vocab_size, model.orders[phase], length)

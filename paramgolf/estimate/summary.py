@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
+from paramgolf.estimate.evaluation import scored_per_second
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.size import ExpectedPart, ModelBytes, trained_deviations
 from paramgolf.estimate.speed import Machine, stretches, training_flops
@@ -23,7 +24,8 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
     """Return what `params` will cost on `count` devices of kind `device` (a key of DEVICES).
 
     Sections: parameters (by name), flops_per_token (by phase of recurrence), artifact, memory (of
-    one device) and run. Bytes, seconds and operations are plain numbers.
+    one device), run, and evaluations (tokens scored a second; null: none). Bytes, seconds and
+    operations are plain numbers.
     """
     model, vocab_size = params.model, params.tokenizer.vocab_size
     sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
@@ -36,6 +38,16 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
         "artifact": _artifact(params, code_bytes),
         "memory": _memory(params, device, count),
         "run": _run(params, device, count),
+        "evaluations": _evaluations(params, device, count),
+    }
+
+
+def _evaluations(params: Params, device: str, count: int) -> dict[str, float | None]:
+    machine = Machine(device=DEVICES[device], count=count)
+    model, vocab_size = params.model, params.tokenizer.vocab_size
+    return {
+        "eval_sliding": scored_per_second(model, vocab_size, params.eval_sliding, machine),
+        "eval_ttt": scored_per_second(model, vocab_size, params.eval_ttt, machine),
     }
 
 

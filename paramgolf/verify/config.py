@@ -18,3 +18,4 @@ class VerifyConfig:
     eval_seconds: PositiveFloat
     allow_normalisation: bool
     full_validation: bool
+    guard_training: bool

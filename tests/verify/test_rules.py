@@ -21,6 +21,7 @@ LIMITS = {
     "train_seconds": 600.0,
     "eval_seconds": 600.0,
     "allow_normalisation": False,
+    "guard_training": True,
     "full_validation": True,
 }
 

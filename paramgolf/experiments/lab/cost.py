@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
-from paramgolf.estimate.speed import Machine, stretches
+from paramgolf.estimate.speed import Machine, dollars, stretches
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.stages import WITHOUT_GPU
 from paramgolf.recipes import check
@@ -40,7 +40,7 @@ class Cost:
 
     def dollars(self, price: float) -> float:
         """Return the cost at a price of a GPU's hour."""
-        return self.gpu_seconds / 3600 * price
+        return dollars(self.gpu_seconds, price)
 
 
 def cost(
