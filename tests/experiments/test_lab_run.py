@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -14,10 +15,11 @@ from lab_case import FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab import stages
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
-from paramgolf.experiments.lab.stages import Processes, StageError
+from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
 from paramgolf.experiments.lab.summary import summarize
 from paramgolf.files import write_json
 
@@ -67,18 +69,16 @@ def test_a_changed_parameter_is_another_run_and_a_changed_evaluation_is_no_train
 ):
     variants = [{"name": "base"}]
     work(plan_of(tokens, seeds=[1], variants=variants, goal="packed"), tmp_path, FakeProcesses())
-    for change, stages in (
-        ("quantize.matrix_bits=5", PACKED[2:]),
+    for change, expected in (
+        ("quantize.matrix_bits=5", PACKED[1:]),  # Hessians do not stay
         ("train.min_lr=0.5", PACKED),
         ("eval_ttt.lr=0.5", []),
         ("runtime.workers=3", []),
     ):
         processes = FakeProcesses()
         variants = [{"name": "base", "changes": [change]}]
-        if stages == PACKED[2:]:  # Hessians do not stay
-            stages = PACKED[1:]
         work(plan_of(tokens, seeds=[1], variants=variants, goal="packed"), tmp_path, processes)
-        assert [stage for stage, *_ in processes.calls] == stages, change
+        assert [stage for stage, *_ in processes.calls] == expected, change
 
 
 def test_results_alone_are_enough_and_outputs_are_made_again_where_they_are_needed(
@@ -205,18 +205,14 @@ def test_a_fault_of_ours_stops_all_and_is_not_hidden(tokens, tmp_path):
 def test_an_interrupted_plan_goes_on(tokens, tmp_path):
     """Ctrl-C while the second run trains."""
     plan = plan_of(tokens)
-    processes = FakeProcesses(lambda *_: raise_on_second(processes))
 
-    def raise_on_second(processes):
+    def before(stage, params):
         if len(processes.calls) == 2:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
             assert processes.stopped.wait(20)
-            from paramgolf.experiments.lab.stages import StoppedError
-
             raise StoppedError
 
+    processes = FakeProcesses(before)
     with pytest.raises(KeyboardInterrupt):
         work(plan, tmp_path, processes)
     again = FakeProcesses()
@@ -301,9 +297,39 @@ def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, ca
     assert wild["failures"] == ["train: training diverged: the loss is not finite"]
 
 
-def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
-    import paramgolf.experiments.lab.stages as stages
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (-9, "loss 3.2", ("killed by SIGKILL", True)),
+        (
+            2,
+            "paramgolf: the loss is not finite\n  where: step 3\n",
+            ("the loss is not finite", False),
+        ),
+        (
+            1,
+            "Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: CUDA out of memory.",
+            ("torch.OutOfMemoryError: CUDA out of memory.", False),
+        ),
+        (
+            2,
+            "[rank1]: ValueError: odd\ntorch.distributed.errors.ChildFailedError:\nRoot Cause:\n",
+            ("ValueError: odd", False),
+        ),
+        (
+            2,
+            "ChildFailedError:\n  traceback : Signal 9 (SIGKILL) received by PID 7\n",
+            ("killed by SIGKILL", True),
+        ),
+        (3, "", ("exit code 3", False)),
+        (3, "something odd\n\n", ("something odd", False)),
+    ],
+)
+def test_a_failure_is_said_in_a_line(code, said, expected):
+    assert failure_of(code, said) == expected
 
+
+def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     script = tmp_path / "stages" / "train.py"
     script.parent.mkdir()
     script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
@@ -314,7 +340,7 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     def run():
         try:
             processes.run("train", place, stages.environment_of(tmp_path, None))
-        except stages.StoppedError as error:
+        except StoppedError as error:
             caught.append(error)
 
     thread = threading.Thread(target=run)
@@ -324,5 +350,5 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     processes.stop()
     thread.join(20)
     assert len(caught) == 1
-    with pytest.raises(stages.StoppedError):
+    with pytest.raises(StoppedError):
         processes.run("train", place, stages.environment_of(tmp_path, None))

@@ -32,9 +32,12 @@ WITHOUT_GPU = ("package",)
 PLAN = Path("dvc.yaml")
 ARTIFACTS = "artifacts/"
 SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
-LOG_LINES = 20
 GRACE_SECONDS = 20.0  # to end, once asked to
-CAUSES = re.compile(r"^(?:paramgolf: |[\w.]*(?:Error|Exception|Interrupt)\b|Killed)")
+CAUSES = re.compile(r"paramgolf: |[\w.]*(?:Error|Exception|Interrupt)\b")
+RANK = re.compile(r"^\[rank\d+\]:")
+KILLED = re.compile(r"Signal \d+ \((SIGKILL|SIGTERM)\) received")
+LAUNCHER = "ChildFailedError"
+REASON_LENGTH = 300
 
 
 class StageError(Exception):
@@ -136,6 +139,7 @@ class Processes:
     def run(self, stage: str, place: Place, environment: Mapping[str, str]) -> float:
         """Run a stage; return its wall seconds. What it says goes to STAGE.log of its folder."""
         log, start = place.folder / f"{stage}.log", time.monotonic()
+        before = log.stat().st_size if log.is_file() else 0  # of a run that was cut off
         module = MODULES.get(stage)
         what = ["-m", module] if module else [str(ROOT / "stages" / f"{stage}.py")]
         with log.open("ab") as out:
@@ -158,7 +162,9 @@ class Processes:
         if self.stopped.is_set() and code:
             raise StoppedError
         if code:
-            raise StageError(stage, reason_of(code, log), killed=code < 0)
+            said = log.read_bytes()[before:].decode(errors="replace")
+            reason, killed = failure_of(code, said)
+            raise StageError(stage, reason, killed=killed)
         return time.monotonic() - start
 
     def stop(self) -> None:
@@ -193,14 +199,20 @@ def environment_of(folder: Path, devices: str | None) -> dict[str, str]:
     return environment if devices is None else {**environment, VISIBLE: devices}
 
 
-def reason_of(code: int, log: Path) -> str:
-    """Return why a stage ended with `code`: a signal, or what its log says last."""
+def failure_of(code: int, said: str) -> tuple[str, bool]:
+    """Return why a stage ended with `code`, by what it said, and whether it was killed.
+
+    Of several processes, torchrun tells which signal ended one, and its own error comes last.
+    """
     if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LOG_LINES:]
-    causes = [line.strip() for line in lines if CAUSES.match(line.strip())]
-    last = [line.strip() for line in lines if line.strip()]
-    return (causes or last or [f"exit code {code}"])[-1].removeprefix("paramgolf: ")[:300]
+        return f"killed by {signal.Signals(-code).name}", True
+    if killed := KILLED.search(said):
+        return f"killed by {killed[1]}", True
+    lines = [RANK.sub("", line).strip() for line in said.splitlines()]
+    causes = [line for line in lines if CAUSES.match(line) and LAUNCHER not in line]
+    last = [*filter(None, lines)]
+    reason = (causes or last or [f"exit code {code}"])[-1]
+    return reason.removeprefix("paramgolf: ")[:REASON_LENGTH], False
 
 
 def due(
