@@ -13,6 +13,7 @@ from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.evaluation import score_adaptive
 from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
+from paramgolf.verify.config import VerifyConfig
 
 
 def main() -> None:
@@ -22,7 +23,8 @@ def main() -> None:
     take_gpus(machine)
     launch(machine)
     with processes(machine) as runtime:
-        session = StageSession("eval_ttt", config, runtime)
+        limits = load_params(VerifyConfig, "verify")
+        session = StageSession("eval_ttt", config, runtime, limit_seconds=limits.eval_seconds)
         session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 
 

@@ -76,7 +76,7 @@ class Session:
         with self.timed("compile"):
             if self.runtime.compile:
                 warm_up(scorer, items)
-        rest = range(self.begin(scorer), len(items))
+        rest = range(self.begin(scorer, items), len(items))
         show = self.runtime.is_main and label is not None
         for index in track(rest, label or "", total=len(rest), show=show):
             scorer.run(items[index])
@@ -87,7 +87,7 @@ class Session:
         """Return `make()`, or what it returned before the evaluation was cut off."""
         return make()
 
-    def begin(self, scorer: Scorer) -> int:
+    def begin(self, scorer: Scorer, items: Sequence[Any]) -> int:
         """Give `scorer` the state in which it was cut off; return how many items are done."""
         return 0
 

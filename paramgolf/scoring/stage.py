@@ -26,6 +26,7 @@ from paramgolf.progress import say
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import ScoredText
+from paramgolf.scoring.forecast import Forecast, work_of
 from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.scorer import Scorer, ScoringBatch, State
 from paramgolf.scoring.session import Session
@@ -47,8 +48,12 @@ class StageSession(Session):
         runtime: Runtime,
         package: Path = PACKAGE_PATH,
         tokens: Path = TOKENS_PATH,
+        *,
+        limit_seconds: float | None = None,
     ) -> None:
         super().__init__(runtime)
+        self._config, self._limit = config, limit_seconds
+        self._forecast: Forecast | None = None
         found = open_tokens(tokens)
         primers = found.first_train_files(config.mixture.training_tokens)
         masked = (found.manifest.tokenizer,) if config.token_mask else ()
@@ -71,19 +76,23 @@ class StageSession(Session):
             self._facts[name] = make()
         return self._facts[name]
 
-    def begin(self, scorer: Scorer) -> int:
+    def begin(self, scorer: Scorer, items: Sequence[Any]) -> int:
         """Give `scorer` the state in which it was cut off; return how many items are done."""
         saved = self._saved.state
-        if saved is None:
-            return 0
-        scorer.load_state({**saved["scorer"], **self._saved.own})
-        if self.runtime.is_main:
-            say(f"{self._stage}: resumed after {saved['done']} parts of the text")
-        done: int = saved["done"]
+        done: int = 0 if saved is None else saved["done"]
+        if saved is not None:
+            scorer.load_state({**saved["scorer"], **self._saved.own})
+            if self.runtime.is_main:
+                say(f"{self._stage}: resumed after {done} parts of the text")
+        if self._limit is not None and self.runtime.is_main:
+            work = [work_of(item, self._config) for item in items]
+            self._forecast = Forecast(self._limit, work, done, self.timing.total)
         return done
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:
-        """Save what is done, and choose what to probe next."""
+        """Say if the time will do, save what is done, and choose what to probe next."""
+        if self._forecast and (words := self._forecast.look(done, self.timing.total)):
+            say(f"{self._stage}: {words}")
         self._probe.plan(done, total)
         self._saved.save(lambda: (self._state(scorer, done), scorer.own_state()))
 

@@ -1,0 +1,60 @@
+"""Whether an evaluation will end within its seconds, from the speed of its first part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.document_plan import DocumentBatch, Phase, Wave, work
+from paramgolf.scoring.windows import ScoringWindows
+
+SHARE = 0.02  # of the work, after which the speed is known well enough to speak
+
+
+class Forecast:
+    """Projects the seconds of an evaluation in all; speaks first, and when its verdict changes.
+
+    `work` is that of each item, in any unit; `done` of them were done, and `seconds` had passed,
+    when the rest began.
+    """
+
+    def __init__(self, limit: float, work: Sequence[float], done: int, seconds: float) -> None:
+        self._limit, self._begin = limit, seconds
+        self._after = np.cumsum([0.0, *work])
+        self._before = self._after[done]
+        self._fits: bool | None = None
+
+    def look(self, done: int, seconds: float) -> str | None:
+        """Return what is to be said when `done` items are done after `seconds` in all."""
+        whole, new = self._after[-1], self._after[done] - self._before
+        if done == len(self._after) - 1 or new < SHARE * whole:
+            return None
+        rest = (whole - self._after[done]) * (seconds - self._begin) / new
+        fits = bool(seconds + rest <= self._limit)
+        if fits == self._fits:
+            return None
+        self._fits = fits
+        verdict = "within" if fits else "NOT within"
+        share = self._after[done] / whole
+        return (
+            f"{share:.0%} done after {seconds:.0f} s; at this speed {seconds + rest:.0f} s in all, "
+            f"{verdict} the {self._limit:.0f} s of verify.eval_seconds"
+        )
+
+
+def work_of(
+    item: ScoringWindows | DocumentBatch | Phase, config: SlidingConfig | TttConfig
+) -> float:
+    """Return what an item of an evaluation costs, as against its others.
+
+    That is its windows; of documents the tokens that are read, or learned from.
+    """
+    if isinstance(item, DocumentBatch):
+        return work(item, config.window)
+    if isinstance(item, ScoringWindows):
+        return len(item)
+    assert isinstance(config, TttConfig)
+    times = 1 if isinstance(item, Wave) else config.epochs
+    return float((item.stop - item.start).sum() * times)
