@@ -16,6 +16,7 @@ from lab_case import FakeProcesses, plan_of, session_of, work
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab import stages
+from paramgolf.experiments.lab.cost import SECONDS
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
@@ -254,7 +255,7 @@ def test_a_forecast_prices_what_is_left(tokens, tmp_path):
     processes = FakeProcesses()
     first = session_of(plan, tmp_path, processes).forecast()
     assert (first.cost.runs, first.cost.trainings) == (8, 8)
-    assert first.cost.gpu_seconds == pytest.approx(8 * (100 + 50))
+    assert first.cost.gpu_seconds == pytest.approx(8 * (100 + SECONDS["train"]))
     assert first.cost.dollars(3.6) == pytest.approx(first.cost.gpu_seconds / 1000)
     assert (first.cost.measured, first.power.freedom) == (False, 0)
     work(plan_of(tokens, tokens=None, seconds=100, seeds=[1, 2]), tmp_path, processes)

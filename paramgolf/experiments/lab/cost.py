@@ -13,15 +13,14 @@ from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.stages import WITHOUT_GPU
 from paramgolf.recipes import check
 
-# of recipe best on an H100 (benchmarks/NOTES.md), until the records have seconds of their own;
-# train: what start and validation take beside the budget
+# of recipe best at the unit of measurement on an H100, until the records have seconds of their own;
+# train: what start and validation take beside the budget; eval_ttt, by documents, is a guess
 SECONDS = {
-    "train": 50.0,
-    "calibrate": 20.0,
-    "quantize": 40.0,
-    "package": 15.0,
-    "packed": 15.0,
-    "eval_sliding": 35.0,
+    "train": 55.0,
+    "calibrate": 22.0,
+    "quantize": 68.0,
+    "packed": 21.0,
+    "eval_sliding": 33.0,
     "eval_ttt": 300.0,
 }
 DEVICE = "H100"
