@@ -108,6 +108,15 @@ def test_a_schedule_in_steps_becomes_one_in_shares():
     assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
 
 
+def test_each_gpu_of_a_run_gets_a_part_of_a_step():
+    """A row of packed documents is a micro-batch: two rows would leave two of four GPUs idle."""
+    variants = [{"name": "pr2135", "recipe": "pr2135"}]
+    budget = {"tokens": None, "seconds": 120, "batch_tokens": 196_608, "common": [], "gpus": 4}
+    content = contents(plan(variants=variants, **budget))["pr2135"]
+    assert content["train"]["micro_batch_tokens"] == 49_152
+    assert content["runtime"]["processes"] == 4
+
+
 def test_a_file_that_is_no_plan_is_refused(tmp_path):
     with pytest.raises(ParamGolfError, match="there is no file"):
         read_plan(Path("nowhere.yaml"))

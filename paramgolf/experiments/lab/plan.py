@@ -154,6 +154,7 @@ def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path)
         seconds=plan.seconds,
         tokens=plan.tokens,
         batch_tokens=plan.batch_tokens,
+        gpus=plan.gpus,
     )
     own = [("train.seed", plan.seeds[0]), ("runtime.processes", plan.gpus)]
     wanted = [*budget, *_text_of(plan.text), *map(read_assignment, texts), *own]
@@ -166,11 +167,12 @@ def budget_of(
     seconds: float | None,
     tokens: int | None,
     batch_tokens: int | None,
+    gpus: int = 1,
 ) -> list[Assignment]:
     """Return the assignments by which a recipe trains for so many seconds or tokens.
 
     Points that the recipe gives in steps become shares of PUBLISHED_STEPS. `batch_tokens` are those
-    of a step, None: the recipe's.
+    of a step, None: the recipe's; each of the `gpus` gets a part of them.
     """
     train, model = content["train"], content["model"]
     batch = batch_tokens or train["batch_tokens"]
@@ -185,7 +187,7 @@ def budget_of(
         ],
     }
     if train["micro_batch_tokens"] != "auto":
-        changed["train.micro_batch_tokens"] = min(batch, train["micro_batch_tokens"])
+        changed["train.micro_batch_tokens"] = min(batch // gpus, train["micro_batch_tokens"])
     if train["warmdown_unit"] == "steps":
         share = min(1.0, train["warmdown"] / PUBLISHED_STEPS)
         changed |= {"train.warmdown_unit": "fraction", "train.warmdown": share}
