@@ -31,7 +31,7 @@ from paramgolf.scoring.text import Text, find_documents
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
 ROW_STEPS = 8  # rows are dropped an eighth at a time
 FEWEST_ROWS = 4
-# batches of each chain from one meeting of processes to the next: by the plan's costs four processes
+# batches of each chain from one meeting of processes to the next: by the plan's costs four of them
 # work 70 % of the time on documents of the contest's lengths if they meet after each, 96 % after 8
 MEETING = 8
 Matrices = dict[str, torch.Tensor]
@@ -54,7 +54,7 @@ class DocumentPass(NamedTuple):
 def score_documents(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
     """Score every document, training the whole model in phases on the way."""
     scorer = DocumentScorer(network, text, config, session)
-    # processes meet to save their state, and each time all wait for the one with the longest batches
+    # processes meet to save their state, and all wait for the one with the longest batches
     every = MEETING * config.documents.chains if session.runtime.world > 1 else 1
     session.run(scorer, scorer.items, "documents", every=every)
     scorer.ledger.merge(session.runtime)
