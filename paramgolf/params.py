@@ -29,15 +29,17 @@ def load_params(section: type[Section], name: str, path: str | Path = PARAMS_PAT
     return parse(section, content[name], name, where=path)
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping."""
-    return parse_mapping(read_text(path, fix=_where_to_find(path)), path)
+def read_yaml(path: str | Path, *, aliases: bool = False) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; dvc.yaml may have `aliases`, which DVC takes."""
+    return parse_mapping(read_text(path, fix=_where_to_find(path)), path, aliases=aliases)
 
 
-def parse_mapping(text: str | bytes, where: object) -> dict[str, Any]:
+def parse_mapping(text: str | bytes, where: object, *, aliases: bool = False) -> dict[str, Any]:
     """Parse YAML that must hold a mapping; `where` names it in messages, bytes are UTF-8."""
     try:
-        content = parse_yaml(text if isinstance(text, str) else decoded(text, where))
+        content = parse_yaml(
+            text if isinstance(text, str) else decoded(text, where), aliases=aliases
+        )
     except yaml.YAMLError as error:
         raise ParamGolfError("not YAML", where=where, found=error) from None
     if not isinstance(content, dict):
@@ -45,17 +47,18 @@ def parse_mapping(text: str | bytes, where: object) -> dict[str, Any]:
     return content
 
 
-def parse_yaml(text: str) -> Any:
+def parse_yaml(text: str, *, aliases: bool = False) -> Any:
     """Parse YAML strictly; YAMLError where it is none, or holds what no parameter file does.
 
     That is: a key twice, which DVC refuses too and of which PyYAML keeps the last; an alias, by
-    which a short file can stand for a huge one; a tag; deep nesting; integers beyond 64 bits.
+    which a short file can stand for a huge one, unless `aliases`; a tag; deep nesting; integers
+    beyond 64 bits.
     """
     depth = 0
     for event in yaml.parse(text, Loader=_StrictLoader):  # without recursion, unlike what follows
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
-        if isinstance(event, yaml.AliasEvent):
+        if isinstance(event, yaml.AliasEvent) and not aliases:
             raise _fault("an alias (*name) is not taken here", event)
         if getattr(event, "tag", None) is not None:
             raise _fault("a tag (!name) is not taken here", event)
@@ -82,6 +85,12 @@ class _StrictLoader(SafeLoader):  # type: ignore[misc,valid-type]
             seen.add(key.value)
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Put in what `<<` names, each key once: merges of merges could grow without end."""
+        super().flatten_mapping(node)
+        names = ((str(key.value), (key, value)) for key, value in node.value)
+        node.value = list(dict(names).values())
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:

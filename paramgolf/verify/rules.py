@@ -8,6 +8,7 @@ so that all are listed.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import write_json
-from paramgolf.metrics import METRICS, Metrics, load_metrics
+from paramgolf.metrics import METRICS, Metrics, load_metrics, need
 from paramgolf.params import read_yaml
 from paramgolf.stage_code import HASHES
 from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unbound
@@ -70,7 +71,7 @@ def load_evidence(limits: VerifyConfig, root: Path = Path()) -> Evidence:
     files = {name: root / PACKAGE / name for name in ("model.bin", "train_gpt.py")}
     sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}
     apart = [*unbound(metrics.by_stage, root), *disagreements(metrics, root)]
-    stages = read_yaml(root / DVC_YAML)["stages"]
+    stages = need(read_yaml(root / DVC_YAML, aliases=True), "stages", DVC_YAML)
     return Evidence(limits, metrics, stages, targets, sizes, apart)
 
 
@@ -111,7 +112,9 @@ def evaluators_read(run: Evidence) -> Verdict:
     """R4: the evaluators read the package and the tokens, and nothing else."""
     extra = []
     for stage in EVALUATORS:
-        data = {dep for dep in run.stages[stage]["deps"] if not dep.startswith(f"{HASHES}/")}
+        deps = need(need(run.stages, stage, DVC_YAML), "deps", f"{DVC_YAML}, stage {stage}")
+        paths = {os.path.normpath(dep) for dep in deps}  # ./data/tokens is data/tokens
+        data = {path for path in paths if not path.startswith(f"{HASHES}/")}
         extra += [f"{stage} also reads {dep}" for dep in sorted(data - EVALUATOR_DATA)]
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
         if count := run.get(stage, "train_tokens_read"):
@@ -239,17 +242,14 @@ RULES: dict[str, tuple[str, Callable[[Evidence], Verdict]]] = {
 
 
 def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
-    """Check every rule, print the list, write artifacts/metrics/verify.json; tell if all are kept.
+    """Check every rule, write artifacts/metrics/verify.json, print the list; tell if all are kept.
 
     The file has passed, failed (how many), rules (the outcome by rule) and reasons, a list that
     `dvc metrics` leaves out of its table.
     """
     run = load_evidence(limits, root)
     verdicts = {rule: check(run) for rule, (_, check) in RULES.items()}
-    for rule, verdict in verdicts.items():
-        print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}", flush=True)
     broken = [rule for rule, verdict in verdicts.items() if verdict.passed is False]
-    print(f"broken: {', '.join(broken)}" if broken else "no rule is broken", flush=True)
     content = {
         "passed": not broken,
         "failed": len(broken),
@@ -260,4 +260,7 @@ def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
         ],
     }
     write_json(root / METRICS / "verify.json", content)
+    for rule, verdict in verdicts.items():
+        print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}")
+    print(f"broken: {', '.join(broken)}" if broken else "no rule is broken")
     return not broken

@@ -158,6 +158,52 @@ def test_an_evaluator_with_another_input_breaks_r4(tmp_path):
     assert reasons["R4"] == "eval_ttt also reads artifacts/train"
 
 
+ANCHORS = """
+stages:
+  eval_sliding: &evaluator
+    cmd: none
+    deps: &data
+      - artifacts/package
+      - ./data/tokens
+  eval_ttt:
+    <<: *evaluator
+    deps: *data
+"""
+
+
+def test_a_plan_may_have_anchors_as_dvc_permits(tmp_path):
+    write_run(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(ANCHORS)
+    assert verify(VerifyConfig(**LIMITS), tmp_path) is True
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ("stages: {eval_sliding: {deps: [a]}}", "`eval_ttt` is missing"),
+        ("stages: {eval_sliding: {foreach: [1], do: {cmd: a}}}", "`deps` is missing"),
+        ("artifacts: {}", "`stages` is missing"),
+    ],
+)
+def test_a_plan_without_the_evaluators_is_named(tmp_path, plan, message):
+    write_run(tmp_path)
+    (tmp_path / "dvc.yaml").write_text(plan)
+    with pytest.raises(ParamGolfError, match=message) as caught:
+        verify(VerifyConfig(**LIMITS), tmp_path)
+    assert "dvc.yaml" in str(caught.value)
+
+
+def test_the_verdicts_are_written_whoever_reads_what_is_printed(tmp_path, monkeypatch):
+    def closed(*_: object) -> None:
+        raise BrokenPipeError
+
+    write_run(tmp_path)
+    monkeypatch.setattr("builtins.print", closed)
+    with pytest.raises(BrokenPipeError):
+        verify(VerifyConfig(**LIMITS), tmp_path)
+    assert verdict_of(tmp_path)[0]["passed"] is True
+
+
 def test_rules_that_do_not_apply(tmp_path):
     part = {"tokens_scored": 1000, "bytes_scored": 3400}
     changes = {
