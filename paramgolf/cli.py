@@ -7,14 +7,11 @@ begins with `paramgolf check`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from paramgolf.errors import exit_on_error
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
 COMMANDS = {
     "use": "write a recipe to params.yaml",
@@ -31,30 +28,16 @@ COMMANDS = {
     "submit": "make the folder of a submission",
     "completion": "print the completion script of a shell",
 }
-CLOSED_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is run with `dvc repro`."
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a check failed, 2 bad input."""
-    start_process()
+    start_program()
     words = list(sys.argv[1:] if arguments is None else arguments)
-    try:
-        with exit_on_error(), flushed():
-            options = build_parser(words[:1]).parse_args(words)
-            raise SystemExit(options.run(options))
-    except BrokenPipeError:  # `paramgolf ... | head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush
-        raise SystemExit(CLOSED_PIPE) from None
-
-
-@contextlib.contextmanager
-def flushed() -> Iterator[None]:
-    """Flush what was printed when the block ends, however it does: a closed pipe shows here."""
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
+    with exit_on_fault():
+        options = build_parser(words[:1]).parse_args(words)
+        raise SystemExit(options.run(options))
 
 
 def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:

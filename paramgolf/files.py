@@ -34,7 +34,8 @@ def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
             os.fsync(file.fileno())
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
+        error.add_note(str(path))
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from torch.distributed import is_torchelastic_launched
 
 from paramgolf.clock import leave_out
 from paramgolf.errors import ParamGolfError
@@ -33,7 +34,7 @@ def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
     CPU, nor by a process of torchrun: its launcher holds the GPUs. The time of waiting counts
     against no budget.
     """
-    devices = [] if config.device == "cpu" or "RANK" in os.environ else visible_gpus()
+    devices = [] if config.device == "cpu" or is_torchelastic_launched() else visible_gpus()
     if not devices:
         return
     wanted = config.processes if processes is None else processes

@@ -20,9 +20,15 @@ ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def start_process() -> None:
-    """Set the environment of this process, but for what its user has set."""
+    """Set the environment of this process, but for what its user has set.
+
+    A process that dvc, the laboratory or torchrun started ends with it: these leave a variable. Any
+    other outlives its parent, as under nohup.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if {"DVC_ROOT", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+        end_with_parent()
 
 
 def end_with_parent() -> None:

@@ -84,7 +84,7 @@ def launch(config: RuntimeConfig) -> None:
     With one process this returns at once and the script goes on. Otherwise it waits for the
     processes and exits with their code; they are ended with this one.
     """
-    if "RANK" in os.environ:
+    if dist.is_torchelastic_launched():
         return
     gpus = torch.cuda.device_count() if resolve_device(config) == "cuda" else 1
     processes = config.processes or gpus
@@ -118,10 +118,11 @@ def _prepare_gpu(device: torch.device) -> None:
 @contextlib.contextmanager
 def processes(config: RuntimeConfig) -> Iterator[Runtime]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
-    end_with_parent()
     kind = resolve_device(config)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    local = int(os.environ.get("LOCAL_RANK", 0))
+    rank, local, world = 0, 0, 1
+    if dist.is_torchelastic_launched():  # or the others are left over from another group
+        names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+        rank, local, world = (int(os.environ[name]) for name in names)
     device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         _prepare_gpu(device)

@@ -1,12 +1,11 @@
 """Count every validation byte twice; prove the splits disjoint: `python stages/audit.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig
-from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
 from paramgolf.params import load_params
 
@@ -17,5 +16,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

@@ -1,10 +1,9 @@
 """Hash the code of every stage without its comments: `python stages/code.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
-from paramgolf.errors import exit_on_error
 from paramgolf.stage_code import write_hashes
 
 
@@ -14,5 +13,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

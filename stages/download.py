@@ -1,12 +1,11 @@
 """Fetch or make the text, or fetch published shards: `python stages/download.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
 from paramgolf.data.config import DataConfig
 from paramgolf.data.download import download
-from paramgolf.errors import exit_on_error
 from paramgolf.params import load_params
 
 
@@ -16,5 +15,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

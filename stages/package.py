@@ -1,11 +1,10 @@
 """Pack the quantized model and its code, and count every byte: `python stages/package.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
 from paramgolf.codec.config import PackageConfig
-from paramgolf.errors import exit_on_error
 from paramgolf.packing.package import package
 from paramgolf.params import load_params
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -21,5 +20,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

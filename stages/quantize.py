@@ -1,12 +1,11 @@
 """Quantize the trained weights to integers and scales: `python stages/quantize.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
 import torch
 
-from paramgolf.errors import exit_on_error
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load_params
 from paramgolf.quant.config import QuantizeConfig
@@ -24,5 +23,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

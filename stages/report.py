@@ -1,10 +1,9 @@
 """Make the report of the whole run: `python stages/report.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
-from paramgolf.errors import exit_on_error
 from paramgolf.report.page import write_report
 
 
@@ -14,5 +13,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

@@ -1,12 +1,11 @@
 """Make the tokenizer and the token shards: `python stages/retokenize.py`."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.retokenize import retokenize
-from paramgolf.errors import exit_on_error
 from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -19,5 +18,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

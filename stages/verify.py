@@ -1,10 +1,9 @@
 """Hold the run against the rules: `python stages/verify.py`; exit code 1 where one is broken."""
 
-from paramgolf.process import start_process
+from paramgolf.program import exit_on_fault, start_program
 
-start_process()  # before torch and numpy are loaded
+start_program()  # before torch and numpy are loaded
 
-from paramgolf.errors import exit_on_error
 from paramgolf.params import load_params
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.rules import verify
@@ -19,5 +18,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    with exit_on_fault():
         main()

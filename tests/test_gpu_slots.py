@@ -73,7 +73,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Run]]:
 @pytest.fixture(autouse=True)
 def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Undo the variable that take_gpus leaves for the process; its locks lie in tmp_path."""
-    for name in (gpu_slots.VISIBLE, "RANK"):
+    for name in (gpu_slots.VISIBLE, "TORCHELASTIC_RUN_ID"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
     monkeypatch.setattr(gpu_slots, "POLL_SECONDS", 0.01)
@@ -151,7 +151,7 @@ def test_nothing_is_taken_without_need(tmp_path, monkeypatch, case):
     monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path / "slots")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0 if case == "no gpu" else 2)
     if case == "torchrun":
-        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
     gpu_slots.take_gpus(runtime(device="cpu" if case == "cpu" else "auto"))
     assert gpu_slots.VISIBLE not in os.environ
     assert not (tmp_path / "slots").exists()

@@ -82,6 +82,6 @@ def test_each_stage_of_dvc_yaml_depends_on_its_hash_and_checks_it():
     for name in stages(ROOT):
         code = [dep for dep in plan[name]["deps"] if dep.startswith(f"{HASHES}/")]
         assert code == [f"{HASHES}/{name}.sha256"]
-        check = f"python -m paramgolf.cli check --stage {name}"
-        assert plan[name]["cmd"] == [check, f"python stages/{name}.py"]
+        check = f"exec python -m paramgolf.cli check --stage {name}"
+        assert plan[name]["cmd"] == [check, f"exec python stages/{name}.py"]
     assert plan["code"]["deps"] == ["paramgolf", "stages"]

@@ -10,11 +10,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
-from paramgolf.errors import exit_on_error
 from paramgolf.files import write_json
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.model.network import Pass
 from paramgolf.params import load_params
+from paramgolf.program import exit_on_fault, start_program
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.evaluation import load_network
@@ -51,5 +51,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_error():
+    start_program()
+    with exit_on_fault():
         main()

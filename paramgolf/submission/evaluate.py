@@ -96,7 +96,7 @@ class Workspace:
         content = yaml.safe_dump({**params, "runtime": runtime}, sort_keys=False)
         write_text(self.folder / PARAMS_PATH, content)
         script = (self.root / "stages" / f"{stage}.py").resolve()
-        environment = {key: value for key, value in os.environ.items() if key != "DVC_ROOT"}
+        environment = {**os.environ, "DVC_ROOT": str(self.folder)}
         done = subprocess.run([sys.executable, str(script)], cwd=self.folder, env=environment)
         if done.returncode:
             found = f"exit code {done.returncode}; what it said is above"

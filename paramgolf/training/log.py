@@ -44,11 +44,13 @@ class Log:
         """Append a record; validations are shown too."""
         if not self._show:
             return
+        line = json.dumps(record)
         if not self.lines:
-            self.restore([])
-        self.lines.append(json.dumps(record))
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(self.lines[-1] + "\n")
+            self.restore([line])
+        else:
+            self.lines.append(line)
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
         if record["event"] == "validation":
             say(f"train: step={record['step']} val_bpb={record['val_bpb']:.4f}")
 

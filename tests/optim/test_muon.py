@@ -166,6 +166,7 @@ def test_singular_values_move_near_one(name):
 def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
     machine = RuntimeConfig(
         device="cpu", processes=2, attention="auto", kernels="auto", compile="off", workers=0
     )

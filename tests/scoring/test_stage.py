@@ -41,7 +41,8 @@ def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: 
     group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running = []
     for rank in range(world):
-        environment = {**group, "RANK": str(rank)} if world > 1 else {}
+        own = {"RANK": str(rank), "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "a test"}
+        environment = group | own if world > 1 else {}
         arguments = (case, str(folder), pause, environment)
         running.append(SERVER.Process(target=evaluate, args=arguments, daemon=True))
         running[-1].start()

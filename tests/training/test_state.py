@@ -97,6 +97,7 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
     machine = RuntimeConfig(
         device="cpu", processes=2, attention="auto", kernels="auto", compile="off", workers=0
     )

@@ -1,0 +1,75 @@
+"""The processes of a stage: as `runtime` of params.yaml asks, as far as this machine can.
+
+Apart from paramgolf.runtime, because train_gpt.py does without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+from collections.abc import Iterator
+
+import torch
+from torch.distributed import is_torchelastic_launched
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.gpu_slots import take_gpus
+from paramgolf.params import load_params
+from paramgolf.progress import say
+from paramgolf.runtime import Runtime, launch, processes
+from paramgolf.runtime_config import RuntimeConfig
+
+# the variable that names it, and the programs that are looked for without: Triton's, and those of
+# PyTorch's compiler on a CPU
+C_COMPILER = ("CC", "gcc", "clang")
+CXX_COMPILER = ("CXX", "g++", "clang++")
+GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+
+
+@contextlib.contextmanager
+def stage_processes() -> Iterator[Runtime]:
+    """Start one process per GPU, with the GPUs taken, and join them for the length of the block."""
+    refuse_left_overs()
+    machine = without_compiler(load_params(RuntimeConfig, "runtime"))
+    take_gpus(machine)
+    launch(machine)
+    with processes(machine) as runtime:
+        yield runtime
+
+
+def refuse_left_overs() -> None:
+    """Raise ParamGolfError where the environment names a group of processes that is not there.
+
+    One process would train where eight were meant to, or wait for others for ever.
+    """
+    left = [name for name in GROUP if name in os.environ]
+    if left and not is_torchelastic_launched():
+        raise ParamGolfError(
+            "the environment is that of a process of torchrun, but torchrun did not start this one",
+            found=", ".join(f"{name}={os.environ[name]}" for name in left),
+            fix=f"`unset {' '.join(left)}`; several hosts need torchrun (docs/cluster.md)",
+        )
+
+
+def without_compiler(config: RuntimeConfig) -> RuntimeConfig:
+    """Return what can run here: without a compiler nothing is compiled, unless it was asked for."""
+    on_gpu = config.device != "cpu" and torch.cuda.device_count() > 0  # CUDA is not started by it
+    asked = [
+        f"runtime.{name} is {value}"
+        for name, value in (("compile", config.compile), ("kernels", config.kernels))
+        if value in ("on", "fused")
+    ]
+    variable, *programs = C_COMPILER if on_gpu else CXX_COMPILER
+    wanted = [os.environ[variable]] if variable in os.environ else programs
+    if any(shutil.which(program.split()[0]) for program in wanted if program.strip()):
+        return config
+    needed = " or ".join(wanted)
+    if asked:
+        fix = f"apt-get install gcc g++, or name one in {variable}, or set these keys to auto"
+        raise ParamGolfError(f"{' and '.join(asked)}, which needs a compiler: {needed}", fix=fix)
+    wasted = on_gpu and (config.compile, config.kernels) != ("off", "reference")
+    if wasted and os.environ.get("RANK", "0") == "0":
+        say(f"there is no compiler ({needed}): going on with plain operations, which are slower")
+    return dataclasses.replace(config, compile="off", kernels="reference")
