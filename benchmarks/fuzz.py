@@ -32,7 +32,7 @@ from typing import Any
 import fuzz_files
 import fuzz_models
 import torch
-from tables import device_name, made_by
+from tables import made_by
 
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.progress import track
@@ -87,8 +87,8 @@ def main() -> None:
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the table of the results."""
-    device, command = device_name(), "python benchmarks/fuzz.py"
-    lines = [f"`{command}` on {device}, torch {torch.__version__}", ""]
+    devices = "; ".join(dict.fromkeys(found["device"] for found in results.values()))
+    lines = [f"`python benchmarks/fuzz.py` on {devices}, torch {torch.__version__}", ""]
     lines += [
         "| file | mutants | outcomes | most seconds | most MiB | faults |",
         "|---|---|---|---|---|---|",
