@@ -28,7 +28,7 @@ MULTIPLIER = 0x9E3779B97F4A7C15  # B
 KEPT = bytes(i for i in range(256) if i >= 0x80 or chr(i).isalnum())
 DROPPED = bytes(i for i in range(256) if i not in KEPT)
 SMALL = bytes(i + 32 if ord("A") <= i <= ord("Z") else i for i in range(256))
-SEPARATOR = b"\xff" * (WINDOW - 1)  # before each document: no UTF-8 holds it
+SEPARATOR = b"\xff" * (WINDOW - 1)  # around each document: no UTF-8 holds it
 
 
 def letters(text: bytes) -> bytes:
@@ -55,8 +55,9 @@ def hashes(text: np.ndarray) -> Iterator[np.ndarray]:
 class Shingles:
     """Shingles of validation documents, and which of them the training text holds.
 
-    `texts` hold whole documents, uint8 [n]: SEPARATOR, then letters, of each. A document of fewer
-    than WINDOW letters has one shingle, with as much of the separator before it as it lacks.
+    `texts` hold whole documents, uint8 [n]: SEPARATOR and letters of each, SEPARATOR at the end. A
+    document of fewer than WINDOW letters has one shingle, filled up with the separators around it:
+    one of the same letters alone has it too.
     """
 
     def __init__(self, texts: Iterable[np.ndarray], every: int) -> None:
@@ -108,10 +109,10 @@ class Shingles:
 def _shingles_of(text: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where shingles begin, int64, and how many each document has, int64 [documents]."""
     marks = np.flatnonzero(text == SEPARATOR[0]).reshape(-1, len(SEPARATOR))
-    begins, ends = marks[:, -1] + 1, np.append(marks[1:, 0], len(text))
+    begins, ends = marks[:-1, -1] + 1, marks[1:, 0]
     sizes = ends - begins
     counts = np.where(sizes > 0, np.maximum(sizes - WINDOW + 1, 1), 0)
-    firsts = np.minimum(begins, ends - WINDOW) - (np.cumsum(counts) - counts)
+    firsts = np.where(sizes < WINDOW, ends + 1 - WINDOW, begins) - (np.cumsum(counts) - counts)
     return np.arange(counts.sum()) + np.repeat(firsts, counts), counts
 
 
@@ -131,9 +132,9 @@ class TokenLetters:
         self._starts = np.cumsum(self._sizes) - self._sizes
 
     def of(self, ids: np.ndarray) -> np.ndarray:
-        """Return the letters uint8 of tokens uint16 [n], one after another."""
+        """Return what Shingles takes of whole documents, tokens uint16 [n]."""
         parts = [self._of(ids[i : i + BLOCK]) for i in range(0, len(ids), BLOCK)]
-        return np.concatenate(parts) if parts else np.empty(0, np.uint8)
+        return np.concatenate([*parts, np.frombuffer(SEPARATOR, np.uint8)])
 
     def _of(self, ids: np.ndarray) -> np.ndarray:
         sizes = self._sizes[ids]

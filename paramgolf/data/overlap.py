@@ -32,7 +32,7 @@ class Part:
     contents: Sequence[bytes]
     """What is the same in equal documents: the text, or the tokens."""
     letters: np.ndarray
-    """uint8 [n]: what near copies are found by, near_copies.SEPARATOR before each document."""
+    """uint8 [n]: what near copies are found by, near_copies.SEPARATOR around each document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _texts(raw: Path, file: DocumentsFile) -> Split:
 def _text_part(lines: Sequence[bytes]) -> Part:
     documents = [parse(line) for line in lines]
     texts = [document.text.encode() for document in documents]
-    joined = SEPARATOR + SEPARATOR.join(texts)
+    joined = SEPARATOR.join([b"", *texts, b""])
     return Part([d.name for d in documents], texts, np.frombuffer(letters(joined), np.uint8))
 
 

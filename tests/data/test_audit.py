@@ -253,7 +253,7 @@ def test_overlap_is_that_of_brute_force() -> None:
     )
 
     def read(contents: list[bytes]) -> Part:
-        letters = np.frombuffer(SEPARATOR * len(contents), np.uint8)
+        letters = np.frombuffer(SEPARATOR * (len(contents) + 1), np.uint8)
         return Part([str(content) for content in contents], contents, letters)
 
     found = compare(Split(val, read, 5), Split(train, read, 13), 1)

@@ -18,7 +18,7 @@ from paramgolf.errors import ParamGolfError
 
 
 def joined(documents: list[bytes]) -> np.ndarray:
-    return np.frombuffer(b"".join(SEPARATOR + document for document in documents), np.uint8)
+    return np.frombuffer(SEPARATOR.join([b"", *documents, b""]), np.uint8)
 
 
 def windows(text: bytes) -> list[bytes]:
@@ -41,9 +41,9 @@ def test_shares_are_those_of_brute_force(monkeypatch):
     found = Shingles([joined(val[:20]), joined(val[20:])], 1)
     for part in (train[:10], train[10:]):
         found.meet(joined(part))
-    # a document of fewer letters is looked for at the beginning of training documents
-    held = set().union(*(windows(SEPARATOR + text) for text in train))
-    own = [windows(text.rjust(WINDOW, SEPARATOR[:1])) if text else [] for text in val]
+    # a document of fewer letters is that of training which has the same
+    held = set().union(*(windows(text) or [text] for text in train))
+    own = [windows(text) or ([text] if text else []) for text in val]
     expected = [np.mean([one in held for one in ones]) if ones else np.nan for ones in own]
     np.testing.assert_array_equal(found.shares(), expected)
     assert {0.0, 1.0} < {*expected}
@@ -130,5 +130,5 @@ def test_letters_of_tokens_are_those_of_their_text(tmp_path: Path) -> None:
     (ids, _), (other, _), (third, _) = tokenizer.encode(
         [text, "\u2603" * 3, "\u2604" * 3], count_bytes=False
     )
-    assert bytes(table.of(ids)) == SEPARATOR + letters(text.encode())
+    assert bytes(table.of(ids)) == SEPARATOR + letters(text.encode()) + SEPARATOR
     assert not np.array_equal(table.of(other), table.of(third))
