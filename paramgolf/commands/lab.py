@@ -53,6 +53,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--stop-after", type=float, metavar="SECONDS", help="begin no training later than that"
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
+    any_code = "count figures that other code has made; without it they are made anew"
+    parser.add_argument("--any-code", action="store_true", help=any_code)
     results = "JSON to add to, Markdown goes beside it; default: results.json in the folder"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
     take = "results of another machine to take into account; repeat it"
@@ -85,7 +87,7 @@ def run(options: argparse.Namespace) -> int:
         return show(records, plan.name, as_json=options.json)
     slots = slots_of(devices(options.gpus), plan.gpus)
     bench = Bench(options.work, slots, records, read_stages(), Processes())
-    session = Session(plan, options.changes, bench)
+    session = Session(plan, options.changes, bench, any_code=options.any_code)
     if options.dry_run:
         print_forecast(session.forecast(), options)
         return 0

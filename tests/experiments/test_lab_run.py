@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
 import signal
@@ -11,15 +12,16 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from lab_case import FakeProcesses, plan_of, session_of, work
+from lab_case import STAGES, FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab import stages
 from paramgolf.experiments.lab.cost import SECONDS
 from paramgolf.experiments.lab.records import Records, Run
-from paramgolf.experiments.lab.run import only_one, slots_of
+from paramgolf.experiments.lab.run import Bench, only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
+from paramgolf.experiments.lab.session import Session
 from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
 from paramgolf.experiments.lab.summary import summarize
 from paramgolf.files import write_json
@@ -120,6 +122,24 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path):
             Records(tmp_path / "results.json")
 
 
+def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):
+    def session(code: str, processes: FakeProcesses, *, any_code: bool = False) -> Session:
+        changed = {n: dataclasses.replace(s, code=code + s.code) for n, s in STAGES.items()}
+        records = Records(tmp_path / "results.json")
+        bench = Bench(tmp_path, ["0"], records, changed, processes)
+        plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal="packed")
+        return Session(plan, (), bench, any_code=any_code)
+
+    processes, how = FakeProcesses(), {"command": "", "retry": False, "mirror": None}
+    session("old", processes).work(**how, deadline=None)
+    assert len(processes.calls) == 5
+    session("new", processes, any_code=True).work(**how, deadline=None)
+    assert len(processes.calls) == 5
+    assert session("new", processes).forecast().cost.runs == 1
+    session("new", processes).work(**how, deadline=None)
+    assert len(processes.calls) == 10
+
+
 def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):
     variants = [{"name": "base"}, {"name": "five", "changes": ["quantize.matrix_bits=5"]}]
     plan = plan_of(tokens, variants=variants, goal="packed")
@@ -135,7 +155,7 @@ def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):
 @pytest.mark.parametrize("chance", range(5))
 def test_variants_rotate_over_the_gpus_in_whatever_order_these_are_free(chance):
     generator, names = random.Random(chance), ["a", "b", "c", "d"]
-    runs = [Run(*one, {"train": str(one)}, {}, Path()) for one in ordered(names, [1, 2, 3, 4])]
+    runs = [Run(*one, {"train": str(one)}, {}, {}, Path()) for one in ordered(names, [1, 2, 3, 4])]
     schedule = Schedule([Job(run, run.seed, ["train"]) for run in runs], ["0", "1", "2", "3"])
     for _ in range(4):
         for slot in generator.sample(schedule.slots, 4):

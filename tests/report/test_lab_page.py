@@ -33,6 +33,7 @@ def content() -> dict:
             "stage": "train",
             "wall_seconds": 3.0,
             "energy_joules": None,
+            "commit": "abc" if n == "base" else "def",
             "metrics": {**metrics, "val_bpb": score},
         }
         for n, scores in SCORES.items()
@@ -60,6 +61,7 @@ def test_the_page_warns(content):
     shown = text_of(render_lab_page(summarize(content, "tiny")))
     assert "broken, seed 1, failed: train: out of memory" in shown
     assert "base read the text 9.0 times" in shown
+    assert "made by several commits: abc, def" in shown
 
 
 def test_the_page_does_without_figures(content):

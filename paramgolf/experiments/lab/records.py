@@ -7,6 +7,7 @@ So a plan that is run again finds what it has, whoever ran it.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import threading
@@ -28,13 +29,15 @@ PARTS = ("plans", "stages", "failures")
 class Run:
     """One run of a variant: its stages in order, each with the key of what it depends on.
 
-    `replicate` counts the runs of one seed from 0.
+    `replicate` counts the runs of one seed from 0. `alike` holds the keys that the stages would
+    have but for their code.
     """
 
     variant: str
     seed: int
     replicate: int
     keys: Mapping[str, str]
+    alike: Mapping[str, str]
     content: Mapping[str, Any]
     tokens: Path
 
@@ -50,17 +53,20 @@ def keys_of(
     stages: Mapping[str, Stage],
     wanted: Sequence[str],
     beginning: Sequence[object],
+    *,
+    code: bool = True,
 ) -> dict[str, str]:
     """Return the key of each wanted stage: of its code, its parameters, and what it depends on.
 
-    `beginning` is what training depends on beside its parameters.
+    `beginning` is what training depends on beside its parameters; without `code`, code is left out.
     """
     keys: dict[str, str] = {}
     for name in wanted:
         stage = stages[name]
         before: list[object] = [keys[other] for other in stage.depends]
         before = before or [*beginning]
-        what = json.dumps([name, stage.code, stage.values(content), before], sort_keys=True)
+        made = stage.code if code else None
+        what = json.dumps([name, made, stage.values(content), before], sort_keys=True)
         keys[name] = hashlib.sha256(what.encode()).hexdigest()[:KEY_LENGTH]
     return keys
 
@@ -92,6 +98,12 @@ class Records:
         """Return the figures of a stage, None where it has not run."""
         found: dict[str, Any] | None = self.content["stages"].get(key)
         return found
+
+    def of_any_code(self, run: Run) -> Run:
+        """Return the run with the keys of figures that are here but for the code that made them."""
+        alike = {one.get("alike"): key for key, one in self.content["stages"].items()}
+        keys = {stage: alike.get(run.alike[stage], key) for stage, key in run.keys.items()}
+        return dataclasses.replace(run, keys=keys)
 
     def failure(self, run: Run) -> dict[str, Any] | None:
         """Return why a run cannot be finished, None where nothing is known against it."""

@@ -61,8 +61,10 @@ def runs_of(
         content["train"] = {**content["train"], "seed": seed}
         made = tokens[name] or UNMADE
         beginning = [made.key, plan.gpus, replicate]
-        keys = keys_of(content, stages, plan.stages(plan.variant(name)), beginning)
-        runs.append(Run(name, seed, replicate, keys, content, made.folder))
+        wanted = plan.stages(plan.variant(name))
+        keys = keys_of(content, stages, wanted, beginning)
+        alike = keys_of(content, stages, wanted, beginning, code=False)
+        runs.append(Run(name, seed, replicate, keys, alike, content, made.folder))
     return runs
 
 
@@ -287,7 +289,7 @@ class Laboratory:
             joules = None if before is None or after is None else after - before
             place.mark_done()
             figures = {"stage": stage, "wall_seconds": seconds, "energy_joules": joules}
-            figures["metrics"] = place.metrics(stage)
+            figures |= {"metrics": place.metrics(stage), "alike": run.alike[stage]}
             bench.records.add_stage(key, {**figures, "gpus": slot, **self._made})
             self._show(run, stage)
             return True

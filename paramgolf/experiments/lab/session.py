@@ -36,10 +36,16 @@ class Forecast:
 
 
 class Session:
-    """A plan with its parameters, on a bench; `changes` are those of the command line."""
+    """A plan with its parameters, on a bench; `changes` are those of the command line.
 
-    def __init__(self, plan: Plan, changes: Sequence[str], bench: Bench) -> None:
+    With `any_code`, figures count that other code has made.
+    """
+
+    def __init__(
+        self, plan: Plan, changes: Sequence[str], bench: Bench, *, any_code: bool = False
+    ) -> None:
         self.plan, self._changes, self._bench = plan, changes, bench
+        self._any_code = any_code
         self.contents = contents(plan, changes)
         self._tokens = Tokens(bench.folder / "tokens", plan.text, bench.processes, ROOT)
 
@@ -47,7 +53,7 @@ class Session:
         """Say what is left to run, what it costs, and which differences it can show."""
         bench, plan = self._bench, self.plan
         made = {name: self._tokens.find(content) for name, content in self.contents.items()}
-        runs = [(run, bench.left(run)) for run in runs_of(plan, self.contents, made, bench.stages)]
+        runs = [(run, bench.left(run)) for run in self._runs(made)]
         total = cost(runs, bench.records, gpus=plan.gpus, slots=len(bench.slots))
         known = bench.records.content["plans"].get(plan.name)
         if known is None:
@@ -55,6 +61,10 @@ class Session:
         else:
             told = summarize(bench.records.content, plan.name).power
         return Forecast(total, told, [*self._warnings(made, told)])
+
+    def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
+        runs = runs_of(self.plan, self.contents, made, self._bench.stages)
+        return [self._bench.records.of_any_code(run) for run in runs] if self._any_code else runs
 
     def _warnings(self, made: Mapping[str, Made | None], told: Power) -> list[str]:
         found = []
@@ -84,7 +94,7 @@ class Session:
         copying = contextlib.nullcontext() if mirror is None else mirror.working()
         with only_one(bench.folder), copying:
             made = take_tokens(self.contents, self._tokens)
-            runs = runs_of(plan, self.contents, made, bench.stages)
+            runs = self._runs(made)
             bench.records.forgive(runs, only_killed=not retry)
             bench.records.add_plan(plan.name, self._entry(command, runs, made))
             laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)

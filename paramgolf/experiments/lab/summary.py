@@ -53,6 +53,7 @@ class VariantResult:
     differences: Mapping[str, Paired]
     """By score, from the first variant."""
     devices: Sequence[str]
+    commits: Sequence[str]
 
     def mean(self, figure: str) -> float | None:
         """Return the mean of a figure over the runs that have it."""
@@ -91,6 +92,9 @@ class Summary:
         devices = dict.fromkeys(device for one in self.variants for device in one.devices)
         if len(devices) > 1:
             yield f"machines differ: {', '.join(devices)}"
+        commits = dict.fromkeys(commit for one in self.variants for commit in one.commits)
+        if len(commits) > 1:
+            yield f"made by several commits: {', '.join(commits)}"
         kinds = {p.replicates for one in self.variants for p in one.differences.values()}
         if "same seed" in kinds:
             yield "runs of one seed differ by rounding alone: they give no interval and no p"
@@ -133,6 +137,7 @@ def _result(
 ) -> VariantResult:
     figures, failures = {}, {}
     devices: dict[str, None] = {}
+    commits: dict[str, None] = {}
     for run in runs:
         where = run["seed"], run["replicate"]
         stages = {s: content["stages"].get(key) for s, key in run["keys"].items()}
@@ -141,6 +146,7 @@ def _result(
         devices |= {
             r["metrics"]["device"]: None for r in found.values() if "device" in r["metrics"]
         }
+        commits |= {r["commit"]: None for r in found.values() if "commit" in r}
         reasons = (content["failures"].get(key) for key in run["keys"].values())
         if failure := next((reason for reason in reasons if reason), None):
             failures[where] = f"{failure['stage']}: {failure['reason']}"
@@ -158,6 +164,7 @@ def _result(
         failures,
         differences,
         [*devices],
+        [*commits],
     )
 
 
