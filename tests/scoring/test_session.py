@@ -34,6 +34,9 @@ CASES = {
     **dict.fromkeys(("strided", "documents", "windowed")),
     "sgd": make_config(chunk_tokens=64, batch_sequences=3),
     "lora_stream": make_lora_config("lora_stream"),
+    "waves": make_lora_config(
+        "lora_documents", documents={"wave_documents": 8, "batch_documents": 8, "chains": 1}
+    ),
     "lora_documents": make_lora_config(
         "lora_documents",
         documents={"phases": 1, "prefix_documents": 4, "batch_documents": 8, "chains": 1},

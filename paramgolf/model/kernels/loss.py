@@ -55,7 +55,7 @@ def _losses(
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
     NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any, width], states
-    int64 [rows]; 0: all can come, and both are None.
+    int64 [rows]; 0: all can come, and neither is read.
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
@@ -109,7 +109,8 @@ def _nll(
     wide = triton.next_power_of_2(len(embedding))
     launch(
         _losses, (rows,),
-        logits, targets, caps, nll, words, states, len(embedding),
+        logits, targets, caps, nll, targets if words is None else words,
+        targets if states is None else states, len(embedding),
         0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
         NEVER=0.0 if words is None else IMPOSSIBLE,
