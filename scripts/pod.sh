@@ -1,0 +1,47 @@
+#!/usr/bin/env bash
+# From a clone to scores, and to a submission, on a rented GPU machine (docs/pod.md):
+#
+#   TORCH_INDEX=ADDRESS [PRICE=3] [SEEDS="1 2 3"] scripts/pod.sh RECIPE [section.key=value ...]
+#
+# A step that ended well is marked in .cache/pod and not done again: given once more, the same command goes on where it
+# was cut off. With NAME, BLURB and GITHUB_ID in the environment it ends with `paramgolf submit`.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+[[ $# -ge 1 && $1 != -* ]] || { echo "usage: scripts/pod.sh RECIPE [section.key=value ...]" >&2; exit 2; }
+recipe=$1
+seeds=${SEEDS:-1337}
+export PATH="$PWD/.venv/bin:$PATH"
+# other changes are another run
+marks=.cache/pod/$(printf '%s\n' "$@" | sha256sum | cut -c 1-12)
+mkdir -p "$marks"
+
+step() { # NAME COMMAND...
+    local name=$1 began=$SECONDS
+    shift
+    if [[ -e $marks/$name ]]; then
+        echo "pod: $name was done before, in $(< "$marks/$name")"
+        return
+    fi
+    echo "pod: $name: $*"
+    "$@" 2>&1 | tee -a repro.log # `paramgolf watch` reads it
+    echo "$((SECONDS - began)) s" > "$marks/$name"
+    echo "pod: $name took $(< "$marks/$name")"
+}
+
+names=()
+step setup make gpu
+step use paramgolf use "$@"
+step estimate paramgolf estimate "$@" --gpus "$(nvidia-smi --list-gpus | wc -l)" ${PRICE:+--price "$PRICE"}
+step tokens dvc repro audit
+for seed in $seeds; do
+    names+=("$recipe-seed$seed")
+    step "seed-$seed" dvc exp run --name "$recipe-seed$seed" --set-param "train.seed=$seed"
+done
+if [[ -n $(dvc remote list) ]]; then
+    step push dvc exp push origin "${names[@]}"
+fi
+if [[ -n ${NAME:-} && -n ${BLURB:-} && -n ${GITHUB_ID:-} ]]; then
+    step submit paramgolf submit "${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID"
+fi
+dvc exp show --only-changed --hide-workspace

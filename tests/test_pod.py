@@ -1,0 +1,94 @@
+"""scripts/pod.sh with stand-ins for the commands that it gives: order, marks, going on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+STAND_IN = """#!/bin/sh
+echo "$(basename $0) $*" >> "$CALLS"
+case "$(basename $0) $*" in
+    "$FAILS"*) echo "it broke"; exit 3;;
+    nvidia-smi*) echo 0; echo 1;;
+    "dvc remote list") echo "$REMOTE";;
+esac
+"""
+
+
+@pytest.fixture
+def pod(tmp_path: Path):
+    """Run the script in a project's folder of its own; return its code, output and calls."""
+    tools = tmp_path / ".venv/bin"
+    tools.mkdir(parents=True)
+    for name in ("make", "paramgolf", "dvc", "nvidia-smi"):
+        (tools / name).write_text(STAND_IN)
+        (tools / name).chmod(0o755)
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(ROOT / "scripts/pod.sh", tmp_path / "scripts")
+
+    def run(*words: str, **variables: str) -> tuple[int, str, list[str]]:
+        calls = tmp_path / "calls"
+        calls.write_text("")
+        made = {"CALLS": str(calls), "FAILS": "nothing", "REMOTE": "", **variables}
+        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        done = subprocess.run(
+            [script, *words],
+            env=kept | made,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        return done.returncode, done.stdout, calls.read_text().splitlines()
+
+    return run
+
+
+def test_each_step_is_given_once_and_in_order(pod, tmp_path):
+    code, _, calls = pod("pr1493", "train.steps=5", PRICE="3", SEEDS="1 2", REMOTE="shared x")
+    assert code == 0
+    assert calls == [
+        "make gpu",
+        "paramgolf use pr1493 train.steps=5",
+        "nvidia-smi --list-gpus",
+        "paramgolf estimate pr1493 train.steps=5 --gpus 2 --price 3",
+        "dvc repro audit",
+        "dvc exp run --name pr1493-seed1 --set-param train.seed=1",
+        "dvc exp run --name pr1493-seed2 --set-param train.seed=2",
+        "dvc remote list",
+        "dvc exp push origin pr1493-seed1 pr1493-seed2",
+        "dvc exp show --only-changed --hide-workspace",
+    ]
+
+
+def test_the_same_command_goes_on_where_it_was_cut_off(pod, tmp_path):
+    code, output, _ = pod("pr1493", FAILS="dvc exp run")
+    assert code == 3
+    assert "it broke" in output
+    assert "it broke" in (tmp_path / "repro.log").read_text()
+    code, output, calls = pod("pr1493")
+    assert code == 0
+    assert "tokens was done before" in output
+    assert [call for call in calls if not call.startswith("nvidia-smi")] == [
+        "dvc exp run --name pr1493-seed1337 --set-param train.seed=1337",
+        "dvc remote list",
+        "dvc exp show --only-changed --hide-workspace",
+    ]
+    assert "make gpu" in pod("pr1855")[2]  # another run has marks of its own
+
+
+def test_a_submission_is_made_where_it_has_a_name(pod):
+    about = {"NAME": "A B", "BLURB": "What it does", "GITHUB_ID": "me"}
+    calls = pod("best", SEEDS="1 2", **about)[2]
+    wanted = "paramgolf submit best-seed1 best-seed2 --name A B --blurb What it does --github-id me"
+    assert wanted in calls
+
+
+def test_without_a_recipe_it_says_how_it_is_used(pod):
+    code, output, calls = pod()
+    assert (code, calls) == (2, [])
+    assert "usage: scripts/pod.sh RECIPE" in output
