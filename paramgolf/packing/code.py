@@ -188,9 +188,25 @@ def _without_faults(source: str) -> str:
     return ast.unparse(tree)
 
 
+class _Advice(ast.NodeTransformer):
+    """Takes fixed advice out of errors: it names the project's commands and keys."""
+
+    def visit_Call(self, node: ast.Call) -> ast.Call:
+        """Drop `fix` from a call that makes an error, where it is a text or a module's constant."""
+        self.generic_visit(node)
+        if isinstance(node.func, ast.Name) and node.func.id == "ParamGolfError":
+            node.keywords = [k for k in node.keywords if k.arg != "fix" or not _is_fixed(k.value)]
+        return node
+
+
+def _is_fixed(value: ast.expr) -> bool:
+    constant = isinstance(value, ast.Name) and value.id.isupper()
+    return constant or isinstance(value, ast.Constant | ast.JoinedStr)
+
+
 @functools.cache
 def minified(source: str) -> str:
-    """Return a module without docstrings, comments, assertions and long local names.
+    """Return a module without docstrings, comments, assertions, advice and long local names.
 
     Triton compiles kernels from their source, and operators take their schema from annotations, so
     modules that hold such functions keep annotations and local names. The fields of dataclasses
@@ -198,7 +214,7 @@ def minified(source: str) -> str:
     """
     is_read = any(word in source for word in READ_AS_SOURCE)
     return minify(
-        source,
+        ast.unparse(_Advice().visit(ast.parse(source))),
         remove_literal_statements=True,
         remove_asserts=True,
         remove_annotations=not is_read,

@@ -268,6 +268,9 @@ class Kept:
 def raises():
     """Only a docstring."""
     assert raises
+
+def refuses(advice):
+    raise ParamGolfError("no", fix=advice) from ParamGolfError("never", fix="dvc repro")
 '''
 KERNEL = '''import triton
 
@@ -286,6 +289,7 @@ def test_words_go_and_behaviour_stays():
     assert scope["Kept"].__annotations__ == {"field": "int"}
     assert scope["Kept"](4).method(1.5, key="b") == "1.5b4"
     assert scope["raises"]() is None
+    assert "ParamGolfError('no',fix=advice)from ParamGolfError('never')" in text
     for word in ("Doc", "Module", "docstring", "parse reads", "float", "result"):
         assert word not in text
 
