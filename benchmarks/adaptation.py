@@ -53,10 +53,9 @@ class Bench:
 
     def __init__(self, runtime: Runtime, options: argparse.Namespace) -> None:
         self.runtime, self.options = runtime, options
-        packed = load_package(options.package)
-        self.state = packed.state
-        self.plain = build_network(packed, runtime)
-        self.text = load_text(options.data, packed.vocab_size, options.text_tokens)
+        self.packed = load_package(options.package)
+        self.plain = build_network(self.packed, runtime)
+        self.text = load_text(options.data, self.packed.vocab_size, options.text_tokens)
         start = time.perf_counter()
         self.masked = masked(self.plain, open_tokens(options.data), self.text.tokens)
         self.mask_seconds = time.perf_counter() - start
@@ -125,18 +124,28 @@ class Bench:
 
     def adapted(self) -> None:
         """Score in each form of adaptation."""
-        text = self.first(self.options.tokens)
+        text, targets = self.first(self.options.tokens), None
         documents = dataclasses.replace(self.sliding, mode="documents")
         self.measure("documents", text, lambda s: score_text(self.plain, text, documents, s), "")
         for name, (mask, config) in self.forms().items():
+            if config.adapter.targets != targets:
+                targets = config.adapter.targets
+                self.renew()
             network = self.masked if mask else self.plain
-            self.plain.load_state_dict(self.state)  # both networks have these parameters
+            self.plain.load_state_dict(self.packed.state)  # both networks have these parameters
             self.measure(
                 name,
                 text,
                 lambda s, n=network, c=config: score_and_adapt(n, text, c, s),
                 "documents",
             )
+
+    def renew(self) -> None:
+        """Build the networks anew, without the graphs so far: they would exceed their limit."""
+        torch._dynamo.reset()
+        mask = self.masked._mask
+        self.plain = build_network(self.packed, self.runtime)
+        self.masked = self.plain.with_mask(mask)
 
     def forms(self) -> dict[str, tuple[bool, TttConfig]]:
         """Return the forms of adaptation, by their importance."""
