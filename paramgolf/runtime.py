@@ -78,7 +78,7 @@ def resolve_device(config: RuntimeConfig) -> str:
     return config.device
 
 
-def launch(config: RuntimeConfig) -> None:
+def launch(config: RuntimeConfig, torchrun: str = "torch.distributed.run") -> None:
     """Start the running script once per process with torchrun, unless torchrun started it already.
 
     With one process this returns at once and the script goes on. Otherwise it waits for the
@@ -91,7 +91,7 @@ def launch(config: RuntimeConfig) -> None:
     if processes == 1:
         return
     pass_on_start_time()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [sys.executable, "-m", torchrun, "--standalone"]
     command += [f"--nproc-per-node={processes}", *sys.argv]
     with subprocess.Popen(command, preexec_fn=end_with_parent) as child:
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -99,9 +99,10 @@ def launch(config: RuntimeConfig) -> None:
             code = child.wait()
         except KeyboardInterrupt:
             child.send_signal(signal.SIGINT)
-            code = child.wait()
-    # torchrun returns 1 whatever its processes returned; they have said why
-    raise SystemExit(EXIT_USER_ERROR if code else 0)
+            child.wait()
+            raise SystemExit(130) from None
+    # PyTorch's torchrun returns 1 whatever its processes returned; they have said why
+    raise SystemExit(EXIT_USER_ERROR if code == 1 else code)
 
 
 def _prepare_gpu(device: torch.device) -> None:

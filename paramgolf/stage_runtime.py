@@ -34,7 +34,7 @@ def stage_processes() -> Iterator[Runtime]:
     refuse_left_overs()
     machine = without_compiler(load_params(RuntimeConfig, "runtime"))
     take_gpus(machine)
-    launch(machine)
+    launch(machine, "paramgolf.torchrun")
     with processes(machine) as runtime:
         yield runtime
 

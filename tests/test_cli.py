@@ -273,6 +273,8 @@ def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
     for name, stage in stages.items():
         source = (ROOT / f"stages/{name}.py").read_text()
         read = set(re.findall(r'load_params\(\w+, "(\w+)"\)', source)) - {"runtime"}
+        if name in ("eval_sliding", "eval_ttt"):
+            read -= {"verify"}  # for a warning while it runs; no result depends on it
         if name == "report":
             read = {*SECTIONS, "verify.eval_seconds", "verify.train_seconds"}
         if name == "package":  # how the evaluations go is frozen into train_gpt.py, no more of them

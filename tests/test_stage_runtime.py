@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,22 @@ def test_train_gpt_takes_no_left_over_variable_for_a_group(monkeypatch):
     launch(config)
     with processes(config) as runtime:
         assert (runtime.rank, runtime.world) == (0, 1)
+
+
+FAILING = """
+import os, sys
+print("rank", os.environ["RANK"], file=sys.stderr)
+sys.exit(3 if os.environ["RANK"] == "1" else 0)
+"""
+
+
+def test_torchrun_adds_nothing_to_what_a_failed_process_said(tmp_path):
+    (tmp_path / "failing.py").write_text(FAILING)
+    words = ["--standalone", "--nproc-per-node=2", tmp_path / "failing.py"]
+    command = [sys.executable, "-m", "paramgolf.torchrun", *words]
+    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 3
+    assert sorted(done.stderr.splitlines()) == ["rank 0", "rank 1"]
 
 
 @pytest.fixture
