@@ -24,6 +24,7 @@ from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.model.network import Network
+from paramgolf.model.token_mask import masked
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.generate import generate
@@ -68,6 +69,8 @@ def collect(
         )
     runtime = replace(runtime, compile=False)  # taps defeat compilation
     network = load_network(trained, "trained").on(runtime)
+    if trained.token_mask:  # it was never taught how unlikely impossible tokens are
+        network = masked(network, tokens)
     seed = trained.seed if config.seed is None else config.seed
     length = trained.sequence_length
     if config.source == "train":

@@ -43,6 +43,8 @@ class Described:
     sequence_length: Positive
     seed: Natural
     model: ModelConfig
+    token_mask: bool = False
+    """Of the training loss; configurations of before it was known do not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,11 @@ class Trained:
     def seed(self) -> int:
         """The seed of the training."""
         return int(self.config["seed"])
+
+    @property
+    def token_mask(self) -> bool:
+        """The training loss left out what the tokenizer never writes."""
+        return bool(self.config.get("token_mask", False))
 
 
 def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:

@@ -253,6 +253,7 @@ class TrainingRun:
                 "vocab_size": self._tokens.vocab_size,
                 "sequence_length": self._regime.sizes.sequence_length,
                 "seed": self.config.seed,
+                "token_mask": self.config.token_mask,
             }
             write_model(self.model, self.progress, self._network.state_dict(), described)
         metrics = metrics_of(self.progress, seconds, score, self.runtime)

@@ -11,9 +11,11 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.overrides import TorchFunctionMode
 
+from paramgolf.data.token_mask import TokenMask
 from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import ModelConfig, RecurrencePhase
+from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.plan import repeated_layers
 from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
@@ -291,3 +293,24 @@ def test_recurrence_is_active(tiny_model):
 def _fit(state, model):
     """Cut the skip weights to the rows of a model with a shorter order."""
     return {n: t[: model.skip_count] if n.startswith("skip") else t for n, t in state.items()}
+
+
+def test_a_network_that_learned_with_a_mask_is_measured_with_it(
+    tiny_model, tokens_folder, monkeypatch
+):
+    trained, tokens = make_trained(tiny_model()), open_tokens(tokens_folder)
+    learned = replace(trained, config={**trained.config, "token_mask": True})
+    allowed = np.zeros((VOCAB + 1, VOCAB), dtype=bool)
+    allowed[:, 5:9] = True
+    words = torch.from_numpy(TokenMask(allowed, -1, ()).words)
+    mask = Mask(words, -1, torch.zeros(0, dtype=torch.int64))
+    monkeypatch.setattr(
+        "paramgolf.quant.calibrate.masked", lambda network, _: network.with_mask(mask)
+    )
+    config = make_config(sensitivity_sequences=2)
+    plain, found = (collect(one, tokens, config, ALONE)[0] for one in (trained, learned))
+    assert (plain["down"] == found["down"]).all()
+    # a token that cannot come cannot cost anything
+    likely = found["embedding.sensitivity"][0]
+    assert likely.nonzero().flatten().tolist() == [5, 6, 7, 8]
+    assert (plain["embedding.sensitivity"][0] > 0).all()
