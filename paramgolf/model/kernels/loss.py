@@ -47,15 +47,16 @@ def _capped(z, above, below, per_nat: tl.constexpr):
 @triton.jit
 def _losses(
     logits, targets, caps, nll, words, states, vocab, width,
-    WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, NEVER: tl.constexpr,
+    WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr,
+    NEVER: tl.constexpr,
 ):  # fmt: skip
     """Write a token's nll, float32 [rows], and G over its logits [rows, vocab].
 
     targets int64 [rows]; caps float32 [2], of positive and other logits. WIDE is the next power of
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
-    NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any, width], states
-    int64 [rows]; 0: all can come, and neither is read.
+    If MASKED, NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any,
+    width], states int64 [rows]; else neither is read.
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
@@ -74,7 +75,7 @@ def _losses(
     capped, bent = _capped(z, above, below, per_nat)
     weights = tl.exp2(capped - top)
     hit = column == target
-    if NEVER:
+    if MASKED:
         bits = words + tl.load(states + row) * width
         can = (tl.load(bits + (column >> 5), mask=live, other=0) >> (column & 31)) & 1
         weights = tl.where(can > 0, weights, 0.0)
@@ -113,7 +114,7 @@ def _nll(
         targets if states is None else states, len(embedding),
         0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
-        NEVER=0.0 if words is None else IMPOSSIBLE,
+        MASKED=words is not None, NEVER=IMPOSSIBLE,
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
     # an operator returns tensors; an empty one stands for none
