@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.training.config import TrainConfig
+from paramgolf.training.config import MomentumAverage, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
@@ -92,6 +93,29 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
     state.load_average()
     for found in (network, state.network):
         torch.testing.assert_close(found.logits(text, options), plain.logits(text, options))
+
+
+def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
+    averages = tuple(MomentumAverage(decay=d, weight=0.5, last_weight=0.5) for d in (0.5, 0.98))
+    config = dataclasses.replace(
+        sample.train, steps=10, head_mixing=True, muon_averages=averages, muon_averages_at=0.2
+    )
+    model = tiny_model(mudd_channels=8)
+    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
+    states = [
+        TrainState(Network(model, VOCAB, seed=seed), config, Runtime(0, 1, torch.device("cpu")))
+        for seed in (0, 1)
+    ]
+    for step in range(6):
+        if step == 4:  # the momentum has parted
+            states[1].load(copy.deepcopy(states[0].state()))
+        for state in states[: 1 if step < 4 else 2]:
+            state.zero_grad()
+            nll = state.network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[0]))
+            nll.mean().backward()
+            state.step(point(config, step, 0.0))
+    first, second = (state.state()["average"] for state in states)
+    assert {name for name in first if torch.equal(first[name], second[name])} == {*first}
 
 
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
