@@ -44,8 +44,10 @@ test: setup
 test-gpu:
 	python3 -m pytest -m gpu
 
-# the kernels without a GPU, by Triton's interpreter; the version that goes with the torch of requirements.lock
+# the kernels without a GPU, compiled for one and run by Triton's interpreter; the version that goes
+# with the torch of requirements.lock
 test-kernels: setup .cache/triton
+	PYTHONPATH=.cache/triton pytest tests/model/kernels/test_lowering.py
 	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/model/kernels
 
 .cache/triton: | setup
