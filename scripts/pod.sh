@@ -34,6 +34,7 @@ step setup make gpu
 step use paramgolf use "$@"
 step estimate paramgolf estimate "$@" --gpus "$(nvidia-smi --list-gpus | wc -l)" ${PRICE:+--price "$PRICE"}
 step tokens dvc repro audit
+step rehearse paramgolf rehearse "$@"
 for seed in $seeds; do
     names+=("$recipe-seed$seed")
     step "seed-$seed" dvc exp run --name "$recipe-seed$seed" --set-param "train.seed=$seed"

@@ -57,6 +57,7 @@ def test_each_step_is_given_once_and_in_order(pod, tmp_path):
         "nvidia-smi --list-gpus",
         "paramgolf estimate pr1493 train.steps=5 --gpus 2 --price 3",
         "dvc repro audit",
+        "paramgolf rehearse pr1493 train.steps=5",
         "dvc exp run --name pr1493-seed1 --set-param train.seed=1",
         "dvc exp run --name pr1493-seed2 --set-param train.seed=2",
         "dvc remote list",

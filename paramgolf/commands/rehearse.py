@@ -1,0 +1,67 @@
+"""Run every stage of a recipe at its full shapes on few tokens, before the run is paid for.
+
+It reads data/tokens (`dvc repro audit`) and writes to .cache/rehearsal alone. What the GPU's
+compilers make is kept for the run that follows. Scores of a rehearsal mean nothing. The exit code
+is 1 where a stage fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from paramgolf.estimate.devices import GIB
+from paramgolf.recipes import build, read_assignment
+
+if TYPE_CHECKING:
+    from paramgolf.experiments.rehearsal import Rehearsed
+
+EXAMPLE = """example:
+  paramgolf rehearse pr1493
+  paramgolf rehearse pr1493 train.micro_batch_tokens=49152 --json"""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's options."""
+    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
+    parser.add_argument(
+        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Rehearse, and print each stage as it ends."""
+    # here: they import torch
+    from paramgolf.experiments.rehearsal import FOLDER, rehearse, shortened
+
+    changes = [read_assignment(text) for text in options.assignments]
+    content = build(options.name, changes)
+    content = build(options.name, [*changes, *shortened(content)])
+    found: list[Rehearsed] = []
+    for stage in rehearse(content):
+        found.append(stage)
+        if not options.json:
+            print(line(stage), flush=True)
+    failed = found[-1].reason is not None
+    if options.json:
+        print(json.dumps([dataclasses.asdict(stage) for stage in found], indent=1))
+    elif failed:
+        print(f"what it said: {FOLDER}/{found[-1].stage}.log")
+    else:
+        print(f"{sum(stage.seconds or 0 for stage in found):.0f} s in all")
+    return int(failed)
+
+
+def line(stage: Rehearsed) -> str:
+    """Return what is told of a stage."""
+    if stage.reason is not None:
+        return f"{stage.stage:<13} FAILED: {stage.reason}"
+    text = f"{stage.stage:<13} {stage.seconds:6.1f} s"
+    if stage.startup_seconds is not None:
+        text += f", {stage.startup_seconds:.1f} of them until the first step"
+    if stage.peak_memory_bytes:
+        text += f", {stage.peak_memory_bytes / GIB:.1f} GiB of memory at the peak"
+    return text
