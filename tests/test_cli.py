@@ -139,7 +139,7 @@ def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, 
     """The doctor's code there is 1: it finds faults."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    words = {name: ["sample"] for name in ("use", "estimate", "profile")}
+    words = {name: ["sample"] for name in ("use", "estimate", "rehearse", "profile")}
     words |= {"completion": ["records"], "audit-score": ["scorer.py"], "lab": ["x.yaml"]}
     assert code_of(name, *words.get(name, [])) == 2
     error = capsys.readouterr().err
