@@ -91,8 +91,10 @@ def launch(config: RuntimeConfig, torchrun: str = "torch.distributed.run") -> No
     if processes == 1:
         return
     pass_on_start_time()
-    command = [sys.executable, "-m", torchrun, "--standalone"]
-    command += [f"--nproc-per-node={processes}", *sys.argv]
+    command = [sys.executable, "-m", torchrun, "--standalone", f"--nproc-per-node={processes}"]
+    # a module goes on by its name: run as a file, its folder would come before the library
+    module = sys.modules["__main__"].__spec__
+    command += ["-m", module.name, *sys.argv[1:]] if module else sys.argv
     with subprocess.Popen(command, preexec_fn=end_with_parent) as child:
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,28 @@ def test_torchrun_adds_nothing_to_what_a_failed_process_said(tmp_path):
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 3
     assert sorted(done.stderr.splitlines()) == ["rank 0", "rank 1"]
+
+
+MODULE = """
+import dataclasses, sys
+from pathlib import Path
+from paramgolf.params import load_params
+from paramgolf.runtime import launch
+from paramgolf.runtime_config import RuntimeConfig
+config = load_params(RuntimeConfig, "runtime", Path(sys.argv[1]))
+launch(dataclasses.replace(config, device="cpu", processes=2))
+print(__spec__.name, sys.path[0] == sys.argv[2])
+"""
+
+
+def test_a_module_is_started_as_one_in_each_process(tmp_path):
+    (tmp_path / "room").mkdir()
+    (tmp_path / "room/measure.py").write_text(MODULE)
+    words = [str(ROOT / "recipes/base.yaml"), str(tmp_path)]
+    command = [sys.executable, "-m", "room.measure", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
+    assert found.splitlines() == ["room.measure True"] * 2
 
 
 @pytest.fixture
