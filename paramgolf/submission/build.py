@@ -25,6 +25,7 @@ from paramgolf.submission.evaluate import (
     Workspace,
     command,
     compare_scores,
+    effective,
     evaluator_of,
     score,
 )
@@ -136,8 +137,10 @@ def _describe(
     params = runs[0].params
     stage = evaluator_of(params)
     base = numbers(read_yaml(root / RECIPES / "base.yaml"))
+    script = read_script(folder / "train_gpt.py")
     content = submission(runs, about, stage, day=day, limits=flatten(base), against=against)
+    content["parameters"] = effective(params, stage, script)
     write_json(folder / "submission.json", content)
-    words = command(params, stage, read_script(folder / "train_gpt.py"))
+    words = command(params, stage, script)
     text = readme(content, runs, words=words, base=base, checked=checked)
     write_text(folder / "README.md", text)

@@ -49,6 +49,16 @@ def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str
     ]
 
 
+def effective(params: Mapping[str, Any], stage: str, script: PackedScript) -> dict[str, Any]:
+    """Return with what the shipped program trains, and scores by `command`, by section.
+
+    Network and training are what is frozen into it; the evaluation is that with the options.
+    """
+    frozen = script.params
+    scoring = {**frozen[COMMANDS[stage]], **params[stage]}
+    return {"model": frozen["model"], "train": frozen["train"], stage: scoring}
+
+
 def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> dict[str, Any]:
     """Run train_gpt.py in `folder` on `tokens`, on this machine's devices; return its metrics.
 

@@ -61,6 +61,7 @@ def test_submission_json_tells_what_was_measured(folder, seeded):
     assert content["bytes_total"] == sum(sizes)
     assert content["artifact_bytes_max"] >= content["artifact_bytes_mean"]
     assert all(content["compliance"].values())
+    assert content["parameters"]["train"]["steps"] == 12
     assert content["attribution"] == {"Muon": "#1, its authors"}
     assert content["comparison"]["against"]["label"] == "pr1855"
     assert content["comparison"]["verdict"]["difference_bpb"] > 1

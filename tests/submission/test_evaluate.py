@@ -18,6 +18,7 @@ from paramgolf.submission.evaluate import (
     COMMANDS,
     command,
     compare_scores,
+    effective,
     evaluator_of,
 )
 from paramgolf.submission.script import PackedScript
@@ -42,6 +43,18 @@ def test_the_options_give_the_recipes_evaluation(recipe, stage):
     kind, _ = SCORERS[words[0]]
     found = section(kind, script.params[words[0]], parser(script.params).parse_args(words), stage)
     assert found == parse(kind, params[stage], stage)
+
+
+@pytest.mark.parametrize("stage", COMMANDS)
+def test_what_ran_is_read_back_from_the_shipped_program(stage):
+    changes = [(f"{stage}.stride", 32), ("train.steps", 7), ("model.softcap", 20.0)]
+    params = build("sample", changes, folder=RECIPES)
+    shipped = script_of(params)
+    params["train"]["steps"] = 8  # whatever params.yaml says by now
+    found = effective(params, stage, shipped)
+    assert (found["train"]["steps"], found["model"]["softcap"]) == (7, 20.0)
+    assert found[stage] == params[stage]
+    assert found.keys() == {"model", "train", stage}
 
 
 def test_defaults_are_not_repeated():
