@@ -78,6 +78,12 @@ def test_what_the_machine_refuses_is_told_with_its_place(program, message, advic
     assert advice in error
 
 
+@pytest.mark.gpu
+def test_a_gpu_whose_memory_runs_out_is_told(capsys):
+    assert ended(lambda: torch.empty(PETABYTE, device="cuda")) == 2
+    assert capsys.readouterr().err.startswith("paramgolf: the GPU's memory ran out")
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [
