@@ -47,8 +47,8 @@ test-gpu:
 # the kernels without a GPU, compiled for one and run by Triton's interpreter; the version that goes
 # with the torch of requirements.lock
 test-kernels: setup .cache/triton
-	PYTHONPATH=.cache/triton pytest tests/model/kernels/test_lowering.py
-	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/model/kernels
+	PYTHONPATH=.cache/triton pytest tests/model/kernels/test_lowering.py tests/quant/test_kernels.py
+	PYTHONPATH=.cache/triton TRITON_INTERPRET=1 pytest tests/model/kernels tests/quant/test_kernels.py
 
 .cache/triton: | setup
 	$(BIN)/python -m pip install --quiet --no-deps --target $@ triton==3.7.1

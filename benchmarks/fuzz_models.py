@@ -87,7 +87,7 @@ def valid_file(codec: str) -> bytes:
         else:
             tensors[name] = values.half()
     layers, _, columns = tensors["down.integers"].shape
-    tensors["up.finer"] = torch.ones(layers, 4, dtype=torch.int8)
+    tensors["up.finer"] = torch.full((layers, 4), 5, dtype=torch.int8)
     tensors["down.1.left"] = torch.ones(model.width, 2, dtype=torch.int8)
     tensors["down.1.right"] = torch.ones(2, columns, dtype=torch.int8)
     tensors["down.1.left_scales"] = torch.ones(2).half()
@@ -172,10 +172,12 @@ def lay_out(rng: random.Random, header: Json, streams: bytes) -> bytes:
     rows = rng.choice([n for n in range(1, 5000) if size % n == 0])
     columns = rng.choice([n for n in range(1, 5000) if size // rows % n == 0])
     layout = [size // rows // columns, rows, columns, rng.choice((0, 0, 17, 4000)), 64]
-    layout += [rng.choice((0, 0, 64, 8)), rng.randrange(2), rng.randrange(64), 0]
+    steps = rng.randbytes(layout[0] * rows)
+    steps = brotli.compress(steps, quality=1) if rng.random() < 0.5 else b""
+    layout += [rng.randrange(2), rng.randrange(2), rng.randrange(64), len(steps), 0]
     if rng.random() < 0.3:
-        layout[rng.randrange(9)] = rng.randrange(2**8)
-    data = HEADER.pack(*layout) + rng.randbytes(2 * rng.randrange(size + 4 * columns))
+        layout[rng.randrange(10)] = rng.randrange(2**8)
+    data = HEADER.pack(*layout) + steps + rng.randbytes(2 * rng.randrange(size + 4 * columns))
     streams = streams[:start] + data + streams[start + stream["bytes"] :]
     stream |= {"codec": "rans", "bytes": len(data), "shuffled": False}
     return sealed(header, streams)

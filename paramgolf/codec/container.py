@@ -28,7 +28,7 @@ from paramgolf.model.shapes import shapes
 from paramgolf.schema import Fault, convert
 
 MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
-VERSION = 2
+VERSION = 3
 PREFIX = struct.Struct("<8sI32sI")  # magic, version, SHA-256 of all that follows it, header bytes
 DIGEST_FROM = 44  # where the bytes that the SHA-256 covers begin: after itself
 MAX_HEADER_BYTES = 2**16
@@ -40,7 +40,7 @@ MAX_FILE_BYTES = 2 * MAX_WEIGHTS + 2**20  # all weights as float16, uncompressed
 MAX_WORK = 800_000_000  # in units of codecs.work
 MAX_RANK = 64
 ITEM_BYTES = {"int8": 1, "float16": 2}
-CODE_BITS = {"finer": 3, "left": 2, "right": 4}  # parts of a parameter beside its integers
+CODE_BITS = {"finer": 7, "left": 2, "right": 4}  # parts of a parameter beside its integers
 FIX = "pack the model again: `dvc repro -f -s package`"
 
 
@@ -305,8 +305,7 @@ def _check_values(entry: TensorEntry, tensor: Tensor) -> None:
     if entry.bits is not None:
         maximum = 2 ** (entry.bits - 1) - 1
         corrects = entry.name.endswith((".left", ".right"))  # these alone use the lowest value
-        least = 0 if entry.name.endswith(".finer") else -maximum - corrects
-        if int(tensor.min()) < least or int(tensor.max()) > maximum:
+        if int(tensor.min()) < -maximum - corrects or int(tensor.max()) > maximum:
             raise ParamGolfError(f"{entry.name} leaves the range of {entry.bits} bits")
     elif not tensor.isfinite().all():
         raise ParamGolfError(f"{entry.name} holds values that are not finite")

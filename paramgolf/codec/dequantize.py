@@ -18,7 +18,7 @@ def restore(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     """Return the float32 weights of a quantized parameter, from the tensors that are its parts.
 
     NAME.integers [..., R, C] times NAME.scales [..., R]; NAME.finer [layers, groups], where there
-    is one, says how often the steps of each group of columns are halved; where there is
+    is one, says how much finer the steps of each group of columns are; where there is
     NAME.LAYER.left, the layer's low-rank correction is added.
     """
     integers = tensors[f"{name}.integers"]
@@ -42,11 +42,23 @@ def dequantize(integers: Tensor, scales: Tensor) -> Tensor:
     return integers.to(torch.float32, copy=True).mul_(scales.float().unsqueeze(-1))
 
 
-def finer_factor(halvings: Tensor, columns: int) -> Tensor:
-    """Return what a step is multiplied by, a power of 2: float32 [layers, 1, columns]."""
-    # a power of 2, by which a float32 is multiplied exactly
-    factors = 1 / (1 << halvings.int().clamp_min(0))
-    return factors.repeat_interleave(columns // halvings.shape[1], 1).unsqueeze(1)
+def finer_factor(finer: Tensor, columns: int) -> Tensor:
+    """Return what a step is multiplied by: float32 [layers, 1, columns].
+
+    8 a + b, with b in 0..7, stands for (1 - b / 16) / 2^a: eighths of an octave, on a line between
+    powers of 2. The products with integers and float16 scales are exact in float32.
+    """
+    factors = torch.tensor([(1 - b / 16) * 2.0**-a for a in range(-8, 8) for b in range(8)])
+    chosen = factors.to(finer.device)[finer.long() + 64]
+    return chosen.repeat_interleave(columns // finer.shape[1], 1).unsqueeze(1)
+
+
+def eighths(factor: Tensor) -> Tensor:
+    """Return the numbers whose `finer_factor` is nearest to factors in 2^-7..2^7, int8."""
+    octaves = -factor.double().log2().clamp(-7, 7)
+    whole = octaves.floor()
+    nearest = 8 * whole + (16 * (1 - (whole - octaves).exp2())).round()
+    return nearest.to(torch.int8)
 
 
 def low_rank(left: Tensor, left_scales: Tensor, right: Tensor, right_scales: Tensor) -> Tensor:

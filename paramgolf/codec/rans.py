@@ -42,16 +42,19 @@ from typing import NamedTuple
 
 import numpy as np
 
+from paramgolf.codec.codecs import decompress
 from paramgolf.errors import ParamGolfError
 
 PROB_BITS = 14  # M = 2^14: the frequencies of a table add up to it
 LOWER_BOUND = 2**16  # L: states lie in L..2^32
-HEADER = struct.Struct("<IIIIHHBBI")  # of a stream: Layout
+HEADER = struct.Struct("<IIIIHBBBII")  # of a stream: Layout
 # A table is made for a class of deviations and for one of MEANS positions of the mean between two
 # whole numbers. Classes are an eighth of an octave apart, from a deviation of 1/4 to one of 59; the
 # coarseness costs some 0.001 bits per integer.
 MEANS, CLASSES, CLASSES_PER_OCTAVE = 8, 64, 8
 FIRST_CLASS = -2 * CLASSES_PER_OCTAVE  # class 0 is the deviation 2^-2
+# a column's own scale may move a class by CLASSES; beyond, tables are the first or last
+CLASS_RANGE = CLASSES_PER_OCTAVE - CLASSES, 2 * CLASSES - 1
 MEAN_BITS = 12  # means are whole numbers of 2^-12
 SUPPORT = 5  # deviations from the mean within which every symbol has a frequency of at least 1
 TAIL_SHARE = 0.005  # of a table, that belongs to twice the deviation
@@ -64,8 +67,14 @@ ROW_WORK, MULTIPLICATIONS = 2000, 64
 PRIOR_COLUMNS = 16  # columns that the first deviation counts for
 PANEL = 32  # rows that are predicted by one product of matrices, from all rows before them
 MARGIN = 1e-9  # the least distance to a half: far more than platforms differ by
-# the state of a trellis after each state and lowest bit of the half
-NEXT = np.array([0, 2, 5, 7, 1, 3, 4, 6, 2, 0, 7, 5, 3, 1, 6, 4])
+# A trellis: with p the lowest bit of state z and h that of the integer's half, the next state is
+# (z >> 1) XOR p a XOR h b, where a and b are half of Ungerboeck's parity checks of 256 states, 515
+# and 362, octal (IEEE Trans. Inf. Theory 28, 1982).
+STATES = 256
+NEXT = np.array(
+    [z >> 1 ^ z % 2 * (0o515 >> 1) ^ h * (0o362 >> 1) for z in range(STATES) for h in (0, 1)]
+)
+ROW_STEP = 2  # classes that a step of a row's own deviation is: a quarter of an octave
 
 
 class Layout(NamedTuple):
@@ -79,9 +88,11 @@ class Layout(NamedTuple):
             half: it is multiplied by n / (n + shrinkage). 0: rows are not predicted.
         scale_prior: rows that a column's own errors must outweigh: the deviation is multiplied by
             the mean of its errors and of `scale_prior` errors of the expected size.
-        segment: rows after which a trellis begins anew; 0: there is none.
+        trellis: 1 where a trellis chose the integers of each column of a block.
         transposed: 1 where rows of the stored matrix are columns here.
         first_class: the class of the deviation before anything is known.
+        row_bytes: of the deviations of rows that are not predicted, in steps of ROW_STEP classes
+            from the first: int8 [blocks, rows], compressed by brotli.
         outliers: integers beyond the support of their table, which are kept beside.
     """
 
@@ -90,9 +101,10 @@ class Layout(NamedTuple):
     columns: int
     shrinkage: int
     scale_prior: int
-    segment: int
+    trellis: int
     transposed: int
     first_class: int
+    row_bytes: int
     outliers: int
 
 
@@ -131,13 +143,16 @@ class Moments:
             self.sums += exact.sum(1)
             self.products += exact @ exact.T
 
-    def predict(self) -> tuple[Prediction, float]:
-        """Return what is expected of the next block, and how near to a half anything was."""
-        first = 2.0 ** ((self.layout.first_class + FIRST_CLASS) / CLASSES_PER_OCTAVE)
+    def predict(self, row_steps: np.ndarray) -> tuple[Prediction, float]:
+        """Return what is expected of the next block, and how near to a half anything was.
+
+        `row_steps` int8 [rows] are those of Layout.row_bytes, where rows are not predicted.
+        """
         if not self.layout.shrinkage:
-            flat = np.ones(self.layout.rows, np.int64)
-            classes, inverse = flat * self.layout.first_class, flat * int(2**16 / first)
-            return Prediction(None, 0 * flat, classes, inverse), 1.0
+            classes = self.layout.first_class + ROW_STEP * row_steps.astype(np.int64)
+            classes = classes.clip(*CLASS_RANGE)
+            return Prediction(None, 0 * classes, classes, inverses()[classes - CLASS_RANGE[0]]), 1.0
+        first = 2.0 ** ((self.layout.first_class + FIRST_CLASS) / CLASSES_PER_OCTAVE)
         count = self.count
         mean = self.sums / (count + PRIOR_COLUMNS)
         centered = self.sums / max(count, 1)
@@ -157,9 +172,7 @@ class Moments:
         near = min(float(np.abs(x - np.floor(x) - 0.5).min()) for x in exact)
         weights, *rest = (np.rint(x) for x in exact)
         constant, classes, inverse = (x.astype(np.int64) for x in rest)
-        # a column's own scale may move a class by CLASSES; beyond, tables are the first or last
-        classes = classes.clip(CLASSES_PER_OCTAVE - CLASSES, 2 * CLASSES - 1)
-        return Prediction(weights, constant, classes, inverse), near
+        return Prediction(weights, constant, classes.clip(*CLASS_RANGE), inverse), near
 
 
 @functools.cache
@@ -207,8 +220,16 @@ def scaled_classes() -> np.ndarray:
     return scaled
 
 
+@functools.cache
+def inverses() -> np.ndarray:
+    """Return 2^16 / d of the deviations d of all classes in CLASS_RANGE, int64."""
+    octaves = (np.arange(CLASS_RANGE[0], CLASS_RANGE[1] + 1) + FIRST_CLASS) / CLASSES_PER_OCTAVE
+    exact: np.ndarray = np.rint(2.0 ** (16 - octaves)).astype(np.int64)
+    return exact
+
+
 def next_states(states: np.ndarray, halves: np.ndarray) -> np.ndarray:
-    """Return a trellis's states after integers 2 x halves + (states & 1): Ungerboeck's 8."""
+    """Return a trellis's states after integers 2 x halves + (states & 1)."""
     following: np.ndarray = NEXT[states << 1 | halves & 1]
     return following
 
@@ -242,23 +263,27 @@ def decode(data: bytes, size: int) -> bytes:
     """Return the `size` int8 that `data` stands for; whatever is wrong is a ParamGolfError."""
     layout = read_layout(data)
     shape = layout[:3]
-    begin = HEADER.size + 5 * layout.outliers
+    steps_at = HEADER.size + 5 * layout.outliers
+    begin = steps_at + layout.row_bytes
     if (
         min(shape) < 1
         or math.prod(shape) != size
         or 0 < layout.shrinkage <= PRIOR_COLUMNS
         or (layout.shrinkage and not predictable(layout.rows, layout.columns))
         or layout.first_class >= CLASSES
-        or layout.transposed > 1
+        or max(layout.transposed, layout.trellis) > 1
         or layout.scale_prior < 1
         or len(data) < begin + 4 * layout.columns
         or (len(data) - begin) % 2
     ):
         raise ParamGolfError("rans data of another length")
+    count = layout.blocks * layout.rows  # none are stored where rows are predicted
+    steps = decompress("brotli", data[steps_at:begin], count) if layout.row_bytes else bytes(count)
+    row_steps = np.frombuffer(steps, np.int8).reshape(shape[:2])
     reader = _Reader(np.frombuffer(data, "<u2", offset=begin), layout.columns)
     moments, blocks = Moments(layout), np.empty(shape, np.int8)
-    for block in blocks:
-        prediction, _ = moments.predict()
+    for block, own_steps in zip(blocks, row_steps, strict=True):
+        prediction, _ = moments.predict(own_steps)
         _decode_block(reader, prediction, layout, block)
         moments.add(block)
     reader.finish()
@@ -325,12 +350,10 @@ def _decode_block(
         known = Known(mean, error, prediction.classes[i], i, trellis & 1)
         table, whole = known.table(layout)
         integers = whole + reader.read(table)
-        if layout.segment:
+        if layout.trellis:
             halves, parity = integers, trellis & 1
             integers = 2 * halves + parity
             trellis = next_states(trellis, halves)
-            if (i + 1) % layout.segment == 0:
-                trellis = np.zeros_like(trellis)
         row[:] = integers  # of damaged data, whatever it makes
         error += magnitudes(integers, mean, prediction.inverse[i])
         if weights is not None:
@@ -362,7 +385,7 @@ class Known(NamedTuple):
         reciprocal = 2**24 // (layout.scale_prior + self.rows)
         average = (self.error + EXPECTED_MAGNITUDE * layout.scale_prior) * reciprocal >> 24
         mean, classes = self.mean, self.classes + CLASSES
-        if layout.segment:  # of the half, (z - parity) / 2
+        if layout.trellis:  # of the half, (z - parity) / 2
             mean, classes = mean - (self.parity << MEAN_BITS) >> 1, classes - CLASSES_PER_OCTAVE
         table = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
         eighths = mean + 2 ** (MEAN_BITS - 4) >> MEAN_BITS - 3  # rounded to 1 / MEANS

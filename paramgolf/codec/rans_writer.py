@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 
+import brotli
 import numpy as np
 
 from paramgolf.codec.rans import (
@@ -19,6 +20,7 @@ from paramgolf.codec.rans import (
     LOWER_BOUND,
     MARGIN,
     PROB_BITS,
+    ROW_STEP,
     Known,
     Layout,
     Moments,
@@ -31,13 +33,13 @@ from paramgolf.codec.rans import (
 
 SHRINKAGE = 4000  # of a layout that predicts rows
 SCALE_PRIORS = (64, 16, 256, 1024)
-SEGMENTS = (64, 32, 16, 8, 4)
 TRIES = 8
 AT_ONCE = 128  # columns: what is computed of them stays in the processor's cache
 TALLEST = 1024  # rows of a stored matrix that become the columns of one block
 COLUMN_BITS = 24  # that a column costs: 32 of its first state, less what they tell on average
 FEW_COLUMNS = 512  # fewer save bytes, 0.02 % with half as many, and take as much longer to decode
 OUTLIER_BITS = 40  # its index and its value
+STEP_NATS = 2  # that a row's step other than 0 takes, about
 LEAST_BLOCKS, LEAST_COLUMNS = 4, 4  # where rows are predicted; columns are counted in rows
 
 
@@ -52,8 +54,7 @@ def encode(raw: bytes, shape: tuple[int, ...]) -> bytes:
     The layout is the one that promises the fewest bytes; what a trellis chose is recognized.
     """
     values = np.frombuffer(raw, np.int8).reshape((1, *shape)[-3:])
-    segment = find_segment(values)
-    layouts = _layouts(values, segment)
+    layouts = _layouts(values, trellis=follows_trellis(values))
     prior = _best_scale_prior(values, layouts[0])
     plans = (CodingPlan(values, layout._replace(scale_prior=prior)) for layout in layouts)
     return min(plans, key=lambda plan: plan.bits).encode()
@@ -69,30 +70,25 @@ def _best_scale_prior(values: np.ndarray, layout: Layout) -> int:
     return min(plans, key=lambda plan: plan.bits).layout.scale_prior
 
 
-def find_segment(values: np.ndarray) -> int:
-    """Return the rows of a trellis's segments [blocks, rows, columns], or 0 where there is none.
+def follows_trellis(values: np.ndarray) -> bool:
+    """Tell whether the columns of all blocks [blocks, rows, columns] have a trellis's parities.
 
-    Integers that no trellis chose keep its parities for four rows by chance alone.
+    Integers that no trellis chose have them in few rows by chance alone.
     """
-    rows = values.shape[1]
-    for segment in (s for s in SEGMENTS if rows % s == 0):
-        runs = values.reshape(-1, segment, values.shape[2]).transpose(1, 0, 2).astype(np.int64)
-        states = np.zeros(runs.shape[1:], np.int64)
-        for row in runs:
-            if ((row - states) & 1).any():
-                break
-            states = next_states(states, row >> 1)
-        else:
-            return segment
-    return 0
+    states = np.zeros((len(values), values.shape[2]), np.int64)
+    for row in values.transpose(1, 0, 2).astype(np.int64):
+        if ((row - states) & 1).any():
+            return False
+        states = next_states(states, row >> 1)
+    return True
 
 
-def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
+def _layouts(values: np.ndarray, *, trellis: bool) -> list[Layout]:
     """Return the layouts worth trying for integers [blocks, rows, columns]."""
     blocks, rows, columns = values.shape
     transposed = 0
     height = max(n for n in range(1, TALLEST + 1) if rows % n == 0)
-    if blocks == 1 and not segment and rows >= LEAST_BLOCKS * height:
+    if blocks == 1 and not trellis and rows >= LEAST_BLOCKS * height:
         # one tall matrix, such as the embedding: rows of a token each are like each other, so that
         # many of them make a block, and their entries are predicted from one another
         blocks, rows, columns, transposed = rows // height, columns, height, 1
@@ -104,13 +100,14 @@ def _layouts(values: np.ndarray, segment: int) -> list[Layout]:
         columns=columns,
         shrinkage=0,
         scale_prior=SCALE_PRIORS[0],
-        segment=segment,
+        trellis=int(trellis),
         transposed=transposed,
         first_class=first_class,
+        row_bytes=0,
         outliers=0,
     )
     layouts = [plain]
-    if not segment and not transposed and columns % FEW_COLUMNS == 0 and columns > FEW_COLUMNS:
+    if not trellis and not transposed and columns % FEW_COLUMNS == 0 and columns > FEW_COLUMNS:
         # where columns are alike, a state for several saves bytes: their rows follow each other
         longer = rows * columns // FEW_COLUMNS
         layouts.append(plain._replace(rows=longer, columns=FEW_COLUMNS))
@@ -128,7 +125,9 @@ class CodingPlan:
         shaped = values.reshape(shape).transpose(0, 2, 1) if layout.transposed else values
         self.shaped = shaped.reshape(layout[:3]).copy()  # outliers brought in
         self.wanted = shaped.reshape(layout[:3])
-        self.layout = layout
+        self.row_steps, packed = _row_steps(self.wanted, layout)
+        self.packed_steps = packed
+        self.layout = layout._replace(row_bytes=len(packed))
         self.tables = np.empty(self.shaped.shape, np.int16)
         self.symbols = np.empty(self.shaped.shape, np.int16)
         self._follow()
@@ -138,6 +137,7 @@ class CodingPlan:
         cost = (counts.reshape(starts.shape) * (PROB_BITS - np.log2(frequencies))).sum()
         outliers = np.count_nonzero(self.shaped != self.wanted)
         self.bits = float(cost) + COLUMN_BITS * layout.columns + OUTLIER_BITS * outliers
+        self.bits += 8 * len(packed)
 
     def _follow(self) -> None:
         """Predict all blocks as the decoder will, under a shrinkage that no rounding can upset."""
@@ -146,7 +146,7 @@ class CodingPlan:
             self.layout = self.layout._replace(shrinkage=shrinkage + more * i)
             moments, nearest = Moments(self.layout), 1.0
             for index, block in enumerate(self.shaped):
-                prediction, near = moments.predict()
+                prediction, near = moments.predict(self.row_steps[index])
                 nearest = min(nearest, near)
                 for first in range(0, self.layout.columns, AT_ONCE):
                     while not self._columns(index, slice(first, first + AT_ONCE), prediction):
@@ -172,14 +172,14 @@ class CodingPlan:
         above = np.arange(layout.rows)[:, None]
         known = Known(mean, before, prediction.classes[:, None], above, integers & 1)
         table, whole = known.table(layout)
-        symbols = (integers >> 1 if layout.segment else integers) - whole
+        symbols = (integers >> 1 if layout.trellis else integers) - whole
         low, high = _supports()
         inside = symbols.clip(low[table], high[table])
         self.tables[index, :, columns], self.symbols[index, :, columns] = table, inside + 128
         out = inside != symbols
         if not out.any():
             return True
-        if layout.segment:  # the trellis goes by the parity of the half, which must stay
+        if layout.trellis:  # the trellis goes by the parity of the half, which must stay
             inside += (symbols - inside & 1) * np.where(symbols > 0, -1, 1)
             block[out] += 2 * (inside - symbols)[out].astype(np.int8)
         else:
@@ -203,7 +203,8 @@ class CodingPlan:
         words = np.concatenate([state >> 16, state & 0xFFFF, *chunks[::-1]]).astype("<u2")
         indices, values = self._outliers()
         header = HEADER.pack(*layout._replace(outliers=len(indices)))
-        return header + indices.tobytes() + values.tobytes() + words.tobytes()
+        parts = header, indices.tobytes(), values.tobytes(), self.packed_steps, words.tobytes()
+        return b"".join(parts)
 
     def _outliers(self) -> tuple[np.ndarray, np.ndarray]:
         """Return where, in the order of the raw values, outliers are, uint32, and what, int8."""
@@ -213,6 +214,18 @@ class CodingPlan:
         )
         indices = np.flatnonzero(wanted != coded)
         return indices.astype("<u4"), wanted[indices]
+
+
+def _row_steps(blocks: np.ndarray, layout: Layout) -> tuple[np.ndarray, bytes]:
+    """Return the steps of rows, int8 [blocks, rows], and their bytes; none of predicted rows."""
+    if layout.shrinkage:
+        return np.zeros(layout[:2], np.int8), b""
+    deviation = 2.0 ** ((layout.first_class + FIRST_CLASS) / CLASSES_PER_OCTAVE)
+    rms = np.sqrt(np.square(blocks, dtype=np.float64).mean(2)).clip(deviation / 16)
+    steps = np.rint(CLASSES_PER_OCTAVE / ROW_STEP * np.log2(rms / deviation)).astype(np.int8)
+    # n integers coded as if e^x times as large take some n x^2 nats more, and a step takes as much
+    steps[layout.columns * np.log(rms / deviation) ** 2 < STEP_NATS] = 0
+    return steps, brotli.compress(steps.tobytes(), quality=11) if steps.any() else b""
 
 
 def _slot(table: np.ndarray, symbol: np.ndarray) -> np.ndarray:

@@ -79,18 +79,5 @@ class CudaGraphs:
         return result
 
 
-def captured(work: Callable[..., Tensor], *like: Tensor) -> Callable[..., Tensor]:
-    """Return `work` for inputs shaped like `like`; a graph if these are on a GPU, else itself.
-
-    A graph's next call overwrites what it returned.
-    """
-    if not like[0].is_cuda:
-        return work
-    graphs = CudaGraphs()
-    copies = tuple(x.clone() for x in like)
-    graphs.capture(None, lambda inputs: work(*inputs), copies, warm_ups=1)
-    return lambda *inputs: graphs(None, inputs)
-
-
 def _shapes(inputs: Inputs) -> list[torch.Size]:
     return [x.shape for x in inputs if x is not None]

@@ -75,6 +75,8 @@ class QuantizeConfig:
     embedding_clip: PositiveFloat
     hessian_clip: NaturalFloat
     balance: Share
+    column_steps: bool
+    rate_weight: NaturalFloat
     damping: NaturalFloat
     block_columns: Positive
     act_order: bool
@@ -103,3 +105,5 @@ class QuantizeConfig:
         widest = max(self.matrix_bits, self.mlp_bits or 0, self.low_bits)
         if self.trellis and (widest > MOST_BITS - 1 or self.finer_groups):
             yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"
+        if self.column_steps and (self.finer_groups or self.method == "nearest"):
+            yield "column_steps", "needs `method` gptq, and no `finer_groups`"

@@ -27,16 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.cuda_graph import captured
 from paramgolf.progress import say
-from paramgolf.quant.grids import Rows, nearest
+from paramgolf.quant.grids import Rows, nearest, reached, whole_steps
 from paramgolf.quant.trellis import best_paths
 
 LADDER_STEPS = 5
@@ -115,14 +113,10 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
     work = weight.transpose(1, 2).gather(1, index)  # the paper's W, updated as columns are done
     finer = rows.factor
     finer = None if finer is None else finer.transpose(1, 2).gather(1, index)
+    shrink = None if rows.shrink is None else rows.shrink.transpose(1, 2).gather(1, index)
     integers = torch.empty_like(work)  # the paper's Q
     upper = factors.upper
     pivot = upper.diagonal(dim1=1, dim2=2).unsqueeze(-1)
-    choose: Callable[..., Tensor] = _nearest_column
-    if rows.segment:
-        # a path takes hundreds of small operations per column, which a GPU launches as one graph
-        path = partial(_best_path, segment=rows.segment)
-        choose = captured(path, work[:, 0], scale, maximum)
     for start in range(0, columns, block_columns):
         stop = min(start + block_columns, columns)
         errors = work.new_empty(work.shape[0], stop - start, work.shape[2])  # Err of this block
@@ -132,9 +126,11 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
             carried = upper[:, start:j, j].unsqueeze(1) @ errors[:, :done]
             column = work[:, j] - carried.squeeze(1)
             if finer is not None:
-                # a finer step on the same reach: s and m of this column alone
-                scale, maximum = rows.scale.float() * finer[:, j], rows.maximum / finer[:, j]
-            integers[:, j] = choose(column, scale, maximum)
+                # another step on the same reach: s and m of this column alone
+                scale = rows.scale.float() * finer[:, j]
+                maximum = reached(rows.maximum, finer[:, j])
+            wanted = column if shrink is None else column * shrink[:, j]
+            integers[:, j] = _choose(wanted, scale, maximum, rows.paths)
             # Err_j = (w_j - s q_j) / U_jj, where clipping has its part as well as rounding
             errors[:, done] = (column - integers[:, j] * scale) / pivot[:, j]
         # w_k <- w_k - sum of Err_j U_jk over the block, for all k behind it
@@ -147,30 +143,37 @@ def quantize_rows(
 ) -> Tensor:
     """Return integers, float32 [N, R, C]: each row's from GPTQ, or from rounding where better.
 
-    GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows (segments of them,
+    GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows (the rows of a path,
     with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
     the same grid.
     """
     # rounding, too, must leave dead columns at 0: no output depends on them, and zeros cost least
-    alive = rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0)
-    rounded = nearest(replace(rows, weight=alive))
+    alive = replace(rows, weight=rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0))
     greedy = solve(rows, factors, block_columns=block_columns)
-    together = rows.segment or 1  # rows that one path runs through stand or fall together
 
     def errors(integers: Tensor) -> Tensor:
         each = row_errors(rows.weight - rows.dequantize(integers), hessian_NCC)
-        paths: Tensor = each.unflatten(1, (-1, together)).sum(-1)
-        return paths.repeat_interleave(together, 1)
+        if not rows.paths:
+            return each
+        # rows that one path runs through stand or fall together
+        parts = each.split(list(rows.paths), dim=1)
+        return torch.cat([part.sum(1, keepdim=True).expand_as(part) for part in parts], 1)
 
-    return torch.where((errors(rounded) < errors(greedy)).unsqueeze(-1), rounded, greedy)
+    found = errors(greedy)
+    # rounding on the grid of the whole step is far quicker than the nearest paths of all columns
+    if rows.paths and (found <= errors(whole_steps(alive))).all():
+        return greedy
+    rounded = nearest(alive)
+    return torch.where((errors(rounded) < found).unsqueeze(-1), rounded, greedy)
 
 
-def _nearest_column(column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor) -> Tensor:
+def _choose(
+    column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor, paths: tuple[int, ...]
+) -> Tensor:
+    """Return the integers of a column: the nearest, or those of the best paths."""
+    if paths:
+        return best_paths(column_NR / scale_NR, scale_NR.square(), maximum_NR, paths)
     return (column_NR / scale_NR).round().clamp(-maximum_NR, maximum_NR)
-
-
-def _best_path(column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor, segment: int) -> Tensor:
-    return best_paths(column_NR / scale_NR, scale_NR.square(), maximum_NR, segment)
 
 
 def row_errors(error_NRC: Tensor, hessian_NCC: Tensor) -> Tensor:

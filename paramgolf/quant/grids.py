@@ -9,18 +9,21 @@ Legend: N matrices of a stack, R rows (outputs), C columns (inputs); W weights, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paramgolf.codec.dequantize import dequantize
-from paramgolf.quant.config import PERCENTILES
+from paramgolf.quant.config import MOST_BITS, PERCENTILES
 from paramgolf.quant.trellis import best_paths
 
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 6.1e-5; below it float16 loses digits, then is 0
 LARGEST_SCALE = torch.finfo(torch.float16).max
+TRELLIS_LEAVES = 0.74  # of the squared error of rounding at the same bits
+SMALLEST_VARIANCE = 1e-30  # of weights, by which another is divided
+MOST_SHARE = 0.25  # of D in the variance: beyond, its formula no longer holds
 FLOAT16_DIGITS = 10  # binary digits of a float16 after its first
 
 
@@ -55,14 +58,16 @@ class Rows:
         scale: s, float16 [N, R].
         maximum: m, float32 [N, R].
         factor: what multiplies s, and divides m, of each weight, [N, R, C]; None: 1 everywhere.
-        segment: rows that a path of the trellis runs through (quant.trellis); 0: there is none.
+        shrink: what GPTQ multiplies weights by as it chooses their integers (`shorter`), [N, R, C].
+        paths: rows of each path of the trellis (quant.trellis), which are R in all; (): no trellis.
     """
 
     weight: Tensor
     scale: Tensor
     maximum: Tensor
     factor: Tensor | None = None
-    segment: int = 0
+    paths: tuple[int, ...] = ()
+    shrink: Tensor | None = None
 
     def dequantize(self, integers_NRC: Tensor) -> Tensor:
         """Return the weights that integers stand for, float32 [N, R, C]."""
@@ -113,18 +118,51 @@ def shorten(half: Tensor, digits: int) -> Tensor:
 def nearest(rows: Rows) -> Tensor:
     """Round each weight to the nearest point of its grid: integers as float32 [N, R, C].
 
-    With a trellis, to the nearest path of each segment of each column.
+    With a trellis, to the nearest path of each column.
     """
     scale_NR1, limit_NR1 = rows.scale.float().unsqueeze(-1), rows.maximum.unsqueeze(-1)
-    if rows.segment:
-        columns_NCR = (rows.weight / scale_NR1).transpose(1, 2)
+    weight = rows.weight
+    if rows.factor is not None:
+        weight, limit_NR1 = weight / rows.factor, reached(limit_NR1, rows.factor)
+    if rows.paths:
+        columns_NCR = (weight / scale_NR1).transpose(1, 2)
         cost_NCR = scale_NR1.square().transpose(1, 2).expand_as(columns_NCR)
         limit_NCR = limit_NR1.transpose(1, 2).expand_as(columns_NCR)
-        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.segment).transpose(1, 2)
-    if rows.factor is None:
-        return (rows.weight / scale_NR1).round().clamp(-limit_NR1, limit_NR1)
-    limit_NRC = limit_NR1 / rows.factor
-    return (rows.weight / rows.factor / scale_NR1).round().clamp(-limit_NRC, limit_NRC)
+        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.paths).transpose(1, 2)
+    return (weight / scale_NR1).round().clamp(-limit_NR1, limit_NR1)
+
+
+def reached(maximum: Tensor, factor: Tensor) -> Tensor:
+    """Return the largest integers of steps times `factor`: the same reach, or what int8 holds."""
+    return (maximum / factor).floor().clamp_max(largest_integer(MOST_BITS))
+
+
+def whole_steps(rows: Rows) -> Tensor:
+    """Return the nearest even integers, [N, R, C]: a trellis's grid without the trellis."""
+    twice = replace(rows, scale=rows.scale * 2, maximum=(rows.maximum / 2).floor(), paths=())
+    return 2 * nearest(twice)
+
+
+def shorter(rows: Rows, weight_of_rate: float) -> Tensor:
+    """Return 1 / (1 + e) for each weight, [N, R, C], e = weight_of_rate x D / variance.
+
+    D = step^2 / 12 is the squared error that rounding leaves; a trellis leaves TRELLIS_LEAVES of
+    it. Of normal weights an integer n takes n^2 step^2 / variance / 2 nats more than 0, and at the
+    optimum a nat is worth 2 D of error (D falls as 4^-bits). With these nats in its cost
+
+        (w - n step)^2 + 2 D (n step)^2 / variance / 2
+
+    the best n is the one nearest to w / (1 + D / variance), times a factor that all n share. The
+    variance is taken as a product of one of the row and one of the column.
+    """
+    square = rows.weight.square()
+    row, column = square.mean(2, keepdim=True), square.mean(1, keepdim=True)
+    variance = row * column / square.mean((1, 2), keepdim=True).clamp_min(SMALLEST_VARIANCE)
+    step = rows.scale.float().unsqueeze(-1) * (2 if rows.paths else 1)
+    step = step if rows.factor is None else step * rows.factor
+    left = step.square() / 12 * (TRELLIS_LEAVES if rows.paths else 1)
+    share = weight_of_rate * left / variance.clamp_min(SMALLEST_VARIANCE)
+    return 1 / (1 + share.clamp_max(MOST_SHARE))
 
 
 def _deviations(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:

@@ -79,7 +79,8 @@ def stored_bits(tensors: dict[str, Tensor], reports: list[dict[str, Any]]) -> di
     bits: dict[str, int] = {}
     for report in reports:
         name = report["name"]
-        extra = int(tensors[f"{name}.finer"].max()) if f"{name}.finer" in tensors else 0
+        finer = tensors.get(f"{name}.finer")
+        extra = 0 if finer is None else max(0, -(-int(finer.max()) // 8))
         bits[name] = max(bits.get(name, 0), min(report["bits"] + extra, MOST_BITS))
     for name in tensors:
         if name.endswith(".integers"):

@@ -12,6 +12,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from paramgolf.codec.dequantize import eighths, finer_factor
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
 from paramgolf.quant.allocation import MLP, Bits, layer_bits
@@ -34,14 +35,14 @@ def choose_precisions(
     `percentiles` are the candidates among which a row of a percentile grid may choose.
     """
     bits = _bits(families, model, config)
-    finer = finer_columns(families, bits, config)
+    finer = column_steps(families) if config.column_steps else finer_columns(families, bits, config)
     scales = {
         name: _grid_scales(weight, family, bits[name], grid_of(name, config, percentiles))
         for family in families
         for name, weight in family.weights.items()
     }
     if config.balance:
-        scales = _balance(scales, families, bits, config.balance)
+        scales = _balance(scales, families, bits, finer, config.balance)
     return {
         name: Precision(bits[name], shorten(scale, config.scale_digits), finer.get(name))
         for name, scale in scales.items()
@@ -95,7 +96,7 @@ def grid_of(
 
 
 def finer_columns(families: list[Family], bits: Bits, config: QuantizeConfig) -> dict[str, Tensor]:
-    """Return the bits that each group of columns gets on top, int8 [layers, groups] by parameter.
+    """Return how much finer each group of columns is, int8 [layers, groups] by parameter.
 
     Of all groups of `group_columns` columns, the `finer_groups` with the largest sum over their
     columns j of sqrt(H_jj) times the mean |w_ij| are chosen (pg#1908). Matrices above 6 bits, or
@@ -112,8 +113,23 @@ def finer_columns(families: list[Family], bits: Bits, config: QuantizeConfig) ->
                 if bits[name][layer] + FINER_BITS <= MOST_BITS:
                     saliency += [(-value, name, layer, group) for group, value in enumerate(row)]
     for _, name, layer, group in sorted(saliency)[: config.finer_groups]:
-        chosen[name][layer, group] = FINER_BITS
+        chosen[name][layer, group] = 8 * FINER_BITS
     return {name: halvings for name, halvings in chosen.items() if halvings.any()}
+
+
+def column_steps(families: list[Family]) -> dict[str, Tensor]:
+    """Return how much finer each column is, int8 [layers, columns] by parameter.
+
+    Steps in proportion to U_jj make what GPTQ leaves of each column's error, step^2 / U_jj^2, the
+    same, which is least for their product, and with it the bytes (WaterSIC, arXiv 2603.04956).
+    """
+    chosen: dict[str, Tensor] = {}
+    for family in families:
+        logs_NC = family.pivot.double().log2()
+        factors = (logs_NC - logs_NC.mean(1, keepdim=True)).exp2()
+        finer = eighths(factors.masked_fill(family.factors.dead, 1.0))
+        chosen |= dict.fromkeys(family.weights, finer)
+    return chosen
 
 
 def _bits(families: list[Family], model: ModelConfig, config: QuantizeConfig) -> Bits:
@@ -144,20 +160,26 @@ def _grid_scales(
 
 
 def _balance(
-    scales: dict[str, Tensor], families: list[Family], bits: Bits, share: float
+    scales: dict[str, Tensor],
+    families: list[Family],
+    bits: Bits,
+    finer: dict[str, Tensor],
+    share: float,
 ) -> dict[str, Tensor]:
     """Return balanced scales, float16 [N, R], none so small that its row would be cut off."""
     costs, sizes, least = {}, {}, {}
     for family in families:
         # What GPTQ leaves of a column's error: the columns after it make up for the rest, and the
         # least that is left of an error e in column j is e^2 / U_jj^2 (quant.gptq).
-        pivot = family.factors.upper.diagonal(dim1=1, dim2=2)
-        left_N1 = pivot.double().pow(-2).mean(1, keepdim=True)
+        left_N1C = family.pivot.double().pow(-2).unsqueeze(1)
         for name, weight in family.weights.items():
-            costs[name] = family.sensitivity[name] * left_N1
+            factor_N1C = torch.ones_like(left_N1C)
+            if name in finer:
+                factor_N1C = finer_factor(finer[name].to(weight.device), weight.shape[2]).double()
+            costs[name] = family.sensitivity[name] * (left_N1C * factor_N1C.square()).mean(2)
             sizes[name] = weight.shape[2]
             maximum = Precision(bits[name], scales[name]).maximum
-            least[name] = weight.abs().amax(-1) / maximum
+            least[name] = (weight.abs() / factor_N1C.float().clamp_max(1)).amax(-1) / maximum
     balanced = balanced_scales(scales, costs, sizes, share)
     return {name: round_scales(scale.maximum(least[name])) for name, scale in balanced.items()}
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import Factors, quantize_rows, solve
-from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales
-from paramgolf.quant.trellis import segment_of
+from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales, shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,12 @@ class Family:
     sensitivity: dict[str, Tensor]
 
     @property
+    def pivot(self) -> Tensor:
+        """The diagonal of U, float32 [N, C], columns in their original order."""
+        sorted_NC = self.factors.upper.diagonal(dim1=1, dim2=2)
+        return torch.empty_like(sorted_NC).scatter(1, self.factors.order, sorted_NC)
+
+    @property
     def may_have_trellis(self) -> bool:
         """Whether a trellis may choose its integers.
 
@@ -53,7 +58,8 @@ class Precision:
     Attributes:
         bits: of each matrix of the stack.
         scale: of each row, float16 [N, R].
-        finer: how often the step of each group of columns is halved, int8 [N, G]; None: nowhere.
+        finer: how much finer the step of each group of columns is, int8 [N, G], see `finer_factor`;
+            None: nowhere.
     """
 
     bits: tuple[int, ...]
@@ -109,17 +115,18 @@ def solve_family(
     """Quantize the matrices of a family, the rows of all in one batched solve."""
     own = {name: precisions[name] for name in family.weights}
     sizes = [weight.shape[1] for weight in family.weights.values()]
-    segment = 0
-    if config.trellis and family.may_have_trellis:
-        segment = segment_of(*sizes)
+    trellis = config.trellis and family.may_have_trellis
+    if trellis:
         own = {name: precision.halved() for name, precision in own.items()}
     rows = Rows(
         weight=torch.cat(list(family.weights.values()), 1),
         scale=torch.cat([precision.scale for precision in own.values()], 1),
         maximum=torch.cat([precision.maximum for precision in own.values()], 1),
         factor=_finer_factors(family, own),
-        segment=segment,
+        paths=tuple(sizes) if trellis else (),
     )
+    if config.rate_weight:
+        rows = replace(rows, shrink=shorter(rows, config.rate_weight))
     match _method(family, config), config.row_fallback:
         case "gptq", True:
             integers = quantize_rows(
@@ -131,7 +138,7 @@ def solve_family(
             integers = nearest(rows)
     parts = integers.to(torch.int8).split(sizes, dim=1)
     return [
-        _solved(family, name, part.contiguous(), own[name], trellis=segment > 0)
+        _solved(family, name, part.contiguous(), own[name], trellis=trellis)
         for name, part in zip(own, parts, strict=True)
     ]
 
@@ -170,8 +177,8 @@ def _finer_factors(family: Family, precisions: dict[str, Precision]) -> Tensor |
         return None
     factors = []
     for name, weight in family.weights.items():
-        halvings = precisions[name].finer
-        if halvings is None:
-            halvings = torch.zeros(len(weight), 1, dtype=torch.int8)
-        factors.append(finer_factor(halvings.to(weight.device), weight.shape[2]).expand_as(weight))
+        finer = precisions[name].finer
+        if finer is None:
+            finer = torch.zeros(len(weight), 1, dtype=torch.int8)
+        factors.append(finer_factor(finer.to(weight.device), weight.shape[2]).expand_as(weight))
     return torch.cat(factors, 1)

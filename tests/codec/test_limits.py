@@ -94,7 +94,7 @@ def test_integers_that_take_too_long_to_decode_are_refused(model):
     index = next(e["stream"] for e in header["tensors"] if e["name"] == "up.integers")
     sizes = [stream["bytes"] for stream in header["streams"]]
     start = sum(sizes[:index])
-    layout = Layout(4, 2048, 1, 4000, 64, 0, 0, 20, 0)
+    layout = Layout(4, 2048, 1, 4000, 64, 0, 0, 20, 0, 0)
     forged = HEADER.pack(*layout._replace(blocks=2**20)) + bytes(8)
     header["streams"][index] |= {"codec": "rans", "bytes": len(forged)}
     body = streams[:start] + forged + streams[start + sizes[index] :]
@@ -116,6 +116,6 @@ def test_the_encoder_does_without_rans_where_decoding_would_take_too_long(model,
 def test_networks_of_the_recipes_have_room_in_what_decoding_may_take():
     """11 layers of width 512, every matrix in the layout that takes longest."""
     matrices = [(11, 512, 512)] * 2 + [(11, 256, 512)] * 2 + [(11, 512, 2048), (8, 512, 1024)]
-    predicted = [Layout(*shape, 4000, 64, 0, 0, 20, 0) for shape in matrices]
-    up = Layout(1, 11 * 2048, 512, 0, 64, 0, 0, 20, 0)
+    predicted = [Layout(*shape, 4000, 64, 0, 0, 20, 0, 0) for shape in matrices]
+    up = Layout(1, 11 * 2048, 512, 0, 64, 0, 0, 20, 0, 0)
     assert sum(layout_work(layout) for layout in (*predicted, up)) < 0.75 * MAX_WORK

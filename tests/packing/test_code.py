@@ -175,7 +175,7 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
 ):
     tensors, config = make_quantized(tiny_model())
     columns = tensors["up.integers"].float().transpose(1, 2)
-    paths = best_paths(columns, torch.ones_like(columns), torch.full_like(columns, 31.0), 64)
+    paths = best_paths(columns, torch.ones_like(columns), torch.full_like(columns, 31.0), (64,))
     tensors["up.integers"] = paths.transpose(1, 2).to(torch.int8)  # which rans alone takes well
     content, parts = encode(tensors, config, make_options(codec="rans"))
     assert "rans" in {part.codec for part in parts}

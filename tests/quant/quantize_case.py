@@ -28,6 +28,8 @@ def make_config(**changes):
         "embedding_clip": 20.0,
         "hessian_clip": 0.0,
         "balance": 0.0,
+        "column_steps": False,
+        "rate_weight": 0.0,
         "damping": 0.01,
         "block_columns": 16,
         "act_order": True,

@@ -108,7 +108,7 @@ def test_finer_groups_are_the_most_salient(trained, hessians):
     expected = set(sorted(scores, key=lambda key: -scores[key])[:3])
     found = {(name, *place) for name, t in chosen.items() for place in t.nonzero().tolist()}
     assert found == expected
-    assert all(set(t.unique().tolist()) <= {0, 2} for t in chosen.values())
+    assert all(set(t.unique().tolist()) <= {0, 16} for t in chosen.values())
 
 
 @pytest.mark.parametrize("method", ["gptq", "nearest"])

@@ -1,0 +1,1 @@
+"""Triton kernels of the quantizer; each has a plain form elsewhere."""
