@@ -4,13 +4,15 @@ Prints tokens per second before and after recurrence, the time of the optimiser,
 process to the first timed step (cold, and with what it compiled in the cache) and the memory, each
 beside its reference: the published pr1493 script, measured on one H100 80GB with torch 2.11 and
 FlashAttention-3. With --plain the first recipe is also timed by plain PyTorch operations
-(runtime.kernels: reference).
+(runtime.kernels: reference). With --attention, instead of all that, each attention that is there is
+timed alone: forward and backward, on rows and on documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import itertools
 import json
 import os
@@ -22,9 +24,13 @@ import torch
 from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
+from paramgolf.data.special_tokens import BOS
+from paramgolf.gpu_support import FLASH_ATTENTION_MODULE
+from paramgolf.model.attention import Attend, Segments, find_segments
+from paramgolf.model.backend import attention_for
 from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.recipes import check, compose
-from paramgolf.runtime import processes
+from paramgolf.runtime import Runtime, processes
 
 FULL, SMALL = 786_432, 196_608  # tokens a step: the records', and one for a single GPU
 PUBLISHED = {(FULL, 0): 1.00e6, (FULL, 1): 0.65e6, (SMALL, 0): 0.76e6, (SMALL, 1): 0.57e6}
@@ -90,15 +96,53 @@ def rows_of(recipe: str, found: dict, warm: float | None) -> list[Row]:
     return rows
 
 
+def attention_rows() -> list[Row]:
+    """Time each attention, compiled: 32 rows of 2,048 tokens, 8 query and 4 value heads of 64."""
+    from triton.testing import do_bench  # where there is a GPU
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(32, 2048, heads, 64, generator=generator, device="cuda").bfloat16()
+        for heads in (8, 4, 4)
+    )
+    tensors = [x.requires_grad_() for x in (q, k, v)]
+    # documents of 555 tokens on average
+    tokens = torch.randint(0, 555, (32, 2048), generator=generator, device="cuda")
+    documents = find_segments(torch.where(tokens == 0, BOS, BOS + 1), BOS, 2048)
+    kernels = {"sdpa": "PyTorch", "fa3": "FlashAttention-3"}
+    if not importlib.util.find_spec(FLASH_ATTENTION_MODULE):
+        del kernels["fa3"]
+    rows = []
+    for (key, name), (kind, segments) in itertools.product(
+        kernels.items(), (("rows", None), ("documents", documents))
+    ):
+        attend = attention_for(Runtime(0, 1, q.device, attention=key))
+        attend = torch.compile(attend, fullgraph=True, dynamic=False)
+
+        def step(attend: Attend = attend, segments: Segments | None = segments) -> None:
+            torch.autograd.grad(attend(*tensors, segments).sum(), tensors)
+
+        milliseconds = do_bench(step, warmup=200, rep=1000)
+        figure = f"attention of {name}, {kind}: forward and backward"
+        rows.append(Row(figure, milliseconds, "ms", None, None, "lower"))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=["pr1493", "pr1855"])
     parser.add_argument("--plain", action="store_true", help="time plain operations as well")
+    parser.add_argument("--attention", action="store_true", help="time each attention alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         whole = os.environ["WHOLE"] == "1"
         print(json.dumps(measure(options.recipes[0], options.child, whole=whole)))
+        return
+    if options.attention:
+        write_results(
+            "train_speed", attention_rows(), "python benchmarks/train_speed.py --attention"
+        )
         return
     table: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:

@@ -6,8 +6,9 @@ Shapes: B rows, T tokens, H query heads, K key and value heads, D channels per h
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -126,28 +127,54 @@ def flash_attention_3() -> Attend:
             fix="install a build for this torch, or set runtime.attention to sdpa",
         ) from None
 
+    def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Any:
+        return kernels.flash_attn_func(q, k, v, causal=True, window_size=_window(segments))
+
+    return _by_bounds(rows, kernels.flash_attn_varlen_func, causal=True, num_splits=1)
+
+
+def pytorch_attention() -> Attend:
+    """Return causal attention [B, T, H, D] by PyTorch's kernels for a GPU; documents in bfloat16.
+
+    Rows go to the fastest kernel that PyTorch has, cuDNN's on Hopper. Documents go to
+    FlashAttention-2, which needs no mask: with one, cuDNN's gradients are NaN for some lengths
+    (pytorch/pytorch#196678).
+    """
+    from torch.nn.attention.varlen import varlen_attn
+
+    grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 needs none
+    return _by_bounds(attend_sdpa, varlen_attn, **{"enable_gqa": True} if grouped else {})
+
+
+def _by_bounds(
+    rows: Callable[..., Any], packed: Callable[..., Any], **options: bool | int
+) -> Attend:
+    """Return attention by `rows`, and by `packed`, one sequence with bounds, where there are."""
+
     def attend(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None = None) -> Tensor:
-        # the window of FlashAttention-3 counts positions to the left and right of a query's own
-        sight = -1 if segments is None or segments.window is None else segments.window - 1
-        window = (sight, -1 if sight < 0 else 0)
         if segments is None or segments.bounds is None:
-            result = kernels.flash_attn_func(q, k, v, causal=True, window_size=window)
+            result = rows(q, k, v, segments)
         else:
-            result = kernels.flash_attn_varlen_func(
+            result = packed(
                 # all rows as one sequence: the bounds, which begin with each row, keep them apart
                 *(x.flatten(0, 1) for x in (q, k, v)),
-                cu_seqlens_q=segments.bounds,
-                cu_seqlens_k=segments.bounds,
-                max_seqlen_q=segments.longest,
-                max_seqlen_k=segments.longest,
-                window_size=window,
-                causal=True,
-                num_splits=1,
+                segments.bounds,
+                segments.bounds,
+                segments.longest,
+                segments.longest,
+                window_size=_window(segments),
+                **options,
             )
         y: Tensor = result[0] if isinstance(result, tuple) else result  # some builds add the sums
         return y.view(q.shape)
 
     return attend
+
+
+def _window(segments: Segments | None) -> tuple[int, int]:
+    """Return the positions to the left and right of a query's own that it sees, -1: all."""
+    window = segments and segments.window
+    return window - 1 if window else -1, 0
 
 
 def rotary_table(

@@ -23,6 +23,7 @@ from paramgolf.model.attention import (
     attend_sdpa,
     attend_to_others,
     flash_attention_3,
+    pytorch_attention,
 )
 from paramgolf.model.block import Context, Kind, Lanes, Weights, block
 from paramgolf.model.config import ModelConfig
@@ -84,10 +85,35 @@ def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
     require_known_torch()
     backend = Backend(
         dtype=runtime.compute_dtype,
-        attend=flash_attention_3() if _use_flash_attention(runtime) else attend_sdpa,
+        attend=attention_for(runtime),
         operations=fused_operations() if _use_fused(runtime, config) else REFERENCE,
     )
     return compiled(backend) if runtime.compile else backend
+
+
+def attention_for(runtime: Runtime) -> Attend:
+    """Return attention on this process's device, as runtime.attention asks.
+
+    auto: FlashAttention-3 where it can be used, or else PyTorch's kernels, or else, on a CPU, its
+    plain form.
+    """
+    flash = flash_attention_obstacle(
+        _capability(runtime), installed=_installed(FLASH_ATTENTION_MODULE)
+    )
+    if _chosen(runtime.attention, "fa3", "sdpa", flash, "attention"):
+        return flash_attention_3()
+    return pytorch_attention() if runtime.device.type == "cuda" else attend_sdpa
+
+
+def _chosen(value: str, wanted: str, refused: str, obstacle: str | None, key: str) -> bool:
+    """Tell whether a runtime key's `wanted` is used; asked for beside an obstacle is an error."""
+    if value == wanted and obstacle:
+        raise ParamGolfError(
+            f"runtime.{key} is {wanted}, which cannot be used here",
+            found=obstacle,
+            fix=f"set runtime.{key} to auto",
+        )
+    return not obstacle and value != refused
 
 
 def fused_operations() -> Operations:
@@ -184,30 +210,11 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _use_flash_attention(runtime: Runtime) -> bool:
-    obstacle = flash_attention_obstacle(
-        _capability(runtime), installed=_installed(FLASH_ATTENTION_MODULE)
-    )
-    if runtime.attention == "fa3" and obstacle:
-        raise ParamGolfError(
-            "runtime.attention is fa3, which needs a Hopper GPU and the package flash_attn_3",
-            found=obstacle,
-            fix="set runtime.attention to auto",
-        )
-    return not obstacle and runtime.attention != "sdpa"
-
-
 def _use_fused(runtime: Runtime, config: ModelConfig) -> bool:
     obstacle = fused_kernels_obstacle(_capability(runtime), triton=_installed("triton"))
     if not obstacle and (config.width % ALIGNED or config.mlp_hidden % ALIGNED):
         obstacle = f"model.width {config.width}, model.mlp_hidden {config.mlp_hidden}"
-    if runtime.kernels == "fused" and obstacle:
-        raise ParamGolfError(
-            f"runtime.kernels is fused, which needs a Hopper GPU, Triton, and widths in {ALIGNED}s",
-            found=obstacle,
-            fix="set runtime.kernels to auto",
-        )
-    return not obstacle and runtime.kernels != "reference"
+    return _chosen(runtime.kernels, "fused", "reference", obstacle, "kernels")
 
 
 def _capability(runtime: Runtime) -> tuple[int, int] | None:

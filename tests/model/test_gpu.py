@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from paramgolf.data.special_tokens import BOS
-from paramgolf.model.attention import Segments, attend_sdpa, find_segments, flash_attention_3
+from paramgolf.model.attention import Segments, attend_sdpa, find_segments
+from paramgolf.model.backend import attention_for
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 
@@ -31,18 +32,23 @@ def relative(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float(difference.norm() / expected.detach().float().norm())
 
 
-@needs_fa3
+@pytest.mark.parametrize("kernels", [pytest.param("fa3", marks=needs_fa3), "sdpa"])
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("rows", "length"), [(2, 2048), (3, 1000), (1, 77)])
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("window", [None, 100])
-def test_flash_attention_equals_the_reference(rows, length, packed, window):
+def test_attention_equals_the_reference(kernels, compiled, rows, length, packed, window):
     q, k, v = (heads(rows, length, n, seed) for n, seed in ((8, 0), (4, 1), (4, 2)))
     tokens = torch.randint(0, 40, (rows, length), device=GPU)
     segments = find_segments(tokens, BOS, 256) if packed else None
     if window is not None:
         segments = (segments or Segments(None, length)).within(window)
     reference = [x.detach().float().requires_grad_() for x in (q, k, v)]
-    found, expected = flash_attention_3()(q, k, v, segments), attend_sdpa(*reference, segments)
+    attend = attention_for(Runtime(0, 1, GPU, attention=kernels))
+    if compiled:
+        torch.compiler.reset()  # each case is a graph of its own, beyond the limit of a function's
+        attend = torch.compile(attend, fullgraph=True, dynamic=False)
+    found, expected = attend(q, k, v, segments), attend_sdpa(*reference, segments)
     assert relative(found, expected) < 1e-2
     weight = torch.randn_like(expected)
     (found.float() * weight).sum().backward()

@@ -1,0 +1,105 @@
+"""Which attention is chosen, and what PyTorch's kernel for segments is asked, on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from paramgolf.data.special_tokens import BOS
+from paramgolf.errors import ParamGolfError
+from paramgolf.model.attention import (
+    Segments,
+    attend_sdpa,
+    find_segments,
+    pytorch_attention,
+)
+from paramgolf.model.backend import attention_for
+from paramgolf.runtime import Runtime
+
+
+def stand_in(q, k, v, bounds_q, bounds_k, longest_q, longest_k, *, window_size):
+    """What torch.nn.attention.varlen.varlen_attn promises, sequence by sequence, in float64.
+
+    A position sees `window_size[0]` positions to its left (-1: all) and [1] to its right.
+    """
+    assert (bounds_q.dtype, longest_q) == (torch.int32, longest_k)
+    assert bounds_q is bounds_k
+    groups = q.shape[1] // k.shape[1]
+    out = torch.zeros_like(q)
+    for first, last in zip(bounds_q[:-1].tolist(), bounds_q[1:].tolist(), strict=True):
+        assert 0 <= last - first <= longest_q
+        one, keys, values = (x[first:last].double().transpose(0, 1) for x in (q, k, v))
+        keys, values = (x.repeat_interleave(groups, dim=0) for x in (keys, values))
+        scores = one @ keys.mT / q.shape[-1] ** 0.5
+        far = torch.arange(last - first)
+        back = far[:, None] - far[None, :]
+        seen = back >= -window_size[1]
+        if window_size[0] >= 0:
+            seen &= back <= window_size[0]
+        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        out[first:last] = (weights @ values).transpose(0, 1).to(q.dtype)
+    return out
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_pytorchs_kernel_is_asked_for_the_documents_and_windows_of_the_reference(
+    window, monkeypatch
+):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", stand_in)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 40, count, 8, generator=generator).bfloat16() for count in (4, 2, 2))
+    tokens = torch.randint(0, 9, (2, 40), generator=generator)
+    segments = find_segments(tokens, BOS, 16)
+    if window is not None:
+        segments = segments.within(window)
+    found = pytorch_attention()(q, k, v, segments).float()
+    expected = attend_sdpa(q.float(), k.float(), v.float(), segments)
+    torch.testing.assert_close(found, expected, atol=2e-2, rtol=2e-2)
+
+
+def test_pytorchs_rows_are_those_of_the_reference(monkeypatch):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda: None)
+    q = torch.randn(1, 12, 2, 8)
+    for segments in (None, Segments(None, 12).within(3)):
+        assert torch.equal(pytorch_attention()(q, q, q, segments), attend_sdpa(q, q, q, segments))
+
+
+@pytest.mark.parametrize("asks", [False, True])
+def test_shared_heads_are_asked_for_where_torch_wants_it(asks, monkeypatch):
+    told = {}
+
+    def older(q, k, v, *bounds, window_size):
+        return q
+
+    def newer(q, k, v, *bounds, window_size, enable_gqa=False):
+        told["enable_gqa"] = enable_gqa
+        return q
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", newer if asks else older)
+    q = torch.zeros(1, 12, 2, 8)
+    pytorch_attention()(q, q, q, Segments(torch.tensor([0, 12]).int(), 12))
+    assert told == ({"enable_gqa": True} if asks else {})
+
+
+def test_the_choice_by_device_package_and_key(monkeypatch):
+    cpu = Runtime(0, 1, torch.device("cpu"))
+    assert attention_for(cpu) is attend_sdpa
+    gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+    backend = "paramgolf.model.backend"
+    monkeypatch.setattr(f"{backend}.flash_attention_3", lambda: "fa3")
+    monkeypatch.setattr(f"{backend}.pytorch_attention", lambda: "torch")
+
+    def chosen(key: str, capability: tuple[int, int], *, installed: bool) -> object:
+        monkeypatch.setattr(f"{backend}._capability", lambda _: capability)
+        monkeypatch.setattr(f"{backend}._installed", lambda _: installed)
+        return attention_for(dataclasses.replace(gpu, attention=key))
+
+    assert chosen("auto", (9, 0), installed=True) == "fa3"
+    assert chosen("fa3", (9, 0), installed=True) == "fa3"
+    assert chosen("sdpa", (9, 0), installed=True) == "torch"
+    assert chosen("auto", (9, 0), installed=False) == "torch"
+    assert chosen("auto", (8, 0), installed=True) == "torch"
+    with pytest.raises(ParamGolfError, match=r"fa3, which cannot(.|\n)*capability 8.0"):
+        chosen("fa3", (8, 0), installed=True)
