@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,9 @@ from paramgolf.recipes import Params, check, compose
 from paramgolf.schema import parse
 
 ROOT = Path(__file__).parents[1]
+
+# shells ignore Ctrl-C for what they run in the background, and programs under test would inherit it
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -147,7 +147,8 @@ except BaseException:  # as a module in C may do, which reports a failed import 
 
 
 def run(script: str, **options) -> subprocess.CompletedProcess:
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "cwd": ROOT} | options
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    options = pipes | {"cwd": ROOT, "timeout": 120} | options
     return subprocess.run([sys.executable, "-c", START + script], text=True, **options)
 
 
