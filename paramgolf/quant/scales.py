@@ -128,7 +128,7 @@ def column_steps(families: list[Family]) -> dict[str, Tensor]:
         logs_NC = family.pivot.double().log2()
         factors = (logs_NC - logs_NC.mean(1, keepdim=True)).exp2()
         finer = eighths(factors.masked_fill(family.factors.dead, 1.0))
-        chosen |= dict.fromkeys(family.weights, finer)
+        chosen |= {name: finer.clone() for name in family.weights}  # a file shares no storage
     return chosen
 
 

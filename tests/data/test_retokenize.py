@@ -163,7 +163,9 @@ def test_a_tokenizer_without_bos_is_refused(tmp_path: Path) -> None:
         load_tokenizer(tmp_path / "m.model")
 
 
-@pytest.mark.parametrize(("content", "expected"), [(None, "there is no"), (b"x", "not a Sentence")])
+@pytest.mark.parametrize(
+    ("content", "expected"), [(None, "there is no"), (b"x", "no SentencePiece model")]
+)
 def test_what_is_no_model_is_refused(content: bytes | None, expected: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "m.model").write_bytes(content)

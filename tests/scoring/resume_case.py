@@ -11,7 +11,7 @@ from scoring_case import MIXTURE, SLIDING, make_config, make_lora_config
 
 from paramgolf.runtime import processes
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring import sliding, stage
+from paramgolf.scoring import lora_documents, sliding, stage
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
@@ -52,6 +52,7 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     torch.set_num_threads(1)
     sys.stderr = Path("said").open("w")  # noqa: SIM115 (to the end of the process)
     stage.SECONDS, stage.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
+    lora_documents.MEETING = 1
     config, score = CASES[case]
     machine = RuntimeConfig(
         device="cpu", processes=1, attention="auto", kernels="auto", compile="off", workers=0
