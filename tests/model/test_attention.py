@@ -1,8 +1,10 @@
-"""Which attention is chosen, and what PyTorch's kernel for segments is asked, on a CPU."""
+"""Attention against its formulas, which form is chosen, and what PyTorch's kernels are asked."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import math
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.attention import (
     Segments,
     attend_sdpa,
+    attend_to_others,
     find_segments,
     pytorch_attention,
+    rotary_table,
 )
 from paramgolf.model.backend import attention_for
+from paramgolf.model.operations import exclusive_self_attention, rotate
 from paramgolf.runtime import Runtime
 
 
@@ -103,3 +108,62 @@ def test_the_choice_by_device_package_and_key(monkeypatch):
     assert chosen("auto", (8, 0), installed=True) == "torch"
     with pytest.raises(ParamGolfError, match=r"fa3, which cannot(.|\n)*capability 8.0"):
         chosen("fa3", (8, 0), installed=True)
+
+
+def test_attention_is_the_plain_formula():
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 6, h, 4, generator=generator).double() for h in (4, 2, 2))
+    y = attend_sdpa(q, k, v)
+    for t in range(6):
+        for head in range(4):
+            scores = k[0, : t + 1, head // 2] @ q[0, t, head] / 2
+            expected = scores.softmax(0) @ v[0, : t + 1, head // 2]
+            torch.testing.assert_close(y[0, t, head], expected)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_attention_to_others_is_attention_without_each_positions_own_term(window):
+    generator = torch.Generator().manual_seed(2)
+    q, k, v = (torch.randn(2, 9, n, 8, generator=generator) for n in (4, 2, 2))
+    bounds = torch.tensor([0, 5, 9, 18], dtype=torch.int32)
+    found = attend_to_others(q, k, v, Segments(bounds, 9, window))
+    for row, first, end in ((0, 0, 5), (0, 5, 9), (1, 0, 9)):
+        for t, head in itertools.product(range(first, end), range(4)):
+            start = first if window is None else max(first, t + 1 - window)
+            keys, values = (x[row, start : t + 1, head // 2] for x in (k, v))
+            weights = torch.softmax(keys @ q[row, t, head] / 8**0.5, dim=0)
+            expected = weights[:-1] @ values[:-1]
+            torch.testing.assert_close(found[row, t, head], expected, atol=1e-6, rtol=1e-5)
+
+
+def test_rotation_depends_on_distance_alone():
+    cos, sin = rotary_table(9, 4, 100.0, trained_length=None, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 8, generator=generator)
+    rows = torch.stack([q, k])[:, None, None].expand(2, 9, 1, 8)
+    turned_q, turned_k = rotate(rows, cos, sin).squeeze(2)
+    products = turned_q @ turned_k.T
+    for shift in range(4):
+        torch.testing.assert_close(products[5, 3], products[5 + shift, 3 + shift])
+    assert torch.equal(turned_q[:, 4:], q[4:].expand(9, 4))  # the rest of the head is not turned
+    scaled, _ = rotary_table(16, 4, 100.0, trained_length=8, device=torch.device("cpu"))
+    base = 100.0 * 2 ** (4 / 2)
+    torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
+
+
+@pytest.mark.parametrize("strength", [None, torch.tensor([1.0, 0.0, -0.5, 0.3])])
+def test_exclusive_self_attention_takes_what_lies_along_the_value(strength):
+    generator = torch.Generator().manual_seed(0)
+    y, v = (
+        torch.randn(1, 5, 4, 8, generator=generator),
+        torch.randn(1, 5, 2, 8, generator=generator),
+    )
+    out = exclusive_self_attention(y, v, strength)
+    for t in range(5):
+        for head in range(4):
+            unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
+            share = 1.0 if strength is None else strength[head]
+            expected = y[0, t, head] - share * (y[0, t, head] @ unit) * unit
+            torch.testing.assert_close(out[0, t, head], expected)
+            if share == 1:
+                assert abs(float(out[0, t, head] @ unit)) < 1e-5

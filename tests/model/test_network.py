@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-import itertools
 import math
 
 import pytest
@@ -13,14 +11,10 @@ import torch
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_mask import TokenMask
 from paramgolf.model.attention import (
-    Segments,
     attend_sdpa,
-    attend_to_others,
-    find_segments,
     rotary_table,
 )
-from paramgolf.model.backend import Backend, compiled
-from paramgolf.model.block import FirstChannels, block
+from paramgolf.model.block import FirstChannels
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.head import Mask
@@ -28,7 +22,6 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import exclusive_self_attention, rotate
 from paramgolf.model.plan import plan
 from paramgolf.model.shapes import count, shapes
-from paramgolf.model.torch_internals import is_view
 from paramgolf.recipes import check, compose
 
 VOCAB = 64
@@ -174,50 +167,6 @@ def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
     )
     assert torch.equal(before[:, 10:], after[:, 10:])
     assert not torch.equal(before[:, 9], after[:, 9])
-
-
-def test_attention_is_the_plain_formula():
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(1, 6, h, 4, generator=generator).double() for h in (4, 2, 2))
-    y = attend_sdpa(q, k, v)
-    for t in range(6):
-        for head in range(4):
-            scores = k[0, : t + 1, head // 2] @ q[0, t, head] / 2
-            expected = scores.softmax(0) @ v[0, : t + 1, head // 2]
-            torch.testing.assert_close(y[0, t, head], expected)
-
-
-def test_rotation_depends_on_distance_alone():
-    cos, sin = rotary_table(9, 4, 100.0, trained_length=None, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    q, k = torch.randn(2, 8, generator=generator)
-    rows = torch.stack([q, k])[:, None, None].expand(2, 9, 1, 8)
-    turned_q, turned_k = rotate(rows, cos, sin).squeeze(2)
-    products = turned_q @ turned_k.T
-    for shift in range(4):
-        torch.testing.assert_close(products[5, 3], products[5 + shift, 3 + shift])
-    assert torch.equal(turned_q[:, 4:], q[4:].expand(9, 4))  # the rest of the head is not turned
-    scaled, _ = rotary_table(16, 4, 100.0, trained_length=8, device=torch.device("cpu"))
-    base = 100.0 * 2 ** (4 / 2)
-    torch.testing.assert_close(scaled[3, 1], torch.tensor(math.cos(3 * base ** (-2 / 4))))
-
-
-@pytest.mark.parametrize("strength", [None, torch.tensor([1.0, 0.0, -0.5, 0.3])])
-def test_exclusive_self_attention_takes_what_lies_along_the_value(strength):
-    generator = torch.Generator().manual_seed(0)
-    y, v = (
-        torch.randn(1, 5, 4, 8, generator=generator),
-        torch.randn(1, 5, 2, 8, generator=generator),
-    )
-    out = exclusive_self_attention(y, v, strength)
-    for t in range(5):
-        for head in range(4):
-            unit = v[0, t, head // 2] / v[0, t, head // 2].norm()
-            share = 1.0 if strength is None else strength[head]
-            expected = y[0, t, head] - share * (y[0, t, head] @ unit) * unit
-            torch.testing.assert_close(out[0, t, head], expected)
-            if share == 1:
-                assert abs(float(out[0, t, head] @ unit)) < 1e-5
 
 
 def sublayers(network: Network, layer: int, x0: torch.Tensor):
@@ -411,21 +360,6 @@ def test_a_repeat_that_goes_half_the_way_is_the_mean_of_before_and_after(tiny_mo
     torch.testing.assert_close(last_lane(network, (0, 0)), (once + twice) / 2)
 
 
-@pytest.mark.parametrize("window", [None, 3])
-def test_attention_to_others_is_attention_without_each_positions_own_term(window):
-    generator = torch.Generator().manual_seed(2)
-    q, k, v = (torch.randn(2, 9, n, 8, generator=generator) for n in (4, 2, 2))
-    bounds = torch.tensor([0, 5, 9, 18], dtype=torch.int32)
-    found = attend_to_others(q, k, v, Segments(bounds, 9, window))
-    for row, first, end in ((0, 0, 5), (0, 5, 9), (1, 0, 9)):
-        for t, head in itertools.product(range(first, end), range(4)):
-            start = first if window is None else max(first, t + 1 - window)
-            keys, values = (x[row, start : t + 1, head // 2] for x in (k, v))
-            weights = torch.softmax(keys @ q[row, t, head] / 8**0.5, dim=0)
-            expected = weights[:-1] @ values[:-1]
-            torch.testing.assert_close(found[row, t, head], expected, atol=1e-6, rtol=1e-5)
-
-
 def test_untied_repeats_start_as_their_layers(tiny_model):
     shared = tiny_model(parallel="none")
     untied = dataclasses.replace(shared, untied_repeats=True)
@@ -491,72 +425,6 @@ def test_last_positions_alone_score_the_same(tiny_model):
     whole = network.nll(batch[:, :-1], batch[:, 1:], options)
     tail = network.nll(batch[:, :-1], batch[:, -5:], options, part=slice(-5, None))
     torch.testing.assert_close(tail, whole[:, -5:])
-
-
-def test_blocks_read_no_views(tiny_model):
-    """Compiled code with symbolic sizes asks what views are of, which torch 2.11 may refuse."""
-    config = tiny_model(layers=5, recurrence=(), mudd_channels=8)
-    network = randomised(Network(config, VOCAB, seed=1))
-    read = []
-
-    def watched(lanes, weights, context, kind):
-        read.extend([*lanes, context.x0, context.cos, context.sin, *(context.skip or ())])
-        read.extend(context.dense.states if context.dense else ())
-        return block(lanes, weights, context, kind)
-
-    network = network.with_backend(Backend(block=watched))
-    network.nll(tokens()[:, :-1], tokens()[:, 1:], Pass(network.config.orders[-1]))
-    assert read
-    assert not any(map(is_view, read))
-
-
-def test_a_kind_of_block_is_one_graph(tiny_model):
-    """Encoder, decoder, and decoder in parallel: the first decoder reads one lane twice."""
-    repeated = RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4, 5))
-    model = tiny_model(layers=6, parallel_start=4, recurrence=(repeated,))
-    network = Network(model, VOCAB, seed=1)
-    torch._dynamo.reset()
-    graphs = []
-
-    def keep(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    as_graphs = torch.compile(block, dynamic=False, backend=keep)
-    network = network.with_backend(Backend(block=as_graphs))
-    text = tokens()
-    for order in model.orders:
-        network.nll(text[:, :-1], text[:, 1:], Pass(order)).sum().backward()
-        assert len(graphs) == 3
-
-
-def test_longer_documents_need_no_graph(tiny_model, monkeypatch):
-    """Neither their length nor the number of their bounds is told by the graphs of a block."""
-
-    def attend(q, k, v, segments):
-        return attend_sdpa(q, k, v, segments) / segments.longest
-
-    graphs, compile_as_is = [], torch.compile
-
-    def keep(graph, _inputs):
-        graphs.append(graph)
-        return graph.forward
-
-    monkeypatch.setattr(torch, "compile", functools.partial(compile_as_is, backend=keep))
-    network = Network(tiny_model(), VOCAB, seed=1)
-    torch.nn.init.normal_(network.get_parameter("o"))  # zero at first, and nothing would be seen
-    torch._dynamo.reset()
-    network = network.with_backend(compiled(Backend(attend=attend)))
-    text = tokens()
-    found = []
-    for longest in (5, 8):
-        segments = find_segments(text[:, :-1], BOS, longest, multiple=8 * longest)
-        options = Pass(network.config.orders[-1], document_tokens=longest, segments=segments)
-        nll = network.nll(text[:, :-1], text[:, 1:], options)
-        nll.sum().backward()
-        found.append((len(graphs), nll.detach()))
-    assert found[0][0] == found[1][0]
-    assert not torch.equal(found[0][1], found[1][1])
 
 
 def test_first_channels_get_the_gradient_of_a_slice():
