@@ -202,17 +202,21 @@ class TrainingRun:
             return
         (record, loss), self._unread = self._unread, None
         value = float(loss)
-        if not math.isfinite(value):
+        self._check_loss(value, f"step {record['step']}")
+        self._shown_loss = f" loss {value:.4f}"
+        self._log.write({"event": "step", **record, "loss": value, "seconds": self.clock.elapsed})
+
+    def _check_loss(self, loss: float, where: str) -> None:
+        """Raise ParamGolfError if a loss is not finite."""
+        if not math.isfinite(loss):
             path = self._checkpoint.path
             kept = path if path.is_file() else "none was written yet"
             raise ParamGolfError(
                 "training diverged: the loss is not finite",
-                where=f"step {record['step']}",
-                found=value,
+                where=where,
+                found=loss,
                 fix=f"lower train.matrix_lr or train.token_lr (last good checkpoint: {kept})",
             )
-        self._shown_loss = f" loss {value:.4f}"
-        self._log.write({"event": "step", **record, "loss": value, "seconds": self.clock.elapsed})
 
     def _pause_for_records(self) -> None:
         """Validate and save a checkpoint when they are due; neither counts as training time."""
@@ -237,6 +241,7 @@ class TrainingRun:
                 batch_windows=self._batches.windows(sizes),
                 max_tokens=max_tokens,
             )
+        self._check_loss(score.loss, f"validation after step {self.progress.step}")
         found = {"val_loss": score.loss, "val_bpb": score.bits_per_byte}
         record = {"event": "validation", "step": self.progress.step, **found}
         self._log.write({**record, "tokens_scored": score.tokens})

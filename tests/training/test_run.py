@@ -116,17 +116,6 @@ def test_changed_parameters_start_afresh(tmp_path, tokens_folder):
     assert metrics["steps"] == 10
 
 
-def test_divergence_names_the_step_and_keeps_the_checkpoint(tmp_path, tokens_folder):
-    write_params(tmp_path, token_lr=1e30, clip_norm=0.0, checkpoint_every=1)
-    process = start(tmp_path)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert "the loss is not finite" in errors
-    assert "where: step" in errors
-    assert "Traceback" not in errors
-    assert list(tmp_path.glob(".resume/*/state.pt"))
-
-
 @pytest.fixture
 def trained(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
     """Train inside a temporary project; return the log's records."""
@@ -159,6 +148,20 @@ def test_progress_shows_a_loss_once_it_is_known(trained, monkeypatch, capsys):
         f"train: 33% step 2 loss {losses[0]:.4f}",
         f"train: 67% step 3 loss {losses[1]:.4f}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("steps", "where"), [(120, "where: step 3"), (2, "where: validation after step 2")]
+)
+def test_divergence_names_its_place_and_keeps_the_checkpoint(trained, tmp_path, steps, where):
+    """At the end too, where no step comes that would tell of it."""
+    wild = {"token_lr": 1e30, "clip_norm": 0.0, "validate_every": 0, "checkpoint_every": 1}
+    with pytest.raises(ParamGolfError, match="the loss is not finite") as caught:
+        trained(steps=steps, **wild)
+    (kept,) = tmp_path.glob(".resume/*/state.pt")
+    assert where in str(caught.value)
+    assert f"last good checkpoint: {kept.relative_to(tmp_path)}" in str(caught.value)
+    assert not (tmp_path / OUT / "model.safetensors").exists()
 
 
 def test_time_budget_ends_training(trained):
