@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +17,7 @@ from paramgolf.commands.watch import clock, lines
 from paramgolf.recipes import compose
 from paramgolf.watch import logs
 from paramgolf.watch.state import state
-from paramgolf.watch.system import Stage, gpus, stage_under_way
+from paramgolf.watch.system import Stage, stage_under_way
 
 ROOT = Path(__file__).parents[1]
 
@@ -135,22 +134,6 @@ def test_the_stage_under_way_is_that_of_this_folder(tmp_path):
     assert 0 <= found.seconds < 600
     assert elsewhere is None
     assert stage_under_way(tmp_path) is None
-
-
-def test_gpus_as_the_driver_tells_them(tmp_path, monkeypatch):
-    tool = tmp_path / "nvidia-smi"
-    tool.write_text(
-        "#!/bin/sh\n"
-        "echo '0, NVIDIA H100, 1024, 81559, 120.51, 97'\n"
-        "echo '1, Old, 5, 10, [N/A], [N/A]'\n"
-    )
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    first, second = gpus()
-    assert dataclasses.astuple(first) == ("0", "NVIDIA H100", 1024, 81559, 120.51, 97)
-    assert (second.watts, second.busy_percent) == (None, None)
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
-    assert gpus() == []
 
 
 def test_once_and_over_ssh(project, monkeypatch, capfd):

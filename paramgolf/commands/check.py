@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.nvidia_smi import gpus
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import Params, check
 from paramgolf.runtime_config import RuntimeConfig
@@ -44,17 +45,17 @@ def run(options: argparse.Namespace) -> int:
 
 def check_estimate(params: Params) -> None:
     """Raise ParamGolfError where the run will use several GPUs and the estimate is against it."""
-    gpus = gpus_of_run(params.runtime)
-    if len(gpus) < 2:
+    names = gpus_of_run(params.runtime)
+    if len(names) < 2:
         return
     # here: every stage begins with this command, and is not to wait for it
     from paramgolf.data.manifests import read_tokens_manifest
     from paramgolf.estimate.guard import objections
 
-    found = list(objections(params, read_tokens_manifest(TOKENS), gpus))
+    found = list(objections(params, read_tokens_manifest(TOKENS), names))
     if found:
         raise ParamGolfError(
-            f"by its estimate this run will not do on {len(gpus)} x {gpus[0]}",
+            f"by its estimate this run will not do on {len(names)} x {names[0]}",
             found="; ".join(found),
             fix="change the parameters, or set verify.guard_training to false to train anyway",
         )
@@ -62,8 +63,6 @@ def check_estimate(params: Params) -> None:
 
 def gpus_of_run(runtime: RuntimeConfig) -> list[str]:
     """Return the names of the GPUs that a stage would use: those visible, or fewer."""
-    from paramgolf.watch.system import gpus
-
     if runtime.device == "cpu":
         return []
     names = [gpu.name for gpu in gpus()]

@@ -18,7 +18,6 @@ from paramgolf.doctor.versions import check_pairs, flash_attention_command
 from paramgolf.estimate.devices import GIB
 from paramgolf.files import parse_object
 from paramgolf.gpu_support import flash_attention_obstacle
-from paramgolf.shell import output_of
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
@@ -75,19 +74,13 @@ def probe_torch() -> dict[str, Any]:
     return parse_object(result.stdout.strip().rpartition("\n")[2], "paramgolf.doctor.torch_probe")
 
 
-def driver_gpus() -> list[str]:
-    """Return the names of the GPUs that the NVIDIA driver sees; none without a driver."""
-    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-    return (output_of(command, seconds=2) or "").strip().splitlines()
-
-
 def gpus_of(facts: dict[str, Any]) -> list[Gpu]:
     """Return the GPUs of a torch_probe."""
     return [Gpu(**gpu) for gpu in facts.get("gpus", [])]
 
 
 def check_torch(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Check]:
-    """Check torch, CUDA, the GPUs and what makes them fast; `driver` is what driver_gpus saw."""
+    """Check torch, CUDA, the GPUs and what makes them fast; `driver` names those of the driver."""
     if "error" in facts:
         yield fault("torch", f"cannot be imported: {facts['error']}", INSTALL)
         return

@@ -25,7 +25,6 @@ from paramgolf.doctor.software import (
     check_packages,
     check_python,
     check_torch,
-    driver_gpus,
     gpus_of,
     probe_torch,
 )
@@ -37,6 +36,7 @@ from paramgolf.doctor.storage import (
     free_bytes,
     total_memory,
 )
+from paramgolf.nvidia_smi import gpus
 from paramgolf.recipes import RECIPES
 
 HUB = "https://huggingface.co"  # huggingface_hub's default; HF_ENDPOINT names another
@@ -46,12 +46,12 @@ def survey(root: Path) -> Iterator[Check]:
     """Yield every check of this machine and of the project in `root`, in a fixed order."""
     with ThreadPoolExecutor() as pool:
         torch_facts = pool.submit(probe_torch)
-        driver = pool.submit(driver_gpus)
+        driver = pool.submit(gpus)
         hub = pool.submit(check_hub, os.environ.get("HF_ENDPOINT", HUB), reachable)
         project = pool.submit(lambda: list(_check_project(root)))
         yield check_python(sys.version_info[:3], shutil.which("python"))
         yield check_packages(metadata.requires("paramgolf") or [])
-        yield from check_torch(torch_facts.result(), driver.result())
+        yield from check_torch(torch_facts.result(), [gpu.name for gpu in driver.result()])
         yield check_memory(total_memory())
         yield from project.result()
         yield hub.result()

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.files import read_json
+from paramgolf.nvidia_smi import gpus
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import Params, check
 from paramgolf.training.schedule import point
 from paramgolf.watch.logs import LOG, Training, output, training
-from paramgolf.watch.system import Stage, gpus, stage_under_way
+from paramgolf.watch.system import Stage, stage_under_way
 
 SCHEMA = 1
 SILENCE_SECONDS = 60.0  # of a training that is worth a warning; compiling may take as long

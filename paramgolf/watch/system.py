@@ -1,4 +1,4 @@
-"""What the system tells of a run: the stage that is under way, and the GPUs."""
+"""What the system tells of a run: the stage that is under way."""
 
 from __future__ import annotations
 
@@ -9,12 +9,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramgolf.shell import output_of
-
 PROC = Path("/proc")
 SCRIPT = re.compile(r"(?:^|/)stages/(\w+)\.py$")
 START_FIELD = 19  # of /proc/PID/stat after the name: start time in clock ticks since boot
-GPU_FIELDS = "index,name,memory.used,memory.total,power.draw,utilization.gpu"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,18 +21,6 @@ class Stage:
     name: str
     process: int
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """A GPU now: MiB of memory, watts, per cent of the time at work; None where it does not say."""
-
-    index: str
-    name: str
-    used_mib: float | None
-    total_mib: float | None
-    watts: float | None
-    busy_percent: float | None
 
 
 def stage_under_way(root: Path, proc: Path = PROC) -> Stage | None:
@@ -59,15 +44,3 @@ def _stages(root: Path, proc: Path) -> Iterator[Stage]:
             continue
         seconds = now - int(fields[START_FIELD]) / os.sysconf("SC_CLK_TCK")
         yield Stage(name, int(folder.name), seconds)
-
-
-def gpus() -> list[Gpu]:
-    """Return the machine's GPUs; none without NVIDIA's driver."""
-    command = ["nvidia-smi", f"--query-gpu={GPU_FIELDS}", "--format=csv,noheader,nounits"]
-    lines = (output_of(command, seconds=2) or "").strip().splitlines()
-    rows = ([field.strip() for field in line.split(",")] for line in lines)
-    return [Gpu(index, name, *map(_number, rest)) for index, name, *rest in rows]
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text.replace(".", "", 1).isdigit() else None
