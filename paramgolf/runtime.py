@@ -32,6 +32,7 @@ class Runtime:
     compile: bool = False
     attention: str = "auto"
     kernels: str = "auto"
+    deterministic: bool = False
 
     @property
     def is_main(self) -> bool:
@@ -118,6 +119,15 @@ def _prepare_gpu(device: torch.device) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(KERNELS.resolve() / "triton"))
 
 
+def _fix_orders() -> None:
+    """Make each operation of PyTorch add in a fixed order; those that cannot raise RuntimeError."""
+    # read as cuBLAS starts; this is the size that PyTorch has on Hopper anyway
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # it would find reads of what was never written, and costs a pass over each new tensor
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 @contextlib.contextmanager
 def processes(config: RuntimeConfig) -> Iterator[Runtime]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
@@ -131,14 +141,19 @@ def processes(config: RuntimeConfig) -> Iterator[Runtime]:
         _prepare_gpu(device)
     else:
         keep_freed_memory()
+    if config.deterministic:
+        _fix_orders()
     compiled = config.compile == "on" or (config.compile == "auto" and kind == "cuda")
+    runtime = Runtime(
+        rank, world, device, compiled, config.attention, config.kernels, config.deterministic
+    )
     if world == 1:
-        yield Runtime(0, 1, device, compiled, config.attention, config.kernels)
+        yield runtime
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
     dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
     try:
-        yield Runtime(rank, world, device, compiled, config.attention, config.kernels)
+        yield runtime
     finally:
         dist.destroy_process_group()
 

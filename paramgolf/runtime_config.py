@@ -19,4 +19,5 @@ class RuntimeConfig:
     attention: Literal["auto", "fa3", "sdpa"]
     kernels: Literal["auto", "reference", "fused"]
     compile: Literal["auto", "on", "off"]
+    deterministic: bool
     workers: Processes

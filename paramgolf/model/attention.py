@@ -17,6 +17,7 @@ from torch import Tensor
 from paramgolf.errors import ParamGolfError
 from paramgolf.gpu_support import FLASH_ATTENTION_MODULE
 
+PROBE = 4, 2048, 8, 64  # rows, tokens, heads, channels: enough for many processors to meet
 BOUNDS_MULTIPLE = 64  # bounds are padded, so that compiled code sees few shapes
 
 
@@ -116,8 +117,11 @@ def _segment_mask(q_BHTD: Tensor, segments: Segments) -> Tensor:
     return mask if segments.window is None else mask.triu(1 - segments.window)
 
 
-def flash_attention_3() -> Attend:
-    """Load FlashAttention-3 (Hopper, bfloat16) and return causal attention [B, T, H, D] by it."""
+def flash_attention_3(*, deterministic: bool = False) -> Attend:
+    """Load FlashAttention-3 (Hopper, bfloat16) and return causal attention [B, T, H, D] by it.
+
+    Its backward adds the gradients of queries as its blocks of keys come, unless `deterministic`.
+    """
     try:
         kernels = importlib.import_module(FLASH_ATTENTION_MODULE)
     except (ImportError, OSError) as error:  # it is there, but built for another torch or CUDA
@@ -128,9 +132,28 @@ def flash_attention_3() -> Attend:
         ) from None
 
     def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Any:
-        return kernels.flash_attn_func(q, k, v, causal=True, window_size=_window(segments))
+        window = _window(segments)
+        return kernels.flash_attn_func(q, k, v, causal=True, window_size=window, **order)
 
-    return _by_bounds(rows, kernels.flash_attn_varlen_func, causal=True, num_splits=1)
+    order = {"deterministic": True} if deterministic else {}
+    return _by_bounds(rows, kernels.flash_attn_varlen_func, causal=True, num_splits=1, **order)
+
+
+def require_fixed_order(attend: Attend, device: torch.device) -> None:
+    """Refuse attention whose gradients differ between runs.
+
+    Some builds of FlashAttention-3 take the word `deterministic` and do as before.
+    """
+    generator = torch.Generator(device).manual_seed(0)
+    given = torch.randn(4, *PROBE, generator=generator, device=device).bfloat16()
+    q, k, v, gradient = given.requires_grad_().unbind()
+    runs = [torch.autograd.grad(attend(q, k, v, None), (q, k, v), gradient) for _ in range(3)]
+    if not all(torch.equal(x, y) for run in runs for x, y in zip(run, runs[0], strict=True)):
+        raise ParamGolfError(
+            "runtime.deterministic is true, but attention's gradients differ from run to run",
+            fix="install a flash_attn_3 whose backward can be deterministic, or set"
+            " runtime.attention to sdpa",
+        )
 
 
 def pytorch_attention() -> Attend:

@@ -24,6 +24,7 @@ from paramgolf.model.attention import (
     attend_to_others,
     flash_attention_3,
     pytorch_attention,
+    require_fixed_order,
 )
 from paramgolf.model.block import Context, Kind, Lanes, Weights, block
 from paramgolf.model.config import ModelConfig
@@ -101,8 +102,14 @@ def attention_for(runtime: Runtime) -> Attend:
         _capability(runtime), installed=_installed(FLASH_ATTENTION_MODULE)
     )
     if _chosen(runtime.attention, "fa3", "sdpa", flash, "attention"):
-        return flash_attention_3()
-    return pytorch_attention() if runtime.device.type == "cuda" else attend_sdpa
+        attend = flash_attention_3(deterministic=runtime.deterministic)
+    elif runtime.device.type == "cuda":
+        attend = pytorch_attention()
+    else:
+        return attend_sdpa
+    if runtime.deterministic:
+        require_fixed_order(attend, runtime.device)
+    return attend
 
 
 def _chosen(value: str, wanted: str, refused: str, obstacle: str | None, key: str) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import sys
+import types
 
 import pytest
 import torch
@@ -16,7 +18,9 @@ from paramgolf.model.attention import (
     attend_sdpa,
     attend_to_others,
     find_segments,
+    flash_attention_3,
     pytorch_attention,
+    require_fixed_order,
     rotary_table,
 )
 from paramgolf.model.backend import attention_for
@@ -88,12 +92,42 @@ def test_shared_heads_are_asked_for_where_torch_wants_it(asks, monkeypatch):
     assert told == ({"enable_gqa": True} if asks else {})
 
 
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_flash_attention_3_is_asked_for_a_fixed_order(deterministic, monkeypatch):
+    told = []
+
+    def kernel(q, *_, **options):
+        told.append(options.get("deterministic", False))
+        return q
+
+    module = types.SimpleNamespace(flash_attn_func=kernel, flash_attn_varlen_func=kernel)
+    monkeypatch.setitem(sys.modules, "flash_attn_interface", module)
+    attend = flash_attention_3(deterministic=deterministic)
+    q = torch.zeros(1, 12, 2, 8)
+    attend(q, q, q, None)
+    attend(q, q, q, Segments(torch.tensor([0, 12]).int(), 12))
+    assert told == [deterministic, deterministic]
+
+
+def test_attention_that_sums_in_any_order_is_refused(monkeypatch):
+    monkeypatch.setattr("paramgolf.model.attention.PROBE", (1, 8, 2, 4))
+    runs = itertools.count()
+
+    def racing(q, k, v, _):
+        late = next(runs) == 2  # the last run's gradient differs by a rounding
+        return q * (1 + 2**-7) + k + v if late else q + k + v
+
+    require_fixed_order(attend_sdpa, torch.device("cpu"))
+    with pytest.raises(ParamGolfError, match="gradients differ from run to run"):
+        require_fixed_order(racing, torch.device("cpu"))
+
+
 def test_the_choice_by_device_package_and_key(monkeypatch):
     cpu = Runtime(0, 1, torch.device("cpu"))
     assert attention_for(cpu) is attend_sdpa
     gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
     backend = "paramgolf.model.backend"
-    monkeypatch.setattr(f"{backend}.flash_attention_3", lambda: "fa3")
+    monkeypatch.setattr(f"{backend}.flash_attention_3", lambda **_: "fa3")
     monkeypatch.setattr(f"{backend}.pytorch_attention", lambda: "torch")
 
     def chosen(key: str, capability: tuple[int, int], *, installed: bool) -> object:

@@ -168,7 +168,13 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "a test"
     machine = RuntimeConfig(
-        device="cpu", processes=2, attention="auto", kernels="auto", compile="off", workers=0
+        device="cpu",
+        processes=2,
+        attention="auto",
+        kernels="auto",
+        compile="off",
+        deterministic=False,
+        workers=0,
     )
     with processes(machine) as runtime:
         parameters = make()

@@ -55,7 +55,13 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     lora_documents.MEETING = 1
     config, score = CASES[case]
     machine = RuntimeConfig(
-        device="cpu", processes=1, attention="auto", kernels="auto", compile="off", workers=0
+        device="cpu",
+        processes=1,
+        attention="auto",
+        kernels="auto",
+        compile="off",
+        deterministic=False,
+        workers=0,
     )
     paths = Path("model.bin"), Path()
     with processes(machine) as runtime:

@@ -40,12 +40,24 @@ TINY_TRAIN = {
 }
 
 
-def write_params(folder: Path, *, processes: int = 1, **train: object) -> None:
+GPU_SIZES = {"width": 256, "heads": 4, "kv_heads": 2, "mlp_hidden": 512}
+
+
+def write_params(
+    folder: Path,
+    *,
+    processes: int = 1,
+    deterministic: bool = False,
+    device: str = "cpu",
+    **train: object,
+) -> None:
     content = compose("sample", ROOT / "recipes")
     # rows that learn from recurrence on: a run is resumed after it and before it
     content["model"] |= TINY_MODEL | {"untied_repeats": True, "virtual_scalars": True}
+    content["model"] |= GPU_SIZES if device == "cuda" else {}
     content["train"] |= {**TINY_TRAIN, **train}
-    content["runtime"] |= {"processes": processes, "device": "cpu"}
+    machine = {"processes": processes, "device": device, "deterministic": deterministic}
+    content["runtime"] |= machine
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
 
 
@@ -84,14 +96,14 @@ def kill_after_checkpoint(folder: Path) -> None:
     assert not (folder / "artifacts/train/model.safetensors").exists()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize(("processes", "deterministic"), [(1, True), (2, False)])
 def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
-    tmp_path, tokens_folder, processes
+    tmp_path, tokens_folder, processes, deterministic
 ):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         shutil.copytree(tokens_folder, folder / "data/tokens")
-        write_params(folder, processes=processes)
+        write_params(folder, processes=processes, deterministic=deterministic)
     finish(whole)
     kill_after_checkpoint(cut)
     shutil.rmtree(cut / "artifacts", ignore_errors=True)  # as DVC does before it runs a stage again
@@ -105,6 +117,24 @@ def test_a_killed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     assert len(losses[0]) == 120
     assert losses[0] == losses[1]
     assert not list(cut.glob(".resume/*"))
+
+
+@pytest.mark.gpu
+def test_deterministic_runs_on_a_gpu_end_with_the_same_bytes(tmp_path, tokens_folder):
+    """Two runs, each with what it compiles for itself, and one that is killed and resumed."""
+    folders = [tmp_path / name for name in ("first", "second", "cut")]
+    # rows of many blocks of keys, whose gradients meet in those of the queries
+    sizes = {"sequence_length": 1024, "batch_tokens": 16_384, "micro_batch_tokens": 8192}
+    for folder in folders:
+        shutil.copytree(tokens_folder, folder / "data/tokens")
+        write_params(
+            folder, device="cuda", deterministic=True, steps=200, checkpoint_every=50, **sizes
+        )
+    kill_after_checkpoint(folders[-1])
+    for folder in folders:
+        finish(folder)
+    first, *others = ((f / "artifacts/train/model.safetensors").read_bytes() for f in folders)
+    assert others == [first, first]
 
 
 def test_changed_parameters_start_afresh(tmp_path, tokens_folder):
