@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from kernel_case import compile_launches, compiles
 
 from paramgolf.quant.trellis import best_paths
 
@@ -39,19 +40,10 @@ def test_the_kernel_finds_the_paths_of_the_plain_search(device, count, paths, si
     assert (found != expected).float().mean() < 0.01
 
 
-@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels are not compiled")
-def test_the_kernel_compiles_for_a_hopper_gpu_without_one():
-    triton = pytest.importorskip("triton", reason="needs Triton")
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
+@compiles
+def test_the_kernel_compiles_for_a_hopper_gpu_without_one(monkeypatch):
+    names = compile_launches(monkeypatch)
+    from paramgolf.quant.kernels.trellis import search
 
-    from paramgolf.quant.kernels.trellis import STATES, WARPS, _search
-
-    kinds = dict.fromkeys(("target", "cost", "maximum", "integers"), "*fp32")
-    kinds |= dict.fromkeys(("bounds", "before", "residue"), "*i32")
-    kinds |= {"second": "*i8", "rows": "i32", "STATES": "constexpr"}
-    source = ASTSource(
-        _search, {name: kinds[name] for name in _search.arg_names}, {"STATES": STATES}
-    )
-    target = GPUTarget("cuda", 90, 32)
-    assert triton.compile(source, target=target, options={"num_warps": WARPS}).asm["cubin"]
+    search(*torch.ones(3, 2, 24), paths=(16, 8))
+    assert names == {"_search"}

@@ -1,62 +1,29 @@
-"""Every fused kernel compiles for a Hopper GPU, on a machine without one.
-
-Triton's interpreter runs what its compiler refuses. `make test-kernels` runs this as well.
-"""
+"""Every fused kernel of the network compiles for a Hopper GPU. `make test-kernels` runs this."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import os
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from kernel_case import compile_launches, compiles
 from recipe_case import narrow_recipe
 
 from paramgolf.model.backend import Backend, fused_operations
 from paramgolf.model.head import Allowed, Head
 from paramgolf.model.network import Network, Pass
 
-triton = pytest.importorskip("triton", reason="needs Triton")
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available(),
-    reason="interpreted kernels are not compiled, and a GPU compiles them anyway",
-)
+pytestmark = compiles
 VOCAB = 256
-
-
-class Hopper:
-    """What Triton asks of a driver before it compiles."""
-
-    get_current_device = get_current_stream = lambda *_: 0
-
-    def get_current_target(self) -> Any:
-        return importlib.import_module("triton.backends.compiler").GPUTarget("cuda", 90, 32)
 
 
 @pytest.fixture
 def lowered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Compile what is launched, launch nothing; give the names of the kernels."""
-    names: set[str] = set()
-    done: set[str] = set()
-
-    def launch(kernel: Any, _grid: Any, *args: Any, **options: Any) -> None:
-        kinds = tuple(x.dtype if isinstance(x, torch.Tensor) else x for x in args)
-        tensors = [getattr(x, "block_shape", x) for x in kinds]
-        if (key := f"{kernel.fn.__name__} {tensors} {options}") not in done:
-            done.add(key)
-            kernel.warmup(*kinds, grid=(1,), **options)
-            names.add(kernel.fn.__name__)
-
-    for name in ("heads", "loss", "mix_norm", "mlp", "xsa"):
-        module = importlib.import_module(f"paramgolf.model.kernels.{name}")
-        monkeypatch.setattr(module, "launch", launch)
+    """The names of the kernels that were compiled in the place of launches."""
     card = SimpleNamespace(multi_processor_count=132)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: card)
-    triton.runtime.driver.set_active(Hopper())
-    return names
+    return compile_launches(monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["pr1204", "pr1499", "pr2135", "best, XSA learned"])
