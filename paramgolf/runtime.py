@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.process import end_with_parent, keep_freed_memory
 from paramgolf.runtime_config import RuntimeConfig
 
+PATIENCE = timedelta(hours=1)  # of collectives: others compile, or one works alone; none is dead
 KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next process
 
 
@@ -151,7 +153,7 @@ def processes(config: RuntimeConfig) -> Iterator[Runtime]:
         yield runtime
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, device_id=device if kind == "cuda" else None)
+    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if kind == "cuda" else None)
     try:
         yield runtime
     finally:

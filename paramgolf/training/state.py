@@ -5,11 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import swa_utils
 
@@ -30,6 +29,7 @@ from paramgolf.training.schedule import (
 )
 
 Tensors = dict[str, Tensor]
+ALIGNED = 64  # numbers, by which a gradient begins: 256 bytes, as kernels for float32 like it
 
 
 class Part(NamedTuple):
@@ -61,6 +61,7 @@ class TrainState:
         self._mixes: dict[str, nn.Parameter] = {}
         if config.head_mixing:
             self._mix_heads()
+        self._gradient, self._gradients = one_block(self._parameters)
         self._phase = 0
         self._parts = [part for name in self._parameters for part in self._parts_of(name)]
         self._matrices = MATRICES if config.muon_blocks_only else (*MATRICES, *PROJECTIONS)
@@ -125,8 +126,9 @@ class TrainState:
 
     def zero_grad(self) -> None:
         """Set all gradients to zero; a parameter that a pass does not use keeps a zero gradient."""
-        for p in self._parameters.values():
-            p.grad = torch.zeros_like(p) if p.grad is None else p.grad.zero_()
+        self._gradient.zero_()
+        for name, p in self._parameters.items():
+            p.grad = self._gradients[name]
 
     def step(self, at: Point, *, factor: float = 1.0) -> float:
         """Sum gradients over processes, clip, update; return the multiplier of the rates.
@@ -186,11 +188,8 @@ class TrainState:
             nn.utils.clip_grad_norm_(self._parameters.values(), norm)
 
     def _reduce_gradients(self) -> None:
-        if self._runtime.world == 1:
-            return
-        begun = [dist.all_reduce(p.grad, async_op=True) for p in self._parameters.values()]
-        for sum_of_ranks in begun:
-            sum_of_ranks.wait()
+        # one collective: each of forty would wait for all processes, and most are small
+        self._runtime.sum(self._gradient)
 
     @torch.no_grad()
     def _update_average(self, at: Point, multiplier: float) -> None:
@@ -254,3 +253,11 @@ class TrainState:
         self._adam.load_state_dict(state["adam"])
         self._averaged = state["averaged"]
         self._phase = state["phase"]
+
+
+def one_block(parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensors]:
+    """Return zeros, and views of them that are shaped as the parameters, which do not overlap."""
+    sizes = [-(-p.numel() // ALIGNED) * ALIGNED for p in parameters.values()]
+    block = next(iter(parameters.values())).new_zeros(sum(sizes))
+    pairs = zip(parameters.items(), block.split(sizes), strict=True)
+    return block, {name: part[: p.numel()].view_as(p) for (name, p), part in pairs}

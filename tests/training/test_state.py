@@ -118,6 +118,24 @@ def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
     assert {name for name in first if torch.equal(first[name], second[name])} == {*first}
 
 
+def test_gradients_stay_in_one_block(sample, tiny_model):
+    """One collective sums them, and captured graphs know their addresses."""
+    model = tiny_model()
+    network = Network(model, VOCAB, seed=0)
+    state = TrainState(network, sample.train, Runtime(0, 1, torch.device("cpu")))
+    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
+    seen = []
+    for _ in range(2):
+        state.zero_grad()
+        assert not any(p.grad.any() for p in network.parameters())
+        network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[0])).mean().backward()
+        seen.append([(p.grad.data_ptr(), p.grad.sum().item()) for p in network.parameters()])
+        network.zero_grad(set_to_none=True)  # as whoever measures memory does
+    assert seen[0] == seen[1]
+    addresses = sorted(address for address, _ in seen[0])
+    assert addresses[-1] - addresses[0] < 4 * sum(p.numel() + 64 for p in network.parameters())
+
+
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
