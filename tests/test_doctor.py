@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,16 @@ def test_packages_must_be_there_in_the_version_asked_for(requirement, message):
     finding = software.check_packages([requirement, "pyyaml>=6"])
     assert finding.state == ("fault" if message else "ok")
     assert message is None or message in finding.text
+
+
+def test_paramgolf_need_not_be_installed_to_be_examined(monkeypatch):
+    def none(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(software.metadata, "requires", none)
+    finding = software.check_packages(software.required_packages())
+    assert finding.state == "fault"
+    assert "not installed" in finding.text
 
 
 def test_a_good_gpu_machine_is_all_ok():

@@ -47,8 +47,18 @@ def check_python(version: tuple[int, ...], on_path: str | None) -> Check:
     return ok("Python", f"{text}, {platform.system()} {platform.machine()}")
 
 
-def check_packages(requirements: Sequence[str]) -> Check:
+def required_packages() -> list[str] | None:
+    """Return what the installed paramgolf asks for, None where it runs without being installed."""
+    try:
+        return metadata.requires("paramgolf") or []
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def check_packages(requirements: Sequence[str] | None) -> Check:
     """Check whether the packages that pyproject.toml asks for are installed in these versions."""
+    if requirements is None:
+        return fault("packages", "paramgolf is not installed for this Python", INSTALL)
     wrong = []
     wanted = [Requirement(text) for text in requirements]
     wanted = [r for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]

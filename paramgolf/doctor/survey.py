@@ -7,7 +7,6 @@ import shutil
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from pathlib import Path
 
 from paramgolf.doctor.check import Check
@@ -27,6 +26,7 @@ from paramgolf.doctor.software import (
     check_torch,
     gpus_of,
     probe_torch,
+    required_packages,
 )
 from paramgolf.doctor.storage import (
     cache_folder,
@@ -50,7 +50,7 @@ def survey(root: Path) -> Iterator[Check]:
         hub = pool.submit(check_hub, os.environ.get("HF_ENDPOINT", HUB), reachable)
         project = pool.submit(lambda: list(_check_project(root)))
         yield check_python(sys.version_info[:3], shutil.which("python"))
-        yield check_packages(metadata.requires("paramgolf") or [])
+        yield check_packages(required_packages())
         yield from check_torch(torch_facts.result(), [gpu.name for gpu in driver.result()])
         yield check_memory(total_memory())
         yield from project.result()
