@@ -18,6 +18,8 @@ import signal
 # its twenty factorizations took 20 s instead of half a second.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 
+TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"  # that torchrun leaves to its processes
+
 
 def start_process() -> None:
     """Set the environment of this process, but for what its user has set.
@@ -27,7 +29,7 @@ def start_process() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if {"DVC_ROOT", "TORCHELASTIC_RUN_ID"} & os.environ.keys():
+    if {"DVC_ROOT", TORCHRUN_VARIABLE} & os.environ.keys():
         end_with_parent()
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from paramgolf.clock import pass_on_start_time
 from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.process import end_with_parent, keep_freed_memory
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig
 
 PATIENCE = timedelta(hours=1)  # of collectives: others compile, or one works alone; none is dead
 KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next process
@@ -71,7 +71,7 @@ def share(count: int, runtime: Runtime) -> range:
     return range(count * runtime.rank // runtime.world, count * (runtime.rank + 1) // runtime.world)
 
 
-def resolve_device(config: RuntimeConfig) -> str:
+def resolve_device(config: ProcessConfig) -> str:
     """Return `cpu` or `cuda`; asking for an absent GPU is an error."""
     if config.device == "cuda" and not torch.cuda.is_available():
         fix = "set runtime.device to auto or cpu, or install a CUDA build of torch"
@@ -81,7 +81,7 @@ def resolve_device(config: RuntimeConfig) -> str:
     return config.device
 
 
-def launch(config: RuntimeConfig, torchrun: str = "torch.distributed.run") -> None:
+def launch(config: ProcessConfig, torchrun: str = "torch.distributed.run") -> None:
     """Start the running script once per process with torchrun, unless torchrun started it already.
 
     With one process this returns at once and the script goes on. Otherwise it waits for the
@@ -131,7 +131,7 @@ def _fix_orders() -> None:
 
 
 @contextlib.contextmanager
-def processes(config: RuntimeConfig) -> Iterator[Runtime]:
+def processes(config: ProcessConfig) -> Iterator[Runtime]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
     kind = resolve_device(config)
     rank, local, world = 0, 0, 1

@@ -11,8 +11,8 @@ Processes = Annotated[int, Range(0, 1024)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RuntimeConfig:
-    """Facts of the machine, which no stage's result depends on; see recipes/base.yaml."""
+class ProcessConfig:
+    """What processes run on and how they compute; train_gpt.py has these as options."""
 
     device: Literal["auto", "cpu", "cuda"]
     processes: Processes
@@ -20,4 +20,11 @@ class RuntimeConfig:
     kernels: Literal["auto", "reference", "fused"]
     compile: Literal["auto", "on", "off"]
     deterministic: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeConfig(ProcessConfig):
+    """Facts of the machine, which no stage's result depends on; see recipes/base.yaml."""
+
     workers: Processes
+    mirror: str | None

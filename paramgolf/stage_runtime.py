@@ -16,6 +16,7 @@ from torch.distributed import is_torchelastic_launched
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime, launch, processes
@@ -29,14 +30,18 @@ GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @contextlib.contextmanager
-def stage_processes() -> Iterator[Runtime]:
-    """Start one process per GPU, with the GPUs taken, and join them for the length of the block."""
+def stage_processes(stage: str) -> Iterator[Runtime]:
+    """Start one process per GPU, with the GPUs taken, and join them for the length of the block.
+
+    What `stage` writes meanwhile goes to the mirror too.
+    """
     refuse_left_overs()
     machine = without_compiler(load_params(RuntimeConfig, "runtime"))
     take_gpus(machine)
-    launch(machine, "paramgolf.torchrun")
-    with processes(machine) as runtime:
-        yield runtime
+    with mirrored(stage):
+        launch(machine, "paramgolf.torchrun")
+        with processes(machine) as runtime:
+            yield runtime
 
 
 def refuse_left_overs() -> None:

@@ -12,7 +12,7 @@ from paramgolf.stage_runtime import stage_processes
 
 def main() -> None:
     """Read params.yaml, calibrate, write artifacts/calibrate and the metrics."""
-    with stage_processes() as runtime:
+    with stage_processes("calibrate") as runtime:
         calibrate(load_params(CalibrateConfig, "calibrate"), runtime)
 
 

@@ -17,7 +17,7 @@ def main() -> None:
     """Read params.yaml, score, write artifacts/eval_sliding and its metrics."""
     config = load_params(SlidingConfig, "eval_sliding")
     limits = load_params(VerifyConfig, "verify")
-    with stage_processes() as runtime:
+    with stage_processes("eval_sliding") as runtime:
         session = StageSession("eval_sliding", config, runtime, limit_seconds=limits.eval_seconds)
         session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 

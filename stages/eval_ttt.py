@@ -17,7 +17,7 @@ def main() -> None:
     """Read params.yaml, score and adapt, write artifacts/eval_ttt and its metrics."""
     config = load_params(TttConfig, "eval_ttt")
     limits = load_params(VerifyConfig, "verify")
-    with stage_processes() as runtime:
+    with stage_processes("eval_ttt") as runtime:
         session = StageSession("eval_ttt", config, runtime, limit_seconds=limits.eval_seconds)
         session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 

@@ -5,6 +5,7 @@ from paramgolf.program import exit_on_fault, start_program
 start_program()  # before torch and numpy are loaded
 
 from paramgolf.codec.config import PackageConfig
+from paramgolf.mirror import mirrored
 from paramgolf.packing.package import package
 from paramgolf.params import load_params
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -14,9 +15,9 @@ from paramgolf.training.config import TrainConfig
 def main() -> None:
     """Read params.yaml, pack, write artifacts/package and artifacts/metrics/package.json."""
     sections = load_params(PackageConfig, "package"), load_params(TrainConfig, "train")
-    package(
-        *sections, load_params(SlidingConfig, "eval_sliding"), load_params(TttConfig, "eval_ttt")
-    )
+    evaluations = load_params(SlidingConfig, "eval_sliding"), load_params(TttConfig, "eval_ttt")
+    with mirrored("package"):
+        package(*sections, *evaluations)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ start_program()  # before torch and numpy are loaded
 import torch
 
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
@@ -19,7 +20,8 @@ def main() -> None:
     runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime, processes=1)
     device = torch.device(resolve_device(runtime))
-    quantize(load_params(QuantizeConfig, "quantize"), device)
+    with mirrored("quantize"):
+        quantize(load_params(QuantizeConfig, "quantize"), device)
 
 
 if __name__ == "__main__":

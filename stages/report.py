@@ -4,12 +4,14 @@ from paramgolf.program import exit_on_fault, start_program
 
 start_program()  # before torch and numpy are loaded
 
+from paramgolf.mirror import mirrored
 from paramgolf.report.page import write_report
 
 
 def main() -> None:
     """Read the other stages' files, write artifacts/report."""
-    write_report()
+    with mirrored("report"):
+        write_report()
 
 
 if __name__ == "__main__":

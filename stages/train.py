@@ -14,7 +14,7 @@ from paramgolf.training.time_split import time_split
 
 def main() -> None:
     """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
-    with stage_processes() as runtime:
+    with stage_processes("train") as runtime:
         model, config = load_params(ModelConfig, "model"), load_params(TrainConfig, "train")
         train(model, config, runtime, time_split)
 

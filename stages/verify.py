@@ -4,6 +4,7 @@ from paramgolf.program import exit_on_fault, start_program
 
 start_program()  # before torch and numpy are loaded
 
+from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.rules import verify
@@ -12,7 +13,8 @@ from paramgolf.verify.rules import verify
 def main() -> None:
     """Read the metrics, write artifacts/metrics/verify.json, and fail if the rules are enforced."""
     limits = load_params(VerifyConfig, "verify")
-    kept = verify(limits)
+    with mirrored("verify"):
+        kept = verify(limits)
     if not kept and limits.enforce:
         raise SystemExit(1)
 

@@ -69,12 +69,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the plan, or what is left of it; return 1 where a run failed."""
-    from paramgolf.experiments.lab.mirror import Mirror
     from paramgolf.experiments.lab.plan import read_plan
     from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.run import Bench, slots_of
     from paramgolf.experiments.lab.session import Session
     from paramgolf.experiments.lab.stages import Processes, read_stages
+    from paramgolf.mirror import Mirror
 
     start = time.monotonic()
     plan = restricted(read_plan(options.plan), options.only)
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     session.work(
         command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
         retry=options.retry,
-        mirror=None if options.mirror is None else Mirror(options.mirror),
+        mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
         deadline=None if options.stop_after is None else start + options.stop_after,
     )
     return show(records, plan.name, as_json=options.json)

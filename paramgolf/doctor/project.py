@@ -71,7 +71,7 @@ def check_remote(config: Mapping[str, str], root: Path, reachable: Reachable) ->
     parts = urlsplit(url)
     shown = f"{name}, {parts.scheme}://{parts.hostname}" if parts.hostname else f"{name}, {url}"
     if package := missing_plugin(parts.scheme):
-        remedy = f"pip install {package} (for ssh and WebDAV: pip install -e .[remotes])"
+        remedy = f"pip install {package} (for ssh, WebDAV and S3: pip install -e .[remotes])"
         return warning("DVC remote", f"{shown}: {package} is not installed", remedy)
     if parts.scheme in TRIED:
         if reachable(url):

@@ -16,7 +16,7 @@ import functools
 import itertools
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
 from paramgolf.packing.shake import shaken
 from paramgolf.params import load_params
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig, RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
@@ -100,12 +100,13 @@ def frozen_params(
     excepted, which is the network's: another stride is another command and not another artifact.
     """
     window = training.sequence_length
+    machine = load_params(RuntimeConfig, "runtime", ROOT / BASE)
     return {
         "model": model,
         "train": asdict(training),
         "eval": asdict(_defaults("eval_sliding", sliding, window)),
         "eval_ttt": asdict(_defaults("eval_ttt", adapt, window)),
-        "runtime": asdict(load_params(RuntimeConfig, "runtime", ROOT / BASE)),
+        "runtime": {field.name: getattr(machine, field.name) for field in fields(ProcessConfig)},
     }
 
 

@@ -22,7 +22,7 @@ from paramgolf.errors import ParamGolfError, exit_on_error
 from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig
 from paramgolf.runtime import Runtime, launch, processes
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import ScoredText, score_adaptive, score_sliding
@@ -58,7 +58,7 @@ def main(params: dict[str, Any]) -> None:
 
 
 def _run(options: argparse.Namespace, params: dict[str, Any]) -> None:
-    machine = section(RuntimeConfig, params["runtime"], options, "runtime")
+    machine = section(ProcessConfig, params["runtime"], options, "runtime")
     launch(machine)
     with processes(machine) as runtime:
         if options.command == "train":

@@ -13,7 +13,7 @@ from torch import nn
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalize
 from paramgolf.runtime import Runtime, processes
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig
 
 CPU = Runtime(0, 1, torch.device("cpu"))
 SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
@@ -167,14 +167,13 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "a test"
-    machine = RuntimeConfig(
+    machine = ProcessConfig(
         device="cpu",
         processes=2,
         attention="auto",
         kernels="auto",
         compile="off",
         deterministic=False,
-        workers=0,
     )
     with processes(machine) as runtime:
         parameters = make()

@@ -10,7 +10,7 @@ import torch
 from scoring_case import MIXTURE, SLIDING, make_config, make_lora_config
 
 from paramgolf.runtime import processes
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig
 from paramgolf.scoring import lora_documents, sliding, stage
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
@@ -54,14 +54,13 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     stage.SECONDS, stage.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
     lora_documents.MEETING = 1
     config, score = CASES[case]
-    machine = RuntimeConfig(
+    machine = ProcessConfig(
         device="cpu",
         processes=1,
         attention="auto",
         kernels="auto",
         compile="off",
         deterministic=False,
-        workers=0,
     )
     paths = Path("model.bin"), Path()
     with processes(machine) as runtime:

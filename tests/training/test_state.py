@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, processes
-from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.runtime_config import ProcessConfig
 from paramgolf.training.config import MomentumAverage, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
@@ -140,14 +140,13 @@ def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     os.environ["TORCHELASTIC_RUN_ID"] = "a test"
-    machine = RuntimeConfig(
+    machine = ProcessConfig(
         device="cpu",
         processes=2,
         attention="auto",
         kernels="auto",
         compile="off",
         deterministic=False,
-        workers=0,
     )
     with processes(machine) as runtime:
         torch.save(trained(model, config, runtime), out / f"{rank}.pt")

@@ -21,7 +21,6 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.energy import EnergyMeter
-from paramgolf.experiments.lab.mirror import Mirror, file_name
 from paramgolf.experiments.lab.plan import Plan
 from paramgolf.experiments.lab.records import Records, Run, keys_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
@@ -37,6 +36,7 @@ from paramgolf.experiments.lab.stages import (
     environment_of,
 )
 from paramgolf.experiments.lab.tokens import Made, Tokens
+from paramgolf.mirror import Mirror, file_name
 from paramgolf.progress import say
 from paramgolf.shell import output_of
 

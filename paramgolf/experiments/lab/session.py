@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramgolf.experiments.lab.cost import Cost, cost, training_tokens
-from paramgolf.experiments.lab.mirror import Mirror
 from paramgolf.experiments.lab.plan import Plan, contents
 from paramgolf.experiments.lab.records import Run
 from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens
@@ -20,6 +19,7 @@ from paramgolf.experiments.lab.summary import MOST_PASSES, rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
 from paramgolf.experiments.paired import Power, power
 from paramgolf.files import write_text
+from paramgolf.mirror import Mirror
 from paramgolf.progress import say
 from paramgolf.recipes import flatten
 
