@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import itertools
 import json
 import os
@@ -25,9 +24,8 @@ from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
 from paramgolf.data.special_tokens import BOS
-from paramgolf.gpu_support import FLASH_ATTENTION_MODULE
 from paramgolf.model.attention import Attend, Segments, find_segments
-from paramgolf.model.backend import attention_for
+from paramgolf.model.backend import attention_for, attention_obstacles
 from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime, processes
@@ -109,21 +107,20 @@ def attention_rows() -> list[Row]:
     # documents of 555 tokens on average
     tokens = torch.randint(0, 555, (32, 2048), generator=generator, device="cuda")
     documents = find_segments(torch.where(tokens == 0, BOS, BOS + 1), BOS, 2048)
-    kernels = {"sdpa": "PyTorch", "fa3": "FlashAttention-3"}
-    if not importlib.util.find_spec(FLASH_ATTENTION_MODULE):
-        del kernels["fa3"]
+    obstacles = attention_obstacles(torch.cuda.get_device_capability())
+    kernels = [key for key, obstacle in obstacles.items() if obstacle is None]
+    print("attentions that cannot be timed here:", {k: o for k, o in obstacles.items() if o})
     rows = []
-    for (key, name), (kind, segments) in itertools.product(
-        kernels.items(), (("rows", None), ("documents", documents))
+    for key, (kind, segments) in itertools.product(
+        kernels, (("rows", None), ("documents", documents))
     ):
-        attend = attention_for(Runtime(0, 1, q.device, attention=key))
-        attend = torch.compile(attend, fullgraph=True, dynamic=False)
+        attend = torch.compile(attention_for(Runtime(0, 1, q.device, attention=key)), dynamic=False)
 
         def step(attend: Attend = attend, segments: Segments | None = segments) -> None:
             torch.autograd.grad(attend(*tensors, segments).sum(), tensors)
 
         milliseconds = do_bench(step, warmup=200, rep=1000)
-        figure = f"attention of {name}, {kind}: forward and backward"
+        figure = f"attention {key}, {kind}: forward and backward"
         rows.append(Row(figure, milliseconds, "ms", None, None, "lower"))
     return rows
 

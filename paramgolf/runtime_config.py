@@ -16,7 +16,7 @@ class ProcessConfig:
 
     device: Literal["auto", "cpu", "cuda"]
     processes: Processes
-    attention: Literal["auto", "fa3", "sdpa"]
+    attention: Literal["auto", "fa3", "fa4", "cudnn", "sdpa"]
     kernels: Literal["auto", "reference", "fused"]
     compile: Literal["auto", "on", "off"]
     deterministic: bool

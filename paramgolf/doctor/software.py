@@ -134,7 +134,7 @@ def _check_cuda(cuda: str | None, gpus: Sequence[Gpu], driver: Sequence[str]) ->
 def _check_attention(problem: str | None, cuda: str, gpus: Sequence[Gpu]) -> Check:
     name = "flash_attn_3"
     if any(flash_attention_obstacle(gpu.capability, installed=True) for gpu in gpus):
-        return ok(name, "not for these GPUs: PyTorch's attention is used")
+        return ok(name, "not for these GPUs: flash-attn-4 or PyTorch's attention is used")
     if problem is None:
         return ok(name, "installed")
     text = f"cannot be imported: {problem}; PyTorch's attention is used instead, a little slower"

@@ -1,4 +1,4 @@
-"""Causal attention by PyTorch or FlashAttention-3, the segments that it stays in, rotary angles.
+"""Causal attention by PyTorch or FlashAttention, the segments that it stays in, rotary angles.
 
 Shapes: B rows, T tokens, H query heads, K key and value heads, D channels per head.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.gpu_support import FLASH_ATTENTION_MODULE
+from paramgolf.gpu_support import FLASH_ATTENTION_4_MODULE, FLASH_ATTENTION_MODULE
 
 PROBE = 4, 2048, 8, 64  # rows, tokens, heads, channels: enough for many processors to meet
 BOUNDS_MULTIPLE = 64  # bounds are padded, so that compiled code sees few shapes
@@ -122,14 +122,7 @@ def flash_attention_3(*, deterministic: bool = False) -> Attend:
 
     Its backward adds the gradients of queries as its blocks of keys come, unless `deterministic`.
     """
-    try:
-        kernels = importlib.import_module(FLASH_ATTENTION_MODULE)
-    except (ImportError, OSError) as error:  # it is there, but built for another torch or CUDA
-        raise ParamGolfError(
-            "flash_attn_3 is installed but cannot be imported",
-            found=error,
-            fix="install a build for this torch, or set runtime.attention to sdpa",
-        ) from None
+    kernels = _imported(FLASH_ATTENTION_MODULE)
 
     def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Any:
         window = _window(segments)
@@ -137,6 +130,45 @@ def flash_attention_3(*, deterministic: bool = False) -> Attend:
 
     order = {"deterministic": True} if deterministic else {}
     return _by_bounds(rows, kernels.flash_attn_varlen_func, causal=True, num_splits=1, **order)
+
+
+def flash_attention_4(*, deterministic: bool = False) -> Attend:
+    """Load FlashAttention-4 (Hopper and Blackwell, bfloat16) and return causal attention by it.
+
+    It compiles its kernels by itself, so PyTorch's compiler calls it between two graphs.
+    """
+    kernels = _imported(FLASH_ATTENTION_4_MODULE)
+    options = {"causal": True, "deterministic": deterministic}
+
+    def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Any:
+        window = _window_or_none(_window(segments))
+        return kernels.flash_attn_func(q, k, v, window_size=window, **options)
+
+    def packed(q: Tensor, k: Tensor, v: Tensor, *bounds: Any, window_size: tuple[int, int]) -> Any:
+        names = "cu_seqlens_q", "cu_seqlens_k", "max_seqlen_q", "max_seqlen_k"
+        given = dict(zip(names, bounds, strict=True)) | options
+        window = _window_or_none(window_size)
+        return kernels.flash_attn_varlen_func(q, k, v, window_size=window, **given)
+
+    attend: Attend = torch.compiler.disable(_by_bounds(rows, packed))
+    return attend
+
+
+def _imported(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:  # it is there, but built for another torch or CUDA
+        raise ParamGolfError(
+            f"{module} is installed but cannot be imported",
+            found=error,
+            fix="install a build for this torch, or set runtime.attention to sdpa",
+        ) from None
+
+
+def _window_or_none(window: tuple[int, int]) -> tuple[int | None, int]:
+    """Return a window as FlashAttention-4 wants it: None for all, where others take -1."""
+    left, right = window
+    return None if left < 0 else left, right
 
 
 def require_fixed_order(attend: Attend, device: torch.device) -> None:
@@ -159,14 +191,36 @@ def require_fixed_order(attend: Attend, device: torch.device) -> None:
 def pytorch_attention() -> Attend:
     """Return causal attention [B, T, H, D] by PyTorch's kernels for a GPU; documents in bfloat16.
 
-    Rows go to the fastest kernel that PyTorch has, cuDNN's on Hopper. Documents go to
-    FlashAttention-2, which needs no mask: with one, cuDNN's gradients are NaN for some lengths
-    (pytorch/pytorch#196678).
+    Rows go to the kernel that PyTorch prefers. Documents go to FlashAttention-2, which needs no
+    mask: with one, cuDNN's gradients are NaN for some lengths (pytorch/pytorch#196678).
     """
+    return _by_bounds(attend_sdpa, **_varlen())
+
+
+def cudnn_attention() -> Attend:
+    """Return `pytorch_attention` with cuDNN's kernel for rows, where it has one for them.
+
+    Not for windows, which PyTorch's function has only as a mask.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    others = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH
+    preferred = [SDPBackend.CUDNN_ATTENTION, *others]
+
+    def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Tensor:
+        if segments is not None and segments.window is not None:
+            return attend_sdpa(q, k, v, segments)
+        with sdpa_kernel(preferred, set_priority=True):
+            return attend_sdpa(q, k, v)
+
+    return _by_bounds(rows, **_varlen())
+
+
+def _varlen() -> dict[str, Any]:
     from torch.nn.attention.varlen import varlen_attn
 
     grouped = "enable_gqa" in inspect.signature(varlen_attn).parameters  # torch 2.11 needs none
-    return _by_bounds(attend_sdpa, varlen_attn, **{"enable_gqa": True} if grouped else {})
+    return {"packed": varlen_attn, **({"enable_gqa": True} if grouped else {})}
 
 
 def _by_bounds(

@@ -14,7 +14,10 @@ from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.gpu_support import (
+    FLASH_ATTENTION_4_MODULE,
     FLASH_ATTENTION_MODULE,
+    cudnn_attention_obstacle,
+    flash_attention_4_obstacle,
     flash_attention_obstacle,
     fused_kernels_obstacle,
 )
@@ -22,7 +25,9 @@ from paramgolf.model.attention import (
     Attend,
     attend_sdpa,
     attend_to_others,
+    cudnn_attention,
     flash_attention_3,
+    flash_attention_4,
     pytorch_attention,
     require_fixed_order,
 )
@@ -42,6 +47,7 @@ from paramgolf.runtime import Runtime
 # the plain forms, which a CPU runs and every kernel is compared with
 REFERENCE = Operations(mix_norm, split_heads, finish_heads, mlp, head_nll)
 GRAPHS = 64  # of the block: kinds, times shapes of batches, times with gradients or without
+PREFERRED = "fa3", "fa4", "sdpa"  # attention, where runtime.attention is auto
 ALIGNED = 8  # channels: rows of bfloat16 in multiples of 16 bytes, as the TMA wants them
 
 
@@ -95,32 +101,47 @@ def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
 def attention_for(runtime: Runtime) -> Attend:
     """Return attention on this process's device, as runtime.attention asks.
 
-    auto: FlashAttention-3 where it can be used, or else PyTorch's kernels, or else, on a CPU, its
-    plain form.
+    auto: FlashAttention-3, or else FlashAttention-4, or else PyTorch's kernels, or else, on a CPU,
+    its plain form.
     """
-    flash = flash_attention_obstacle(
-        _capability(runtime), installed=_installed(FLASH_ATTENTION_MODULE)
-    )
-    if _chosen(runtime.attention, "fa3", "sdpa", flash, "attention"):
-        attend = flash_attention_3(deterministic=runtime.deterministic)
-    elif runtime.device.type == "cuda":
-        attend = pytorch_attention()
-    else:
+    name, obstacles = runtime.attention, attention_obstacles(_capability(runtime))
+    if name == "auto":
+        name = next(one for one in PREFERRED if obstacles[one] is None)
+    _refuse("attention", name, obstacles[name])
+    if name == "sdpa" and runtime.device.type == "cpu":
         return attend_sdpa
+    if name in ("fa3", "fa4"):
+        load = flash_attention_3 if name == "fa3" else flash_attention_4
+        attend = load(deterministic=runtime.deterministic)
+    else:
+        attend = cudnn_attention() if name == "cudnn" else pytorch_attention()
     if runtime.deterministic:
         require_fixed_order(attend, runtime.device)
     return attend
 
 
-def _chosen(value: str, wanted: str, refused: str, obstacle: str | None, key: str) -> bool:
-    """Tell whether a runtime key's `wanted` is used; asked for beside an obstacle is an error."""
-    if value == wanted and obstacle:
+def attention_obstacles(capability: tuple[int, int] | None) -> dict[str, str | None]:
+    """Return why each attention cannot serve a device of that compute capability, None if it can.
+
+    By the words of runtime.attention; the capability of a CPU is None.
+    """
+    fa3, fa4 = _installed(FLASH_ATTENTION_MODULE), _installed(FLASH_ATTENTION_4_MODULE)
+    return {
+        "fa3": flash_attention_obstacle(capability, installed=fa3),
+        "fa4": flash_attention_4_obstacle(capability, installed=fa4),
+        "cudnn": cudnn_attention_obstacle(capability),
+        "sdpa": None,
+    }
+
+
+def _refuse(key: str, wanted: str, obstacle: str | None) -> None:
+    """Raise ParamGolfError where what a runtime key asks for has an obstacle."""
+    if obstacle:
         raise ParamGolfError(
             f"runtime.{key} is {wanted}, which cannot be used here",
             found=obstacle,
             fix=f"set runtime.{key} to auto",
         )
-    return not obstacle and value != refused
 
 
 def fused_operations() -> Operations:
@@ -221,7 +242,9 @@ def _use_fused(runtime: Runtime, config: ModelConfig) -> bool:
     obstacle = fused_kernels_obstacle(_capability(runtime), triton=_installed("triton"))
     if not obstacle and (config.width % ALIGNED or config.mlp_hidden % ALIGNED):
         obstacle = f"model.width {config.width}, model.mlp_hidden {config.mlp_hidden}"
-    return _chosen(runtime.kernels, "fused", "reference", obstacle, "kernels")
+    if runtime.kernels == "fused":
+        _refuse("kernels", "fused", obstacle)
+    return not obstacle and runtime.kernels != "reference"
 
 
 def _capability(runtime: Runtime) -> tuple[int, int] | None:
@@ -230,4 +253,7 @@ def _capability(runtime: Runtime) -> tuple[int, int] | None:
 
 
 def _installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that it would lie in is absent
+        return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -17,8 +18,10 @@ from paramgolf.model.attention import (
     Segments,
     attend_sdpa,
     attend_to_others,
+    cudnn_attention,
     find_segments,
     flash_attention_3,
+    flash_attention_4,
     pytorch_attention,
     require_fixed_order,
     rotary_table,
@@ -128,20 +131,105 @@ def test_the_choice_by_device_package_and_key(monkeypatch):
     gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
     backend = "paramgolf.model.backend"
     monkeypatch.setattr(f"{backend}.flash_attention_3", lambda **_: "fa3")
+    monkeypatch.setattr(f"{backend}.flash_attention_4", lambda **_: "fa4")
+    monkeypatch.setattr(f"{backend}.cudnn_attention", lambda: "cudnn")
     monkeypatch.setattr(f"{backend}.pytorch_attention", lambda: "torch")
 
-    def chosen(key: str, capability: tuple[int, int], *, installed: bool) -> object:
-        monkeypatch.setattr(f"{backend}._capability", lambda _: capability)
-        monkeypatch.setattr(f"{backend}._installed", lambda _: installed)
+    def chosen(key: str, major: int, *installed: str) -> object:
+        monkeypatch.setattr(f"{backend}._capability", lambda _: (major, 0))
+        monkeypatch.setattr(f"{backend}._installed", lambda module: module in installed)
         return attention_for(dataclasses.replace(gpu, attention=key))
 
-    assert chosen("auto", (9, 0), installed=True) == "fa3"
-    assert chosen("fa3", (9, 0), installed=True) == "fa3"
-    assert chosen("sdpa", (9, 0), installed=True) == "torch"
-    assert chosen("auto", (9, 0), installed=False) == "torch"
-    assert chosen("auto", (8, 0), installed=True) == "torch"
-    with pytest.raises(ParamGolfError, match=r"fa3, which cannot(.|\n)*capability 8.0"):
-        chosen("fa3", (8, 0), installed=True)
+    fa3, fa4 = "flash_attn_interface", "flash_attn.cute"
+    assert chosen("auto", 9, fa3, fa4) == "fa3"
+    assert chosen("auto", 9, fa4) == "fa4"
+    assert chosen("auto", 9) == "torch"
+    assert chosen("auto", 8, fa3, fa4) == "torch"
+    assert chosen("auto", 10, fa3, fa4) == "fa4"
+    assert chosen("auto", 10, fa3) == "torch"
+    for key, expected in (("fa3", "fa3"), ("fa4", "fa4"), ("cudnn", "cudnn"), ("sdpa", "torch")):
+        assert chosen(key, 9, fa3, fa4) == expected
+    for key, major, found in (
+        ("fa3", 8, "capability 8.0, where Hopper has 9.0"),
+        ("fa3", 9, "package flash_attn_3 absent"),
+        ("fa4", 8, "capability 8.0, below 9.0"),
+        ("fa4", 10, "package flash-attn-4 absent"),
+        ("cudnn", 7, "capability 7.0, below 8.0"),
+    ):
+        with pytest.raises(ParamGolfError, match=rf"{key}, which cannot(.|\n)*{found}"):
+            chosen(key, major)
+    monkeypatch.undo()
+    with pytest.raises(ParamGolfError, match=r"cudnn, which cannot(.|\n)*device cpu"):
+        attention_for(dataclasses.replace(cpu, attention="cudnn"))
+
+
+@pytest.fixture
+def flash_attention_4_there(monkeypatch):
+    """A stand-in for package flash-attn-4: its signatures, by the plain form, and what it saw."""
+    seen = []
+
+    def left_of(window):
+        left, right = window
+        assert right == 0
+        assert left is None or left >= 0  # -1 would be no position, not all
+        return left
+
+    def flash_attn_func(q, k, v, *, window_size=(None, None), causal=False, deterministic=False):
+        seen.append((window_size, deterministic))
+        assert causal
+        left = left_of(window_size)
+        segments = None if left is None else Segments(None, q.shape[1], left + 1)
+        return attend_sdpa(q, k, v, segments), None
+
+    def flash_attn_varlen_func(
+        q, k, v, qv=None, *, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k,
+        window_size=(None, None), causal=False, deterministic=False,
+    ):  # fmt: skip
+        seen.append((window_size, deterministic))
+        assert causal
+        left = left_of(window_size)
+        window = (-1 if left is None else left, 0)
+        bounds = cu_seqlens_q, cu_seqlens_q, max_seqlen_q, max_seqlen_k
+        assert cu_seqlens_k is cu_seqlens_q
+        return stand_in(q, k, v, *bounds, window_size=window), None
+
+    module = types.ModuleType("flash_attn.cute")
+    module.flash_attn_func, module.flash_attn_varlen_func = flash_attn_func, flash_attn_varlen_func
+    monkeypatch.setitem(sys.modules, "flash_attn", types.ModuleType("flash_attn"))
+    monkeypatch.setitem(sys.modules, "flash_attn.cute", module)
+    return seen
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_flash_attention_4_is_asked_for_the_attention_of_the_reference(
+    packed, window, flash_attention_4_there
+):
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 40, count, 8, generator=generator) for count in (4, 2, 2))
+    tokens = torch.randint(0, 9, (2, 40), generator=generator)
+    segments = find_segments(tokens, BOS, 16) if packed else Segments(None, 40)
+    if window is not None:
+        segments = segments.within(window)
+    attend = flash_attention_4(deterministic=True)
+    # as a block is compiled: the compiler steps aside for it
+    found = torch.compile(lambda *given: 2 * attend(*given), backend="eager")(q, k, v, segments)
+    torch.testing.assert_close(found, 2 * attend_sdpa(q, k, v, segments))
+    assert flash_attention_4_there == [((None if window is None else window - 1, 0), True)]
+
+
+def test_cudnn_is_preferred_for_rows_and_not_asked_for_windows(monkeypatch):
+    asked = []
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", lambda: None)
+    monkeypatch.setattr(
+        "torch.nn.attention.sdpa_kernel",
+        lambda kernels, set_priority: asked.append(kernels[0].name) or contextlib.nullcontext(),
+    )
+    q = torch.randn(1, 12, 2, 8)
+    windowed = Segments(None, 12).within(3)
+    for segments in (None, windowed):
+        assert torch.equal(cudnn_attention()(q, q, q, segments), attend_sdpa(q, q, q, segments))
+    assert asked == ["CUDNN_ATTENTION"]
 
 
 def test_attention_is_the_plain_formula():
