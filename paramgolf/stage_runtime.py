@@ -14,18 +14,22 @@ from collections.abc import Iterator
 import torch
 from torch.distributed import is_torchelastic_launched
 
+from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
-from paramgolf.gpu_slots import take_gpus
+from paramgolf.files import read_json, write_json
+from paramgolf.gpu_slots import take_gpus, visible_gpus
+from paramgolf.metrics import METRICS
 from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
 from paramgolf.progress import say
-from paramgolf.runtime import Runtime, launch, processes
+from paramgolf.runtime import Runtime, launch, processes, resolve_device
 from paramgolf.runtime_config import RuntimeConfig
 
 # the variable that names it, and the programs that are looked for without: Triton's, and those of
 # PyTorch's compiler on a CPU
 C_COMPILER = ("CC", "gcc", "clang")
 CXX_COMPILER = ("CXX", "g++", "clang++")
+JOULES_PER_WH = 3600.0
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
@@ -33,15 +37,44 @@ GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 def stage_processes(stage: str) -> Iterator[Runtime]:
     """Start one process per GPU, with the GPUs taken, and join them for the length of the block.
 
-    What `stage` writes meanwhile goes to the mirror too.
+    What `stage` writes meanwhile goes to the mirror too, and its metrics tell its energy.
     """
     refuse_left_overs()
     machine = without_compiler(load_params(RuntimeConfig, "runtime"))
     take_gpus(machine)
-    with mirrored(stage):
+    with mirrored(stage), metered(stage, machine):
         launch(machine, "paramgolf.torchrun")
         with processes(machine) as runtime:
             yield runtime
+
+
+@contextlib.contextmanager
+def metered(stage: str, machine: RuntimeConfig) -> Iterator[None]:
+    """Add to the metrics of a stage what its GPUs use in the block: `energy_wh`, null without one.
+
+    The GPUs are those that were taken for it. Processes of torchrun leave it to their launcher,
+    which ends the block by SystemExit.
+    """
+    if is_torchelastic_launched():
+        yield
+        return
+    devices = [] if resolve_device(machine) == "cpu" else visible_gpus()
+    meter = EnergyMeter()
+    before = meter.joules(devices)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code:
+            raise
+        _add_energy(stage, before, meter.joules(devices))
+        raise
+    _add_energy(stage, before, meter.joules(devices))
+
+
+def _add_energy(stage: str, before: float | None, after: float | None) -> None:
+    path = METRICS / f"{stage}.json"
+    used = None if before is None or after is None else (after - before) / JOULES_PER_WH
+    write_json(path, {**read_json(path), "energy_wh": used})
 
 
 def refuse_left_overs() -> None:

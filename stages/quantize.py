@@ -13,6 +13,7 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.quantize import quantize
 from paramgolf.runtime import resolve_device
 from paramgolf.runtime_config import RuntimeConfig
+from paramgolf.stage_runtime import metered
 
 
 def main() -> None:
@@ -20,7 +21,7 @@ def main() -> None:
     runtime = load_params(RuntimeConfig, "runtime")
     take_gpus(runtime, processes=1)
     device = torch.device(resolve_device(runtime))
-    with mirrored("quantize"):
+    with mirrored("quantize"), metered("quantize", runtime):
         quantize(load_params(QuantizeConfig, "quantize"), device)
 
 

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lab.energy import EnergyMeter
 from paramgolf.experiments.lab.plan import Plan
 from paramgolf.experiments.lab.records import Records, Run, keys_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
