@@ -34,13 +34,16 @@ GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
 @contextlib.contextmanager
-def stage_processes(stage: str) -> Iterator[Runtime]:
+def stage_processes(stage: str, *, alone: bool = False) -> Iterator[Runtime]:
     """Start one process per GPU, with the GPUs taken, and join them for the length of the block.
 
+    With `alone` it is one process, whatever runtime.processes says.
     What `stage` writes meanwhile goes to the mirror too, and its metrics tell its energy.
     """
     refuse_left_overs()
     machine = without_compiler(load_params(RuntimeConfig, "runtime"))
+    if alone:
+        machine = dataclasses.replace(machine, processes=1)
     take_gpus(machine)
     with mirrored(stage), metered(stage, machine):
         launch(machine, "paramgolf.torchrun")

@@ -25,8 +25,9 @@ from paramgolf.quant.gptq import factorize
 from paramgolf.quant.grids import nearest, shorten
 from paramgolf.quant.lqer import add_corrections
 from paramgolf.quant.report import matrix_reports, stored_bits, summary
-from paramgolf.quant.scales import choose_precisions, rounded, searches
-from paramgolf.quant.solved import Family, best_of, solve_family
+from paramgolf.quant.scales import rounded
+from paramgolf.quant.sharing import FamilySolver
+from paramgolf.quant.solved import Family, Solved
 from paramgolf.quant.trained import (
     SENSITIVITY,
     Trained,
@@ -35,6 +36,7 @@ from paramgolf.quant.trained import (
     load_trained,
     stacked,
 )
+from paramgolf.runtime import Runtime
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
@@ -42,19 +44,24 @@ METRICS_PATH = Path("artifacts/metrics/quantize.json")
 SCHEMA = 1
 
 
-def quantize(config: QuantizeConfig, device: torch.device) -> None:
+def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     """Write the quantized model and its report (artifacts/quantize) and the stage's metrics."""
     trained = load_trained()
     hessians = load_tensors(HESSIANS_PATH, fix="make it with `dvc repro calibrate`")
     start = time.perf_counter()
-    families = prepare(trained, hessians, config, device)
+    families = prepare(trained, hessians, config, runtime.device, show=runtime.is_main)
+    solve = FamilySolver(families, trained.model, runtime)
+    if not runtime.is_main:
+        solve.serve()
+        return
     search = None
     if config.fit_bytes is None:
-        tensors, reports = solve_model(trained, families, config)
+        tensors, reports = assemble(trained, solve(config), config)
     else:
         measure = artifact_parts(trained, config)
-        found = fit(config, lambda trial: solve_model(trained, families, trial), measure)
+        found = fit(config, lambda trial: assemble(trained, solve(trial), trial), measure)
         (tensors, reports), search = found
+    solve.end()
     seconds = time.perf_counter() - start
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
     bits = stored_bits(tensors, reports)
@@ -79,7 +86,12 @@ def quantize_model(
 
 
 def prepare(
-    trained: Trained, hessians: dict[str, Tensor], config: QuantizeConfig, device: torch.device
+    trained: Trained,
+    hessians: dict[str, Tensor],
+    config: QuantizeConfig,
+    device: torch.device,
+    *,
+    show: bool = True,
 ) -> list[Family]:
     """Put weights and Hessians on the device and factorize: what clips and bits do not change."""
     prepared = []
@@ -90,7 +102,9 @@ def prepare(
             _refuse_non_finite(name, trained.state[name])
         weights = {name: stacked(trained.state[name]).to(device) for name in names}
         hessian = _hessian(hessians, family, weights[names[0]]).to(device)
-        say(f"quantize: {family}, {len(hessian)} x {sum(w.shape[1] for w in weights.values())}")
+        if show:
+            rows = sum(weight.shape[1] for weight in weights.values())
+            say(f"quantize: {family}, {len(hessian)} x {rows}")
         factors = factorize(
             hessian,
             damping=config.damping,
@@ -109,15 +123,19 @@ def solve_model(
     trained: Trained, families: list[Family], config: QuantizeConfig
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     """Return what `quantize_model` returns, from what `prepare` made."""
-    versions = []
-    for percentiles in searches(config):
-        precisions = choose_precisions(families, trained.model, config, percentiles)
-        versions.append([one for f in families for one in solve_family(f, precisions, config)])
-    solved = [best_of(same) for same in zip(*versions, strict=True)]
+    solve = FamilySolver(families, trained.model, Runtime(0, 1, families[0].hessian.device))
+    return assemble(trained, solve(config), config)
+
+
+def assemble(
+    trained: Trained, solved: list[Solved], config: QuantizeConfig
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Return what `quantize_model` returns, from the matrices that are solved."""
     add_corrections(solved, config)
     tensors: dict[str, Tensor] = {}
+    names = {one.name for one in solved}
     for name, tensor in trained.state.items():
-        if name not in precisions:
+        if name not in names:
             tensors |= _without_hessian(name, tensor, config)
     for one in solved:
         shape = trained.state[one.name].shape

@@ -8,8 +8,10 @@ from paramgolf.model.network import Network
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.hessian import empty_sums
 from paramgolf.quant.trained import Trained
+from paramgolf.runtime import Runtime
 
 CPU = torch.device("cpu")
+ALONE = Runtime(0, 1, CPU)
 VOCAB = 64
 
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
@@ -121,7 +121,7 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     limit = 120_000
     sections = sample.train, sample.eval_sliding, sample.eval_ttt
     code = pack_code(frozen_params(trained.config["model"], *sections)).part.bytes
-    quantize(make_config(fit_bytes=limit, fit_code_bytes=code), CPU)
+    quantize(make_config(fit_bytes=limit, fit_code_bytes=code), ALONE)
     options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=limit, prune=False)
     package(options, *sections)
     record = json.loads((tmp_path / "artifacts/quantize/report.json").read_text())["fit"]

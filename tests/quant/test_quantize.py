@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import CPU, make_config
+from quantize_case import ALONE, CPU, make_config
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
@@ -142,7 +142,7 @@ def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
 def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_inputs(tmp_path, trained, hessians)
-    quantize(make_config(), CPU)
+    quantize(make_config(), ALONE)
     folder = tmp_path / "artifacts/quantize"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.safetensors", "config.json", "report.json"}
@@ -155,7 +155,7 @@ def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeyp
     sizes = [np.prod(r["shape"]) for r in report["tensors"]]
     bits = np.average([r["entropy_bits"] for r in report["tensors"]], weights=sizes)
     assert metrics["bits_per_weight"] == pytest.approx(bits)
-    quantize(make_config(), CPU)
+    quantize(make_config(), ALONE)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
 
 

@@ -1,0 +1,58 @@
+"""Families solved by two processes against one: the same files."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import safetensors.torch
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
+
+from paramgolf.quant.quantize import prepare, quantize
+from paramgolf.quant.sharing import deal
+from paramgolf.runtime import Runtime
+
+CONFIG = {"fit_bytes": 100_000, "fit_code_bytes": 40_000}
+
+
+def test_the_largest_families_are_dealt_first(tiny_model):
+    trained = make_trained(tiny_model())
+    families = prepare(trained, make_hessians(trained), make_config(), CPU)
+    sizes = {f.name: sum(w.numel() for w in f.weights.values()) for f in families}
+    assert set(deal(families, 1).values()) == {0}
+    owner = deal(families, 2)
+    loads = [sum(sizes[name] for name, rank in owner.items() if rank == r) for r in (0, 1)]
+    assert owner.keys() == sizes.keys()
+    assert max(loads) <= sum(sizes.values()) / 2 + min(sizes.values())
+    assert len(set(deal(families, 9).values())) == len(families)
+
+
+def work(rank, folder):
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    quantize(make_config(**CONFIG), Runtime(rank, 2, CPU))
+    dist.destroy_process_group()
+
+
+def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
+    trained = make_trained(tiny_model())
+    monkeypatch.chdir(tmp_path)
+    for path, tensors in (
+        ("train/model", trained.state),
+        ("calibrate/hessians", make_hessians(trained)),
+    ):
+        (tmp_path / f"artifacts/{path}").parent.mkdir(parents=True)
+        content = safetensors.torch.save(tensors)
+        (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
+    (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
+    quantize(make_config(**CONFIG), ALONE)
+    files = {p: p.read_bytes() for p in (tmp_path / "artifacts/quantize").iterdir()}
+    assert len(json.loads(files[tmp_path / "artifacts/quantize/report.json"])["fit"]["trials"]) > 1
+    for path in files:
+        path.unlink()
+    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    assert {p: p.read_bytes() for p in files} == files
