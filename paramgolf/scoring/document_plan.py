@@ -6,20 +6,23 @@ longest: so it is the batch of the longest documents that may have fewer of them
 
 A chain is what a process was in the published runs: batches that are scored one after another, each
 of which may hand its adapters' A on to the next. Batches go to the chain that has worked least,
-which is the one that would ask for the next batch first. Processes share chains, so nothing here
-depends on their number.
+which is the one that would ask for the next batch first. Processes share chains, so the plan does
+not depend on their number.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import DocumentsConfig
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)  # told apart by what they are, not by their arrays
 class DocumentBatch:
     """Documents that are scored side by side, the longest first, `chunk` tokens at a time.
 
@@ -83,6 +86,33 @@ def plan_documents(
         if index in phases or index in waves:
             spent[:] = spent.max()  # all wait for one another
     return items
+
+
+def own_batches(
+    items: Sequence[DocumentBatch | Phase], window: int, runtime: Runtime
+) -> set[DocumentBatch]:
+    """Return the batches that this process scores: those of its chains.
+
+    Chains are dealt out anew after each phase, which ends what they hand on: the one with the most
+    work that is left to the process that has the least. Two of the longest would keep all waiting.
+    """
+    spans: list[list[DocumentBatch]] = [[]]
+    for item in items:
+        if isinstance(item, DocumentBatch):
+            spans[-1].append(item)
+        elif not isinstance(item, Wave):
+            spans.append([])
+    own = set()
+    for span in spans:
+        loads, spent = Counter[int](), np.zeros(runtime.world)
+        for batch in span:
+            loads[batch.chain] += int(work(batch, window))
+        for chain, load in loads.most_common():
+            process = int(spent.argmin())
+            spent[process] += load
+            if process == runtime.rank:
+                own.update(batch for batch in span if batch.chain == chain)
+    return own
 
 
 def order_batches(

@@ -18,9 +18,15 @@ from paramgolf.model.backend import share_graphs
 from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network
 from paramgolf.progress import say
-from paramgolf.runtime import send, share
+from paramgolf.runtime import send
 from paramgolf.scoring.config import TttConfig
-from paramgolf.scoring.document_plan import DocumentBatch, Phase, Wave, plan_documents
+from paramgolf.scoring.document_plan import (
+    DocumentBatch,
+    Phase,
+    Wave,
+    own_batches,
+    plan_documents,
+)
 from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.scorer import Host, PassShape, Scorer, ScoringBatch, State, start_copy
@@ -90,12 +96,12 @@ class DocumentScorer(Scorer):
         self.config = config
         self.trainer = LoraTrainer(network, config.adapter, self.rows)
         self._graphs = CudaGraphs()
-        self._chains = share(config.documents.chains, self.runtime)
+        self._own = own_batches(self.items, config.window, self.runtime)
         self.warm: dict[int, Matrices] = {}
         self._waves: SgdTrainer | None = None
 
     def run(self, item: DocumentBatch | Phase) -> None:
-        """Score a batch, if its chain is one of this process's; or train in a phase or a wave."""
+        """Score a batch, if it is one of this process's; or train in a phase or a wave."""
         if isinstance(item, Phase):
             with self.session.timed("adapt"):
                 self.ledger.merge(self.runtime)
@@ -103,7 +109,7 @@ class DocumentScorer(Scorer):
                     self.step(item)
                 else:
                     self.train(phase_lesson(item, repeat_bos=self.config.documents.repeat_bos))
-        elif item.chain in self._chains:
+        elif item in self._own:
             with self.session.timed("score"), self.network.frozen():
                 self._score_batch(item)
 
@@ -170,7 +176,7 @@ class DocumentScorer(Scorer):
         """Yield the shapes of the passes that `items` need, and record those passes on a GPU."""
         window, trainer = self.config.window, self.trainer
         batches = [item for item in items if isinstance(item, DocumentBatch)]
-        mine = [batch for batch in batches if batch.chain in self._chains]
+        mine = [batch for batch in batches if batch in self._own]
         shapes = {shape for batch in mine for shape in batch_shapes(batch, self.rows, window)}
         ordered = sorted(shapes, reverse=True)
         if self.runtime.is_main:

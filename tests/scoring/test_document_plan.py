@@ -4,16 +4,19 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_case import facts
 from scoring_case import DOCUMENTS, make_text
 
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import DocumentsConfig, ShortChunk
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
     Phase,
     Wave,
+    own_batches,
     phase_bounds,
     place_phases,
     plan_documents,
@@ -91,6 +94,24 @@ def test_chains_do_about_the_same_work():
     for batch in plan(sizes, window=64, chains=4):
         spent[batch.chain] += work(batch, 64)
     assert spent.max() < 1.1 * spent.min()
+
+
+@pytest.mark.parametrize("changes", [{}, {"phases": 2, "prefix_documents": 150}])
+def test_processes_share_all_batches_evenly(changes):
+    sizes = np.random.default_rng(0).lognormal(4, 0.8, 1500).astype(int) + 1
+    items = plan(sizes, window=64, chains=16, batch_documents=8, **changes)
+    runtimes = [Runtime(rank, 4, torch.device("cpu")) for rank in range(4)]
+    own = [own_batches(items, 64, runtime) for runtime in runtimes]
+    assert set.union(*own) == set(batches_of(items))
+    assert sum(map(len, own)) == len(batches_of(items))
+    ends = [i for i, item in enumerate(items) if isinstance(item, Phase)]
+    assert len(ends) == changes.get("phases", 0)
+    for begin, end in itertools.pairwise([0, *ends, len(items)]):
+        span = set(batches_of(items[begin:end]))
+        spent = [sum(work(batch, 64) for batch in batches & span) for batches in own]
+        assert max(spent) < sum(spent) / 4 / 0.9
+        owners = {(batch.chain, rank) for rank in range(4) for batch in own[rank] & span}
+        assert len(owners) == len({chain for chain, _ in owners})  # what a chain hands on stays
 
 
 def test_short_documents_have_short_chunks():
