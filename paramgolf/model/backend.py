@@ -196,10 +196,10 @@ def share_graphs(backend: Backend) -> Backend:
     def block_marked(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Lanes:
         c = context
         if c.adapters is not None:  # without, the whole model learns, from passes of one shape
-            # rows and tokens; cos and sin have tokens first, adapters rows
+            # rows and tokens; cos and sin have tokens first, adapters rows, part what is scored
             states = None if c.dense is None else c.dense.states
             _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip, states), 0, 1)
-            _vary((c.cos, c.sin, c.adapters), 0)
+            _vary((c.cos, c.sin, c.adapters, c.part), 0)
         return backend.block(lanes, weights, c, kind)
 
     def nll_marked(lanes: Lanes, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:

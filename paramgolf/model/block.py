@@ -46,6 +46,7 @@ from paramgolf.model.operations import Operations, activate, norm
 
 Tap = Callable[[str, Tensor], None]
 Lanes = tuple[Tensor, ...]  # one residual stream [B, T, d], or two: attention's and the MLP's
+Positions = slice | Tensor  # of a row: neighbors, or any, int64 [k]
 
 
 class Kind(NamedTuple):
@@ -121,6 +122,14 @@ class Context(NamedTuple):
     adapters: Adapters | None = None
     skip: Lanes | None = None  # an encoder layer's output, for the decoder layer that pops it
     dense: Dense | None = None  # of the last virtual layer, where tokens choose connections
+    part: Tensor | None = None  # int64 [k]: positions whose outputs alone are wanted; None: all
+
+
+def at(x: Tensor, part: Positions | None) -> Tensor:
+    """Return x [B, T, ...] at the positions `part`, or all of it."""
+    if isinstance(part, Tensor):
+        return x.index_select(1, part)  # one gather, whose gradient is one index_add
+    return x if part is None else x[:, part]
 
 
 def linear(x: Tensor, weight: Tensor, name: str, tap: Tap | None) -> Tensor:
@@ -175,7 +184,10 @@ def project_heads(
 
 
 def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the attention sublayer's output [B, T, d] for its input n [B, T, d]."""
+    """Return the attention sublayer's output [B, T, d] for its input n [B, T, d].
+
+    With `part` the output is of its positions [B, k, d]; keys and values are of all.
+    """
     gate = None
     if kind.head_gate != "none":
         n, gate = head_gates(n, w, kind)
@@ -184,7 +196,8 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if c.first_values is not None and w.value_lambda is not None:  # pg#1499
         own, first = torch.softmax(w.value_lambda, dim=0)
         v = v_xsa = own * v + first * c.first_values
-    y = kind.attend(q, k, v, c.segments)
+    y, v_xsa = at(kind.attend(q, k, v, c.segments), c.part), at(v_xsa, c.part)
+    gate = None if gate is None else at(gate, c.part)
     xsa = kind.xsa in ("projection", "learned")
     strength = None
     if kind.xsa == "learned":
@@ -194,7 +207,7 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         y = kind.operations.finish_heads(y, v_xsa, gate, xsa=xsa, strength=strength)
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
-    return y + adapted["o"] if "o" in adapted else y
+    return y + at(adapted["o"], c.part) if "o" in adapted else y
 
 
 class FirstChannels(torch.autograd.Function):
@@ -324,7 +337,10 @@ def connect(lanes: Lanes, w: Weights, c: Context, dense: Dense) -> tuple[Lanes, 
 
 
 def block(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
-    """Run one virtual layer in its form, as the module's docstring has it."""
+    """Run one virtual layer in its form, as the module's docstring has it.
+
+    With `part` all that comes after attention is done at its positions alone: lanes [B, k, d].
+    """
     if c.dense is not None:
         lanes, c = connect(lanes, w, c, c.dense)
     if kind.parallel in ("none", "single"):
@@ -334,14 +350,20 @@ def block(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
 
 def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if kind.parallel == "single" or not kind.attention:
-        y, n = mlp_sublayer(*mix_terms(x, w, c), w, c, kind, residual=True)
-        return y + attention_sublayer(n, w, c, kind) if kind.attention else y
+        terms, coefficients = mix_terms(x, w, c)
+        wanted = tuple(at(term, c.part) for term in terms)
+        y, n = mlp_sublayer(wanted, coefficients, w, c, kind, residual=True)
+        if not kind.attention:
+            return y
+        if c.part is not None:  # keys and values are of all positions
+            _, n = mix_and_norm(x, w, c, kind)
+        return y + attention_sublayer(n, w, c, kind)
     u, n = mix_and_norm(x, w, c, kind)
-    terms = u, attention_sublayer(n, w, c, kind)
+    terms = at(u, c.part), attention_sublayer(n, w, c, kind)
     return mlp_sublayer(terms, None, w, c, kind, residual=True)[0]
 
 
-# a sublayer of a lane, and of the weights [2, d] that mix it with x0, if it is mixed
+# the MLP sublayer of a lane, and of the weights [2, d] that mix it with x0, if it is mixed
 Sublayer = Callable[[Tensor, Tensor | None], Tensor]
 
 
@@ -352,34 +374,31 @@ def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     if len(lanes) == 1:
         lanes = lanes * 2
 
-    def terms(x: Tensor, mix: Tensor | None) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        return ((x,), None) if mix is None else ((x, c.x0), mix.float())
-
-    def attend(x: Tensor, mix: Tensor | None) -> Tensor:
-        n = kind.operations.mix_norm(*terms(x, mix), w.norm_scale, keep=False)[1]
-        return attention_sublayer(n, w, c, kind)
-
     def mlp(x: Tensor, mix: Tensor | None) -> Tensor:
-        return mlp_sublayer(*terms(x, mix), w, c, kind, residual=False)[0]
+        terms, coefficients = ((x,), None) if mix is None else ((x, at(c.x0, c.part)), mix.float())
+        return mlp_sublayer(terms, coefficients, w, c, kind, residual=False)[0]
 
+    merge = kind.parallel == "merge"
+    mixed = (lanes[0], c.x0), w.resid_mix.float()
+    u, n = kind.operations.mix_norm(*mixed, w.norm_scale, keep=merge)
+    y = attention_sublayer(n, w, c, kind)
+    a, b = (at(x, c.part) for x in lanes)
     match kind.parallel:
         case "merge":
-            u, n = kind.operations.mix_norm(*terms(lanes[0], w.resid_mix), w.norm_scale)
-            b, _ = mlp_sublayer((lanes[1],), None, w, c, kind, residual=True)
-            return u + attention_sublayer(n, w, c, kind), b
+            b, _ = mlp_sublayer((b,), None, w, c, kind, residual=True)
+            return at(u, c.part) + y, b
         case "routed":
-            return _routed(lanes, w, attend, mlp)
+            return _routed((a, b), y, w, mlp)
         case "mixed":
-            return _mixed(lanes, w, attend, mlp)
-    return _kept_and_written(lanes, w, attend, mlp)
+            return _mixed((a, b), y, w, mlp)
+    return _kept_and_written((a, b), y, w, mlp)
 
 
-def _routed(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
-    """Run "routed": the MLP sees what attention wrote."""
+def _routed(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
+    """Run "routed" after attention's output y: the MLP sees what attention wrote."""
     a, b = lanes
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    y = attend(a, w.resid_mix)
     a = w.lane_keep[0] * a + w.lane_write[0, 0] * y
     b = w.lane_keep[0] * b + w.lane_write[0, 1] * y
     z = mlp(b, w.resid_mix)
@@ -387,19 +406,19 @@ def _routed(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
     return a, w.lane_keep[1] * b + w.lane_write[1, 1] * z
 
 
-def _mixed(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
-    """Run "mixed": both sublayers read the old lanes."""
+def _mixed(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
+    """Run "mixed" after attention's output y: both sublayers read the old lanes."""
     a, b = lanes
     assert w.lane_route is not None
-    y, z, r = attend(a, w.resid_mix), mlp(b, w.mlp_mix), w.lane_route
+    z, r = mlp(b, w.mlp_mix), w.lane_route
     return a + r[0] * y + r[2] * z, b + r[1] * y + r[3] * z
 
 
-def _kept_and_written(lanes: Lanes, w: Weights, attend: Sublayer, mlp: Sublayer) -> Lanes:
-    """Run "lanes": both sublayers read the old lanes, and the MLP's is not mixed with x0."""
+def _kept_and_written(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
+    """Run "lanes" likewise; the MLP's lane is not mixed with x0."""
     assert w.lane_keep is not None
     assert w.lane_write is not None
-    y, z = attend(lanes[0], w.resid_mix), mlp(lanes[1], None)
+    z = mlp(lanes[1], None)
     first, second = (
         w.lane_keep[lane] * lanes[lane] + w.lane_write[0, lane] * y + w.lane_write[1, lane] * z
         for lane in (0, 1)

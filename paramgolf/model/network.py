@@ -24,8 +24,10 @@ from paramgolf.model.block import (
     Kind,
     Lanes,
     Pair,
+    Positions,
     Weights,
     adapter_outputs,
+    at,
     block,
     mix_and_norm,
     project_heads,
@@ -42,7 +44,6 @@ from paramgolf.runtime import Runtime
 
 NO_TOKEN = -1
 Tensors = dict[str, Tensor]
-Positions = slice | Tensor  # of a row: neighbors, or any, int64 [k]
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,8 @@ class Network(nn.Module):
     ) -> Tensor:
         """Return the negative log-likelihood of each target, nats, float32 [B, T].
 
-        `part` restricts the head to some positions: targets and result are then theirs alone.
+        `part` restricts the head, and what the last layer does after attention, to some positions:
+        targets and result are then theirs alone.
         """
         lanes, head = self.final_lanes(tokens_BT, options, part)
         return self.backend.nll(lanes, targets_BT, head, self.backend.operations.nll)
@@ -185,8 +187,7 @@ class Network(nn.Module):
         Every pass goes through here: what comes after reads lanes and head alone.
         """
         tensors = self._cast()
-        lanes, states = self._run_layers(tokens_BT, tensors, options)
-        lanes, states = (tuple(_at(x, part) for x in xs) for xs in (lanes, states))
+        lanes, states = self._run_layers(tokens_BT, tensors, options, part)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
             # the head runs once: of its dimension of virtual layers there is one
@@ -197,7 +198,7 @@ class Network(nn.Module):
         dense = _dense(tensors, states, 1) if states else None
         allowed = None
         if self._mask is not None:
-            allowed = Allowed(self._mask.words, _at(self._mask.states(tokens_BT), part))
+            allowed = Allowed(self._mask.words, at(self._mask.states(tokens_BT), part))
         head = Head(
             tensors["embedding"], self.config.softcap, sides, adapter, share, dense, allowed
         )
@@ -234,12 +235,16 @@ class Network(nn.Module):
         return tensors
 
     def _run_layers(
-        self, tokens_BT: Tensor, tensors: Tensors, options: Pass
+        self, tokens_BT: Tensor, tensors: Tensors, options: Pass, part: Positions | None
     ) -> tuple[Lanes, Lanes]:
-        """Return the output of the last virtual layer, one lane or two [B, T, d].
+        """Return the output of the last virtual layer at `part`, one lane or two [B, k, d].
 
         With them, where tokens choose connections, the states x0 and the middle; else nothing.
         """
+        if isinstance(part, slice):  # one type for compiled code
+            length = tokens_BT.shape[1]
+            every = part.indices(length) == (0, length, 1)
+            part = None if every else torch.arange(length, device=tokens_BT.device)[part]
         run, smear = self.backend.block, self.backend.smear
         if options.tap is not None:  # compiled code would not call it
             run, smear = block, smear_and_norm
@@ -265,18 +270,22 @@ class Network(nn.Module):
                 shared = shared._replace(first_values=self._first_values(lanes, weights, context))
             if virtual.skip_row is not None and skips:
                 context = context._replace(skip=skips.pop())
-            if connected and virtual is virtual_layers[-1]:
-                context = context._replace(dense=_dense(tensors, (copies[-2], middles[0]), 0))
+            if virtual is virtual_layers[-1]:
+                context = context._replace(part=part)
+                if connected:
+                    context = context._replace(dense=_dense(tensors, (copies[-2], middles[0]), 0))
             before, lanes = lanes, run(lanes, weights, context, self._kind(virtual))
             if virtual.repeat_row is not None:  # x + s (B(x) - x), s by channel (pg#1392)
                 step = tensors["repeat_step"][virtual.repeat_row]
+                before = tuple(at(x, context.part) for x in before)
                 lanes = tuple(x.lerp(y, step) for x, y in zip(before, lanes, strict=True))
             if connected and virtual.middle:
                 x, *middles = FanOut.apply(lanes[0], 3, self.backend.add)  # type: ignore[no-untyped-call]
                 lanes = (x,)
             if virtual.push:
                 skips.append(tuple(map(distinct, lanes)))
-        return lanes, (copies[-1], middles[1]) if connected else ()
+        states = (copies[-1], middles[1]) if connected else ()
+        return lanes, tuple(at(x, part) for x in states)
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
@@ -366,13 +375,6 @@ class Network(nn.Module):
             parallel=parallel,
             attend=backend.attend_to_others if xsa == "own_term" else backend.attend,
         )
-
-
-def _at(x: Tensor, part: Positions | None) -> Tensor:
-    """Return x [B, T, ...] at the positions `part`, or all of it."""
-    if isinstance(part, Tensor):
-        return x.index_select(1, part)  # one gather, whose gradient is one index_add
-    return x if part is None else x[:, part]
 
 
 def segments_of(

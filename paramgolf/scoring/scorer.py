@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from paramgolf.model.attention import BOUNDS_MULTIPLE
+from paramgolf.model.block import Positions
 from paramgolf.model.head import cross_entropy
-from paramgolf.model.network import Network, Pass, Positions, segments_of
+from paramgolf.model.network import Network, Pass, segments_of
 from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger

@@ -10,6 +10,7 @@ import torch
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_mask import TokenMask
+from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.attention import (
     attend_sdpa,
     rotary_table,
@@ -418,13 +419,26 @@ def test_a_mask_takes_tokens_out_of_the_distribution(tiny_model):
     assert not (network.nll(batch[:, :-1], targets, options) < found - 1e-4).any()
 
 
-def test_last_positions_alone_score_the_same(tiny_model):
-    config = tiny_model()
-    network = randomised(Network(config, VOCAB, seed=1))
-    batch, options = tokens(), Pass(config.orders[-1])
-    whole = network.nll(batch[:, :-1], batch[:, 1:], options)
-    tail = network.nll(batch[:, :-1], batch[:, -5:], options, part=slice(-5, None))
-    torch.testing.assert_close(tail, whole[:, -5:])
+@pytest.mark.parametrize("extras", EXTRAS)
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_some_positions_alone_score_and_teach_as_all_do(tiny_model, parallel, extras):
+    model = tiny_model(parallel=parallel, **EXTRAS[extras])
+    network, order = randomised(Network(model, VOCAB, seed=1)), model.orders[-1]
+    shapes = adapter_shapes(model, VOCAB, order, ("q", "k", "v", "o", "mlp", "head"))
+    device = torch.device("cpu")
+    adapters = AdapterSet(shapes, rank=2, alpha=2.0, rows=2, seed=0, device=device)
+    for leaf in adapters.b.values():
+        torch.nn.init.normal_(leaf.detach(), generator=torch.Generator().manual_seed(3))
+    leaves, batch = adapters.parameters(), tokens()
+    options = Pass(order, adapters=adapters.pairs())
+    inputs, targets = batch[:, :-1], batch[:, 1:]
+    whole = network.nll(inputs, targets, options)
+    for part in (slice(-5, None), slice(0, 3), torch.tensor([3, 4, 9])):
+        some = network.nll(inputs, targets[:, part], options, part=part)
+        torch.testing.assert_close(some, whole[:, part])
+        found = torch.autograd.grad(some.sum(), leaves, retain_graph=True)
+        expected = torch.autograd.grad(whole[:, part].sum(), leaves, retain_graph=True)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_first_channels_get_the_gradient_of_a_slice():
