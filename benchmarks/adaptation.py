@@ -1,10 +1,14 @@
 """What a mask and other ways to adapt gain: `python benchmarks/adaptation.py --package model.bin`.
 
 Scores one packed model: plain, by documents and strided, each with and without token_mask; then
-the adaptation of a recipe, and what it gains by the mask, by waves in place of phases, and without
-adapters of q and v, on the same first tokens. Writes bits per byte, gains and seconds of each (of
-scoring; compiling apart) and the cost of the mask in the fused loss. Ways are left out once
-`--seconds` have passed, the least important ones last.
+the adaptation of a recipe as published, and what it gains by the mask, by waves in place of phases,
+other adapters, rates, chunks and windows, on the same first tokens. Writes bits per byte, gains and
+seconds of each (of scoring; compiling apart) and the cost of the mask in the fused loss. Ways are
+left out once `--seconds` have passed. On four GPUs, a quarter of the ways on each:
+
+    for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python benchmarks/adaptation.py --share $i/4 & done
+
+`--ways` names some of the ways; with several GPUs visible each way is scored by all of them.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +38,7 @@ from paramgolf.progress import say
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.config import ShortChunk, SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import build_network, score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
@@ -43,6 +48,16 @@ from paramgolf.scoring.text import Text, load_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WITHOUT_Q_V = ("k", "o", "mlp", "head")  # pg#2008
+FIXED = ("plain", "documents", "strided")
+PUBLISHED = "adapted, as published"
+SHORT = (  # pg#2014
+    ShortChunk(document_tokens=384, chunk_tokens=8),
+    ShortChunk(document_tokens=1024, chunk_tokens=24),
+)
+HALVES = (
+    ShortChunk(document_tokens=512, chunk_tokens=16),
+    ShortChunk(document_tokens=1024, chunk_tokens=24),
+)
 SMALL = {"rank": 4, "alpha": 7.0}
 SMALL_DOCUMENTS = {"batch_documents": 8, "chains": 1}
 LOSS_TOKENS = 32_768
@@ -71,6 +86,8 @@ class Bench:
             sizes |= {"adapter": adapter, "documents": documents, "chunk_tokens": 1024}
             self.adapt = dataclasses.replace(self.adapt, **sizes, stride=64, batch_sequences=4)
         self.rows: list[Row] = []
+        part, parts = map(int, options.share.split("/"))
+        self.ways = options.ways or [*FIXED, *self.forms()][part::parts]
 
     def first(self, count: int) -> Text:
         """Return the first `count` targets."""
@@ -79,7 +96,8 @@ class Bench:
 
     def measure(self, name: str, text: Text, score: Callable[[Session], Ledger], base: str) -> None:
         """Add the rows of a way; its gain is over way `base`, where that was measured."""
-        if seconds_since_start() > self.options.seconds:
+        late = seconds_since_start() > self.options.seconds
+        if self.runtime.agree(float(late)):
             say(f"{name}: left out, {self.options.seconds:.0f} s have passed")
             return
         session = Session(self.runtime)
@@ -88,11 +106,14 @@ class Bench:
         bpb = bits_per_byte(ledger.nats.sum(), int(text.byte_counts.sum(dtype=np.int64)))
         parts = session.timing.seconds
         seconds = sum(value for part, value in parts.items() if part != "compile")
+        gc.collect()  # recorded passes hold memory
+        if not self.runtime.is_main:
+            return
         say(f"{name}: {bpb:.5f} bits per byte, {dict(parts)}")
-        figure = f"{name}, {len(text):,} tokens"
+        figure = self.figure(name, text)
         known = {row.figure: row.value for row in self.rows}
         self.rows.append(Row(figure, bpb, "bits/byte", None, None, "lower"))
-        before = known.get(f"{base}, {len(text):,} tokens")
+        before = known.get(self.figure(base, text))
         if before is not None:
             gain = f"{figure}: gain over {base}"
             self.rows.append(Row(gain, before - bpb, "bits/byte", None, None, "higher"))
@@ -100,10 +121,14 @@ class Bench:
         compiling = Row(f"{figure}: compiling", parts.get("compile", 0.0), "s", None, None, "lower")
         self.rows.append(compiling)
         write_results("adaptation", self.rows, self.options.command, show=False)
-        gc.collect()  # recorded passes hold memory
+
+    def figure(self, name: str, text: Text) -> str:
+        """Return how the rows of a way are named."""
+        world = self.runtime.world
+        return f"{name}, {len(text):,} tokens" + (f", {world} GPUs" if world > 1 else "")
 
     def fixed(self) -> None:
-        """Score with the weights as they are."""
+        """Score with the weights as they are, in the ways of `FIXED`."""
         few = self.first(self.options.strided_tokens)
         ways = [
             ("plain", self.text, {"mode": "strided", "stride": self.sliding.window}),
@@ -111,6 +136,8 @@ class Bench:
             ("strided", few, {"mode": "strided"}),
         ]
         for name, text, changes in ways:
+            if name not in self.ways:
+                continue
             config: SlidingConfig = dataclasses.replace(self.sliding, **changes)
             for label, network in self.networks(name):
                 self.measure(
@@ -123,11 +150,14 @@ class Bench:
         yield f"{name}, mask", self.masked
 
     def adapted(self) -> None:
-        """Score in each form of adaptation."""
+        """Score in the forms of adaptation that are asked for."""
+        forms = {name: form for name, form in self.forms().items() if name in self.ways}
+        if not forms:
+            return
         text, targets = self.first(self.options.tokens), None
         documents = dataclasses.replace(self.sliding, mode="documents")
         self.measure("documents", text, lambda s: score_text(self.plain, text, documents, s), "")
-        for name, (mask, config) in self.forms().items():
+        for name, (mask, config) in forms.items():
             if config.adapter.targets != targets:
                 targets = config.adapter.targets
                 self.renew()
@@ -155,23 +185,45 @@ class Bench:
         published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
         waves = self.documents(base, phases=0, wave_documents=self.options.wave_documents)
         waves = dataclasses.replace(waves, batch_sequences=self.options.wave_windows)
+        half, twice = (dataclasses.replace(waves, lr=base.lr * factor) for factor in (0.5, 2))
         fewer = dataclasses.replace(base.adapter, targets=WITHOUT_Q_V)
-        gentle = dataclasses.replace(fewer, lr=7e-5)  # pg#2033
+        window = 128 if self.options.small else 3072
+        short, halves = ({"short_chunks": rules} for rules in (SHORT, HALVES))
+
+        def adapter(config: TttConfig, **changes: Any) -> TttConfig:
+            changed = dataclasses.replace(config.adapter, **changes)
+            return dataclasses.replace(config, adapter=changed)
+
+        gentle = {"lr": 7e-5}  # pg#2033
         return {
-            "adapted, as published": (False, published),
-            "adapted, mask": (True, published),
+            PUBLISHED: (False, published),
             "adapted, waves": (False, waves),
-            "adapted, waves at half the rate": (False, dataclasses.replace(waves, lr=base.lr / 2)),
-            "adapted, waves at twice the rate": (False, dataclasses.replace(waves, lr=base.lr * 2)),
-            "adapted, waves, no q and v, mask": (True, dataclasses.replace(waves, adapter=fewer)),
             "adapted, no q and v": (False, dataclasses.replace(published, adapter=fewer)),
+            "adapted, window 3072": (False, dataclasses.replace(published, window=window)),
+            "adapted, mask": (True, published),
+            "adapted, waves at half the rate": (False, half),
             "adapted, no q and v, rate 7e-5": (
                 False,
-                dataclasses.replace(published, adapter=gentle),
+                adapter(published, targets=WITHOUT_Q_V, **gentle),
             ),
+            "adapted, short chunks 8 and 24": (False, self.documents(published, **short)),
+            "adapted, rate 7e-5": (False, adapter(published, **gentle)),
+            "adapted, waves at twice the rate": (False, twice),
+            "adapted, waves, no q and v, mask": (True, adapter(waves, targets=WITHOUT_Q_V)),
+            "adapted, short chunks 16 and 24": (False, self.documents(published, **halves)),
+            "adapted, no phases": (False, self.documents(base, phases=0)),
+            "adapted, waves at four times the rate": (
+                False,
+                dataclasses.replace(waves, lr=base.lr * 4),
+            ),
+            "adapted, waves, no q and v, short chunks 16 and 24, mask": (
+                True,
+                self.documents(adapter(waves, targets=WITHOUT_Q_V), **halves),
+            ),
+            "adapted, chunks of 32": (False, self.documents(published, chunk_tokens=32)),
         }
 
-    def documents(self, config: TttConfig, **changes: int) -> TttConfig:
+    def documents(self, config: TttConfig, **changes: Any) -> TttConfig:
         """Return `config` with changes of its documents."""
         return dataclasses.replace(
             config, documents=dataclasses.replace(config.documents, **changes)
@@ -222,6 +274,8 @@ def main() -> None:
     parser.add_argument("--strided-tokens", type=int, default=300_000)
     parser.add_argument("--wave-documents", type=int, default=64)
     parser.add_argument("--wave-windows", type=int, default=16, help="windows in a row of a wave")
+    parser.add_argument("--ways", nargs="*", metavar="WAY", help="some of the ways, by their names")
+    parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N parts of them")
     parser.add_argument("--seconds", type=float, default=230.0, help="begin no way after so many")
     parser.add_argument("--small", action="store_true", help="small windows and adapters, on a CPU")
     options = parser.parse_args()
@@ -230,10 +284,12 @@ def main() -> None:
     options.command = f"python benchmarks/adaptation.py {given}"
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:
         bench = Bench(runtime, options)
-        bench.mask_rows()
+        if "plain" in bench.ways:
+            bench.mask_rows()
         bench.fixed()
         bench.adapted()
-        write_results("adaptation", bench.rows, options.command)
+        if runtime.is_main:
+            write_results("adaptation", bench.rows, options.command)
 
 
 if __name__ == "__main__":

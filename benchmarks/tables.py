@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import platform
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import torch
+from filelock import FileLock
 
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.shell import output_of
@@ -46,9 +48,18 @@ def device_name() -> str:
 def write_results(name: str, rows: list[Row], command: str, *, show: bool = True) -> None:
     """Write the figures and print their table; older figures of a name are replaced.
 
-    A benchmark of many minutes writes what it has so far, with `show` off.
+    A benchmark of many minutes writes what it has so far, with `show` off; several processes may
+    write figures of their own into one file.
     """
     path = RESULTS / f"{name}.json"
+    with FileLock(Path(tempfile.gettempdir()) / f"paramgolf-{name}.lock"):
+        table = _join(path, rows, command)
+    if show:
+        print(table)
+
+
+def _join(path: Path, rows: list[Row], command: str) -> str:
+    """Write the figures beside those that are in the file; return the table of all."""
     fresh = {row.figure: asdict(row) for row in rows}
     made = {"device": device_name(), "torch": torch.__version__, "command": command}
     before = read_json(path) if path.is_file() else {**made, "rows": []}
@@ -60,9 +71,8 @@ def write_results(name: str, rows: list[Row], command: str, *, show: bool = True
     }
     write_json(path, content)
     table = markdown(content)
-    write_text(RESULTS / f"{name}.md", table)
-    if show:
-        print(table)
+    write_text(path.with_suffix(".md"), table)
+    return table
 
 
 def markdown(content: dict) -> str:

@@ -242,9 +242,9 @@ class Network(nn.Module):
         With them, where tokens choose connections, the states x0 and the middle; else nothing.
         """
         if isinstance(part, slice):  # one type for compiled code
-            length = tokens_BT.shape[1]
-            every = part.indices(length) == (0, length, 1)
-            part = None if every else torch.arange(length, device=tokens_BT.device)[part]
+            span = part.indices(tokens_BT.shape[1])
+            whole = span == (0, tokens_BT.shape[1], 1)
+            part = None if whole else torch.arange(*span, device=tokens_BT.device)
         run, smear = self.backend.block, self.backend.smear
         if options.tap is not None:  # compiled code would not call it
             run, smear = block, smear_and_norm

@@ -6,6 +6,8 @@ tests of tests/model on it before the bound here, and in pyproject.toml, is rais
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensor
@@ -57,3 +59,8 @@ def is_view(tensor: Tensor) -> bool:
 def has_data(tensor: Tensor) -> bool:
     """Tell whether a tensor has data: the compiler runs operators on some that have shapes."""
     return not isinstance(tensor, FakeTensor)
+
+
+def traced_number(x: Any) -> Any:
+    """Return what a symbol of a graph stood for when it was traced; all else as it is."""
+    return x.node.hint if isinstance(x, torch.SymInt) else x

@@ -102,7 +102,7 @@ def own_batches(
             spans[-1].append(item)
         elif not isinstance(item, Wave):
             spans.append([])
-    own = set()
+    own: set[DocumentBatch] = set()
     for span in spans:
         loads, spent = Counter[int](), np.zeros(runtime.world)
         for batch in span:

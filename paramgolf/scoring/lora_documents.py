@@ -8,6 +8,7 @@ and one backward pass, and is scored before anything is learned from it.
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -40,6 +41,8 @@ FEWEST_ROWS = 4
 # batches of each chain from one meeting of processes to the next: by the plan's costs four of them
 # work 70 % of the time on documents of the contest's lengths if they meet after each, 96 % after 8
 MEETING = 8
+# of a pass on an H100: launching it, recording it (with the pass before), and what its tokens need
+LAUNCH_SECONDS, RECORD_SECONDS, TOKENS_A_SECOND = 0.07, 0.17, 770_000
 Matrices = dict[str, torch.Tensor]
 
 
@@ -71,7 +74,7 @@ class DocumentScorer(Scorer):
     """Scores documents, in batches that share nothing but their chain's warm A.
 
     Processes share the chains; each enters in the ledger what it scores itself. Passes are short
-    where documents are: on a GPU they are CUDA graphs, or launching them would take longer.
+    where documents are: on a GPU these are CUDA graphs, or launching them would take longer.
 
     `items` are the batches and phases in their order. `warm` holds, by chain, the A that its next
     full batch begins with (pg#1767).
@@ -177,15 +180,19 @@ class DocumentScorer(Scorer):
         window, trainer = self.config.window, self.trainer
         batches = [item for item in items if isinstance(item, DocumentBatch)]
         mine = [batch for batch in batches if batch in self._own]
-        shapes = {shape for batch in mine for shape in batch_shapes(batch, self.rows, window)}
-        ordered = sorted(shapes, reverse=True)
-        if self.runtime.is_main:
-            say(f"documents: compiling for {len(ordered)} shapes of passes")
-        for rows, read, size in ordered:
-            trainer.keep(rows)
-            yield PassShape(rows, read, slice(read - size, read), trainer.options(), learns=True)
+        uses = Counter(shape for batch in mine for shape in batch_shapes(batch, self.rows, window))
+        ordered, recorded = sorted(uses, reverse=True), set()
         if self.runtime.device.type == "cuda":
-            self.record_passes(ordered)
+            recorded = {shape for shape in ordered if worth_recording(shape, uses[shape])}
+        if self.runtime.is_main:
+            say(f"documents: {len(ordered)} shapes of passes, {len(recorded)} to be recorded")
+        # sizes are symbols of the graphs: the largest and the smallest pass compile for all
+        for shape in sorted(recorded | {*ordered[:1], *ordered[-1:]}, reverse=True):
+            rows, read, size = shape
+            trainer.keep(rows)
+            part = torch.arange(read - size, read, device=self.runtime.device)
+            yield PassShape(rows, read, part, trainer.options(), learns=True)
+        self.record_passes(sorted(recorded, reverse=True))
         if len(batches) < len(items):
             self.network.requires_grad_()
             yield from self._learning_shapes()
@@ -333,6 +340,12 @@ def batch_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple
     """Yield the rows, the tokens read, and those scored, of each pass over a batch."""
     for begin, used in rows_in_use(batch, rows):
         yield used, round_width(min(begin + batch.chunk, window), window), batch.chunk
+
+
+def worth_recording(shape: tuple[int, int, int], uses: int) -> bool:
+    """Tell whether replays of a pass save what it costs to record it: large ones hide launching."""
+    rows, read, _ = shape
+    return uses * (LAUNCH_SECONDS - rows * read / TOKENS_A_SECOND) > RECORD_SECONDS
 
 
 def round_width(width: int, window: int) -> int:

@@ -56,7 +56,7 @@ class PassShape(NamedTuple):
 
     rows: int
     length: int
-    part: slice
+    part: Positions
     options: Pass
     learns: bool = False
 

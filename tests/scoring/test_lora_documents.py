@@ -379,6 +379,12 @@ class Recorded:
         return work(lesson)
 
 
+def test_passes_are_recorded_where_that_saves_time():
+    assert lora_documents.worth_recording((64, 256, 48), 4)
+    assert not lora_documents.worth_recording((64, 256, 48), 3)
+    assert not lora_documents.worth_recording((64, 2048, 48), 1000)
+
+
 @pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
 def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch):
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
@@ -409,6 +415,7 @@ def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     plain = Runtime(0, 1, torch.device("cuda"), attention="sdpa", kernels="reference")
     runtime = dataclasses.replace(plain, compile=True)  # so that passes are warmed up and recorded
+    monkeypatch.setattr(lora_documents, "RECORD_SECONDS", 0.0)
     text, documents = make_text(400), {**documents, "batch_documents": 8}
 
     def scores():

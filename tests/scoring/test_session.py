@@ -99,7 +99,12 @@ def passes(monkeypatch):
 @pytest.mark.parametrize("case", CASES)
 def test_every_shape_is_warmed_up_and_none_in_vain(passes, case, kind):
     ledger = score(case, echoing_text(400), WARM, kind)
-    assert passes["shapes"][True] == passes["shapes"][False]
+    warmed, scored = passes["shapes"][True], passes["shapes"][False]
+    if case in ("lora_documents", "waves"):  # whose sizes are symbols
+        adapted = {shape for shape in scored if shape[4] is not None}
+        assert warmed == scored - adapted | {min(adapted), max(adapted)}
+    else:
+        assert warmed == scored
     assert ledger.close()["score_first"]
 
 
@@ -175,11 +180,11 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
 
     def graphs(network, shapes):
         made.clear()
-        passes["shapes"][True].clear()
+        passes["shapes"][False].clear()
         torch._dynamo.reset()
         network = network.with_backend(compiled(Backend()))
         nats = score("lora_documents", text, WARM, network=network).nats
-        assert len(passes["shapes"][True]) == shapes
+        assert len(passes["shapes"][False]) == shapes
         return dict(made), nats
 
     monkeypatch.setattr(torch, "compile", counted)

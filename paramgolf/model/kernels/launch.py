@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from paramgolf.model.torch_internals import has_data
+from paramgolf.model.torch_internals import has_data, traced_number
 
 THREADS = 8
 
@@ -29,10 +29,9 @@ class Compilations:
 
     def begin(self, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
         """Begin to compile a kernel for such arguments, load it and build its launcher."""
-        # a kernel is compiled anew for arguments of 1 and of multiples of 16
-        if any(isinstance(x, torch.SymInt) for x in args):
-            return  # which kernel it is depends on the number
-        args = tuple(getattr(x, "dtype", x) for x in args)  # of tensors; descriptors stay
+        # of tensors their type, descriptors stay; a kernel is compiled anew for numbers of 1 and of
+        # multiples of 16, and what a symbol stands for while it is traced is launched first
+        args = tuple(traced_number(getattr(x, "dtype", x)) for x in args)
         device, key = torch.cuda.current_device(), f"{args} {options}"
 
         def compile_here() -> None:
