@@ -59,7 +59,6 @@ HALVES = (
     ShortChunk(document_tokens=1024, chunk_tokens=24),
 )
 SMALL = {"rank": 4, "alpha": 7.0}
-SMALL_DOCUMENTS = {"batch_documents": 8, "chains": 1}
 LOSS_TOKENS = 32_768
 
 
@@ -77,13 +76,14 @@ class Bench:
         recipe = check(compose(options.recipe, RECIPES), where=options.recipe)
         none = dataclasses.replace(recipe.eval_ttt.mixture, kind="none")
         self.sliding = dataclasses.replace(recipe.eval_sliding, mixture=none)
-        self.adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
+        sizes = {"batch_documents": options.batch_documents, "chains": options.chains}
+        adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
+        self.adapt = self.documents(adapt, **sizes)
         if options.small:
-            documents = dataclasses.replace(self.adapt.documents, **SMALL_DOCUMENTS)
             adapter = dataclasses.replace(self.adapt.adapter, **SMALL)
             sizes = {"window": 128, "batch_windows": 8}
             self.sliding = dataclasses.replace(self.sliding, **sizes)
-            sizes |= {"adapter": adapter, "documents": documents, "chunk_tokens": 1024}
+            sizes |= {"adapter": adapter, "chunk_tokens": 1024}
             self.adapt = dataclasses.replace(self.adapt, **sizes, stride=64, batch_sequences=4)
         self.rows: list[Row] = []
         part, parts = map(int, options.share.split("/"))
@@ -272,15 +272,18 @@ def main() -> None:
         "--text-tokens", type=int, help="validation tokens; all of them if left out"
     )
     parser.add_argument("--strided-tokens", type=int, default=300_000)
-    parser.add_argument("--wave-documents", type=int, default=64)
+    # fewer than a recipe's: so phases and waves come as often as in a longer text
+    parser.add_argument("--batch-documents", type=int, default=16)
+    parser.add_argument("--chains", type=int, default=1, help="at least as many as GPUs")
+    parser.add_argument("--wave-documents", type=int, default=32)
     parser.add_argument("--wave-windows", type=int, default=16, help="windows in a row of a wave")
     parser.add_argument("--ways", nargs="*", metavar="WAY", help="some of the ways, by their names")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N parts of them")
     parser.add_argument("--seconds", type=float, default=230.0, help="begin no way after so many")
     parser.add_argument("--small", action="store_true", help="small windows and adapters, on a CPU")
     options = parser.parse_args()
-    words = {"recipe": options.recipe, "tokens": options.tokens}
-    given = " ".join(f"--{key} {value}" for key, value in words.items())
+    words = ("recipe", "tokens", "batch_documents", "chains", "wave_documents", "wave_windows")
+    given = " ".join(f"--{word.replace('_', '-')} {getattr(options, word)}" for word in words)
     options.command = f"python benchmarks/adaptation.py {given}"
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:
         bench = Bench(runtime, options)
