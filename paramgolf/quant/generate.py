@@ -22,6 +22,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import rotate
 
 SEEN = 3  # tokens of a pass
+SLICES = 2.0**40  # of certainty
 WARM_UPS = 3  # steps before a recording, as CUDA graphs ask for
 
 
@@ -160,6 +161,7 @@ def _next(
 
 def draw_tokens(chances_BV: Tensor, draws_B1: Tensor) -> Tensor:
     """Return for each row [B, 1] the token whose slice of the summed chances holds its draw."""
-    sums = chances_BV.cumsum(-1)
-    found = torch.searchsorted(sums, draws_B1 * sums[:, -1:], right=True)
+    # whole numbers, whose sums have no order; a GPU's sums of others are not deterministic
+    sums = (chances_BV * SLICES).long().cumsum(-1)
+    found = torch.searchsorted(sums, (draws_B1 * sums[:, -1:]).long(), right=True)
     return found.clamp_max(sums.shape[1] - 1)
