@@ -27,19 +27,17 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
 
 
-def take_gpus(config: RuntimeConfig, processes: int | None = None) -> None:
+def take_gpus(config: RuntimeConfig) -> None:
     """Wait for as many GPUs as the stage starts processes, and let it see no other.
 
-    `processes` overrides runtime.processes; 0 stands for all visible GPUs. Nothing is taken on a
-    CPU, nor by a process of torchrun: its launcher holds the GPUs. The time of waiting counts
-    against no budget.
+    runtime.processes 0 stands for all visible GPUs. Nothing is taken on a CPU, nor by a process of
+    torchrun: its launcher holds the GPUs. The time of waiting counts against no budget.
     """
     devices = [] if config.device == "cpu" or is_torchelastic_launched() else visible_gpus()
     if not devices:
         return
-    wanted = config.processes if processes is None else processes
     before = time.monotonic()
-    taken = take(devices, wanted or len(devices), slot_folder())
+    taken = take(devices, config.processes or len(devices), slot_folder())
     leave_out(time.monotonic() - before)
     os.environ[VISIBLE] = ",".join(taken)
 

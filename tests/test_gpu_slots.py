@@ -139,13 +139,6 @@ def test_the_stage_sees_what_it_took(tmp_path, monkeypatch, visible, processes, 
     assert os.environ[gpu_slots.VISIBLE] == seen
 
 
-def test_quantize_takes_one_whatever_training_takes(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
-    gpu_slots.take_gpus(runtime(processes=8), processes=1)
-    assert os.environ[gpu_slots.VISIBLE] == "0"
-
-
 @pytest.mark.parametrize("case", ["no gpu", "cpu", "torchrun"])
 def test_nothing_is_taken_without_need(tmp_path, monkeypatch, case):
     monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path / "slots")
@@ -172,12 +165,13 @@ def test_waiting_counts_against_no_budget(tmp_path, monkeypatch):
 
 
 SEES = """
-import sys
+import dataclasses, sys
 import torch
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
-take_gpus(load_params(RuntimeConfig, "runtime", sys.argv[1]), processes=1)
+config = load_params(RuntimeConfig, "runtime", sys.argv[1])
+take_gpus(dataclasses.replace(config, processes=1))
 torch.ones(1, device="cuda").sum().item()
 print(torch.cuda.device_count(), torch.cuda.get_device_properties(0).uuid, flush=True)
 sys.stdin.read()

@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from paramgolf import stage_runtime
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load_params
+from paramgolf.files import write_json
+from paramgolf.params import load_params, read_yaml
 from paramgolf.runtime import launch, processes
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.stage_runtime import refuse_left_overs, without_compiler
+from paramgolf.stage_runtime import refuse_left_overs, stage_processes, without_compiler
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -51,6 +54,19 @@ def test_train_gpt_takes_no_left_over_variable_for_a_group(monkeypatch):
     launch(config)
     with processes(config) as runtime:
         assert (runtime.rank, runtime.world) == (0, 1)
+
+
+@pytest.mark.parametrize(("alone", "wanted"), [(True, 1), (False, 3)])
+def test_a_stage_may_go_alone_whatever_training_takes(alone, wanted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = read_yaml(ROOT / "recipes/base.yaml")
+    content["runtime"] |= {"device": "cpu", "processes": 3}
+    Path("params.yaml").write_text(yaml.safe_dump(content))
+    write_json(Path("artifacts/metrics/quantize.json"), {})
+    started = []
+    monkeypatch.setattr(stage_runtime, "launch", lambda config, _: started.append(config.processes))
+    with stage_processes("quantize", alone=alone):
+        assert started == [wanted]
 
 
 FAILING = """
