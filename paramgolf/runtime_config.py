@@ -28,3 +28,4 @@ class RuntimeConfig(ProcessConfig):
 
     workers: Processes
     mirror: str | None
+    live_plots: bool

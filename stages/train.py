@@ -6,8 +6,11 @@ start_program()  # before torch and numpy are loaded
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import load_params
+from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.stage_runtime import stage_processes
 from paramgolf.training.config import TrainConfig
+from paramgolf.training.live import LiveLog
+from paramgolf.training.log import Log
 from paramgolf.training.run import train
 from paramgolf.training.time_split import time_split
 
@@ -16,7 +19,8 @@ def main() -> None:
     """Read params.yaml, train, write artifacts/train and artifacts/metrics/train.json."""
     with stage_processes("train") as runtime:
         model, config = load_params(ModelConfig, "model"), load_params(TrainConfig, "train")
-        train(model, config, runtime, time_split)
+        log = LiveLog if load_params(RuntimeConfig, "runtime").live_plots else Log
+        train(model, config, runtime, time_split, log)
 
 
 if __name__ == "__main__":

@@ -36,13 +36,18 @@ Split = Callable[[Callable[[], object], Callable[[], object]], dict[str, float] 
 
 
 def train(
-    model: ModelConfig, config: TrainConfig, runtime: Runtime, split: Split | None = None
+    model: ModelConfig,
+    config: TrainConfig,
+    runtime: Runtime,
+    split: Split | None = None,
+    log: type[Log] = Log,
 ) -> None:
     """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
 
-    At the end `split` says for the metrics where the time of a step goes.
+    At the end `split` says for the metrics where the time of a step goes. `log` may be a kind of
+    Log that writes more.
     """
-    run = TrainingRun(model, config, runtime, open_tokens())
+    run = TrainingRun(model, config, runtime, open_tokens(), log)
     run.resume()
     run.warm_up()
     run.loop()
@@ -68,7 +73,12 @@ class TrainingRun:
     """One run: `progress` says how far it has come, and `clock` counts its seconds."""
 
     def __init__(
-        self, model: ModelConfig, config: TrainConfig, runtime: Runtime, tokens: TokenSet
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        runtime: Runtime,
+        tokens: TokenSet,
+        log: type[Log] = Log,
     ) -> None:
         self.model, self.config, self.runtime = model, config, runtime
         self.progress = Progress()
@@ -90,7 +100,7 @@ class TrainingRun:
             [runtime.world, str(runtime.device.type)],
         )
         self._checkpoint = Checkpoint("train", key)
-        self._log = Log(OUT / "log.jsonl", show=runtime.is_main)
+        self._log = log(OUT / "log.jsonl", show=runtime.is_main)
         self._startup_seconds = 0.0
         self._unread: tuple[dict[str, Any], Tensor] | None = None  # a step's record and its loss
         self._shown_loss = ""  # nothing until a loss has been read
