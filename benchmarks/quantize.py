@@ -9,8 +9,9 @@ Two settings are fitted to the same bytes, code included, by our coder: that of 
 published, and ours, that of recipe best. The loss is that of the validation text, in windows
 without overlap. A model far smaller than the limit is fitted to the published setting's own size.
 Part brotli fits the published setting by its own coder. Part parts adds each technique to the
-published setting, and leaves it out of ours; as the loss falls as 4^-bits, what that is worth in
-bits per weight at equal loss is the change of bits + log2(loss) / 2.
+published setting, and leaves it out of ours; part values tries other values in ours. As the loss
+falls as 4^-bits, what a change is worth in bits per weight at equal loss is the change of bits +
+log2(loss) / 2. Parts may run side by side, each on a GPU: their results are joined.
 """
 
 from __future__ import annotations
@@ -63,24 +64,41 @@ LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
 COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
-PARTS = ("gptq", "loss", "brotli", "parts", "adjust", "write", "stages", "codecs")
+PARTS = ("gptq", "loss", "brotli", "parts", "values", "adjust", "write", "stages", "codecs")
 PUBLISHED, BEST = (
     check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
 )
 RANS = replace(PUBLISHED, fit_codec="rans")
+ROW_BLOCKS = 8
 # 7 bits with twice the clip have the step of 6, and room for finer rows and columns
 ROOM = {"matrix_bits": 7, "attention_clip": 26.0, "mlp_clip": 23.0, "low_rank_matrices": 0}
 ALONE = {
     "trellis": {**ROOM, "trellis": True},
     "balance": {**ROOM, "balance": BEST.balance},
+    "balance, rows in blocks": {**ROOM, "balance": BEST.balance, "row_blocks": ROW_BLOCKS},
     "column steps": {**ROOM, "column_steps": True},
     "weight of the rate": {**ROOM, "rate_weight": BEST.rate_weight},
 }
 LEFT_OUT = {
     "trellis": {"trellis": False},
-    "balance": {"balance": 0.0},
+    "balance": {"balance": 0.0, "row_blocks": 1},
     "column steps": {"column_steps": False},
     "weight of the rate": {"rate_weight": 0.0},
+}
+VALUES = {  # of the keys of balance, in ours
+    "balance 1": {"balance": 1.0},
+    **{
+        f"{blocks} blocks of rows, damping {damping}": {
+            "row_blocks": blocks,
+            "row_damping": damping,
+        }
+        for blocks, damping in ((8, 0.01), (8, 0.03), (8, 0.1), (8, 0.3), (16, 0.1), (32, 0.1))
+    },
+    "8 blocks of rows, damping 0.1, balance 1": {
+        "row_blocks": 8,
+        "row_damping": 0.1,
+        "balance": 1.0,
+    },
 }
 ADJUST_STEPS, ADJUST_SEQUENCES, ADJUST_RATE = 64, 8, 2e-3
 Variant = tuple[str, QuantizeConfig]
@@ -103,7 +121,8 @@ class Bench:
         self.network = self.network.on(replace(runtime, compile=False))
         self.before = self.bits_per_byte(self.trained.state)
         self.limit = LIMIT_BYTES
-        if sum(tensor.numel() for tensor in self.trained.state.values()) < self.limit:
+        self.weights = sum(tensor.numel() for tensor in self.trained.state.values())
+        if self.weights < self.limit:
             self.limit = self.packed(self.solve(RANS), RANS)
             say(f"quantize: the model is small; both settings are fitted to {self.limit:,} bytes")
         self.losses: dict[str, float] = {}
@@ -216,7 +235,24 @@ def part_rows(bench: Bench) -> Iterator[Row]:
     variants: list[Variant] = [("published", published), ("ours", ours)]
     variants += [(f"published, and {n}", alone(published, c)) for n, c in ALONE.items()]
     variants += [(f"ours, without {n}", replace(ours, **c)) for n, c in LEFT_OUT.items()]
-    weights = sum(tensor.numel() for tensor in bench.trained.state.values())
+    yield from variant_rows(bench, variants)
+    solution = bench.solve(ours)
+    whole = bench.packed(solution, ours)
+    with mock.patch.object(rans_writer, "STEP_NATS", math.inf):
+        without = bench.packed(solution, ours)
+    saved = 8 * (without - whole) / bench.weights
+    yield Row("ours, without deviations of rows: costs", saved, "bits", None, None, "higher")
+
+
+def value_rows(bench: Bench) -> Iterator[Row]:
+    """Try other values of the keys of balance in ours."""
+    ours = bench.fits.get("ours", BEST)
+    variants = [("ours", ours), *((f"ours, {n}", replace(ours, **c)) for n, c in VALUES.items())]
+    yield from variant_rows(bench, variants)
+
+
+def variant_rows(bench: Bench, variants: list[Variant]) -> Iterator[Row]:
+    """Solve, pack and score each variant; the first is what the others are compared with."""
     level = None
     with ThreadPoolExecutor(4) as pool:  # packing takes a core for seconds: the GPU goes on
         points = []
@@ -225,19 +261,13 @@ def part_rows(bench: Bench) -> Iterator[Row]:
             loss = bench.bits_per_byte(dequantized(solution[0])) - bench.before
             points.append((name, loss, seconds, pool.submit(bench.packed, solution, config)))
         for name, loss, seconds, size in points:
-            bits = 8 * size.result() / weights
+            bits = 8 * size.result() / bench.weights
             worth = bits + math.log2(max(loss, 1e-9)) / 2
             level = worth if level is None else level
             yield Row(f"{name}: bits per weight", bits, "", None, None, "lower")
             yield Row(f"{name}: loss", loss, "bits/byte", None, None, "lower")
             yield Row(f"{name}: saved at equal loss", level - worth, "bits", None, None, "higher")
             yield Row(f"{name}: solve", seconds, "s", None, None, "lower")
-    solution = bench.solve(ours)
-    whole = bench.packed(solution, ours)
-    with mock.patch.object(rans_writer, "STEP_NATS", math.inf):
-        without = bench.packed(solution, ours)
-    saved = 8 * (without - whole) / weights
-    yield Row("ours, without deviations of rows: costs", saved, "bits", None, None, "higher")
 
 
 class Adjusted(torch.nn.Module):
@@ -409,6 +439,7 @@ def main() -> None:
         "loss": loss_rows,
         "adjust": adjust_rows,  # of ours, which was fitted last
         "parts": part_rows,
+        "values": value_rows,
         "brotli": brotli_rows,
         "write": write_rows,
     }

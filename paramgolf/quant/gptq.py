@@ -114,6 +114,11 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
     finer = rows.factor
     finer = None if finer is None else finer.transpose(1, 2).gather(1, index)
     shrink = None if rows.shrink is None else rows.shrink.transpose(1, 2).gather(1, index)
+    states = None
+    if rows.states is not None:
+        ordered = factors.order.unsqueeze(1).expand(-1, len(rows.paths), -1)
+        states = rows.states.gather(2, ordered)
+    step_cost = rows.step_cost
     integers = torch.empty_like(work)  # the paper's Q
     upper = factors.upper
     pivot = upper.diagonal(dim1=1, dim2=2).unsqueeze(-1)
@@ -129,8 +134,12 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
                 # another step on the same reach: s and m of this column alone
                 scale = rows.scale.float() * finer[:, j]
                 maximum = reached(rows.maximum, finer[:, j])
-            wanted = column if shrink is None else column * shrink[:, j]
-            integers[:, j] = _choose(wanted, scale, maximum, rows.paths)
+            wanted = (column if shrink is None else column * shrink[:, j]) / scale
+            if rows.paths:
+                begin = None if states is None else states[:, :, j]
+                integers[:, j] = best_paths(wanted, step_cost, maximum, rows.paths, begin)
+            else:
+                integers[:, j] = wanted.round().clamp(-maximum, maximum)
             # Err_j = (w_j - s q_j) / U_jj, where clipping has its part as well as rounding
             errors[:, done] = (column - integers[:, j] * scale) / pivot[:, j]
         # w_k <- w_k - sum of Err_j U_jk over the block, for all k behind it
@@ -155,6 +164,7 @@ def quantize_rows(
         each = row_errors(rows.weight - rows.dequantize(integers), hessian_NCC)
         if not rows.paths:
             return each
+        each = each if rows.cost is None else each * rows.cost
         # rows that one path runs through stand or fall together
         parts = each.split(list(rows.paths), dim=1)
         return torch.cat([part.sum(1, keepdim=True).expand_as(part) for part in parts], 1)
@@ -165,15 +175,6 @@ def quantize_rows(
         return greedy
     rounded = nearest(alive)
     return torch.where((errors(rounded) < found).unsqueeze(-1), rounded, greedy)
-
-
-def _choose(
-    column_NR: Tensor, scale_NR: Tensor, maximum_NR: Tensor, paths: tuple[int, ...]
-) -> Tensor:
-    """Return the integers of a column: the nearest, or those of the best paths."""
-    if paths:
-        return best_paths(column_NR / scale_NR, scale_NR.square(), maximum_NR, paths)
-    return (column_NR / scale_NR).round().clamp(-maximum_NR, maximum_NR)
 
 
 def row_errors(error_NRC: Tensor, hessian_NCC: Tensor) -> Tensor:

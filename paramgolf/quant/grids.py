@@ -59,6 +59,8 @@ class Rows:
         maximum: m, float32 [N, R].
         factor: what multiplies s, and divides m, of each weight, [N, R, C]; None: 1 everywhere.
         shrink: what GPTQ multiplies weights by as it chooses their integers (`shorter`), [N, R, C].
+        cost: what a squared error in each row costs, [N, R]; None: the same in all.
+        states: in which each path of each column begins, int64 [N, paths, C]; None: 0.
         paths: rows of each path of the trellis (quant.trellis), which are R in all; (): no trellis.
     """
 
@@ -68,6 +70,14 @@ class Rows:
     factor: Tensor | None = None
     paths: tuple[int, ...] = ()
     shrink: Tensor | None = None
+    cost: Tensor | None = None
+    states: Tensor | None = None
+
+    @property
+    def step_cost(self) -> Tensor:
+        """What the square of an error of one scale costs in each row, float32 [N, R]."""
+        square = self.scale.float().square()
+        return square if self.cost is None else square * self.cost
 
     def dequantize(self, integers_NRC: Tensor) -> Tensor:
         """Return the weights that integers stand for, float32 [N, R, C]."""
@@ -126,9 +136,10 @@ def nearest(rows: Rows) -> Tensor:
         weight, limit_NR1 = weight / rows.factor, reached(limit_NR1, rows.factor)
     if rows.paths:
         columns_NCR = (weight / scale_NR1).transpose(1, 2)
-        cost_NCR = scale_NR1.square().transpose(1, 2).expand_as(columns_NCR)
+        cost_NCR = rows.step_cost.unsqueeze(1).expand_as(columns_NCR)
         limit_NCR = limit_NR1.transpose(1, 2).expand_as(columns_NCR)
-        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.paths).transpose(1, 2)
+        states = None if rows.states is None else rows.states.transpose(1, 2)
+        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.paths, states).transpose(1, 2)
     return (weight / scale_NR1).round().clamp(-limit_NR1, limit_NR1)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.generate import draw_tokens
-from paramgolf.quant.trained import SENSITIVITY, families, stacked
+from paramgolf.quant.trained import SENSITIVITY, families
 from paramgolf.runtime import Runtime
 
 
@@ -29,16 +29,18 @@ def measure(
     hessians: dict[str, Tensor],
     runtime: Runtime,
 ) -> dict[str, Tensor]:
-    """Return what an error's e H e^T in each row costs, nats per token: float32 [layers, rows].
+    """Return what errors' e H e^T in each row costs, nats per token: float32 [layers, rows, rows].
 
-    Keys are NAME.sensitivity. `rows` are pairs of text [1, T] int64 and draws [T, 1] in 0..1, on
-    the device, by which targets are chosen. Rows of the embedding share its whole in proportion to
-    how likely the model finds their tokens: of most tokens a text this short holds none.
+    Keys are NAME.sensitivity. What errors in two rows cost together stands beside the diagonal
+    (quant.rows); of the embedding there is the diagonal alone, [1, rows]. `rows` are pairs of text
+    [1, T] int64 and draws [T, 1] in 0..1, on the device, by which targets are chosen. Rows of the
+    embedding share its whole in proportion to how likely the model finds their tokens: of most
+    tokens a text this short holds none.
     """
     options = Pass(order=network.config.orders[-1])
     known = families(dict(network.named_parameters()))
     parameters = {name: network.get_parameter(name) for names in known.values() for name in names}
-    sums = {name: torch.zeros_like(stacked(p)[..., 0]) for name, p in parameters.items()}
+    sums = {name: torch.zeros_like(_of_rows(p)) for name, p in parameters.items()}
     likely = torch.zeros(network.vocab_size, device=runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
     for text, draws in rows:
@@ -52,17 +54,28 @@ def measure(
         loss = network.nll(text, targets.T, options).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
-            sums[name] += stacked(gradient.float()).square().sum(-1)
+            sums[name] += _of_rows(gradient.float())
         tokens += text.numel()
     total = runtime.sum(tokens).item()
     found = {name: runtime.sum(value) / total for name, value in sums.items()}
     likely = runtime.sum(likely) / total
     found["embedding"] = found["embedding"].sum() * likely.unsqueeze(0)
     return {
-        f"{name}{SENSITIVITY}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)
+        f"{name}{SENSITIVITY}": found[name] / 2 / _as_wide(trace(hessians[family]), found[name])
         for family, names in known.items()
         for name in names
     }
+
+
+def _of_rows(gradient: Tensor) -> Tensor:
+    """Return the products of a gradient's rows; of the embedding's [1, rows] the squares alone."""
+    if gradient.dim() == 2:
+        return gradient.square().sum(-1).unsqueeze(0)
+    return gradient @ gradient.transpose(1, 2)
+
+
+def _as_wide(of_layers: Tensor, other: Tensor) -> Tensor:
+    return of_layers.view(-1, *[1] * (other.dim() - 1))
 
 
 def trace(hessian_NCC: Tensor) -> Tensor:

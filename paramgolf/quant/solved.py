@@ -15,6 +15,7 @@ from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import Factors, quantize_rows, solve
 from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales, shorter
+from paramgolf.quant.rows import solve_in_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,9 @@ class Family:
         weights: float32 [N, R, C] by parameter; their rows may differ in number.
         hessian: the mean of x x^T, float32 [N, C, C].
         factors: what GPTQ needs of it.
-        sensitivity: [N, R] by parameter, see quant.sensitivity; empty where not asked for.
+        sensitivity: what an error in a row costs once later rows have made up for it, [N, R] by
+            parameter (quant.rows); empty where not asked for.
+        carry: U of the Fisher information of rows, float32 [N, R, R] by parameter; likewise.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Family:
     hessian: Tensor
     factors: Factors
     sensitivity: dict[str, Tensor]
+    carry: dict[str, Tensor]
 
     @property
     def pivot(self) -> Tensor:
@@ -124,23 +128,38 @@ def solve_family(
         maximum=torch.cat([precision.maximum for precision in own.values()], 1),
         factor=_finer_factors(family, own),
         paths=tuple(sizes) if trellis else (),
+        cost=_costs(family),
     )
     if config.rate_weight:
         rows = replace(rows, shrink=shorter(rows, config.rate_weight))
-    match _method(family, config), config.row_fallback:
-        case "gptq", True:
-            integers = quantize_rows(
-                rows, family.hessian, family.factors, block_columns=config.block_columns
-            )
-        case "gptq", False:
-            integers = solve(rows, family.factors, block_columns=config.block_columns)
-        case _:
-            integers = nearest(rows)
+
+    def integers_of(some: Rows) -> Tensor:
+        match _method(family, config), config.row_fallback:
+            case "gptq", True:
+                columns = config.block_columns
+                return quantize_rows(some, family.hessian, family.factors, block_columns=columns)
+            case "gptq", False:
+                return solve(some, family.factors, block_columns=config.block_columns)
+            case _:
+                return nearest(some)
+
+    if family.carry:
+        integers = solve_in_blocks(rows, family.carry, config.row_blocks, integers_of)
+    else:
+        integers = integers_of(rows)
     parts = integers.to(torch.int8).split(sizes, dim=1)
     return [
         _solved(family, name, part.contiguous(), own[name], trellis=trellis)
         for name, part in zip(own, parts, strict=True)
     ]
+
+
+def _costs(family: Family) -> Tensor | None:
+    """Return what errors in the rows of a family cost, 1 in the mean, [N, R]; None: not known."""
+    if not family.sensitivity:
+        return None
+    costs = torch.cat(list(family.sensitivity.values()), 1)
+    return costs / costs.mean(1, keepdim=True).clamp_min(torch.finfo(costs.dtype).tiny)
 
 
 def best_of(versions: Sequence[Solved]) -> Solved:

@@ -1,16 +1,17 @@
 """Sensitivities against brute force, and the steps that follow from them."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained
+from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained, same_costs
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.gptq import row_errors
+from paramgolf.quant.hessian import gather
 from paramgolf.quant.quantize import prepare, quantize_model
 from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
@@ -53,9 +54,12 @@ def test_shapes_and_signs(trained):
     _, found = sensitivities(trained, make_hessians(trained), count=3)
     assert found.keys() == {name + SENSITIVITY for name in NAMES}
     for name in NAMES:
-        assert found[name + SENSITIVITY].shape == stacked(trained.state[name]).shape[:2]
-        assert found[name + SENSITIVITY].dtype == torch.float32
-        assert (found[name + SENSITIVITY] >= 0).all()
+        layers, rows = stacked(trained.state[name]).shape[:2]
+        own = found[name + SENSITIVITY]
+        assert own.shape == ((1, rows) if name == "embedding" else (layers, rows, rows))
+        assert own.dtype == torch.float32
+        costs = own if name == "embedding" else own.diagonal(dim1=1, dim2=2)
+        assert (costs >= 0).all()
 
 
 def test_ranks_share_the_texts(trained):
@@ -70,24 +74,25 @@ def test_ranks_share_the_texts(trained):
             torch.testing.assert_close(mean, whole[name + SENSITIVITY], rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["v", "o", "up", "down", "mudd_inner"])
-def test_the_cost_of_small_errors_is_foreseen(trained, name):
-    """To a factor: inputs and gradients do depend on each other."""
-    from paramgolf.quant.hessian import gather
-
+def test_the_cost_of_small_errors_is_foreseen(trained):
+    """To a factor: inputs and gradients do depend on each other. Rows may err together, too."""
     texts = torch.cat([text for text, _ in pairs(200)])
     network = Network(trained.model, VOCAB)
     network.load_state_dict(trained.state)
     hessians = gather(network, [texts], ALONE)
     _, found = sensitivities(trained, hessians)
-    family = {"v": "qkv", "mudd_inner": "mudd"}.get(name, name)
-    errors = 0.02 * torch.randn(
-        trained.state[name].shape, generator=torch.Generator().manual_seed(9)
-    )
-    expected = (row_errors(errors, hessians[family]) * found[name + SENSITIVITY]).sum()
     changed = Network(trained.model, VOCAB)
-    changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
-    assert 0.4 < divergence(network, changed, texts) / float(expected) < 2.5
+    for name, together in itertools.product(("v", "o", "up", "down", "mudd_inner"), (False, True)):
+        family = {"v": "qkv", "mudd_inner": "mudd"}.get(name, name)
+        errors = 0.02 * torch.randn(
+            trained.state[name].shape, generator=torch.Generator().manual_seed(9)
+        )
+        if together:
+            errors = errors[:, :1].expand_as(errors)
+        alike = errors @ hessians[family] @ errors.transpose(1, 2)
+        expected = float((alike * found[name + SENSITIVITY]).sum())
+        changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
+        assert 0.4 < divergence(network, changed, texts) / expected < 2.5, (name, together)
 
 
 def test_all_weights_cost_the_same_and_the_bits_stay():
@@ -120,7 +125,7 @@ def test_rows_that_nothing_reads_stay_within_bounds():
 def test_rows_that_matter_get_finer_steps(trained):
     hessians = make_hessians(trained)
     for name in NAMES:
-        hessians[name + SENSITIVITY] = torch.ones(stacked(trained.state[name]).shape[:2])
+        hessians[name + SENSITIVITY] = same_costs(trained, name)
     hessians["up" + SENSITIVITY][1] *= 16
     config = make_config(balance=1.0, scale_digits=3)
     tensors, reports = quantize_model(trained, hessians, config, CPU)
