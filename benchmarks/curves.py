@@ -4,7 +4,8 @@ DIR is as data/tokens.
 
 Trains for 200 steps with fused kernels and with plain operations, each rounded in three ways: what
 two runs of one kind differ by is the noise that the kinds are held against. Runs share the GPUs
-that there are. With --gpus N it trains on one GPU and on N instead, and compares speeds as well.
+that there are. With --gpus N it trains on one GPU and on N instead, and compares speeds as well;
+--deterministic then leaves the order in which processes add as their only difference.
 Rows go to results/train_speed.json: the mean loss of every 20 steps, and the largest differences.
 With --budget it trains for 120 s as the recipe says; the published script came to 1.2715 bits per
 byte then, on the text that this project is measured on.
@@ -110,13 +111,15 @@ def kernel_rows(tokens: Path) -> list[Row]:
     ]
 
 
-def gpu_rows(tokens: Path, count: int) -> list[Row]:
+def gpu_rows(tokens: Path, count: int, *, deterministic: bool) -> list[Row]:
     """Compare one GPU with several."""
+    order = ["runtime.deterministic=true"] if deterministic else []
     one, several = (
-        train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}"]) for n in (1, count)
+        train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}", *order]) for n in (1, count)
     )
     speed = several.tokens_per_second / one.tokens_per_second
     apart, them = largest(several.losses, one.losses), f"{count} x {device_name()}"
+    them += ", deterministic" * deterministic
     return [
         *curve_rows(f"{them}, one", several.losses, one.losses),
         Row(
@@ -152,10 +155,12 @@ def main() -> None:
     parser.add_argument("tokens", type=Path, help="folder of shards, as data/tokens")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--gpus", type=int, help="compare one GPU with so many")
+    parser.add_argument("--deterministic", action="store_true", help="with --gpus: in fixed orders")
     what.add_argument("--budget", action="store_true", help=f"train {BUDGET_SECONDS} s")
     options = parser.parse_args()
     if options.gpus:
-        rows, argument = gpu_rows(options.tokens, options.gpus), f" --gpus {options.gpus}"
+        rows = gpu_rows(options.tokens, options.gpus, deterministic=options.deterministic)
+        argument = f" --gpus {options.gpus}{' --deterministic' * options.deterministic}"
     elif options.budget:
         rows, argument = budget_rows(options.tokens), " --budget"
     else:
