@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from process_case import run_ranks
 from torch import nn
 
 from paramgolf.optim.muon import Muon, Variant
@@ -184,7 +184,7 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path, free_port):
-    mp.spawn(_run_rank, args=(2, free_port, tmp_path), nprocs=2)
+    run_ranks(_run_rank, 2, free_port, tmp_path)
     parameters = make()
     muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalize_rows=True)
     for _ in range(3):

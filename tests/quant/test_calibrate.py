@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_case import run_ranks
 from torch.overrides import TorchFunctionMode
 
 from paramgolf.data.token_mask import TokenMask
@@ -265,7 +265,7 @@ def test_two_processes_find_what_one_does(tiny_model, tokens_folder, changes):
     folder, model = tokens_folder.parents[1], tiny_model()
     given = json.dumps({**changes, "batch_sequences": 2})
     content = json.loads(json.dumps(model, default=_as_dict))
-    mp.spawn(work, args=(str(folder), content, given), nprocs=2)
+    run_ranks(work, str(folder), content, given)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
     config = make_config(**json.loads(given))
     one, _ = collect(make_trained(model), open_tokens(tokens_folder), config, ALONE)

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_case import run_ranks
 from scoring_case import (
     ALONE,
     make_config,
@@ -62,7 +62,7 @@ def work(rank: int, folder: str) -> None:
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path):
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    run_ranks(work, str(tmp_path))
     one = evaluate(ALONE)
     first, second = (np.load(tmp_path / f"{rank}.npz") for rank in (0, 1))
     for name in one:

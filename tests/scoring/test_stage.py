@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
-import os
-import sys
 import time
-from multiprocessing import forkserver
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from packed_case import write_package
+from process_case import server
 from resume_case import CASES, evaluate
 from scoring_case import make_text
 
@@ -24,16 +20,6 @@ from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.stage import SavedEvaluation, document_table, write_documents
 from paramgolf.scoring.text import Text
-
-SERVER = multiprocessing.get_context("forkserver")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    """Import torch once, for all processes that are started here."""
-    SERVER.set_forkserver_preload(["resume_case"])
-    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path)):
-        forkserver.ensure_running()
 
 
 def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: int = 0) -> list:
@@ -44,7 +30,7 @@ def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: 
         own = {"RANK": str(rank), "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "a test"}
         environment = group | own if world > 1 else {}
         arguments = (case, str(folder), pause, environment)
-        running.append(SERVER.Process(target=evaluate, args=arguments, daemon=True))
+        running.append(server().Process(target=evaluate, args=arguments, daemon=True))
         running[-1].start()
     return running
 

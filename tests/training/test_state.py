@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from process_case import run_ranks
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
@@ -158,7 +158,7 @@ def test_two_processes_equal_one(clip_norm, sample, tiny_model, tmp_path, free_p
         sample.train, steps=10, clip_norm=clip_norm, adam_eps=1e-3, head_mixing=True
     )
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
-    mp.spawn(_run_rank, args=(free_port, model, config, tmp_path), nprocs=2)
+    run_ranks(_run_rank, free_port, model, config, tmp_path)
     expected = trained(model, config, Runtime(0, 1, torch.device("cpu")))
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
