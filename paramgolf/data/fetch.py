@@ -236,11 +236,13 @@ def _guess_tokenizer(repository: Repository, variant: str) -> str:
 
 def _fetch_split(repository: Repository, paths: Sequence[str], folder: Path) -> ShardSplit:
     files = []
-    for path in paths:
+    for path, local in zip(paths, repository.fetch_all(paths), strict=True):
         target = folder / PurePosixPath(path).name
-        link_or_copy(repository.fetch(path), target)
+        link_or_copy(local, target)
         tokens = len(read_shard(target))
-        files.append(ShardFile(name=target.name, tokens=tokens, sha256=sha256_file(target)))
+        # of a large file the hub's hash has been checked
+        sha256 = repository.files[path].sha256 or sha256_file(target)
+        files.append(ShardFile(name=target.name, tokens=tokens, sha256=sha256))
     return ShardSplit(files=tuple(files), tokens=sum(file.tokens for file in files))
 
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Annotated
 
 from paramgolf.data.hub_limits import FIX, bounded_bar, deadline
@@ -21,6 +24,7 @@ from paramgolf.progress import say
 from paramgolf.schema import Range, Sha256, Spelling, parse
 
 ATTEMPTS = 3
+AT_ONCE = 8  # files: one connection to a hub is slower than most networks
 
 
 # a listing takes seconds, and a file comes at a megabyte a second or more
@@ -112,11 +116,48 @@ class Repository:
             fix="try again later: the hub, or a proxy before it, serves another content",
         )
 
+    def fetch_all(self, paths: Sequence[str]) -> Iterator[Path]:
+        """Yield the local copies of files in their order, while AT_ONCE of them are fetched.
+
+        The process does not wait for the threads at its end: one may hang in a server's silence.
+        """
+        waiting: SimpleQueue[tuple[str, Future[Path]]] = SimpleQueue()
+        copies: list[Future[Path]] = []
+        for path in paths:
+            copies.append(Future())
+            waiting.put((path, copies[-1]))
+        for _ in paths[:AT_ONCE]:
+            threading.Thread(target=self._work, args=(waiting,), daemon=True).start()
+        try:
+            for path, copy in zip(paths, copies, strict=True):
+                with deadline(self._seconds(path), f"{self.name}: {path}"):
+                    local = copy.result()
+                yield local
+        finally:
+            for copy in copies:
+                copy.cancel()
+
+    def _work(self, waiting: SimpleQueue[tuple[str, Future[Path]]]) -> None:
+        """Fetch what waits, until nothing does."""
+        with contextlib.suppress(Empty):
+            while True:
+                path, copy = waiting.get_nowait()
+                if copy.set_running_or_notify_cancel():
+                    try:
+                        copy.set_result(self.fetch(path))
+                    except BaseException as error:  # who waits for the copy is told
+                        copy.set_exception(error)
+
+    def _seconds(self, path: str) -> float:
+        """Return how long a file may take."""
+        size = self.files[path].size if path in self.files else 0
+        return FILE_SECONDS + size / LEAST_BYTES_PER_SECOND
+
     def _download(self, file: HubFile) -> Path:
         from huggingface_hub import hf_hub_download
 
         where = f"{self.name} at {self.commit}: {file.path}"
-        seconds = FILE_SECONDS + file.size / LEAST_BYTES_PER_SECOND
+        seconds = self._seconds(file.path)
         bar = bounded_bar(file.size, where)
         for attempt in range(1, ATTEMPTS + 1):
             try:
