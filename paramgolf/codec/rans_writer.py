@@ -2,12 +2,16 @@
 
 A plan is made for each layout that may be best: what the decoder will expect of every integer, from
 which the bits follow. The cheapest is then coded.
+
+`python -m paramgolf.codec.rans_writer SHAPE` encodes what it reads, for a process that has several.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import signal
+import sys
 
 import brotli
 import numpy as np
@@ -30,6 +34,7 @@ from paramgolf.codec.rans import (
     predictable,
     tables,
 )
+from paramgolf.process import end_with_parent
 
 SHRINKAGE = 4000  # of a layout that predicts rows
 SCALE_PRIORS = (64, 16, 256, 1024)
@@ -239,3 +244,15 @@ def _supports() -> tuple[np.ndarray, np.ndarray]:
     """Return each table's first and last symbol that can be coded."""
     present = np.diff(tables()[0]) > 0
     return present.argmax(1) - 128, 127 - present[:, ::-1].argmax(1)
+
+
+def main() -> None:
+    """Encode integers of the shape on the command line, from standard input to standard output."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    data = encode(sys.stdin.buffer.read(), tuple(map(int, sys.argv[1:])))
+    sys.stdout.buffer.write(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
+import os
+import subprocess
+import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -40,6 +43,7 @@ CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "auto": ("brotli", "lzma", "rans"),
 }
 SMALL = 2**16  # integers; of more, rans always made less than brotli, in a tenth of its time
+APART = 2**20  # integers; of more, rans takes seconds, and each tensor gets a process
 DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
 # compressed streams, by codec, shape and the SHA-256 of the raw ones
 Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
@@ -146,7 +150,8 @@ def _compress(
     ]
     raws = {key: s.raw for s, row in zip(streams, keys, strict=True) for key in row}
     todo = [key for key in raws if key not in memo]
-    with ThreadPoolExecutor() as pool:  # both libraries let go of the interpreter's lock
+    # brotli and lzma let go of the interpreter's lock; rans, which is Python, has processes
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         results = pool.map(lambda key: compress(key[0], raws[key], key[1]), todo)
         memo.update(zip(todo, results, strict=True))
     packed: list[tuple[Codec, bytes]] = []
@@ -161,11 +166,18 @@ def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
     Only rans reads the `shape` of the integers.
     """
     if codec == "rans":
-        return rans_writer.encode(raw, shape)
+        return _encode_apart(raw, shape) if len(raw) > APART else rans_writer.encode(raw, shape)
     if codec == "brotli":
         data: bytes = brotli.compress(raw, quality=11, lgwin=24)
         return data
     return lzma.compress(raw, format=lzma.FORMAT_RAW, filters=LZMA_FILTERS)
+
+
+def _encode_apart(raw: bytes, shape: tuple[int, ...]) -> bytes:
+    command = [sys.executable, "-m", rans_writer.__name__, *map(str, shape)]
+    done = subprocess.run(command, input=raw, stdout=subprocess.PIPE)
+    # one that was killed for memory may have it here; any other fault is told here
+    return rans_writer.encode(raw, shape) if done.returncode else done.stdout
 
 
 def _stream_entry(stream: Stream, codec: Codec, data: bytes) -> StreamEntry:

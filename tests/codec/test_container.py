@@ -11,6 +11,7 @@ import torch
 from container_case import join, seal, split
 from package_case import LENGTH, VOCAB, make_options, make_quantized
 
+from paramgolf.codec import writer
 from paramgolf.codec.codecs import decompress, shuffle, unshuffle
 from paramgolf.codec.container import (
     DIGEST_FROM,
@@ -48,6 +49,19 @@ def test_round_trip(model, tmp_path, codec, byte_shuffle):
     for part in parts:
         assert sum(part.shares.values()) == part.bytes
     assert encode(tensors, config, options)[0] == content
+
+
+def test_a_process_encodes_what_this_one_does(monkeypatch):
+    generator = torch.Generator().manual_seed(3)
+    integers = (9 * torch.randn(4, 16, 64, generator=generator)).round().to(torch.int8)
+    raw, shape = integers.numpy().tobytes(), tuple(integers.shape)
+    here = compress("rans", raw, shape)
+    monkeypatch.setattr(writer, "APART", 100)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.rans_writer, "encode", None)  # not in this process
+        assert compress("rans", raw, shape) == here
+    monkeypatch.setattr(writer.sys, "executable", "/bin/false")  # as if it were killed
+    assert compress("rans", raw, shape) == here
 
 
 def add_extras(tensors, config):
