@@ -39,7 +39,7 @@ repro: setup
 	dvc repro
 
 test: setup
-	pytest -n 2 --dist worksteal
+	pytest -n 3 --dist worksteal  # one more than cores: dvc's queue is often waited for
 
 test-gpu:
 	python3 -m pytest -m gpu

@@ -41,7 +41,8 @@ ln -s "$project/recipes" "$work/recipes"
 cd "$work"
 export PYTHONPATH=$project OMP_NUM_THREADS=1 GLOO_SOCKET_IFNAME=golf$$
 python -m paramgolf.cli use sample train.steps="$steps" train.batch_tokens=2048 train.micro_batch_tokens=1024 \
-    train.sequence_length=64 train.validation_tokens=2048 train.checkpoint_every=0 runtime.device=cpu \
+    train.sequence_length=64 train.validation_tokens=2048 train.checkpoint_every=0 model.width=64 model.heads=2 \
+    model.kv_heads=1 model.mlp_hidden=128 runtime.device=cpu \
     runtime.processes=1 > /dev/null
 
 pids=()

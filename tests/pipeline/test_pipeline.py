@@ -108,7 +108,7 @@ def test_a_misspelt_key_stops_before_any_work(clean):
     assert "Traceback" not in output
 
 
-def test_a_corpus_of_the_users_own_runs_to_the_end(clean):
+def test_a_corpus_of_the_users_own_is_trained_on_and_scored(clean):
     texts = [
         {"text": f"Document {i}. " + "Some words of the user's own. " * 60} for i in range(200)
     ]
@@ -117,7 +117,8 @@ def test_a_corpus_of_the_users_own_runs_to_the_end(clean):
     clean.commit("a corpus")  # an experiment sees what Git tracks
     changes = ["-S", "data.source=files", "-S", "data.files=[mine.jsonl]"]
     changes += ["-S", "audit.allowed_near_copies=1.0"]  # they differ by a number
-    clean.run("dvc", "exp", "run", *changes, "-S", "tokenizer.vocab_size=320")
+    changes += ["-S", "tokenizer.vocab_size=320"]
+    clean.run("dvc", "exp", "run", *changes, "eval_sliding")
     manifest = json.loads((clean.folder / "data/raw/manifest.json").read_text())
     assert "files" in json.dumps(manifest)
     assert clean.metrics("audit")["lossless"] is True
