@@ -74,7 +74,8 @@ class Bench:
         self.masked = masked(self.plain, open_tokens(options.data), self.text.tokens)
         self.mask_seconds = time.perf_counter() - start
         recipe = check(compose(options.recipe, RECIPES), where=options.recipe)
-        none = dataclasses.replace(recipe.eval_ttt.mixture, kind="none")
+        self.mixture = recipe.eval_ttt.mixture
+        none = dataclasses.replace(self.mixture, kind="none")
         self.sliding = dataclasses.replace(recipe.eval_sliding, mixture=none)
         sizes = {"batch_documents": options.batch_documents, "chains": options.chains}
         adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
@@ -221,6 +222,10 @@ class Bench:
                 self.documents(adapter(waves, targets=WITHOUT_Q_V), **halves),
             ),
             "adapted, chunks of 32": (False, self.documents(published, chunk_tokens=32)),
+            "adapted, the recipe's mixture": (
+                False,
+                dataclasses.replace(published, mixture=self.mixture),
+            ),
         }
 
     def documents(self, config: TttConfig, **changes: Any) -> TttConfig:
