@@ -29,6 +29,10 @@ ROOT = Path(__file__).parents[1]
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--picture", help="write the README's picture of a report to this file")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     # first, or processes end up waiting for the one that makes the project they all copy
     items.sort(key=lambda item: "pipeline" not in item.keywords)

@@ -2,52 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from page_case import PARAMS, compared_runs, made
 from page_check import outside_references, text_of
-from run_files import ROOT, evaluation, log_lines, metrics, package, write_run
+from run_files import metrics, write_run
 
 from paramgolf.cli import main
 from paramgolf.files import write_text
-from paramgolf.recipes import RECIPES, build, flatten
+from paramgolf.recipes import flatten
 from paramgolf.report import comparison as views
 from paramgolf.report.comparison import render_comparison
-from paramgolf.report.inputs import parse_log
 from paramgolf.report.runs import ShownRun
-
-PARAMS = flatten(build("sample", folder=ROOT / RECIPES))
-
-
-def made(
-    name: str,
-    changes: dict[str, Any] | None = None,
-    scores: tuple[float, float, float] = (1.7702, 1.7931, 1.8127),
-    **parts: Any,
-) -> ShownRun:
-    """Return a whole run; `scores` are adapted, sliding and packed, `parts` replace fields."""
-    adapted, sliding, packed = scores
-    by_stage = metrics()
-    by_stage["eval_sliding"] = evaluation(sliding, packed, 0)
-    by_stage["eval_ttt"] = evaluation(adapted, packed, 93)
-    content = "".join(json.dumps(line) + "\n" for line in log_lines(200))
-    log = parse_log(content.encode(), name)
-    fields = {"metrics": flatten(by_stage), "log": log, "package": package()} | parts
-    return ShownRun(name, {**PARAMS, **(changes or {})}, **fields)
 
 
 @pytest.fixture(scope="module")
 def runs() -> list[ShownRun]:
-    wide = made("wide", {"quantize.mlp_clip": 11.5, "verify.enforce": False}, (1.7603, 1.79, 1.81))
-    return [made("base"), wide]
+    return compared_runs()
 
 
 @pytest.fixture(scope="module")
