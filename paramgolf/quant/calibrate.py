@@ -30,7 +30,7 @@ from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.generate import generate
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
-from paramgolf.quant.trained import Trained, load_trained
+from paramgolf.quant.trained import TEXT, Trained, load_trained
 from paramgolf.runtime import Runtime, synchronize
 
 OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
@@ -57,7 +57,8 @@ def collect(
 ) -> tuple[dict[str, Tensor], int]:
     """Return the Hessians, float32 by family, and the number of tokens that they saw.
 
-    Where sensitivities are asked for they are among them (see `measure`).
+    Where sensitivities are asked for they are among them (see `measure`), and in the main process
+    the first text, int64 [T], on which quantize tries what it made.
     """
     if tokens.vocab_size != trained.vocab_size:
         raise ParamGolfError(
@@ -91,6 +92,8 @@ def collect(
         pairs = _with_draws(texts_NT, measured, seed)
         shown_pairs = track(pairs, "sensitivity", total=len(measured), show=runtime.is_main)
         hessians |= measure(network, shown_pairs, hessians, runtime)
+    if runtime.is_main:  # sequences are dealt like cards: it has the first one
+        hessians[TEXT] = texts_NT[0]
     return hessians, sequences * length
 
 

@@ -23,6 +23,7 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.gptq import factorize
 from paramgolf.quant.grids import nearest, shorten
+from paramgolf.quant.health import add_health
 from paramgolf.quant.lqer import add_corrections
 from paramgolf.quant.report import matrix_reports, stored_bits, summary
 from paramgolf.quant.rows import factorize_rows, left_costs
@@ -31,6 +32,7 @@ from paramgolf.quant.sharing import FamilySolver
 from paramgolf.quant.solved import Family, Solved
 from paramgolf.quant.trained import (
     SENSITIVITY,
+    TEXT,
     Trained,
     families,
     load_tensors,
@@ -64,13 +66,14 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
         (tensors, reports), search = found
     solve.end()
     seconds = time.perf_counter() - start
+    divergence = add_health(trained, tensors, reports, _text(hessians), runtime)
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
     bits = stored_bits(tensors, reports)
     write_json(OUT_PATH / "config.json", {**trained.config, "quantize": {"bits": bits}})
     totals = summary(reports)
     report = {"schema": SCHEMA, "tensors": reports, "fit": search, **totals}
     write_json(OUT_PATH / "report.json", report)
-    write_json(METRICS_PATH, {"seconds": seconds, **totals})
+    write_json(METRICS_PATH, {"seconds": seconds, "divergence": divergence, **totals})
 
 
 def quantize_model(
@@ -173,6 +176,16 @@ def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Te
             fix="make them again: `dvc repro -f -s calibrate`",
         )
     return hessians[family]
+
+
+def _text(hessians: dict[str, Tensor]) -> Tensor:
+    if TEXT not in hessians:
+        raise ParamGolfError(
+            "the Hessians hold no text to try the quantized network on",
+            where=HESSIANS_PATH,
+            fix="make them again: `dvc repro -f -s calibrate`",
+        )
+    return hessians[TEXT]
 
 
 def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:

@@ -31,6 +31,7 @@ FAMILIES = {
     "embedding": ("embedding",),
 }
 CONNECTED = {"mudd": ("mudd_inner",)}  # where tokens choose connections
+TEXT = "text"  # among the Hessians of calibrate: a sequence that they saw
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 

@@ -21,7 +21,7 @@ from paramgolf.model.plan import repeated_layers
 from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather
-from paramgolf.quant.trained import Trained
+from paramgolf.quant.trained import TEXT, Trained
 from paramgolf.runtime import Runtime
 from paramgolf.schema import parse
 
@@ -221,7 +221,7 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
     path = folder / "artifacts/calibrate/hessians.safetensors"
     shapes = {n: tuple(t.shape) for n, t in safetensors.torch.load_file(path).items()}
     expected = {"qkv": (4, 32, 32), "o": (4, 32, 32), "up": (4, 32, 32), "down": (4, 64, 64)}
-    assert shapes == {**expected, "embedding": (1, 32, 32)}
+    assert shapes == {**expected, "embedding": (1, 32, 32), TEXT: (LENGTH,)}
     before = path.read_bytes()
     calibrate(make_config(), ALONE)
     assert path.read_bytes() == before
@@ -272,6 +272,8 @@ def test_two_processes_find_what_one_does(tiny_model, tokens_folder, changes):
     measured = [name for name in one if name.endswith(".sensitivity")]
     assert bool(measured) == (changes["sensitivity_sequences"] > 0)
     assert first.keys() == one.keys()
+    assert torch.equal(first.pop(TEXT), one.pop(TEXT))
+    assert second.keys() == one.keys()
     for name, expected in one.items():
         assert torch.equal(first[name], second[name])
         rounding = 1e-5 * float(expected.abs().max())
