@@ -184,9 +184,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
 
-def start(hub: Hub) -> tuple[http.server.ThreadingHTTPServer, str]:
+def start(hub: Hub, kind: type[Handler] = Handler) -> tuple[http.server.ThreadingHTTPServer, str]:
     """Serve `hub` on a free port; return the server and its address."""
-    handler = type("BoundHandler", (Handler,), {"hub": hub})
+    handler = type("BoundHandler", (kind,), {"hub": hub})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     poll_seconds = 0.01  # within which it ends
     threading.Thread(target=server.serve_forever, args=(poll_seconds,), daemon=True).start()
