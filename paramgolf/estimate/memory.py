@@ -101,8 +101,6 @@ def _fused_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int
     if model.mudd_channels:  # the last block's lanes before the sums, and the values' sum
         widths += model.mudd_states - 1
         values += 4 * model.mudd_channels  # both hidden layers, before and after
-    if model.embedding_dim:  # both sides of the projection
-        values += 2 * model.embedding_dim
     return compute_bytes * (values + widths * model.width)
 
 

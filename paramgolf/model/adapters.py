@@ -27,13 +27,8 @@ def adapter_shapes(
     The o and mlp adapters map the sublayer's normalized input to its output, past the sublayer.
     """
     width, kv_width = config.width, config.kv_heads * config.head_dim
-    out = {"q": width, "k": kv_width, "v": kv_width, "o": width, "mlp": width}
-    return {
-        name: (1, vocab_size, config.embedding_width)
-        if name == HEAD
-        else (len(order), out[name], width)
-        for name in targets
-    }
+    out = {"q": width, "k": kv_width, "v": kv_width, "o": width, "mlp": width, HEAD: vocab_size}
+    return {name: (1 if name == HEAD else len(order), out[name], width) for name in targets}
 
 
 class AdapterSet:

@@ -30,7 +30,6 @@ class ModelConfig:
     width: Annotated[int, Range(1, 2**16)]
     heads: Positive
     kv_heads: Positive
-    embedding_dim: Positive | None
     mlp_hidden: Annotated[int, Range(1, 2**20)]
     mlp_slope: Annotated[float, Range(0, 1)]
     rope_dims: Natural
@@ -76,11 +75,6 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
-
-    @property
-    def embedding_width(self) -> int:
-        """Channels of an embedding, which a projection makes wide where they are fewer."""
-        return self.embedding_dim or self.width
 
     @property
     def orders(self) -> tuple[Order, ...]:

@@ -53,8 +53,6 @@ def embed(
     `smear` is `smear_and_norm` or a compiled form of it; without smearing only the norm is left.
     """
     e = F.embedding(tokens_BT, tensors["embedding"])
-    if config.embedding_dim:
-        e = F.linear(e, tensors["embedding_proj"])
     if config.bigram_buckets:
         table = tensors["bigram_table"]
         # a narrow table, made wide by a product: most of a bucket's bytes are saved

@@ -17,10 +17,7 @@ def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: in
     attention = 2 * config.width * config.width + 2 * kv_width * config.width
     mlp = 2 * config.width * config.mlp_hidden
     attended = [layer for layer in order if config.first_attention or layer > 0]
-    products = len(attended) * attention + len(order) * mlp
-    products += vocab_size * config.embedding_width
-    if config.embedding_dim:  # once to make an embedding wide, once to make the head's input narrow
-        products += 2 * config.width * config.embedding_dim
+    products = len(attended) * attention + len(order) * mlp + vocab_size * config.width
     if config.mudd_channels:  # two small networks, one product more with v's matrix, and the sums
         states = config.mudd_states
         products += 2 * config.mudd_channels * config.width + states**2 * config.mudd_channels

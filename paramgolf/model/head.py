@@ -47,18 +47,17 @@ class Allowed(NamedTuple):
 class Head(NamedTuple):
     """The weights of the head, in the compute dtype, and its caps."""
 
-    embedding: Tensor  # [V, e], e the width of an embedding
+    embedding: Tensor  # [V, d]
     softcap: float
     sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (pg#1923)
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
     dense: Dense | None = None  # what each token adds to the joined lanes
     allowed: Allowed | None = None
-    projection: Tensor | None = None  # [d, e], where embeddings are narrower than the network
 
 
 def head_input(lanes: Lanes, head: Head) -> Tensor:
-    """Return the last layer's lanes [B, T, d] joined to one, normalized, as wide as embeddings."""
+    """Return the last layer's lanes [B, T, d] joined to one, normalized."""
     x = lanes[0]
     if len(lanes) == 2:
         # m a + (1 - m) b, or as published; the norm undoes the half
@@ -67,8 +66,7 @@ def head_input(lanes: Lanes, head: Head) -> Tensor:
     if head.dense is not None:
         (y,) = additions(lanes[0], lanes, head.dense)
         x = x + y.to(x.dtype)
-    # the transpose of what makes embeddings wide: tied, as they are (ALBERT, arXiv 1909.11942)
-    return norm(x) if head.projection is None else norm(x) @ head.projection
+    return norm(x)
 
 
 def lanes_nll(
@@ -79,7 +77,7 @@ def lanes_nll(
 
 
 def head_logits(hidden: Tensor, head: Head) -> Tensor:
-    """Return cap * tanh(z / cap) of z = hidden [B, T, e] embedding^T, float32 [B, T, V]."""
+    """Return cap * tanh(z / cap) of z = hidden [B, T, d] embedding^T, float32 [B, T, V]."""
     # the cap, and the exponentials of the loss, are float32: bfloat16 has 8 bits for logits near 30
     z = F.linear(hidden, head.embedding).float()
     if head.adapter is not None:

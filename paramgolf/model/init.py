@@ -10,7 +10,7 @@ from torch import Tensor
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 
-ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj", "mudd_inner", "embedding_proj")
+ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj", "mudd_inner")
 ZERO = (
     "o",
     "down",

@@ -200,14 +200,7 @@ class Network(nn.Module):
         if self._mask is not None:
             allowed = Allowed(self._mask.words, at(self._mask.states(tokens_BT), part))
         head = Head(
-            tensors["embedding"],
-            self.config.softcap,
-            sides,
-            adapter,
-            share,
-            dense,
-            allowed,
-            tensors.get("embedding_proj"),
+            tensors["embedding"], self.config.softcap, sides, adapter, share, dense, allowed
         )
         if options.tap is not None:
             if dense is not None:

@@ -9,7 +9,7 @@ from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
-PROJECTIONS = ("value_proj", "bigram_proj", "embedding_proj")  # outside the blocks: [out, in]
+PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
 FROZEN = ("softcaps", "repeat_step")  # no optimizer moves them
 CONNECTIONS = ("mudd_inner", "mudd_outer", "mudd_bias")  # see paramgolf.model.mudd
 TABLES = ("embedding", "bigram_table", "value_table")  # one row per token or bucket
@@ -20,7 +20,7 @@ def shapes(config: ModelConfig, vocab_size: int) -> dict[str, Shape]:
     kv_width = config.kv_heads * config.head_dim
     rows = config.layers + (repeat_count(config) if config.untied_repeats else 0)
     matrices = {
-        "embedding": (vocab_size, config.embedding_width),
+        "embedding": (vocab_size, config.width),
         "q": (config.layers, config.width, config.width),
         "k": (config.layers, kv_width, config.width),
         "v": (config.layers, kv_width, config.width),
@@ -86,8 +86,6 @@ def _lane_vectors(config: ModelConfig) -> dict[str, Shape]:
 
 def _embedding_extras(config: ModelConfig, vocab_size: int, kv_width: int) -> dict[str, Shape]:
     extras: dict[str, Shape] = {}
-    if config.embedding_dim:
-        extras["embedding_proj"] = (config.width, config.embedding_dim)
     if config.asymmetric_softcap:
         extras["softcaps"] = (2,)
     if config.smear == "channel":

@@ -40,7 +40,6 @@ EXTRAS = {
         "head_gate": "sparse",
         "mudd_channels": 8,
         "xsa_form": "learned",
-        "embedding_dim": 24,
         "layers": 5,
         "recurrence": (RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4)),),
     },
@@ -301,19 +300,6 @@ def test_connections_of_tokens_are_their_formula(tiny_model, parallel):
     )
     for ours, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-3)
-
-
-def test_narrow_embeddings_are_a_product_on_both_sides(tiny_model):
-    config = tiny_model(parallel="lanes", embedding_dim=12)
-    narrow = randomised(Network(config, VOCAB, seed=0))
-    state = narrow.state_dict()
-    state["embedding"] = state["embedding"] @ state.pop("embedding_proj").T
-    wide = Network(dataclasses.replace(config, embedding_dim=None), VOCAB)
-    wide.load_state_dict(state)
-    tokens = torch.randint(0, VOCAB, (2, 12), generator=torch.Generator().manual_seed(1))
-    options = Pass(config.orders[-1])
-    expected = wide.logits(tokens, options)
-    torch.testing.assert_close(narrow.logits(tokens, options), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_connections_add_nothing_at_first(tiny_model):
