@@ -189,18 +189,27 @@ def require_fixed_order(attend: Attend, device: torch.device) -> None:
 
 
 def pytorch_attention() -> Attend:
-    """Return causal attention [B, T, H, D] by PyTorch's kernels for a GPU; documents in bfloat16.
+    """Return causal attention [B, T, H, D] by PyTorch's FlashAttention-2, for a GPU, in bfloat16.
 
-    Rows go to the kernel that PyTorch prefers. Documents go to FlashAttention-2, which needs no
-    mask: with one, cuDNN's gradients are NaN for some lengths (pytorch/pytorch#196678).
+    Rows, too, are segments of one sequence: of scaled_dot_product_attention, compiled by torch 2.11
+    for an H100, the gradients came out with positions and heads changed about. And documents need
+    no mask so; with one, cuDNN's gradients are NaN for some lengths (pytorch/pytorch#196678).
     """
-    return _by_bounds(attend_sdpa, **_varlen())
+
+    def rows(q: Tensor, k: Tensor, v: Tensor, segments: Segments | None) -> Tensor:
+        B, T = q.shape[:2]
+        bounds = torch.arange(0, B * T + 1, T, dtype=torch.int32, device=q.device)
+        return attend(q, k, v, (segments or Segments(None, T))._replace(bounds=bounds))
+
+    attend = _by_bounds(rows, **_varlen())
+    return attend
 
 
 def cudnn_attention() -> Attend:
     """Return `pytorch_attention` with cuDNN's kernel for rows, where it has one for them.
 
-    Not for windows, which PyTorch's function has only as a mask.
+    Not for windows, which PyTorch's function has only as a mask. PyTorch's compiler calls it
+    between two graphs, for the reason that `pytorch_attention` gives.
     """
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -213,7 +222,8 @@ def cudnn_attention() -> Attend:
         with sdpa_kernel(preferred, set_priority=True):
             return attend_sdpa(q, k, v)
 
-    return _by_bounds(rows, **_varlen())
+    attend: Attend = torch.compiler.disable(_by_bounds(rows, **_varlen()))
+    return attend
 
 
 def _varlen() -> dict[str, Any]:
