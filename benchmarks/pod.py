@@ -7,7 +7,7 @@ lost of a training that is killed together with all its processes, by an S3 serv
 training is the sample's, on --tokens of its vocabulary.
 rehearse: `paramgolf rehearse` of pr1493 with nothing compiled, and the start of training after it;
 attention: each attention that is there, forward and backward, on rows and on documents. Both need a
-GPU; rehearse reads --tokens, a folder of shards of the recipe's vocabulary, as data/tokens.
+GPU, and no package that only other parts need; rehearse reads --tokens, a folder of shards of the recipe's vocabulary, as data/tokens.
 """
 
 from __future__ import annotations
@@ -26,17 +26,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fsspec
 import numpy as np
-import psutil
 import torch
-from retokenize import resident
 from tables import Row, write_results
 
 from paramgolf.checkpoint import Checkpoint
 from paramgolf.data.shards import header
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.experiments.lab.stages import ROOT, write_params
 from paramgolf.experiments.rehearsal import FOLDER, Rehearsed, rehearse, shortened
 from paramgolf.mirror import run_name
@@ -70,6 +66,8 @@ def doctor(_: argparse.Namespace) -> list[Row]:
 
 def watch(_: argparse.Namespace) -> list[Row]:
     """Count the processor's seconds of `paramgolf watch` and its children once it has started."""
+    import psutil
+
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "artifacts/train/log.jsonl"
         log.parent.mkdir(parents=True)
@@ -131,6 +129,8 @@ def download(options: argparse.Namespace) -> list[Row]:
 
 def write_repository(folder: Path, shards: int) -> None:
     """Write sparse shards of 100 M tokens, one for validation, and a tokenizer."""
+    from paramgolf.data.tokenizer_training import train_tokenizer
+
     names = [f"train_{index:06d}" for index in range(shards)]
     for index, name in enumerate([*names, "val_000000"]):
         path = folder / f"datasets/datasets/fineweb10B_sp8192/fineweb_{name}.bin"
@@ -154,6 +154,9 @@ class Measured(NamedTuple):
 
 def measured(script: str, folder: Path, environment: Mapping[str, str]) -> Measured:
     """Run a stage in a folder; a failure ends the benchmark."""
+    import psutil
+    from retokenize import resident
+
     command, given = [sys.executable, str(ROOT / script)], {**os.environ, **environment}
     start, memory, processor = time.perf_counter(), 0, 0.0
     with subprocess.Popen(command, cwd=folder, env=given, stderr=subprocess.DEVNULL) as child:
@@ -170,6 +173,7 @@ def measured(script: str, folder: Path, environment: Mapping[str, str]) -> Measu
 
 def mirror(options: argparse.Namespace) -> list[Row]:
     """Kill a training with all its processes, three times later each time; read the mirror."""
+    import fsspec
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -206,6 +210,8 @@ def mirror(options: argparse.Namespace) -> list[Row]:
 
 def kill_later(folder: Path, seconds: float) -> None:
     """Train, and so long after the first step kill the stage and what it started."""
+    import psutil
+
     environment = {**os.environ, "DVC_ROOT": str(folder), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, str(ROOT / "stages/train.py")]
     with subprocess.Popen(command, cwd=folder, env=environment) as child:
