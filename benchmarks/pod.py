@@ -7,7 +7,8 @@ lost of a training that is killed together with all its processes, by an S3 serv
 training is the sample's, on --tokens of its vocabulary.
 rehearse: `paramgolf rehearse` of pr1493 with nothing compiled, and the start of training after it;
 attention: each attention that is there, forward and backward, on rows and on documents. Both need a
-GPU, and no package that only other parts need; rehearse reads --tokens, a folder of shards of the recipe's vocabulary, as data/tokens.
+GPU, and no package that other parts need alone; rehearse reads --tokens, a folder of shards of the
+recipe's vocabulary, as data/tokens.
 """
 
 from __future__ import annotations
