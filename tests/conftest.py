@@ -11,7 +11,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two cores
 
-import fsspec
 import numpy as np
 import pytest
 import torch
@@ -97,6 +96,7 @@ def free_port() -> int:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket of moto's S3 server on 127.0.0.1."""
+    fsspec = pytest.importorskip("fsspec")
     server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     server.start()
     address = "http://{}:{}".format(*server.get_host_and_port())
