@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from unittest import mock
 
 import torch.multiprocessing
 
+from paramgolf.runtime import Runtime, processes
+from paramgolf.runtime_config import ProcessConfig
+
+CPU = ProcessConfig(
+    device="cpu",
+    processes=1,
+    attention="auto",
+    kernels="auto",
+    compile="off",
+    deterministic=False,
+)
 PRELOADED = ("paramgolf.quant.calibrate", "paramgolf.scoring.evaluation", "paramgolf.training.run")
 
 
@@ -30,3 +42,13 @@ def run_ranks(work: Callable[..., None], *arguments: object, world: int = 2) -> 
     """Run work(rank, *arguments) in `world` processes; raise what one of them raised."""
     server()
     torch.multiprocessing.start_processes(work, arguments, world, start_method="forkserver")
+
+
+@contextlib.contextmanager
+def joined(rank: int, port: int, world: int = 2) -> Iterator[Runtime]:
+    """Join the others in this process as torchrun would have it, for the length of the block."""
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
+    with processes(CPU) as runtime:
+        yield runtime

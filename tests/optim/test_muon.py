@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from process_case import run_ranks
+from process_case import joined, run_ranks
 from torch import nn
 
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalize
-from paramgolf.runtime import Runtime, processes
-from paramgolf.runtime_config import ProcessConfig
+from paramgolf.runtime import Runtime
 
 CPU = Runtime(0, 1, torch.device("cpu"))
 SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
@@ -163,19 +161,8 @@ def test_singular_values_move_near_one(name):
     assert values.max() < 1.4
 
 
-def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
-    machine = ProcessConfig(
-        device="cpu",
-        processes=2,
-        attention="auto",
-        kernels="auto",
-        compile="off",
-        deterministic=False,
-    )
-    with processes(machine) as runtime:
+def _run_rank(rank: int, port: int, out: Path) -> None:
+    with joined(rank, port) as runtime:
         parameters = make()
         muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalize_rows=True)
         for _ in range(3):
@@ -184,7 +171,7 @@ def _run_rank(rank: int, world: int, port: int, out: Path) -> None:
 
 
 def test_two_processes_equal_one(tmp_path, free_port):
-    run_ranks(_run_rank, 2, free_port, tmp_path)
+    run_ranks(_run_rank, free_port, tmp_path)
     parameters = make()
     muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalize_rows=True)
     for _ in range(3):

@@ -7,10 +7,10 @@ import time
 from pathlib import Path
 
 import torch
+from process_case import CPU
 from scoring_case import MIXTURE, SLIDING, make_config, make_lora_config
 
 from paramgolf.runtime import processes
-from paramgolf.runtime_config import ProcessConfig
 from paramgolf.scoring import lora_documents, sliding, stage
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
@@ -54,16 +54,8 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     stage.SECONDS, stage.SHARE, sliding.LEAST_PASSES = 0.0, 1e9, 2
     lora_documents.MEETING = 1
     config, score = CASES[case]
-    machine = ProcessConfig(
-        device="cpu",
-        processes=1,
-        attention="auto",
-        kernels="auto",
-        compile="off",
-        deterministic=False,
-    )
     paths = Path("model.bin"), Path()
-    with processes(machine) as runtime:
+    with processes(CPU) as runtime:
         session = Slow("eval", config, runtime, *paths)
         session.pause = pause
         session.finish(score(*paths, config, runtime, session))

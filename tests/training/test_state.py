@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from pathlib import Path
 
 import pytest
 import torch
-from process_case import run_ranks
+from process_case import joined, run_ranks
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Runtime, processes
-from paramgolf.runtime_config import ProcessConfig
+from paramgolf.runtime import Runtime
 from paramgolf.training.config import MomentumAverage, TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
@@ -137,18 +135,7 @@ def test_gradients_stay_in_one_block(sample, tiny_model):
 
 
 def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
-    machine = ProcessConfig(
-        device="cpu",
-        processes=2,
-        attention="auto",
-        kernels="auto",
-        compile="off",
-        deterministic=False,
-    )
-    with processes(machine) as runtime:
+    with joined(rank, port) as runtime:
         torch.save(trained(model, config, runtime), out / f"{rank}.pt")
 
 
