@@ -5,20 +5,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from paramgolf.experiments.paired import Paired
 from paramgolf.experiments.show import reference_name
 from paramgolf.report.byte_map import ASPECT, Tile, color_of
 from paramgolf.report.drawing import WIDTH, Picture, colors, line_style, picture, tip
 from paramgolf.report.inputs import TrainingLog
 from paramgolf.report.scores import SCORES, Score
 from paramgolf.report.views import ErrorGrid
+
+if TYPE_CHECKING:
+    from paramgolf.experiments.paired import Paired  # imports scipy, which a run's page can spare
 
 Points = Sequence[tuple[float, float]]
 CURVE_POINTS = 400  # more could not be seen
