@@ -55,6 +55,8 @@ def main(params: dict[str, Any]) -> None:
                 found=f"no module {error.name}",
                 fix="pack it with a recipe that needs it",
             ) from None
+        except OSError as error:  # a full disk, missing rights: program.py does more, and is large
+            raise ParamGolfError(str(error)) from None
 
 
 def _run(options: argparse.Namespace, params: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -84,11 +85,12 @@ def artifact(tmp_path, tiny_model, packed_params):
     return folder
 
 
-def run(*arguments, cwd, environment=None):
+def run(*arguments, cwd, environment=None, **options):
     # -I: no PYTHONPATH, no user site, not the script's folder
     command = [sys.executable, "-I", *map(str, arguments)]
     environment = environment or {"PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    options |= {"capture_output": True, "text": True}
+    return subprocess.run(command, cwd=cwd, env=environment, **options)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +170,18 @@ def test_errors_are_one_message(artifact):
     found = run("train_gpt.py", "eval", "--device", "cpu", cwd=artifact)
     assert found.returncode == 2
     assert "not a model.bin: too short" in found.stderr
+
+
+def test_a_disk_that_is_full_is_one_message(artifact, tokens_folder):
+    def refuse_writing():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    words = ["--device=cpu", "--max-tokens=100", "--stride=16", "--json=out.json"]
+    words += ["--data", tokens_folder]
+    found = run("train_gpt.py", "eval", *words, cwd=artifact, preexec_fn=refuse_writing)
+    assert found.returncode == 2
+    assert found.stderr.endswith("paramgolf: [Errno 27] File too large\n")
+    assert "Traceback" not in found.stderr
 
 
 def test_the_decoder_of_rans_comes_along_where_it_is_needed(
