@@ -10,6 +10,7 @@ from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained, 
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.model import block
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.quantize import prepare, quantize_model
@@ -62,6 +63,40 @@ def test_shapes_and_signs(trained):
         assert (costs >= 0).all()
 
 
+def test_rows_correlate_as_the_gradients_of_their_outputs_do(trained, monkeypatch):
+    """Against gradients of numbers that are added to each product's outputs."""
+    text, draws = next(pairs(1))
+    network = Network(trained.model, VOCAB)
+    network.load_state_dict(trained.state)
+    found = measure(network, [(text, draws)], make_hessians(trained), ALONE)
+    options = Pass(order=network.config.orders[-1], tap=lambda *_: None)
+    chances = torch.softmax(network.logits(text, options)[0].double(), -1)
+    targets = (chances.cumsum(-1) < draws).sum(-1).unsqueeze(0)
+    added, multiply = [], block.linear
+
+    def linear(x, weight, name, tap):
+        y = multiply(x, weight, name, tap)
+        added.append((name, torch.zeros_like(y, requires_grad=True)))
+        return y + added[-1][1]
+
+    monkeypatch.setattr(block, "linear", linear)
+    loss = network.nll(text, targets, options).sum()
+    gradients = torch.autograd.grad(loss, [number for _, number in added])
+    scale = trained.state["attn_scale"]
+    for name, factor in (("up", torch.ones(4, 1)), ("o", scale)):
+        products = 0.0
+        own = [d[0] for (kind, _), d in zip(added, gradients, strict=True) if kind == name]
+        for layer, d in zip(trained.model.orders[-1], own, strict=True):
+            if layer == 1:
+                products = products + (d * factor[1]).T @ (d * factor[1])
+        roots = products.diagonal().sqrt()
+        costs = found[name + SENSITIVITY][1]
+        each = costs.diagonal().sqrt()
+        correlations = costs / each.unsqueeze(0) / each.unsqueeze(1)
+        expected = products / roots.unsqueeze(0) / roots.unsqueeze(1)
+        torch.testing.assert_close(correlations, expected, rtol=1e-3, atol=1e-3)
+
+
 def test_ranks_share_the_texts(trained):
     """Sums over texts, so that two halves make the whole."""
     hessians = make_hessians(trained)
@@ -69,9 +104,11 @@ def test_ranks_share_the_texts(trained):
     rows = list(pairs(4))
     halves = [measure(network, rows[i : i + 2], hessians, ALONE) for i in (0, 2)]
     for name in NAMES:
-        mean = (halves[0][name + SENSITIVITY] + halves[1][name + SENSITIVITY]) / 2
         if name != "embedding":
-            torch.testing.assert_close(mean, whole[name + SENSITIVITY], rtol=1e-4, atol=1e-12)
+            one, two, both = (
+                found[name + SENSITIVITY].diagonal(dim1=1, dim2=2) for found in (*halves, whole)
+            )
+            torch.testing.assert_close((one + two) / 2, both, rtol=1e-4, atol=1e-12)
 
 
 def test_the_cost_of_small_errors_is_foreseen(trained):
