@@ -359,6 +359,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks/results"
 PASS_TOKENS = 98_304  # of everything that was measured
 SPEEDS = {row["figure"]: row["value"] for row in read_json(RESULTS / "train_speed.json")["rows"]}
 RUNS = read_json(RESULTS / "recipes.json")["runs"]["recipes"]
+SHAPES = {"best, in pr2135's shape": "pr2135", "h100x1, 120 s": "pr1493"}  # that runs had
 
 
 def expected_bytes(recipe: str, **older: int) -> int:
@@ -387,7 +388,7 @@ def test_memory_is_that_of_each_recipe_that_was_trained(name):
     if name in ("pr1392, before its correction", "pr1499, before its correction"):
         pytest.skip("a network of two lanes (pr1392), with another XSA (pr1499)")
     older = {} if "commit" in run else {"none": 2, "single": 1, "merge": 1, "lanes": 1}
-    recipe = "pr2135" if name == "best, in pr2135's shape" else name.partition(",")[0]
+    recipe = SHAPES.get(name, name.partition(",")[0])
     measured = run["figures"]["peak_memory_bytes"]
     assert expected_bytes(recipe, **older) == pytest.approx(measured, rel=0.1)
 
