@@ -38,8 +38,9 @@ $(GPU_PACKAGES): requirements-gpu.lock | $(BIN)/python
 repro: setup
 	dvc repro
 
+# on two cores: a process more than that, since tests of dvc's queue mostly wait
 test: setup
-	pytest -n 3 --dist worksteal  # one more than cores: dvc's queue is often waited for
+	pytest -n 3 --dist worksteal
 
 test-gpu:
 	python3 -m pytest -m gpu
