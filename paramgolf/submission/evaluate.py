@@ -41,11 +41,11 @@ def command(params: Mapping[str, Any], stage: str, script: PackedScript) -> list
 
 
 def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Return --key=value for each value that is not the default; json is YAML too."""
+    """Return --key=value for each option whose value is not the default; json is YAML too."""
     return [
-        f"--{key.replace('_', '-')}={json.dumps(value)}"
-        for key, value in values.items()
-        if value != defaults[key]
+        f"--{key.replace('_', '-')}={json.dumps(values[key])}"
+        for key, default in defaults.items()
+        if values[key] != default
     ]
 
 
