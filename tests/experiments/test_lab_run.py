@@ -286,6 +286,13 @@ def test_a_forecast_prices_what_is_left(tokens, tmp_path):
     assert then.power.freedom == 2
 
 
+def test_a_forecast_knows_runs_apart_by_tokens_that_are_not_made_yet(tmp_path):
+    text = {"files": ["a.jsonl"], "validation_files": ["b.jsonl"]}
+    variants = [{"name": "few"}, {"name": "more", "changes": ["tokenizer.vocab_size=400"]}]
+    plan = plan_of(tmp_path, text=text, variants=variants)
+    assert session_of(plan, tmp_path, FakeProcesses()).forecast().cost.trainings == 4
+
+
 def test_a_run_that_reads_its_text_too_often_is_warned_of(tokens, tmp_path):
     plan = plan_of(tokens, tokens=100_000)
     (warning, _) = session_of(plan, tmp_path, FakeProcesses()).forecast().warnings

@@ -8,6 +8,7 @@ takes whichever slot is free first.
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import threading
 import time
@@ -40,7 +41,6 @@ from paramgolf.mirror import Mirror, file_name
 from paramgolf.progress import say
 from paramgolf.shell import output_of
 
-UNMADE = Made(Path(), "", 0)
 LARGE = "calibrate"  # Hessians, which nobody needs once they are used
 
 
@@ -59,13 +59,18 @@ def runs_of(
     for name, seed, replicate in ordered(names, plan.seeds):
         content = dict(contents[name])
         content["train"] = {**content["train"], "seed": seed}
-        made = tokens[name] or UNMADE
+        made = tokens[name] or unmade(content)
         beginning = [made.key, plan.gpus, replicate]
         wanted = plan.stages(plan.variant(name))
         keys = keys_of(content, stages, wanted, beginning)
         alike = keys_of(content, stages, wanted, beginning, code=False)
         runs.append(Run(name, seed, replicate, keys, alike, content, made.folder))
     return runs
+
+
+def unmade(content: Mapping[str, Any]) -> Made:
+    """Return a stand-in for tokens that are still to be made, of a key that no tokens have."""
+    return Made(Path(), json.dumps([content["data"], content["tokenizer"]], sort_keys=True), 0)
 
 
 def slots_of(gpus: Sequence[str], each: int) -> list[str]:
