@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 STAGES = [*yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]]
 MODEL_STAGES = STAGES[STAGES.index("train") : STAGES.index("report")]
 SHRUNK = {
-    "data": {"validation_documents": 4, "max_documents": 60},
+    "data": {"validation_documents": 2, "max_documents": 60},
     "tokenizer": {"vocab_size": 512, "training_bytes": 500_000},
     "model": {
         "layers": 3,
