@@ -82,9 +82,9 @@ class TokenMask:
     @property
     def words(self) -> np.ndarray:
         """The table in bits, int32 [V + 1, ceil(V / 32)]: of token v bit v % 32 of word v // 32."""
-        padded = np.pad(self.allowed, ((0, 0), (0, -self.allowed.shape[1] % 32)))
-        packed = np.packbits(padded, axis=1, bitorder="little")
-        return np.ascontiguousarray(packed).view("<i4").astype(np.int32)
+        packed = np.packbits(self.allowed, axis=1, bitorder="little")
+        padded = np.pad(packed, ((0, 0), (0, -packed.shape[1] % 4)))
+        return padded.view("<i4").astype(np.int32)
 
 
 def has_mask(tokens: TokenSet) -> bool:
@@ -122,11 +122,12 @@ def build_mask(path: str | Path, transform: Transform, *, fused: bool) -> TokenM
         pairs.fuse()
     pairs.finish()
     # in the shards BOS has changed places with token 1
-    exchange = np.arange(len(pairs.allowed))
-    exchange[[BOS, model.bos_id()]] = model.bos_id(), BOS
+    allowed, ids = pairs.allowed, [BOS, model.bos_id()]
+    allowed[ids] = allowed[ids[::-1]]
+    allowed[:, ids] = allowed[:, ids[::-1]]
     marks = (*pairs.marks, *(ALIASES if fused else ()))
     escape = pairs.marks[3] if caseops else -1
-    return TokenMask(pairs.allowed[exchange][:, exchange[:-1]], escape, marks)
+    return TokenMask(allowed, escape, marks)
 
 
 class _Pairs:
@@ -165,6 +166,8 @@ class _Pairs:
         for piece, score in self._scores.items():
             for cut in range(1, len(piece)):
                 left, right = sides[0].of(piece[:cut]), sides[1].of(piece[cut:])
+                if not (left.size and right.size):
+                    continue
                 # of equal scores the leftmost is merged first: the left's, the seam's, the right's
                 left, right = left[:, left[BAR] < score], right[:, right[BAR] <= score]
                 meet = left[BORN][:, None] >= right[DIED]
