@@ -74,6 +74,11 @@ STATES = 256
 NEXT = np.array(
     [z >> 1 ^ z % 2 * (0o515 >> 1) ^ h * (0o362 >> 1) for z in range(STATES) for h in (0, 1)]
 )
+# Most of decoding is calls of numpy for one row each, so what can be is done in place, by numbers
+# that are arrays already: to make an array of a number takes longer than to shift a row by it.
+ONE, WORD_SHIFT, PROB_SHIFT, OFFSET_SHIFT, AVERAGE_SHIFT, HALF_SHIFT, SLOT, FREQUENCY, LOWEST = map(
+    np.array, (1, 16, PROB_BITS, 15, 24, PROB_BITS + 2, 2**PROB_BITS - 1, 2**15 - 1, LOWER_BOUND)
+)
 ROW_STEP = 2  # classes that a step of a row's own deviation is: a quarter of an octave
 
 
@@ -208,15 +213,15 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def scaled_classes() -> np.ndarray:
-    """Return the first table of each class scaled by a column's mean error, flat.
+    """Return the first slot of each class scaled by a column's mean error, int64 [classes, 1024].
 
-    It has 1024 entries for each class from -CLASSES on: for the mean errors 0..1023, in 1 / 256 of
-    the row's deviation. EXPECTED_MAGNITUDE leaves the class as it is.
+    Classes count from -CLASSES; mean errors are 0..1023, in 1 / 256 of the row's deviation.
+    EXPECTED_MAGNITUDE leaves the class as it is.
     """
     errors = np.maximum(np.arange(1024), 1)
     change = np.rint(CLASSES_PER_OCTAVE * np.log2(errors / EXPECTED_MAGNITUDE)).astype(np.int64)
     classes = np.arange(-CLASSES, 2 * CLASSES)[:, None] + change
-    scaled: np.ndarray = (classes.clip(0, CLASSES - 1) * MEANS).ravel()
+    scaled: np.ndarray = classes.clip(0, CLASSES - 1) * MEANS << PROB_BITS
     return scaled
 
 
@@ -230,7 +235,7 @@ def inverses() -> np.ndarray:
 
 def next_states(states: np.ndarray, halves: np.ndarray) -> np.ndarray:
     """Return a trellis's states after integers 2 x halves + (states & 1)."""
-    following: np.ndarray = NEXT[states << 1 | halves & 1]
+    following: np.ndarray = NEXT.take(states << ONE | halves & ONE)
     return following
 
 
@@ -308,20 +313,26 @@ class _Reader:
         self.states = words[:columns].astype(np.int64) << 16 | words[columns : 2 * columns]
         self.slots = tables()[1]
 
-    def read(self, table: np.ndarray) -> np.ndarray:
-        """Return a symbol of each column, int64, by the columns' tables."""
-        slots = self.slots.take(table << PROB_BITS | self.states & 2**PROB_BITS - 1)
-        frequency, offset = slots & 2**15 - 1, slots >> 15 & 2**14 - 1
-        states = frequency * (self.states >> PROB_BITS) + offset
-        (low,) = (states < LOWER_BOUND).nonzero()
-        if self.read_words + len(low) > len(self.words):
+    def read(self, first: np.ndarray) -> np.ndarray:
+        """Return a symbol of each column, int64, given the first slots of the columns' tables."""
+        states = self.states
+        slots: np.ndarray = self.slots.take(first + (states & SLOT), mode="clip")
+        states >>= PROB_SHIFT
+        states *= slots & FREQUENCY
+        slots >>= OFFSET_SHIFT
+        states += slots & SLOT
+        (low,) = (states < LOWEST).nonzero()
+        end = self.read_words + len(low)
+        if end > len(self.words):
             raise ParamGolfError("rans data cut short")
         # one word is enough: a state of at least L lost at most log2(M) = 14 of its bits
-        states[low] = states[low] << 16 | self.words[self.read_words : self.read_words + len(low)]
-        self.read_words += len(low)
-        self.states = states
-        symbols: np.ndarray = slots >> 29
-        return symbols
+        filled = states.take(low)
+        filled <<= WORD_SHIFT
+        filled |= self.words[self.read_words : end]
+        states[low] = filled
+        self.read_words = end
+        slots >>= PROB_SHIFT
+        return slots
 
     def finish(self) -> None:
         """Refuse data that does not end here: what was encoded began at L, with no word."""
@@ -332,67 +343,67 @@ class _Reader:
 def _decode_block(
     reader: _Reader, prediction: Prediction, layout: Layout, block: np.ndarray
 ) -> None:
-    """Fill a block, int8 [rows, columns].
+    """Fill a block, int8 [rows, columns], as `rans_writer.Known` says of all its rows at once.
 
     The rows of a panel are predicted from all rows before it by one product, and from the rows
     within it by an outer product each; all terms are whole numbers below 2^53, so that their order
-    does not matter.
+    does not matter. Rows that are not predicted have the mean 0.
     """
-    weights, means = prediction.weights, prediction.constant
+    weights, trellis = prediction.weights, layout.trellis
     if weights is not None:
         exact = np.zeros(block.shape)
-        means = np.repeat(means[:, None], block.shape[1], 1).astype(np.float64)
-    trellis, error = np.zeros((2, block.shape[1]), np.int64)
+        means = np.repeat(prediction.constant[:, None], block.shape[1], 1).astype(np.float64)
+    state, parity = np.zeros((2, block.shape[1]), np.int64)
+    error = state + EXPECTED_MAGNITUDE * layout.scale_prior
+    reciprocals = 2**24 // (layout.scale_prior + np.arange(len(block)))[:, None]
+    classes = prediction.classes + CLASSES - CLASSES_PER_OCTAVE * trellis
     for i, row in enumerate(block):
-        if weights is not None and i % PANEL == 0:
-            means[i : i + PANEL] += weights[i : i + PANEL, :i] @ exact[:i]
-        mean = means[i].astype(np.int64)
-        known = Known(mean, error, prediction.classes[i], i, trellis & 1)
-        table, whole = known.table(layout)
-        integers = whole + reader.read(table)
-        if layout.trellis:
-            halves, parity = integers, trellis & 1
-            integers = 2 * halves + parity
-            trellis = next_states(trellis, halves)
-        row[:] = integers  # of damaged data, whatever it makes
-        error += magnitudes(integers, mean, prediction.inverse[i])
+        average = error * reciprocals[i]
+        average >>= AVERAGE_SHIFT
+        first = scaled_classes()[classes[i]].take(average, mode="clip")
+        whole = -parity
         if weights is not None:
-            exact[i] = row
-            rest = slice(i + 1, i - i % PANEL + PANEL)
-            means[rest] += weights[rest, i, None] * exact[i]
+            if i % PANEL == 0:
+                means[i : i + PANEL] += weights[i : i + PANEL, :i] @ exact[:i]
+            mean = means[i].astype(np.int64)
+            eighths = rounded_eighths(mean, trellis) - (parity << 2)
+            first += (eighths & MEANS - 1) << PROB_BITS
+            whole = eighths >> 3
+        elif trellis:
+            first += parity << HALF_SHIFT
+        integers = reader.read(first)
+        integers += whole
+        if trellis:
+            state = next_states(state, integers)
+            integers += integers
+            integers += parity
+            parity = state & ONE
+        row[:] = integers  # of damaged data, whatever it makes
+        if weights is None:
+            error += errors_of(prediction.inverse.item(i)).take(integers, mode="wrap")
+            continue
+        error += magnitudes(integers, mean, prediction.inverse[i])
+        exact[i] = row
+        rest = slice(i + 1, i - i % PANEL + PANEL)
+        means[rest] += weights[rest, i, None] * exact[i]
 
 
-class Known(NamedTuple):
-    """What is known of integers before they are decoded; arrays that broadcast, int64.
-
-    Attributes:
-        mean: mu, in 2^-12.
-        error: the sum of the column's `magnitudes` so far.
-        classes: those of the row's deviation d.
-        rows: how many rows that sum is of.
-        parity: of the integers, by the trellis.
-    """
-
-    mean: np.ndarray
-    error: np.ndarray
-    classes: np.ndarray
-    rows: np.ndarray | int
-    parity: np.ndarray
-
-    def table(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tables of the symbols, and the whole numbers that those count from, int64."""
-        # the mean of the column's errors, scale_prior expected ones among them; one division a row
-        reciprocal = 2**24 // (layout.scale_prior + self.rows)
-        average = (self.error + EXPECTED_MAGNITUDE * layout.scale_prior) * reciprocal >> 24
-        mean, classes = self.mean, self.classes + CLASSES
-        if layout.trellis:  # of the half, (z - parity) / 2
-            mean, classes = mean - (self.parity << MEAN_BITS) >> 1, classes - CLASSES_PER_OCTAVE
-        table = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
-        eighths = mean + 2 ** (MEAN_BITS - 4) >> MEAN_BITS - 3  # rounded to 1 / MEANS
-        return table | eighths & MEANS - 1, eighths >> 3
+def rounded_eighths(mean: np.ndarray, trellis: int) -> np.ndarray:
+    """Return means, in 2^-12, rounded to 1 / MEANS; by a `trellis`, half of each."""
+    shift = MEAN_BITS - 3 + trellis
+    rounded: np.ndarray = mean + (1 << shift - 1) >> shift
+    return rounded
 
 
-def magnitudes(integers: np.ndarray, mean: np.ndarray, inverse: np.ndarray) -> np.ndarray:
+@functools.cache
+def errors_of(inverse: int) -> np.ndarray:
+    """Return the `magnitudes` of integers -256..255 and mean 0, int64 [512], that of z at z."""
+    return magnitudes((np.arange(512) + 256) % 512 - 256, 0, inverse)
+
+
+def magnitudes(
+    integers: np.ndarray, mean: np.ndarray | int, inverse: np.ndarray | int
+) -> np.ndarray:
     """Return 256 |z - mu| / d of integers z, rounded down, at most 2^20."""
     exact = np.abs((integers << MEAN_BITS) - mean) * inverse >> MEAN_BITS + 8
     bounded: np.ndarray = np.minimum(exact, 2**20)

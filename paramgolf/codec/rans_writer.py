@@ -12,6 +12,7 @@ import functools
 import math
 import signal
 import sys
+from typing import NamedTuple
 
 import brotli
 import numpy as np
@@ -19,19 +20,22 @@ import numpy as np
 from paramgolf.codec.rans import (
     CLASSES,
     CLASSES_PER_OCTAVE,
+    EXPECTED_MAGNITUDE,
     FIRST_CLASS,
     HEADER,
     LOWER_BOUND,
     MARGIN,
+    MEANS,
     PROB_BITS,
     ROW_STEP,
-    Known,
     Layout,
     Moments,
     Prediction,
     magnitudes,
     next_states,
     predictable,
+    rounded_eighths,
+    scaled_classes,
     tables,
 )
 from paramgolf.process import end_with_parent
@@ -219,6 +223,35 @@ class CodingPlan:
         )
         indices = np.flatnonzero(wanted != coded)
         return indices.astype("<u4"), wanted[indices]
+
+
+class Known(NamedTuple):
+    """What is known of integers before they are decoded; arrays that broadcast, int64.
+
+    Attributes:
+        mean: mu, in 2^-12.
+        error: the sum of the column's `magnitudes` so far.
+        classes: those of the row's deviation d.
+        rows: how many rows that sum is of.
+        parity: of the integers, by the trellis.
+    """
+
+    mean: np.ndarray
+    error: np.ndarray
+    classes: np.ndarray
+    rows: np.ndarray | int
+    parity: np.ndarray
+
+    def table(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
+        """Return the tables of the symbols, and the whole numbers that those count from, int64."""
+        # the mean of the column's errors, scale_prior expected ones among them; one division a row
+        reciprocal = 2**24 // (layout.scale_prior + self.rows)
+        average = (self.error + EXPECTED_MAGNITUDE * layout.scale_prior) * reciprocal >> 24
+        classes, eighths = self.classes + CLASSES, rounded_eighths(self.mean, layout.trellis)
+        if layout.trellis:  # of the half, (z - parity) / 2
+            classes, eighths = classes - CLASSES_PER_OCTAVE, eighths - (self.parity << 2)
+        first = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
+        return first >> PROB_BITS | eighths & MEANS - 1, eighths >> 3
 
 
 def _row_steps(blocks: np.ndarray, layout: Layout) -> tuple[np.ndarray, bytes]:
