@@ -25,7 +25,7 @@ from paramgolf.codec.rans import (
     next_states,
     tables,
 )
-from paramgolf.codec.rans_writer import encodable, encode, follows_trellis
+from paramgolf.codec.rans_writer import CodingPlan, encodable, encode, follows_trellis
 from paramgolf.codec.writer import compress
 from paramgolf.errors import ParamGolfError
 
@@ -121,6 +121,22 @@ def test_a_trellis_is_recognized_and_saves_a_bit_an_integer():
     values[1, 70, 5] ^= 1
     assert not follows_trellis(values)
     assert decode(encode(values.tobytes(), values.shape), values.size) == values.tobytes()
+
+
+def test_rows_of_a_trellis_may_be_predicted():
+    values = trellis(4, 40, 64)  # more rows than a panel
+    layout = Layout(
+        *values.shape,
+        shrinkage=50,
+        scale_prior=16,
+        trellis=1,
+        transposed=0,
+        first_class=33,
+        row_bytes=0,
+        outliers=0,
+    )
+    data = CodingPlan(values, layout).encode()
+    assert decode(data, values.size) == values.tobytes()
 
 
 @pytest.mark.parametrize("outlier", [-127, 126, 127])
