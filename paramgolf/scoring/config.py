@@ -29,6 +29,7 @@ class MixtureConfig:
     min_count: Positive
     primer_tokens: Natural
     weight: BelowOne
+    weight_power: NaturalFloat
     min_share: Share
     beta: NaturalFloat
 

@@ -3,7 +3,8 @@
 Both forms are distributions over the whole vocabulary that are fixed before the target is looked
 at, so their probabilities sum to 1:
 
-    ngram  (1 - w) p(v) + w count(v) / total, with w a constant where the context is known, else 0.
+    ngram  (1 - w) p(v) + w count(v) / total, with w a constant for each length of the context that
+           is known, 0 where none is.
            p and the counts each sum to 1, and so does what is between them. In pg#1499 w depends on
            p(target), and the sum over all targets reached 1.106: that is no distribution.
     tilt   p(v) e^(beta [v = h]) / (1 + p(h) (e^beta - 1)) (pg#1437, pg#2135): the hint h is made
@@ -87,13 +88,17 @@ def build_mixture(
     tokens = torch.from_numpy(stream).to(device)
     # of the longest context that is known; shorter ones look at what is left (back-off)
     known = torch.zeros(len(order), dtype=torch.bool, device=device)
-    chance = torch.zeros(len(order), device=device)
+    weight, chance = torch.zeros(2, len(order), device=device)
     hint = torch.full((len(order),), -1, device=device)
+    longest = max(config.contexts)
     for context in sorted(config.contexts, reverse=True):
         counts = past_counts(tokens, context, begins_at=(0, primed))
         past = Past(*(column[primed + 1 :] for column in counts))
         # whether a context is known must not depend on the target, so `total` decides, not `same`
         new = ~known & (past.total >= config.min_count)
+        # more tokens in a row that came before are a surer sign of what follows
+        share = config.weight * (context / longest) ** config.weight_power
+        weight = torch.where(new, share, weight)
         chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
         # of equal counts the token that reached it first is the hint: a choice made by the past
         sure = past.top_count >= config.min_share * past.total
@@ -109,7 +114,7 @@ def build_mixture(
 
     if config.kind == "tilt":
         return Mixture(hint=column(hint, -1), beta=config.beta)
-    return Mixture(weight=column(known * config.weight, 0), chance=column(chance, 0))
+    return Mixture(weight=column(weight, 0), chance=column(chance, 0))
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:

@@ -56,6 +56,7 @@ MIXTURE = {
     "min_count": 1,
     "primer_tokens": 0,
     "weight": 0.3,
+    "weight_power": 2.0,
     "min_share": 0.5,
     "beta": 1.5,
 }

@@ -79,7 +79,9 @@ def score(text, mixture, case):
     return ledger.nats
 
 
-def test_ngrams_by_hand():
+# pg#1499 has one weight for all contexts
+@pytest.mark.parametrize("power", [0, 2])
+def test_ngrams_by_hand(power):
     text, plain = echoing_text(200), slide(echoing_text(200), mix("none"))
     expected = []
     tokens = text.tokens.tolist()
@@ -93,10 +95,12 @@ def test_ngrams_by_hand():
                 if t >= context and tokens[s - context : s] == seen
             )
             if followers.total() >= 2:
-                p = 0.7 * p + 0.3 * followers[token] / followers.total()
+                weight = 0.3 * (context / 3) ** power
+                p = (1 - weight) * p + weight * followers[token] / followers.total()
                 break
         expected.append(-math.log(p))
-    np.testing.assert_allclose(slide(text, mix("ngram", min_count=2)), expected, atol=1e-5)
+    mixture = mix("ngram", min_count=2, weight_power=power)
+    np.testing.assert_allclose(slide(text, mixture), expected, atol=1e-5)
     assert (np.array(expected) != plain).sum() > 20
 
 
