@@ -69,13 +69,11 @@ PUBLISHED, BEST = (
     check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
 )
 RANS = replace(PUBLISHED, fit_codec="rans")
-ROW_BLOCKS = 8
 # 7 bits with twice the clip have the step of 6, and room for finer rows and columns
 ROOM = {"matrix_bits": 7, "attention_clip": 26.0, "mlp_clip": 23.0}
 ALONE = {
     "trellis": {**ROOM, "trellis": True},
     "balance": {**ROOM, "balance": BEST.balance},
-    "balance, rows in blocks": {**ROOM, "balance": BEST.balance, "row_blocks": ROW_BLOCKS},
     "column steps": {**ROOM, "column_steps": True},
     "weight of the rate": {**ROOM, "rate_weight": BEST.rate_weight},
 }
@@ -83,7 +81,7 @@ ALONE = {
 LEFT_OUT_OF_PUBLISHED = {"low rank": {"low_rank_matrices": 0}}
 LEFT_OUT = {
     "trellis": {"trellis": False},
-    "balance": {"balance": 0.0, "row_blocks": 1},
+    "balance": {"balance": 0.0},
     "column steps": {"column_steps": False},
     "weight of the rate": {"rate_weight": 0.0},
 }
@@ -93,13 +91,6 @@ VALUES = {  # of other keys, in ours
     "low rank by the Hessian": {
         "low_rank_matrices": PUBLISHED.low_rank_matrices,
         "low_rank_weighting": "hessian",
-    },
-    **{
-        f"{blocks} blocks of rows, damping {damping}": {
-            "row_blocks": blocks,
-            "row_damping": damping,
-        }
-        for blocks, damping in ((8, 0.01), (8, 0.03), (8, 0.1), (8, 0.3), (16, 0.03))
     },
 }
 ADJUST_STEPS, ADJUST_SEQUENCES, ADJUST_RATE = 64, 8, 2e-3

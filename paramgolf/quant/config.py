@@ -75,8 +75,6 @@ class QuantizeConfig:
     embedding_clip: PositiveFloat
     hessian_clip: NaturalFloat
     balance: Share
-    row_blocks: Positive
-    row_damping: NaturalFloat
     column_steps: bool
     rate_weight: NaturalFloat
     damping: NaturalFloat
@@ -104,8 +102,6 @@ class QuantizeConfig:
             yield "mlp_bits", "must be null with `high_bits_matrices`, which deals out all bits"
         if self.balance > 0 and self.percentile_by == "matrix":
             yield "percentile_by", "must be row with `balance`, which chooses scales by itself"
-        if self.row_blocks > 1 and not self.balance:
-            yield "row_blocks", "needs `balance` above 0, for which gradients are measured"
         widest = max(self.matrix_bits, self.mlp_bits or 0, self.low_bits)
         if self.trellis and (widest > MOST_BITS - 1 or self.finer_groups):
             yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"

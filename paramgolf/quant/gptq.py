@@ -114,10 +114,6 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
     finer = rows.factor
     finer = None if finer is None else finer.transpose(1, 2).gather(1, index)
     shrink = None if rows.shrink is None else rows.shrink.transpose(1, 2).gather(1, index)
-    states = None
-    if rows.states is not None:
-        ordered = factors.order.unsqueeze(1).expand(-1, len(rows.paths), -1)
-        states = rows.states.gather(2, ordered)
     step_cost = rows.step_cost
     integers = torch.empty_like(work)  # the paper's Q
     upper = factors.upper
@@ -136,8 +132,7 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
                 maximum = reached(rows.maximum, finer[:, j])
             wanted = (column if shrink is None else column * shrink[:, j]) / scale
             if rows.paths:
-                begin = None if states is None else states[:, :, j]
-                integers[:, j] = best_paths(wanted, step_cost, maximum, rows.paths, begin)
+                integers[:, j] = best_paths(wanted, step_cost, maximum, rows.paths)
             else:
                 integers[:, j] = wanted.round().clamp(-maximum, maximum)
             # Err_j = (w_j - s q_j) / U_jj, where clipping has its part as well as rounding

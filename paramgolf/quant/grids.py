@@ -60,7 +60,6 @@ class Rows:
         factor: what multiplies s, and divides m, of each weight, [N, R, C]; None: 1 everywhere.
         shrink: what GPTQ multiplies weights by as it chooses their integers (`shorter`), [N, R, C].
         cost: what a squared error in each row costs, [N, R]; None: the same in all.
-        states: in which each path of each column begins, int64 [N, paths, C]; None: 0.
         paths: rows of each path of the trellis (quant.trellis), which are R in all; (): no trellis.
     """
 
@@ -71,7 +70,6 @@ class Rows:
     paths: tuple[int, ...] = ()
     shrink: Tensor | None = None
     cost: Tensor | None = None
-    states: Tensor | None = None
 
     @property
     def step_cost(self) -> Tensor:
@@ -138,8 +136,7 @@ def nearest(rows: Rows) -> Tensor:
         columns_NCR = (weight / scale_NR1).transpose(1, 2)
         cost_NCR = rows.step_cost.unsqueeze(1).expand_as(columns_NCR)
         limit_NCR = limit_NR1.transpose(1, 2).expand_as(columns_NCR)
-        states = None if rows.states is None else rows.states.transpose(1, 2)
-        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.paths, states).transpose(1, 2)
+        return best_paths(columns_NCR, cost_NCR, limit_NCR, rows.paths).transpose(1, 2)
     return (weight / scale_NR1).round().clamp(-limit_NR1, limit_NR1)
 
 

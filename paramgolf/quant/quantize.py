@@ -26,7 +26,6 @@ from paramgolf.quant.grids import nearest, shorten
 from paramgolf.quant.health import add_health
 from paramgolf.quant.lqer import add_corrections
 from paramgolf.quant.report import matrix_reports, stored_bits, summary
-from paramgolf.quant.rows import factorize_rows, left_costs
 from paramgolf.quant.scales import rounded
 from paramgolf.quant.sharing import FamilySolver
 from paramgolf.quant.solved import Family, Solved
@@ -116,10 +115,10 @@ def prepare(
             family=family,
             dead_inputs=config.dead_inputs,
         )
-        fisher = {}
+        sensitivity = {}
         if config.balance:
-            fisher = {name: _sensitivity(hessians, name, device) for name in names}
-        prepared.append(Family(family, weights, hessian, factors, *_rows(fisher, config)))
+            sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
+        prepared.append(Family(family, weights, hessian, factors, sensitivity))
     return prepared
 
 
@@ -189,27 +188,14 @@ def _text(hessians: dict[str, Tensor]) -> Tensor:
 
 
 def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
-    found = hessians.get(name + SENSITIVITY)
-    if found is None:
+    if name + SENSITIVITY not in hessians:
         raise ParamGolfError(
             "the Hessians hold no sensitivities, which quantize.balance needs",
             where=HESSIANS_PATH,
             fix="set calibrate.sensitivity_sequences, and `dvc repro calibrate`",
         )
-    _refuse_non_finite(f"{HESSIANS_PATH}, {name}", found)
-    return found.to(device)
-
-
-def _rows(
-    fisher: dict[str, Tensor], config: QuantizeConfig
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return Family.sensitivity and Family.carry from what `measure` found."""
-    if "embedding" in fisher:
-        return fisher, {}
-    if config.row_blocks == 1:
-        return {name: own.diagonal(dim1=1, dim2=2) for name, own in fisher.items()}, {}
-    carry = {n: factorize_rows(own, config.row_damping, n) for n, own in fisher.items()}
-    return {name: left_costs(upper, config.row_blocks) for name, upper in carry.items()}, carry
+    _refuse_non_finite(f"{HESSIANS_PATH}, {name}", hessians[name + SENSITIVITY])
+    return hessians[name + SENSITIVITY].to(device)
 
 
 def _refuse_non_finite(where: str, tensor: Tensor) -> None:

@@ -15,7 +15,6 @@ from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import Factors, quantize_rows, solve
 from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales, shorter
-from paramgolf.quant.rows import solve_in_blocks
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +26,7 @@ class Family:
         weights: float32 [N, R, C] by parameter; their rows may differ in number.
         hessian: the mean of x x^T, float32 [N, C, C].
         factors: what GPTQ needs of it.
-        sensitivity: what an error in a row costs once later rows have made up for it, [N, R] by
-            parameter (quant.rows); empty where not asked for.
-        carry: U of the Fisher information of rows, float32 [N, R, R] by parameter; likewise.
+        sensitivity: [N, R] by parameter, see quant.sensitivity; empty where not asked for.
     """
 
     name: str
@@ -37,7 +34,6 @@ class Family:
     hessian: Tensor
     factors: Factors
     sensitivity: dict[str, Tensor]
-    carry: dict[str, Tensor]
 
     @property
     def pivot(self) -> Tensor:
@@ -132,21 +128,15 @@ def solve_family(
     )
     if config.rate_weight:
         rows = replace(rows, shrink=shorter(rows, config.rate_weight))
-
-    def integers_of(some: Rows) -> Tensor:
-        match _method(family, config), config.row_fallback:
-            case "gptq", True:
-                columns = config.block_columns
-                return quantize_rows(some, family.hessian, family.factors, block_columns=columns)
-            case "gptq", False:
-                return solve(some, family.factors, block_columns=config.block_columns)
-            case _:
-                return nearest(some)
-
-    if family.carry:
-        integers = solve_in_blocks(rows, family.carry, config.row_blocks, integers_of)
-    else:
-        integers = integers_of(rows)
+    match _method(family, config), config.row_fallback:
+        case "gptq", True:
+            integers = quantize_rows(
+                rows, family.hessian, family.factors, block_columns=config.block_columns
+            )
+        case "gptq", False:
+            integers = solve(rows, family.factors, block_columns=config.block_columns)
+        case _:
+            integers = nearest(rows)
     parts = integers.to(torch.int8).split(sizes, dim=1)
     return [
         _solved(family, name, part.contiguous(), own[name], trellis=trellis)

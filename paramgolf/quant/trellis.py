@@ -23,58 +23,34 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.codec.rans import NEXT, STATES, next_states
-
-STATE_BITS = STATES.bit_length() - 1
+from paramgolf.codec.rans import STATES, next_states
 
 
-def best_paths(
-    target: Tensor,
-    cost: Tensor,
-    maximum: Tensor,
-    paths: Sequence[int],
-    states: Tensor | None = None,
-) -> Tensor:
+def best_paths(target: Tensor, cost: Tensor, maximum: Tensor, paths: Sequence[int]) -> Tensor:
     """Return the integers of the paths with the least sum of cost x (target - integer)^2.
 
     All are float32 [..., R], `target` in units of the half grid's step; integers lie in
     -maximum..maximum, which are at least 3. The R numbers are `paths` of so many each, one after
-    another, and each path begins in its one of `states`, int64 [..., paths], or in state 0.
+    another, and each path begins at state 0.
     """
     shape = target.shape
     flat = [x.reshape(-1, shape[-1]).contiguous() for x in (target, cost, maximum)]
-    begin = torch.zeros(len(flat[0]), len(paths), dtype=torch.int64, device=target.device)
-    if states is not None:
-        begin = states.reshape(begin.shape)
     if target.is_cuda:
         from paramgolf.quant.kernels.trellis import search  # Triton: only where there is a GPU
 
-        return search(*flat, paths=paths, states=begin).view(shape)
-    parts = zip(*(x.T.split(list(paths)) for x in flat), begin.T, strict=True)
+        return search(*flat, paths=paths).view(shape)
+    parts = zip(*(x.T.split(list(paths)) for x in flat), strict=True)
     return torch.cat([_search(*part) for part in parts]).T.reshape(shape)
 
 
-def states_after(integers: Tensor) -> Tensor:
-    """Return the states that paths of integers [..., R] from state 0 end in, int64 [...].
-
-    Each step shifts a bit out of the state, so that the last integers alone tell.
-    """
-    state = torch.zeros(integers.shape[:-1], dtype=torch.int64, device=integers.device)
-    following = torch.from_numpy(NEXT).to(integers.device)
-    for integer in integers[..., -STATE_BITS:].long().unbind(-1):
-        # the integer's parity is the state's, which is not known yet
-        state = following[(state & -2 | integer & 1) << 1 | integer >> 1 & 1]
-    return state
-
-
-def _search(target: Tensor, cost: Tensor, maximum: Tensor, begin: Tensor) -> Tensor:
-    """Return the best paths down the columns of [rows, paths], from states `begin` [paths]."""
+def _search(target: Tensor, cost: Tensor, maximum: Tensor) -> Tensor:
+    """Return the best paths down the columns of [rows, paths]."""
     rows, width = target.shape
     candidates = _nearest_of_each_residue(target.unsqueeze(1), maximum.unsqueeze(1))
     costs = cost.unsqueeze(1) * (target.unsqueeze(1) - candidates).square()
     before, residue = transitions(target.device)
     total = torch.full((STATES, width), torch.inf, device=target.device)
-    total.scatter_(0, begin.unsqueeze(0), 0.0)
+    total[0] = 0
     second = torch.empty(rows, STATES, width, dtype=torch.bool, device=target.device)
     origins, numbers = before.T.flatten(), residue.T.flatten()  # all first ways, all second ones
     for i in range(rows):

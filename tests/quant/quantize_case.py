@@ -7,7 +7,7 @@ import torch
 from paramgolf.model.network import Network
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.hessian import empty_sums
-from paramgolf.quant.trained import Trained, stacked
+from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -30,8 +30,6 @@ def make_config(**changes):
         "embedding_clip": 20.0,
         "hessian_clip": 0.0,
         "balance": 0.0,
-        "row_blocks": 1,
-        "row_damping": 0.01,
         "column_steps": False,
         "rate_weight": 0.0,
         "damping": 0.01,
@@ -87,9 +85,3 @@ def make_hessians(trained):
             x = x + x[:, :1] + x.roll(1, 1)
             hessian += x.T @ x / 300
     return sums
-
-
-def same_costs(trained, name):
-    """Return sensitivities of a parameter whose rows all cost 1 and go alone."""
-    layers, rows = stacked(trained.state[name]).shape[:2]
-    return torch.ones(1, rows) if name == "embedding" else torch.eye(rows).repeat(layers, 1, 1)

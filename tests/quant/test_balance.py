@@ -1,18 +1,16 @@
 """Sensitivities against brute force, and the steps that follow from them."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained, same_costs
+from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model import block
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.hessian import gather
+from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.quantize import prepare, quantize_model
 from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
@@ -55,46 +53,9 @@ def test_shapes_and_signs(trained):
     _, found = sensitivities(trained, make_hessians(trained), count=3)
     assert found.keys() == {name + SENSITIVITY for name in NAMES}
     for name in NAMES:
-        layers, rows = stacked(trained.state[name]).shape[:2]
-        own = found[name + SENSITIVITY]
-        assert own.shape == ((1, rows) if name == "embedding" else (layers, rows, rows))
-        assert own.dtype == torch.float32
-        costs = own if name == "embedding" else own.diagonal(dim1=1, dim2=2)
-        assert (costs >= 0).all()
-
-
-def test_rows_correlate_as_the_gradients_of_their_outputs_do(trained, monkeypatch):
-    """Against gradients of numbers that are added to each product's outputs."""
-    text, draws = next(pairs(1))
-    network = Network(trained.model, VOCAB)
-    network.load_state_dict(trained.state)
-    found = measure(network, [(text, draws)], make_hessians(trained), ALONE)
-    options = Pass(order=network.config.orders[-1], tap=lambda *_: None)
-    chances = torch.softmax(network.logits(text, options)[0].double(), -1)
-    targets = (chances.cumsum(-1) < draws).sum(-1).unsqueeze(0)
-    added, multiply = [], block.linear
-
-    def linear(x, weight, name, tap):
-        y = multiply(x, weight, name, tap)
-        added.append((name, torch.zeros_like(y, requires_grad=True)))
-        return y + added[-1][1]
-
-    monkeypatch.setattr(block, "linear", linear)
-    loss = network.nll(text, targets, options).sum()
-    gradients = torch.autograd.grad(loss, [number for _, number in added])
-    scale = trained.state["attn_scale"]
-    for name, factor in (("up", torch.ones(4, 1)), ("o", scale)):
-        products = 0.0
-        own = [d[0] for (kind, _), d in zip(added, gradients, strict=True) if kind == name]
-        for layer, d in zip(trained.model.orders[-1], own, strict=True):
-            if layer == 1:
-                products = products + (d * factor[1]).T @ (d * factor[1])
-        roots = products.diagonal().sqrt()
-        costs = found[name + SENSITIVITY][1]
-        each = costs.diagonal().sqrt()
-        correlations = costs / each.unsqueeze(0) / each.unsqueeze(1)
-        expected = products / roots.unsqueeze(0) / roots.unsqueeze(1)
-        torch.testing.assert_close(correlations, expected, rtol=1e-3, atol=1e-3)
+        assert found[name + SENSITIVITY].shape == stacked(trained.state[name]).shape[:2]
+        assert found[name + SENSITIVITY].dtype == torch.float32
+        assert (found[name + SENSITIVITY] >= 0).all()
 
 
 def test_ranks_share_the_texts(trained):
@@ -104,32 +65,29 @@ def test_ranks_share_the_texts(trained):
     rows = list(pairs(4))
     halves = [measure(network, rows[i : i + 2], hessians, ALONE) for i in (0, 2)]
     for name in NAMES:
+        mean = (halves[0][name + SENSITIVITY] + halves[1][name + SENSITIVITY]) / 2
         if name != "embedding":
-            one, two, both = (
-                found[name + SENSITIVITY].diagonal(dim1=1, dim2=2) for found in (*halves, whole)
-            )
-            torch.testing.assert_close((one + two) / 2, both, rtol=1e-4, atol=1e-12)
+            torch.testing.assert_close(mean, whole[name + SENSITIVITY], rtol=1e-4, atol=1e-12)
 
 
-def test_the_cost_of_small_errors_is_foreseen(trained):
-    """To a factor: inputs and gradients do depend on each other. Rows may err together, too."""
+@pytest.mark.parametrize("name", ["v", "o", "up", "down", "mudd_inner"])
+def test_the_cost_of_small_errors_is_foreseen(trained, name):
+    """To a factor: inputs and gradients do depend on each other."""
+    from paramgolf.quant.hessian import gather
+
     texts = torch.cat([text for text, _ in pairs(200)])
     network = Network(trained.model, VOCAB)
     network.load_state_dict(trained.state)
     hessians = gather(network, [texts], ALONE)
     _, found = sensitivities(trained, hessians)
+    family = {"v": "qkv", "mudd_inner": "mudd"}.get(name, name)
+    errors = 0.02 * torch.randn(
+        trained.state[name].shape, generator=torch.Generator().manual_seed(9)
+    )
+    expected = (row_errors(errors, hessians[family]) * found[name + SENSITIVITY]).sum()
     changed = Network(trained.model, VOCAB)
-    for name, together in itertools.product(("v", "o", "up", "down", "mudd_inner"), (False, True)):
-        family = {"v": "qkv", "mudd_inner": "mudd"}.get(name, name)
-        errors = 0.02 * torch.randn(
-            trained.state[name].shape, generator=torch.Generator().manual_seed(9)
-        )
-        if together:
-            errors = errors[:, :1].expand_as(errors)
-        alike = errors @ hessians[family] @ errors.transpose(1, 2)
-        expected = float((alike * found[name + SENSITIVITY]).sum())
-        changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
-        assert 0.4 < divergence(network, changed, texts) / expected < 2.5, (name, together)
+    changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
+    assert 0.4 < divergence(network, changed, texts) / float(expected) < 2.5
 
 
 def test_all_weights_cost_the_same_and_the_bits_stay():
@@ -162,7 +120,7 @@ def test_rows_that_nothing_reads_stay_within_bounds():
 def test_rows_that_matter_get_finer_steps(trained):
     hessians = make_hessians(trained)
     for name in NAMES:
-        hessians[name + SENSITIVITY] = same_costs(trained, name)
+        hessians[name + SENSITIVITY] = torch.ones(stacked(trained.state[name]).shape[:2])
     hessians["up" + SENSITIVITY][1] *= 16
     config = make_config(balance=1.0, scale_digits=3)
     tensors, reports = quantize_model(trained, hessians, config, CPU)

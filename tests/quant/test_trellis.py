@@ -108,6 +108,23 @@ def test_never_worse_than_the_nearest_path(act_order):
         assert follows_trellis(part.numpy())
 
 
+def test_a_path_weighs_the_errors_of_its_rows():
+    generator = torch.Generator().manual_seed(5)
+    weight, x = (torch.randn(1, n, 8, generator=generator) for n in (64, 40))
+    hessian, cost = x.mT @ x / 40, torch.ones(1, 64)
+    cost[:, ::4] = 50.0
+    factors = factorize(hessian, damping=0.01, act_order=True, family="test")
+    alike = Rows(weight, torch.full((1, 64), 0.25).half(), torch.full((1, 64), 31.0), paths=(64,))
+    weighed = dataclasses.replace(alike, cost=cost)
+
+    def lost(integers):
+        errors = row_errors(weight - alike.dequantize(integers), hessian)
+        return float((errors * cost).sum())
+
+    for choose in (lambda rows: quantize_rows(rows, hessian, factors, block_columns=5), nearest):
+        assert lost(choose(weighed)) < 0.9 * lost(choose(alike))
+
+
 @pytest.mark.parametrize("method", ["gptq", "nearest"])
 def test_matrices_follow_the_trellis_and_the_embedding_does_not(tiny_model, method):
     trained = make_trained(tiny_model(width=64, mlp_hidden=128))

@@ -31,12 +31,11 @@ def _nearest(target, residue, maximum):
 
 @triton.jit
 def _search(
-    target, cost, maximum, bounds, begins, before, residue, second, integers, rows,
+    target, cost, maximum, bounds, before, residue, second, integers, rows,
     STATES: tl.constexpr,
 ):  # fmt: skip
     """Write the best path of one row of [paths, rows], between two `bounds`.
 
-    It begins in its state of `begins`, int32 [paths, parts].
     before, residue int32 [STATES, 2]; `second` int8 [paths, rows, STATES] is scratch: whether the
     second of a state's two ways was the cheaper.
     """
@@ -46,8 +45,7 @@ def _search(
     before_0, before_1 = tl.load(before + 2 * state), tl.load(before + 2 * state + 1)
     residue_0 = tl.load(residue + 2 * state).to(tl.float32)
     residue_1 = tl.load(residue + 2 * state + 1).to(tl.float32)
-    first_state = tl.load(begins + tl.program_id(0) * tl.num_programs(1) + tl.program_id(1))
-    total = tl.where(state == first_state, 0.0, float("inf"))
+    total = tl.where(state == 0, 0.0, float("inf"))
     for i in range(start, stop):
         at = begin + i
         t, c, m = tl.load(target + at), tl.load(cost + at), tl.load(maximum + at)
@@ -68,16 +66,13 @@ def _search(
         z = tl.load(before + way)
 
 
-def search(
-    target: Tensor, cost: Tensor, maximum: Tensor, *, paths: Sequence[int], states: Tensor
-) -> Tensor:
-    """Return what `best_paths` does, of contiguous float32 [N, R] and states [N, paths]."""
+def search(target: Tensor, cost: Tensor, maximum: Tensor, *, paths: Sequence[int]) -> Tensor:
+    """Return what `best_paths` does, of contiguous float32 [N, R]."""
     count, rows = target.shape
     second = torch.empty(count, rows, STATES, dtype=torch.int8, device=target.device)
     integers = torch.empty_like(target)
-    bounds, before, residue = _tables(tuple(paths), target.device)
     _search[(count, len(paths))](
-        target, cost, maximum, bounds, states.int(), before, residue, second, integers, rows,
+        target, cost, maximum, *_tables(tuple(paths), target.device), second, integers, rows,
         STATES=STATES, num_warps=WARPS,
     )  # fmt: skip
     return integers
