@@ -110,7 +110,15 @@ def build_mask(path: str | Path, transform: Transform, *, fused: bool) -> TokenM
 
     `fused` tells that a space and the case mark after it are one token.
     """
-    model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    try:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    except (OSError, RuntimeError) as error:  # both mean that it is not there, or no model
+        raise ParamGolfError(
+            "token_mask cannot read the tokenizer",
+            where=path,
+            found=error,
+            fix="`dvc repro -f -s retokenize`",
+        ) from None
     caseops = transform != "none"
     pairs = _Pairs(model, caseops=caseops)
     pairs.merge()

@@ -22,6 +22,7 @@ from paramgolf.data.special_tokens import (
 )
 from paramgolf.data.token_mask import TokenMask, build_mask
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.errors import ParamGolfError
 
 PLAIN, CASED, FUSED = ("none", False), ("caseops", False), ("caseops", True)
 BEFORE = "caseops_before_space", False
@@ -136,6 +137,15 @@ def test_a_space_and_a_mark_are_never_apart_where_they_are_fused(models) -> None
     assert not mask.allowed[ALIASES[0], space]
     assert not mask.allowed[space, title]
     assert mask.allowed[escape, ALIASES[0]]
+
+
+@pytest.mark.parametrize("content", [None, b"no model"])
+def test_a_tokenizer_that_cannot_be_read_is_one_message(tmp_path, content) -> None:
+    path = tmp_path / "tokenizer.model"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ParamGolfError, match="token_mask cannot read the tokenizer"):
+        build_mask(path, "none", fused=False)
 
 
 @pytest.mark.parametrize("kind", KINDS)

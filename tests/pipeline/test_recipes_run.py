@@ -30,6 +30,7 @@ def shrink(content: dict) -> dict:
     calibrate["sensitivity_sequences"] = min(calibrate["sensitivity_sequences"], 6)
     for stage in ("eval_sliding", "eval_ttt"):
         content[stage] |= {"window": 64, "stride": 32, "batch_windows": 8, "max_tokens": 1500}
+        content[stage]["token_mask"] = False  # tokens drawn at random have no tokenizer
     content["eval_ttt"] |= {"chunk_tokens": 512, "epochs": 1, "batch_sequences": 4}
     content["eval_ttt"]["adapter"] |= {"rank": 2}
     content["eval_ttt"]["documents"] |= {
