@@ -170,7 +170,7 @@ def test_paper_is_white_and_cuts_nothing_off(browser, page):
 
 
 def test_the_readme_shows_the_top_of_a_report(browser, pages, pytestconfig, tmp_path):
-    """`pytest -m browser --picture docs/report.png` makes it, of the run in artifacts/."""
+    """`pytest -m browser --picture=docs/report.png tests` makes it, of the run in artifacts/."""
     wanted = pytestconfig.getoption("picture")
     assert not wanted or MADE.is_file(), "`make repro` first"
     browser.view(PICTURE)
