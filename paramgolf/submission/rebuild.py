@@ -36,7 +36,9 @@ def unpack_sources(commit: str, root: Path, folder: Path) -> None:
         found = done.stderr.decode(errors="replace").strip()
         raise ParamGolfError("Git cannot give the run's code", where=commit, found=found)
     with tarfile.open(fileobj=io.BytesIO(done.stdout)) as archive:
-        archive.extractall(folder, filter="data")
+        # of Python 3.11.4 and later; the argument `filter` is an error before it
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)
+        archive.extractall(folder)
 
 
 def check_code(runs: Sequence[SeedRun], scratch: Path, root: Path) -> Iterator[str]:
