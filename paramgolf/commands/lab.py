@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 from paramgolf.errors import ParamGolfError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from paramgolf.experiments.lab.plan import Plan
     from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.session import Forecast
@@ -52,6 +54,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stop-after", type=float, metavar="SECONDS", help="begin no training later than that"
     )
+    beside = "do the runs of this plan, too, spread over the same GPUs; repeat it"
+    parser.add_argument(
+        "--beside", type=Path, action="append", default=[], metavar="PLAN", help=beside
+    )
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
     any_code = "count figures that other code has made; without it they are made anew"
     parser.add_argument("--any-code", action="store_true", help=any_code)
@@ -80,24 +86,36 @@ def run(options: argparse.Namespace) -> int:
     plan = restricted(read_plan(options.plan), options.only)
     if options.ablate is not None:
         return print_ablation(plan, options.ablate)
+    plans = [plan, *map(read_plan, options.beside)]
     records = Records(options.results or options.work / plan.name / "results.json")
     for path in options.take:
         records.take(path)
-    if options.show:
-        return show(records, plan.name, as_json=options.json)
-    slots = slots_of(devices(options.gpus), plan.gpus)
-    bench = Bench(options.work, slots, records, read_stages(), Processes())
-    session = Session(plan, options.changes, bench, any_code=options.any_code)
-    if options.dry_run:
-        print_forecast(session.forecast(), options)
-        return 0
-    session.work(
-        command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
-        retry=options.retry,
-        mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
-        deadline=None if options.stop_after is None else start + options.stop_after,
-    )
-    return show(records, plan.name, as_json=options.json)
+    if not options.show:
+        slots = slots_of(devices(options.gpus), gpus_of_a_run(plans))
+        bench = Bench(options.work, slots, records, read_stages(), Processes())
+        how = {"any_code": options.any_code}
+        session, *others = [Session(one, options.changes, bench, **how) for one in plans]
+        if options.dry_run:
+            for one in (session, *others):
+                print_forecast(one.plan.name, one.forecast(), options)
+            return 0
+        session.work(
+            command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
+            retry=options.retry,
+            mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
+            deadline=None if options.stop_after is None else start + options.stop_after,
+            beside=others,
+        )
+    return max(show(records, one.name, as_json=options.json) for one in plans)
+
+
+def gpus_of_a_run(plans: Sequence[Plan]) -> int:
+    """Return how many GPUs a run takes, which must be as many in all plans."""
+    counts = {plan.name: plan.gpus for plan in plans}
+    if len(set(counts.values())) > 1:
+        found = ", ".join(f"{name}: {gpus}" for name, gpus in counts.items())
+        raise ParamGolfError("runs of plans side by side take as many GPUs each", found=found)
+    return plans[0].gpus
 
 
 def print_ablation(plan: Plan, recipe: str) -> int:
@@ -141,7 +159,7 @@ def devices(count: int | None) -> list[str]:
     return gpus[:count]
 
 
-def print_forecast(forecast: Forecast, options: argparse.Namespace) -> None:
+def print_forecast(name: str, forecast: Forecast, options: argparse.Namespace) -> None:
     """Print what a plan costs and what it can tell apart."""
     cost = forecast.cost
     if options.json:
@@ -152,7 +170,7 @@ def print_forecast(forecast: Forecast, options: argparse.Namespace) -> None:
         return
     dollars = "" if options.price is None else f", ${cost.dollars(options.price):,.2f}"
     known = "as measured before" if cost.measured else "some of them assumed"
-    print(f"left to run: {cost.runs} runs, {cost.trainings} of them with a training")
+    print(f"{name}: left to run: {cost.runs} runs, {cost.trainings} of them with a training")
     clock = f"{cost.clock_seconds / 60:,.0f} minutes by the clock"
     print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}, {clock} (beside training {known})")
     print(forecast.power.sentence())

@@ -163,6 +163,35 @@ def test_variants_rotate_over_the_gpus_in_whatever_order_these_are_free(chance):
     assert {schedule.had[slot, name] for slot in schedule.slots for name in names} == {1}
 
 
+def test_the_last_trainings_go_before_what_has_begun():
+    runs = [
+        Run("a", seed, 0, {"train": f"t{seed}", "packed": f"p{seed}"}, {}, {}, Path())
+        for seed in range(4)
+    ]
+    begun, *new = jobs = [Job(run, run.seed, ["train", "packed"]) for run in runs]
+    begun.begun, begun.left = True, ["packed"]
+    schedule = Schedule(jobs, ["0", "1"])
+    assert schedule.take("0", ()) is begun  # three trainings, two GPUs
+    new[0].busy = True
+    assert schedule.take("0", ()) is new[1]
+    new[1].busy = new[2].busy = True
+    assert schedule.take("0", ()) is begun
+
+
+def test_a_plan_beside_another_takes_its_turn_on_the_same_gpus(tokens, tmp_path):
+    processes = FakeProcesses()
+    first = session_of(plan_of(tokens, seeds=[1]), tmp_path, processes, gpus=2)
+    longer = plan_of(tokens, name="longer", tokens=4096, seeds=[1], goal="packed")
+    second = Session(longer, (), first.bench)
+    first.work(command="", retry=False, mirror=None, deadline=None, beside=[second])
+    content = Records(tmp_path / "results.json").content
+    assert Counter(stage for stage, *_ in processes.calls)["train"] == 4
+    assert [stage for stage, *_ in processes.calls[:3]] == ["train"] * 3
+    for name, furthest in (("tiny", "trained"), ("longer", "packed")):
+        found = summarize(content, name).variants
+        assert [one.furthest for one in found] == [furthest] * 2
+
+
 def test_all_gpus_work(tokens, tmp_path):
     together = threading.Barrier(2)
     processes = FakeProcesses(lambda *_: together.wait(20))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def test_tokens_are_made_once_for_each_tokenizer(tmp_path, text):
     maker = Maker()
     tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     variants = {"a": (), "b": ("model.skips=none",), "c": ("tokenizer.transform=caseops",)}
-    made = take_tokens({name: content_of(*changes) for name, changes in variants.items()}, tokens)
+    wanted = [(tokens, content_of(*changes)) for changes in variants.values()]
+    made = dict(zip(variants, take_tokens(wanted, maker), strict=True))
     assert maker.sources == ["train", "train"]
     assert made["a"] == made["b"] != made["c"]
     assert (made["a"].train_tokens, made["a"].folder.name) == (8, "tokens")
@@ -71,6 +73,21 @@ def test_tokens_are_made_once_for_each_tokenizer(tmp_path, text):
     again = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     assert again.find(content_of()) == made["a"]
     assert len(maker.sources) == 2
+
+
+def test_tokens_of_two_tokenizers_are_made_side_by_side(tmp_path, text, monkeypatch):
+    together, run = threading.Barrier(2), Maker.run
+
+    def meet(maker, stage, *rest):
+        together.wait(20)
+        return run(maker, stage, *rest)
+
+    monkeypatch.setattr(Maker, "run", meet)
+    maker = Maker()
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    changes = ((), ("tokenizer.transform=caseops",))
+    take_tokens([(tokens, content_of(*one)) for one in changes], maker)
+    assert maker.sources == ["train", "train"]
 
 
 def test_a_tokenizer_that_is_kept_is_taken(tmp_path, text):
@@ -105,6 +122,8 @@ def test_tokens_that_cannot_be_made_stop_the_plan(tmp_path, text, monkeypatch):
         raise StageError("download", "there is no file", killed=False)
 
     monkeypatch.setattr(Maker, "run", fail)
-    tokens = Tokens(tmp_path / "made", TEXT, Maker(), tmp_path)
+    maker = Maker()
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     with pytest.raises(ParamGolfError, match="cannot be made: download: there is no file"):
-        take_tokens({"base": content_of()}, tokens)
+        take_tokens([(tokens, content_of())], maker)
+    assert maker.stopped.is_set()  # and what is made beside them ends

@@ -36,7 +36,7 @@ from paramgolf.experiments.lab.stages import (
     due,
     environment_of,
 )
-from paramgolf.experiments.lab.tokens import Made, Tokens
+from paramgolf.experiments.lab.tokens import Made, Tokens, tokenizer_name
 from paramgolf.mirror import Mirror, file_name
 from paramgolf.progress import say
 from paramgolf.shell import output_of
@@ -120,12 +120,29 @@ class Bench:
         return due([*run.keys], self.stages, recorded=recorded, present=present)
 
 
-def take_tokens(contents: Mapping[str, Mapping[str, Any]], tokens: Tokens) -> dict[str, Made]:
-    """Return the tokens of each variant; those that are missing are made."""
-    try:
-        return {name: tokens.take(content) for name, content in contents.items()}
-    except StageError as failure:
-        raise ParamGolfError(f"the tokens cannot be made: {failure}") from None
+def take_tokens(
+    wanted: Sequence[tuple[Tokens, Mapping[str, Any]]], processes: Processes
+) -> list[Made]:
+    """Return the tokens of parameters, in their order; those that are missing are made.
+
+    Those of different tokenizers are made side by side; the same one would be trained twice.
+    """
+    names = [tokenizer_name(content["tokenizer"]) for _, content in wanted]
+    turns = {name: threading.Lock() for name in names}
+
+    def take(name: str, one: tuple[Tokens, Mapping[str, Any]]) -> Made:
+        tokens, content = one
+        with turns[name]:
+            return tokens.take(content)
+
+    with ThreadPoolExecutor(len(wanted)) as pool:
+        try:
+            return [*pool.map(take, names, wanted)]
+        except BaseException as error:
+            processes.stop()
+            if isinstance(error, StageError):
+                raise ParamGolfError(f"the tokens cannot be made: {error}") from None
+            raise
 
 
 class Laboratory:

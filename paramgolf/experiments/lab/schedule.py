@@ -1,5 +1,8 @@
 """Which run a GPU takes next: what has begun first, then seed by seed, variants in turn.
 
+But the last trainings, one a GPU, go before what has begun: they are the longest pieces of work,
+and if they were left for the end, some GPUs would wait for others.
+
 Seeds are paired: all variants of one before those of the next, in alternating order (the first to
 the last, then back), so that a machine that grows hot or slow is nobody's disadvantage. GPUs of one
 machine differ by two percent, so each GPU has each variant as often as the others, where it can.
@@ -60,12 +63,13 @@ class Schedule:
         `running`.
         """
         ready = [j for j in self.jobs if j.left and not j.busy and j.next_key not in running]
-        if begun := [job for job in ready if job.begun]:
+        begun, new = ([j for j in ready if j.begun is one] for one in (True, False))
+        if begun and not 0 < len(new) <= len(self.slots):
             return begun[0]
-        if not ready:
+        if not new:
             return None
-        first = min(job.round for job in ready)
-        chosen = self._fairest(slot, [job for job in ready if job.round == first])
+        first = min(job.round for job in new)
+        chosen = self._fairest(slot, [job for job in new if job.round == first])
         chosen.slot = slot
         self.had[slot, chosen.run.variant] += 1
         return chosen

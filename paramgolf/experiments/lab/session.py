@@ -44,14 +44,14 @@ class Session:
     def __init__(
         self, plan: Plan, changes: Sequence[str], bench: Bench, *, any_code: bool = False
     ) -> None:
-        self.plan, self._changes, self._bench = plan, changes, bench
+        self.plan, self._changes, self.bench = plan, changes, bench
         self._any_code = any_code
         self.contents = contents(plan, changes)
         self._tokens = Tokens(bench.folder / "tokens", plan.text, bench.processes, ROOT)
 
     def forecast(self) -> Forecast:
         """Say what is left to run, what it costs, and which differences it can show."""
-        bench, plan = self._bench, self.plan
+        bench, plan = self.bench, self.plan
         made = {name: self._tokens.find(content) for name, content in self.contents.items()}
         runs = [(run, bench.left(run)) for run in self._runs(made)]
         total = cost(runs, bench.records, gpus=plan.gpus, slots=len(bench.slots))
@@ -63,8 +63,8 @@ class Session:
         return Forecast(total, told, [*self._warnings(made, told)])
 
     def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
-        runs = runs_of(self.plan, self.contents, made, self._bench.stages)
-        return [self._bench.records.of_any_code(run) for run in runs] if self._any_code else runs
+        runs = runs_of(self.plan, self.contents, made, self.bench.stages)
+        return [self.bench.records.of_any_code(run) for run in runs] if self._any_code else runs
 
     def _warnings(self, made: Mapping[str, Made | None], told: Power) -> list[str]:
         found = []
@@ -82,10 +82,19 @@ class Session:
         return found
 
     def work(
-        self, *, command: str, retry: bool, mirror: Mirror | None, deadline: float | None
+        self,
+        *,
+        command: str,
+        retry: bool,
+        mirror: Mirror | None,
+        deadline: float | None,
+        beside: Sequence[Session] = (),
     ) -> None:
-        """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on."""
-        bench, plan = self._bench, self.plan
+        """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on.
+
+        The runs of sessions `beside`, on the same bench, are spread over its GPUs with these.
+        """
+        bench, sessions = self.bench, [self, *beside]
         if mirror is not None:
             for path in (bench.records.path, bench.records.page):
                 mirror.add(path.name, path)
@@ -93,15 +102,24 @@ class Session:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         copying = contextlib.nullcontext() if mirror is None else mirror.working()
         with only_one(bench.folder), copying:
-            made = take_tokens(self.contents, self._tokens)
-            runs = self._runs(made)
-            bench.records.forgive(runs, only_killed=not retry)
-            bench.records.add_plan(plan.name, self._entry(command, runs, made))
+            wanted = [(one._tokens, text) for one in sessions for text in one.contents.values()]
+            made = iter(take_tokens(wanted, bench.processes))
+            runs = []
+            for one in sessions:
+                texts = {name: next(made) for name in one.contents}
+                runs += one._begin(texts, command, retry=retry)
             laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)
             try:
                 laboratory.work()
             finally:
                 self._write_tables()
+
+    def _begin(self, made: Mapping[str, Made], command: str, *, retry: bool) -> list[Run]:
+        """Enter the plan in the results, and return its runs."""
+        runs = self._runs(made)
+        self.bench.records.forgive(runs, only_killed=not retry)
+        self.bench.records.add_plan(self.plan.name, self._entry(command, runs, made))
+        return runs
 
     def _entry(self, command: str, runs: Sequence[Run], made: Mapping[str, Made]) -> dict[str, Any]:
         """Return what the results keep of the plan."""
@@ -119,7 +137,7 @@ class Session:
 
     def _came(self, run: Run, stage: str) -> None:
         """Say what a stage found, and write the tables anew."""
-        record = self._bench.records.stage(run.keys[stage])
+        record = self.bench.records.stage(run.keys[stage])
         assert record is not None
         metrics = record["metrics"]
         found = [f"{key} {_figure(metrics[key])}" for key in SAID if key in metrics]
@@ -128,7 +146,7 @@ class Session:
         self._write_tables()
 
     def _write_tables(self) -> None:
-        records = self._bench.records
+        records = self.bench.records
         pages = [summarize(records.content, other) for other in sorted(records.content["plans"])]
         records.add_rows([row for page in pages for row in rows(page)])
         write_text(records.page, "\n".join(map(markdown, pages)))
