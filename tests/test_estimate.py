@@ -32,7 +32,7 @@ from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.scales import grid_of
-from paramgolf.quant.trained import Trained, families
+from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchSizes, MomentumAverage, TrainConfig
@@ -42,7 +42,7 @@ from paramgolf.training.state import TrainState
 ROOT = Path(__file__).parents[1]
 VOCAB = 1000
 H100 = DEVICES["H100"]
-QUANTIZED = (*MATRICES, "embedding", "mudd_inner")
+QUANTIZED = (*MATRICES, "embedding")
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +83,7 @@ def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
     """Hessians of inputs whose channels are mixed, of traces about as RMSNorm gives them."""
     generator = torch.Generator().manual_seed(1)
     hessians = {}
-    for family, names in families(trained.state).items():
+    for family, names in FAMILIES.items():
         rows, columns = (1, *trained.state[names[0]].shape)[-3], trained.state[names[0]].shape[-1]
         mixing = torch.eye(columns) + 0.04 * torch.randn(columns, columns, generator=generator)
         x = torch.randn(rows, 2 * columns, columns, generator=generator) @ mixing
@@ -110,7 +110,7 @@ def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
 def test_bytes_are_what_package_writes(settings, base):
     changes = {"layers": 2, "width": 256, "mlp_hidden": 768, "rope_dims": 8}
     changes |= {"parallel_start": 1, "recurrence": (), "bigram_buckets": 512}
-    changes |= {"bigram_dim": 64, "head_gate": "dense", "mudd_channels": 64}
+    changes |= {"bigram_dim": 64, "head_gate": "dense"}
     model = dataclasses.replace(base.model, **changes)
     clips = {key: value for key, value in settings.items() if key != "spread"}
     quantize = dataclasses.replace(base.quantize, **clips)

@@ -98,9 +98,6 @@ def _fused_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int
     order = max(model.orders, key=len)
     values = sum(block_values(model, layer) for layer in plan(model, order)) + vocab_size
     widths = EMBEDDING_WIDTHS + HEAD_WIDTHS + SMEARED_WIDTHS * (model.smear != "none")
-    if model.mudd_channels:  # the last block's lanes before the sums, and the values' sum
-        widths += model.mudd_states - 1
-        values += 4 * model.mudd_channels  # both hidden layers, before and after
     return compute_bytes * (values + widths * model.width)
 
 

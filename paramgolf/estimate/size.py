@@ -176,8 +176,6 @@ class ModelBytes:
 
 def outer_bits(name: str, quantize: QuantizeConfig) -> int | None:
     """Return the bits of a parameter outside the blocks; None: it is float16."""
-    if name == "mudd_inner":
-        return quantize.matrix_bits
     return quantize.embedding_bits if name == "embedding" else rounded_bits(name, quantize)
 
 
@@ -200,7 +198,7 @@ def solved(name: str, quantize: QuantizeConfig) -> bool:
     """Tell whether GPTQ chooses a parameter's integers; else they are rounded to the nearest."""
     if name == "embedding":
         return (quantize.embedding_method or quantize.method) == "gptq"
-    return name in (*MATRICES, "mudd_inner") and quantize.method == "gptq"
+    return name in MATRICES and quantize.method == "gptq"
 
 
 def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> float:
@@ -213,7 +211,7 @@ def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> fl
         grid, clip = quantize.embedding_grid or grid, quantize.embedding_clip
     elif name in MLP:
         clip = quantize.mlp_clip
-    elif name not in (*MATRICES, *PROJECTIONS, "mudd_inner"):
+    elif name not in (*MATRICES, *PROJECTIONS):
         grid = "absmax"
     match grid:
         case "absmax":

@@ -197,17 +197,12 @@ def share_graphs(backend: Backend) -> Backend:
         c = context
         if c.adapters is not None:  # without, the whole model learns, from passes of one shape
             # rows and tokens; cos and sin have tokens first, adapters rows, part what is scored
-            states = None if c.dense is None else c.dense.states
-            _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip, states), 0, 1)
+            _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
             _vary((c.cos, c.sin, c.adapters, c.part), 0)
         return backend.block(lanes, weights, c, kind)
 
     def nll_marked(lanes: Lanes, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:
         lanes, targets = tuple(map(_no_view, lanes)), _no_view(targets)
-        if head.dense is not None:
-            states = tuple(map(_no_view, head.dense.states))
-            head = head._replace(dense=head.dense._replace(states=states))
-            _vary(states, 0, 1)
         if head.allowed is not None:
             allowed = head.allowed._replace(states=_no_view(head.allowed.states))
             head = head._replace(allowed=allowed)

@@ -41,8 +41,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.model.attention import Attend, Segments
-from paramgolf.model.mudd import Dense, additions
-from paramgolf.model.operations import Operations, activate, norm
+from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
 Lanes = tuple[Tensor, ...]  # one residual stream [B, T, d], or two: attention's and the MLP's
@@ -121,7 +120,6 @@ class Context(NamedTuple):
     tap: Tap | None = None
     adapters: Adapters | None = None
     skip: Lanes | None = None  # an encoder layer's output, for the decoder layer that pops it
-    dense: Dense | None = None  # of the last virtual layer, where tokens choose connections
     part: Tensor | None = None  # int64 [k]: positions whose outputs alone are wanted; None: all
 
 
@@ -322,27 +320,11 @@ def mlp_sublayer(
     return y, n
 
 
-def connect(lanes: Lanes, w: Weights, c: Context, dense: Dense) -> tuple[Lanes, Context]:
-    """Return the lanes with what each token adds to them, and to the values by a value embedding.
-
-    What is added to the values' input adds its product to them.
-    """
-    if c.tap is not None:
-        c.tap("mudd", norm(lanes[0]))  # the length of what W1 reads does not matter
-    *of_lanes, of_values = (y.to(lanes[0].dtype) for y in additions(lanes[0], lanes, dense))
-    own = linear(of_values, w.qkv[-(len(w.qkv) - len(w.o)) // 2 :], "qkv", c.tap)
-    values = own if c.value_embedding is None else c.value_embedding + own
-    summed = tuple(x + y for x, y in zip(lanes, of_lanes, strict=True))
-    return summed, c._replace(value_embedding=values)
-
-
 def block(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     """Run one virtual layer in its form, as the module's docstring has it.
 
     With `part` all that comes after attention is done at its positions alone: lanes [B, k, d].
     """
-    if c.dense is not None:
-        lanes, c = connect(lanes, w, c, c.dense)
     if kind.parallel in ("none", "single"):
         return (_one_lane(lanes[0], w, c, kind),)
     return _two_lanes(lanes, w, c, kind)

@@ -69,7 +69,6 @@ class ModelConfig:
     hidden_gain: bool
     head_gate: Literal["none", "doubled", "dense", "sparse"]
     head_gate_scale: PositiveFloat
-    mudd_channels: Natural
 
     @property
     def head_dim(self) -> int:
@@ -99,11 +98,6 @@ class ModelConfig:
         """Rows of scales, mixes and gains: one per layer, or per position in the longest order."""
         return max(map(len, self.orders)) if self.virtual_scalars else self.layers
 
-    @property
-    def mudd_states(self) -> int:
-        """States that a token may add (see mudd.Dense): x0, the middle and the last lanes."""
-        return 3 if self.parallel in ("none", "single") else 4
-
     def phase_at(self, fraction: float, step: int) -> int:
         """Return the phase (an index into `orders`) that is active at a point of training."""
         point = fraction if self.recurrence_unit == "fraction" else step
@@ -123,8 +117,6 @@ class ModelConfig:
         for name in ("window_layers", "value_embedding_layers"):
             if any(layer not in range(self.layers) for layer in getattr(self, name)):
                 yield name, f"must lie in 0..{self.layers - 1}"
-        if self.mudd_channels and not all(map(self.encoder, self.orders)):
-            yield "mudd_channels", "needs two layers at least: the middle is an output of the first"
         if self.bigram_buckets == 1:  # the last bucket is kept for positions that have no past
             yield "bigram_buckets", "must be 0 or at least 2"
         for name, reads_channels in (
@@ -150,8 +142,6 @@ class ModelConfig:
         parted = [[layer >= start for layer in order] for order in self.orders]
         if self.parallel != "single" and any(lanes != sorted(lanes) for lanes in parted):
             yield "recurrence", f"returns to layers before {start}, but lanes once parted stay so"
-        if self.mudd_channels and self.parallel != "single" and min(map(sum, parted)) == 1:
-            yield "mudd_channels", "needs lanes that part before the last layer of each order"
 
     def _order_faults(self) -> Iterator[Fault]:
         for i, phase in enumerate(self.recurrence):

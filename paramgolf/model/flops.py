@@ -18,10 +18,6 @@ def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: in
     mlp = 2 * config.width * config.mlp_hidden
     attended = [layer for layer in order if config.first_attention or layer > 0]
     products = len(attended) * attention + len(order) * mlp + vocab_size * config.width
-    if config.mudd_channels:  # two small networks, one product more with v's matrix, and the sums
-        states = config.mudd_states
-        products += 2 * config.mudd_channels * config.width + states**2 * config.mudd_channels
-        products += (kv_width + states**2) * config.width
     return 2.0 * products + 4.0 * config.width * sum(seen(config, i, length) for i in attended)
 
 

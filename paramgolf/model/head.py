@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.model.block import Lanes, Pair, low_rank
-from paramgolf.model.mudd import Dense, additions
 from paramgolf.model.operations import norm
 
 IMPOSSIBLE = -1e4  # e^-1e4 is 0, in float64 too; differences of it are numbers, unlike infinity's
@@ -52,21 +51,18 @@ class Head(NamedTuple):
     sides: Tensor | None = None  # [2] float32: caps of positive and negative logits (pg#1923)
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
-    dense: Dense | None = None  # what each token adds to the joined lanes
     allowed: Allowed | None = None
 
 
 def head_input(lanes: Lanes, head: Head) -> Tensor:
     """Return the last layer's lanes [B, T, d] joined to one, normalized."""
-    x = lanes[0]
-    if len(lanes) == 2:
-        # m a + (1 - m) b, or as published; the norm undoes the half
-        m = head.lane_merge
-        x = (lanes[0] + lanes[1]) / 2 if m is None else torch.lerp(lanes[1], lanes[0], m)
-    if head.dense is not None:
-        (y,) = additions(lanes[0], lanes, head.dense)
-        x = x + y.to(x.dtype)
-    return norm(x)
+    if len(lanes) == 1:
+        return norm(lanes[0])
+    if head.lane_merge is not None:
+        # m a + (1 - m) b
+        return norm(torch.lerp(lanes[1], lanes[0], head.lane_merge))
+    # as published; the norm undoes the half
+    return norm((lanes[0] + lanes[1]) / 2)
 
 
 def lanes_nll(

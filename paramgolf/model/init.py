@@ -10,17 +10,8 @@ from torch import Tensor
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import shapes
 
-ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj", "mudd_inner")
-ZERO = (
-    "o",
-    "down",
-    "skip_gate",
-    "smear_weight",
-    "smear_scale",
-    "mudd_outer",
-    "mudd_bias",
-    "xsa_strength",
-)
+ORTHOGONAL = ("q", "k", "v", "up", "bigram_proj", "value_proj")
+ZERO = ("o", "down", "skip_gate", "smear_weight", "smear_scale", "xsa_strength")
 CONSTANT = {"bigram_scale": 0.05, "value_scale": 0.1, "lane_merge": 0.5}
 FROM_CONFIG = {
     "q_gain": "q_gain",

@@ -36,8 +36,6 @@ from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
 from paramgolf.model.head import Allowed, Head, Mask, head_input, head_logits
 from paramgolf.model.init import initial_parameters
-from paramgolf.model.mudd import Dense
-from paramgolf.model.operations import norm
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
 from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, shapes
 from paramgolf.runtime import Runtime
@@ -52,8 +50,8 @@ class Pass:
 
     Attributes:
         order: the layer order.
-        tap: is shown (family, row, x), the input of each matrix product: qkv, o, up, down, mudd,
-            and embedding (the head's). Nothing is compiled then.
+        tap: is shown (family, row, x), the input of each matrix product: qkv, o, up, down, and
+            embedding (the head's). Nothing is compiled then.
         document_tokens: attention stays inside a document, and sees at most so many tokens of it.
         adapters: low-rank additions by name (the fields of Adapters, and head): rows first, then
             virtual layers.
@@ -187,7 +185,7 @@ class Network(nn.Module):
         Every pass goes through here: what comes after reads lanes and head alone.
         """
         tensors = self._cast()
-        lanes, states = self._run_layers(tokens_BT, tensors, options, part)
+        lanes = self._run_layers(tokens_BT, tensors, options, part)
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
             # the head runs once: of its dimension of virtual layers there is one
@@ -195,16 +193,11 @@ class Network(nn.Module):
         # the caps stay in float32, as the logits are
         sides = self.get_parameter("softcaps") if self.config.asymmetric_softcap else None
         share = tensors.get("lane_merge")
-        dense = _dense(tensors, states, 1) if states else None
         allowed = None
         if self._mask is not None:
             allowed = Allowed(self._mask.words, at(self._mask.states(tokens_BT), part))
-        head = Head(
-            tensors["embedding"], self.config.softcap, sides, adapter, share, dense, allowed
-        )
+        head = Head(tensors["embedding"], self.config.softcap, sides, adapter, share, allowed)
         if options.tap is not None:
-            if dense is not None:
-                options.tap("mudd", 1, norm(lanes[0]))
             options.tap("embedding", 0, head_input(lanes, head))
         return lanes, head
 
@@ -236,11 +229,8 @@ class Network(nn.Module):
 
     def _run_layers(
         self, tokens_BT: Tensor, tensors: Tensors, options: Pass, part: Positions | None
-    ) -> tuple[Lanes, Lanes]:
-        """Return the output of the last virtual layer at `part`, one lane or two [B, k, d].
-
-        With them, where tokens choose connections, the states x0 and the middle; else nothing.
-        """
+    ) -> Lanes:
+        """Return the output of the last virtual layer at `part`, one lane or two [B, k, d]."""
         if isinstance(part, slice):  # one type for compiled code
             span = part.indices(tokens_BT.shape[1])
             whole = span == (0, tokens_BT.shape[1], 1)
@@ -257,11 +247,10 @@ class Network(nn.Module):
         adapters = self._cast_adapters(options.adapters, len(options.order))
         lanes: Lanes = (x0,)
         skips: list[Lanes] = []
-        virtual_layers, connected = plan(self.config, options.order), self.config.mudd_channels > 0
         # a copy for each reader, whose gradients are then summed at once
-        copies = FanOut.apply(x0, len(virtual_layers) + 2 * connected, self.backend.add)  # type: ignore[no-untyped-call]
-        middles: Sequence[Tensor] = ()
-        for virtual, adapter, x0_copy in zip(virtual_layers, adapters, copies, strict=False):
+        copies = FanOut.apply(x0, len(options.order), self.backend.add)  # type: ignore[no-untyped-call]
+        virtual_layers = plan(self.config, options.order)
+        for virtual, adapter, x0_copy in zip(virtual_layers, adapters, copies, strict=True):
             weights = rows.of(virtual)
             context = self._layer_context(virtual, shared, values, tensors, options)
             context = context._replace(x0=x0_copy, adapters=adapter)
@@ -272,20 +261,14 @@ class Network(nn.Module):
                 context = context._replace(skip=skips.pop())
             if virtual is virtual_layers[-1]:
                 context = context._replace(part=part)
-                if connected:
-                    context = context._replace(dense=_dense(tensors, (copies[-2], middles[0]), 0))
             before, lanes = lanes, run(lanes, weights, context, self._kind(virtual))
             if virtual.repeat_row is not None:  # x + s (B(x) - x), s by channel (pg#1392)
                 step = tensors["repeat_step"][virtual.repeat_row]
                 before = tuple(at(x, context.part) for x in before)
                 lanes = tuple(x.lerp(y, step) for x, y in zip(before, lanes, strict=True))
-            if connected and virtual.middle:
-                x, *middles = FanOut.apply(lanes[0], 3, self.backend.add)  # type: ignore[no-untyped-call]
-                lanes = (x,)
             if virtual.push:
                 skips.append(tuple(map(distinct, lanes)))
-        states = (copies[-1], middles[1]) if connected else ()
-        return lanes, tuple(at(x, part) for x in states)
+        return lanes
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
@@ -397,16 +380,8 @@ def _bind(
         "o": virtual.layer,
         "up": virtual.mlp_row,
         "down": virtual.mlp_row,
-        "mudd": 0,
     }
     return lambda name, x: tap(name, rows[name], x)
-
-
-def _dense(tensors: Tensors, states: Lanes, place: int) -> Dense:
-    """Return what the last block (place 0) or the head (1) adds `states` by: see model.mudd."""
-    streams = slice(-1) if place == 0 else slice(-1, None)
-    outer, bias = tensors["mudd_outer"][streams], tensors["mudd_bias"][streams]
-    return Dense(states, tensors["mudd_inner"][place], outer, bias)
 
 
 class _Rows:

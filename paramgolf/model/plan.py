@@ -22,7 +22,6 @@ class VirtualLayer:
         repeat_row: the row of the step of a repeated run, None: it takes the whole step.
         slot: the row of the scales and gains.
         push: its output is kept as a skip for the decoder.
-        middle: it is the last of which that is so.
         skip_row: the row of the skip weights, where a kept output is added before the layer.
         attention: it has an attention sublayer.
         xsa: its attention is exclusive (operations.exclusive_self_attention).
@@ -36,7 +35,6 @@ class VirtualLayer:
     repeat_row: int | None
     slot: int
     push: bool
-    middle: bool
     skip_row: int | None
     attention: bool
     xsa: bool
@@ -77,7 +75,6 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
                 repeat_row=repeats if again and config.repeat_step is not None else None,
                 slot=slot,
                 push=takes_part and row < 0,
-                middle=takes_part and row == -1,
                 skip_row=row if takes_part and 0 <= row < skips and not dropped else None,
                 attention=config.first_attention or layer > 0,
                 # not by the position in this order: a layer is exclusive in all phases or in none

@@ -11,7 +11,6 @@ Shape = tuple[int, ...]
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
 FROZEN = ("softcaps", "repeat_step")  # no optimizer moves them
-CONNECTIONS = ("mudd_inner", "mudd_outer", "mudd_bias")  # see paramgolf.model.mudd
 TABLES = ("embedding", "bigram_table", "value_table")  # one row per token or bucket
 
 
@@ -28,7 +27,7 @@ def shapes(config: ModelConfig, vocab_size: int) -> dict[str, Shape]:
         "up": (rows, config.mlp_hidden, config.width),
         "down": (rows, config.width, config.mlp_hidden),
     }
-    extras = _embedding_extras(config, vocab_size, kv_width) | _connections(config)
+    extras = _embedding_extras(config, vocab_size, kv_width)
     return {**matrices, **_block_vectors(config), **_lane_vectors(config), **extras}
 
 
@@ -102,18 +101,3 @@ def _embedding_extras(config: ModelConfig, vocab_size: int, kv_width: int) -> di
         extras["value_scale"] = (1,)
         extras["value_layer_scale"] = (len(config.value_embedding_layers),)
     return extras
-
-
-def _connections(config: ModelConfig) -> dict[str, Shape]:
-    """Return the shapes of mudd's tensors: of the last block, whose streams come first, and head.
-
-    The block's streams are its lanes and values, the head has one: as many as there are states.
-    """
-    if not config.mudd_channels:
-        return {}
-    states = config.mudd_states
-    return {
-        "mudd_inner": (2, config.mudd_channels, config.width),
-        "mudd_outer": (states, states, config.mudd_channels),
-        "mudd_bias": (states, states),
-    }

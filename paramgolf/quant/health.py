@@ -20,7 +20,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.grids import largest_integer, reached
-from paramgolf.quant.trained import Trained, families, stacked
+from paramgolf.quant.trained import FAMILIES, Trained, stacked
 from paramgolf.runtime import Runtime
 
 MOST_TIMES = 3.0  # what the Hessian foresees of an error; a single text differs from all by less
@@ -76,8 +76,7 @@ class Tried:
     def __init__(
         self, trained: Trained, state: dict[str, Tensor], names: set[str], device: torch.device
     ) -> None:
-        known = families(trained.state)
-        self._names = {family: names.intersection(own) for family, own in known.items()}
+        self._names = {family: names.intersection(own) for family, own in FAMILIES.items()}
         self._pairs = {}
         for name in names:
             weight = stacked(trained.state[name])

@@ -15,14 +15,14 @@ from torch import Tensor
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.shapes import shapes
-from paramgolf.quant.trained import families
+from paramgolf.quant.trained import FAMILIES
 from paramgolf.runtime import Runtime
 
 
 def empty_sums(config: ModelConfig, vocab_size: int, device: torch.device) -> dict[str, Tensor]:
     """Return zeros by family, float32 [layers, in, in]; the embedding counts as one layer."""
     known = shapes(config, vocab_size)
-    sizes = {family: known[names[0]] for family, names in families(known).items()}
+    sizes = {family: known[names[0]] for family, names in FAMILIES.items()}
     return {
         family: torch.zeros(1 if len(shape) == 2 else shape[0], shape[-1], shape[-1], device=device)
         for family, shape in sizes.items()

@@ -30,10 +30,10 @@ from paramgolf.quant.scales import rounded
 from paramgolf.quant.sharing import FamilySolver
 from paramgolf.quant.solved import Family, Solved
 from paramgolf.quant.trained import (
+    FAMILIES,
     SENSITIVITY,
     TEXT,
     Trained,
-    families,
     load_tensors,
     load_trained,
     stacked,
@@ -97,8 +97,8 @@ def prepare(
     show: bool = True,
 ) -> list[Family]:
     """Put weights and Hessians on the device and factorize: what clips and bits do not change."""
-    prepared = []
-    for family, names in families(trained.state).items():
+    families = []
+    for family, names in FAMILIES.items():
         if family == "embedding" and config.embedding_bits is None:
             continue
         for name in names:
@@ -118,8 +118,8 @@ def prepare(
         sensitivity = {}
         if config.balance:
             sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
-        prepared.append(Family(family, weights, hessian, factors, sensitivity))
-    return prepared
+        families.append(Family(family, weights, hessian, factors, sensitivity))
+    return families
 
 
 def solve_model(

@@ -83,7 +83,7 @@ def grid_of(
         bits = config.embedding_bits or bits
     elif name in MLP:
         clip, bits = config.mlp_clip, config.mlp_bits or bits
-    elif name not in (*MATRICES, *PROJECTIONS, "mudd_inner"):
+    elif name not in (*MATRICES, *PROJECTIONS):
         kind, least_reach = "absmax", config.table_least_reach if name in TABLES else 0.0
     return RowGrid(
         kind=kind,
@@ -139,8 +139,6 @@ def _bits(families: list[Family], model: ModelConfig, config: QuantizeConfig) ->
         own = family.hessian.diagonal(dim1=1, dim2=2).sum(1).tolist()
         traces |= dict.fromkeys(family.weights, own)
     bits = layer_bits(traces, model, config)
-    if "mudd_inner" in traces:
-        bits["mudd_inner"] = (config.matrix_bits,) * len(traces["mudd_inner"])
     if config.embedding_bits is not None:
         bits["embedding"] = (config.embedding_bits,)
     return bits

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.generate import draw_tokens
-from paramgolf.quant.trained import SENSITIVITY, families, stacked
+from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
 from paramgolf.runtime import Runtime
 
 
@@ -36,8 +36,9 @@ def measure(
     how likely the model finds their tokens: of most tokens a text this short holds none.
     """
     options = Pass(order=network.config.orders[-1])
-    known = families(dict(network.named_parameters()))
-    parameters = {name: network.get_parameter(name) for names in known.values() for name in names}
+    parameters = {
+        name: network.get_parameter(name) for names in FAMILIES.values() for name in names
+    }
     sums = {name: torch.zeros_like(stacked(p)[..., 0]) for name, p in parameters.items()}
     likely = torch.zeros(network.vocab_size, device=runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
@@ -60,7 +61,7 @@ def measure(
     found["embedding"] = found["embedding"].sum() * likely.unsqueeze(0)
     return {
         f"{name}{SENSITIVITY}": found[name] / 2 / trace(hessians[family]).unsqueeze(1)
-        for family, names in known.items()
+        for family, names in FAMILIES.items()
         for name in names
     }
 

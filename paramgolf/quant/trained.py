@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ FAMILIES = {
     "down": ("down",),
     "embedding": ("embedding",),
 }
-CONNECTED = {"mudd": ("mudd_inner",)}  # where tokens choose connections
 TEXT = "text"  # among the Hessians of calibrate: a sequence that they saw
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
@@ -86,11 +84,6 @@ def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     return Trained(
         config.model, config.vocab_size, config.sequence_length, state, dataclasses.asdict(config)
     )
-
-
-def families(parameters: Container[str]) -> dict[str, tuple[str, ...]]:
-    """Return the families of a network with these parameters, and their parameters."""
-    return FAMILIES | (CONNECTED if "mudd_inner" in parameters else {})
 
 
 def stacked(tensor: Tensor) -> Tensor:

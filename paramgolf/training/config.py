@@ -58,7 +58,6 @@ class TrainConfig:
     token_lr: NaturalFloat
     matrix_lr: NaturalFloat
     scalar_lr: NaturalFloat
-    mudd_lr: NaturalFloat
     token_decay: NaturalFloat
     matrix_decay: NaturalFloat
     cautious_decay: bool

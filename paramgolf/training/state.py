@@ -14,7 +14,7 @@ from torch.optim import swa_utils
 
 from paramgolf.model.network import Network
 from paramgolf.model.plan import rows_by_phase
-from paramgolf.model.shapes import CONNECTIONS, FROZEN, MATRICES, PROJECTIONS, TABLES
+from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, TABLES
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import coefficients
 from paramgolf.runtime import Runtime
@@ -110,15 +110,13 @@ class TrainState:
 
     def _make_adam(self) -> torch.optim.AdamW:
         c = self._config
-        others = (*TABLES, *CONNECTIONS, *self._matrices, *FROZEN)
+        others = (*TABLES, *self._matrices, *FROZEN)
         tables = [part.leaf for part in self._parts if part.name in TABLES]
-        connections = [part.leaf for part in self._parts if part.name in CONNECTIONS]
         rest = [part.leaf for part in self._parts if part.name not in others]
         betas = c.adam_beta1, c.adam_beta2
         scalar_betas = betas if c.scalar_beta2 is None else (c.adam_beta1, c.scalar_beta2)
         groups = [
             {"params": tables, "peak_lr": c.token_lr, "weight_decay": c.token_decay},
-            {"params": connections, "peak_lr": c.mudd_lr, "weight_decay": c.scalar_decay},
             {"params": rest, "peak_lr": c.scalar_lr, "weight_decay": c.scalar_decay}
             | {"betas": scalar_betas},
         ]

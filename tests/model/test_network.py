@@ -38,10 +38,7 @@ EXTRAS = {
         "value_residual": True,
         "hidden_gain": True,
         "head_gate": "sparse",
-        "mudd_channels": 8,
         "xsa_form": "learned",
-        "layers": 5,
-        "recurrence": (RecurrencePhase(at=0.5, order=(0, 1, 2, 1, 2, 3, 4)),),
     },
     "old": {
         "smear": "channel",
@@ -179,10 +176,10 @@ def sublayers(network: Network, layer: int, x0: torch.Tensor):
         x0.shape[1], c.rope_dims, c.rope_base, trained_length=None, device=x0.device
     )
 
-    def attention(x, to_values=0.0):
+    def attention(x):
         n = rms(x) * s
-        heads = lambda w, n=n: (n @ w.T).unflatten(-1, (-1, c.head_dim))  # noqa: E731
-        q, k, v = heads(p["q"][layer]), heads(p["k"][layer]), heads(p["v"][layer], n + to_values)
+        heads = lambda w: (n @ w.T).unflatten(-1, (-1, c.head_dim))  # noqa: E731
+        q, k, v = heads(p["q"][layer]), heads(p["k"][layer]), heads(p["v"][layer])
         q = rotate(rms(q), cos, sin) * p["q_gain"][layer][:, None]
         y = exclusive_self_attention(attend_sdpa(q, rotate(rms(k), cos, sin), v), v)
         return p["attn_scale"][layer] * (y.flatten(2) @ p["o"][layer].T)
@@ -251,70 +248,6 @@ def test_each_parallel_form_is_its_formula(tiny_model, parallel):
     torch.testing.assert_close(network.logits(batch, Pass(config.orders[0])), expected)
 
 
-@pytest.mark.parametrize("parallel", ["none", "lanes"])
-def test_connections_of_tokens_are_their_formula(tiny_model, parallel):
-    """Of 5 layers, two lanes from layer 3 on; the middle is layer 1's output."""
-    config = tiny_model(parallel=parallel, skips="none", layers=5, recurrence=(), mudd_channels=8)
-    network = randomised(Network(config, VOCAB, seed=2))
-    p = dict(network.named_parameters())
-    batch = tokens()[:, :-1]
-    e = p["embedding"][batch]
-    x0 = e * torch.rsqrt(e.square().mean(-1, keepdim=True) + torch.finfo(e.dtype).eps)
-    lanes, outputs = [x0], []
-
-    def added(place, rows):
-        z = lanes[0] @ p["mudd_inner"][place].T
-        z = z * torch.rsqrt(z.square().mean(-1, keepdim=True) + torch.finfo(z.dtype).eps)
-        hidden = z * (1 + torch.erf(z / math.sqrt(2))) / 2
-        shares = torch.einsum("btm,nsm->nsbt", hidden, p["mudd_outer"][rows])
-        shares = 0.1 * (shares + p["mudd_bias"][rows][..., None, None])
-        states = torch.stack([x0, outputs[1], *lanes])
-        return torch.einsum("nsbt,sbtd->nbtd", shares, states)
-
-    for layer in range(5):
-        attention, mlp, mixed, rms = sublayers(network, layer, x0)
-        to_values = 0.0
-        if layer == 4:
-            *to_lanes, to_values = added(0, slice(-1))
-            lanes = [x + y for x, y in zip(lanes, to_lanes, strict=True)]
-        if parallel == "none" or layer < 3:
-            u = mixed(lanes[0])
-            u = u + attention(u, to_values)
-            lanes = [u + mlp(u)]
-        else:
-            a, b = lanes * 2 if len(lanes) == 1 else lanes
-            keep, write = p["lane_keep"][layer], p["lane_write"][layer]
-            y, z = attention(mixed(a), to_values), mlp(b)
-            a, b = (keep[i] * (a, b)[i] + write[0, i] * y + write[1, i] * z for i in (0, 1))
-            lanes = [a, b]
-        outputs.append(lanes[0])
-    x = sum(lanes) / len(lanes) + added(1, slice(-1, None))[0]
-    z = rms(x) @ p["embedding"].T
-    expected = config.softcap * torch.tanh(z / config.softcap)
-    found = network.logits(batch, Pass(config.orders[0]))
-    torch.testing.assert_close(found, expected)
-    names = ("mudd_inner", "mudd_outer", "mudd_bias", "embedding", "v")
-    gradients = (
-        torch.autograd.grad(logits.square().sum(), [p[name] for name in names])
-        for logits in (found, expected)
-    )
-    for ours, plain in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, plain, atol=1e-4, rtol=1e-3)
-
-
-def test_connections_add_nothing_at_first(tiny_model):
-    config = tiny_model(parallel="none", mudd_channels=8)
-    static = dataclasses.replace(config, mudd_channels=0)
-    with_them, without = (Network(c, VOCAB, seed=1) for c in (config, static))
-    for network in (with_them, without):
-        torch.nn.init.normal_(
-            network.get_parameter("o"), generator=torch.Generator().manual_seed(0)
-        )
-    for order in config.orders:
-        logits = [n.logits(tokens()[:, :-1], Pass(order)) for n in (with_them, without)]
-        assert torch.equal(*logits)
-
-
 def test_skips_pair_the_newest_with_the_first_decoder_layer(tiny_model):
     config = tiny_model(skips="gated")
     layers = plan(config, (0, 1, 2, 1, 2, 3))
@@ -378,17 +311,14 @@ def test_untied_repeats_start_as_their_layers(tiny_model):
 
 
 def test_probabilities_sum_to_one_and_taps_see_every_product(tiny_model):
-    config = tiny_model(parallel="none", mudd_channels=8)
+    config = tiny_model()
     network = randomised(Network(config, VOCAB, seed=1))
     seen: list[tuple[str, int]] = []
     options = Pass(config.orders[-1], tap=lambda name, row, x: seen.append((name, row)))
     logits = network.logits(tokens()[:, :-1], options)
     torch.testing.assert_close(logits.double().softmax(-1).sum(-1), torch.ones(2, 24).double())
-    for family in ("o", "up", "down"):
+    for family in ("qkv", "o", "up", "down"):
         assert [row for name, row in seen if name == family] == [0, 1, 2, 1, 2, 3]
-    # the last layer's values have a second input, of their own
-    assert [row for name, row in seen if name == "qkv"] == [0, 1, 2, 1, 2, 3, 3]
-    assert [row for name, row in seen if name == "mudd"] == [0, 1]
     assert seen[-1] == ("embedding", 0)
 
 

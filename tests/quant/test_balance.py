@@ -14,16 +14,16 @@ from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.quantize import prepare, quantize_model
 from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
-from paramgolf.quant.trained import SENSITIVITY, families, stacked
+from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
 from paramgolf.runtime import Runtime
 
 ALONE = Runtime(0, 1, CPU)
-NAMES = [name for names in families(("mudd_inner",)).values() for name in names]
+NAMES = [name for names in FAMILIES.values() for name in names]
 
 
 @pytest.fixture
 def trained(tiny_model):
-    return make_trained(tiny_model(mudd_channels=8))
+    return make_trained(tiny_model())
 
 
 def pairs(count, length=16):
@@ -70,7 +70,7 @@ def test_ranks_share_the_texts(trained):
             torch.testing.assert_close(mean, whole[name + SENSITIVITY], rtol=1e-4, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["v", "o", "up", "down", "mudd_inner"])
+@pytest.mark.parametrize("name", ["v", "o", "up", "down"])
 def test_the_cost_of_small_errors_is_foreseen(trained, name):
     """To a factor: inputs and gradients do depend on each other."""
     from paramgolf.quant.hessian import gather
@@ -80,7 +80,7 @@ def test_the_cost_of_small_errors_is_foreseen(trained, name):
     network.load_state_dict(trained.state)
     hessians = gather(network, [texts], ALONE)
     _, found = sensitivities(trained, hessians)
-    family = {"v": "qkv", "mudd_inner": "mudd"}.get(name, name)
+    family = "qkv" if name == "v" else name
     errors = 0.02 * torch.randn(
         trained.state[name].shape, generator=torch.Generator().manual_seed(9)
     )

@@ -38,7 +38,7 @@ def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[s
 def test_vectors_may_have_a_second_moment_of_their_own(sample, tiny_model):
     config = dataclasses.replace(sample.train, adam_beta2=0.9, scalar_beta2=0.997)
     alone = Runtime(0, 1, torch.device("cpu"))
-    network = Network(tiny_model(mudd_channels=8), VOCAB, seed=0)
+    network = Network(tiny_model(), VOCAB, seed=0)
     state = TrainState(network, config, alone)
     names = {id(p): name for name, p in network.named_parameters()}
     found = {
@@ -46,7 +46,7 @@ def test_vectors_may_have_a_second_moment_of_their_own(sample, tiny_model):
         for group in state._adam.param_groups
         for p in group["params"]
     }
-    assert (found["embedding"], found["mudd_inner"]) == (0.9, 0.9)
+    assert found["embedding"] == 0.9
     assert (found["attn_scale"], found["skip_weight"]) == (0.997, 0.997)
 
 
@@ -98,7 +98,7 @@ def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
     config = dataclasses.replace(
         sample.train, steps=10, head_mixing=True, muon_averages=averages, muon_averages_at=0.2
     )
-    model = tiny_model(mudd_channels=8)
+    model = tiny_model()
     text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
     states = [
         TrainState(Network(model, VOCAB, seed=seed), config, Runtime(0, 1, torch.device("cpu")))
