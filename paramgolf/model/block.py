@@ -34,13 +34,14 @@ request N of github.com/openai/parameter-golf.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from paramgolf.model.attention import Attend, Segments
+from paramgolf.model.gradients import FirstChannels
 from paramgolf.model.operations import Operations, activate
 
 Tap = Callable[[str, Tensor], None]
@@ -206,25 +207,6 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
     y = linear(y.flatten(2), w.attn_scale[:, None] * w.o, "o", c.tap)
     return y + at(adapted["o"], c.part) if "o" in adapted else y
-
-
-class FirstChannels(torch.autograd.Function):
-    """x and its first channels, whose gradient is added to x's in its place.
-
-    Autograd would widen it to all channels and add that: two more passes over memory.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int) -> tuple[Tensor, Tensor]:  # noqa: ARG004
-        """Return x [..., d] and its first `count` channels."""
-        return x.view_as(x), x[..., :count].contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, d_x: Tensor, d_first: Tensor) -> tuple[Tensor, None]:  # noqa: ARG004
-        """Return the sum of both gradients; compiled code writes the first channels alone."""
-        count = d_first.shape[-1]
-        at = [None] * (d_x.dim() - 1) + [torch.arange(count, device=d_x.device)]
-        return torch.ops.aten.index_put.default(d_x, at, d_x[..., :count] + d_first), None
 
 
 def head_gates(n: Tensor, w: Weights, kind: Kind) -> tuple[Tensor, Tensor]:

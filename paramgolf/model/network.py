@@ -34,6 +34,7 @@ from paramgolf.model.block import (
 )
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
+from paramgolf.model.gradients import FanOut, distinct
 from paramgolf.model.head import Allowed, Head, Mask, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
@@ -65,36 +66,6 @@ class Pass:
     adapters: Mapping[str, Pair] | None = None
     window: int | None = None
     segments: Segments | None = None
-
-
-class FanOut(torch.autograd.Function):
-    """A tensor, once for each of its readers, so that their gradients are added in one pass.
-
-    Autograd would add them one by one, each time through memory: x0 of pg#1493 has 17 readers.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, count: int, add: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        """Return x `count` times; `add` sums gradients."""
-        ctx.add = add
-        ctx.set_materialize_grads(False)
-        # not views: compiled code would ask what they are views of
-        return tuple(x.detach() for _ in range(count))
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor, None, None]:
-        """Return the sum of the gradients that there are."""
-        return ctx.add([g for g in gradients if g is not None]), None, None
-
-
-def distinct(x: Tensor) -> Tensor:
-    """Return x as another tensor object over the same memory.
-
-    A compiled block that is given one object as two of its arguments would have one more graph.
-    """
-    (other,) = FanOut.apply(x, 1, lambda gradients: gradients[0])  # type: ignore[no-untyped-call]
-    assert isinstance(other, Tensor)
-    return other
 
 
 class Network(nn.Module):

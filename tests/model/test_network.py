@@ -15,9 +15,9 @@ from paramgolf.model.attention import (
     attend_sdpa,
     rotary_table,
 )
-from paramgolf.model.block import FirstChannels
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed, smear_and_norm
+from paramgolf.model.gradients import FirstChannels
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import exclusive_self_attention, rotate
