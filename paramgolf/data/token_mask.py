@@ -32,6 +32,7 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
+from paramgolf.data.sentencepiece_model import read_model
 from paramgolf.data.special_tokens import ALIASES, BOS, MARKS, SPACE, Transform
 from paramgolf.data.token_set import TokenSet
 from paramgolf.errors import ParamGolfError
@@ -110,15 +111,7 @@ def build_mask(path: str | Path, transform: Transform, *, fused: bool) -> TokenM
 
     `fused` tells that a space and the case mark after it are one token.
     """
-    try:
-        model = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    except (OSError, RuntimeError) as error:  # both mean that it is not there, or no model
-        raise ParamGolfError(
-            "token_mask cannot read the tokenizer",
-            where=path,
-            found=error,
-            fix="`dvc repro -f -s retokenize`",
-        ) from None
+    model = read_model(path)
     caseops = transform != "none"
     pairs = _Pairs(model, caseops=caseops)
     pairs.merge()

@@ -18,9 +18,9 @@ from paramgolf.data.caseops import (
     transformed,
 )
 from paramgolf.data.manifests import TABLE_RULE
+from paramgolf.data.sentencepiece_model import read_model
 from paramgolf.data.special_tokens import MARKS, Transform
-from paramgolf.data.vocabulary_format import other_format, refuse_other_formats
-from paramgolf.errors import ParamGolfError
+from paramgolf.data.vocabulary_format import refuse_other_formats
 
 # what normalizations change: spaces at the ends and in a row, a line's end, a folded character
 PROBE = " a  b\n\u00bd "
@@ -87,16 +87,6 @@ class SentencePieceVocabulary:
 
 
 def load_tokenizer(path: str | Path) -> sentencepiece.SentencePieceProcessor:
-    """Load a SentencePiece model that has a BOS token."""
-    path = Path(path)
-    refuse_other_formats(path)
-    model = sentencepiece.SentencePieceProcessor()
-    try:
-        model.load(str(path))
-        model.id_to_piece([*range(model.vocab_size())])
-    except (RuntimeError, OSError, ValueError) as error:  # the last: a piece that is not UTF-8
-        raise other_format(path, found=f"no SentencePiece model: {error}") from None
-    if model.bos_id() < 0:
-        fix = "take a model that was trained with a BOS token"
-        raise ParamGolfError("the tokenizer has no BOS token", where=path, fix=fix)
-    return model
+    """Load a SentencePiece model that has a BOS token; a file of another format is named."""
+    refuse_other_formats(Path(path))
+    return read_model(path)
