@@ -38,6 +38,7 @@ from __future__ import annotations
 import functools
 import math
 import struct
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -80,6 +81,12 @@ ONE, WORD_SHIFT, PROB_SHIFT, OFFSET_SHIFT, AVERAGE_SHIFT, HALF_SHIFT, SLOT, FREQ
     np.array, (1, 16, PROB_BITS, 15, 24, PROB_BITS + 2, 2**PROB_BITS - 1, 2**15 - 1, LOWER_BOUND)
 )
 ROW_STEP = 2  # classes that a step of a row's own deviation is: a quarter of an octave
+
+
+# Given a row's first slots, of its tables, and the whole numbers that symbols count from, int64
+# [columns] each, it returns the row's integers, or by a trellis their halves: the decoder reads
+# them; the encoder knows them, and notes how they are coded.
+Read = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class Layout(NamedTuple):
@@ -289,7 +296,7 @@ def decode(data: bytes, size: int) -> bytes:
     moments, blocks = Moments(layout), np.empty(shape, np.int8)
     for block, own_steps in zip(blocks, row_steps, strict=True):
         prediction, _ = moments.predict(own_steps)
-        _decode_block(reader, prediction, layout, block)
+        fill(block, reader.read, prediction, layout)
         moments.add(block)
     reader.finish()
     whole: np.ndarray = (blocks.transpose(0, 2, 1) if layout.transposed else blocks).ravel()
@@ -313,8 +320,8 @@ class _Reader:
         self.states = words[:columns].astype(np.int64) << 16 | words[columns : 2 * columns]
         self.slots = tables()[1]
 
-    def read(self, first: np.ndarray) -> np.ndarray:
-        """Return a symbol of each column, int64, given the first slots of the columns' tables."""
+    def read(self, first: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """Return what `Read` says."""
         states = self.states
         slots: np.ndarray = self.slots.take(first + (states & SLOT), mode="clip")
         states >>= PROB_SHIFT
@@ -332,6 +339,7 @@ class _Reader:
         states[low] = filled
         self.read_words = end
         slots >>= PROB_SHIFT
+        slots += whole
         return slots
 
     def finish(self) -> None:
@@ -340,10 +348,8 @@ class _Reader:
             raise ParamGolfError("damaged rans data, or data of another length")
 
 
-def _decode_block(
-    reader: _Reader, prediction: Prediction, layout: Layout, block: np.ndarray
-) -> None:
-    """Fill a block, int8 [rows, columns], as `rans_writer.Known` says of all its rows at once.
+def fill(block: np.ndarray, read: Read, prediction: Prediction, layout: Layout) -> None:
+    """Fill a block, int8 [rows, columns], row by row, with what `read` returns.
 
     The rows of a panel are predicted from all rows before it by one product, and from the rows
     within it by an outer product each; all terms are whole numbers below 2^53, so that their order
@@ -371,8 +377,7 @@ def _decode_block(
             whole = eighths >> 3
         elif trellis:
             first += parity << HALF_SHIFT
-        integers = reader.read(first)
-        integers += whole
+        integers = read(first, whole)
         if trellis:
             state = next_states(state, integers)
             integers += integers

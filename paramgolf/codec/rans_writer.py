@@ -12,7 +12,6 @@ import functools
 import math
 import signal
 import sys
-from typing import NamedTuple
 
 import brotli
 import numpy as np
@@ -20,22 +19,17 @@ import numpy as np
 from paramgolf.codec.rans import (
     CLASSES,
     CLASSES_PER_OCTAVE,
-    EXPECTED_MAGNITUDE,
     FIRST_CLASS,
     HEADER,
     LOWER_BOUND,
     MARGIN,
-    MEANS,
     PROB_BITS,
     ROW_STEP,
     Layout,
     Moments,
-    Prediction,
-    magnitudes,
+    fill,
     next_states,
     predictable,
-    rounded_eighths,
-    scaled_classes,
     tables,
 )
 from paramgolf.process import end_with_parent
@@ -43,7 +37,6 @@ from paramgolf.process import end_with_parent
 SHRINKAGE = 4000  # of a layout that predicts rows
 SCALE_PRIORS = (64, 16, 256, 1024)
 TRIES = 8
-AT_ONCE = 128  # columns: what is computed of them stays in the processor's cache
 TALLEST = 1024  # rows of a stored matrix that become the columns of one block
 COLUMN_BITS = 24  # that a column costs: 32 of its first state, less what they tell on average
 FEW_COLUMNS = 512  # fewer save bytes, 0.02 % with half as many, and take as much longer to decode
@@ -132,13 +125,14 @@ class CodingPlan:
     def __init__(self, values: np.ndarray, layout: Layout) -> None:
         shape = layout.blocks, layout.columns, layout.rows
         shaped = values.reshape(shape).transpose(0, 2, 1) if layout.transposed else values
-        self.shaped = shaped.reshape(layout[:3]).copy()  # outliers brought in
         self.wanted = shaped.reshape(layout[:3])
+        self.shaped = np.empty(layout[:3], np.int8)  # outliers brought in
         self.row_steps, packed = _row_steps(self.wanted, layout)
         self.packed_steps = packed
         self.layout = layout._replace(row_bytes=len(packed))
-        self.tables = np.empty(self.shaped.shape, np.int16)
-        self.symbols = np.empty(self.shaped.shape, np.int16)
+        self._halves = self.wanted.reshape(-1, layout.columns) >> layout.trellis
+        self.tables = np.empty(self._halves.shape, np.int16)
+        self.symbols = np.empty(self._halves.shape, np.int16)
         self._follow()
         starts, _ = tables()
         counts = np.bincount(_slot(self.tables, self.symbols).ravel(), minlength=starts.size)
@@ -149,59 +143,43 @@ class CodingPlan:
         self.bits += 8 * len(packed)
 
     def _follow(self) -> None:
-        """Predict all blocks as the decoder will, under a shrinkage that no rounding can upset."""
+        """Go the decoder's way through all blocks, under a shrinkage that no rounding can upset."""
         shrinkage, more = self.layout.shrinkage, 1 if self.layout.shrinkage else 0
         for i in range(TRIES):
             self.layout = self.layout._replace(shrinkage=shrinkage + more * i)
             moments, nearest = Moments(self.layout), 1.0
-            for index, block in enumerate(self.shaped):
-                prediction, near = moments.predict(self.row_steps[index])
+            self._next = 0
+            for block, row_steps in zip(self.shaped, self.row_steps, strict=True):
+                prediction, near = moments.predict(row_steps)
                 nearest = min(nearest, near)
-                for first in range(0, self.layout.columns, AT_ONCE):
-                    while not self._columns(index, slice(first, first + AT_ONCE), prediction):
-                        pass
+                fill(block, self._note, prediction, self.layout)
                 moments.add(block)
             if nearest > MARGIN:
                 return
         raise AssertionError("every shrinkage leads to numbers near a half")
 
-    def _columns(self, index: int, columns: slice, prediction: Prediction) -> bool:
-        """Note tables and symbols of some columns of a block; tell if there were no outliers.
+    def _note(self, first: np.ndarray, whole: np.ndarray) -> np.ndarray:
+        """Note the next row's tables and symbols; return its integers, as the decoder reads them.
 
-        An outlier is brought to the edge of its table's support; as it changes what is predicted of
-        the rows below, the columns are gone through again.
+        What lies beyond the support of its table is brought to its edge: an outlier.
         """
-        block, layout = self.shaped[index, :, columns], self.layout
-        integers = block.astype(np.int64)
-        mean = np.repeat(prediction.constant[:, None], block.shape[1], 1)
-        if prediction.weights is not None:
-            mean += (prediction.weights @ block.astype(np.float64)).astype(np.int64)
-        error = magnitudes(integers, mean, prediction.inverse[:, None])
-        before = error.cumsum(0) - error
-        above = np.arange(layout.rows)[:, None]
-        known = Known(mean, before, prediction.classes[:, None], above, integers & 1)
-        table, whole = known.table(layout)
-        symbols = (integers >> 1 if layout.trellis else integers) - whole
+        row, self._next = self._next, self._next + 1
+        table = first >> PROB_BITS
+        symbols = self._halves[row] - whole
         low, high = _supports()
-        inside = symbols.clip(low[table], high[table])
-        self.tables[index, :, columns], self.symbols[index, :, columns] = table, inside + 128
-        out = inside != symbols
-        if not out.any():
-            return True
-        if layout.trellis:  # the trellis goes by the parity of the half, which must stay
+        inside: np.ndarray = symbols.clip(low[table], high[table])
+        if self.layout.trellis:  # it goes by the parity of the half, which must stay
             inside += (symbols - inside & 1) * np.where(symbols > 0, -1, 1)
-            block[out] += 2 * (inside - symbols)[out].astype(np.int8)
-        else:
-            block[out] += (inside - symbols)[out].astype(np.int8)
-        return False
+        self.tables[row], self.symbols[row] = table, inside + 128
+        inside += whole
+        return inside
 
     def encode(self) -> bytes:
         """Return the header, the outliers, the states that decoding begins with, and the words."""
         layout = self.layout
         starts = tables()[0].ravel()
         state, chunks = np.full(layout.columns, LOWER_BOUND, np.int64), []
-        slots = _slot(self.tables, self.symbols).reshape(-1, layout.columns)
-        for row in slots[::-1]:
+        for row in _slot(self.tables, self.symbols)[::-1]:
             start = starts[row]
             frequency = starts[row + 1] - start
             # what would leave 2^32 writes its low word first: x >= f L 2^16 / M
@@ -223,35 +201,6 @@ class CodingPlan:
         )
         indices = np.flatnonzero(wanted != coded)
         return indices.astype("<u4"), wanted[indices]
-
-
-class Known(NamedTuple):
-    """What is known of integers before they are decoded; arrays that broadcast, int64.
-
-    Attributes:
-        mean: mu, in 2^-12.
-        error: the sum of the column's `magnitudes` so far.
-        classes: those of the row's deviation d.
-        rows: how many rows that sum is of.
-        parity: of the integers, by the trellis.
-    """
-
-    mean: np.ndarray
-    error: np.ndarray
-    classes: np.ndarray
-    rows: np.ndarray | int
-    parity: np.ndarray
-
-    def table(self, layout: Layout) -> tuple[np.ndarray, np.ndarray]:
-        """Return the tables of the symbols, and the whole numbers that those count from, int64."""
-        # the mean of the column's errors, scale_prior expected ones among them; one division a row
-        reciprocal = 2**24 // (layout.scale_prior + self.rows)
-        average = (self.error + EXPECTED_MAGNITUDE * layout.scale_prior) * reciprocal >> 24
-        classes, eighths = self.classes + CLASSES, rounded_eighths(self.mean, layout.trellis)
-        if layout.trellis:  # of the half, (z - parity) / 2
-            classes, eighths = classes - CLASSES_PER_OCTAVE, eighths - (self.parity << 2)
-        first = scaled_classes().take(np.minimum(average, 1023) + (classes << 10))
-        return first >> PROB_BITS | eighths & MEANS - 1, eighths >> 3
 
 
 def _row_steps(blocks: np.ndarray, layout: Layout) -> tuple[np.ndarray, bytes]:
