@@ -53,7 +53,6 @@ class TrainConfig:
     sequence_length: Positive
     loader: Literal["shuffled", "coprime", "sequential", "documents"]
     curriculum: tuple[BatchSizes, ...]
-    rewarm_steps: Natural
     batch_rate_power: NaturalFloat
     token_lr: NaturalFloat
     matrix_lr: NaturalFloat

@@ -37,8 +37,6 @@ class Progress:
     """Of recurrence, an index into the model's orders."""
     sizes: int = 0
     """An index into the batch sizes of the run."""
-    sizes_since: int = 0
-    """The step at which they came to hold."""
     seconds: float = 0.0
     """On the clock of training, when the checkpoint was written."""
     step_ms: list[float] = dataclasses.field(default_factory=list)

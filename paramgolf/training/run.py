@@ -171,17 +171,14 @@ class TrainingRun:
         if regime.phase != progress.phase:
             self._state.enter_phase(regime.phase)
         progress.phase = regime.phase
-        sizes = self.config.batch_sizes.index(regime.sizes)
-        if sizes != progress.sizes:
-            progress.sizes, progress.sizes_since = sizes, progress.step
+        progress.sizes = self.config.batch_sizes.index(regime.sizes)
         self._network = self._state.network_at(at)
 
     def _step(self, at: Point) -> None:
         """Take one step; its loss is read when the next one is under way."""
         progress, regime = self.progress, self._regime
         loss = self._gradient()
-        factor = self._rewarm() * self.config.batch_rate(regime.sizes)
-        multiplier = self._state.step(at, factor=factor)
+        multiplier = self._state.step(at, factor=self.config.batch_rate(regime.sizes))
         progress.step += 1
         progress.tokens += regime.sizes.batch_tokens
         progress.flops += regime.sizes.batch_tokens * self._token_flops()
@@ -193,13 +190,6 @@ class TrainingRun:
     def _gradient(self) -> Tensor:
         self._state.zero_grad()
         return self._passes.gradient(self._network, self._regime, self.progress.tokens)
-
-    def _rewarm(self) -> float:
-        """Return the factor of the rate after a change of sizes: a linear rise (pg#2014)."""
-        since, steps = self.progress.sizes_since, self.config.rewarm_steps
-        if since == 0 or steps == 0:
-            return 1.0
-        return min(1.0, (self.progress.step - since + 1) / steps)
 
     def _token_flops(self) -> float:
         """Return the floating-point operations that training on a token takes at present."""
