@@ -1,10 +1,11 @@
-"""What a mask and other ways to adapt gain: `python benchmarks/adaptation.py --package model.bin`.
+"""Every score of one packed model beside its seconds: `python benchmarks/adaptation.py`.
 
-Scores one packed model: plain, by documents and strided, each with and without token_mask; then
-the adaptation of a recipe as published, and what it gains by the mask, by waves in place of phases,
-other adapters, rates, chunks and windows, on the same first tokens. Writes bits per byte, gains and
-seconds of each (of scoring; compiling apart) and the cost of the mask in the fused loss. Ways are
-left out once `--seconds` have passed. On four GPUs, a quarter of the ways on each:
+The same first tokens are scored plain, strided, by documents, and adapted as a recipe does, each
+without and with the token mask and mixtures of counts; then come other ways to adapt: waves in
+place of phases, other adapters, rates, chunks and windows. Writes bits per byte, gains over
+documents and seconds of each (of scoring; compiling apart), the cost of the mask in the fused loss,
+and what recipe best adds up to beside the form that pg#2135 published, which mixes in a tilt. Ways
+are left out once `--seconds` have passed. On four GPUs, a quarter of the ways on each:
 
     for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python benchmarks/adaptation.py --share $i/4 & done
 
@@ -17,9 +18,9 @@ import argparse
 import dataclasses
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,7 +32,6 @@ from paramgolf.codec.container import load_package
 from paramgolf.data.token_mask import mask_of
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.model.head import Allowed, Head
-from paramgolf.model.network import Network
 from paramgolf.model.token_mask import masked
 from paramgolf.params import load_params
 from paramgolf.progress import say
@@ -44,12 +44,22 @@ from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.stage import PACKAGE_PATH
-from paramgolf.scoring.text import Text, load_text
+from paramgolf.scoring.text import find_documents, load_text
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 WITHOUT_Q_V = ("k", "o", "mlp", "head")  # pg#2008
-FIXED = ("plain", "documents", "strided")
-PUBLISHED = "adapted, as published"
+FIXED = {"documents": "documents", "plain": "strided", "strided": "strided"}  # eval_sliding.mode
+MIXED = {"tilt": "pr2135", "ngram": "best"}  # the recipes whose mixtures are tried
+# what each way is tried with: the name's end, the mask, the kind of mixture
+BESIDES = (
+    ("", False, "none"),
+    (", tilt", False, "tilt"),
+    (", mask and n-grams", True, "ngram"),
+    (", mask", True, "none"),
+    (", n-grams", False, "ngram"),
+)
+PUBLISHED, BEST = "adapted, tilt", "adapted, mask and n-grams"
+TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of BEST, beside PUBLISHED
 SHORT = (  # pg#2014
     ShortChunk(document_tokens=384, chunk_tokens=8),
     ShortChunk(document_tokens=1024, chunk_tokens=24),
@@ -69,13 +79,17 @@ class Bench:
         self.runtime, self.options = runtime, options
         self.packed = load_package(options.package)
         self.plain = build_network(self.packed, runtime)
-        self.text = load_text(options.data, self.packed.vocab_size, options.text_tokens)
+        self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
         start = time.perf_counter()
         self.masked = masked(self.plain, open_tokens(options.data), self.text.tokens)
         self.mask_seconds = time.perf_counter() - start
         recipe = check(compose(options.recipe, RECIPES), where=options.recipe)
-        self.mixture = recipe.eval_ttt.mixture
-        none = dataclasses.replace(self.mixture, kind="none")
+        mixtures = {
+            kind: check(compose(name, RECIPES), where=name).eval_ttt.mixture
+            for kind, name in MIXED.items()
+        }
+        none = dataclasses.replace(mixtures["tilt"], kind="none")
+        self.mixtures = {"none": none, **mixtures}
         self.sliding = dataclasses.replace(recipe.eval_sliding, mixture=none)
         sizes = {"batch_documents": options.batch_documents, "chains": options.chains}
         adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
@@ -88,15 +102,10 @@ class Bench:
             self.adapt = dataclasses.replace(self.adapt, **sizes, stride=64, batch_sequences=4)
         self.rows: list[Row] = []
         part, parts = map(int, options.share.split("/"))
-        self.ways = options.ways or [*FIXED, *self.forms()][part::parts]
+        self.ways = options.ways or [*self.fixed(), *self.forms()][part::parts]
 
-    def first(self, count: int) -> Text:
-        """Return the first `count` targets."""
-        count = min(count, len(self.text))
-        return Text(self.text.tokens[: count + 1], self.text.byte_counts[:count], self.text.bos)
-
-    def measure(self, name: str, text: Text, score: Callable[[Session], Ledger], base: str) -> None:
-        """Add the rows of a way; its gain is over way `base`, where that was measured."""
+    def measure(self, name: str, score: Callable[[Session], Ledger]) -> None:
+        """Add the rows of a way; its gain is over documents, where they were scored before."""
         late = seconds_since_start() > self.options.seconds
         if self.runtime.agree(float(late)):
             say(f"{name}: left out, {self.options.seconds:.0f} s have passed")
@@ -104,72 +113,72 @@ class Bench:
         session = Session(self.runtime)
         ledger = score(session)
         ledger.close()
-        bpb = bits_per_byte(ledger.nats.sum(), int(text.byte_counts.sum(dtype=np.int64)))
+        bpb = bits_per_byte(ledger.nats.sum(), int(self.text.byte_counts.sum(dtype=np.int64)))
         parts = session.timing.seconds
         seconds = sum(value for part, value in parts.items() if part != "compile")
         gc.collect()  # recorded passes hold memory
         if not self.runtime.is_main:
             return
         say(f"{name}: {bpb:.5f} bits per byte, {dict(parts)}")
-        figure = self.figure(name, text)
-        known = {row.figure: row.value for row in self.rows}
-        self.rows.append(Row(figure, bpb, "bits/byte", None, None, "lower"))
-        before = known.get(self.figure(base, text))
-        if before is not None:
-            gain = f"{figure}: gain over {base}"
-            self.rows.append(Row(gain, before - bpb, "bits/byte", None, None, "higher"))
-        self.rows.append(Row(f"{figure}: seconds", seconds, "s", None, None, "lower"))
-        compiling = Row(f"{figure}: compiling", parts.get("compile", 0.0), "s", None, None, "lower")
-        self.rows.append(compiling)
+        figure = self.figure(name)
+        self.add(figure, bpb, "bits/byte", "lower")
+        before = self.known(self.figure("documents"))
+        if before is not None and name != "documents":
+            self.add(f"{figure}: gain over documents", before - bpb, "bits/byte", "higher")
+        self.add(f"{figure}: seconds", seconds, "s", "lower")
+        self.add(f"{figure}: compiling", parts.get("compile", 0.0), "s", "lower")
         write_results("adaptation", self.rows, self.options.command, show=False)
 
-    def figure(self, name: str, text: Text) -> str:
+    def add(self, figure: str, value: float, unit: str, better: Literal["higher", "lower"]) -> None:
+        """Add a row; what BEST adds up to stands beside what is reached as published."""
+        beside = target = None
+        if figure.startswith(f"{BEST},"):
+            end = figure.removeprefix(BEST)
+            beside = self.known(PUBLISHED + end)
+            times = TIMES_GAIN if end.endswith("gain over documents") else TIMES_SECONDS
+            if beside is not None and end.endswith(("gain over documents", "seconds")):
+                target = times * beside
+        self.rows.append(Row(figure, value, unit, beside, target, better))
+
+    def known(self, figure: str) -> float | None:
+        """Return a value that was measured before."""
+        return next((row.value for row in self.rows if row.figure == figure), None)
+
+    def figure(self, name: str) -> str:
         """Return how the rows of a way are named."""
         world = self.runtime.world
-        return f"{name}, {len(text):,} tokens" + (f", {world} GPUs" if world > 1 else "")
+        return f"{name}, {len(self.text):,} tokens" + (f", {world} GPUs" if world > 1 else "")
 
-    def fixed(self) -> None:
-        """Score with the weights as they are, in the ways of `FIXED`."""
-        few = self.first(self.options.strided_tokens)
-        ways = [
-            ("plain", self.text, {"mode": "strided", "stride": self.sliding.window}),
-            ("documents", self.text, {"mode": "documents"}),
-            ("strided", few, {"mode": "strided"}),
-        ]
-        for name, text, changes in ways:
-            if name not in self.ways:
-                continue
-            config: SlidingConfig = dataclasses.replace(self.sliding, **changes)
-            for label, network in self.networks(name):
-                self.measure(
-                    label, text, lambda s, n=network, t=text, c=config: score_text(n, t, c, s), name
-                )
+    def fixed(self) -> dict[str, tuple[bool, SlidingConfig]]:
+        """Return the ways to score with the weights as they are: whether masked, and how."""
+        ways = {}
+        for end, mask, kind in BESIDES:
+            for name, mode in FIXED.items():
+                stride = self.sliding.window if name == "plain" else self.sliding.stride
+                changes = {"mode": mode, "stride": stride, "mixture": self.mixtures[kind]}
+                ways[name + end] = mask, dataclasses.replace(self.sliding, **changes)
+        return ways
 
-    def networks(self, name: str) -> Iterator[tuple[str, Network]]:
-        """Yield the network without and with the mask."""
-        yield name, self.plain
-        yield f"{name}, mask", self.masked
+    def run(self) -> None:
+        """Score in every way that is asked for, documents before all others."""
+        fixed = {name: way for name, way in self.fixed().items() if name in self.ways}
+        for name, (mask, config) in {"documents": self.fixed()["documents"], **fixed}.items():
+            network = self.masked if mask else self.plain
+            self.measure(name, lambda s, n=network, c=config: score_text(n, self.text, c, s))
+        self.adapted()
 
     def adapted(self) -> None:
         """Score in the forms of adaptation that are asked for."""
-        forms = {name: form for name, form in self.forms().items() if name in self.ways}
-        if not forms:
-            return
-        text, targets = self.first(self.options.tokens), None
-        documents = dataclasses.replace(self.sliding, mode="documents")
-        self.measure("documents", text, lambda s: score_text(self.plain, text, documents, s), "")
-        for name, (mask, config) in forms.items():
+        targets = None
+        for name, (mask, config) in self.forms().items():
+            if name not in self.ways:
+                continue
             if config.adapter.targets != targets:
                 targets = config.adapter.targets
                 self.renew()
             network = self.masked if mask else self.plain
             self.plain.load_state_dict(self.packed.state)  # both networks have these parameters
-            self.measure(
-                name,
-                text,
-                lambda s, n=network, c=config: score_and_adapt(n, text, c, s),
-                "documents",
-            )
+            self.measure(name, lambda s, n=network, c=config: score_and_adapt(n, self.text, c, s))
 
     def renew(self) -> None:
         """Build the networks anew, without the graphs so far: they would exceed their limit."""
@@ -181,8 +190,8 @@ class Bench:
     def forms(self) -> dict[str, tuple[bool, TttConfig]]:
         """Return the forms of adaptation, by their importance."""
         base = self.adapt
-        count = int((self.first(self.options.tokens).tokens == 1).sum())
-        prefix = max(1, count // 20)  # the longest twentieth, as in the contest
+        # the longest twentieth, as in the contest
+        prefix = max(1, len(find_documents(self.text)[0]) // 20)
         published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
         waves = self.documents(base, phases=0, wave_documents=self.options.wave_documents)
         waves = dataclasses.replace(waves, batch_sequences=self.options.wave_windows)
@@ -196,12 +205,15 @@ class Bench:
             return dataclasses.replace(config, adapter=changed)
 
         gentle = {"lr": 7e-5}  # pg#2033
+        adapted = {
+            f"adapted{end}": (mask, dataclasses.replace(published, mixture=self.mixtures[kind]))
+            for end, mask, kind in BESIDES
+        }
         return {
-            PUBLISHED: (False, published),
+            **adapted,
             "adapted, waves": (False, waves),
             "adapted, no q and v": (False, dataclasses.replace(published, adapter=fewer)),
             "adapted, window 3072": (False, dataclasses.replace(published, window=window)),
-            "adapted, mask": (True, published),
             "adapted, waves at half the rate": (False, half),
             "adapted, no q and v, rate 7e-5": (
                 False,
@@ -222,10 +234,6 @@ class Bench:
                 self.documents(adapter(waves, targets=WITHOUT_Q_V), **halves),
             ),
             "adapted, chunks of 32": (False, self.documents(published, chunk_tokens=32)),
-            "adapted, the recipe's mixture": (
-                False,
-                dataclasses.replace(published, mixture=self.mixture),
-            ),
         }
 
     def documents(self, config: TttConfig, **changes: Any) -> TttConfig:
@@ -272,11 +280,7 @@ def main() -> None:
     parser.add_argument("--package", type=Path, default=PACKAGE_PATH)
     parser.add_argument("--data", type=Path, default=TOKENS_PATH)
     parser.add_argument("--recipe", default="pr2135", help="whose windows and adaptation are used")
-    parser.add_argument("--tokens", type=int, default=400_000, help="for ways to adapt")
-    parser.add_argument(
-        "--text-tokens", type=int, help="validation tokens; all of them if left out"
-    )
-    parser.add_argument("--strided-tokens", type=int, default=300_000)
+    parser.add_argument("--tokens", type=int, default=400_000, help="validation tokens")
     # fewer than a recipe's: so phases and waves come as often as in a longer text
     parser.add_argument("--batch-documents", type=int, default=16)
     parser.add_argument("--chains", type=int, default=1, help="at least as many as GPUs")
@@ -294,8 +298,7 @@ def main() -> None:
         bench = Bench(runtime, options)
         if "plain" in bench.ways:
             bench.mask_rows()
-        bench.fixed()
-        bench.adapted()
+        bench.run()
         if runtime.is_main:
             write_results("adaptation", bench.rows, options.command)
 
