@@ -109,7 +109,9 @@ def _layouts(values: np.ndarray, *, trellis: bool) -> list[Layout]:
         outliers=0,
     )
     layouts = [plain]
-    if not trellis and not transposed and columns % FEW_COLUMNS == 0 and columns > FEW_COLUMNS:
+    if trellis:  # predicted rows took 1 to 7 % more bytes in best, and most of the time
+        return layouts
+    if not transposed and columns % FEW_COLUMNS == 0 and columns > FEW_COLUMNS:
         # where columns are alike, a state for several saves bytes: their rows follow each other
         longer = rows * columns // FEW_COLUMNS
         layouts.append(plain._replace(rows=longer, columns=FEW_COLUMNS))
