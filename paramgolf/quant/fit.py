@@ -25,7 +25,7 @@ from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import Trained
 
-SLACK_BYTES = 2000  # good enough: so near below the limit
+SLACK_BYTES = 4000  # good enough: so near below the limit
 CLOSE_BYTES = 300  # of the entropy's estimate to its target, before a real compression
 LEAST, MOST = -2.0, 4.0  # doublings of the clips: 1/4 to 16 times
 MAX_COMPRESSIONS, MAX_SOLVES = 8, 6
