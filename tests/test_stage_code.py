@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.stage_code import HASHES, check_hash, stage_hash, stages, write_hashes
+from paramgolf.imports import closure
+from paramgolf.stage_code import (
+    ALSO,
+    HASHES,
+    SCRIPTS,
+    check_hash,
+    stage_hash,
+    stages,
+    write_hashes,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -35,6 +44,16 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def imported() -> dict[str, set[Path]]:
+    """The modules of each stage of this project."""
+    scripts = {stage: (SCRIPTS / f"{stage}.py", *ALSO.get(stage, ())) for stage in stages(ROOT)}
+    return {
+        stage: {path for file in files for path in closure(file, ROOT)}
+        for stage, files in scripts.items()
+    }
+
+
 def test_every_stage_but_code_has_its_file(root):
     assert sorted(path.name for path in (root / HASHES).iterdir()) == [
         "package.sha256",
@@ -58,6 +77,20 @@ def test_a_hash_changes_with_what_the_stage_runs(root, file, appended, changed):
     before = {stage: stage_hash(stage, root) for stage in stages(root)}
     (root / file).write_text((root / file).read_text() + appended)
     assert {stage for stage in before if stage_hash(stage, root) != before[stage]} == changed
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        ("quant/gptq.py", {"quantize"}),
+        ("scoring/sliding.py", {"package", "eval_sliding", "eval_ttt"}),
+        ("report/page.py", {"report"}),
+        ("cli.py", set()),
+    ],
+)
+def test_few_stages_depend_on_what_one_of_them_does(imported, module, expected):
+    importing = {stage for stage, files in imported.items() if Path("paramgolf", module) in files}
+    assert importing == expected
 
 
 def test_a_stage_whose_code_was_not_hashed_is_refused(root):
