@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,12 +30,20 @@ from paramgolf.scoring.document_plan import (
 )
 from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
-from paramgolf.scoring.scorer import Host, PassShape, Scorer, ScoringBatch, State, start_copy
+from paramgolf.scoring.scorer import (
+    Host,
+    PassShape,
+    Scorer,
+    ScoringBatch,
+    State,
+    lag,
+    start_copy,
+)
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_options, sgd_shapes, wave_row
 from paramgolf.scoring.text import Text, find_documents
 
-WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
+WIDTH_STEP = 128  # tokens: widths are multiples of it, so that shapes are few
 ROW_STEPS = 8  # rows are dropped an eighth at a time
 FEWEST_ROWS = 4
 # batches of each chain from one meeting of processes to the next: by the plan's costs four of them
@@ -50,14 +58,14 @@ class DocumentPass(NamedTuple):
     """A pass as tensors alone, so that it can be recorded: see scorer.ScoringBatch.
 
     `positions` int64 [k] are those that are scored; `learns` float32 [B] is 1 for the rows that
-    learn from the pass, 0 for the others.
+    learn from the pass, 0 for the others; None: none does.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     first: torch.Tensor
     positions: torch.Tensor
-    learns: torch.Tensor
+    learns: torch.Tensor | None
 
 
 def score_documents(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
@@ -114,7 +122,9 @@ class DocumentScorer(Scorer):
                     self.train(phase_lesson(item, repeat_bos=self.config.documents.repeat_bos))
         elif item in self._own:
             with self.session.timed("score"), self.network.frozen():
-                self._score_batch(item)
+                # the next pass is launched before scores are read, or the device would wait
+                for enter in lag(self._launch_batch(item), 1):
+                    enter()
 
     def train(self, lesson: Lesson) -> None:
         """Train the whole model on a phase's documents; adapters begin anew afterwards.
@@ -218,7 +228,12 @@ class DocumentScorer(Scorer):
             empty = DocumentPass(inputs, targets, first, positions, first.float())
             self._graphs.capture(shape, self._score_pass, empty, warm_ups=0)
 
-    def _score_batch(self, batch: DocumentBatch) -> None:
+    def _launch_batch(self, batch: DocumentBatch) -> Iterator[Callable[[], None]]:
+        """Launch the passes and steps of a batch; yield for each pass what enters its scores.
+
+        A step stands behind the pass that scored what it learns from, on the device as in the
+        ledger.
+        """
         rows, trainer = self.rows, self.trainer
         # rows without a document stay idle: fewer would be another shape to compile and record
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
@@ -233,17 +248,15 @@ class DocumentScorer(Scorer):
             if used < trainer.adapters.rows:
                 trainer.keep(used)
             # the rows are sorted by length: those that go on come first, then those that end here
-            goes_on = self._score_chunk(start[:used], stop[:used], begin, batch.chunk)
+            goes_on, enter = self._launch_chunk(start[:used], stop[:used], begin, batch.chunk)
             ended = slice(int(goes_on.sum()), int((stop - start > begin).sum()))
             if warm:  # before the step, which would decay what has ended
                 left = batch.chunks - 1 - begin // batch.chunk
                 for name, a in trainer.adapters.a.items():
                     handed[name][ended] = a.detach()[ended] * self._idle_decay(left)
             if goes_on.any():
-                # the scores of the chunk are entered by now; only then is it learned from
-                first = start[:used][goes_on] + begin
-                self.ledger.update(first, first + batch.chunk, own=True)
                 trainer.step()
+            yield enter
 
     def _idle_decay(self, steps: int) -> float:
         """Return what `steps` steps without a gradient leave of an A.
@@ -255,13 +268,14 @@ class DocumentScorer(Scorer):
         decayed = (1 - adapter.lr * adapter.decay) ** steps
         return decayed if self.config.documents.idle_decay else 1.0
 
-    def _score_chunk(
+    def _launch_chunk(
         self, start: np.ndarray, stop: np.ndarray, begin: int, size: int
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, Callable[[], None]]:
         """Score the chunk from token `begin` on of the documents start[i]..stop[i], int64 [B].
 
-        Return which rows learn from it, bool [B], and add their gradients. A document's last chunk
-        is not learned from, and a row whose document has ended is idle.
+        Return which rows learn from it, bool [B], and what enters the scores and what is learned.
+        Gradients are added. A document's last chunk is not learned from, and a row whose document
+        has ended is idle.
         """
         first, window = start + begin, self.config.window
         width = min(begin + size, window)
@@ -276,8 +290,14 @@ class DocumentScorer(Scorer):
         _, scores = self.score(rows, read, part, self.trainer.options(), run)
         targets = rows[:, None] + np.arange(width - size, width)
         scored = (first[:, None] <= targets) & (targets < stop[:, None])
-        self.ledger.score_at(targets[scored], start_copy(scores)()[scored])
-        return goes_on
+        copied, learned = start_copy(scores), first[goes_on]
+
+        def enter() -> None:
+            self.ledger.score_at(targets[scored], copied()[scored])
+            if len(learned):  # by now its scores are entered; only then is a chunk learned from
+                self.ledger.update(learned, learned + size, own=True)
+
+        return goes_on, enter
 
     def _launch(
         self, goes_on: np.ndarray, batch: ScoringBatch
@@ -285,7 +305,9 @@ class DocumentScorer(Scorer):
         """Return a pass's nats and scores; the rows that go on add their gradient."""
         assert isinstance(batch.part, slice)
         positions = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
-        learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
+        learns = None  # a batch's last chunk: recorded passes add gradients, and do not fit
+        if goes_on.any():
+            learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
         given = DocumentPass(batch.inputs, batch.targets, batch.first, positions, learns)
         key = (*batch.inputs.shape, len(positions))
         if self._graphs.fits(key, given):
@@ -302,7 +324,8 @@ class DocumentScorer(Scorer):
         inputs, targets, first, positions, learns = given
         batch = ScoringBatch(inputs, targets, first, self.trainer.options(), positions)
         nats, scores = self.nats(batch)
-        (nats.mean(dim=1) * learns).sum().backward()
+        if learns is not None:
+            (nats.mean(dim=1) * learns).sum().backward()
         return nats.detach(), scores
 
 

@@ -113,9 +113,9 @@ def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents
 
 
 def test_round_width():
-    widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
-    assert widths == [256, 256, 512, 1280, 2048]
-    assert lora_documents.round_width(300, 400) == 400
+    widths = [lora_documents.round_width(width, 2048) for width in (48, 128, 129, 1025, 2048)]
+    assert widths == [128, 128, 256, 1152, 2048]
+    assert lora_documents.round_width(390, 400) == 400
 
 
 @pytest.mark.parametrize("documents", [{}, WARM, PHASES, {**PHASES, "order": "stream"}])
@@ -367,7 +367,7 @@ class Recorded:
         self.passes[key] = work, lesson, self.addresses(work.__self__)
 
     def fits(self, key, lesson):
-        return key in self.passes
+        return key in self.passes and lesson.learns is not None
 
     def __call__(self, key, given):
         work, lesson, addresses = self.passes[key]
@@ -396,10 +396,11 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
     config = make_lora_config("lora_documents", None, documents, epochs=1)
     scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
     batches = [item for item in scorer.items if isinstance(item, DocumentBatch)]
+    # nothing is learned from a batch's last chunk: that pass has no gradients, and is another
     shapes = {
         shape
         for batch in batches
-        for shape in lora_documents.batch_shapes(batch, scorer.rows, WINDOW)
+        for shape in list(lora_documents.batch_shapes(batch, scorer.rows, WINDOW))[:-1]
     }
     scorer.record_passes(sorted(shapes, reverse=True))
     for item in scorer.items:
