@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from paramgolf.model.network import Network
-from paramgolf.recipes import Params, check, compose
+from paramgolf.recipes import Params, check, compose, names
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 NARROW = {
@@ -31,6 +32,15 @@ TINY_MODEL: dict[str, Any] = {
     "parallel_start": 3,
     "recurrence": [{"at": 0.5, "order": [0, 1, 2, 1, 2, 3]}],
 }
+
+
+def different(*sections: str) -> list[str]:
+    """Name the recipes that differ in these sections: of those that do not, the first."""
+    found: dict[str, str] = {}
+    for name in names(RECIPES):
+        content = compose(name, RECIPES)
+        found.setdefault(json.dumps([content[section] for section in sections]), name)
+    return [*found.values()]
 
 
 def narrow_content(name: str) -> dict[str, Any]:

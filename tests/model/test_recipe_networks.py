@@ -6,18 +6,17 @@ import math
 
 import pytest
 import torch
-from recipe_case import RECIPES, moved, narrow_recipe
+from recipe_case import different, moved, narrow_recipe
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.shapes import FROZEN
-from paramgolf.recipes import names
 
 VOCAB = 97
 
 
-@pytest.fixture(params=[name for name in names(RECIPES) if name != "sample"])
+@pytest.fixture(params=[name for name in different("model") if name != "sample"])
 def config(request) -> ModelConfig:
     """A recipe's network, narrower: the layers, orders and options are its own."""
     return narrow_recipe(request.param).model

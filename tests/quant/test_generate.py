@@ -5,12 +5,11 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from recipe_case import RECIPES, moved, narrow_recipe
+from recipe_case import different, moved, narrow_recipe
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.generate import draw_tokens, generate
-from paramgolf.recipes import names
 
 VOCAB, LENGTH = 97, 24
 
@@ -49,7 +48,7 @@ def check_logits(network, draws, monkeypatch, *, tolerance):
     return text, chances
 
 
-@pytest.mark.parametrize("name", [name for name in names(RECIPES) if name != "sample"])
+@pytest.mark.parametrize("name", [name for name in different("model") if name != "sample"])
 def test_logits_are_those_of_a_whole_pass(name, monkeypatch):
     """Recurrence, skips, lanes, XSA, gates, smearing, bigrams, value embeddings and residuals."""
     network = recipe_network(name)

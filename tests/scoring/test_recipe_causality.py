@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from recipe_case import RECIPES, moved, narrow_recipe
+from recipe_case import different, moved, narrow_recipe
 from scoring_case import (
     ALONE,
     MIXTURE,
@@ -19,7 +19,6 @@ from scoring_case import (
 )
 
 from paramgolf.model.network import Network
-from paramgolf.recipes import names
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
@@ -57,7 +56,7 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", names(RECIPES))
+@pytest.mark.parametrize("recipe", different("model"))
 def test_no_past_score_moves_with_later_text(recipe, way):
     network = moved(Network(narrow_recipe(recipe).model, VOCAB, seed=1))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
