@@ -29,6 +29,7 @@ def log_in(project: Project, remote: servers.Remote) -> None:
         project.run("dvc", "remote", "modify", "--local", "shared", name, value)
 
 
+@pytest.mark.parametrize("remote", ["webdav"], indirect=True)  # test_remotes.py has ssh
 def test_a_second_clone_requantizes_without_training(sibling, remote, tmp_path):
     sibling.run("dvc", "remote", "add", "-d", "shared", remote.url)
     log_in(sibling, remote)
