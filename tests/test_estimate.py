@@ -476,7 +476,6 @@ def test_the_table_names_the_changes_and_what_does_not_fit(run):
         (["pr9"], "there is no recipe `pr9`"),
         (["sample", "train.sed=1"], "did you mean `train.seed`?"),
         (["sample", "--gpu", "A100"], "invalid choice: 'A100'"),
-        (["sample", "--gpus", "0"], "--gpus must be at least 1"),
     ],
 )
 def test_bad_input_is_one_message_and_code_2(arguments, message, run):

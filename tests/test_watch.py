@@ -162,9 +162,9 @@ def test_json_and_bad_input(project, capsys):
     assert caught.value.code == 0
     assert json.loads(capsys.readouterr().out)["stage"] is None
     with pytest.raises(SystemExit) as caught:
-        main(["watch", "--every", "0"])
+        main(["watch", "--every", "nan"])
     assert caught.value.code == 2
-    assert "--every must be above 0" in capsys.readouterr().err
+    assert "argument --every: must be a number above 0" in capsys.readouterr().err
 
 
 def test_an_overdrawn_budget_has_a_sign():

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from paramgolf.errors import ParamGolfError
+from paramgolf.arguments import amount, count
 from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.speed import dollars
 from paramgolf.estimate.summary import estimate
@@ -38,26 +38,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="changes; values are YAML",
     )
     parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
-    count = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
-    parser.add_argument("--gpus", metavar="N", type=int, help=count)
-    parser.add_argument("--price", type=float, metavar="DOLLARS", help="of a GPU's hour")
+    devices = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
+    parser.add_argument("--gpus", metavar="N", type=count, help=devices)
+    parser.add_argument("--price", type=amount, metavar="DOLLARS", help="of a GPU's hour")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the estimate."""
-    count = options.gpus
-    if count is None:
-        count = 1 if options.gpu == "cpu" else CONTEST_GPUS
-    if count < 1:
-        raise ParamGolfError("--gpus must be at least 1", found=count)
+    gpus = options.gpus or (1 if options.gpu == "cpu" else CONTEST_GPUS)
     content = build(options.name, [read_assignment(text) for text in options.assignments])
     params = check(content, where=f"recipe {options.name}")
     sections = params.train, params.eval_sliding, params.eval_ttt
     frozen = frozen_params(dataclasses.asdict(params.model), *sections)
     code = pack_code(frozen, rans=params.package.codec == "rans")
     code_bytes = len(code.content)
-    result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=count)
+    result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=gpus)
     result = {"recipe": options.name, "changes": options.assignments, **result}
     if options.price is not None:
         result["dollars"] = prices(params, result, options.price)

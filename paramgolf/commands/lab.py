@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from paramgolf.arguments import amount, count
 from paramgolf.errors import ParamGolfError
 
 if TYPE_CHECKING:
@@ -44,15 +45,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     instead.add_argument("--ablate", metavar="RECIPE", help=ablate)
     instead.add_argument("--show", action="store_true", help="show what was found, run nothing")
     parser.add_argument(
-        "--price", type=float, metavar="DOLLARS", help="of a GPU's hour, for --dry-run"
+        "--price", type=amount, metavar="DOLLARS", help="of a GPU's hour, for --dry-run"
     )
     parser.add_argument(
         "--only", action="append", metavar="VARIANT", help="this one and the first; repeat it"
     )
     gpus = "use so many (default: all); on a CPU, runs at a time"
-    parser.add_argument("--gpus", type=int, metavar="N", help=gpus)
+    parser.add_argument("--gpus", type=count, metavar="N", help=gpus)
     parser.add_argument(
-        "--stop-after", type=float, metavar="SECONDS", help="begin no training later than that"
+        "--stop-after", type=amount, metavar="SECONDS", help="begin no training later than that"
     )
     beside = "do the runs of this plan, too, spread over the same GPUs; repeat it"
     parser.add_argument(
@@ -145,18 +146,16 @@ def restricted(plan: Plan, only: list[str] | None) -> Plan:
     return dataclasses.replace(plan, variants=kept)
 
 
-def devices(count: int | None) -> list[str]:
+def devices(wanted: int | None) -> list[str]:
     """Return the GPUs to use; on a CPU, stand-ins for as many runs as go on at a time."""
     from paramgolf.gpu_slots import visible_gpus
 
-    if count is not None and count < 1:
-        raise ParamGolfError("--gpus must be at least 1", found=count)
     gpus = visible_gpus()
     if not gpus:
-        return [str(i) for i in range(count or 1)]
-    if count is not None and count > len(gpus):
-        raise ParamGolfError(f"--gpus is {count}", found=f"{len(gpus)} GPUs: {', '.join(gpus)}")
-    return gpus[:count]
+        return [str(i) for i in range(wanted or 1)]
+    if wanted is not None and wanted > len(gpus):
+        raise ParamGolfError(f"--gpus is {wanted}", found=f"{len(gpus)} GPUs: {', '.join(gpus)}")
+    return gpus[:wanted]
 
 
 def print_forecast(name: str, forecast: Forecast, options: argparse.Namespace) -> None:

@@ -34,11 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Rehearse, and print each stage as it ends."""
+    changes = [read_assignment(text) for text in options.assignments]
+    content = build(options.name, changes)
     # here: they import torch
     from paramgolf.experiments.rehearsal import FOLDER, rehearse, shortened
 
-    changes = [read_assignment(text) for text in options.assignments]
-    content = build(options.name, changes)
     content = build(options.name, [*changes, *shortened(content)])
     found: list[Rehearsed] = []
     for stage in rehearse(content):

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.params import read_yaml
+from paramgolf.recipes import RECIPES
 from paramgolf.shell import output_of
 from paramgolf.submission.about import NON_RECORD, RECORD, TRACKS, About
 
@@ -42,8 +44,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Make the folder and print its path."""
-    from paramgolf.submission.build import submit  # imports torch
-
     about = About(
         name=options.name,
         author=options.author or (output_of(["git", "config", "user.name"]) or "").strip(),
@@ -52,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
         track=options.track,
         credits=dict(_credit(text) for text in options.credit),
     )
+    if options.against is not None:
+        _check_record(options.against)
+    from paramgolf.submission.build import submit  # imports torch
+
     folder = submit(
         options.experiments,
         about,
@@ -62,6 +66,13 @@ def run(options: argparse.Namespace) -> int:
     )
     print(folder)
     return 0
+
+
+def _check_record(name: str) -> None:
+    records = read_yaml(RECIPES / "records.yaml")
+    if name not in records:
+        fix = f"name one of: {', '.join(records)}"
+        raise ParamGolfError(f"there is no record `{name}`", fix=fix)
 
 
 def _credit(text: str) -> tuple[str, str]:

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from paramgolf.errors import ParamGolfError
+from paramgolf.arguments import amount
 
 EXAMPLE = """example:
   paramgolf watch
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs; once")
     parser.add_argument(
-        "--every", type=float, default=5.0, metavar="SECONDS", help="default: %(default)s"
+        "--every", type=amount, default=5.0, metavar="SECONDS", help="default: %(default)s"
     )
     output = "where the run's output is kept; default: %(default)s"
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
@@ -40,8 +40,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Show the state once, or again and again until it is interrupted."""
-    if options.every <= 0:
-        raise ParamGolfError("--every must be above 0", found=options.every)
     if options.host:
         return over_ssh(options)
     # here: a watch over ssh needs nothing of the project

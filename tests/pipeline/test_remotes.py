@@ -1,4 +1,4 @@
-"""Remotes on real servers, S3 and OpenSSH's: what DVC pushes comes back, and what a mirror writes."""
+"""Real servers, S3 and OpenSSH's: what DVC pushes comes back, and what a mirror writes there."""
 
 from __future__ import annotations
 

@@ -176,9 +176,6 @@ def test_a_script_that_was_changed_is_not_handed_in(sibling):
     [
         (["nobody"], "there is no experiment `nobody`"),
         (["--track", "open"], "invalid choice: 'open'"),
-        (["HEAD", *ABOUT, *OPEN_TRACK, "--against", "pr9"], "there is no record"),
-        (["HEAD", *ABOUT, *OPEN_TRACK, "--against", "HEAD"], "there is no record `HEAD`"),
-        (["HEAD", *ABOUT, "--credit", "nobody"], "`nobody` credits nobody"),
     ],
 )
 def test_bad_input_is_one_message_and_code_2(words, message, project):
