@@ -21,7 +21,7 @@ from paramgolf.recipes import Assignment
 FOLDER = Path(".cache/rehearsal")
 TOKENS = Path("data/tokens")
 STAGES = ("train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
-STEPS = 24  # a recipe's phases begin at shares of them
+STEPS = 12  # a recipe's phases begin at shares of them
 EVALUATED_TOKENS = 300_000  # of each evaluation
 
 
