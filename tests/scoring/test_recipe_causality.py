@@ -6,6 +6,8 @@ document and one at its end are changed, and all text after it.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from recipe_case import different, moved, narrow_recipe
@@ -27,7 +29,7 @@ from paramgolf.scoring.text import Text, find_documents
 
 WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "waves")
 KINDS = ("none", "ngram", "tilt")
-COUNT = 80
+COUNT = 72
 
 
 def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
@@ -55,8 +57,11 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
     return ledger.nats
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", different("model"))
+# no recipe has waves: one network must do
+@pytest.mark.parametrize(
+    ("recipe", "way"),
+    [*itertools.product(different("model"), WAYS[:-1]), ("best", "waves")],
+)
 def test_no_past_score_moves_with_later_text(recipe, way):
     network = moved(Network(narrow_recipe(recipe).model, VOCAB, seed=1))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
