@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-
-from python_minifier import minify
 
 Name = tuple[str, str]  # a module, and what it defines at its top
 
@@ -98,9 +97,35 @@ def _needed(module: str, statement: ast.stmt) -> Iterator[Name]:
 
 @functools.cache
 def _text(source: str, places: frozenset[int]) -> str:
-    """Return the statements at `places`; nothing, if they are compiler directives alone."""
+    """Return the statements at `places`; nothing, if they are compiler directives alone.
+
+    They stay as they are written, but for neighboring imports, which are joined again.
+    """
     body = [s for place, s in enumerate(_statements(source)) if place in places]
     if all(isinstance(s, ast.ImportFrom) and s.module == "__future__" for s in body):
         return ""
-    text = ast.unparse(ast.Module(body, []))
-    return minify(text, remove_annotations=False, rename_locals=False, hoist_literals=False)
+    parts: list[str] = []
+    for before, group in itertools.groupby(body, key=_before_names):
+        if before:
+            imported = (s.names for s in group if isinstance(s, ast.ImportFrom | ast.Import))
+            parts.append(before + ",".join(ast.unparse(alias) for (alias,) in imported))
+        else:
+            parts += (_written(source, statement) for statement in group)
+    return "\n".join(parts)
+
+
+def _before_names(statement: ast.stmt) -> str:
+    """Return the words of an import that stand before its names; of another statement nothing."""
+    match statement:
+        case ast.ImportFrom(of, _, level):
+            return f"from {'.' * level}{of or ''} import "
+        case ast.Import():
+            return "import "
+    return ""
+
+
+def _written(source: str, statement: ast.stmt) -> str:
+    """Return a statement's own text, decorators included."""
+    decorators = getattr(statement, "decorator_list", [])
+    lines = [f"@{ast.get_source_segment(source, node)}" for node in decorators]
+    return "\n".join([*lines, ast.get_source_segment(source, statement) or ""])

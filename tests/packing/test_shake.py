@@ -50,6 +50,12 @@ def test_what_is_used_stays():
     """Modules as such whole, what annotations name, what a function imports, and effects."""
     found = shaken(SOURCES, [("app.main", "main")])
     assert {"one", "two"} <= {word.split("(")[0] for word in found["app.tools"].split()}
-    for word in ("SCALE:int=3", "side:Length", "Length,Width=", "AREA['square']=", "dataclass"):
+    for word in (
+        "SCALE: int = 3",
+        "side: Length",
+        "Length, Width",
+        'AREA["square"] =',
+        "@dataclass\n",
+    ):
         assert word in found["app.shapes"]
-    assert "value=two()" in found["app.late"]
+    assert "value = two()" in found["app.late"]
