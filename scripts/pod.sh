@@ -10,6 +10,8 @@ cd "$(dirname "$0")/.."
 
 [[ $# -ge 1 && $1 != -* ]] || { echo "usage: scripts/pod.sh RECIPE [section.key=value ...]" >&2; exit 2; }
 recipe=$1
+[[ -e recipes/$recipe.yaml ]] || { echo "pod: there is no recipe $recipe: see the folder recipes" >&2; exit 2; }
+[[ -n ${TORCH_INDEX:-} || -e .venv/.gpu-packages ]] || { echo "pod: set TORCH_INDEX (docs/pod.md)" >&2; exit 2; }
 seeds=${SEEDS:-1337}
 export PATH="$PWD/.venv/bin:$PATH"
 # other changes are another run

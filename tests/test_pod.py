@@ -29,16 +29,17 @@ def pod(tmp_path: Path):
         (tools / name).write_text(STAND_IN)
         (tools / name).chmod(0o755)
     (tmp_path / "scripts").mkdir()
+    (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     script = shutil.copy(ROOT / "scripts/pod.sh", tmp_path / "scripts")
 
     def run(*words: str, **variables: str) -> tuple[int, str, list[str]]:
         calls = tmp_path / "calls"
         calls.write_text("")
-        made = {"CALLS": str(calls), "FAILS": "nothing", "REMOTE": "", **variables}
+        made = {"CALLS": str(calls), "FAILS": "nothing", "REMOTE": "", "TORCH_INDEX": "an address"}
         kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         done = subprocess.run(
             [script, *words],
-            env=kept | made,
+            env=kept | made | variables,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -89,7 +90,15 @@ def test_a_submission_is_made_where_it_has_a_name(pod):
     assert wanted in calls
 
 
-def test_without_a_recipe_it_says_how_it_is_used(pod):
-    code, output, calls = pod()
+@pytest.mark.parametrize(
+    ("words", "index", "message"),
+    [
+        ([], "an address", "usage: scripts/pod.sh RECIPE"),
+        (["pr9"], "an address", "there is no recipe pr9"),
+        (["pr1493"], "", "set TORCH_INDEX"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_first_step(words, index, message, pod):
+    code, output, calls = pod(*words, TORCH_INDEX=index)
     assert (code, calls) == (2, [])
-    assert "usage: scripts/pod.sh RECIPE" in output
+    assert message in output
