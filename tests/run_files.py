@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import brotli
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -146,13 +147,20 @@ def write_run(root: Path, changes: dict[str, dict[str, Any]] | None = None) -> N
     write_token_set(root / "data/tokens", val=[validation], val_bytes=[], vocab_size=1024)
     write_text(root / "data/tokens/tokenizer.model", "a tokenizer")
     write_raw(root / "data/raw")
-    for name, key in (("model.bin", "bytes_model"), ("train_gpt.py", "bytes_code")):
-        write_bytes(root / "artifacts/package" / name, bytes(metrics()["package"][key]))
+    write_bytes(root / "artifacts/package/model.bin", bytes(metrics()["package"]["bytes_model"]))
+    write_script(root / "artifacts/package/train_gpt.py", build("sample", folder=ROOT / RECIPES))
     for stage in EVALUATORS:
         write_documents(root / documents_path(stage), changed[stage])
     for stage, content in changed.items():
         write_json(root / f"artifacts/metrics/{stage}.json", content)
     bind(root)
+
+
+def write_script(path: Path, params: dict[str, Any]) -> None:
+    """Write a packed script without modules, of the size that package recorded."""
+    packed = brotli.compress(f"loader\0{json.dumps(params)}".encode()).decode("latin-1")
+    content = f"# coding: latin-1\nPACKED = {packed!r}\n".encode("latin-1")
+    write_bytes(path, content.ljust(metrics()["package"]["bytes_code"], b"#"))
 
 
 def bind(root: Path) -> None:

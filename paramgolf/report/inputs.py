@@ -10,6 +10,7 @@ from typing import Any
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import parse_object, read_json
 from paramgolf.metrics import STAGES, Metrics, load_metrics, need
+from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.verify.config import VerifyConfig
 
@@ -17,6 +18,8 @@ SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 LOG = Path("artifacts/train/log.jsonl")
 ERRORS = Path("artifacts/quantize/report.json")
 PACKAGE = Path("artifacts/package/package.json")
+SCRIPT = Path("artifacts/package/train_gpt.py")
+SHIPPED = ("model", "train")
 LOG_FIX = "train again: `dvc repro -f -s train`"
 
 
@@ -31,9 +34,10 @@ class TrainingLog:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the report is made of; `params` holds the sections of params.yaml that make a result.
+    """What the report is made of; `params` holds the sections that make a result.
 
-    Of the limits it reads the seconds, and dvc.yaml lists those alone.
+    Network and training are those of the shipped program, the others those of params.yaml. Of the
+    limits it reads the seconds, and dvc.yaml lists those alone.
     """
 
     metrics: Metrics
@@ -60,6 +64,8 @@ def load_inputs(root: Path = Path()) -> Inputs:
     """Read every input; a missing file or key is a ParamGolfError."""
     errors = read_json(root / ERRORS, fix="make it with `dvc repro quantize`")
     content = read_yaml(root / PARAMS_PATH)
+    shipped = read_script(root / SCRIPT).params
+    content |= {section: need(shipped, section, SCRIPT) for section in SHIPPED}
     return Inputs(
         load_metrics(STAGES, root),
         read_log(root / LOG),

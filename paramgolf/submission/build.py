@@ -15,6 +15,7 @@ from paramgolf.experiments.compare import compare
 from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import HERE, find
 from paramgolf.files import write_json, write_text
+from paramgolf.packing.script import read_script
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.recipes import RECIPES, flatten
@@ -32,7 +33,7 @@ from paramgolf.submission.evaluate import (
 from paramgolf.submission.missing import missing
 from paramgolf.submission.readme import readme
 from paramgolf.submission.rebuild import check_code
-from paramgolf.submission.script import read_script, requirements
+from paramgolf.submission.script import requirements
 from paramgolf.submission.training_log import training_log
 
 FOLDER = Path("submissions")

@@ -19,9 +19,9 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, write_text
 from paramgolf.gpu_slots import take_gpus
 from paramgolf.metrics import METRICS
+from paramgolf.packing.script import PackedScript, read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.submission.script import PackedScript, read_script
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
 TOLERANCE = (

@@ -9,11 +9,12 @@ from typing import Any
 
 from paramgolf.experiments.group import SEED, grouped
 from paramgolf.experiments.read import STAGES
+from paramgolf.packing.script import read_script
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES, flatten
 from paramgolf.submission.about import NON_RECORD, RECORD, About
 from paramgolf.submission.collect import SeedRun
-from paramgolf.submission.script import one_code, read_script
+from paramgolf.submission.script import one_code
 from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
 
 SEEDS = 3  # of a record

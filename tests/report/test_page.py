@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 from page_check import outside_references, text_of
-from run_files import log_lines, metrics, write_run
+from run_files import log_lines, metrics, write_run, write_script
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.report import byte_map, pictures, views
@@ -109,6 +109,14 @@ def test_the_pages_evaluations_name_mode_and_order(tmp_path, page):
     changed = shown(load_inputs(tmp_path))
     assert "lora_documents, length order" in changed
     assert "chunks of 48" in changed
+
+
+def test_network_and_training_are_those_of_the_shipped_program(tmp_path):
+    write_run(tmp_path)
+    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
+    params["train"]["matrix_lr"] = 0.0457
+    write_script(tmp_path / "artifacts/package/train_gpt.py", params)
+    assert "matrix_lr 0.0457" in text_of(shown(load_inputs(tmp_path)))
 
 
 def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs):

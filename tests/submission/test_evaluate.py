@@ -11,6 +11,7 @@ import pytest
 from paramgolf.errors import ParamGolfError
 from paramgolf.packing.code import frozen_params
 from paramgolf.packing.entry import SCORERS, parser, section
+from paramgolf.packing.script import PackedScript
 from paramgolf.recipes import build, check, names
 from paramgolf.schema import parse
 from paramgolf.submission.build import slug
@@ -21,7 +22,6 @@ from paramgolf.submission.evaluate import (
     effective,
     evaluator_of,
 )
-from paramgolf.submission.script import PackedScript
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

@@ -11,8 +11,9 @@ import pytest
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.packing.code import frozen_params, pack_code, program
+from paramgolf.packing.script import PackedScript, read_script
 from paramgolf.recipes import check, compose
-from paramgolf.submission.script import PackedScript, one_code, read_script, requirements
+from paramgolf.submission.script import one_code, requirements
 
 
 @pytest.fixture(scope="module")
