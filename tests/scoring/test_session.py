@@ -185,10 +185,13 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
-    text, plain = echoing_text(300), make_network(recurrence=[], smear="token")
-    network = make_network(recurrence=[], smear="token").with_backend(compiled(Backend()))
+    # three layers in each half, so that each kind of block has adapters of several layers
+    plain = make_network(layers=6, recurrence=[], smear="token", parallel="none")
+    plain = plain.with_backend(Backend(dtype=torch.bfloat16))
+    network, text = plain.with_backend(compiled(plain.backend)), echoing_text(300)
     nats = score("lora_documents", text, WARM, network=network).nats
     assert len(passes["shapes"][False]) == 6
-    assert made == {"smear_and_norm": 1, "block": 3, "lanes_nll": 1}  # three kinds of block
+    # blocks: the first, whose lane has no gradient; without a skip; with one; the last
+    assert made == {"smear_and_norm": 1, "block": 4, "lanes_nll": 1}
     expected = score("lora_documents", text, ALONE, network=plain).nats
-    np.testing.assert_allclose(nats, expected, atol=2e-4)
+    np.testing.assert_allclose(nats, expected, atol=0.05)
