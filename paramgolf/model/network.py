@@ -285,8 +285,8 @@ class Network(nn.Module):
         """Return the adapters of each virtual layer of an order, in the compute dtype."""
         if adapters is None:
             return [None] * length
-        # unbind once per pass, as for the weights, instead of a slice per layer; cast afterwards, for
-        # compiled code asks where parts of a tensor begin, and had two graphs of one kind of block
+        # unbind once per pass, as for the weights, instead of a slice per layer; then cast, for
+        # compiled code asks where parts of a tensor begin, and had two graphs of one kind
         dtype = self.backend.dtype
         split = {
             name: [[y.to(dtype) for y in x.unbind(1)] for x in pair]
