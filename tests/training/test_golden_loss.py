@@ -29,7 +29,7 @@ from paramgolf.training.run import train
 
 ROOT = Path(__file__).parents[2]
 CURVE = Path(__file__).with_name("golden_loss.json")
-STEPS, TOKENS = 40, 200_000
+STEPS, TOKENS = 24, 200_000
 
 
 def text_like_tokens(count: int, vocab_size: int) -> np.ndarray:
@@ -44,7 +44,7 @@ def text_like_tokens(count: int, vocab_size: int) -> np.ndarray:
 
 
 def curve_of(sample: Params, folder: Path) -> dict[str, object]:
-    """Train the sample's network by its section `train` for 40 steps; return losses and score."""
+    """Train the sample's network by its section `train` for STEPS steps; return losses and score."""
     vocab_size = sample.tokenizer.vocab_size
     tokens = text_like_tokens(TOKENS, vocab_size)
     held_out, trained = np.split(tokens, [TOKENS // 10])
@@ -56,7 +56,7 @@ def curve_of(sample: Params, folder: Path) -> dict[str, object]:
         val_bytes=[counts[:2_000]],
         vocab_size=vocab_size,
     )
-    sizes = {"batch_tokens": 1024, "micro_batch_tokens": 1024}  # a quarter of the recipe's
+    sizes = {"batch_tokens": 512, "micro_batch_tokens": 512}  # an eighth of the recipe's
     times = {"steps": STEPS, "validate_every": 0, "checkpoint_every": 0, "validation_tokens": 256}
     config = dataclasses.replace(sample.train, **sizes, **times)
     before = os.getcwd()
