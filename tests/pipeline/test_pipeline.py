@@ -96,7 +96,7 @@ def test_a_misspelt_key_stops_before_any_work(clean):
     assert "Traceback" not in output
 
 
-def test_a_corpus_of_the_users_own_is_trained_on_and_scored(clean):
+def test_a_corpus_of_the_users_own_is_trained_on(clean):
     texts = [
         {"text": f"Document {i}. " + "Some words of the user's own. " * 60} for i in range(200)
     ]
@@ -106,8 +106,8 @@ def test_a_corpus_of_the_users_own_is_trained_on_and_scored(clean):
     changes = ["-S", "data.source=files", "-S", "data.files=[mine.jsonl]"]
     changes += ["-S", "audit.allowed_near_copies=1.0"]  # they differ by a number
     changes += ["-S", "tokenizer.vocab_size=320"]
-    clean.run("dvc", "exp", "run", *changes, "eval_sliding")
+    clean.run("dvc", "exp", "run", *changes, "audit", "train")
     manifest = json.loads((clean.folder / "data/raw/manifest.json").read_text())
     assert "files" in json.dumps(manifest)
     assert clean.metrics("audit")["lossless"] is True
-    assert clean.metrics("eval_sliding")["val_bpb"] > 0
+    assert clean.metrics("train")["val_bpb"] > 0

@@ -44,7 +44,7 @@ def text_like_tokens(count: int, vocab_size: int) -> np.ndarray:
 
 
 def curve_of(sample: Params, folder: Path) -> dict[str, object]:
-    """Train the sample's network by its section `train` for STEPS steps; return losses and score."""
+    """Train the sample's network for STEPS steps by its section `train`; return the curve."""
     vocab_size = sample.tokenizer.vocab_size
     tokens = text_like_tokens(TOKENS, vocab_size)
     held_out, trained = np.split(tokens, [TOKENS // 10])
