@@ -54,7 +54,7 @@ def measure(count: int) -> dict[str, Any]:
     """Return the seconds of steps and of the start, in this process and `count` - 1 others."""
     params = check(compose(RECIPE), where=RECIPE)
     machine = dataclasses.replace(params.runtime, device="cuda", processes=count)
-    launch(machine, "paramgolf.torchrun")
+    launch(machine)
     with processes(machine) as runtime:
         benchmark = StepBenchmark(params, runtime)
         torch.cuda.synchronize()

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,11 +15,12 @@ import torch
 import torch.distributed as dist
 
 from paramgolf.clock import pass_on_start_time
-from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
-from paramgolf.process import end_with_parent, keep_freed_memory
+from paramgolf.errors import ParamGolfError
+from paramgolf.process import keep_freed_memory
 from paramgolf.runtime_config import ProcessConfig
 
 PATIENCE = timedelta(hours=1)  # of collectives: others compile, or one works alone; none is dead
+SIGNALLED = 128  # and the signal's number is what a shell reports of a program that it ended
 KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next process
 
 
@@ -81,11 +81,11 @@ def resolve_device(config: ProcessConfig) -> str:
     return config.device
 
 
-def launch(config: ProcessConfig, torchrun: str = "torch.distributed.run") -> None:
+def launch(config: ProcessConfig) -> None:
     """Start the running script once per process with torchrun, unless torchrun started it already.
 
     With one process this returns at once and the script goes on. Otherwise it waits for the
-    processes and exits with their code; they are ended with this one.
+    processes and exits with the code of the one that failed first; they are ended with this one.
     """
     if dist.is_torchelastic_launched():
         return
@@ -94,20 +94,33 @@ def launch(config: ProcessConfig, torchrun: str = "torch.distributed.run") -> No
     if processes == 1:
         return
     pass_on_start_time()
-    command = [sys.executable, "-m", torchrun, "--standalone", f"--nproc-per-node={processes}"]
     # a module goes on by its name: run as a file, its folder would come before the library
     module = sys.modules["__main__"].__spec__
-    command += ["-m", module.name, *sys.argv[1:]] if module else sys.argv
-    with subprocess.Popen(command, preexec_fn=end_with_parent) as child:
-        signal.signal(signal.SIGTERM, lambda *_: child.terminate())
-        try:
-            code = child.wait()
-        except KeyboardInterrupt:
-            child.send_signal(signal.SIGINT)
-            child.wait()
-            raise SystemExit(130) from None
-    # PyTorch's torchrun returns 1 whatever its processes returned; they have said why
-    raise SystemExit(EXIT_USER_ERROR if code == 1 else code)
+    script = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
+    raise SystemExit(_torchrun([f"--nproc-per-node={processes}", *script]))
+
+
+def _torchrun(words: list[str]) -> int:
+    """Run torchrun in this process, which has loaded torch already; return the exit code.
+
+    Its own traceback and table are left out: processes that were not killed have said why they end.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.disable()
+    try:
+        main(["--standalone", *words])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        print(f"paramgolf: process {rank} was ended by {failure.signal_name()}", file=sys.stderr)
+        return SIGNALLED - failure.exitcode
+    except SignalException as error:
+        return SIGNALLED + int(error.sigval)
+    return 0
 
 
 def _prepare_gpu(device: torch.device) -> None:

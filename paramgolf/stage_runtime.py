@@ -46,7 +46,7 @@ def stage_processes(stage: str, *, alone: bool = False) -> Iterator[Runtime]:
         machine = dataclasses.replace(machine, processes=1)
     take_gpus(machine)
     with mirrored(stage), metered(stage, machine):
-        launch(machine, "paramgolf.torchrun")
+        launch(machine)
         with processes(machine) as runtime:
             yield runtime
 

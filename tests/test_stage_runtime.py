@@ -64,47 +64,46 @@ def test_a_stage_may_go_alone_whatever_training_takes(alone, wanted, tmp_path, m
     Path("params.yaml").write_text(yaml.safe_dump(content))
     write_json(Path("artifacts/metrics/quantize.json"), {})
     started = []
-    monkeypatch.setattr(stage_runtime, "launch", lambda config, _: started.append(config.processes))
+    monkeypatch.setattr(stage_runtime, "launch", lambda config: started.append(config.processes))
     with stage_processes("quantize", alone=alone):
         assert started == [wanted]
 
 
-FAILING = """
-import os, sys
-os.write(2, ("rank " + os.environ["RANK"] + "\\n").encode())  # at once: both share the stream
-sys.exit(3 if os.environ["RANK"] == "1" else 0)
-"""
-
-
-def test_torchrun_adds_nothing_to_what_a_failed_process_said(tmp_path):
-    (tmp_path / "failing.py").write_text(FAILING)
-    words = ["--standalone", "--nproc-per-node=2", tmp_path / "failing.py"]
-    command = [sys.executable, "-m", "paramgolf.torchrun", *words]
-    done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 3
-    assert sorted(done.stderr.splitlines()) == ["rank 0", "rank 1"]
-
-
-MODULE = """
-import dataclasses, sys
+# both processes of a group run it, as the process does that starts them
+SCRIPT = """
+import dataclasses, os, sys
 from pathlib import Path
 from paramgolf.params import load_params
 from paramgolf.runtime import launch
 from paramgolf.runtime_config import RuntimeConfig
 config = load_params(RuntimeConfig, "runtime", Path(sys.argv[1]))
 launch(dataclasses.replace(config, device="cpu", processes=2))
-print(__spec__.name, sys.path[0] == sys.argv[2])
+"""
+MODULE = "print(__spec__.name, sys.path[0] == sys.argv[2])"
+FAILING = """
+os.write(2, ("rank " + os.environ["RANK"] + "\\n").encode())  # at once: both share the stream
+sys.exit(3 if os.environ["RANK"] == "1" else 0)
 """
 
 
-def test_a_module_is_started_as_one_in_each_process(tmp_path):
-    (tmp_path / "room").mkdir()
-    (tmp_path / "room/measure.py").write_text(MODULE)
-    words = [str(ROOT / "recipes/base.yaml"), str(tmp_path)]
-    command = [sys.executable, "-m", "room.measure", *words]
+def started(folder: Path, content: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run room.measure of a folder as a module, with `content`."""
+    (folder / "room").mkdir()
+    (folder / "room/measure.py").write_text(content)
+    command = [sys.executable, "-m", "room.measure", str(ROOT / "recipes/base.yaml"), *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    found = subprocess.check_output(command, cwd=tmp_path, env=environment, text=True)
-    assert found.splitlines() == ["room.measure True"] * 2
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+
+
+def test_torchrun_adds_nothing_to_what_a_failed_process_said(tmp_path):
+    done = started(tmp_path, SCRIPT + FAILING)
+    assert done.returncode == 3
+    assert sorted(done.stderr.splitlines()) == ["rank 0", "rank 1"]
+
+
+def test_a_module_is_started_as_one_in_each_process(tmp_path):
+    done = started(tmp_path, SCRIPT + MODULE, str(tmp_path))
+    assert done.stdout.splitlines() == ["room.measure True"] * 2
 
 
 @pytest.fixture

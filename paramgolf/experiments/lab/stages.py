@@ -24,6 +24,7 @@ from paramgolf.experiments.lab.plan import STAGES
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.params import PARAMS_PATH, read_yaml
+from paramgolf.runtime import SIGNALLED
 from paramgolf.stage_code import stage_hash
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -35,8 +36,6 @@ SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten 
 GRACE_SECONDS = 20.0  # to end, once asked to
 CAUSES = re.compile(r"paramgolf: |[\w.]*(?:Error|Exception|Interrupt)\b")
 RANK = re.compile(r"^\[rank\d+\]:")
-KILLED = re.compile(r"Signal \d+ \((SIGKILL|SIGTERM)\) received")
-LAUNCHER = "ChildFailedError"
 REASON_LENGTH = 300
 
 
@@ -200,16 +199,12 @@ def environment_of(folder: Path, devices: str | None) -> dict[str, str]:
 
 
 def failure_of(code: int, said: str) -> tuple[str, bool]:
-    """Return why a stage ended with `code`, by what it said, and whether it was killed.
-
-    Of several processes, torchrun tells which signal ended one, and its own error comes last.
-    """
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}", True
-    if killed := KILLED.search(said):
-        return f"killed by {killed[1]}", True
+    """Return why a stage ended with `code`, by what it said, and whether it was killed."""
+    number = -code if code < 0 else code - SIGNALLED  # of one of several processes
+    if number in {*signal.Signals}:
+        return f"killed by {signal.Signals(number).name}", True
     lines = [RANK.sub("", line).strip() for line in said.splitlines()]
-    causes = [line for line in lines if CAUSES.match(line) and LAUNCHER not in line]
+    causes = [line for line in lines if CAUSES.match(line)]
     last = [*filter(None, lines)]
     reason = (causes or last or [f"exit code {code}"])[-1]
     return reason.removeprefix("paramgolf: ")[:REASON_LENGTH], False
