@@ -30,7 +30,7 @@ from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.generate import generate
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
-from paramgolf.quant.trained import TEXT, Trained, load_trained
+from paramgolf.quant.trained import TEXTS, Trained, load_trained
 from paramgolf.runtime import Runtime, synchronize
 
 OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
@@ -58,7 +58,7 @@ def collect(
     """Return the Hessians, float32 by family, and the number of tokens that they saw.
 
     Where sensitivities are asked for they are among them (see `measure`), and in the main process
-    the first text, int64 [T], on which quantize tries what it made.
+    its texts, int32 [N, T], on which quantize adjusts and tries what it made.
     """
     if tokens.vocab_size != trained.vocab_size:
         raise ParamGolfError(
@@ -86,14 +86,19 @@ def collect(
         )
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
-    hessians = gather(load_network(trained, config.network).on(runtime), shown, runtime)
+    hessians = gather(
+        load_network(trained, config.network).on(runtime),
+        shown,
+        runtime,
+        weighted_head=config.weighted_head,
+    )
     if config.sensitivity_sequences:
         measured = numbers[: int(np.searchsorted(numbers, config.sensitivity_sequences))]
         pairs = _with_draws(texts_NT, measured, seed)
         shown_pairs = track(pairs, "sensitivity", total=len(measured), show=runtime.is_main)
         hessians |= measure(network, shown_pairs, hessians, runtime)
     if runtime.is_main:  # sequences are dealt like cards: it has the first one
-        hessians[TEXT] = texts_NT[0]
+        hessians[TEXTS] = texts_NT.int()
     return hessians, sequences * length
 
 

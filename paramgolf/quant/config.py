@@ -39,6 +39,7 @@ class CalibrateConfig:
     temperature: PositiveFloat
     seed: Seed | None
     sensitivity_sequences: Natural
+    weighted_head: bool
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
@@ -90,6 +91,7 @@ class QuantizeConfig:
     low_rank_weighting: Literal["plain", "hessian"]
     low_rank_left_scales: Literal["component", "matrix"]
     low_rank_always: bool
+    adjust_steps: Natural
     fit_bytes: Positive | None
     fit_code_bytes: Natural
     fit_codec: Literal["brotli", "lzma", "rans", "auto"]
@@ -105,5 +107,7 @@ class QuantizeConfig:
         widest = max(self.matrix_bits, self.mlp_bits or 0, self.low_bits)
         if self.trellis and (widest > MOST_BITS - 1 or self.finer_groups):
             yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"
+        if self.adjust_steps and self.low_rank_matrices:
+            yield "adjust_steps", "needs `low_rank_matrices` 0: a row's scale is not that of both"
         if self.column_steps and (self.finer_groups or self.method == "nearest"):
             yield "column_steps", "needs `method` gptq, and no `finer_groups`"

@@ -30,24 +30,43 @@ def empty_sums(config: ModelConfig, vocab_size: int, device: torch.device) -> di
 
 
 @torch.no_grad()
-def gather(network: Network, batches_BT: Iterable[Tensor], runtime: Runtime) -> dict[str, Tensor]:
+def gather(
+    network: Network,
+    batches_BT: Iterable[Tensor],
+    runtime: Runtime,
+    *,
+    weighted_head: bool = False,
+) -> dict[str, Tensor]:
     """Return the mean of x x^T over all tokens of all processes, float32 by family.
 
     Each process passes its own batches (int64 [B, T], on its device) through the network in its
     last layer order, recurrence active. A layer that runs several times in a pass adds x x^T each
     time, so its mean is over tokens, not over runs.
+
+    With `weighted_head` each token weighs 1 - sum of p^2 in the embedding's, p the chances of the
+    next: the loss's second derivative by the logits is diag(p) - p p^T, and that is its trace.
+    Where the network is sure, errors of the head cost nothing.
     """
     sums = empty_sums(network.config, network.vocab_size, runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
+    heads: list[Tensor] = []  # inputs of the head that wait for their weights
 
     def tap(family: str, index: int, x: Tensor) -> None:
         # in float32: bfloat16 would keep 8 binary digits of a sum over millions of tokens
         rows = x.flatten(0, -2).float()
+        if weighted_head and family == "embedding":
+            heads.append(rows)
+            return
         sums[family][index].addmm_(rows.T, rows)
 
     options = Pass(order=network.config.orders[-1], tap=tap)
     for batch in batches_BT:
-        network.logits(batch, options)
+        logits_BTV = network.logits(batch, options)
+        if weighted_head:
+            rows = heads.pop()
+            # text by text, for chances take as much memory as logits
+            sure = torch.cat([torch.softmax(one, -1).square().sum(-1) for one in logits_BTV])
+            sums["embedding"][0].addmm_(rows.T, rows * (1 - sure).unsqueeze(1))
         tokens += batch.numel()
     total = runtime.sum(tokens).item()
     return {family: runtime.sum(value).div_(total) for family, value in sums.items()}

@@ -2,7 +2,7 @@
 
 The way of a matrix: `prepare` puts it and its Hessian on the device and factorizes that;
 quant.scales chooses its bits and scales; quant.solved its integers, by quant.gptq; quant.lqer
-corrects those that were hurt most; quant.report says what it cost.
+corrects those that were hurt most; quant.adjust lets scales learn; quant.report says what it cost.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.progress import say
+from paramgolf.quant.adjust import adjust
 from paramgolf.quant.allocation import rounded_bits
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit
@@ -32,7 +33,7 @@ from paramgolf.quant.solved import Family, Solved
 from paramgolf.quant.trained import (
     FAMILIES,
     SENSITIVITY,
-    TEXT,
+    TEXTS,
     Trained,
     load_tensors,
     load_trained,
@@ -64,15 +65,19 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
         found = fit(config, lambda trial: assemble(trained, solve(trial), trial), measure)
         (tensors, reports), search = found
     solve.end()
-    seconds = time.perf_counter() - start
-    divergence = add_health(trained, tensors, reports, _text(hessians), runtime)
+    texts, adjust_start = _texts(hessians), time.perf_counter()
+    if config.adjust_steps:
+        tensors = adjust(trained, tensors, texts, config, runtime)
+    end = time.perf_counter()
+    divergence = add_health(trained, tensors, reports, texts[0], runtime)
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
     bits = stored_bits(tensors, reports)
     write_json(OUT_PATH / "config.json", {**trained.config, "quantize": {"bits": bits}})
     totals = summary(reports)
     report = {"schema": SCHEMA, "tensors": reports, "fit": search, **totals}
     write_json(OUT_PATH / "report.json", report)
-    write_json(METRICS_PATH, {"seconds": seconds, "divergence": divergence, **totals})
+    seconds = {"seconds": end - start, "adjust_seconds": end - adjust_start}
+    write_json(METRICS_PATH, {**seconds, "divergence": divergence, **totals})
 
 
 def quantize_model(
@@ -177,14 +182,14 @@ def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Te
     return hessians[family]
 
 
-def _text(hessians: dict[str, Tensor]) -> Tensor:
-    if TEXT not in hessians:
+def _texts(hessians: dict[str, Tensor]) -> Tensor:
+    if TEXTS not in hessians:
         raise ParamGolfError(
             "the Hessians hold no text to try the quantized network on",
             where=HESSIANS_PATH,
             fix="make them again: `dvc repro -f -s calibrate`",
         )
-    return hessians[TEXT]
+    return hessians[TEXTS].long()
 
 
 def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:

@@ -29,7 +29,7 @@ FAMILIES = {
     "down": ("down",),
     "embedding": ("embedding",),
 }
-TEXT = "text"  # among the Hessians of calibrate: a sequence that they saw
+TEXTS = "texts"  # among the Hessians of calibrate: sequences that they saw
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 

@@ -23,7 +23,7 @@ from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unboun
 from paramgolf.verify.config import VerifyConfig
 
 DVC_YAML = Path("dvc.yaml")
-STAGES = ("audit", "train", "calibrate", "package", "eval_sliding", "eval_ttt")
+STAGES = ("audit", "train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
 # bounds of what the evaluators' probes find (paramgolf/scoring/probe.py)
 CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is usual
 SUM_ERROR = 1e-4  # of probabilities
@@ -91,8 +91,10 @@ def training_time(run: Evidence) -> Verdict:
     train, calibrate = run.get("train", "train_seconds"), run.get("calibrate", "seconds")
     limit = run.limits.train_seconds
     if run.get("calibrate", "source") == "train":
-        total = train + calibrate
-        parts = f"{train:.1f} s training + {calibrate:.1f} s calibration = {total:.1f} s"
+        adjust = run.get("quantize", "adjust_seconds")  # it reads the text of calibrate
+        total = train + calibrate + adjust
+        parts = f"{train:.1f} s training + {calibrate:.1f} s calibration"
+        parts += f" + {adjust:.1f} s adjustment = {total:.1f} s"
     else:
         total = train
         parts = f"{train:.1f} s training; calibration reads no training text"

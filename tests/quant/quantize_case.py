@@ -57,6 +57,7 @@ def make_config(**changes):
         "low_rank_weighting": "plain",
         "low_rank_left_scales": "component",
         "low_rank_always": False,
+        "adjust_steps": 0,
         "fit_bytes": None,
         "fit_code_bytes": 35_000,
         "fit_codec": "brotli",

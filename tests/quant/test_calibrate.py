@@ -21,7 +21,7 @@ from paramgolf.model.plan import repeated_layers
 from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather
-from paramgolf.quant.trained import TEXT, Trained
+from paramgolf.quant.trained import TEXTS, Trained
 from paramgolf.runtime import Runtime
 from paramgolf.schema import parse
 
@@ -32,7 +32,9 @@ VOCAB, LENGTH = 64, 16
 def make_config(**changes):
     values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
     values |= {"first_token": "bos", "rope_follows_length": False, "network": "trained"}
-    return CalibrateConfig(**{**values, "seed": 5, "sensitivity_sequences": 0, **changes})
+    return CalibrateConfig(
+        **{**values, "seed": 5, "sensitivity_sequences": 0, "weighted_head": False, **changes}
+    )
 
 
 def make_trained(model):
@@ -221,7 +223,7 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
     path = folder / "artifacts/calibrate/hessians.safetensors"
     shapes = {n: tuple(t.shape) for n, t in safetensors.torch.load_file(path).items()}
     expected = {"qkv": (4, 32, 32), "o": (4, 32, 32), "up": (4, 32, 32), "down": (4, 64, 64)}
-    assert shapes == {**expected, "embedding": (1, 32, 32), TEXT: (LENGTH,)}
+    assert shapes == {**expected, "embedding": (1, 32, 32), TEXTS: (6, LENGTH)}
     before = path.read_bytes()
     calibrate(make_config(), ALONE)
     assert path.read_bytes() == before
@@ -272,7 +274,7 @@ def test_two_processes_find_what_one_does(tiny_model, tokens_folder, changes):
     measured = [name for name in one if name.endswith(".sensitivity")]
     assert bool(measured) == (changes["sensitivity_sequences"] > 0)
     assert first.keys() == one.keys()
-    assert torch.equal(first.pop(TEXT), one.pop(TEXT))
+    assert torch.equal(first.pop(TEXTS)[0], one.pop(TEXTS)[0])
     assert second.keys() == one.keys()
     for name, expected in one.items():
         assert torch.equal(first[name], second[name])
@@ -316,3 +318,22 @@ def test_a_network_that_learned_with_a_mask_is_measured_with_it(
     likely = found["embedding.sensitivity"][0]
     assert likely.nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert (plain["embedding.sensitivity"][0] > 0).all()
+
+
+def test_tokens_weigh_in_the_heads_hessian_as_the_loss_minds_logits(tiny_model):
+    """Against the second derivative of each token's loss, by autograd, in float64."""
+    trained = make_trained(tiny_model())
+    network = make_network(trained)
+    batches = torch.randint(VOCAB, (2, 3, 8), generator=torch.Generator().manual_seed(3))
+    weighted = gather(network, batches, ALONE, weighted_head=True)
+    inputs, expected = [], torch.zeros(1, 32, 32, dtype=torch.float64)
+    options = Pass(order=trained.model.orders[-1], tap=lambda f, i, x: inputs.append(x))
+    for batch in batches:
+        with torch.no_grad():
+            logits = network.logits(batch, options).double().flatten(0, 1)
+        for x, token in zip(inputs[-1].double().flatten(0, 1), logits, strict=True):
+            curvature = torch.func.hessian(lambda z: -torch.log_softmax(z, -1)[5])(token)
+            expected += curvature.trace() * torch.outer(x, x) / batches.numel()
+    torch.testing.assert_close(weighted.pop("embedding").double(), expected, rtol=1e-4, atol=1e-6)
+    plain = gather(network, batches, ALONE)
+    assert all(torch.equal(plain[family], hessian) for family, hessian in weighted.items())

@@ -17,7 +17,7 @@ from paramgolf.packing.package import package
 from paramgolf.quant import fit as quant_fit
 from paramgolf.quant.fit import SLACK_BYTES, artifact_parts, entropy_bytes, fit, scaled
 from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model
-from paramgolf.quant.trained import TEXT
+from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
 
 
@@ -115,7 +115,7 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
     for path, tensors in (
         ("train/model", trained.state),
-        ("calibrate/hessians", make_hessians(trained) | {TEXT: torch.arange(16)}),
+        ("calibrate/hessians", make_hessians(trained) | {TEXTS: torch.arange(16).view(1, 16)}),
     ):
         content = safetensors.torch.save(tensors)
         (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)

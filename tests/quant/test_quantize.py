@@ -14,7 +14,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.quant.config import PERCENTILES
 from paramgolf.quant.quantize import quantize, quantize_model
 from paramgolf.quant.report import entropy_bits, summary
-from paramgolf.quant.trained import TEXT, load_trained
+from paramgolf.quant.trained import TEXTS, load_trained
 
 
 def test_everything_is_stored_once(trained, hessians):
@@ -150,7 +150,13 @@ def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeyp
     assert config["quantize"]["bits"]["down"] == 6
     assert config["model"] == json.loads(json.dumps(trained.config["model"]))
     metrics = json.loads((tmp_path / "artifacts/metrics/quantize.json").read_text())
-    assert metrics.keys() == {"seconds", "divergence", "bits_per_weight", "mean_relative_error"}
+    assert metrics.keys() == {
+        "seconds",
+        "adjust_seconds",
+        "divergence",
+        "bits_per_weight",
+        "mean_relative_error",
+    }
     report = json.loads(files["report.json"])
     sizes = [np.prod(r["shape"]) for r in report["tensors"]]
     bits = np.average([r["entropy_bits"] for r in report["tensors"]], weights=sizes)
@@ -165,7 +171,7 @@ def write_inputs(root, trained, hessians):
     (root / "artifacts/train/config.json").write_text(json.dumps(trained.config))
     weights = safetensors.torch.save(trained.state)
     (root / "artifacts/train/model.safetensors").write_bytes(weights)
-    stored = safetensors.torch.save({**hessians, TEXT: torch.arange(16)})
+    stored = safetensors.torch.save({**hessians, TEXTS: torch.arange(16).view(1, 16)})
     (root / "artifacts/calibrate/hessians.safetensors").write_bytes(stored)
 
 

@@ -13,7 +13,7 @@ from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
 
 from paramgolf.quant.quantize import prepare, quantize
 from paramgolf.quant.sharing import deal
-from paramgolf.quant.trained import TEXT
+from paramgolf.quant.trained import TEXTS
 from paramgolf.runtime import Runtime
 
 CONFIG = {"fit_bytes": 100_000, "fit_code_bytes": 40_000}
@@ -44,7 +44,7 @@ def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, tensors in (
         ("train/model", trained.state),
-        ("calibrate/hessians", {**make_hessians(trained), TEXT: torch.arange(16)}),
+        ("calibrate/hessians", {**make_hessians(trained), TEXTS: torch.arange(16).view(1, 16)}),
     ):
         (tmp_path / f"artifacts/{path}").parent.mkdir(parents=True)
         content = safetensors.torch.save(tensors)

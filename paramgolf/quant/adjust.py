@@ -1,0 +1,115 @@
+"""The last adjustment: scales and vectors learn what integers cannot say any more.
+
+With all integers chosen, the scale of each row, and each number that stays float16, gets a factor
+that starts at 1 and learns by Adam to bring the quantized network's tokens to the trained one's:
+the loss is their Kullback-Leibler divergence, on calibration text. It makes up for what errors of
+all matrices do together, of which a solver of one matrix knows nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from paramgolf.codec.container import dequantized
+from paramgolf.model.network import Network, Pass
+from paramgolf.model.shapes import FROZEN
+from paramgolf.progress import track
+from paramgolf.quant.calibrate import load_network
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.grids import round_scales, shorten
+from paramgolf.quant.trained import Trained
+from paramgolf.runtime import Runtime
+
+SEQUENCES = 8  # a step
+RATE, BETAS = 2e-3, (0.9, 0.95)  # of the factors' logarithms; the rate falls to 0 on a line
+
+
+def adjust(
+    trained: Trained,
+    tensors: dict[str, Tensor],
+    texts_NT: Tensor,
+    config: QuantizeConfig,
+    runtime: Runtime,
+) -> dict[str, Tensor]:
+    """Return the tensors, with scales and vectors that learned for `config.adjust_steps` steps.
+
+    Integers stay, and so do the embedding's rows, of which most are of tokens that the texts, int64
+    [N, T], hold too few of. What has learned is rounded as it was before.
+    """
+    plain = replace(runtime, compile=False)
+    teacher = load_network(trained, "trained").on(plain)
+    state = dequantized(tensors)
+    network = _Logits(load_network(replace(trained, state=state), "trained").on(plain))
+    factors = Factors(state, tensors, runtime.device)
+    optimizer = torch.optim.Adam(factors.logs.values(), lr=RATE, betas=BETAS)
+    # neighbours in the training text come in different steps
+    order = torch.randperm(len(texts_NT), generator=torch.Generator().manual_seed(0))
+    batches = texts_NT[order].split(SEQUENCES)
+    steps = track(range(config.adjust_steps), "adjust", total=config.adjust_steps)
+    for step in steps:
+        batch_BT = batches[step % len(batches)].to(runtime.device)
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / config.adjust_steps)
+        with torch.no_grad():
+            right = torch.log_softmax(teacher.logits(batch_BT, network.options), -1)
+        weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
+        found = torch.log_softmax(torch.func.functional_call(network, weights, (batch_BT,)), -1)
+        loss = (right.exp() * (right - found)).sum(-1).mean()
+        loss.backward(inputs=list(factors.logs.values()))
+        optimizer.step()
+        optimizer.zero_grad()
+    return tensors | factors.learned(tensors, config)
+
+
+class Factors:
+    """Weights of a quantized network, as functions of the logarithms of their factors.
+
+    Attributes:
+        logs: by the name of a stored tensor, NAME.scales or NAME, and of its shape.
+    """
+
+    def __init__(
+        self, state: dict[str, Tensor], tensors: dict[str, Tensor], device: torch.device
+    ) -> None:
+        learning = [name for name in state if name not in (*FROZEN, "embedding")]
+        self._fixed = {name: state[name].to(device) for name in learning}
+        self._sources = {
+            name: f"{name}.scales" if f"{name}.scales" in tensors else name for name in learning
+        }
+        self.logs = {
+            source: torch.zeros(tensors[source].shape, device=device, requires_grad=True)
+            for source in self._sources.values()
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights that learn, float32."""
+        weights = {}
+        for name, source in self._sources.items():
+            factor = self.logs[source].exp()
+            weights[name] = self._fixed[name] * (factor if source == name else factor.unsqueeze(-1))
+        return weights
+
+    def learned(self, tensors: dict[str, Tensor], config: QuantizeConfig) -> dict[str, Tensor]:
+        """Return the stored tensors that have factors times these, rounded to their digits."""
+        found = {}
+        for name, source in self._sources.items():
+            exact = tensors[source].float() * self.logs[source].detach().exp().cpu()
+            if source == name:
+                found[source] = shorten(exact.half(), config.vector_digits)
+            else:
+                found[source] = shorten(round_scales(exact), config.scale_digits)
+        return found
+
+
+class _Logits(nn.Module):
+    """A network whose call returns logits, as `functional_call` wants it."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        self.options = Pass(order=network.config.orders[-1])
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        return self.network.logits(tokens_BT, self.options)

@@ -1,0 +1,65 @@
+"""The last adjustment: it brings the quantized network nearer, in what it stores."""
+
+import dataclasses
+
+import pytest
+import torch
+from quantize_case import ALONE, CPU, VOCAB, make_config, make_hessians, make_trained
+from schema_case import faults_of
+
+from paramgolf.codec.container import dequantized
+from paramgolf.model.network import Network, Pass
+from paramgolf.quant.adjust import adjust
+from paramgolf.quant.grids import shorten
+from paramgolf.quant.quantize import quantize_model
+
+
+@pytest.fixture
+def quantized(tiny_model):
+    """A trained network, quantized coarsely, and texts."""
+    trained = make_trained(tiny_model(asymmetric_softcap=True))
+    config = make_config(
+        matrix_bits=3, attention_clip=3.0, mlp_clip=3.0, scale_digits=6, adjust_steps=12
+    )
+    tensors, _ = quantize_model(trained, make_hessians(trained), config, CPU)
+    texts = torch.randint(VOCAB, (16, 16), generator=torch.Generator().manual_seed(2))
+    return trained, config, tensors, texts
+
+
+def divergence(trained, tensors, texts):
+    chances = []
+    for state in (trained.state, dequantized(tensors)):
+        network = Network(trained.model, VOCAB)
+        network.load_state_dict(state)
+        with torch.no_grad():
+            logits = network.logits(texts, Pass(order=trained.model.orders[-1]))
+        chances.append(torch.log_softmax(logits, -1))
+    right, found = chances
+    return float((right.exp() * (right - found)).sum(-1).mean())
+
+
+def test_texts_that_were_not_seen_diverge_less(quantized):
+    trained, config, tensors, texts = quantized
+    found = adjust(trained, tensors, texts[:8], config, ALONE)
+    assert divergence(trained, found, texts[8:]) < 0.97 * divergence(trained, tensors, texts[8:])
+
+
+def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized):
+    trained, config, tensors, texts = quantized
+    found = adjust(trained, tensors, texts, config, ALONE)
+    assert found.keys() == tensors.keys()
+    moved = {name for name in found if not torch.equal(found[name], tensors[name])}
+    assert {"q.scales", "down.scales", "attn_scale", "resid_mix"} <= moved
+    stay = ("embedding.scales", "softcaps", *(n for n in tensors if n.endswith(".integers")))
+    assert not moved & set(stay)
+    for name in moved:
+        assert found[name].dtype == torch.float16
+        assert found[name].shape == tensors[name].shape
+        if name.endswith(".scales"):
+            assert torch.equal(found[name], shorten(found[name], config.scale_digits))
+
+
+def test_corrections_of_low_rank_are_refused():
+    config = dataclasses.replace(make_config(), adjust_steps=1, low_rank_matrices=3)
+    (fault,) = faults_of(config)
+    assert fault.startswith("`adjust_steps` needs `low_rank_matrices` 0")
