@@ -55,21 +55,21 @@ def foreign_stages(lock: Lock, params: Mapping[str, Any]) -> dict[str, str]:
     makers = {out.path: name for name, stage in stages.items() for out in stage.outs}
     hashes = {out.path: out.md5 for stage in stages.values() for out in stage.outs}
     own = {name: list(_other_params(stage, params)) for name, stage in stages.items()}
-    foreign: dict[str, str] = {}
+    foreign: dict[str, dict[str, None]] = {}  # reasons, each once, in order
     for _ in stages:  # the order in the file need not be that of the stages
         before = len(foreign)
         for name, stage in stages.items():
-            reasons = list(own[name])
+            reasons = dict.fromkeys(own[name])
             for dep in stage.deps:
                 if makers.get(dep.path) in foreign:
-                    reasons.append(foreign[makers[dep.path]])
+                    reasons |= foreign[makers[dep.path]]
                 elif dep.path in hashes and dep.md5 != hashes[dep.path]:
-                    reasons.append(f"another {dep.path}")
+                    reasons[f"another {dep.path}"] = None
             if reasons:
-                foreign[name] = ", ".join(dict.fromkeys(reasons))
+                foreign[name] = reasons
         if len(foreign) == before:
             break
-    return foreign
+    return {name: ", ".join(reasons) for name, reasons in foreign.items()}
 
 
 def _other_params(stage: LockedStage, params: Mapping[str, Any]) -> Iterator[str]:

@@ -95,6 +95,12 @@ def test_other_parameters_make_a_stage_foreign_and_all_behind_it():
     }
 
 
+def test_a_reason_of_a_stage_and_of_what_it_read_is_told_once():
+    lock = LOCK.replace("        eval:\n", "        train:\n          seed: 1\n        eval:\n", 1)
+    found = foreign(lock, train__seed=2, quantize__bits=5)
+    assert found["eval_ttt"] == "another train.seed, another quantize.bits"
+
+
 def test_a_stage_that_read_another_output_is_foreign():
     """As after `dvc exp run -S quantize.bits=5 package`: the lock has the new package's hash."""
     lock = LOCK[::-1].replace("cc.dir"[::-1], "ee.dir"[::-1], 1)[::-1]  # the output, which is last
