@@ -1,8 +1,9 @@
 """Run every stage of a recipe at its full shapes on few tokens, before the run is paid for.
 
-It reads data/tokens (`dvc repro audit`) and writes to .cache/rehearsal alone. What the GPU's
-compilers make is kept for the run that follows. Scores of a rehearsal mean nothing. The exit code
-is 1 where a stage fails.
+It reads data/tokens (`dvc repro audit`) and writes to .cache/rehearsal and, where runtime.mirror
+names a place, to a folder of its own there, so that this is tried, too. What the GPU's compilers
+make is kept for the run that follows. Scores of a rehearsal mean nothing. The exit code is 1 where
+a stage fails.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ fault costs seconds. The scores mean nothing.
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,14 +44,17 @@ def shortened(content: Mapping[str, Any]) -> list[Assignment]:
     goes through all its phases.
     """
     train, calibrate = content["train"], content["calibrate"]
-    tokens = STEPS * train["batch_tokens"]
+    tokens = min(STEPS, train["steps"] or STEPS) * train["batch_tokens"]
     sequences = min(calibrate["sequences"], 2 * calibrate["batch_sequences"])
     return [
         *budget_of(content, seconds=None, tokens=tokens, batch_tokens=None),
         ("train.validate_every", 0),
         ("calibrate.sequences", sequences),
         ("calibrate.sensitivity_sequences", min(calibrate["sensitivity_sequences"], sequences)),
-        *((f"{name}.max_tokens", EVALUATED_TOKENS) for name in ("eval_sliding", "eval_ttt")),
+        *(
+            (f"{name}.max_tokens", min(EVALUATED_TOKENS, content[name]["max_tokens"] or math.inf))
+            for name in ("eval_sliding", "eval_ttt")
+        ),
     ]
 
 

@@ -37,6 +37,13 @@ def test_every_recipe_can_be_shortened_and_keeps_its_shapes_and_phases(name):
     assert short["eval_ttt"]["max_tokens"] == rehearsal.EVALUATED_TOKENS
 
 
+def test_what_is_shorter_already_stays_as_short():
+    own = {"train.steps": 5, "eval_sliding.max_tokens": 3000}
+    recipe = build("sample", list(own.items()), ROOT / "recipes")
+    short = flatten(build("sample", rehearsal.shortened(recipe), ROOT / "recipes"))
+    assert {key: short[key] for key in own} == own
+
+
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project's folder with tokens of the sample's vocabulary, whose stages are stand-ins."""
