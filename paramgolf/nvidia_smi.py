@@ -26,6 +26,8 @@ def gpus() -> list[Gpu]:
     command = ["nvidia-smi", f"--query-gpu={FIELDS}", "--format=csv,noheader,nounits"]
     lines = (output_of(command, seconds=2) or "").strip().splitlines()
     rows = ([field.strip() for field in line.split(",")] for line in lines)
+    # a driver that finds no GPU may say so in a sentence
+    rows = (row for row in rows if len(row) == len(FIELDS.split(",")))
     return [Gpu(index, name, *map(_number, rest)) for index, name, *rest in rows]
 
 

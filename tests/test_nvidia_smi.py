@@ -13,6 +13,7 @@ def test_gpus_are_read_as_the_driver_tells_them(tmp_path, monkeypatch):
     tool.write_text(
         "#!/bin/sh\n"
         "echo '0, NVIDIA H100, 1024, 81559, 120.51, 97'\n"
+        "echo 'No devices were found'\n"
         "echo '1, Old, 5, 10, [N/A], [N/A]'\n"
     )
     tool.chmod(0o755)
