@@ -36,6 +36,20 @@ ENTRY = Path("paramgolf/packing/entry.py")
 START = "paramgolf.process", "start_process"  # what the loader calls before the entry's main
 TRAINING = "paramgolf.training.config"  # of parameters that are checked when they are frozen in
 BASE = Path("recipes/base.yaml")  # the defaults of the program's options
+# what else python-minifier would look for in vain, each time in all of the program
+NOT_THERE: dict[str, Any] = dict.fromkeys(
+    (
+        "remove_pass",
+        "remove_object_base",
+        "remove_builtin_exception_brackets",
+        "remove_dead_branches",
+        "combine_imports",
+        "constant_folding",
+        "convert_posargs_to_args",
+        "preserve_shebang",
+    ),
+    False,
+)
 READ_AS_SOURCE = ("import triton", "custom_op")  # in modules whose annotations are read
 SCRIPT = '''# coding: latin-1
 """`python train_gpt.py eval` scores model.bin; --help tells more; `source DIR` unpacks the code."""
@@ -221,6 +235,7 @@ def minified(source: str) -> str:
         remove_annotations=not is_read,
         rename_locals=not is_read,
         hoist_literals=False,  # brotli finds repeated literals by itself
+        **NOT_THERE,
     )
 
 
