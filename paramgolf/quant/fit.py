@@ -26,7 +26,6 @@ from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import Trained
 
 SLACK_BYTES = 4000  # good enough: so near below the limit
-CLOSE_BYTES = 300  # of the entropy's estimate to its target, before a real compression
 LEAST, MOST = -2.0, 4.0  # doublings of the clips: 1/4 to 16 times
 MAX_COMPRESSIONS, MAX_SOLVES = 8, 6
 NAMED = 5
@@ -161,7 +160,7 @@ def _approach(
         solution = solve(scaled(config, doublings))
         entropy = entropy_bytes(solution[0])
         trials.append(Trial(2**doublings, entropy, None))
-        if abs(entropy - target) <= CLOSE_BYTES:
+        if abs(entropy - target) <= SLACK_BYTES:  # the ratio is no better known
             break
         # at the ends the curve is flat: a secant there must not throw the next step far away
         slope = min((entropy - before[1]) / (doublings - before[0]), -weights / 64)
