@@ -17,7 +17,7 @@ log2(loss) / 2. Parts may run side by side, each on a GPU: their results are joi
 from __future__ import annotations
 
 import argparse
-import copy
+import functools
 import math
 import os
 import shutil
@@ -25,11 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -45,16 +45,17 @@ from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.shapes import FROZEN
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
-from paramgolf.quant.calibrate import collect, generate_texts, read_windows, window_starts
+from paramgolf.quant.adjust import adjust
+from paramgolf.quant.calibrate import collect, generate_texts
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit, scaled
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import entropy_bits, stored_bits
-from paramgolf.quant.trained import Trained, load_trained
+from paramgolf.quant.solved import Family
+from paramgolf.quant.trained import TEXTS, Trained, load_trained
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.scoring.stage import PACKAGE_PATH
@@ -64,37 +65,64 @@ LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
 COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
-PARTS = ("gptq", "loss", "brotli", "parts", "values", "adjust", "write", "stages", "codecs")
+PARTS = ("gptq", "loss", "brotli", "parts", "values", "write", "stages", "codecs")
+
+
+class Setting(NamedTuple):
+    """How a network is quantized.
+
+    Attributes:
+        quantize: the parameters.
+        weighted_head: of the Hessians (calibrate.weighted_head).
+    """
+
+    quantize: QuantizeConfig
+    weighted_head: bool
+
+    def changed(self, changes: Mapping[str, Any]) -> Setting:
+        """Return the setting with other values of some keys."""
+        of_quantize = {k: v for k, v in changes.items() if k != "weighted_head"}
+        weighted = changes.get("weighted_head", self.weighted_head)
+        return Setting(replace(self.quantize, **of_quantize), weighted)
+
+    def coarser(self, doublings: float) -> Setting:
+        """Return the setting with all clips doubled so many times."""
+        return self._replace(quantize=scaled(self.quantize, doublings))
+
+
 PUBLISHED, BEST = (
-    check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
+    Setting(params.quantize, params.calibrate.weighted_head)
+    for params in (check(compose(n, ROOT / "recipes"), where=n) for n in ("pr2135", "best"))
 )
-RANS = replace(PUBLISHED, fit_codec="rans")
+RANS = PUBLISHED.changed({"fit_codec": "rans"})
 # 7 bits with twice the clip have the step of 6, and room for finer rows and columns
 ROOM = {"matrix_bits": 7, "attention_clip": 26.0, "mlp_clip": 23.0}
-ALONE = {
+Changes = dict[str, dict[str, Any]]
+ALONE: Changes = {
     "trellis": {**ROOM, "trellis": True},
-    "balance": {**ROOM, "balance": BEST.balance},
+    "balance": {**ROOM, "balance": BEST.quantize.balance},
     "column steps": {**ROOM, "column_steps": True},
-    "weight of the rate": {**ROOM, "rate_weight": BEST.rate_weight},
+    "weight of the rate": {**ROOM, "rate_weight": BEST.quantize.rate_weight},
+    "weights of tokens": {"weighted_head": True},
+    "adjustment": {"adjust_steps": BEST.quantize.adjust_steps, "low_rank_matrices": 0},
 }
 # what the published setting has and ours has not
-LEFT_OUT_OF_PUBLISHED = {"low rank": {"low_rank_matrices": 0}}
-LEFT_OUT = {
+LEFT_OUT_OF_PUBLISHED: Changes = {"low rank": {"low_rank_matrices": 0}}
+LEFT_OUT: Changes = {
     "trellis": {"trellis": False},
     "balance": {"balance": 0.0},
     "column steps": {"column_steps": False},
     "weight of the rate": {"rate_weight": 0.0},
+    "weights of tokens": {"weighted_head": False},
+    "adjustment": {"adjust_steps": 0},
 }
-VALUES = {  # of other keys, in ours
+VALUES: Changes = {  # of other keys, in ours
     "balance 1": {"balance": 1.0},
-    "low rank": {"low_rank_matrices": PUBLISHED.low_rank_matrices},
-    "low rank by the Hessian": {
-        "low_rank_matrices": PUBLISHED.low_rank_matrices,
-        "low_rank_weighting": "hessian",
-    },
+    "half of the adjustment": {"adjust_steps": 16},
+    "twice the adjustment": {"adjust_steps": 64},
+    "a digit more of scales": {"scale_digits": BEST.quantize.scale_digits + 1},
 }
-ADJUST_STEPS, ADJUST_SEQUENCES, ADJUST_RATE = 64, 8, 2e-3
-Variant = tuple[str, QuantizeConfig]
+Variant = tuple[str, Setting]
 
 
 class Bench:
@@ -107,9 +135,12 @@ class Bench:
         config = replace(params.calibrate, source="train")
         count = min(SENSITIVITY_SEQUENCES, config.sequences)
         config = replace(config, sensitivity_sequences=count)
-        self.hessians, _ = self.timed(lambda: collect(self.trained, self.tokens, config, runtime))[
-            0
-        ]
+        self.hessians = {
+            weighted: collect(
+                self.trained, self.tokens, replace(config, weighted_head=weighted), runtime
+            )[0]
+            for weighted in (False, True)
+        }
         self.network = Network(self.trained.model, self.trained.vocab_size)
         self.network = self.network.on(replace(runtime, compile=False))
         self.before = self.bits_per_byte(self.trained.state)
@@ -119,7 +150,7 @@ class Bench:
             self.limit = self.packed(self.solve(RANS), RANS)
             say(f"quantize: the model is small; both settings are fitted to {self.limit:,} bytes")
         self.losses: dict[str, float] = {}
-        self.fits: dict[str, QuantizeConfig] = {}
+        self.fits: dict[str, Setting] = {}
         self.solution: Any = None
 
     def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
@@ -151,24 +182,38 @@ class Bench:
         frozen = frozen_params(asdict(self.trained.model), p.train, p.eval_sliding, p.eval_ttt)
         return len(pack_code(frozen, rans=codec == "rans").content)
 
-    def solve(self, config: QuantizeConfig) -> Any:
-        """Factorise and quantise."""
-        families = prepare(self.trained, self.hessians, config, self.runtime.device)
-        return solve_model(self.trained, families, config)
+    def solve(self, setting: Setting) -> Any:
+        """Factorise, quantise and adjust."""
+        families = self.prepared(setting)
+        return self.adjusted(solve_model(self.trained, families, setting.quantize), setting)
 
-    def packed(self, solution: Any, config: QuantizeConfig) -> int:
+    def prepared(self, setting: Setting) -> list[Family]:
+        """Factorise."""
+        hessians = self.hessians[setting.weighted_head]
+        return prepare(self.trained, hessians, setting.quantize, self.runtime.device)
+
+    def adjusted(self, solution: Any, setting: Setting) -> Any:
+        """Let scales and vectors learn, where the setting says so."""
+        if not setting.quantize.adjust_steps:
+            return solution
+        texts, (tensors, reports) = self.hessians[False][TEXTS].long(), solution
+        return adjust(self.trained, tensors, texts, setting.quantize, self.runtime), reports
+
+    def packed(self, solution: Any, setting: Setting) -> int:
         """Return the bytes of the artifact of a solution."""
+        config = setting.quantize
         coded = replace(config, fit_code_bytes=self.code_bytes(config.fit_codec))
         return sum(part.bytes for part in artifact_parts(self.trained, coded)(solution))
 
-    def fitted(self, config: QuantizeConfig, limit: int) -> tuple[float, dict[str, Any], float]:
+    def fitted(self, setting: Setting, limit: int) -> tuple[float, dict[str, Any], float]:
         """Return bits per byte at `limit` bytes, the record of the search, and its seconds."""
-        coded = replace(config, fit_bytes=limit, fit_code_bytes=self.code_bytes(config.fit_codec))
+        code = self.code_bytes(setting.quantize.fit_codec)
+        coded = replace(setting.quantize, fit_bytes=limit, fit_code_bytes=code)
 
         def search() -> Any:
-            families = prepare(self.trained, self.hessians, coded, self.runtime.device)
-            measure = artifact_parts(self.trained, coded)
-            return fit(coded, lambda one: solve_model(self.trained, families, one), measure)
+            families, measure = self.prepared(setting), artifact_parts(self.trained, coded)
+            found = fit(coded, lambda one: solve_model(self.trained, families, one), measure)
+            return self.adjusted(found[0], setting), found[1]
 
         (solution, record), seconds = self.timed(search)
         self.solution = solution
@@ -179,10 +224,11 @@ def gptq_rows(bench: Bench) -> Iterator[Row]:
     """Factorise the Hessians and quantise all matrices, by the published setting and by ours."""
     on_cpu = bench.runtime.device.type == "cpu"
     where, target = (f", {torch.get_num_threads()} CPU cores", 90.0) if on_cpu else ("", 10.0)
-    bench.solve(BEST)  # kernels are compiled, and libraries choose their algorithms
+    best = BEST.changed({"adjust_steps": 0})
+    bench.solve(best)  # kernels are compiled, and libraries choose their algorithms
     _, seconds = bench.timed(lambda: bench.solve(PUBLISHED))
     yield Row(f"GPTQ, all matrices{where}", seconds, "s", None, target, "lower")
-    _, seconds = bench.timed(lambda: bench.solve(BEST))
+    _, seconds = bench.timed(lambda: bench.solve(best))
     yield Row(f"GPTQ with the trellis, all matrices{where}", seconds, "s", None, target, "lower")
 
 
@@ -204,12 +250,13 @@ def brotli_rows(bench: Bench) -> Iterator[Row]:
     yield from fit_rows(bench, "published, brotli", PUBLISHED)
 
 
-def fit_rows(bench: Bench, name: str, config: QuantizeConfig) -> Iterator[Row]:
+def fit_rows(bench: Bench, name: str, setting: Setting) -> Iterator[Row]:
     """Fit a setting and score it; remember its loss and clips."""
-    score, record, seconds = bench.fitted(config, bench.limit)
+    score, record, seconds = bench.fitted(setting, bench.limit)
     bench.losses[name] = score - bench.before
-    bench.fits[name] = scaled(config, math.log2(record["multiplier"]))
-    yield Row(f"{name}: bytes", record["bytes_total"], "bytes", None, bench.limit, "lower")
+    bench.fits[name] = setting.coarser(math.log2(record["multiplier"]))
+    size = bench.packed(bench.solution, setting)
+    yield Row(f"{name}: bytes", size, "bytes", None, bench.limit, "lower")
     yield Row(f"{name}: loss by quantising", bench.losses[name], "bits/byte", None, None, "lower")
     yield Row(f"{name}: fit", seconds, "s", None, 90.0, "lower")
 
@@ -228,8 +275,8 @@ def part_rows(bench: Bench) -> Iterator[Row]:
     variants: list[Variant] = [("published", published), ("ours", ours)]
     variants += [(f"published, and {n}", alone(published, c)) for n, c in ALONE.items()]
     variants += [
-        (f"{name}, without {n}", replace(config, **c))
-        for name, config, left_out in (
+        (f"{name}, without {n}", setting.changed(c))
+        for name, setting, left_out in (
             ("published", published, LEFT_OUT_OF_PUBLISHED),
             ("ours", ours, LEFT_OUT),
         )
@@ -247,7 +294,7 @@ def part_rows(bench: Bench) -> Iterator[Row]:
 def value_rows(bench: Bench) -> Iterator[Row]:
     """Try other values in ours."""
     ours = bench.fits.get("ours", BEST)
-    variants = [("ours", ours), *((f"ours, {n}", replace(ours, **c)) for n, c in VALUES.items())]
+    variants = [("ours", ours), *((f"ours, {n}", ours.changed(c)) for n, c in VALUES.items())]
     yield from variant_rows(bench, variants)
 
 
@@ -256,10 +303,10 @@ def variant_rows(bench: Bench, variants: list[Variant]) -> Iterator[Row]:
     level = None
     with ThreadPoolExecutor(4) as pool:  # packing takes a core for seconds: the GPU goes on
         points = []
-        for name, config in variants:
-            solution, seconds = bench.timed(lambda c=config: bench.solve(c))
+        for name, setting in variants:
+            solution, seconds = bench.timed(functools.partial(bench.solve, setting))
             loss = bench.bits_per_byte(dequantized(solution[0])) - bench.before
-            points.append((name, loss, seconds, pool.submit(bench.packed, solution, config)))
+            points.append((name, loss, seconds, pool.submit(bench.packed, solution, setting)))
         for name, loss, seconds, size in points:
             bits = 8 * size.result() / bench.weights
             worth = bits + math.log2(max(loss, 1e-9)) / 2
@@ -270,75 +317,11 @@ def variant_rows(bench: Bench, variants: list[Variant]) -> Iterator[Row]:
             yield Row(f"{name}: solve", seconds, "s", None, None, "lower")
 
 
-class Adjusted(torch.nn.Module):
-    """A quantised network whose rows and vectors each have a factor that learns."""
-
-    def __init__(self, bench: Bench) -> None:
-        super().__init__()
-        self.network, self.options = bench.network, Pass(order=bench.trained.model.orders[-1])
-        self.state = dequantized(bench.solution[0])
-        device = bench.runtime.device
-        self.logs = torch.nn.ParameterDict(
-            {
-                name: torch.zeros(
-                    (*tensor.shape[:-1], 1) if tensor.dim() > 2 else tensor.shape, device=device
-                )
-                for name, tensor in self.state.items()
-                if name not in FROZEN and name != "embedding"
-            }
-        )
-        self.network.load_state_dict(self.state)
-        self.state = {name: self.state[name].to(device) for name in self.logs}
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """Return the weights that have factors, times these."""
-        return {name: weight * self.logs[name].exp() for name, weight in self.state.items()}
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return logits."""
-        return self.network.logits(tokens, self.options)
-
-
-def adjust_rows(bench: Bench) -> Iterator[Row]:
-    """Let factors of rows and vectors learn from the float network's distribution, unrounded."""
-    assert bench.solution is not None, "adjust needs part loss"
-    before = bench.bits_per_byte(dequantized(bench.solution[0])) - bench.before
-    yield Row("adjust: loss before", before, "bits/byte", None, None, "lower")
-    bench.network.load_state_dict(bench.trained.state)
-    teacher = copy.deepcopy(bench.network)
-    adjusted = Adjusted(bench)
-    length, stream = bench.trained.sequence_length, bench.tokens.train()
-    starts = window_starts(len(stream), length, ADJUST_STEPS * ADJUST_SEQUENCES, 1)
-    texts = read_windows(stream, starts, length).to(bench.runtime.device)
-    texts = texts[torch.randperm(len(texts), generator=torch.Generator().manual_seed(0))]
-    optimizer = torch.optim.Adam(adjusted.logs.parameters(), lr=ADJUST_RATE, betas=(0.9, 0.95))
-    batches = texts.split(ADJUST_SEQUENCES)
-
-    def learn() -> None:
-        for step, batch in enumerate(batches):
-            optimizer.param_groups[0]["lr"] = ADJUST_RATE * (1 - step / len(batches))
-            with torch.no_grad():
-                wanted = torch.log_softmax(teacher.logits(batch, adjusted.options), -1)
-            weights = {f"network.{name}": w for name, w in adjusted.weights().items()}
-            found = torch.func.functional_call(adjusted, weights, (batch,))
-            found = torch.log_softmax(found, -1)
-            (wanted.exp() * (wanted - found)).sum(-1).mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-
-    _, seconds = bench.timed(learn)
-    with torch.no_grad():
-        state = bench.network.state_dict() | adjusted.weights()
-    loss = bench.bits_per_byte(state) - bench.before
-    yield Row("adjust: loss after", loss, "bits/byte", None, None, "lower")
-    yield Row("adjust: learning", seconds, "s", None, None, "lower")
-
-
-def alone(config: QuantizeConfig, changes: dict[str, Any]) -> QuantizeConfig:
+def alone(setting: Setting, changes: dict[str, Any]) -> Setting:
     """Return the published setting with a technique, at the clips that it was fitted to."""
-    ratio = config.attention_clip / PUBLISHED.attention_clip
+    ratio = setting.quantize.attention_clip / PUBLISHED.quantize.attention_clip
     clips = {name: ratio * value for name, value in changes.items() if name.endswith("_clip")}
-    return replace(config, **{**changes, **clips})
+    return setting.changed({**changes, **clips})
 
 
 def codec_rows() -> Iterator[Row]:
@@ -438,7 +421,6 @@ def main() -> None:
     measures = {
         "gptq": gptq_rows,
         "loss": loss_rows,
-        "adjust": adjust_rows,  # of ours, which was fitted last
         "parts": part_rows,
         "values": value_rows,
         "brotli": brotli_rows,
