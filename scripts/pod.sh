@@ -17,6 +17,7 @@ export PATH="$PWD/.venv/bin:$PATH"
 # other changes are another run
 marks=.cache/pod/$(printf '%s\n' "$@" | sha256sum | cut -c 1-12)
 mkdir -p "$marks"
+[[ ! -e repro.log ]] || mv repro.log before.log # `paramgolf watch` shows what went wrong in this one alone
 
 step() { # NAME COMMAND...
     local name=$1 began=$SECONDS
@@ -26,7 +27,7 @@ step() { # NAME COMMAND...
         return
     fi
     echo "pod: $name: $*"
-    "$@" 2>&1 | tee -a repro.log # `paramgolf watch` reads it
+    "$@" 2>&1 | tee -a repro.log
     echo "$((SECONDS - began)) s" > "$marks/$name"
     echo "pod: $name took $(< "$marks/$name")"
 }

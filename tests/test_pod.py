@@ -75,6 +75,8 @@ def test_the_same_command_goes_on_where_it_was_cut_off(pod, tmp_path):
     code, output, calls = pod("pr1493")
     assert code == 0
     assert "tokens was done before" in output
+    assert "it broke" not in (tmp_path / "repro.log").read_text()  # `paramgolf watch` reads it
+    assert "it broke" in (tmp_path / "before.log").read_text()
     assert [call for call in calls if not call.startswith("nvidia-smi")] == [
         "dvc exp run --name pr1493-seed1337 --set-param train.seed=1337",
         "dvc remote list",
