@@ -23,7 +23,7 @@ from paramgolf.quant.hessian import gather
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPES = Path(__file__).parents[2] / "recipes"
 ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB = 64
 FORMS = [

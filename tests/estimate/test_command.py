@@ -1,0 +1,90 @@
+"""`paramgolf estimate`: the table, JSON, and its messages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from paramgolf.cli import main
+from paramgolf.model.shapes import shapes
+from paramgolf.recipes import check, compose
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run `paramgolf estimate` in the project's folder; return what it prints."""
+    monkeypatch.chdir(ROOT)
+
+    def call(*arguments: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as caught:
+            main(["estimate", *arguments])
+        assert caught.value.code == code
+        captured = capsys.readouterr()
+        return captured.err if code else captured.out
+
+    return call
+
+
+def test_json_holds_the_whole_estimate(run):
+    result = json.loads(run("sample", "train.steps=40", "--gpu", "cpu", "--json"))
+    assert result["recipe"] == "sample"
+    assert result["changes"] == ["train.steps=40"]
+    assert (result["device"], result["devices"]) == ("cpu", 1)
+    artifact = result["artifact"]
+    assert artifact["bytes_total"] == artifact["bytes_model"] + artifact["bytes_code"]
+    assert artifact["fits"] == "yes"
+    assert result["run"]["steps"] == 40
+    assert result["run"]["tokens"] == 40 * 4096
+    assert [phase["passes"] for phase in result["flops_per_token"]] == [6, 8]
+    names = {*shapes(check(compose("sample"), where="").model, 1024), "total"}
+    assert result["parameters"].keys() == names
+
+
+def test_a_price_gives_dollars(run):
+    result = json.loads(run("pr1493", "--gpus", "8", "--price", "3", "--json"))
+    seconds = result["run"]["train_seconds"]
+    assert result["dollars"]["training"] == pytest.approx(8 * seconds / 3600 * 3)
+    assert result["dollars"]["limits"] == pytest.approx(8 * 1800 / 3600 * 3)
+
+
+@pytest.mark.parametrize(("clip", "fits"), [("12.85", "unsure"), ("14.5", "yes"), ("11.5", "no")])
+def test_an_estimate_within_its_tolerance_of_the_limit_is_unsure(clip, fits, run):
+    result = json.loads(run("base", f"quantize.mlp_clip={clip}", "--json"))
+    assert result["artifact"]["fits"] == fits
+
+
+def test_the_table_names_the_changes_and_what_does_not_fit(run):
+    text = run("base", "train.micro_batch_tokens=786432", "--gpu", "H200", "--gpus", "1")
+    assert text.startswith("base train.micro_batch_tokens=786432 on 1 H200\n")
+    assert "35,944,536" in text
+    assert "does NOT fit in 140" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pr9"], "there is no recipe `pr9`"),
+        (["sample", "train.sed=1"], "did you mean `train.seed`?"),
+        (["sample", "--gpu", "A100"], "invalid choice: 'A100'"),
+    ],
+)
+def test_bad_input_is_one_message_and_code_2(arguments, message, run):
+    error = run(*arguments, code=2)
+    assert message in error
+    assert "Traceback" not in error
+
+
+def test_an_estimate_needs_no_torch():
+    script = "import sys; from paramgolf.cli import main\ntry: main(['estimate', 'sample'])\n"
+    script += "except SystemExit: pass\nprint({'torch', 'numpy', 'dvc', 'scipy'} & {*sys.modules})"
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.endswith("set()\n")
