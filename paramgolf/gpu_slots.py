@@ -14,12 +14,11 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
-from torch.distributed import is_torchelastic_launched
 
 from paramgolf.clock import leave_out
 from paramgolf.errors import ParamGolfError
+from paramgolf.process import TORCHRUN_VARIABLE
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -33,7 +32,8 @@ def take_gpus(config: RuntimeConfig) -> None:
     runtime.processes 0 stands for all visible GPUs. Nothing is taken on a CPU, nor by a process of
     torchrun: its launcher holds the GPUs. The time of waiting counts against no budget.
     """
-    devices = [] if config.device == "cpu" or is_torchelastic_launched() else visible_gpus()
+    no_choice = config.device == "cpu" or TORCHRUN_VARIABLE in os.environ
+    devices = [] if no_choice else visible_gpus()
     if not devices:
         return
     before = time.monotonic()
@@ -48,6 +48,8 @@ def visible_gpus() -> list[str]:
     An index counts the machine's GPUs, so all runs must name them in one way: by index or by UUID.
     torch counts with NVML; CUDA, which would read the variable for good, is not started.
     """
+    import torch  # takes seconds to load, and slots are taken without it
+
     count = torch.cuda.device_count()
     if VISIBLE not in os.environ:
         return [str(i) for i in range(count)]
