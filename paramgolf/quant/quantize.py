@@ -57,11 +57,10 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     if not runtime.is_main:
         solve.serve()
         return
-    search = None
+    search, measure = None, artifact_parts(trained, config)
     if config.fit_bytes is None:
         tensors, reports = assemble(trained, solve(config), config)
     else:
-        measure = artifact_parts(trained, config)
         found = fit(config, lambda trial: assemble(trained, solve(trial), trial), measure)
         (tensors, reports), search = found
     solve.end()
@@ -69,6 +68,8 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     if config.adjust_steps:
         tensors = adjust(trained, tensors, texts, config, runtime)
     end = time.perf_counter()
+    if search is not None and config.adjust_steps:
+        _measure_again(search, sum(part.bytes for part in measure((tensors, reports))))
     divergence = add_health(trained, tensors, reports, texts[0], runtime)
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
     bits = stored_bits(tensors, reports)
@@ -78,6 +79,17 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     write_json(OUT_PATH / "report.json", report)
     seconds = {"seconds": end - start, "adjust_seconds": end - adjust_start}
     write_json(METRICS_PATH, {**seconds, "divergence": divergence, **totals})
+
+
+def _measure_again(search: dict[str, Any], total: int) -> None:
+    """Put the bytes after the adjustment into the record of the search; say if they no longer fit.
+
+    Integers are as they were, so that only the learned tensors are compressed anew.
+    """
+    search["bytes_total"] = total
+    if total > search["limit_bytes"]:
+        more = total - search["limit_bytes"]
+        say(f"quantize: scales that learned make the artifact {more:,} bytes larger than fit_bytes")
 
 
 def quantize_model(
