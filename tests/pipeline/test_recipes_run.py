@@ -30,6 +30,7 @@ def shrink(content: dict) -> dict:
     calibrate = content["calibrate"]
     calibrate |= {"sequences": 6, "batch_sequences": 3}
     calibrate["sensitivity_sequences"] = min(calibrate["sensitivity_sequences"], 6)
+    content["quantize"]["adjust_steps"] = min(content["quantize"]["adjust_steps"], 2)
     for stage in ("eval_sliding", "eval_ttt"):
         content[stage] |= {"window": 64, "stride": 32, "batch_windows": 8, "max_tokens": 1500}
         content[stage]["token_mask"] = False  # tokens drawn at random have no tokenizer
