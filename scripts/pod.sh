@@ -48,4 +48,4 @@ fi
 if [[ -n ${NAME:-} && -n ${BLURB:-} && -n ${GITHUB_ID:-} ]]; then
     step submit paramgolf submit "${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID"
 fi
-dvc exp show --only-changed --hide-workspace
+paramgolf compare "${names[@]}"

@@ -63,7 +63,7 @@ def test_each_step_is_given_once_and_in_order(pod, tmp_path):
         "dvc exp run --name pr1493-seed2 --set-param train.seed=2",
         "dvc remote list",
         "dvc exp push origin pr1493-seed1 pr1493-seed2",
-        "dvc exp show --only-changed --hide-workspace",
+        "paramgolf compare pr1493-seed1 pr1493-seed2",
     ]
 
 
@@ -80,7 +80,7 @@ def test_the_same_command_goes_on_where_it_was_cut_off(pod, tmp_path):
     assert [call for call in calls if not call.startswith("nvidia-smi")] == [
         "dvc exp run --name pr1493-seed1337 --set-param train.seed=1337",
         "dvc remote list",
-        "dvc exp show --only-changed --hide-workspace",
+        "paramgolf compare pr1493-seed1337",
     ]
     assert "make gpu" in pod("pr1855")[2]  # another run has marks of its own
 
