@@ -43,7 +43,7 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_options, sgd_shapes, wave_row
 from paramgolf.scoring.text import Text, find_documents
 
-WIDTH_STEP = 128  # tokens: widths are multiples of it, so that shapes are few
+WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
 ROW_STEPS = 8  # rows are dropped an eighth at a time
 FEWEST_ROWS = 4
 # batches of each chain from one meeting of processes to the next: by the plan's costs four of them
