@@ -43,20 +43,21 @@ def gather(
     last layer order, recurrence active. A layer that runs several times in a pass adds x x^T each
     time, so its mean is over tokens, not over runs.
 
-    With `weighted_head` each token weighs 1 - sum of p^2 in the embedding's, p the chances of the
-    next: the loss's second derivative by the logits is diag(p) - p p^T, and that is its trace.
-    Where the network is sure, errors of the head cost nothing.
+    With `weighted_head` half of the embedding's is the mean of w x x^T, brought to the same trace:
+    w = 1 - sum of p^2, p the chances of the next token, is the trace of the loss's second
+    derivative by the logits, diag(p) - p p^T. Where the network is sure, errors of the head cost
+    nothing; but the embedding is the input, too, and rows differ in where they are likely.
     """
     sums = empty_sums(network.config, network.vocab_size, runtime.device)
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
     heads: list[Tensor] = []  # inputs of the head that wait for their weights
+    weighted = torch.zeros_like(sums["embedding"])
 
     def tap(family: str, index: int, x: Tensor) -> None:
         # in float32: bfloat16 would keep 8 binary digits of a sum over millions of tokens
         rows = x.flatten(0, -2).float()
         if weighted_head and family == "embedding":
             heads.append(rows)
-            return
         sums[family][index].addmm_(rows.T, rows)
 
     options = Pass(order=network.config.orders[-1], tap=tap)
@@ -66,7 +67,11 @@ def gather(
             rows = heads.pop()
             # text by text, for chances take as much memory as logits
             sure = torch.cat([torch.softmax(one, -1).square().sum(-1) for one in logits_BTV])
-            sums["embedding"][0].addmm_(rows.T, rows * (1 - sure).unsqueeze(1))
+            weighted[0].addmm_(rows.T, rows * (1 - sure).unsqueeze(1))
         tokens += batch.numel()
     total = runtime.sum(tokens).item()
-    return {family: runtime.sum(value).div_(total) for family, value in sums.items()}
+    means = {family: runtime.sum(value).div_(total) for family, value in sums.items()}
+    if weighted_head:
+        plain, weighted = means["embedding"], runtime.sum(weighted)
+        means["embedding"] = (plain + weighted * (plain[0].trace() / weighted[0].trace())) / 2
+    return means
