@@ -22,6 +22,7 @@ from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import Bench, only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
 from paramgolf.experiments.lab.session import Session
+from paramgolf.experiments.lab.show import tables
 from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
 from paramgolf.experiments.lab.summary import summarize
 from paramgolf.files import write_json
@@ -48,11 +49,22 @@ def test_a_plan_is_run_and_compared(tokens, tmp_path):
     assert base.mean("tokens") == 2048
     assert base.mean("passes") == pytest.approx(2048 / 20_000)
     page = (tmp_path / "results.md").read_text()
-    assert "| no skips | -0.0100 ± 0.0000 |" in page
+    assert "| no skips | trained | -0.0100 ± 0.0000 | 2 |" in page
     rows = {row["figure"]: row for row in content["rows"]}
     row = rows["tiny, no skips: trained"]
     assert (row["value"], row["reference"]) == (pytest.approx(1.193), pytest.approx(1.203))
     assert content["device"] == "made up"
+
+
+def test_a_mean_of_fewer_runs_says_so(tokens, tmp_path):
+    content = work(plan_of(tokens, goal="packed"), tmp_path, FakeProcesses())
+    lost = content["plans"]["tiny"]["runs"][-1]
+    del content["stages"][lost["keys"]["packed"]]
+    scores, differences, _ = tables(summarize(content, "tiny"))
+    cells = {row[0]: row[-1] for row in scores.rows}
+    variant = lost["variant"]
+    assert [name for name, cell in cells.items() if cell.endswith(" (1)")] == [variant]
+    assert [row[1:4:2] for row in differences.rows] == [("trained", "2"), ("packed", "1")]
 
 
 def test_what_is_done_is_not_run_again(tokens, tmp_path):

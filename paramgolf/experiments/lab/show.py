@@ -27,23 +27,14 @@ def tables(summary: Summary) -> list[Table]:
     scores = [s for s in SCORES if any(one.mean(s) is not None for one in summary.variants)]
     first, *others = summary.variants
     scored = [
-        (one.name, _count(one), *(_number(one.mean(score), "{:.4f}") for score in scores))
+        (one.name, _count(one), *(_mean_score(one, score) for score in scores))
         for one in summary.variants
     ]
     made = [Table("bits per byte", ("variant", "runs", *scores), scored)]
     if others:
-        ends = [*dict.fromkeys([*scores[:1], *scores[-1:]])]
-        differences = [
-            (
-                one.name,
-                *(cell for score in ends for cell in difference(one.differences.get(score))),
-                _number(one.predicted, "{:+.4f}"),
-            )
-            for one in others
-        ]
-        title = f"minus {first.name}, seed by seed, ± 95 %"
-        headings = [heading for score in ends for heading in (score, "p")]
-        made.append(Table(title, ("variant", *headings, "predicted"), differences))
+        rows = [row for one in others for row in _differences(one)]
+        headings = "variant", "score", "difference", "seeds", "p", "predicted"
+        made.append(Table(f"minus {first.name}, seed by seed, ± 95 %", headings, rows))
     return [*made, _costs(summary)]
 
 
@@ -60,17 +51,33 @@ def _costs(summary: Summary) -> Table:
     return Table("costs: means; GiB, kJ and tokens are of training", ("variant", *shown), rows)
 
 
-def difference(found: Paired | None) -> tuple[str, str]:
-    """Return a mean difference, ± how far its 95 % interval reaches where there is one, and p."""
-    if found is None:
-        return NONE, NONE
-    reach = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
-    return f"{found.mean:+.4f}{reach}", _number(found.p, "{:.2g}")
+def _differences(one: VariantResult) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each score of which there are pairs: their mean, and ± half its interval."""
+    name, predicted = one.name, _number(one.predicted, "{:+.4f}")
+    for score, found in one.differences.items():
+        reach = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
+        difference = f"{found.mean:+.4f}{reach}"
+        yield name, score, difference, str(found.n), _number(found.p, "{:.2g}"), predicted
+        name = predicted = ""
+    if not one.differences:
+        yield name, NONE, NONE, "0", NONE, predicted
+
+
+def _mean_score(one: VariantResult, score: str) -> str:
+    """Return the mean of a score, and of how many runs where the others have not come so far."""
+    mean = _number(one.mean(score), "{:.4f}")
+    have = sum(score in figures for figures in one.figures.values())
+    return mean if have in (0, _done(one)) else f"{mean} ({have})"
+
+
+def _done(one: VariantResult) -> int:
+    """Return how many runs have any score."""
+    return sum(any(score in figures for score in SCORES) for figures in one.figures.values())
 
 
 def _count(one: VariantResult) -> str:
     """Return how many runs have a score, and of how many where some have none."""
-    done = sum(any(score in figures for score in SCORES) for figures in one.figures.values())
+    done = _done(one)
     return str(done) if done == len(one.figures) else f"{done}/{len(one.figures)}"
 
 
