@@ -24,7 +24,7 @@ from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
 from paramgolf.experiments.lab.session import Session
 from paramgolf.experiments.lab.show import tables
 from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
-from paramgolf.experiments.lab.summary import summarize
+from paramgolf.experiments.lab.summary import rows, summarize
 from paramgolf.files import write_json
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
@@ -65,6 +65,11 @@ def test_a_mean_of_fewer_runs_says_so(tokens, tmp_path):
     variant = lost["variant"]
     assert [name for name, cell in cells.items() if cell.endswith(" (1)")] == [variant]
     assert [row[1:4:2] for row in differences.rows] == [("trained", "2"), ("packed", "1")]
+    figure = next(
+        f for f in rows(summarize(content, "tiny")) if f["figure"] == "tiny, no skips: packed"
+    )
+    pair = summarize(content, "tiny").variants[1].differences["packed"]
+    assert figure["value"] - figure["reference"] == pytest.approx(pair.mean)
 
 
 def test_what_is_done_is_not_run_again(tokens, tmp_path):

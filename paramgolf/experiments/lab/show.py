@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 
 from paramgolf.estimate.devices import GIB
 from paramgolf.experiments.lab.summary import SCORES, Summary, VariantResult
-from paramgolf.experiments.paired import Paired
 from paramgolf.experiments.show import Table, markdown_table
 
 # heading: figure, and how it is written

@@ -55,9 +55,14 @@ class VariantResult:
     devices: Sequence[str]
     commits: Sequence[str]
 
-    def mean(self, figure: str) -> float | None:
-        """Return the mean of a figure over the runs that have it."""
-        values = [one[figure] for one in self.figures.values() if figure in one]
+    def mean(self, figure: str, *, beside: VariantResult | None = None) -> float | None:
+        """Return the mean of a figure over the runs that have it, `beside` those of another."""
+        has = self.figures if beside is None else beside.figures
+        values = [
+            one[figure]
+            for run, one in self.figures.items()
+            if figure in one and figure in has.get(run, {})
+        ]
         return statistics.fmean(values) if values else None
 
     @property
@@ -200,14 +205,15 @@ def _common_score(results: Sequence[VariantResult]) -> str:
 
 
 def rows(summary: Summary) -> list[dict[str, Any]]:
-    """Return figures as benchmarks/results has them, beside those of the first variant."""
+    """Return figures as benchmarks/results has them, beside the first variant's of equal seeds."""
     found = []
     first = summary.variants[0]
     for one in summary.variants:
         for figure, (unit, better) in UNITS.items():
-            if (value := one.mean(figure)) is None:
+            if one.mean(figure) is None:
                 continue
-            reference = None if one is first else first.mean(figure)
+            reference = None if one is first else first.mean(figure, beside=one)
+            value = one.mean(figure, beside=None if reference is None else first)
             found.append(
                 {
                     "figure": f"{summary.plan['name']}, {one.name}: {figure}",
