@@ -113,9 +113,9 @@ def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents
 
 
 def test_round_width():
-    widths = [lora_documents.round_width(width, 2048) for width in (48, 128, 129, 1025, 2048)]
-    assert widths == [128, 128, 256, 1152, 2048]
-    assert lora_documents.round_width(390, 400) == 400
+    widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
+    assert widths == [256, 256, 512, 1280, 2048]
+    assert lora_documents.round_width(300, 400) == 400
 
 
 @pytest.mark.parametrize("documents", [{}, WARM, PHASES, {**PHASES, "order": "stream"}])
