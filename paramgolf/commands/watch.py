@@ -33,7 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     output = "where the run's output is kept; default: %(default)s"
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
-    parser.add_argument("--host", metavar="USER@HOST", help="watch the run there, over ssh")
+    host = "watch the run there, over ssh; ssh://USER@HOST:PORT where the port is not 22"
+    parser.add_argument("--host", metavar="USER@HOST", help=host)
     folder = "the project's folder on that host; default: %(default)s"
     parser.add_argument("--folder", default="paramgolf", help=folder)
 

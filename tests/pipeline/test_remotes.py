@@ -1,16 +1,20 @@
-"""Real servers, S3 and OpenSSH's: what DVC pushes comes back, and what a mirror writes there."""
+"""Real servers, S3 and OpenSSH's: pushing and pulling, what a mirror writes, and watching."""
 
 from __future__ import annotations
 
 import getpass
+import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import servers
 from dvc.repo import Repo
+from run_files import ROOT
 
+from paramgolf.cli import main
 from paramgolf.mirror import Mirror
 
 
@@ -69,3 +73,25 @@ def test_a_mirror_over_ssh_has_whole_files_alone(ssh, tmp_path, capsys):
         found = [path for path in ssh.folder.rglob("*") if path.is_file()]
         assert found == [ssh.folder / "runs/artifacts/train/log.jsonl"]  # and no part of one
         assert found[0].read_text() == text
+
+
+def test_a_run_is_watched_over_ssh(ssh, tmp_path, monkeypatch, capfd):
+    project, tools = tmp_path / "a run's folder", tmp_path / "tools"
+    (project / ".venv/bin").mkdir(parents=True)
+    shutil.copy(ROOT / "params.yaml", project)
+    command = project / ".venv/bin/paramgolf"
+    program = f"PYTHONPATH={ROOT} exec {sys.executable} -m paramgolf.cli"
+    command.write_text(f'#!/bin/sh\n{program} "$@"\n')
+    tools.mkdir()
+    client = tools / "ssh"  # with the key of the test, which ssh does not look for in $HOME
+    unknown = "-o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+    program = f"exec {shutil.which('ssh')} -i {ssh.secrets['keyfile']} {unknown}"
+    client.write_text(f'#!/bin/sh\n{program} "$@"\n')
+    for tool in (command, client):
+        tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+    address = ssh.url.removesuffix(str(ssh.folder)).replace("//", f"//{getpass.getuser()}@")
+    with pytest.raises(SystemExit) as caught:
+        main(["watch", "--once", "--host", address, "--folder", str(project)])
+    assert caught.value.code == 0
+    assert "none under way" in capfd.readouterr().out
