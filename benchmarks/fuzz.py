@@ -35,6 +35,7 @@ import torch
 from tables import made_by
 
 from paramgolf.files import read_json, write_json, write_text
+from paramgolf.process import cores
 from paramgolf.progress import track
 
 OUT = Path(__file__).parent / "results/fuzz.json"
@@ -69,8 +70,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TARGETS, help="one target")
     parser.add_argument("--count", type=int, help="mutants of each target")
-    cores = len(os.sched_getaffinity(0))
-    parser.add_argument("--jobs", type=int, default=cores, help="readers at once")
+    parser.add_argument("--jobs", type=int, default=cores(), help="readers at once")
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in a forked process

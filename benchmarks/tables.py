@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import tempfile
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ import torch
 from filelock import FileLock
 
 from paramgolf.files import read_json, write_json, write_text
+from paramgolf.process import cores
 from paramgolf.shell import output_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -41,8 +41,7 @@ def device_name() -> str:
     """Return the GPU's name, or the processor's cores and kind."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
-    cores = len(os.sched_getaffinity(0))
-    return f"{cores} cores, {platform.machine()}, Python {platform.python_version()}"
+    return f"{cores()} cores, {platform.machine()}, Python {platform.python_version()}"
 
 
 def write_results(name: str, rows: list[Row], command: str, *, show: bool = True) -> None:

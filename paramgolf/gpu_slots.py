@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from paramgolf.clock import leave_out
 from paramgolf.errors import ParamGolfError
-from paramgolf.process import TORCHRUN_VARIABLE
+from paramgolf.process import is_of_torchrun
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -32,7 +32,7 @@ def take_gpus(config: RuntimeConfig) -> None:
     runtime.processes 0 stands for all visible GPUs. Nothing is taken on a CPU, nor by a process of
     torchrun: its launcher holds the GPUs. The time of waiting counts against no budget.
     """
-    no_choice = config.device == "cpu" or TORCHRUN_VARIABLE in os.environ
+    no_choice = config.device == "cpu" or is_of_torchrun()
     devices = [] if no_choice else visible_gpus()
     if not devices:
         return

@@ -22,7 +22,7 @@ from typing import Any
 
 from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
-from paramgolf.process import TORCHRUN_VARIABLE
+from paramgolf.process import is_of_torchrun
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -170,7 +170,7 @@ def mirrored(stage: str) -> Iterator[None]:
     Processes of torchrun leave it to their launcher.
     """
     url = load_params(RuntimeConfig, "runtime").mirror
-    if url is None or TORCHRUN_VARIABLE in os.environ:
+    if url is None or is_of_torchrun():
         yield
         return
     place = f"{url.rstrip('/')}/{run_name(read_yaml(PARAMS_PATH))}"

@@ -19,6 +19,7 @@ import signal
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 
 TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"  # that torchrun leaves to its processes
+SIGNALLED = 128  # and the signal's number is what a shell reports of a program that it ended
 
 
 def start_process() -> None:
@@ -29,8 +30,20 @@ def start_process() -> None:
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if {"DVC_ROOT", TORCHRUN_VARIABLE} & os.environ.keys():
+    if "DVC_ROOT" in os.environ or is_of_torchrun():
         end_with_parent()
+
+
+def is_of_torchrun() -> bool:
+    """Tell whether torchrun started this process, one of several."""
+    return TORCHRUN_VARIABLE in os.environ
+
+
+def cores() -> int:
+    """Return how many cores this process may use; only Linux can tell them from all cores."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_with_parent() -> None:

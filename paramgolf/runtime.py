@@ -16,11 +16,10 @@ import torch.distributed as dist
 
 from paramgolf.clock import pass_on_start_time
 from paramgolf.errors import ParamGolfError
-from paramgolf.process import keep_freed_memory
+from paramgolf.process import SIGNALLED, is_of_torchrun, keep_freed_memory
 from paramgolf.runtime_config import ProcessConfig
 
 PATIENCE = timedelta(hours=1)  # of collectives: others compile, or one works alone; none is dead
-SIGNALLED = 128  # and the signal's number is what a shell reports of a program that it ended
 KERNELS = Path(".cache/kernels")  # what was compiled for the GPU, for the next process
 
 
@@ -87,7 +86,7 @@ def launch(config: ProcessConfig) -> None:
     With one process this returns at once and the script goes on. Otherwise it waits for the
     processes and exits with the code of the one that failed first; they are ended with this one.
     """
-    if dist.is_torchelastic_launched():
+    if is_of_torchrun():
         return
     gpus = torch.cuda.device_count() if resolve_device(config) == "cuda" else 1
     processes = config.processes or gpus
@@ -148,7 +147,7 @@ def processes(config: ProcessConfig) -> Iterator[Runtime]:
     """Join the group of processes (one, or those of torchrun) for the length of the block."""
     kind = resolve_device(config)
     rank, local, world = 0, 0, 1
-    if dist.is_torchelastic_launched():  # or the others are left over from another group
+    if is_of_torchrun():  # or the others are left over from another group
         names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
         rank, local, world = (int(os.environ[name]) for name in names)
     device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")

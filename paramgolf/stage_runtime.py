@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterator
 
 import torch
-from torch.distributed import is_torchelastic_launched
 
 from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
@@ -21,6 +20,7 @@ from paramgolf.gpu_slots import take_gpus, visible_gpus
 from paramgolf.metrics import METRICS
 from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
+from paramgolf.process import is_of_torchrun
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime, launch, processes, resolve_device
 from paramgolf.runtime_config import RuntimeConfig
@@ -58,7 +58,7 @@ def metered(stage: str, machine: RuntimeConfig) -> Iterator[None]:
     The GPUs are those that were taken for it. Processes of torchrun leave it to their launcher,
     which ends the block by SystemExit.
     """
-    if is_torchelastic_launched():
+    if is_of_torchrun():
         yield
         return
     devices = [] if resolve_device(machine) == "cpu" else visible_gpus()
@@ -86,7 +86,7 @@ def refuse_left_overs() -> None:
     One process would train where eight were meant to, or wait for others for ever.
     """
     left = [name for name in GROUP if name in os.environ]
-    if left and not is_torchelastic_launched():
+    if left and not is_of_torchrun():
         raise ParamGolfError(
             "the environment is that of a process of torchrun, but torchrun did not start this one",
             found=", ".join(f"{name}={os.environ[name]}" for name in left),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import os
 import subprocess
 import sys
 import zlib
@@ -33,6 +32,7 @@ from paramgolf.codec.container import (
 )
 from paramgolf.codec.rans_writer import encodable
 from paramgolf.errors import ParamGolfError
+from paramgolf.process import cores
 from paramgolf.progress import say
 from paramgolf.schema import Fault, convert
 
@@ -151,7 +151,7 @@ def _compress(
     raws = {key: s.raw for s, row in zip(streams, keys, strict=True) for key in row}
     todo = [key for key in raws if key not in memo]
     # brotli and lzma let go of the interpreter's lock; rans, which is Python, has processes
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda key: compress(key[0], raws[key], key[1]), todo)
         memo.update(zip(todo, results, strict=True))
     packed: list[tuple[Codec, bytes]] = []

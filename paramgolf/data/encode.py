@@ -20,6 +20,7 @@ from paramgolf.data.documents import parse
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
+from paramgolf.process import cores
 
 BATCH_BYTES = 1 << 19
 Item = TypeVar("Item")
@@ -67,7 +68,7 @@ def ordered_map(
 
     At most two items a worker are under way, so memory does not grow with the number of items.
     """
-    workers = workers or _cores()
+    workers = workers or cores()
     if workers == 1:
         yield from map(function, items)
         return
@@ -86,7 +87,7 @@ def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     This is for functions that spend their time in numpy, which holds no lock; they can share
     arrays. At most two items a thread are under way.
     """
-    workers = _cores()
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         yield from _in_order(pool, function, items, 2 * workers)
 
@@ -117,13 +118,6 @@ def _watch_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=wait, daemon=True).start()
-
-
-def _cores() -> int:
-    """Return how many cores this process may use; only Linux can tell them from all cores."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 @functools.lru_cache(maxsize=1)

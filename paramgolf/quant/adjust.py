@@ -19,6 +19,7 @@ from paramgolf.model.shapes import FROZEN
 from paramgolf.progress import track
 from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.divergence import divergence, log_chances
 from paramgolf.quant.grids import round_scales, shorten
 from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
@@ -52,12 +53,10 @@ def adjust(
     for step in steps:
         batch_BT = batches[step % len(batches)].to(runtime.device)
         optimizer.param_groups[0]["lr"] = RATE * (1 - step / config.adjust_steps)
-        with torch.no_grad():
-            right = torch.log_softmax(teacher.logits(batch_BT, network.options), -1)
+        right = log_chances(teacher, batch_BT)
         weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
         found = torch.log_softmax(torch.func.functional_call(network, weights, (batch_BT,)), -1)
-        loss = (right.exp() * (right - found)).sum(-1).mean()
-        loss.backward(inputs=list(factors.logs.values()))
+        divergence(right, found).backward(inputs=list(factors.logs.values()))
         optimizer.step()
         optimizer.zero_grad()
     return tensors | factors.learned(tensors, config)

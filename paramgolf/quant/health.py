@@ -7,7 +7,6 @@ network that went from 1.10 to 3.46 bits per byte), and so is a network that div
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -16,9 +15,9 @@ from torch import Tensor
 
 from paramgolf.codec.container import dequantized
 from paramgolf.codec.dequantize import finer_factor
-from paramgolf.model.network import Network, Pass
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import load_network
+from paramgolf.quant.divergence import divergence, log_chances
 from paramgolf.quant.grids import largest_integer, reached
 from paramgolf.quant.trained import FAMILIES, Trained, stacked
 from paramgolf.runtime import Runtime
@@ -49,7 +48,7 @@ def add_health(
     network = load_network(trained, "trained").on(replace(runtime, compile=False))
     tried = Tried(trained, state, {report["name"] for report in reports}, runtime.device)
     text_BT = text_T.to(runtime.device).unsqueeze(0)
-    right = _log_chances(network, text_BT, tried.tap)
+    right = log_chances(network, text_BT, tried.tap)
     for report in reports:
         name, layer = report["name"], report["layer"]
         lost, whole = tried.energies[name][:, layer].tolist()
@@ -59,10 +58,10 @@ def add_health(
         if report["fault"]:
             say(f"quantize: {name}, layer {layer}: {report['fault']}")
     network.load_state_dict(state)
-    divergence = float((right.exp() * (right - _log_chances(network, text_BT))).sum(-1).mean())
-    if divergence > MOST_DIVERGENCE:
-        say(f"quantize: tokens diverge by {divergence:.3f} nats each from the trained network's")
-    return divergence
+    diverging = divergence(right, log_chances(network, text_BT)).item()
+    if diverging > MOST_DIVERGENCE:
+        say(f"quantize: tokens diverge by {diverging:.3f} nats each from the trained network's")
+    return diverging
 
 
 class Tried:
@@ -92,14 +91,6 @@ class Tried:
             self.energies[name][:, index] += outputs.square().sum((1, 2))
             largest = self.largest[name][index]
             torch.maximum(largest, rows.abs().amax(0), out=largest)
-
-
-@torch.no_grad()
-def _log_chances(
-    network: Network, text_BT: Tensor, tap: Callable[[str, int, Tensor], None] | None = None
-) -> Tensor:
-    options = Pass(order=network.config.orders[-1], tap=tap)
-    return torch.log_softmax(network.logits(text_BT, options), -1)
 
 
 def _share_at_ends(tensors: dict[str, Tensor], report: dict[str, Any]) -> float:

@@ -24,7 +24,7 @@ from paramgolf.experiments.lab.plan import STAGES
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.gpu_slots import VISIBLE
 from paramgolf.params import PARAMS_PATH, read_yaml
-from paramgolf.runtime import SIGNALLED
+from paramgolf.process import SIGNALLED
 from paramgolf.stage_code import stage_hash
 
 ROOT = Path(__file__).resolve().parents[3]
