@@ -79,9 +79,10 @@ from paramgolf.runtime_config import RuntimeConfig
 config = load_params(RuntimeConfig, "runtime", Path(sys.argv[1]))
 launch(dataclasses.replace(config, device="cpu", processes=2))
 """
-MODULE = "print(__spec__.name, sys.path[0] == sys.argv[2])"
+# each writes its line at once, for both share the stream
+MODULE = r'os.write(1, f"{__spec__.name} {sys.path[0] == sys.argv[2]}\n".encode())'
 FAILING = """
-os.write(2, ("rank " + os.environ["RANK"] + "\\n").encode())  # at once: both share the stream
+os.write(2, ("rank " + os.environ["RANK"] + "\\n").encode())
 sys.exit(3 if os.environ["RANK"] == "1" else 0)
 """
 
