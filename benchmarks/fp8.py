@@ -1,116 +1,44 @@
-"""The MLP of pr1493 in FP8, a sketch on one GPU: `python benchmarks/fp8.py`.
+"""The MLP in FP8 beside bfloat16, on one GPU: `python benchmarks/fp8.py --recipes pr1493 best`.
 
-Milliseconds of a layer's products, forward and backward, for 98,304 tokens: in bfloat16, as the
-kernels of the network do them, and with weights, inputs and activations in e4m3 and gradients in
-e5m2. Hopper multiplies FP8 where both factors have the inner dimension contiguous. Gradients of
-weights, whose inner dimension is tokens, so need transposed copies: what makes a tensor here writes
-both. Scales are those of an earlier step, so constants. Left out are the sign of z, of which the
-kernel in bfloat16 keeps a bit, the largest entries for the next scales, and the weights' own pass.
+First milliseconds of a layer of pr1493, for 98,304 tokens: product by product, and as a block has
+it, compiled, forward and backward. Then whole steps of each recipe, tokens per second, with
+train.precision bf16 and fp8_mlp. Both compile at the same time, and take turns on the GPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import torch
-import triton
-import triton.language as tl
+from filelock import FileLock
 from tables import Row, device_name, write_results
 from torch import Tensor
-from triton.testing import do_bench
-from triton.tools.tensor_descriptor import TensorDescriptor
+from train_speed import FULL
 
-from paramgolf.model.kernels import mlp
+from paramgolf.model.backend import Backend, fused_operations
+from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened, with_short_mlp
+from paramgolf.model.torch_internals import short_product
+from paramgolf.profiling.step_benchmark import StepBenchmark
+from paramgolf.recipes import check, compose
+from paramgolf.runtime import processes
 
 ROWS, WIDTH, HIDDEN, SLOPE = 98_304, 512, 2048, 0.5
-E4, E5 = torch.float8_e4m3fn, torch.float8_e5m2
-TILE = {"M": 128, "N": 256, "K": 128}
-HALF = TILE["N"] // 2
 WARM_UP, REPEAT = 100, 300  # milliseconds
+PRECISIONS = "bf16", "fp8_mlp"
 Works = Mapping[str, Callable[[], object]]
-
-
-@triton.jit
-def _finish(product, a_tiles, out, turned, row, column, slope, BACKWARD: tl.constexpr):
-    """Write a tile of a, from one of z, or of dz, from one of da and one of a; and transposed."""
-    if BACKWARD:
-        small = (2.0 * product * tl.sqrt(a_tiles.load([row, column]).to(tl.float32))).to(
-            tl.float8e5
-        )
-    else:
-        activated = tl.where(product > 0, 1.0, slope * slope) * product * product
-        small = tl.minimum(activated, 448.0).to(tl.float8e4nv)  # the largest there is
-    out.store([row, column], small)
-    turned.store([column, row], tl.trans(small))
-
-
-@triton.jit
-def _product(
-    x_tiles, w_tiles, a_tiles, out, turned, rows, columns, inner, slope,
-    BACKWARD: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Take x [rows, inner] times w [columns, inner] transposed, as kernels.mlp does it."""
-    across = tl.cdiv(columns, N)
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(rows, M) * across, tl.num_programs(0), flatten=True
-    ):
-        row, column = tile // across * M, tile % across * N
-        total = tl.zeros((M, N), tl.float32)
-        for k in range(tl.cdiv(inner, K)):
-            total = tl.dot(x_tiles.load([row, k * K]), w_tiles.load([column, k * K]).T, total)
-        left, right = tl.split(tl.permute(tl.reshape(total, (M, 2, N // 2)), (0, 2, 1)))
-        _finish(left, a_tiles, out, turned, row, column, slope, BACKWARD)
-        _finish(right, a_tiles, out, turned, row, column + N // 2, slope, BACKWARD)
-
-
-@triton.jit
-def _shorten(
-    x, out, turned, rows, columns, GRADIENT: tl.constexpr, M: tl.constexpr, N: tl.constexpr
-):
-    """Write bfloat16 [rows, columns] in FP8, as it is and transposed."""
-    row = (tl.program_id(0) * M).to(tl.int64) + tl.arange(0, M)
-    column = tl.program_id(1) * N + tl.arange(0, N)
-    value = tl.load(x + row[:, None] * columns + column)
-    small = value.to(tl.float8e5 if GRADIENT else tl.float8e4nv)
-    tl.store(out + row[:, None] * columns + column, small)
-    tl.store(turned + column[:, None].to(tl.int64) * rows + row, tl.trans(small))
-
-
-def product(
-    x: Tensor, w: Tensor, a: Tensor, out: Tensor, turned: Tensor, *, backward: bool
-) -> None:
-    """Write a or dz, and its transpose."""
-
-    def tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
-        return TensorDescriptor.from_tensor(matrix, [rows, columns])
-
-    (rows, inner), columns = x.shape, out.shape[1]
-    _product[(torch.cuda.get_device_properties(x.device).multi_processor_count,)](
-        tiles(x, TILE["M"], TILE["K"]),
-        tiles(w, TILE["N"], TILE["K"]),
-        tiles(a, TILE["M"], HALF),
-        tiles(out, TILE["M"], HALF),
-        tiles(turned, HALF, TILE["M"]),
-        rows,
-        columns,
-        inner,
-        SLOPE,
-        BACKWARD=backward,
-        **TILE,
-        num_warps=8,
-        num_stages=3,
-    )
-
-
-def shorten(x: Tensor, out: Tensor, turned: Tensor) -> None:
-    """Write x in FP8, as it is and transposed."""
-    rows, columns = x.shape
-    gradient = out.dtype == E5
-    _shorten[(rows // 128, columns // 64)](x, out, turned, rows, columns, gradient, 128, 64)
 
 
 def in_bfloat16(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     """Return the products of a layer, by what they make."""
+    from paramgolf.model.kernels import mlp  # where there is Triton
+
     a, dz = (x.new_empty(len(x), HIDDEN) for _ in range(2))
     y = torch.randn_like(x)
     return {
@@ -125,54 +53,122 @@ def in_bfloat16(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
 
 def in_fp8(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     """Return the same, and what shortens n and dy."""
-    one = torch.ones((), device=x.device)
+    from paramgolf.model.kernels import mlp_fp8 as short  # where there is Triton
 
-    def pair(columns: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        whole = torch.empty(len(x), columns, dtype=dtype, device=x.device)
-        return whole, torch.empty_like(whole.T, memory_format=torch.contiguous_format)
-
-    def times(a: Tensor, b: Tensor) -> Tensor:  # a b^T
-        return torch._scaled_mm(a, b.T, one, one, out_dtype=torch.bfloat16, use_fast_accum=True)
-
-    n, dn, (a, a_turned), (dz, dz_turned) = (
-        *(pair(WIDTH, dtype) for dtype in (E4, E5)),
-        pair(HIDDEN, E4),
-        pair(HIDDEN, E5),
-    )
-    up8, up_turned, down8, down_turned = (w.contiguous().to(E4) for w in (up, up.T, down, down.T))
+    a = torch.empty(len(x), HIDDEN, dtype=E4, device=x.device)
+    a_turned = torch.empty(HIDDEN, len(x), dtype=E4, device=x.device)
+    dz, dz_turned = (torch.empty_like(t, dtype=E5) for t in (a, a_turned))
+    n_unit, unit = input_unit(WIDTH), 2.0**-8
+    (n, n_turned), (dn, dn_turned) = short.shorten(x, E4, n_unit), short.shorten(dy, E5, unit)
+    words = short.sign_words(x, HIDDEN)
+    up8, down8, y = shortened(up), shortened(down), torch.randn_like(x)
+    a_unit, one = activation_unit(up, torch.ones((), device=x.device)), torch.ones_like(up8.unit)
+    a_units, z_units, y_units = (up8.unit, a_unit), (down8.unit, a_unit), (a_unit, down8.unit)
+    made, gradient = (a_turned, words), (dz_turned, words)
     return {
-        "n": lambda: shorten(x, *n),
-        "dy": lambda: shorten(dy, *dn),
-        "a": lambda: product(n[0], up8, a, a, a_turned, backward=False),
-        "y": lambda: times(a, down8),
-        "dz": lambda: product(dn[0], down_turned, a, dz, dz_turned, backward=True),
-        "dn": lambda: times(dz, up_turned),
-        "d up": lambda: times(dz_turned, n[1]),
-        "d down": lambda: times(dn[1], a_turned),
+        "n": lambda: short.shorten(x, E4, n_unit),
+        "dy": lambda: short.shorten(dy, E5, unit),
+        "a": lambda: short.run("activate", n, up8.whole, a, a, made, a_units, (SLOPE, n_unit)),
+        "y": lambda: short.run("add", a, down8.whole, y, y, made, y_units),
+        "dz": lambda: short.run(
+            "differentiate", dn, down8.turned, a, dz, gradient, z_units, (SLOPE, 0.0)
+        ),
+        "dn": lambda: short_product(dz, up8.turned, one, one, exact=False),
+        "d up": lambda: short_product(dz_turned, n_turned, one, one, exact=True),
+        "d down": lambda: short_product(dn_turned, a_turned, one, one, exact=True),
     }
 
 
-def main() -> None:
+def layer(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> dict[str, Callable[[], object]]:
+    """Return forward and backward of the sublayer, compiled, by precision."""
+    backend = Backend(dtype=torch.bfloat16, operations=fused_operations())
+    leaves = [t.clone().requires_grad_() for t in (x[None], up, down)]
+    scale = torch.ones((), device=x.device)
+
+    def work(backend: Backend) -> Callable[[], object]:
+        mlp = torch.compile(backend.operations.mlp, dynamic=False)
+
+        def step() -> object:
+            x, up, down = leaves
+            y, _ = mlp((x,), None, scale, up, down, SLOPE, residual=True)
+            return torch.autograd.grad(y, leaves, dy[None])
+
+        return step
+
+    return {"bf16": work(backend), "fp8_mlp": work(with_short_mlp(backend, ROWS))}
+
+
+def products() -> Iterator[Row]:
+    """Time a layer."""
+    from triton.testing import do_bench  # where there is a GPU
+
     def random(rows: int, columns: int) -> Tensor:
         return torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
+
+    def timed(work: Callable[[], object]) -> float:
+        return float(do_bench(work, WARM_UP, REPEAT, return_mode="median"))
 
     x, dy = random(ROWS, WIDTH), random(ROWS, WIDTH)
     weights = random(HIDDEN, WIDTH) / WIDTH**0.5, random(WIDTH, HIDDEN) / HIDDEN**0.5
     long, short = (
-        {
-            name: do_bench(work, WARM_UP, REPEAT, return_mode="median")
-            for name, work in works.items()
-        }
-        for works in (in_bfloat16(x, dy, *weights), in_fp8(x, dy, *weights))
+        {name: timed(work) for name, work in works(x, dy, *weights).items()}
+        for works in (in_bfloat16, in_fp8)
     )
     short |= {"all": sum(short.values())}
     long |= {"all": sum(long.values())}
+    for times, precision in zip((long, short), PRECISIONS, strict=True):
+        times["with norms and weights, compiled"] = timed(layer(x, dy, *weights)[precision])
     them = f"a layer's MLP in FP8, {ROWS:,} tokens, {device_name()}"
-    rows = [
-        Row(f"{them}: {name}; reference: bfloat16", value, "ms", long.get(name), None, "lower")
-        for name, value in short.items()
-    ]
-    write_results("train_speed", rows, "python benchmarks/fp8.py")
+    for name, value in short.items():
+        figure = f"{them}: {name}; reference: bfloat16"
+        yield Row(figure, value, "ms", long.get(name), None, "lower")
+
+
+def whole_steps(recipe: str, precision: str, turn: Path) -> dict[str, float]:
+    """Return tokens per second of whole steps by phase, and the peak of the memory, GiB."""
+    params = check(compose(recipe), where=recipe)
+    train = dataclasses.replace(params.train, precision=precision)
+    params = dataclasses.replace(params, train=train)
+    with processes(dataclasses.replace(params.runtime, device="cuda")) as runtime:
+        benchmark = StepBenchmark(params, runtime)
+        with FileLock(turn):
+            phases = {"before recurrence": 0, "after recurrence": -1}
+            found = {n: FULL / benchmark.step_seconds(p, FULL) for n, p in phases.items()}
+        return {**found, "memory": torch.cuda.max_memory_allocated() / 2**30}
+
+
+def steps(recipe: str) -> Iterator[Row]:
+    """Time whole steps of a recipe in both precisions, each in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, __file__, "--turn", f"{folder}/turn", "--recipes", recipe]
+        children = [
+            subprocess.Popen([*command, "--child", precision], stdout=subprocess.PIPE, text=True)
+            for precision in PRECISIONS
+        ]
+        outputs = [child.communicate()[0] for child in children]
+    if any(child.returncode for child in children):
+        raise SystemExit(f"{recipe}: a process failed")
+    long, short = (json.loads(output.splitlines()[-1]) for output in outputs)
+    print(recipe, long, short, flush=True)
+    for name, value in short.items():
+        unit, better = ("GiB", "lower") if name == "memory" else ("tokens/s", "higher")
+        figure = f"{recipe}, fp8_mlp, {name}, {FULL:,} tokens a step; reference: bf16"
+        yield Row(figure, value, unit, long[name], None, better)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--recipes", nargs="*", default=["pr1493", "best"])
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(whole_steps(options.recipes[0], options.child, options.turn)))
+        return
+    command = f"python benchmarks/fp8.py --recipes {' '.join(options.recipes)}"
+    write_results("train_speed", [*products()], command)
+    for recipe in options.recipes:
+        write_results("train_speed", [*steps(recipe)], command)
 
 
 if __name__ == "__main__":

@@ -64,3 +64,14 @@ def has_data(tensor: Tensor) -> bool:
 def traced_number(x: Any) -> Any:
     """Return what a symbol of a graph stood for when it was traced; all else as it is."""
     return x.node.hint if isinstance(x, torch.SymInt) else x
+
+
+def short_product(a: Tensor, b: Tensor, a_unit: Tensor, b_unit: Tensor, *, exact: bool) -> Tensor:
+    """Return a b^T of FP8 matrices, in bfloat16; units are float32 scalars that they count in.
+
+    Both have the inner dimension contiguous, and sizes in multiples of 16. Unless `exact`, sums are
+    as the tensor cores make them, with fewer bits than float32's.
+    """
+    return torch._scaled_mm(
+        a, b.T, a_unit, b_unit, out_dtype=torch.bfloat16, use_fast_accum=not exact
+    )

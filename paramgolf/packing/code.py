@@ -139,6 +139,7 @@ def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
     mixtures = {params[name]["mixture"]["kind"] for name in ("eval", "eval_ttt")}
     return {
         "paramgolf.codec.rans": rans,
+        "paramgolf.model.fp8": params["train"]["precision"] == "fp8_mlp",
         "paramgolf.training.micro_batch": params["train"]["micro_batch_tokens"] == "auto",
         "paramgolf.training.head_mixing": params["train"]["head_mixing"],
         "paramgolf.optim.fake_quant": params["train"]["qat_below"] > 0,

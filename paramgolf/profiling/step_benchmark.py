@@ -71,6 +71,7 @@ class StepBenchmark:
             self.model.orders[phase],
             longest=self.train.document_tokens(sizes),
             batch_tokens=sizes.batch_tokens,
+            precision=self.train.precision,
         )
 
     def passes(self, phase: int, batch_tokens: int) -> None:

@@ -51,6 +51,7 @@ class TrainConfig:
     batch_tokens: Positive
     micro_batch_tokens: Positive | Literal["auto"]
     sequence_length: Positive
+    precision: Literal["bf16", "fp8_mlp"]
     loader: Literal["shuffled", "coprime", "sequential", "documents"]
     curriculum: tuple[BatchSizes, ...]
     batch_rate_power: NaturalFloat

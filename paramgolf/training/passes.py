@@ -73,6 +73,7 @@ class Passes:
             regime.order(self._model),
             longest=self._config.document_tokens(regime.sizes),
             batch_tokens=regime.sizes.batch_tokens,
+            precision=self._config.precision,
         )
 
 
@@ -83,11 +84,17 @@ def backward(
     *,
     longest: int | None,
     batch_tokens: int,
+    precision: str,
 ) -> Tensor:
     """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
 
     `longest` is how many tokens of its document a token may see, or None: the whole row.
+    `precision` is TrainConfig's.
     """
+    if precision == "fp8_mlp":
+        from paramgolf.model.fp8 import with_short_mlp  # see packing/code.py
+
+        network = network.with_backend(with_short_mlp(network.backend, batch_tokens))
     options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
     nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
     loss = nll.sum() / batch_tokens

@@ -6,9 +6,10 @@ import dataclasses
 
 import pytest
 import torch
+from recipe_case import moved
 
 from paramgolf.data.token_set import open_tokens
-from paramgolf.model.network import Network
+from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import BatchSizes
@@ -48,6 +49,23 @@ def test_micro_batches_do_not_change_the_gradient(make):
     for one, two in zip(found[0][1], found[1][1], strict=True):
         if one.abs().max() > 0:
             torch.testing.assert_close(one, two, atol=1e-6, rtol=1e-4)
+
+
+def test_fp8_moves_training_passes_alone_and_by_no_more_than_its_rounding(make):
+    found, scores = {}, []
+    text = torch.randint(2, 64, (2, 33), generator=torch.Generator().manual_seed(0))
+    for precision in ("bf16", "fp8_mlp"):
+        passes, state, regime = make(precision=precision)
+        moved(state.network)
+        loss = passes.gradient(state.network, regime, 0)
+        found[precision] = (float(loss), [p.grad for p in state.network.parameters()])
+        order = regime.order(state.network.config)
+        scores.append(state.network.nll(text[:, :-1], text[:, 1:], Pass(order)))
+    assert torch.equal(*scores)
+    (plain, gradients), (short, short_gradients) = found["bf16"], found["fp8_mlp"]
+    assert 0 < abs(plain - short) < 1e-2 * plain
+    norms = [torch.stack([g.norm() for g in gs]).norm() for gs in (gradients, short_gradients)]
+    assert float(norms[1] / norms[0]) == pytest.approx(1, abs=0.1)
 
 
 def test_warm_up_leaves_weights_moments_and_batches_untouched(make):

@@ -169,8 +169,11 @@ def test_progress_shows_a_loss_once_it_is_known(trained, monkeypatch, capsys):
     ]
 
 
-def test_one_process_resumes_to_the_bytes_of_an_uninterrupted_run(trained, monkeypatch, capsys):
-    sizes = {"steps": 30, "validate_every": 12, "checkpoint_every": 10}
+@pytest.mark.parametrize("precision", ["bf16", "fp8_mlp"])
+def test_one_process_resumes_to_the_bytes_of_an_uninterrupted_run(
+    trained, monkeypatch, capsys, precision
+):
+    sizes = {"steps": 30, "validate_every": 12, "checkpoint_every": 10, "precision": precision}
     whole, save = trained(**sizes), Checkpoint.save
     weights = (OUT / "model.safetensors").read_bytes()
 

@@ -11,6 +11,7 @@ from kernel_case import compile_launches, compiles
 from recipe_case import narrow_recipe
 
 from paramgolf.model.backend import Backend, fused_operations
+from paramgolf.model.fp8 import with_short_mlp
 from paramgolf.model.head import Allowed, Head
 from paramgolf.model.network import Network, Pass
 
@@ -26,12 +27,13 @@ def lowered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     return compile_launches(monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["pr1204", "pr1499", "pr2135", "best, XSA learned"])
+@pytest.mark.parametrize("name", ["pr1204", "pr1499", "pr2135", "best, XSA learned", "best, FP8"])
 def test_kernels_of_recipes_compile(lowered: set[str], name: str) -> None:
-    recipe, _, learned = name.partition(",")
+    recipe, _, change = name.partition(", ")
     model = narrow_recipe(recipe).model
-    model = dataclasses.replace(model, xsa_form="learned") if learned else model
+    model = dataclasses.replace(model, xsa_form="learned") if change == "XSA learned" else model
     backend = Backend(dtype=torch.bfloat16, operations=fused_operations())
+    backend = with_short_mlp(backend, 128) if change == "FP8" else backend
     network = Network(model, VOCAB, seed=1).with_backend(backend)
     text = torch.randint(2, VOCAB, (2, 65), generator=torch.Generator().manual_seed(0))
     network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[-1])).mean().backward()
