@@ -124,7 +124,7 @@ def products() -> Iterator[Row]:
         yield Row(figure, value, "ms", long.get(name), None, "lower")
 
 
-def whole_steps(recipe: str, precision: str, turn: Path) -> dict[str, float]:
+def whole_steps(recipe: str, precision: str, tokens: int, turn: Path) -> dict[str, float]:
     """Return tokens per second of whole steps by phase, and the peak of the memory, GiB."""
     params = check(compose(recipe), where=recipe)
     train = dataclasses.replace(params.train, precision=precision)
@@ -133,14 +133,15 @@ def whole_steps(recipe: str, precision: str, turn: Path) -> dict[str, float]:
         benchmark = StepBenchmark(params, runtime)
         with FileLock(turn):
             phases = {"before recurrence": 0, "after recurrence": -1}
-            found = {n: FULL / benchmark.step_seconds(p, FULL) for n, p in phases.items()}
+            found = {n: tokens / benchmark.step_seconds(p, tokens) for n, p in phases.items()}
         return {**found, "memory": torch.cuda.max_memory_allocated() / 2**30}
 
 
-def steps(recipe: str) -> Iterator[Row]:
+def steps(recipe: str, tokens: int) -> Iterator[Row]:
     """Time whole steps of a recipe in both precisions, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, __file__, "--turn", f"{folder}/turn", "--recipes", recipe]
+        command += ["--tokens", str(tokens)]
         children = [
             subprocess.Popen([*command, "--child", precision], stdout=subprocess.PIPE, text=True)
             for precision in PRECISIONS
@@ -152,23 +153,27 @@ def steps(recipe: str) -> Iterator[Row]:
     print(recipe, long, short, flush=True)
     for name, value in short.items():
         unit, better = ("GiB", "lower") if name == "memory" else ("tokens/s", "higher")
-        figure = f"{recipe}, fp8_mlp, {name}, {FULL:,} tokens a step; reference: bf16"
+        figure = f"{recipe}, fp8_mlp, {name}, {tokens:,} tokens a step; reference: bf16"
         yield Row(figure, value, unit, long[name], None, better)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--recipes", nargs="*", default=["pr1493", "best"])
+    parser.add_argument("--tokens", type=int, default=FULL, help="of a step")
+    parser.add_argument("--layer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(whole_steps(options.recipes[0], options.child, options.turn)))
+        recipe, tokens = options.recipes[0], options.tokens
+        print(json.dumps(whole_steps(recipe, options.child, tokens, options.turn)))
         return
     command = f"python benchmarks/fp8.py --recipes {' '.join(options.recipes)}"
-    write_results("train_speed", [*products()], command)
+    if options.layer:
+        write_results("train_speed", [*products()], command)
     for recipe in options.recipes:
-        write_results("train_speed", [*steps(recipe)], command)
+        write_results("train_speed", [*steps(recipe, options.tokens)], command)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ from paramgolf.model.backend import Backend
 E4, E5 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4: 448.0, E5: 57344.0}
 TINY = 1e-12  # the least unit: matrices begin as zeros
-# Of a gradient, times the tokens of a batch. On the sample that makes the root mean square of dy 0.3
-# to 12 and of dz 0.04 to 0.7, in the middle of what e5m2 reaches, 2^-16 to 2^15.8.
+# Of a gradient, times the tokens of a batch. On the sample that makes the root mean square of dy
+# 0.3 to 12 and of dz 0.04 to 0.7, in the middle of what e5m2 reaches, 2^-16 to 2^15.8.
 GRADIENT_UNIT = 2.0**-8
 ALIGNED = 16  # tokens of a pass, or else the plain form serves: FP8 products add over them
 
