@@ -66,7 +66,6 @@ def in_fp8(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     a_units, z_units, y_units = (up8.unit, a_unit), (down8.unit, a_unit), (a_unit, down8.unit)
     made, gradient = (a_turned, words), (dz_turned, words)
     return {
-        "n": lambda: short.shorten(x, E4, n_unit),
         "dy": lambda: short.shorten(dy, E5, unit),
         "a": lambda: short.run("activate", n, up8.whole, a, a, made, a_units, (SLOPE, n_unit)),
         "y": lambda: short.run("add", a, down8.whole, y, y, made, y_units),

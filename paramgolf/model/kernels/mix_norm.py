@@ -16,6 +16,8 @@ dx_i are du, and e = n / s: the terms need not be kept at all.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -62,12 +64,12 @@ def _sum(
 
 
 @triton.jit
-def _forward(
+def normalize(
     x, y, z, coefficients, scale, sums, normed, inverses, rows, width,
     TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """Write u (`sums`), n (`normed`) and r (`inverses`) of ROWS tokens.
+    """Write u (`sums`), n (`normed`) and r (`inverses`) of ROWS tokens; return n's tile.
 
     x, y, z, sums, normed [rows, width]; coefficients float32 [TERMS, width]; scale a scalar;
     inverses float32 [rows]. WIDTH is the next power of two from width.
@@ -85,7 +87,22 @@ def _forward(
     inverse = tl.rsqrt(tl.sum(u * u, 1) / width + EPSILON)
     tl.store(inverses + row, inverse, mask=row < rows)
     # s joins r: one factor per token
-    tl.store(normed + at, u * (inverse * tl.load(scale))[:, None], mask=live)
+    n = (u * (inverse * tl.load(scale))[:, None]).to(normed.dtype.element_ty)
+    tl.store(normed + at, n, mask=live)
+    return n
+
+
+@triton.jit
+def _forward(
+    x, y, z, coefficients, scale, sums, normed, inverses, rows, width,
+    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    """Mix and normalize ROWS tokens."""
+    normalize(
+        x, y, z, coefficients, scale, sums, normed, inverses, rows, width, TERMS, MIXED, KEEP,
+        WIDTH, ROWS, EPSILON,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -170,7 +187,7 @@ def _read(
     return read, 1 + (y is not None) + (z is not None)
 
 
-def _tiles(x: Tensor, keep: bool) -> tuple[int, int, dict[str, int]]:
+def _tiles(x: Tensor, keep: bool) -> tuple[int, int, dict[str, Any]]:
     """Return rows and width of a term, and the constants of a tile."""
     width = x.shape[-1]
     constants = {"KEEP": keep, "WIDTH": triton.next_power_of_2(width), "ROWS": ROWS}
@@ -183,15 +200,23 @@ def mix_forward(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the sum, empty unless `keep`, its scaled norm, and each token's factor, float32."""
+    return run_forward(_forward, x, y, z, coefficients, scale, keep=keep)
+
+
+def run_forward(
+    kernel: Any, x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None,
+    scale: Tensor, *others: Any, keep: bool, **options: int,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Launch `_forward`, or a kernel that takes `others` too; return what `mix_forward` does."""
     rows, width, constants = _tiles(x, keep)
     read, terms = _read(x, y, z, coefficients)
     sums, normed = torch.empty_like(x) if keep else x.new_empty(0), torch.empty_like(x)
     inverses = x.new_empty(rows, dtype=torch.float32)
-    launch(
-        _forward, (triton.cdiv(rows, ROWS),), *read, scale, sums, normed, inverses, rows, width,
-        **constants, TERMS=terms, MIXED=coefficients is not None, EPSILON=EPSILON,
-    )  # fmt: skip
-    return sums, normed, inverses
+    constants |= {"TERMS": terms, "MIXED": coefficients is not None, "EPSILON": EPSILON, **options}
+    grid = (triton.cdiv(rows, constants["ROWS"]),)
+    made = sums, normed, inverses
+    launch(kernel, grid, *read, scale, *made, *others, rows, width, **constants)
+    return made
 
 
 @operator("mix_norm_backward")

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened
 from paramgolf.model.kernels.launch import launch, operator
-from paramgolf.model.kernels.mix_norm import kept, mix_backward, mix_forward, three
+from paramgolf.model.kernels.mix_norm import kept, mix_backward, normalize, run_forward, three
 from paramgolf.model.torch_internals import short_product
 
 # As in kernels/mlp.py, with entries of half the size: steps along the inner dimension are twice as
@@ -27,6 +27,9 @@ TILE = {"M": 128, "N": 256, "K": 128}
 HALF_TILE = TILE["N"] // 2
 WORDS = HALF_TILE // 16  # of 16 signs, for a row of half a tile
 SHORTENED = {"M": 128, "N": 64}  # the tile of `_shorten`
+# Tokens that a program normalizes: as many bytes are written at once of a transposed copy, and 32
+# are the least that memory takes whole. 512 channels of them are 64 numbers for each thread.
+NORMED_ROWS, NORMED_WARPS = 32, 8
 
 
 @triton.jit
@@ -142,6 +145,26 @@ def _product(
 
 
 @triton.jit
+def _normalize_short(
+    x, y, z, coefficients, scale, sums, normed, inverses, short, turned, unit, rows, width,
+    TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
+    ROWS: tl.constexpr, EPSILON: tl.constexpr,
+):  # fmt: skip
+    """Mix and normalize ROWS tokens, and write n times `unit` in e4m3, also transposed."""
+    n = normalize(
+        x, y, z, coefficients, scale, sums, normed, inverses, rows, width, TERMS, MIXED, KEEP,
+        WIDTH, ROWS, EPSILON,
+    )  # fmt: skip
+    small = tl.clamp(n.to(tl.float32) * unit, -448.0, 448.0).to(tl.float8e4nv)
+    row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
+    live, inside = row < rows, column < width
+    at = row[:, None] * width + column[None, :]
+    tl.store(short + at, small, mask=live[:, None] & inside[None, :])
+    at = column[:, None] * rows + row[None, :]
+    tl.store(turned + at, tl.trans(small), mask=inside[:, None] & live[None, :])
+
+
+@triton.jit
 def _shorten(
     x, out, turned, inverse, rows, columns, GRADIENT: tl.constexpr, M: tl.constexpr, N: tl.constexpr
 ):
@@ -217,16 +240,19 @@ def _mlp(
     down8: Tensor, down_turned: Tensor, down_unit: Tensor, a_unit: Tensor,  # noqa: ARG001
     slope: float, gradient_unit: float, residual: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    total, n, inverses = mix_forward(x, y, z, coefficients, scale, residual)
-    flat = n.view(-1, n.shape[-1])
-    n_unit, (rows, hidden) = input_unit(n.shape[-1]), (flat.shape[0], up8.shape[0])
-    n8, n_turned = shorten(flat, E4, n_unit)
+    width, hidden, n_unit = x.shape[-1], up8.shape[0], input_unit(x.shape[-1])
+    rows = x.numel() // width
+    n8, n_turned = (x.new_empty(shape, dtype=E4) for shape in ((rows, width), (width, rows)))
+    total, n, inverses = run_forward(
+        _normalize_short, x, y, z, coefficients, scale, n8, n_turned, 1 / n_unit, keep=residual,
+        ROWS=NORMED_ROWS, num_warps=NORMED_WARPS,
+    )  # fmt: skip
     a, a_turned = (n8.new_empty(shape) for shape in ((rows, hidden), (hidden, rows)))
-    words = sign_words(flat, hidden)
+    words = sign_words(n8, hidden)
     run("activate", n8, up8, a, a, (a_turned, words), (up_unit, a_unit), (slope, n_unit))
     if residual:
         # u + a down^T, written over u
-        sums = total.view(flat.shape)
+        sums = total.view(n8.shape)
         run("add", a, down8, sums, sums, (a_turned, words), (a_unit, down_unit))
     else:
         total = short_product(a, down8, a_unit, down_unit, exact=False).view(n.shape)
