@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.server
 import json
 import os
@@ -283,6 +284,14 @@ def test_a_recipe_that_does_not_fit_in_memory(sample):
     finding = plans.check_recipe("recipe sample", sample, machine, GIB // 100)
     assert finding.state == "warning"
     assert "needs" in finding.text
+
+
+def test_fp8_where_it_is_slower_is_a_warning(sample):
+    train = dataclasses.replace(sample.train, precision="fp8_mlp")
+    short = dataclasses.replace(sample, train=train)
+    for device, state in (("H100", "ok"), ("cpu", "warning")):
+        machine = plans.Machine(device=DEVICES[device], count=1)
+        assert plans.check_recipe("recipe sample", short, machine, 64 * GIB).state == state
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,9 @@ def check_recipe(title: str, params: Params, machine: Machine, capacity: int) ->
     text = f"{_steps(here):,} steps in about {duration(seconds)}"
     if share < 1:
         text += f", {share:.1%} of the tokens of 8 H100"
+    if train.precision == "fp8_mlp" and not machine.device.fused_kernels:
+        text += "; FP8 is imitated, slower than bf16"
+        return warning(title, text, "set train.precision to bf16")
     if memory > capacity:
         sizes = f"{memory / GIB:.0f} GiB of memory, {capacity / GIB:.0f} are there"
         return warning(title, f"{text}; needs {sizes}", "lower train.micro_batch_tokens")

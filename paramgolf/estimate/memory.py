@@ -80,7 +80,8 @@ def training_memory(
         + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
         activations=tokens * each(model, vocab_size, device.compute_bytes)
-        + tokens * _own_term_bytes(model, train, device.compute_bytes),
+        + tokens * _own_term_bytes(model, train, device.compute_bytes)
+        + tokens * _short_bytes(model, train),
     )
 
 
@@ -128,6 +129,17 @@ def _own_term_bytes(model: ModelConfig, train: TrainConfig, compute_bytes: int) 
     length = max(sizes.sequence_length for sizes in train.batch_sizes)
     layers = sum(layer.xsa for layer in plan(model, max(model.orders, key=len)))
     return layers * model.heads * length * (FLOAT32 + compute_bytes)
+
+
+def _short_bytes(model: ModelConfig, train: TrainConfig) -> int:
+    """Return the bytes per token that products in FP8 keep beside the others.
+
+    Of each pass through an MLP: its input, transposed, and the signs of its hidden channels. The
+    activation and its transpose, a byte each, take the place of two.
+    """
+    if train.precision == "bf16":
+        return 0
+    return max(map(len, model.orders)) * (model.width + model.mlp_hidden // 8)
 
 
 def _plain_bytes(model: ModelConfig, vocab_size: int, compute_bytes: int) -> int:

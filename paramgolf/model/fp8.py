@@ -43,7 +43,7 @@ TINY = 1e-12  # the least unit: matrices begin as zeros
 # Of a gradient, times the tokens of a batch. On the sample that makes the root mean square of dy
 # 0.3 to 12 and of dz 0.04 to 0.7, in the middle of what e5m2 reaches, 2^-16 to 2^15.8.
 GRADIENT_UNIT = 2.0**-8
-ALIGNED = 16  # tokens of a pass, or else the plain form serves: FP8 products add over them
+ALIGNED = 16  # sizes of FP8 products on a GPU are multiples of this; others are made plainly
 
 
 class Short(NamedTuple):
@@ -135,9 +135,13 @@ def with_short_mlp(backend: Backend, batch_tokens: int) -> Backend:
 
     Where the backend has fused kernels, the MLP's are those for FP8.
     """
-    fused = backend.operations.mlp is not operations.mlp
-    short = backend.operations._replace(mlp=_mlp_for(batch_tokens, fused))
+    short = backend.operations._replace(mlp=_mlp_for(batch_tokens, has_kernels(backend)))
     return dataclasses.replace(backend, operations=short)
+
+
+def has_kernels(backend: Backend) -> bool:
+    """Tell whether a backend multiplies FP8 faster than what it computes in otherwise."""
+    return backend.operations.mlp is not operations.mlp
 
 
 @functools.cache  # compiled blocks tell functions apart by their identity
@@ -147,10 +151,19 @@ def _mlp_for(batch_tokens: int, fused: bool) -> Callable[..., tuple[Tensor, Tens
         return functools.partial(mlp, gradient_unit=gradient_unit)
     from paramgolf.model.kernels import mlp_fp8  # where there is Triton
 
-    def short_mlp(terms: tuple[Tensor, ...], *others: Any, residual: bool) -> tuple[Tensor, Tensor]:
-        x = terms[0]
-        aligned = x.numel() // x.shape[-1] % ALIGNED == 0
-        function = mlp_fp8.mlp if aligned else mlp
-        return function(terms, *others, residual=residual, gradient_unit=gradient_unit)
+    def short_mlp(
+        terms: tuple[Tensor, ...],
+        coefficients: Tensor | None,
+        scale: Tensor,
+        up: Tensor,
+        down: Tensor,
+        slope: float,
+        *,
+        residual: bool,
+    ) -> tuple[Tensor, Tensor]:
+        given = terms, coefficients, scale, up, down, slope
+        sizes = terms[0].numel() // terms[0].shape[-1], *up.shape
+        function = mlp if any(size % ALIGNED for size in sizes) else mlp_fp8.mlp
+        return function(*given, residual=residual, gradient_unit=gradient_unit)
 
     return short_mlp

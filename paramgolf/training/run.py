@@ -62,6 +62,11 @@ def initial_network(
     if model.fused_markers:
         mix_aliases(network.get_parameter("embedding"), tokens.aliases)
     network = network.on(runtime)
+    if config.precision == "fp8_mlp":
+        from paramgolf.model.fp8 import has_kernels  # see packing/code.py
+
+        if runtime.is_main and not has_kernels(network.backend):
+            say("train: FP8 is imitated here, slower than bf16; its kernels are for Hopper GPUs")
     if config.token_mask:
         from paramgolf.model.token_mask import masked  # see packing/code.py
 

@@ -98,6 +98,12 @@ def test_a_pass_that_keeps_less_takes_less(base: Params):
     assert memory["two lanes"] > memory["whole"]
 
 
+def test_fp8_keeps_an_input_transposed_and_signs(base: Params):
+    short = dataclasses.replace(base.train, precision="fp8_mlp")
+    plain, found = (training_memory(base.model, t, 8192, H100, 1) for t in (base.train, short))
+    assert found.total - plain.total == 17 * PASS_TOKENS * (512 + 2048 // 8)
+
+
 def test_a_device_holds_its_share_of_a_small_batch(sample):
     memory = [training_memory(sample.model, sample.train, 1024, DEVICES["H100"], n) for n in (1, 8)]
     assert memory[0].activations == 8 * memory[1].activations

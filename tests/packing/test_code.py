@@ -51,10 +51,9 @@ print("modules", len(modules), {m.__spec__.origin.partition(":")[0] for m in mod
 def make_params(sample, tiny_model):
     """Make parameters that are frozen into the code: two steps of a tiny network."""
 
-    def make(mode="sgd", mixture="none", *, token_mask=False):
-        train = dataclasses.replace(
-            sample.train, steps=2, batch_tokens=128, micro_batch_tokens=64, sequence_length=32
-        )
+    def make(mode="sgd", mixture="none", *, token_mask=False, precision="bf16"):
+        sizes = {"batch_tokens": 128, "micro_batch_tokens": 64, "sequence_length": 32}
+        train = dataclasses.replace(sample.train, steps=2, precision=precision, **sizes)
         mixing = dataclasses.replace(sample.eval_ttt.mixture, kind=mixture)
         changes = {"mode": mode, "mixture": mixing, "token_mask": token_mask}
         adapt = dataclasses.replace(sample.eval_ttt, **changes)
@@ -137,7 +136,10 @@ def test_it_scores_as_the_library_does(
     assert json.loads(found.stdout) == written
 
 
-def test_it_trains_from_its_own_modules(artifact, tokens_folder):
+@pytest.mark.parametrize("precision", ["bf16", "fp8_mlp"])
+def test_it_trains_from_its_own_modules(artifact, tokens_folder, make_params, precision):
+    params = make_params(precision=precision)
+    (artifact / "train_gpt.py").write_bytes(packed(json.dumps(params)))
     (artifact / "data").mkdir()
     (artifact / "data/tokens").symlink_to(tokens_folder)
     found = run("-c", WHERE, "train", "--device", "cpu", cwd=artifact)
@@ -254,18 +256,18 @@ def test_the_fit_leaves_room_for_the_code_of_a_recipe(name):
 
 
 @pytest.mark.parametrize(
-    ("mode", "mixture", "token_mask"),
+    ("mode", "mixture", "changes"),
     [
-        ("none", "none", False),
-        ("sgd", "ngram", False),
-        ("lora_stream", "none", True),
-        ("lora_documents", "tilt", False),
+        ("none", "none", {}),
+        ("sgd", "ngram", {"precision": "fp8_mlp"}),
+        ("lora_stream", "none", {"token_mask": True}),
+        ("lora_documents", "tilt", {}),
     ],
 )
 def test_a_module_that_is_left_out_is_imported_within_functions_alone(
-    make_params, mode, mixture, token_mask
+    make_params, mode, mixture, changes
 ):
-    params = make_params(mode, mixture, token_mask=token_mask)
+    params = make_params(mode, mixture, **changes)
     modules = program(params)
     needed = needed_modules(params, rans=False)
     for name, is_needed in needed.items():
