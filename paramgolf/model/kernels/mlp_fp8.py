@@ -291,7 +291,7 @@ def _save(ctx, inputs, output):  # type: ignore[no-untyped-def]
 
 def _differentiate(ctx, d_out, d_n, *_):  # type: ignore[no-untyped-def]
     mixed, made = ctx.saved_tensors[:-9], ctx.saved_tensors[-9:]
-    dy = d_out.reshape(-1, d_out.shape[-1])
+    dy = d_out.reshape(-1, d_out.shape[-1]).contiguous()
     through, d_up, d_down = _gradients(dy, *made, ctx.slope, ctx.gradient_unit)
     # dn, and below what the block makes of n besides: attention in the parallel forms
     through = through.view(d_out.shape)
