@@ -23,7 +23,15 @@ from torch import Tensor
 from train_speed import FULL
 
 from paramgolf.model.backend import Backend, fused_operations
-from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened, with_short_mlp
+from paramgolf.model.fp8 import (
+    E4,
+    E5,
+    activation_unit,
+    input_unit,
+    rounded,
+    shortened,
+    with_short_mlp,
+)
 from paramgolf.model.torch_internals import short_product
 from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.recipes import check, compose
@@ -52,21 +60,22 @@ def in_bfloat16(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
 
 
 def in_fp8(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
-    """Return the same, and what shortens n and dy."""
+    """Return the same, and what shortens dy."""
     from paramgolf.model.kernels import mlp_fp8 as short  # where there is Triton
 
     a = torch.empty(len(x), HIDDEN, dtype=E4, device=x.device)
     a_turned = torch.empty(HIDDEN, len(x), dtype=E4, device=x.device)
     dz, dz_turned = (torch.empty_like(t, dtype=E5) for t in (a, a_turned))
     n_unit, unit = input_unit(WIDTH), 2.0**-8
-    (n, n_turned), (dn, dn_turned) = short.shorten(x, E4, n_unit), short.shorten(dy, E5, unit)
+    n = rounded(x, E4, n_unit)
+    n_turned, (dn, dn_turned) = n.T.contiguous(), short.shorten(dy, unit)
     words = short.sign_words(x, HIDDEN)
     up8, down8, y = shortened(up), shortened(down), torch.randn_like(x)
     a_unit, one = activation_unit(up, torch.ones((), device=x.device)), torch.ones_like(up8.unit)
     a_units, z_units, y_units = (up8.unit, a_unit), (down8.unit, a_unit), (a_unit, down8.unit)
     made, gradient = (a_turned, words), (dz_turned, words)
     return {
-        "dy": lambda: short.shorten(dy, E5, unit),
+        "dy": lambda: short.shorten(dy, unit),
         "a": lambda: short.run("activate", n, up8.whole, a, a, made, a_units, (SLOPE, n_unit)),
         "y": lambda: short.run("add", a, down8.whole, y, y, made, y_units),
         "dz": lambda: short.run(

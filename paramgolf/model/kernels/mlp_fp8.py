@@ -4,8 +4,8 @@ Hopper multiplies FP8 where both factors have the inner dimension contiguous. Gr
 whose inner dimension is tokens, so need transposed copies: what makes a tensor writes both, while
 it is at hand. As in kernels/mlp.py the hidden layer is activated before it is written, and what
 backward keeps is a alone; the sign of z, for which e4m3 has no bit to spare, comes beside it, in
-words of 16 signs. Products of the width are the kernel's, which adds them to the residual stream;
-gradients of n and of the weights have nothing else to be done to them, and are PyTorch's.
+words of 16 signs. One kernel makes a, dz and the sum of y and the residual stream, other products
+are PyTorch's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ NORMED_ROWS, NORMED_WARPS = 32, 8
 
 @triton.jit
 def _to_e4(x):
-    """Return x in e4m3, what is beyond as its largest number; x is not negative."""
-    return tl.minimum(x, 448.0).to(tl.float8e4nv)
+    """Return x in e4m3, what is beyond as its largest number."""
+    return tl.clamp(x, -448.0, 448.0).to(tl.float8e4nv)
 
 
 @triton.jit
@@ -146,16 +146,16 @@ def _product(
 
 @triton.jit
 def _normalize_short(
-    x, y, z, coefficients, scale, sums, normed, inverses, short, turned, unit, rows, width,
+    x, y, z, coefficients, scale, sums, normed, inverses, short, turned, inverse, rows, width,
     TERMS: tl.constexpr, MIXED: tl.constexpr, KEEP: tl.constexpr, WIDTH: tl.constexpr,
     ROWS: tl.constexpr, EPSILON: tl.constexpr,
 ):  # fmt: skip
-    """Mix and normalize ROWS tokens, and write n times `unit` in e4m3, also transposed."""
+    """Mix and normalize ROWS tokens, and write n times `inverse` in e4m3, also transposed."""
     n = normalize(
         x, y, z, coefficients, scale, sums, normed, inverses, rows, width, TERMS, MIXED, KEEP,
         WIDTH, ROWS, EPSILON,
     )  # fmt: skip
-    small = tl.clamp(n.to(tl.float32) * unit, -448.0, 448.0).to(tl.float8e4nv)
+    small = _to_e4(n.to(tl.float32) * inverse)
     row, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, WIDTH)
     live, inside = row < rows, column < width
     at = row[:, None] * width + column[None, :]
@@ -165,16 +165,14 @@ def _normalize_short(
 
 
 @triton.jit
-def _shorten(
-    x, out, turned, inverse, rows, columns, GRADIENT: tl.constexpr, M: tl.constexpr, N: tl.constexpr
-):
-    """Write bfloat16 [rows, columns], times `inverse`, in FP8, as it is and transposed."""
+def _shorten(x, out, turned, inverse, rows, columns, M: tl.constexpr, N: tl.constexpr):
+    """Write bfloat16 [rows, columns], times `inverse`, in e5m2, as it is and transposed."""
     row = (tl.program_id(0) * M).to(tl.int64) + tl.arange(0, M)
     column = tl.program_id(1) * N + tl.arange(0, N)
     live = (row < rows)[:, None] & (column < columns)[None, :]
     value = tl.load(x + row[:, None] * columns + column, mask=live, other=0.0)
     value = value.to(tl.float32) * inverse
-    small = _to_e5(value) if GRADIENT else tl.clamp(value, -448.0, 448.0).to(tl.float8e4nv)
+    small = _to_e5(value)
     tl.store(out + row[:, None] * columns + column, small, mask=live)
     tl.store(
         turned + column[:, None].to(tl.int64) * rows + row, tl.trans(small), mask=tl.trans(live)
@@ -217,13 +215,12 @@ def run(
     )
 
 
-def shorten(x: Tensor, dtype: torch.dtype, unit: float) -> tuple[Tensor, Tensor]:
-    """Return x [rows, columns] in FP8, as it is and transposed."""
+def shorten(x: Tensor, unit: float) -> tuple[Tensor, Tensor]:
+    """Return x [rows, columns] in e5m2, as it is and transposed."""
     (rows, columns), (high, wide) = x.shape, SHORTENED.values()
-    out, turned = x.new_empty(rows, columns, dtype=dtype), x.new_empty(columns, rows, dtype=dtype)
+    out, turned = (x.new_empty(shape, dtype=E5) for shape in ((rows, columns), (columns, rows)))
     grid = triton.cdiv(rows, high), triton.cdiv(columns, wide)
-    options = {"GRADIENT": dtype == E5, **SHORTENED}
-    launch(_shorten, grid, x, out, turned, 1 / unit, rows, columns, **options)
+    launch(_shorten, grid, x, out, turned, 1 / unit, rows, columns, **SHORTENED)
     return out, turned
 
 
@@ -266,7 +263,7 @@ def _gradients(
     gradient_unit: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of n [rows, d], up and down, bfloat16."""
-    dy8, dy_turned = shorten(dy, E5, gradient_unit)
+    dy8, dy_turned = shorten(dy, gradient_unit)
     dz, dz_turned = (torch.empty_like(t, dtype=E5) for t in (a, a_turned))
     units = down_unit, a_unit
     run("differentiate", dy8, down_turned, a, dz, (dz_turned, words), units, (slope, 0.0))

@@ -93,12 +93,11 @@ def test_terms_are_mixed(kernel, count, mixed):
     assert_near(found, expected, OF_ANOTHER_N)
 
 
-@pytest.mark.parametrize("dtype", [fp8.E4, fp8.E5])
-def test_a_matrix_is_shortened_and_turned_as_torch_does_it(kernel, dtype):
+def test_a_gradient_is_shortened_and_turned_as_torch_does_it(kernel):
     x = draw(144, 80)
     x[0, 0], x[1, 1] = 1e30, -1e30
-    whole, turned = kernel.shorten(x, dtype, 0.25)
-    assert torch.equal(whole.float(), fp8.rounded(x, dtype, 0.25).float())
+    whole, turned = kernel.shorten(x, 0.25)
+    assert torch.equal(whole.float(), fp8.rounded(x, fp8.E5, 0.25).float())
     assert torch.equal(whole.float().T, turned.float())
 
 
