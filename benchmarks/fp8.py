@@ -1,8 +1,7 @@
 """The MLP in FP8 beside bfloat16, on one GPU: `python benchmarks/fp8.py --recipes pr1493 best`.
 
-First milliseconds of a layer of pr1493, for 98,304 tokens: product by product, and as a block has
-it, compiled, forward and backward. Then whole steps of each recipe, tokens per second, with
-train.precision bf16 and fp8_mlp. Both compile at the same time, and take turns on the GPU.
+First milliseconds of the products of a layer of pr1493, 98,304 tokens, forward and backward;
+then whole steps of each recipe, tokens per second, with train.precision bf16 and fp8_mlp.
 """
 
 from __future__ import annotations
@@ -12,17 +11,13 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
-from filelock import FileLock
 from tables import Row, device_name, write_results
 from torch import Tensor
 from train_speed import FULL
 
-from paramgolf.model.backend import Backend, fused_operations
 from paramgolf.model.fp8 import (
     E4,
     E5,
@@ -30,7 +25,6 @@ from paramgolf.model.fp8 import (
     input_unit,
     rounded,
     shortened,
-    with_short_mlp,
 )
 from paramgolf.model.torch_internals import short_product
 from paramgolf.profiling.step_benchmark import StepBenchmark
@@ -87,25 +81,6 @@ def in_fp8(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     }
 
 
-def layer(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> dict[str, Callable[[], object]]:
-    """Return forward and backward of the sublayer, compiled, by precision."""
-    backend = Backend(dtype=torch.bfloat16, operations=fused_operations())
-    leaves = [t.clone().requires_grad_() for t in (x[None], up, down)]
-    scale = torch.ones((), device=x.device)
-
-    def work(backend: Backend) -> Callable[[], object]:
-        mlp = torch.compile(backend.operations.mlp, dynamic=False)
-
-        def step() -> object:
-            x, up, down = leaves
-            y, _ = mlp((x,), None, scale, up, down, SLOPE, residual=True)
-            return torch.autograd.grad(y, leaves, dy[None])
-
-        return step
-
-    return {"bf16": work(backend), "fp8_mlp": work(with_short_mlp(backend, ROWS))}
-
-
 def products() -> Iterator[Row]:
     """Time a layer."""
     from triton.testing import do_bench  # where there is a GPU
@@ -124,39 +99,32 @@ def products() -> Iterator[Row]:
     )
     short |= {"all": sum(short.values())}
     long |= {"all": sum(long.values())}
-    for times, precision in zip((long, short), PRECISIONS, strict=True):
-        times["with norms and weights, compiled"] = timed(layer(x, dy, *weights)[precision])
     them = f"a layer's MLP in FP8, {ROWS:,} tokens, {device_name()}"
     for name, value in short.items():
         figure = f"{them}: {name}; reference: bfloat16"
         yield Row(figure, value, "ms", long.get(name), None, "lower")
 
 
-def whole_steps(recipe: str, precision: str, tokens: int, turn: Path) -> dict[str, float]:
+def whole_steps(recipe: str, precision: str, tokens: int) -> dict[str, float]:
     """Return tokens per second of whole steps by phase, and the peak of the memory, GiB."""
     params = check(compose(recipe), where=recipe)
     train = dataclasses.replace(params.train, precision=precision)
     params = dataclasses.replace(params, train=train)
     with processes(dataclasses.replace(params.runtime, device="cuda")) as runtime:
         benchmark = StepBenchmark(params, runtime)
-        with FileLock(turn):
-            phases = {"before recurrence": 0, "after recurrence": -1}
-            found = {n: tokens / benchmark.step_seconds(p, tokens) for n, p in phases.items()}
+        phases = {"before recurrence": 0, "after recurrence": -1}
+        found = {n: tokens / benchmark.step_seconds(p, tokens) for n, p in phases.items()}
         return {**found, "memory": torch.cuda.max_memory_allocated() / 2**30}
 
 
 def steps(recipe: str, tokens: int) -> Iterator[Row]:
     """Time whole steps of a recipe in both precisions, each in a process of its own."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, __file__, "--turn", f"{folder}/turn", "--recipes", recipe]
-        command += ["--tokens", str(tokens)]
-        children = [
-            subprocess.Popen([*command, "--child", precision], stdout=subprocess.PIPE, text=True)
-            for precision in PRECISIONS
-        ]
-        outputs = [child.communicate()[0] for child in children]
-    if any(child.returncode for child in children):
-        raise SystemExit(f"{recipe}: a process failed")
+    command = [sys.executable, __file__, "--recipes", recipe, "--tokens", str(tokens), "--child"]
+    # one after the other: what compiles takes the GPU, too
+    outputs = [
+        subprocess.run([*command, precision], stdout=subprocess.PIPE, text=True, check=True).stdout
+        for precision in PRECISIONS
+    ]
     long, short = (json.loads(output.splitlines()[-1]) for output in outputs)
     print(recipe, long, short, flush=True)
     for name, value in short.items():
@@ -171,11 +139,10 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=FULL, help="of a step")
     parser.add_argument("--layer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--turn", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         recipe, tokens = options.recipes[0], options.tokens
-        print(json.dumps(whole_steps(recipe, options.child, tokens, options.turn)))
+        print(json.dumps(whole_steps(recipe, options.child, tokens)))
         return
     command = f"python benchmarks/fp8.py --recipes {' '.join(options.recipes)}"
     if options.layer:

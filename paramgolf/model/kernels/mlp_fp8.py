@@ -26,10 +26,10 @@ from paramgolf.model.torch_internals import short_product
 TILE = {"M": 128, "N": 256, "K": 128}
 HALF_TILE = TILE["N"] // 2
 WORDS = HALF_TILE // 16  # of 16 signs, for a row of half a tile
-SHORTENED = {"M": 128, "N": 64}  # the tile of `_shorten`
+SHORTENED = {"M": 32, "N": 128}  # the tile of `_shorten`
 # Tokens that a program normalizes: as many bytes are written at once of a transposed copy, and 32
-# are the least that memory takes whole. 512 channels of them are 64 numbers for each thread.
-NORMED_ROWS, NORMED_WARPS = 32, 8
+# are the least that memory takes whole. 512 channels of them are 32 numbers for each thread.
+NORMED_ROWS, NORMED_WARPS = 32, 16
 
 
 @triton.jit
