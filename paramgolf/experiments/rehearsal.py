@@ -41,7 +41,8 @@ def shortened(content: Mapping[str, Any]) -> list[Assignment]:
     """Return the assignments that shorten a recipe, a whole file of parameters, to a rehearsal.
 
     Batches, sequences, windows, ranks and layer orders stay: they are what is compiled. Training
-    goes through all its phases.
+    goes through all its phases. Our own coder packs: brotli and LZMA take most of a minute, of
+    which a rehearsal learns nothing.
     """
     train, calibrate = content["train"], content["calibrate"]
     tokens = min(STEPS, train["steps"] or STEPS) * train["batch_tokens"]
@@ -49,6 +50,7 @@ def shortened(content: Mapping[str, Any]) -> list[Assignment]:
     return [
         *budget_of(content, seconds=None, tokens=tokens, batch_tokens=None),
         ("train.validate_every", 0),
+        *((key, "rans") for key in ("quantize.fit_codec", "package.codec")),
         ("calibrate.sequences", sequences),
         ("calibrate.sensitivity_sequences", min(calibrate["sensitivity_sequences"], sequences)),
         *(
