@@ -1,8 +1,8 @@
 """Every score of one packed model beside its seconds: `python benchmarks/adaptation.py`.
 
 The same first tokens are scored plain, strided, by documents, and adapted as a recipe does, each
-without and with the token mask and mixtures of counts; then come other ways to adapt: waves in
-place of phases, other adapters, rates, chunks and windows. Writes bits per byte, gains over
+without and with the token mask and mixtures of counts; then come other ways to adapt: other
+adapters, rates, chunks and windows. Writes bits per byte, gains over
 documents and seconds of each (of scoring; compiling apart), the cost of the mask in the fused loss,
 and what recipe best adds up to beside the form that pg#2135 published, which mixes in a tilt. Ways
 are left out once `--seconds` have passed. On four GPUs, a quarter of the ways on each:
@@ -38,7 +38,7 @@ from paramgolf.progress import say
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.scoring.config import ShortChunk, SlidingConfig, TttConfig
+from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import build_network, score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
@@ -60,14 +60,6 @@ BESIDES = (
 )
 PUBLISHED, BEST = "adapted, tilt", "adapted, mask and n-grams"
 TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of BEST, beside PUBLISHED
-SHORT = (  # pg#2014
-    ShortChunk(document_tokens=384, chunk_tokens=8),
-    ShortChunk(document_tokens=1024, chunk_tokens=24),
-)
-HALVES = (
-    ShortChunk(document_tokens=512, chunk_tokens=16),
-    ShortChunk(document_tokens=1024, chunk_tokens=24),
-)
 SMALL = {"rank": 4, "alpha": 7.0}
 LOSS_TOKENS = 32_768
 
@@ -193,12 +185,8 @@ class Bench:
         # the longest twentieth, as in the contest
         prefix = max(1, len(find_documents(self.text)[0]) // 20)
         published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
-        waves = self.documents(base, phases=0, wave_documents=self.options.wave_documents)
-        waves = dataclasses.replace(waves, batch_sequences=self.options.wave_windows)
-        half, twice = (dataclasses.replace(waves, lr=base.lr * factor) for factor in (0.5, 2))
         fewer = dataclasses.replace(base.adapter, targets=WITHOUT_Q_V)
         window = 128 if self.options.small else 3072
-        short, halves = ({"short_chunks": rules} for rules in (SHORT, HALVES))
 
         def adapter(config: TttConfig, **changes: Any) -> TttConfig:
             changed = dataclasses.replace(config.adapter, **changes)
@@ -211,28 +199,14 @@ class Bench:
         }
         return {
             **adapted,
-            "adapted, waves": (False, waves),
             "adapted, no q and v": (False, dataclasses.replace(published, adapter=fewer)),
             "adapted, window 3072": (False, dataclasses.replace(published, window=window)),
-            "adapted, waves at half the rate": (False, half),
             "adapted, no q and v, rate 7e-5": (
                 False,
                 adapter(published, targets=WITHOUT_Q_V, **gentle),
             ),
-            "adapted, short chunks 8 and 24": (False, self.documents(published, **short)),
             "adapted, rate 7e-5": (False, adapter(published, **gentle)),
-            "adapted, waves at twice the rate": (False, twice),
-            "adapted, waves, no q and v, mask": (True, adapter(waves, targets=WITHOUT_Q_V)),
-            "adapted, short chunks 16 and 24": (False, self.documents(published, **halves)),
             "adapted, no phases": (False, self.documents(base, phases=0)),
-            "adapted, waves at four times the rate": (
-                False,
-                dataclasses.replace(waves, lr=base.lr * 4),
-            ),
-            "adapted, waves, no q and v, short chunks 16 and 24, mask": (
-                True,
-                self.documents(adapter(waves, targets=WITHOUT_Q_V), **halves),
-            ),
             "adapted, chunks of 32": (False, self.documents(published, chunk_tokens=32)),
         }
 
@@ -281,17 +255,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=TOKENS_PATH)
     parser.add_argument("--recipe", default="pr2135", help="whose windows and adaptation are used")
     parser.add_argument("--tokens", type=int, default=400_000, help="validation tokens")
-    # fewer than a recipe's: so phases and waves come as often as in a longer text
+    # fewer than a recipe's: so phases come as often as in a longer text
     parser.add_argument("--batch-documents", type=int, default=16)
     parser.add_argument("--chains", type=int, default=1, help="at least as many as GPUs")
-    parser.add_argument("--wave-documents", type=int, default=32)
-    parser.add_argument("--wave-windows", type=int, default=16, help="windows in a row of a wave")
     parser.add_argument("--ways", nargs="*", metavar="WAY", help="some of the ways, by their names")
     parser.add_argument("--share", default="0/1", metavar="I/N", help="the I-th of N parts of them")
     parser.add_argument("--seconds", type=float, default=230.0, help="begin no way after so many")
     parser.add_argument("--small", action="store_true", help="small windows and adapters, on a CPU")
     options = parser.parse_args()
-    words = ("recipe", "tokens", "batch_documents", "chains", "wave_documents", "wave_windows")
+    words = ("recipe", "tokens", "batch_documents", "chains")
     given = " ".join(f"--{word.replace('_', '-')} {getattr(options, word)}" for word in words)
     options.command = f"python benchmarks/adaptation.py {given}"
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:

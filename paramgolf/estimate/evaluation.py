@@ -38,7 +38,7 @@ def ttt_passes(config: TttConfig) -> float:
         case "lora_stream":
             return STREAM_PASSES * overlap
         case "lora_documents":
-            return DOCUMENT_PASSES * config.window / config.documents.longest_chunk
+            return DOCUMENT_PASSES * config.window / config.documents.chunk_tokens
 
 
 def scored_per_second(

@@ -95,14 +95,6 @@ class StreamConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShortChunk:
-    """Batches of documents of at most `document_tokens` are scored in chunks of `chunk_tokens`."""
-
-    document_tokens: Positive
-    chunk_tokens: Positive
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class DocumentsConfig:
     """Adaptation to each document by itself; see recipes/base.yaml."""
 
@@ -110,37 +102,18 @@ class DocumentsConfig:
     batch_documents: Positive
     chains: Positive
     chunk_tokens: Positive
-    short_chunks: tuple[ShortChunk, ...]
     last_window: Literal["fixed", "full"]
     warm_a: bool
     idle_decay: bool
     prefix_documents: Natural
     phases: Natural
     repeat_bos: bool
-    wave_documents: Natural
-
-    @property
-    def longest_chunk(self) -> int:
-        """The tokens of the longest chunk."""
-        return max(self.chunk_tokens, *(rule.chunk_tokens for rule in self.short_chunks), 0)
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
-        lengths = [rule.document_tokens for rule in self.short_chunks]
-        if lengths != sorted(set(lengths)):
-            yield "short_chunks", "must be in rising order of `document_tokens`"
         if self.prefix_documents < self.phases:
             yield "prefix_documents", f"must be at least `phases`, {self.phases}"
-        if self.wave_documents and self.phases:
-            yield (
-                "wave_documents",
-                "must be 0 where there are `phases`: waves replace them",
-            )
-        by_length = {
-            "warm_a": self.warm_a,
-            "short_chunks": bool(self.short_chunks),
-            "last_window": self.last_window == "full",
-        }
+        by_length = {"warm_a": self.warm_a, "last_window": self.last_window == "full"}
         for name, used in by_length.items():
             if self.order == "stream" and used:
                 yield (
@@ -181,7 +154,7 @@ class TttConfig:
             yield "chunk_tokens", "must be at least `window`, the length of a training sequence"
         elif self.mode == "sgd" and self.chunk_tokens % self.window:
             yield "chunk_tokens", "must be a multiple of `window` in mode sgd"
-        elif self.mode == "lora_documents" and self.documents.longest_chunk > self.window:
+        elif self.mode == "lora_documents" and self.documents.chunk_tokens > self.window:
             yield "documents", "must have chunks of at most `window` tokens"
         if self.documents.idle_decay and self.adapter.beta1:
             yield "documents", "`idle_decay` needs `adapter.beta1` 0: momentum would move idle rows"

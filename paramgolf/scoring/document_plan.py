@@ -50,29 +50,24 @@ class Phase:
     stop: np.ndarray
 
 
-@dataclass(frozen=True, slots=True)
-class Wave(Phase):
-    """The documents scored since the last wave: the whole model takes one step on all of them."""
-
-
 def plan_documents(
     start: np.ndarray, stop: np.ndarray, config: DocumentsConfig, window: int
 ) -> list[DocumentBatch | Phase]:
-    """Return the batches in the order in which they are scored, phases and waves between them.
+    """Return the batches in the order in which they are scored, phases between them.
 
     `start` and `stop` int64 [n] are the documents' targets, in the order of the text.
     """
     lengths = stop - start
     batches, ends = order_batches(lengths, config)
     sizes = [len(batch) for batch in batches]
-    phases, waves = place_phases(sizes, ends, config), place_waves(sizes, ends, config)
+    phases = place_phases(sizes, ends, config)
     spent = np.zeros(config.chains)  # the work of each chain so far
     items: list[DocumentBatch | Phase] = []
     for index, documents in enumerate(batches):
         chain = int(spent.argmin())  # the first of those that are free first
         full = len(documents) == config.batch_documents
-        chunk = _chunk_tokens(int(lengths[documents[0]]), config)
-        batch = DocumentBatch(start[documents], stop[documents], chunk, chain, full)
+        spans = start[documents], stop[documents]
+        batch = DocumentBatch(*spans, config.chunk_tokens, chain, full)
         spent[chain] += work(batch, window)
         items.append(batch)
         if index in phases:
@@ -80,10 +75,6 @@ def plan_documents(
             # by length, then in the order of the text
             learned = scored[np.lexsort((scored, lengths[scored]))][: phases[index]]
             items.append(Phase(start[learned], stop[learned]))
-        if index in waves:
-            scored = np.concatenate(batches[waves[index] : index + 1])
-            items.append(Wave(start[scored], stop[scored]))
-        if index in phases or index in waves:
             spent[:] = spent.max()  # all wait for one another
     return items
 
@@ -100,7 +91,7 @@ def own_batches(
     for item in items:
         if isinstance(item, DocumentBatch):
             spans[-1].append(item)
-        elif not isinstance(item, Wave):
+        else:
             spans.append([])
     own: set[DocumentBatch] = set()
     for span in spans:
@@ -159,22 +150,6 @@ def place_phases(sizes: list[int], ends: list[int], config: DocumentsConfig) -> 
     return phases
 
 
-def place_waves(sizes: list[int], ends: list[int], config: DocumentsConfig) -> dict[int, int]:
-    """Return the first batch of each wave, by the last one, after which it is learned from.
-
-    A wave has `wave_documents` documents or somewhat more, whole batches of them. Nothing is
-    learned from the last batch, since nothing would profit.
-    """
-    waves: dict[int, int] = {}
-    first = held = 0
-    for index, size in enumerate(sizes[:-1]):
-        held += size
-        if 0 < config.wave_documents <= held and index in ends:
-            waves[index] = first
-            first, held = index + 1, 0
-    return waves
-
-
 def phase_bounds(config: DocumentsConfig) -> list[int]:
     """Return how many documents must be scored before each phase, and are learned from in it."""
     return [config.prefix_documents * (i + 1) // config.phases for i in range(config.phases)]
@@ -186,8 +161,3 @@ def work(batch: DocumentBatch, window: int) -> float:
     reads = np.minimum(ends, window)
     rows = (batch.stop - batch.start)[None, :] > (ends - batch.chunk)[:, None]
     return float((reads * rows.sum(axis=1)).sum())
-
-
-def _chunk_tokens(longest: int, config: DocumentsConfig) -> int:
-    short = (rule.chunk_tokens for rule in config.short_chunks if longest <= rule.document_tokens)
-    return next(short, config.chunk_tokens)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from paramgolf.scoring.config import SlidingConfig, TttConfig
-from paramgolf.scoring.document_plan import DocumentBatch, Phase, Wave, work
+from paramgolf.scoring.document_plan import DocumentBatch, Phase, work
 from paramgolf.scoring.windows import ScoringWindows
 
 SHARE = 0.02  # of the work, after which the speed is known well enough to speak
@@ -56,5 +56,4 @@ def work_of(
     if isinstance(item, ScoringWindows):
         return len(item)
     assert isinstance(config, TttConfig)
-    times = 1 if isinstance(item, Wave) else config.epochs
-    return float((item.stop - item.start).sum() * times)
+    return float((item.stop - item.start).sum() * config.epochs)

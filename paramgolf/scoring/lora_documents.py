@@ -24,7 +24,6 @@ from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
     Phase,
-    Wave,
     own_batches,
     plan_documents,
 )
@@ -40,7 +39,7 @@ from paramgolf.scoring.scorer import (
     start_copy,
 )
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_options, sgd_shapes, wave_row
+from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_shapes
 from paramgolf.scoring.text import Text, find_documents
 
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
@@ -109,17 +108,13 @@ class DocumentScorer(Scorer):
         self._graphs = CudaGraphs()
         self._own = own_batches(self.items, config.window, self.runtime)
         self.warm: dict[int, Matrices] = {}
-        self._waves: SgdTrainer | None = None
 
     def run(self, item: DocumentBatch | Phase) -> None:
-        """Score a batch, if it is one of this process's; or train in a phase or a wave."""
+        """Score a batch, if it is one of this process's; or train in a phase."""
         if isinstance(item, Phase):
             with self.session.timed("adapt"):
                 self.ledger.merge(self.runtime)
-                if isinstance(item, Wave):
-                    self.step(item)
-                else:
-                    self.train(phase_lesson(item, repeat_bos=self.config.documents.repeat_bos))
+                self.train(phase_lesson(item, repeat_bos=self.config.documents.repeat_bos))
         elif item in self._own:
             with self.session.timed("score"), self.network.frozen():
                 # the next pass is launched before scores are read, or the device would wait
@@ -141,34 +136,13 @@ class DocumentScorer(Scorer):
             sgd.train(lesson.part(slice(index * size, (index + 1) * size)), progress=index / last)
         self.network.requires_grad_(False).zero_grad()
 
-    def step(self, wave: Wave) -> None:
-        """Take a step of the whole model on a wave's documents.
-
-        Momentum goes on from wave to wave, and so does the A of a chain: a step is small.
-        """
-        trainer = self._wave_trainer()
-        trainer.train_at_once(Lesson.of_targets(expand_ranges(wave.start, wave.stop)))
-        self.network.requires_grad_(False)
-
-    def _wave_trainer(self) -> SgdTrainer:
-        self.network.requires_grad_()
-        if self._waves is None:
-            self._waves = SgdTrainer(self, self.config, chains=self.config.documents.chains)
-        return self._waves
-
     def state(self) -> State:
-        """Merge the processes' ledgers; add the weights, if they change, and their momenta."""
+        """Merge the processes' ledgers; add the weights, if phases change them."""
         self.ledger.merge(self.runtime)
         state = super().state()
-        if self._learns_weights:
+        if self.config.documents.phases:
             state["weights"] = self.network.state_dict()
-        if self._waves is not None:
-            state["momenta"] = self._waves.optimizer.state_dict()
         return state
-
-    @property
-    def _learns_weights(self) -> bool:
-        return self.config.documents.phases + self.config.documents.wave_documents > 0
 
     def own_state(self) -> State:
         """Return the warm A of this process's chains."""
@@ -177,11 +151,8 @@ class DocumentScorer(Scorer):
     def load_state(self, state: State) -> None:
         """Go on from what `state` returned, and `own_state` with it."""
         super().load_state(state)
-        if self._learns_weights:
+        if self.config.documents.phases:
             self.network.load_state_dict(state["weights"])
-        if "momenta" in state:
-            self._wave_trainer().optimizer.load_state_dict(state["momenta"])
-            self.network.requires_grad_(False)
         for chain, matrices in state.get("warm", {}).items():
             self.warm[chain] = {name: a.to(self.runtime.device) for name, a in matrices.items()}
 
@@ -205,17 +176,9 @@ class DocumentScorer(Scorer):
         self.record_passes(sorted(recorded, reverse=True))
         if len(batches) < len(items):
             self.network.requires_grad_()
-            yield from self._learning_shapes()
-            self.network.requires_grad_(False).zero_grad()
-
-    def _learning_shapes(self) -> Iterator[PassShape]:
-        """Yield the shapes of the passes that all weights learn from."""
-        chains = self.config.documents.chains
-        if not self.config.documents.wave_documents:
+            chains = self.config.documents.chains
             yield from sgd_shapes(self.network, self.config, self.runtime, chains)
-            return
-        options = sgd_options(self.network, self.config, chains)
-        yield PassShape(1, wave_row(self.config), slice(None), options, learns=True)
+            self.network.requires_grad_(False).zero_grad()
 
     def record_passes(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Record a pass of each of the warmed-up shapes (rows, tokens read and scored)."""

@@ -8,7 +8,7 @@ training instead, and the score measures memory.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -87,52 +87,22 @@ class SgdTrainer:
             for begin in range(0, len(sequences.inputs), config.batch_sequences):
                 self._update(sequences.part(slice(begin, begin + config.batch_sequences)))
 
-    def train_at_once(self, lesson: Lesson) -> None:
-        """Take one step of rate `lr` on a lesson, each of its tokens once.
-
-        They follow one another in rows of `batch_sequences` windows. The last row is filled up with
-        the lesson's first tokens, which do not count there: so all rows have one shape.
-        """
-        count, size = len(lesson.inputs), wave_row(self._config)
-        rows = -(-count // size)
-        whole = Lesson(*(np.resize(x, (rows, size)) for x in lesson))
-        weights = (np.arange(rows * size) < count).reshape(rows, size).astype(np.float32) / count
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._config.lr
-        mine = (slice(i, i + 1) for i in share(rows, self._runtime))
-        self._step(lesson, ((whole.inputs[i], whole.targets[i], weights[i]) for i in mine))
-
     def _update(self, sequences: Lesson) -> None:
-        shares = passes(len(sequences.inputs), self._chains, self._runtime)
-        # the mean over the targets of all processes
-        weight = np.float32(1 / sequences.inputs.size)
-
-        def rows() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-            for some in shares:
-                inputs, targets = (
-                    np.stack([x[row.start : row.stop].ravel() for row in some])
-                    for x in (sequences.inputs, sequences.targets)
-                )
-                yield inputs, targets, np.full(inputs.shape, weight)
-
-        self._step(sequences, rows())
-
-    def _step(
-        self, lesson: Lesson, rows: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]
-    ) -> None:
-        """Take a step on inputs, targets and weights [B, T] of this process's rows of a lesson."""
         scorer, device = self._scorer, self._runtime.device
         # entered before the step: a refused update leaves the weights as they are
-        scorer.ledger.update(*find_ranges(lesson.inputs[lesson.scored]))
+        scorer.ledger.update(*find_ranges(sequences.inputs[sequences.scored]))
         self.optimizer.zero_grad(set_to_none=False)
-        for inputs, targets, weights in rows:
+        for rows in passes(len(sequences.inputs), self._chains, self._runtime):
+            inputs, targets = (
+                np.stack([x[row.start : row.stop].ravel() for row in rows])
+                for x in (sequences.inputs, sequences.targets)
+            )
             tokens, wanted = (
                 scorer.tokens[send(torch.from_numpy(x), device)].long() for x in (inputs, targets)
             )
-            options = scorer.segmented(inputs, self._options)
-            nats = scorer.network.nll(tokens, wanted, options)
-            # the processes' gradients are then summed
-            (nats * send(torch.from_numpy(weights), device)).sum().backward()
+            nats = scorer.network.nll(tokens, wanted, scorer.segmented(inputs, self._options))
+            # the mean over the targets of all processes, whose gradients are then summed
+            (nats.sum() / sequences.inputs.size).backward()
         for gradient in self._gradients:
             self._runtime.sum(gradient)
         # of the whole update's gradient, not of a process's part: so the number of processes does
@@ -190,11 +160,6 @@ class ChunkScorer(Scorer):
 def sgd_options(network: Network, config: TttConfig, chains: int | None) -> Pass:
     """Return the options of the passes that are learned from."""
     return Pass(network.config.orders[-1], document_tokens=config.window if chains else None)
-
-
-def wave_row(config: TttConfig) -> int:
-    """Return the tokens of a row that train_at_once learns from."""
-    return config.batch_sequences * config.window
 
 
 def passes(count: int, chains: int | None, runtime: Runtime) -> list[list[range]]:

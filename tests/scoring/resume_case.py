@@ -17,7 +17,6 @@ from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
 
 TILTED = dataclasses.replace(SLIDING, mixture=MixtureConfig(**{**MIXTURE, "kind": "tilt"}))
-WAVES = {"wave_documents": 4, "batch_documents": 2, "warm_a": True}
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
 CASES = {
     "strided": (TILTED, score_sliding),
@@ -26,7 +25,6 @@ CASES = {
         make_lora_config("lora_stream", stream={"reset_batches": 3}),
         score_adaptive,
     ),
-    "waves": (make_lora_config("lora_documents", documents=WAVES), score_adaptive),
     "phases": (
         make_lora_config("lora_documents", documents=PHASES, chunk_tokens=16, epochs=1),
         score_adaptive,

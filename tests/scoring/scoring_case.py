@@ -65,14 +65,12 @@ DOCUMENTS = {
     "batch_documents": 4,
     "chains": 2,
     "chunk_tokens": 6,
-    "short_chunks": (),
     "last_window": "fixed",
     "warm_a": False,
     "idle_decay": False,
     "prefix_documents": 0,
     "phases": 0,
     "repeat_bos": False,
-    "wave_documents": 0,
 }
 SLIDING = SlidingConfig(
     mode="strided",

@@ -11,11 +11,10 @@ from published_case import facts
 from scoring_case import DOCUMENTS, make_text
 
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.config import DocumentsConfig, ShortChunk
+from paramgolf.scoring.config import DocumentsConfig
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
     Phase,
-    Wave,
     own_batches,
     phase_bounds,
     place_phases,
@@ -114,45 +113,12 @@ def test_processes_share_all_batches_evenly(changes):
         assert len(owners) == len({chain for chain, _ in owners})  # what a chain hands on stays
 
 
-def test_short_documents_have_short_chunks():
-    rules = (
-        ShortChunk(document_tokens=5, chunk_tokens=2),
-        ShortChunk(document_tokens=9, chunk_tokens=3),
-    )
-    batches = plan(np.array([10, 9, 5]), short_chunks=rules, batch_documents=1, chains=3)
-    assert [(batch.chunk, batch.chunks) for batch in batches] == [(6, 2), (3, 3), (2, 3)]
-
-
 @pytest.mark.parametrize(
     ("prefix", "phases", "bounds"),
     [(2000, 3, [666, 1333, 2000]), (2500, 3, [833, 1666, 2500]), (50, 1, [50]), (9, 0, [])],
 )
 def test_bounds_of_the_phases_are_the_records(prefix, phases, bounds):
     assert phase_bounds(documents_config(prefix_documents=prefix, phases=phases)) == bounds
-
-
-@settings(deadline=None, max_examples=40)
-@given(
-    lengths=st.lists(st.integers(1, 50), min_size=1, max_size=40),
-    order=st.sampled_from(["stream", "length"]),
-    wave=st.integers(1, 12),
-)
-def test_waves_take_the_documents_since_the_last_wave(lengths, order, wave):
-    items = plan(np.array(lengths), order=order, wave_documents=wave, batch_documents=2)
-    since: list[int] = []
-    for index, item in enumerate(items):
-        if isinstance(item, DocumentBatch):
-            since += item.start.tolist()
-            continue
-        assert isinstance(item, Wave)
-        assert item.start.tolist() == since
-        assert len(since) >= wave
-        left = batches_of(items[index:])
-        assert left  # or nothing would profit
-        if order == "stream":
-            assert max(item.stop) <= min(start for batch in left for start in batch.start)
-        since = []
-    assert len(since) < wave + 4 or not batches_of(items[:-1])
 
 
 @pytest.mark.parametrize("name", ["pr1855", "pr2135"])

@@ -6,7 +6,7 @@ import pytest
 from packed_case import write_package
 from scoring_case import ALONE, SLIDING, make_lora_config, make_text
 
-from paramgolf.scoring.document_plan import DocumentBatch, Wave, plan_documents
+from paramgolf.scoring.document_plan import DocumentBatch, Phase, plan_documents
 from paramgolf.scoring.evaluation import score_sliding
 from paramgolf.scoring.forecast import Forecast, work_of
 from paramgolf.scoring.stage import StageSession
@@ -38,14 +38,14 @@ def test_what_was_done_before_a_crash_says_nothing_of_the_speed():
 
 
 def test_documents_cost_the_tokens_that_are_read():
-    documents = {"batch_documents": 2, "wave_documents": 4}
+    documents = {"batch_documents": 2, "phases": 1, "prefix_documents": 4}
     config = make_lora_config("lora_documents", documents=documents)
     items = plan_documents(*find_documents(make_text(300)), config.documents, config.window)
     batches = [item for item in items if isinstance(item, DocumentBatch)]
     costs = [work_of(batch, config) for batch in batches]
     assert costs[0] > 2 * costs[-1]  # the longest come first
-    wave = next(item for item in items if isinstance(item, Wave))
-    assert work_of(wave, config) == (wave.stop - wave.start).sum()
+    phase = next(item for item in items if isinstance(item, Phase))
+    assert work_of(phase, config) == config.epochs * (phase.stop - phase.start).sum()
 
 
 @pytest.mark.parametrize(("limit", "words"), [(1e9, ", within"), (1e-9, ", NOT within")])

@@ -1,7 +1,6 @@
 """An adapter a document: equal to a plain loop, score-first, causal, the same for any batches."""
 
 import dataclasses
-import itertools
 
 import numpy as np
 import pytest
@@ -12,8 +11,7 @@ from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
-from paramgolf.scoring.config import ShortChunk
-from paramgolf.scoring.document_plan import DocumentBatch, Wave, plan_documents
+from paramgolf.scoring.document_plan import DocumentBatch, plan_documents
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError, expand_ranges
 from paramgolf.scoring.lora_documents import DocumentScorer
@@ -25,7 +23,6 @@ WARM = {"warm_a": True, "batch_documents": 2}
 # AdamW's step follows the sign of a gradient above eps: rounding shows unless eps is large
 SMOOTH = {"eps": 1e-3}
 PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
-WAVES = {"wave_documents": 4, "batch_documents": 2}
 
 
 def adapt(text, runtime=ALONE, network=None, documents=None, adapter=None, **changes):
@@ -152,87 +149,6 @@ def test_a_warm_a_goes_on_to_the_next_full_batch_of_the_chain_only():
             assert moved == (batch.chain in used and last - first > 6)
         if batch.full:
             used.add(batch.chain)
-
-
-def test_short_chunks():
-    text = make_text(200)
-    rules = (ShortChunk(document_tokens=9, chunk_tokens=2),)
-    documents = {"batch_documents": 1, "short_chunks": rules}
-    nats = adapt(text, documents=documents, adapter=SMOOTH).nats
-    config = make_lora_config("lora_documents", SMOOTH, {"chunk_tokens": 2})
-    start, stop = find_documents(text)
-    (short, *_) = np.flatnonzero((stop - start <= 9) & (stop - start > 4))
-    span = slice(start[short], stop[short])
-    expected = brute_force(text, start[short], stop[short], config)
-    np.testing.assert_allclose(nats[span], expected, atol=1e-4)
-
-
-class TestWaves:
-    def items(self, text):
-        config = make_lora_config("lora_documents", documents=WAVES).documents
-        return plan_documents(*find_documents(text), config, WINDOW)
-
-    def test_each_document_is_learned_from_once_after_it_is_scored(self):
-        text = make_text(400)
-        ledger, items = adapt(text, documents=WAVES), self.items(text)
-        waves = [item for item in items if isinstance(item, Wave)]
-        assert len(waves) >= 3
-        found = [update for update in ledger.updates if not update.own]
-        for update, wave in zip(found, waves, strict=True):
-            targets = expand_ranges(update.start, update.stop)
-            assert targets.tolist() == expand_ranges(wave.start, wave.stop).tolist()
-        assert ledger.close()["score_first"]
-
-    def test_a_wave_is_one_step_along_the_gradient_of_its_documents(self):
-        text, network = make_text(400), make_network()
-        tokens = torch.from_numpy(text.tokens.astype(np.int64))
-        options = Pass(network.config.orders[-1])
-        items, momenta = self.items(text), {}
-        found = adapt(text, documents=WAVES, adapter={"lr": 0.0}, clip_norm=0.0, lr=0.05)
-
-        def nats(document):
-            inputs, targets = tokens[slice(*document)], tokens[1:][slice(*document)]
-            return network.nll(inputs[None], targets[None], options)[0]
-
-        for item in items:
-            documents = [*zip(item.start.tolist(), item.stop.tolist(), strict=True)]
-            if isinstance(item, DocumentBatch):
-                for first, last in documents:
-                    # within the window: later chunks have their context cut elsewhere
-                    head = first, min(last, first + 12)
-                    scores = nats(head).detach()
-                    np.testing.assert_allclose(found.nats[slice(*head)], scores, atol=2e-4)
-                continue
-            # rows of 2 windows: a document is cut where a row ends
-            parts = list(itertools.chain(*(range(*document) for document in documents)))
-            rows = [parts[begin : begin + 32] for begin in range(0, len(parts), 32)]
-            loss = sum(nats((run[0], run[-1] + 1)).sum() for row in rows for run in runs(row, text))
-            loss = loss / len(parts)
-            learning = [p for p in network.parameters() if p.requires_grad]
-            gradients = torch.autograd.grad(loss, learning)
-            with torch.no_grad():
-                for p, gradient in zip(learning, gradients, strict=True):
-                    momenta[p] = 0.9 * momenta[p] + gradient if p in momenta else gradient
-                    p -= 0.05 * momenta[p]
-
-    def test_waves_lower_the_scores_of_later_documents_that_are_alike(self):
-        rng = np.random.default_rng(0)
-        words = rng.integers(2, VOCAB, (6, 5))
-        parts = [[1, *words[rng.integers(6, size=4)].ravel()] for _ in range(24)]
-        tokens = np.concatenate([*parts, [1]]).astype(np.uint16)
-        text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
-        assert adapt(text, documents=WAVES, lr=0.1).nats.sum() < 0.95 * adapt(text).nats.sum()
-
-
-def runs(row, text):
-    """The parts of a row that attention keeps apart: by document, a window at most."""
-    part = [row[0]]
-    for target in row[1:]:
-        if target != part[-1] + 1 or text.tokens[target] == 1 or len(part) == WINDOW:
-            yield part
-            part = []
-        part.append(target)
-    yield part
 
 
 class TestPhases:

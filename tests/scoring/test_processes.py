@@ -29,9 +29,6 @@ CONFIGS = {
         lr=0.002,
         chunk_tokens=16,
     ),
-    "waves": make_lora_config(
-        "lora_documents", documents={**DOCUMENTS, "wave_documents": 5}, lr=0.002, clip_norm=0.0
-    ),
     "strict": make_lora_config("lora_documents", documents={**DOCUMENTS, "order": "stream"}),
 }
 

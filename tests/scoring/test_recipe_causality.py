@@ -6,8 +6,6 @@ document and one at its end are changed, and all text after it.
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 from recipe_case import different, moved, narrow_recipe
@@ -27,7 +25,7 @@ from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
 
-WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "waves")
+WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
 KINDS = ("none", "ngram", "tilt")
 COUNT = 72
 
@@ -43,10 +41,7 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
         ledger = score_text(network, text, config, session)
     else:
         documents = {"order": "stream", "batch_documents": 1}
-        if way == "waves":
-            way, documents["wave_documents"] = "lora_documents", 1
-        else:
-            documents |= {"phases": 1, "prefix_documents": 1}
+        documents |= {"phases": 1, "prefix_documents": 1}
         sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
         lora = make_lora_config(
             way, documents={**documents, "chunk_tokens": 8, "chains": 1}, **sizes
@@ -57,11 +52,8 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
     return ledger.nats
 
 
-# no recipe has waves: one network must do
-@pytest.mark.parametrize(
-    ("recipe", "way"),
-    [*itertools.product(different("model"), WAYS[:-1]), ("best", "waves")],
-)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("recipe", different("model"))
 def test_no_past_score_moves_with_later_text(recipe, way):
     network = moved(Network(narrow_recipe(recipe).model, VOCAB, seed=1))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}

@@ -8,7 +8,6 @@ from paramgolf.scoring.config import (
     DocumentsConfig,
     LoraConfig,
     MixtureConfig,
-    ShortChunk,
     SlidingConfig,
 )
 
@@ -76,20 +75,12 @@ def test_faults_of_adapters(changes, message):
     assert message in fault
 
 
-RULES = (
-    ShortChunk(document_tokens=9, chunk_tokens=2),
-    ShortChunk(document_tokens=5, chunk_tokens=1),
-)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"chains": 0}, "at least 1"),
-        ({"short_chunks": RULES}, "rising order"),
         ({"phases": 3, "prefix_documents": 2}, "at least `phases`"),
         ({"order": "stream", "warm_a": True}, "warm_a` needs `order: length`"),
-        ({"order": "stream", "short_chunks": RULES[:1]}, "short_chunks` needs `order: length`"),
         ({"order": "stream", "last_window": "full"}, "last_window` needs `order: length`"),
     ],
 )

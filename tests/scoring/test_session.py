@@ -22,7 +22,7 @@ from scoring_case import (
 from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.network import Network
 from paramgolf.scoring import lora_documents, session
-from paramgolf.scoring.config import MixtureConfig, ShortChunk, SlidingConfig
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
@@ -34,9 +34,6 @@ CASES = {
     **dict.fromkeys(("strided", "documents", "windowed")),
     "sgd": make_config(chunk_tokens=64, batch_sequences=3),
     "lora_stream": make_lora_config("lora_stream"),
-    "waves": make_lora_config(
-        "lora_documents", documents={"wave_documents": 8, "batch_documents": 8, "chains": 1}
-    ),
     "lora_documents": make_lora_config(
         "lora_documents",
         documents={"phases": 1, "prefix_documents": 4, "batch_documents": 8, "chains": 1},
@@ -100,7 +97,7 @@ def passes(monkeypatch):
 def test_every_shape_is_warmed_up_and_none_in_vain(passes, case, kind):
     ledger = score(case, echoing_text(400), WARM, kind)
     warmed, scored = passes["shapes"][True], passes["shapes"][False]
-    if case in ("lora_documents", "waves"):  # whose sizes are symbols
+    if case == "lora_documents":  # whose sizes are symbols
         adapted = {shape for shape in scored if shape[4] is not None}
         assert warmed == scored - adapted | {min(adapted), max(adapted)}
     else:
@@ -181,7 +178,6 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     monkeypatch.setattr(torch, "compile", counted)
     torch._dynamo.reset()
     documents = {"batch_documents": 4, "chains": 1, "chunk_tokens": 6}
-    documents["short_chunks"] = (ShortChunk(document_tokens=14, chunk_tokens=4),)
     monkeypatch.setitem(
         CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
     )
@@ -190,7 +186,7 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     plain = plain.with_backend(Backend(dtype=torch.bfloat16))
     network, text = plain.with_backend(compiled(plain.backend)), echoing_text(300)
     nats = score("lora_documents", text, WARM, network=network).nats
-    assert len(passes["shapes"][False]) == 6
+    assert len(passes["shapes"][False]) == 5
     # blocks: the first, whose lane has no gradient; without a skip; with one; the last
     assert made == {"smear_and_norm": 1, "block": 4, "lanes_nll": 1}
     expected = score("lora_documents", text, ALONE, network=plain).nats
