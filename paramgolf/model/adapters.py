@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from paramgolf.model.block import Pair
+from paramgolf.model.block import Adapters, Pair
 from paramgolf.model.config import ModelConfig, Order
 
 HEAD = "head"
@@ -29,6 +29,30 @@ def adapter_shapes(
     width, kv_width = config.width, config.kv_heads * config.head_dim
     out = {"q": width, "k": kv_width, "v": kv_width, "o": width, "mlp": width, HEAD: vocab_size}
     return {name: (1 if name == HEAD else len(order), out[name], width) for name in targets}
+
+
+def layer_adapters(
+    adapters: Mapping[str, Pair] | None, length: int, dtype: torch.dtype
+) -> list[Adapters | None]:
+    """Return the adapters of each virtual layer of an order of `length`, in the compute dtype.
+
+    Those that are given, but the head's, are of the last layers of the order.
+    """
+    if adapters is None:
+        return [None] * length
+    # unbind once per pass, as for the weights, instead of a slice per layer; then cast, for
+    # compiled code asks where parts of a tensor begin, and had two graphs of one kind
+    split = {
+        name: [[y.to(dtype) for y in x.unbind(1)] for x in pair]
+        for name, pair in adapters.items()
+        if name != HEAD
+    }
+    count = max((len(a) for a, _ in split.values()), default=0)
+    last = [
+        Adapters(**{name: Pair(a[index], b[index]) for name, (a, b) in split.items()})
+        for index in range(count)
+    ]
+    return [*[None] * (length - count), *last]
 
 
 class AdapterSet:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from paramgolf.data.special_tokens import BOS
+from paramgolf.model.adapters import layer_adapters
 from paramgolf.model.attention import BOUNDS_MULTIPLE, Segments, find_segments, rotary_table
 from paramgolf.model.backend import Backend, backend_for
 from paramgolf.model.block import (
-    Adapters,
     Context,
     Kind,
     Lanes,
@@ -38,11 +38,28 @@ from paramgolf.model.gradients import FanOut, distinct
 from paramgolf.model.head import Allowed, Head, Mask, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
+from paramgolf.model.rows import Rows
 from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, shapes
 from paramgolf.runtime import Runtime
 
 NO_TOKEN = -1
 Tensors = dict[str, Tensor]
+
+
+class Midway(NamedTuple):
+    """A pass that has run the first `steps` layers of its order: all that the others read.
+
+    x0 [B, T, d] are the normalized embeddings, `skips` the outputs of layers that none has popped
+    yet, the newest last, `values` [B, T, kv] the value embedding, `first_values` [B, T, K, D] those
+    of layer 0; None where the network has none. In the compute dtype.
+    """
+
+    steps: int
+    x0: Tensor
+    lanes: Lanes
+    skips: tuple[Lanes, ...] = ()
+    values: Tensor | None = None
+    first_values: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +72,10 @@ class Pass:
             embedding (the head's). Nothing is compiled then.
         document_tokens: attention stays inside a document, and sees at most so many tokens of it.
         adapters: low-rank additions by name (the fields of Adapters, and head): rows first, then
-            virtual layers.
+            virtual layers; if these are fewer than the order has, they are its last ones.
         window: a position attends to no more than so many, itself among them.
         segments: those of `document_tokens` or `window`, where they were found beforehand.
+        midway: what the first layers made of the tokens; None: they run.
     """
 
     order: Order
@@ -66,6 +84,7 @@ class Pass:
     adapters: Mapping[str, Pair] | None = None
     window: int | None = None
     segments: Segments | None = None
+    midway: Midway | None = None
 
 
 class Network(nn.Module):
@@ -172,6 +191,13 @@ class Network(nn.Module):
             options.tap("embedding", 0, head_input(lanes, head))
         return lanes, head
 
+    def midway(self, tokens_BT: Tensor, order: Order, steps: int) -> Midway:
+        """Return what the first `steps` layers of `order` make of tokens, for Pass.midway."""
+        tensors, options = self._cast(), Pass(order)
+        state = self._embedded(tokens_BT, tensors, options)
+        shared = self._shared_context(state.x0, tokens_BT, options)
+        return self._run_steps(state, steps, shared, tensors, options)
+
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """Cast the weights once for all passes of the block; they must stay as they are in it."""
@@ -206,24 +232,46 @@ class Network(nn.Module):
             span = part.indices(tokens_BT.shape[1])
             whole = span == (0, tokens_BT.shape[1], 1)
             part = None if whole else torch.arange(*span, device=tokens_BT.device)
-        run, smear = self.backend.block, self.backend.smear
-        if options.tap is not None:  # compiled code would not call it
-            run, smear = block, smear_and_norm
+        state = options.midway or self._embedded(tokens_BT, tensors, options)
+        shared = self._shared_context(state.x0, tokens_BT, options)
+        return self._run_steps(state, len(options.order), shared, tensors, options, part=part).lanes
+
+    def _embedded(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Midway:
+        """Return the state of a pass before its first layer."""
+        smear = self.backend.smear if options.tap is None else smear_and_norm
         bos = BOS if self.config.bos_mask else NO_TOKEN
         # x0 lives through the whole pass: every block may mix it into its lanes
         x0 = embed(tokens_BT, tensors, self.config, bos=bos, smear=smear)
-        shared = self._shared_context(x0, tokens_BT, options)
         values = value_embedding(tokens_BT, tensors, self.config)
-        rows = _Rows(tensors, self.config)
-        adapters = self._cast_adapters(options.adapters, len(options.order))
-        lanes: Lanes = (x0,)
-        skips: list[Lanes] = []
-        # a copy for each reader, whose gradients are then summed at once
-        copies = FanOut.apply(x0, len(options.order), self.backend.add)  # type: ignore[no-untyped-call]
+        return Midway(0, x0, (x0,), values=values)
+
+    def _run_steps(
+        self,
+        state: Midway,
+        stop: int,
+        shared: Context,
+        tensors: Tensors,
+        options: Pass,
+        *,
+        part: Tensor | None = None,
+    ) -> Midway:
+        """Run the layers from where `state` stands to the one before `stop` in the order.
+
+        What the order's last layer does after attention is done at `part` alone.
+        """
+        # a tap is not called by compiled code
+        run = self.backend.block if options.tap is None else block
+        rows, span = Rows(tensors, self.config), slice(state.steps, stop)
         virtual_layers = plan(self.config, options.order)
-        for virtual, adapter, x0_copy in zip(virtual_layers, adapters, copies, strict=True):
+        adapters = layer_adapters(options.adapters, len(options.order), self.backend.dtype)
+        # a copy for each reader, whose gradients are then summed at once
+        copies = FanOut.apply(state.x0, stop - state.steps, self.backend.add)  # type: ignore[no-untyped-call]
+        steps = zip(virtual_layers[span], adapters[span], copies, strict=True)
+        lanes, skips = state.lanes, list(state.skips)
+        shared = shared._replace(first_values=state.first_values)
+        for virtual, adapter, x0_copy in steps:
             weights = rows.of(virtual)
-            context = self._layer_context(virtual, shared, values, tensors, options)
+            context = self._layer_context(virtual, shared, state.values, tensors, options)
             context = context._replace(x0=x0_copy, adapters=adapter)
             # of the newest visit of layer 0, where an order repeats it
             if self.config.value_residual and virtual.layer == 0:
@@ -239,7 +287,7 @@ class Network(nn.Module):
                 lanes = tuple(x.lerp(y, step) for x, y in zip(before, lanes, strict=True))
             if virtual.push:
                 skips.append(tuple(map(distinct, lanes)))
-        return lanes
+        return Midway(stop, state.x0, lanes, tuple(skips), state.values, shared.first_values)
 
     def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
         config = self.config
@@ -278,25 +326,6 @@ class Network(nn.Module):
         if options.tap is not None:
             context = context._replace(tap=_bind(options.tap, virtual))
         return context
-
-    def _cast_adapters(
-        self, adapters: Mapping[str, Pair] | None, length: int
-    ) -> Sequence[Adapters | None]:
-        """Return the adapters of each virtual layer of an order, in the compute dtype."""
-        if adapters is None:
-            return [None] * length
-        # unbind once per pass, as for the weights, instead of a slice per layer; then cast, for
-        # compiled code asks where parts of a tensor begin, and had two graphs of one kind
-        dtype = self.backend.dtype
-        split = {
-            name: [[y.to(dtype) for y in x.unbind(1)] for x in pair]
-            for name, pair in adapters.items()
-            if name != "head"
-        }
-        return [
-            Adapters(**{name: Pair(a[index], b[index]) for name, (a, b) in split.items()})
-            for index in range(length)
-        ]
 
     def _first_values(self, lanes: Lanes, weights: Weights, context: Context) -> Tensor:
         """Return the raw values of layer 0 [B, T, K, D], which later layers mix into theirs."""
@@ -355,43 +384,3 @@ def _bind(
         "down": virtual.mlp_row,
     }
     return lambda name, x: tap(name, rows[name], x)
-
-
-class _Rows:
-    """The stacked tensors, taken apart once per pass: the backward of unbind is one stack."""
-
-    def __init__(self, tensors: Tensors, config: ModelConfig) -> None:
-        self._rows: dict[str, Any] = {
-            name: tensor.unbind(0)
-            for name, tensor in tensors.items()
-            if name in Weights._fields and name != "norm_scale"
-        }
-        # some parameters have rows for the parallel layers alone
-        self._first_parallel = config.parallel_start
-        # 1 / sqrt(layer + 1): what deeper layers read is smaller, and so is what they add
-        slots = torch.arange(1, len(tensors["attn_scale"]) + 1, device=tensors["qkv"].device)
-        scale = slots.float().rsqrt() if config.layer_scale else torch.ones_like(slots).float()
-        self._rows["norm_scale"] = scale.unbind(0)
-
-    def of(self, virtual: VirtualLayer) -> Weights:
-        """Return the weights of a virtual layer."""
-        rows = {
-            **dict.fromkeys(("qkv", "o"), virtual.layer),
-            **dict.fromkeys(("up", "down"), virtual.mlp_row),
-            **dict.fromkeys(
-                ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
-            ),
-            "xsa_strength": virtual.slot,
-            **dict.fromkeys(("head_gate", "hidden_gain"), virtual.layer),
-        }
-        if virtual.layer > 0:  # layer 0 has its values from itself
-            rows["value_lambda"] = virtual.layer - 1
-        if virtual.parallel:
-            parallel_row = virtual.layer - self._first_parallel
-            rows |= dict.fromkeys(("lane_keep", "lane_write"), virtual.layer)
-            rows |= dict.fromkeys(("lane_route", "mlp_mix"), parallel_row)
-        if virtual.skip_row is not None:
-            rows |= dict.fromkeys(("skip_weight", "skip_gate"), virtual.skip_row)
-        return Weights(
-            **{name: self._rows[name][row] for name, row in rows.items() if name in self._rows}
-        )

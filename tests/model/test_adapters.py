@@ -143,6 +143,21 @@ def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
     assert not torch.equal(gradient[1], gradient[3])
 
 
+def test_adapters_that_are_fewer_than_the_layers_are_the_last_layers(tiny_model):
+    config = tiny_model()
+    network, tokens, order = live_network(config), tokens_of(2), config.orders[-1]
+    adapters = live_set(config, order, ALL)
+    with torch.no_grad():
+        for name in ALL[:-1]:
+            adapters.b[name][:, :2] = 0
+    every = adapters.pairs()
+    last = {n: p if n == "head" else Pair(p.a[:, 2:], p.b[:, 2:]) for n, p in every.items()}
+    torch.testing.assert_close(
+        network.logits(tokens, Pass(order, adapters=last)),
+        network.logits(tokens, Pass(order, adapters=every)),
+    )
+
+
 def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
     config = tiny_model()
     network, tokens, order = live_network(config), tokens_of(2), config.orders[-1]

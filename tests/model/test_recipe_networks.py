@@ -77,3 +77,14 @@ def test_recurrence_changes_nothing_but_the_order(config, network):
         assert torch.equal(phase_0, network.logits(text(), Pass(once)))
         if config.recurrence:
             assert not torch.equal(phase_0, network.logits(text(), Pass(config.orders[-1])))
+
+
+def test_a_pass_goes_on_from_the_middle(config, network):
+    """Wherever it is cut: lanes, skips, embeddings and first values are all that goes on."""
+    moved(network)
+    tokens, order = text(), config.orders[-1]
+    with torch.no_grad():
+        whole = network.logits(tokens, Pass(order))
+        for steps in range(1, len(order)):
+            midway = network.midway(tokens, order, steps)
+            assert torch.equal(network.logits(tokens, Pass(order, midway=midway)), whole)
