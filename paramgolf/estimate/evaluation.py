@@ -27,8 +27,8 @@ def sliding_passes(config: SlidingConfig) -> float:
             return config.window / config.stride
 
 
-def ttt_passes(config: TttConfig) -> float:
-    """Return the forward passes of a token that is scored and then learned from."""
+def ttt_passes(config: TttConfig, layers: int) -> float:
+    """Return the forward passes, of `layers`, of a token that is scored and then learned from."""
     overlap = config.window / config.stride
     match config.mode:
         case "none":
@@ -38,15 +38,19 @@ def ttt_passes(config: TttConfig) -> float:
         case "lora_stream":
             return STREAM_PASSES * overlap
         case "lora_documents":
-            return DOCUMENT_PASSES * config.window / config.documents.chunk_tokens
+            upper = min(layers, config.adapter.last_layers or layers)
+            return DOCUMENT_PASSES * config.window / config.documents.chunk_tokens * upper / layers
 
 
 def scored_per_second(
     model: ModelConfig, vocab_size: int, config: SlidingConfig | TttConfig, machine: Machine
 ) -> float | None:
     """Return the tokens that an evaluation scores in a second; None where it scores none."""
-    passes = sliding_passes(config) if isinstance(config, SlidingConfig) else ttt_passes(config)
     order = max(model.orders, key=len)
+    if isinstance(config, SlidingConfig):
+        passes = sliding_passes(config)
+    else:
+        passes = ttt_passes(config, len(order))
     flops = passes * forward_flops(model, vocab_size, order, config.window)
     rate = machine.device.peak_flops * machine.device.utilisation * machine.count
     return rate / flops if flops else None

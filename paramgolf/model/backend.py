@@ -168,6 +168,14 @@ def compiled(backend: Backend) -> Backend:
     )
 
 
+def uncompiled(backend: Backend) -> Backend:
+    """Return the backend as it was before `compiled`, for passes too few to compile them for."""
+    plain = Backend()
+    return dataclasses.replace(
+        backend, block=plain.block, smear=plain.smear, nll=plain.nll, add=plain.add
+    )
+
+
 def document_sources() -> str:
     """Return how compiled code names the bounds of documents and the longest one's length.
 
@@ -179,7 +187,7 @@ def document_sources() -> str:
 
 
 def share_graphs(backend: Backend) -> Backend:
-    """Return a compiled backend whose passes with adapters, one per row, share graphs.
+    """Return a compiled backend whose passes of documents, with adapters for rows, share graphs.
 
     Their rows and tokens may differ: documents come in many shapes, and a graph of each would cost
     seconds. A pass of one row has graphs of its own, since PyTorch tells 1 apart from all other
@@ -195,10 +203,9 @@ def share_graphs(backend: Backend) -> Backend:
 
     def block_marked(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Lanes:
         c = context
-        if c.adapters is not None:  # without, the whole model learns, from passes of one shape
-            # rows and tokens; cos and sin have tokens first, adapters rows, part what is scored
-            _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
-            _vary((c.cos, c.sin, c.adapters, c.part), 0)
+        # rows and tokens; cos and sin have tokens first, adapters rows, part what is scored
+        _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
+        _vary((c.cos, c.sin, c.adapters, c.part), 0)
         return backend.block(lanes, weights, c, kind)
 
     def nll_marked(lanes: Lanes, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:

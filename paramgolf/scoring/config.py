@@ -78,6 +78,7 @@ class LoraConfig:
     decay: NaturalFloat
     init_std: PositiveFloat | None
     per_layer: bool
+    last_layers: Positive | None
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""

@@ -12,6 +12,7 @@ from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
 from paramgolf.data.token_set import open_tokens
+from paramgolf.model.backend import uncompiled
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -73,7 +74,10 @@ def score_adaptive(
     """
     session = session or Session(runtime)
     network, text = _load(package, tokens, config, session)
-    plain = plain_score(network, text, config.window, config.batch_windows, session)
+    packed = network
+    if config.mode == "lora_documents":  # whose passes would share no graph with the plain score's
+        packed = network.with_backend(uncompiled(network.backend))
+    plain = plain_score(packed, text, config.window, config.batch_windows, session)
     ledger = score_and_adapt(network, text, config, session)
     metrics = _summary(text, ledger, plain, session)
     metrics |= {"updates": metrics["ledger"]["updates"], "mode": config.mode}

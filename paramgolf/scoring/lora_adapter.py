@@ -15,7 +15,7 @@ from torch import Tensor
 
 from paramgolf.model.adapters import HEAD, AdapterSet, adapter_shapes
 from paramgolf.model.block import Pair
-from paramgolf.model.network import Network, Pass
+from paramgolf.model.network import Midway, Network, Pass
 from paramgolf.scoring.config import LoraConfig
 
 
@@ -24,7 +24,7 @@ class LoraTrainer:
 
     AdamW is elementwise, so each row learns from its own loss alone. Adapters, gradients and
     moments stay where they are in memory, of however many rows. `steps` counts those since the
-    adapters were fresh.
+    adapters were fresh. Adapters begin above the first `below` layers of the order.
 
     All rows begin with one A, where the published systems draw one for each row: a document's
     scores must not depend on the row that it happens to take, nor on what else is in the batch.
@@ -33,7 +33,11 @@ class LoraTrainer:
     def __init__(self, network: Network, config: LoraConfig, rows: int) -> None:
         self._config, self._order = config, network.config.orders[-1]
         self._device = next(network.parameters()).device
-        owners = tuple(range(network.config.layers)) if config.per_layer else self._order
+        # the layers of the order that lie below all adapters
+        self.below = max(0, len(self._order) - (config.last_layers or len(self._order)))
+        owners = upper = self._order[self.below :]
+        if config.per_layer:
+            owners = tuple(sorted(set(upper)))
         shapes = adapter_shapes(network.config, network.vocab_size, owners, config.targets)
         # alpha / rank scales the output, so that a rank can be changed and the rate kept
         self.adapters = AdapterSet(
@@ -47,22 +51,23 @@ class LoraTrainer:
         # a layer's pair is taken at each of its visits, so that its gradients are added
         self._visits = None
         if config.per_layer:
-            self._visits = torch.tensor(self._order, device=self._device)
+            visits = [owners.index(layer) for layer in upper]
+            self._visits = torch.tensor(visits, device=self._device)
         self._first = self._draw_first()
         leaves = self.adapters.parameters()
         # the gradient and both moments of each leaf, for all rows
         self._state = [[torch.zeros_like(leaf) for _ in range(3)] for leaf in leaves]
         self.renew()
 
-    def options(self) -> Pass:
-        """Return the options of a pass through these adapters."""
+    def options(self, midway: Midway | None = None) -> Pass:
+        """Return the options of a pass through these adapters, from `midway` on."""
         pairs = self.adapters.pairs()
         if self._visits is not None:
             pairs = {
                 name: pair if name == HEAD else Pair(*(x[:, self._visits] for x in pair))
                 for name, pair in pairs.items()
             }
-        return Pass(self._order, adapters=pairs)
+        return Pass(self._order, adapters=pairs, midway=midway)
 
     def step(self) -> None:
         """Take one step along the gradients of the leaves, and clear them."""

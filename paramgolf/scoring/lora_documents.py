@@ -2,12 +2,12 @@
 
 A chunk is scored by a pass over it and the document's tokens before it, as many as the window
 holds; the same pass gives the gradient of the step that follows. So each chunk costs one forward
-and one backward pass, and is scored before anything is learned from it.
+and one backward pass, and is scored before anything is learned from it. Layers below all adapters
+run once for each token (`lower_layers`).
 """
 
 from __future__ import annotations
 
-import functools
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,9 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from paramgolf.model.backend import share_graphs
+from paramgolf.model.backend import share_graphs, uncompiled
 from paramgolf.model.cuda_graph import CudaGraphs
-from paramgolf.model.network import Network
+from paramgolf.model.network import Network, Pass
 from paramgolf.progress import say
 from paramgolf.runtime import send
 from paramgolf.scoring.config import TttConfig
@@ -29,6 +29,7 @@ from paramgolf.scoring.document_plan import (
 )
 from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
+from paramgolf.scoring.lower_layers import LowerLayers
 from paramgolf.scoring.scorer import (
     Host,
     PassShape,
@@ -39,7 +40,7 @@ from paramgolf.scoring.scorer import (
     start_copy,
 )
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sgd import Lesson, SgdTrainer, sgd_shapes
+from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text, find_documents
 
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
@@ -56,13 +57,15 @@ Matrices = dict[str, torch.Tensor]
 class DocumentPass(NamedTuple):
     """A pass as tensors alone, so that it can be recorded: see scorer.ScoringBatch.
 
-    `positions` int64 [k] are those that are scored; `learns` float32 [B] is 1 for the rows that
-    learn from the pass, 0 for the others; None: none does.
+    `places` int64 [B] are those in its document that a row begins with, `positions` int64 [k] those
+    of a row that are scored; `learns` float32 [B] is 1 for the rows that learn from the pass, 0 for
+    the others; None: none does.
     """
 
     inputs: torch.Tensor
     targets: torch.Tensor
     first: torch.Tensor
+    places: torch.Tensor
     positions: torch.Tensor
     learns: torch.Tensor | None
 
@@ -92,6 +95,8 @@ class DocumentScorer(Scorer):
         batches = [item for item in self.items if isinstance(item, DocumentBatch)]
         start = np.concatenate([batch.start for batch in batches])
         stop = np.concatenate([batch.stop for batch in batches])
+        # for passes that are few beside those of chunks: phases, and lower layers
+        self._plain = network.with_backend(uncompiled(network.backend))
         if session.runtime.compile:
             network = network.with_backend(share_graphs(network.backend))
         super().__init__(
@@ -105,6 +110,17 @@ class DocumentScorer(Scorer):
         )
         self.config = config
         self.trainer = LoraTrainer(network, config.adapter, self.rows)
+        self._lower = None
+        if self.trainer.below:
+            self.witness = self._plain  # the layers below have no graphs
+            self._lower = LowerLayers(
+                self._plain,
+                self.tokens,
+                self.trainer.below,
+                rows=self.rows,
+                window=config.window,
+                chunk=config.documents.chunk_tokens,
+            )
         self._graphs = CudaGraphs()
         self._own = own_batches(self.items, config.window, self.runtime)
         self.warm: dict[int, Matrices] = {}
@@ -129,7 +145,7 @@ class DocumentScorer(Scorer):
         """
         config = self.config
         self.warm.clear()  # they were of use to weights that are now others
-        sgd = SgdTrainer(self, config, chains=config.documents.chains)
+        sgd = SgdTrainer(self, config, chains=config.documents.chains, network=self._plain)
         count, size = len(lesson.inputs), config.chunk_tokens
         last = (count - 1) // size
         for index in range(last):
@@ -172,13 +188,9 @@ class DocumentScorer(Scorer):
             rows, read, size = shape
             trainer.keep(rows)
             part = torch.arange(read - size, read, device=self.runtime.device)
-            yield PassShape(rows, read, part, trainer.options(), learns=True)
+            options = self._options(torch.zeros_like(part[:1]).expand(rows), read)
+            yield PassShape(rows, read, part, options, learns=True)
         self.record_passes(sorted(recorded, reverse=True))
-        if len(batches) < len(items):
-            self.network.requires_grad_()
-            chains = self.config.documents.chains
-            yield from sgd_shapes(self.network, self.config, self.runtime, chains)
-            self.network.requires_grad_(False).zero_grad()
 
     def record_passes(self, shapes: Sequence[tuple[int, int, int]]) -> None:
         """Record a pass of each of the warmed-up shapes (rows, tokens read and scored)."""
@@ -188,7 +200,8 @@ class DocumentScorer(Scorer):
             self.trainer.keep(rows)
             inputs, targets = torch.zeros((2, rows, read), dtype=torch.int64, device=device)
             first, positions = (torch.zeros_like(inputs[0, :1].expand(n)) for n in (rows, size))
-            empty = DocumentPass(inputs, targets, first, positions, first.float())
+            places = torch.zeros_like(first)
+            empty = DocumentPass(inputs, targets, first, places, positions, first.float())
             self._graphs.capture(shape, self._score_pass, empty, warm_ups=0)
 
     def _launch_batch(self, batch: DocumentBatch) -> Iterator[Callable[[], None]]:
@@ -203,6 +216,8 @@ class DocumentScorer(Scorer):
         # the batch that is not full has other rows than the next, and hands nothing on
         warm = self.config.documents.warm_a and batch.full
         trainer.renew(self.warm.get(batch.chain) if warm else None)
+        if self._lower is not None:
+            self._lower.begin(start, stop)
         handed = self.warm.get(batch.chain, {})  # overwritten, row by row, as documents end
         if warm and not handed:
             handed = {name: a.detach().clone() for name, a in trainer.adapters.a.items()}
@@ -248,8 +263,14 @@ class DocumentScorer(Scorer):
         rows = np.maximum(np.minimum(ends - width, stop), np.where(first < stop, start, 0))
         read = round_width(width, window)
         goes_on = stop > first + size
+        if self._lower is not None:
+            self._lower.cover(len(start), begin + size)
+
+        def run(batch: ScoringBatch) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._launch(batch, rows - start, goes_on)
+
         # whatever stands right of the chunk, up to the rounded width, no scored position can see
-        part, run = slice(width - size, width), functools.partial(self._launch, goes_on)
+        part = slice(width - size, width)
         _, scores = self.score(rows, read, part, self.trainer.options(), run)
         targets = rows[:, None] + np.arange(width - size, width)
         scored = (first[:, None] <= targets) & (targets < stop[:, None])
@@ -263,15 +284,19 @@ class DocumentScorer(Scorer):
         return goes_on, enter
 
     def _launch(
-        self, goes_on: np.ndarray, batch: ScoringBatch
+        self, batch: ScoringBatch, places: np.ndarray, goes_on: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a pass's nats and scores; the rows that go on add their gradient."""
+        """Return a pass's nats and scores; the rows that go on add their gradient.
+
+        `places` int64 [B] are those in their documents that rows begin with.
+        """
         assert isinstance(batch.part, slice)
         positions = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
         learns = None  # a batch's last chunk: recorded passes add gradients, and do not fit
         if goes_on.any():
             learns = send(torch.from_numpy(goes_on.astype(np.float32)), batch.first.device)
-        given = DocumentPass(batch.inputs, batch.targets, batch.first, positions, learns)
+        begins = send(torch.from_numpy(places), batch.first.device)
+        given = DocumentPass(batch.inputs, batch.targets, batch.first, begins, positions, learns)
         key = (*batch.inputs.shape, len(positions))
         if self._graphs.fits(key, given):
             passed: tuple[torch.Tensor, torch.Tensor] = self._graphs(key, given)
@@ -284,12 +309,18 @@ class DocumentScorer(Scorer):
         Each row's loss is the mean over the positions that it scores. Rows share no parameter that
         learns, so the sum of their losses gives each the gradient of its own.
         """
-        inputs, targets, first, positions, learns = given
-        batch = ScoringBatch(inputs, targets, first, self.trainer.options(), positions)
+        inputs, targets, first, places, positions, learns = given
+        options = self._options(places, inputs.shape[1])
+        batch = ScoringBatch(inputs, targets, first, options, positions)
         nats, scores = self.nats(batch)
         if learns is not None:
             (nats.mean(dim=1) * learns).sum().backward()
         return nats.detach(), scores
+
+    def _options(self, places: torch.Tensor, length: int) -> Pass:
+        """Return the options of a pass of documents from their tokens `places` [B] on."""
+        lower = self._lower
+        return self.trainer.options(None if lower is None else lower.at(places, length))
 
 
 def phase_lesson(phase: Phase, *, repeat_bos: bool) -> Lesson:

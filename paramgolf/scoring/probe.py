@@ -57,7 +57,7 @@ class Probe:
         assert isinstance(batch.part, slice)
         positions = range(batch.inputs.shape[1])[batch.part][-LAST:]
         here = slice(positions.start, positions.stop)
-        logits = scorer.network.logits(batch.inputs, batch.options, part=here).detach()
+        logits = scorer.witness.logits(batch.inputs, batch.options, part=here).detach()
         self._move(scorer, batch, here, logits)
         return self._compare(scorer, batch._replace(part=here), logits)
 
@@ -69,7 +69,7 @@ class Probe:
         # a document that began or ended elsewhere would share its row with other text
         other = 2 + (token - 1) % (scorer.network.vocab_size - 2)
         inputs[:, here.start + half] = torch.where(token == BOS, token, other)
-        moved = scorer.network.logits(inputs, batch.options, part=here).detach()
+        moved = scorer.witness.logits(inputs, batch.options, part=here).detach()
         if half:
             error = (moved - logits)[:, :half].abs().max()
             self.found["causal_error"] = max(self.found["causal_error"], float(error))

@@ -78,7 +78,7 @@ class Scorer:
 
     This one scores windows, `rows` in a forward pass; the weights stay as they are. `length` is
     that of the longest row, and `order` that of the targets where it is not the text's. Scores are
-    of logits divided by `temperature`; what is learned from is not.
+    of logits divided by `temperature`; what is learned from is not. A probe asks `witness`.
     """
 
     def __init__(
@@ -94,6 +94,7 @@ class Scorer:
         order: np.ndarray | None = None,
     ) -> None:
         self.network, self.text, self.session = network, text, session
+        self.witness = network
         self.runtime = session.runtime
         self.rows, self.order, self.mixing = rows, order, mixing
         self.options = options or Pass(network.config.orders[-1])

@@ -57,11 +57,19 @@ class SgdTrainer:
     them attention stays inside a document, and the sequences of an update are dealt out to the
     chains: those of a chain are one row, in which a document goes on from one sequence to the next.
     Processes share the rows and average their gradients, so that all hold the same weights.
+    Another `network` than the scorer's may compute, with the same parameters.
     """
 
-    def __init__(self, scorer: Scorer, config: TttConfig, *, chains: int | None = None) -> None:
+    def __init__(
+        self,
+        scorer: Scorer,
+        config: TttConfig,
+        *,
+        chains: int | None = None,
+        network: Network | None = None,
+    ) -> None:
         self._scorer, self._config, self._runtime = scorer, config, scorer.runtime
-        self._chains = chains
+        self._chains, self._network = chains, network or scorer.network
         self._options = sgd_options(scorer.network, config, chains)
         # without those that no optimizer moves: the published losses have them as constants
         self._parameters = [
@@ -100,7 +108,7 @@ class SgdTrainer:
             tokens, wanted = (
                 scorer.tokens[send(torch.from_numpy(x), device)].long() for x in (inputs, targets)
             )
-            nats = scorer.network.nll(tokens, wanted, scorer.segmented(inputs, self._options))
+            nats = self._network.nll(tokens, wanted, scorer.segmented(inputs, self._options))
             # the mean over the targets of all processes, whose gradients are then summed
             (nats.sum() / sequences.inputs.size).backward()
         for gradient in self._gradients:
@@ -176,13 +184,11 @@ def passes(count: int, chains: int | None, runtime: Runtime) -> list[list[range]
     return [[row for row in rows if len(row) == length] for length in lengths]
 
 
-def sgd_shapes(
-    network: Network, config: TttConfig, runtime: Runtime, chains: int | None = None
-) -> Iterator[PassShape]:
-    """Yield the shapes of this process's passes over a chunk."""
+def sgd_shapes(network: Network, config: TttConfig, runtime: Runtime) -> Iterator[PassShape]:
+    """Yield the shapes of this process's passes over a chunk, without chains."""
     count, batch = config.chunk_tokens // config.window, config.batch_sequences
     sizes = {min(batch, count - begin) for begin in range(0, count, batch)}
-    shapes = {(len(rows), len(rows[0])) for size in sizes for rows in passes(size, chains, runtime)}
+    shapes = {(len(rows), len(rows[0])) for size in sizes for rows in passes(size, None, runtime)}
     for rows, sequences in sorted(shapes):
-        options = sgd_options(network, config, chains)
+        options = sgd_options(network, config, None)
         yield PassShape(rows, sequences * config.window, slice(None), options, learns=True)

@@ -48,6 +48,7 @@ ADAPTER = {
     "decay": 0.1,
     "init_std": None,
     "per_layer": False,
+    "last_layers": None,
 }
 STREAM = {"reset_batches": 0, "learn": "scored", "temperature": 1.0}
 MIXTURE = {

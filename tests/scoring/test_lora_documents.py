@@ -301,15 +301,17 @@ def test_passes_are_recorded_where_that_saves_time():
     assert not lora_documents.worth_recording((64, 2048, 48), 1000)
 
 
+@pytest.mark.parametrize("last_layers", [None, 2])
 @pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
-def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch):
+def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, last_layers, monkeypatch):
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     text, documents = make_text(400), {**documents, "batch_documents": 8}
-    plain = adapt(text, documents=documents, epochs=1)
+    adapter = {"last_layers": last_layers}
+    plain = adapt(text, documents=documents, adapter=adapter, epochs=1)
     graphs = Recorded()
     monkeypatch.setattr(lora_documents, "CudaGraphs", lambda: graphs)
-    config = make_lora_config("lora_documents", None, documents, epochs=1)
+    config = make_lora_config("lora_documents", adapter, documents, epochs=1)
     scorer = DocumentScorer(make_network(), text, config, Session(ALONE))
     batches = [item for item in scorer.items if isinstance(item, DocumentBatch)]
     # nothing is learned from a batch's last chunk: that pass has no gradients, and is another
@@ -326,8 +328,9 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, monkeypatch
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("last_layers", [None, 2])
 @pytest.mark.parametrize("documents", [WARM, {**PHASES, "warm_a": True}])
-def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch):
+def test_recorded_passes_score_as_those_that_are_launched(documents, last_layers, monkeypatch):
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 8)
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     plain = Runtime(0, 1, torch.device("cuda"), attention="sdpa", kernels="reference")
@@ -336,7 +339,8 @@ def test_recorded_passes_score_as_those_that_are_launched(documents, monkeypatch
     text, documents = make_text(400), {**documents, "batch_documents": 8}
 
     def scores():
-        return adapt(text, runtime, make_network().on(plain), documents, epochs=1).nats
+        adapter = {"last_layers": last_layers}
+        return adapt(text, runtime, make_network().on(plain), documents, adapter, epochs=1).nats
 
     recorded = scores()
     monkeypatch.setattr(DocumentScorer, "record_passes", lambda *_: None)

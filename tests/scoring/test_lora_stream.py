@@ -28,7 +28,9 @@ def adapt(text, runtime=ALONE, network=None, adapter=None, stream=None, **change
     return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
-@pytest.mark.parametrize("adapter", [{}, {"per_layer": True, "init_std": 0.1}])
+@pytest.mark.parametrize(
+    "adapter", [{}, {"per_layer": True, "init_std": 0.1}, {"per_layer": True, "last_layers": 2}]
+)
 @pytest.mark.parametrize(
     "stream", [{}, {"learn": "window"}, {"reset_batches": 2, "temperature": 0.9}]
 )

@@ -40,6 +40,9 @@ CASES = {
         chunk_tokens=32,
         batch_sequences=3,
     ),
+    "last_layers": make_lora_config(
+        "lora_documents", {"last_layers": 2}, {"batch_documents": 8, "chains": 1}
+    ),
 }
 
 
@@ -97,9 +100,10 @@ def passes(monkeypatch):
 def test_every_shape_is_warmed_up_and_none_in_vain(passes, case, kind):
     ledger = score(case, echoing_text(400), WARM, kind)
     warmed, scored = passes["shapes"][True], passes["shapes"][False]
-    if case == "lora_documents":  # whose sizes are symbols
+    if case in ("lora_documents", "last_layers"):  # sizes are symbols, and phases not compiled
         adapted = {shape for shape in scored if shape[4] is not None}
-        assert warmed == scored - adapted | {min(adapted), max(adapted)}
+        assert (adapted == scored) == (case == "last_layers")
+        assert warmed == {min(adapted), max(adapted)}
     else:
         assert warmed == scored
     assert ledger.close()["score_first"]
@@ -141,7 +145,7 @@ def test_weights_stay_as_they_are(monkeypatch, case):
     assert all(torch.equal(p, before[name]) for name, p in network.named_parameters())
 
 
-@pytest.mark.parametrize("case", ["documents", "sgd", "lora_documents"])
+@pytest.mark.parametrize("case", ["documents", "sgd", "lora_documents", "last_layers"])
 def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     """Guards are the real ones, in bfloat16 as on a GPU; only the code that is made is not."""
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
@@ -164,7 +168,15 @@ def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
     assert graphs["unique_graphs"] == counts[0]
 
 
-def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
+@pytest.mark.parametrize(
+    ("last_layers", "expected"),
+    [
+        # blocks: the first, whose lane has no gradient; without a skip; with one; the last
+        (None, {"smear_and_norm": 1, "block": 4, "lanes_nll": 1}),
+        (3, {"block": 2, "lanes_nll": 1}),
+    ],
+)
+def test_documents_of_all_lengths_share_graphs(monkeypatch, passes, last_layers, expected):
     """Many shapes of passes compile each function once, and score as uncompiled ones do."""
     made, compile_as_is = collections.Counter(), torch.compile
 
@@ -178,16 +190,14 @@ def test_documents_of_all_lengths_share_graphs(monkeypatch, passes):
     monkeypatch.setattr(torch, "compile", counted)
     torch._dynamo.reset()
     documents = {"batch_documents": 4, "chains": 1, "chunk_tokens": 6}
-    monkeypatch.setitem(
-        CASES, "lora_documents", make_lora_config("lora_documents", documents=documents)
-    )
+    config = make_lora_config("lora_documents", {"last_layers": last_layers}, documents)
+    monkeypatch.setitem(CASES, "lora_documents", config)
     # three layers in each half, so that each kind of block has adapters of several layers
     plain = make_network(layers=6, recurrence=[], smear="token", parallel="none")
     plain = plain.with_backend(Backend(dtype=torch.bfloat16))
     network, text = plain.with_backend(compiled(plain.backend)), echoing_text(300)
     nats = score("lora_documents", text, WARM, network=network).nats
     assert len(passes["shapes"][False]) == 5
-    # blocks: the first, whose lane has no gradient; without a skip; with one; the last
-    assert made == {"smear_and_norm": 1, "block": 4, "lanes_nll": 1}
-    expected = score("lora_documents", text, ALONE, network=plain).nats
-    np.testing.assert_allclose(nats, expected, atol=0.05)
+    assert made == expected
+    uncompiled = score("lora_documents", text, ALONE, network=plain).nats
+    np.testing.assert_allclose(nats, uncompiled, atol=0.05)
