@@ -1,11 +1,12 @@
 """Every score of one packed model beside its seconds: `python benchmarks/adaptation.py`.
 
-The same first tokens are scored plain, strided, by documents, and adapted as a recipe does, each
-without and with the token mask and mixtures of counts; then come other ways to adapt: other
-adapters, rates, chunks and windows. Writes bits per byte, gains over
-documents and seconds of each (of scoring; compiling apart), the cost of the mask in the fused loss,
-and what recipe best adds up to beside the form that pg#2135 published, which mixes in a tilt. Ways
-are left out once `--seconds` have passed. On four GPUs, a quarter of the ways on each:
+The same first tokens are scored by documents, and adapted in one way after the other: as pg#2135
+published it, with a tilt; with adapters in the last layers alone, mask and n-grams beside it; as
+published with these. Then come the others: plain and strided scores, without and with mask and
+mixtures, and other adapters, rates, chunks and windows. Writes after each way bits per byte, the
+gain over documents and seconds (of scoring; compiling apart), and what gain and seconds of the
+ways with mask and n-grams are as against the published way. Ways are left out once `--seconds` have
+passed. On four GPUs, a quarter of the ways on each:
 
     for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python benchmarks/adaptation.py --share $i/4 & done
 
@@ -58,8 +59,20 @@ BESIDES = (
     (", mask", True, "none"),
     (", n-grams", False, "ngram"),
 )
-PUBLISHED, BEST = "adapted, tilt", "adapted, mask and n-grams"
-TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of BEST, beside PUBLISHED
+PUBLISHED, BEST = "adapted, tilt", ", mask and n-grams"
+TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of ways with the end of BEST, beside PUBLISHED
+DEPTHS = 7, 5, 3  # last layers with adapters, of the 14 of recipe best's order
+FIRST = (  # what decides
+    PUBLISHED,
+    f"last 5{BEST}",
+    f"last 7{BEST}",
+    f"last 3{BEST}",
+    f"adapted{BEST}",
+    f"last 5, twice the rate{BEST}",
+    f"last 5, chunks of 32{BEST}",
+    "last 5",
+    "adapted",
+)
 SMALL = {"rank": 4, "alpha": 7.0}
 LOSS_TOKENS = 32_768
 
@@ -71,7 +84,7 @@ class Bench:
         self.runtime, self.options = runtime, options
         self.packed = load_package(options.package)
         self.plain = build_network(self.packed, runtime)
-        self.text = load_text(options.data, self.packed.vocab_size, options.tokens)
+        self.text = load_text(options.data, self.packed.vocab_size, options.tokens or None)
         start = time.perf_counter()
         self.masked = masked(self.plain, open_tokens(options.data), self.text.tokens)
         self.mask_seconds = time.perf_counter() - start
@@ -87,21 +100,17 @@ class Bench:
         adapt = dataclasses.replace(recipe.eval_ttt, mixture=none)
         self.adapt = self.documents(adapt, **sizes)
         if options.small:
-            adapter = dataclasses.replace(self.adapt.adapter, **SMALL)
             sizes = {"window": 128, "batch_windows": 8}
             self.sliding = dataclasses.replace(self.sliding, **sizes)
-            sizes |= {"adapter": adapter, "chunk_tokens": 1024}
-            self.adapt = dataclasses.replace(self.adapt, **sizes, stride=64, batch_sequences=4)
+            sizes |= {"chunk_tokens": 1024, "stride": 64, "batch_sequences": 4}
+            self.adapt = dataclasses.replace(adapter(self.adapt, **SMALL), **sizes)
         self.rows: list[Row] = []
         part, parts = map(int, options.share.split("/"))
-        self.ways = options.ways or [*self.fixed(), *self.forms()][part::parts]
+        every = dict.fromkeys([*FIRST, *self.fixed(), *self.forms()])
+        self.ways = options.ways or [*every][part::parts]
 
     def measure(self, name: str, score: Callable[[Session], Ledger]) -> None:
         """Add the rows of a way; its gain is over documents, where they were scored before."""
-        late = seconds_since_start() > self.options.seconds
-        if self.runtime.agree(float(late)):
-            say(f"{name}: left out, {self.options.seconds:.0f} s have passed")
-            return
         session = Session(self.runtime)
         ledger = score(session)
         ledger.close()
@@ -112,25 +121,41 @@ class Bench:
         if not self.runtime.is_main:
             return
         say(f"{name}: {bpb:.5f} bits per byte, {dict(parts)}")
-        figure = self.figure(name)
+        figure, begin = self.figure(name), len(self.rows)
         self.add(figure, bpb, "bits/byte", "lower")
         before = self.known(self.figure("documents"))
         if before is not None and name != "documents":
             self.add(f"{figure}: gain over documents", before - bpb, "bits/byte", "higher")
         self.add(f"{figure}: seconds", seconds, "s", "lower")
+        self.add(f"{figure}: tokens a second", len(self.text) / seconds, "", "higher")
         self.add(f"{figure}: compiling", parts.get("compile", 0.0), "s", "lower")
+        if name.endswith(BEST):
+            self.decide(figure)
+        for row in self.rows[begin:]:
+            say(f"  {row.figure}: {row.value:.5g} {row.unit}")
         write_results("adaptation", self.rows, self.options.command, show=False)
 
-    def add(self, figure: str, value: float, unit: str, better: Literal["higher", "lower"]) -> None:
-        """Add a row; what BEST adds up to stands beside what is reached as published."""
-        beside = target = None
-        if figure.startswith(f"{BEST},"):
-            end = figure.removeprefix(BEST)
-            beside = self.known(PUBLISHED + end)
-            times = TIMES_GAIN if end.endswith("gain over documents") else TIMES_SECONDS
-            if beside is not None and end.endswith(("gain over documents", "seconds")):
-                target = times * beside
-        self.rows.append(Row(figure, value, unit, beside, target, better))
+    def decide(self, figure: str) -> None:
+        """Add a way's gain and seconds as against those of the way that was published."""
+        published = self.figure(PUBLISHED)
+        for end, target, better in (
+            ("gain over documents", TIMES_GAIN, "higher"),
+            ("seconds", TIMES_SECONDS, "lower"),
+        ):
+            beside, own = (self.known(f"{one}: {end}") for one in (published, figure))
+            if beside is not None and own is not None:
+                self.add(f"{figure}: {end} / published", own / beside, "", better, target)
+
+    def add(
+        self,
+        figure: str,
+        value: float,
+        unit: str,
+        better: Literal["higher", "lower"],
+        target: float | None = None,
+    ) -> None:
+        """Add a row."""
+        self.rows.append(Row(figure, value, unit, None, target, better))
 
     def known(self, figure: str) -> float | None:
         """Return a value that was measured before."""
@@ -153,24 +178,24 @@ class Bench:
 
     def run(self) -> None:
         """Score in every way that is asked for, documents before all others."""
-        fixed = {name: way for name, way in self.fixed().items() if name in self.ways}
-        for name, (mask, config) in {"documents": self.fixed()["documents"], **fixed}.items():
-            network = self.masked if mask else self.plain
-            self.measure(name, lambda s, n=network, c=config: score_text(n, self.text, c, s))
-        self.adapted()
-
-    def adapted(self) -> None:
-        """Score in the forms of adaptation that are asked for."""
-        targets = None
-        for name, (mask, config) in self.forms().items():
-            if name not in self.ways:
-                continue
-            if config.adapter.targets != targets:
+        fixed, forms = self.fixed(), self.forms()
+        targets = self.adapt.adapter.targets
+        ways = list(dict.fromkeys(["documents", *self.ways]))
+        for index, name in enumerate(ways):
+            late = seconds_since_start() > self.options.seconds
+            if self.runtime.agree(float(late)):
+                say(f"after {self.options.seconds:.0f} s left out: {'; '.join(ways[index:])}")
+                return
+            if name == "plain":
+                self.mask_rows()
+            mask, config = {**fixed, **forms}[name]
+            if name in forms and config.adapter.targets != targets:
                 targets = config.adapter.targets
                 self.renew()
+            score = score_and_adapt if name in forms else score_text
             network = self.masked if mask else self.plain
             self.plain.load_state_dict(self.packed.state)  # both networks have these parameters
-            self.measure(name, lambda s, n=network, c=config: score_and_adapt(n, self.text, c, s))
+            self.measure(name, lambda s, f=score, n=network, c=config: f(n, self.text, c, s))
 
     def renew(self) -> None:
         """Build the networks anew, without the graphs so far: they would exceed their limit."""
@@ -180,35 +205,40 @@ class Bench:
         self.masked = self.plain.with_mask(mask)
 
     def forms(self) -> dict[str, tuple[bool, TttConfig]]:
-        """Return the forms of adaptation, by their importance."""
+        """Return the forms of adaptation: whether masked, and how."""
         base = self.adapt
         # the longest twentieth, as in the contest
         prefix = max(1, len(find_documents(self.text)[0]) // 20)
         published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
-        fewer = dataclasses.replace(base.adapter, targets=WITHOUT_Q_V)
-        window = 128 if self.options.small else 3072
-
-        def adapter(config: TttConfig, **changes: Any) -> TttConfig:
-            changed = dataclasses.replace(config.adapter, **changes)
-            return dataclasses.replace(config, adapter=changed)
-
-        gentle = {"lr": 7e-5}  # pg#2033
-        adapted = {
-            f"adapted{end}": (mask, dataclasses.replace(published, mixture=self.mixtures[kind]))
+        window, gentle = 128 if self.options.small else 3072, {"lr": 7e-5}  # pg#2033
+        mixed = {
+            f"{name}{end}": (mask, dataclasses.replace(form, mixture=self.mixtures[kind]))
+            for name, form in {"adapted": published, **self.last_layers(published)}.items()
             for end, mask, kind in BESIDES
+            if name == "adapted" or end in ("", BEST)
         }
-        return {
-            **adapted,
-            "adapted, no q and v": (False, dataclasses.replace(published, adapter=fewer)),
-            "adapted, window 3072": (False, dataclasses.replace(published, window=window)),
-            "adapted, no q and v, rate 7e-5": (
-                False,
-                adapter(published, targets=WITHOUT_Q_V, **gentle),
-            ),
-            "adapted, rate 7e-5": (False, adapter(published, **gentle)),
-            "adapted, no phases": (False, self.documents(base, phases=0)),
-            "adapted, chunks of 32": (False, self.documents(published, chunk_tokens=32)),
+        others = {
+            "no q and v": adapter(published, targets=WITHOUT_Q_V),
+            "window 3072": dataclasses.replace(published, window=window),
+            "no q and v, rate 7e-5": adapter(published, targets=WITHOUT_Q_V, **gentle),
+            "rate 7e-5": adapter(published, **gentle),
+            "no phases": self.documents(base, phases=0),
+            "chunks of 32": self.documents(published, chunk_tokens=32),
         }
+        return mixed | {f"adapted, {name}": (False, form) for name, form in others.items()}
+
+    def last_layers(self, published: TttConfig) -> dict[str, TttConfig]:
+        """Return the forms with adapters in the last layers alone."""
+        forms = {}
+        for depth in DEPTHS:
+            form = adapter(published, last_layers=depth)
+            forms |= {
+                f"last {depth}": form,
+                f"last {depth}, twice the rate": adapter(form, lr=2 * form.adapter.lr),
+                f"last {depth}, chunks of 32": self.documents(form, chunk_tokens=32),
+                f"last {depth}, no q and v": adapter(form, targets=WITHOUT_Q_V),
+            }
+        return forms
 
     def documents(self, config: TttConfig, **changes: Any) -> TttConfig:
         """Return `config` with changes of its documents."""
@@ -249,12 +279,17 @@ class Bench:
         return 1000 * (time.perf_counter() - begin) / 20
 
 
+def adapter(config: TttConfig, **changes: Any) -> TttConfig:
+    """Return `config` with changes of its adapters."""
+    return dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, **changes))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--package", type=Path, default=PACKAGE_PATH)
     parser.add_argument("--data", type=Path, default=TOKENS_PATH)
     parser.add_argument("--recipe", default="pr2135", help="whose windows and adaptation are used")
-    parser.add_argument("--tokens", type=int, default=400_000, help="validation tokens")
+    parser.add_argument("--tokens", type=int, default=400_000, help="validation tokens, 0: all")
     # fewer than a recipe's: so phases come as often as in a longer text
     parser.add_argument("--batch-documents", type=int, default=16)
     parser.add_argument("--chains", type=int, default=1, help="at least as many as GPUs")
@@ -268,8 +303,6 @@ def main() -> None:
     options.command = f"python benchmarks/adaptation.py {given}"
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:
         bench = Bench(runtime, options)
-        if "plain" in bench.ways:
-            bench.mask_rows()
         bench.run()
         if runtime.is_main:
             write_results("adaptation", bench.rows, options.command)
