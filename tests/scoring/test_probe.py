@@ -24,7 +24,7 @@ from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 
-CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
+CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "last_layers")
 
 
 class Probing(Session):
@@ -50,6 +50,10 @@ def probe(case, kind, network=None):
             mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
         )
         ledger = score_text(network, text, config, session)
+    elif case == "last_layers":
+        adapter = {"last_layers": 2}
+        config = make_lora_config("lora_documents", adapter, mixture=mixture, batch_windows=3)
+        ledger = score_and_adapt(network, text, config, session)
     else:
         make = make_config if case == "sgd" else make_lora_config
         config = make(mode=case, mixture=mixture, batch_windows=3)

@@ -29,6 +29,9 @@ CONFIGS = {
         lr=0.002,
         chunk_tokens=16,
     ),
+    "last layers": make_lora_config(
+        "lora_documents", {"last_layers": 2}, {**DOCUMENTS, "order": "stream"}
+    ),
     "strict": make_lora_config("lora_documents", documents={**DOCUMENTS, "order": "stream"}),
 }
 
@@ -66,5 +69,6 @@ def test_two_processes_give_the_scores_of_one(tmp_path):
         assert (first[name] == second[name]).all()
     assert (first["fixed"] == one["fixed"]).all()
     assert (first["strict"] == one["strict"]).all()
+    assert (first["last layers"] == one["last layers"]).all()
     for name in one:
         np.testing.assert_allclose(first[name], one[name], atol=2e-4)

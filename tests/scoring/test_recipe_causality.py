@@ -6,6 +6,8 @@ document and one at its end are changed, and all text after it.
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from recipe_case import different, moved, narrow_recipe
@@ -40,20 +42,24 @@ def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
         )
         ledger = score_text(network, text, config, session)
     else:
-        documents = {"order": "stream", "batch_documents": 1}
+        documents = {"order": "stream", "batch_documents": 1, "chunk_tokens": 8, "chains": 1}
         documents |= {"phases": 1, "prefix_documents": 1}
+        adapter = {}
+        if way == "last layers":
+            way, adapter["last_layers"] = "lora_documents", 3
         sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
-        lora = make_lora_config(
-            way, documents={**documents, "chunk_tokens": 8, "chains": 1}, **sizes
-        )
+        lora = make_lora_config(way, adapter, documents, **sizes)
         config = make_config(mode="sgd", **sizes) if way == "sgd" else lora
         ledger = score_and_adapt(network, text, config, session)
     assert ledger.close()["scored_once"]
     return ledger.nats
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("recipe", different("model"))
+# what the last layers read of others differs by skips, lanes, values: these two have them all
+LAST = itertools.product(("best", "pr1499"), ("last layers",))
+
+
+@pytest.mark.parametrize(("recipe", "way"), [*itertools.product(different("model"), WAYS), *LAST])
 def test_no_past_score_moves_with_later_text(recipe, way):
     network = moved(Network(narrow_recipe(recipe).model, VOCAB, seed=1))
     weights = {name: p.detach().clone() for name, p in network.named_parameters()}
