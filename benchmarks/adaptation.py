@@ -10,7 +10,8 @@ passed. On four GPUs, a quarter of the ways on each:
 
     for i in 0 1 2 3; do CUDA_VISIBLE_DEVICES=$i python benchmarks/adaptation.py --share $i/4 & done
 
-`--ways` names some of the ways; with several GPUs visible each way is scored by all of them.
+`--ways` names some of the ways, in their order; gains are over `documents`, if that came before.
+With several GPUs visible each way is scored by all of them.
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class Bench:
             self.adapt = dataclasses.replace(adapter(self.adapt, **SMALL), **sizes)
         self.rows: list[Row] = []
         part, parts = map(int, options.share.split("/"))
-        every = dict.fromkeys([*FIRST, *self.fixed(), *self.forms()])
-        self.ways = options.ways or [*every][part::parts]
+        every = list(dict.fromkeys([*FIRST, *self.fixed(), *self.forms()]))[part::parts]
+        self.ways = options.ways or list(dict.fromkeys(["documents", *every]))
 
     def measure(self, name: str, score: Callable[[Session], Ledger]) -> None:
         """Add the rows of a way; its gain is over documents, where they were scored before."""
@@ -177,14 +178,14 @@ class Bench:
         return ways
 
     def run(self) -> None:
-        """Score in every way that is asked for, documents before all others."""
+        """Score in every way that is asked for."""
         fixed, forms = self.fixed(), self.forms()
         targets = self.adapt.adapter.targets
-        ways = list(dict.fromkeys(["documents", *self.ways]))
-        for index, name in enumerate(ways):
+        for index, name in enumerate(self.ways):
             late = seconds_since_start() > self.options.seconds
             if self.runtime.agree(float(late)):
-                say(f"after {self.options.seconds:.0f} s left out: {'; '.join(ways[index:])}")
+                left = "; ".join(self.ways[index:])
+                say(f"after {self.options.seconds:.0f} s left out: {left}")
                 return
             if name == "plain":
                 self.mask_rows()
