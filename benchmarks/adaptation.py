@@ -184,8 +184,8 @@ class Bench:
         for index, name in enumerate(self.ways):
             late = seconds_since_start() > self.options.seconds
             if self.runtime.agree(float(late)):
-                left = "; ".join(self.ways[index:])
-                say(f"after {self.options.seconds:.0f} s left out: {left}")
+                rest = len(self.ways) - index
+                say(f"after {self.options.seconds:.0f} s {rest} ways left out, from {name!r} on")
                 return
             if name == "plain":
                 self.mask_rows()
