@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from projects import ROOT
-from quantize import SENSITIVITY_SEQUENCES
+from quantizer import SENSITIVITY_SEQUENCES
 from tables import RESULTS, made_by
 from torch import Tensor
 

@@ -1,23 +1,23 @@
-"""What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--skip ...]`.
+"""What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--parts ...]`.
 
 OPENBLAS_NUM_THREADS=1 before it, as the stages set it for themselves: else numpy's threads spin.
 Part gptq has rows of its own on a CPU, where few calibrate.sequences do: values cost no time.
 
 Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
 artifacts of later stages are written there. The codecs need nothing but artifacts/package.
-Two settings are fitted to the same bytes, code included, by our coder: that of recipe pr2135, as
-published, and ours, that of recipe best. The loss is that of the validation text, in windows
+Part loss fits two settings to the same bytes, code included, by our coder: that of recipe pr2135,
+as published, and ours, that of recipe best. The loss is that of the validation text, in windows
 without overlap. A model far smaller than the limit is fitted to the published setting's own size.
-Part brotli fits the published setting by its own coder. Part parts adds each technique to the
-published setting, and leaves it out of ours; part values tries other values in ours. As the loss
-falls as 4^-bits, what a change is worth in bits per weight at equal loss is the change of bits +
-log2(loss) / 2. Parts may run side by side, each on a GPU: their results are joined.
+Part brotli fits the published setting by its own coder. Part left_out leaves each technique out of
+ours, part alone adds each to the published setting, part values tries other values in ours, and
+part drift is that of drift.py. As the loss falls as 4^-bits, what a change is worth in bits per
+weight at equal loss is the change of bits + log2(loss) / 2. Parts run in the order in which they
+are named, or side by side, each in a process: their results are joined.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import math
 import os
 import shutil
@@ -25,69 +25,41 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 import numpy as np
 import torch
+from drift import towards_drift
+from quantizer import Bench, Point, Setting
 from tables import Row, write_results
 
-from paramgolf.codec import rans, rans_writer
+from paramgolf.codec import rans
 from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.container import decode, dequantized, read_container
+from paramgolf.codec.container import decode, read_container
 from paramgolf.codec.writer import compress, encode
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.experiments.lab.stages import ROOT, environment_of
-from paramgolf.model.network import Network, Pass
-from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
-from paramgolf.quant.adjust import adjust
-from paramgolf.quant.calibrate import collect, generate_texts
-from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.fit import artifact_parts, fit, scaled
-from paramgolf.quant.quantize import prepare, solve_model
+from paramgolf.quant.calibrate import generate_texts
+from paramgolf.quant.fit import Solution
 from paramgolf.quant.report import entropy_bits, stored_bits
-from paramgolf.quant.solved import Family
-from paramgolf.quant.trained import TEXTS, Trained, load_trained
-from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Runtime, processes, synchronize
+from paramgolf.quant.trained import TEXTS
+from paramgolf.recipes import check, compose
+from paramgolf.runtime import processes
 from paramgolf.scoring.stage import PACKAGE_PATH
-from paramgolf.training.validate import validate
 
-LIMIT_BYTES = 15_990_000
-SENSITIVITY_SEQUENCES = 64
 WRITTEN = 128  # texts
+WITHOUT_DEVIATIONS = (
+    "import math; from paramgolf.codec import rans_writer; "
+    "rans_writer.STEP_NATS = math.inf; rans_writer.main()"
+)
 COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
-PARTS = ("gptq", "loss", "brotli", "parts", "values", "write", "stages", "codecs")
-
-
-class Setting(NamedTuple):
-    """How a network is quantized.
-
-    Attributes:
-        quantize: the parameters.
-        weighted_head: of the Hessians (calibrate.weighted_head).
-    """
-
-    quantize: QuantizeConfig
-    weighted_head: bool
-
-    def changed(self, changes: Mapping[str, Any]) -> Setting:
-        """Return the setting with other values of some keys."""
-        of_quantize = {k: v for k, v in changes.items() if k != "weighted_head"}
-        weighted = changes.get("weighted_head", self.weighted_head)
-        return Setting(replace(self.quantize, **of_quantize), weighted)
-
-    def coarser(self, doublings: float) -> Setting:
-        """Return the setting with all clips doubled so many times."""
-        return self._replace(quantize=scaled(self.quantize, doublings))
 
 
 PUBLISHED, BEST = (
@@ -106,8 +78,6 @@ ALONE: Changes = {
     "weights of tokens": {"weighted_head": True},
     "adjustment": {"adjust_steps": BEST.quantize.adjust_steps, "low_rank_matrices": 0},
 }
-# what the published setting has and ours has not
-LEFT_OUT_OF_PUBLISHED: Changes = {"low rank": {"low_rank_matrices": 0}}
 LEFT_OUT: Changes = {
     "trellis": {"trellis": False},
     "balance": {"balance": 0.0},
@@ -125,124 +95,45 @@ VALUES: Changes = {  # of other keys, in ours
 Variant = tuple[str, Setting]
 
 
-class Bench:
-    """A trained model, its Hessians, and what is measured of them."""
-
-    def __init__(self, params: Params, runtime: Runtime) -> None:
-        self.params, self.runtime = params, runtime
-        self.trained: Trained = load_trained()
-        self.tokens: TokenSet = open_tokens()
-        config = replace(params.calibrate, source="train")
-        count = min(SENSITIVITY_SEQUENCES, config.sequences)
-        config = replace(config, sensitivity_sequences=count)
-        self.hessians = {
-            weighted: collect(
-                self.trained, self.tokens, replace(config, weighted_head=weighted), runtime
-            )[0]
-            for weighted in (False, True)
-        }
-        self.network = Network(self.trained.model, self.trained.vocab_size)
-        self.network = self.network.on(replace(runtime, compile=False))
-        self.before = self.bits_per_byte(self.trained.state)
-        self.limit = LIMIT_BYTES
-        self.weights = sum(tensor.numel() for tensor in self.trained.state.values())
-        if self.weights < self.limit:
-            self.limit = self.packed(self.solve(RANS), RANS)
-            say(f"quantize: the model is small; both settings are fitted to {self.limit:,} bytes")
-        self.losses: dict[str, float] = {}
-        self.fits: dict[str, Setting] = {}
-        self.solution: Any = None
-
-    def timed(self, work: Callable[[], Any]) -> tuple[Any, float]:
-        """Return what `work` returns, and its seconds."""
-        synchronize(self.runtime.device)
-        start = time.perf_counter()
-        found = work()
-        synchronize(self.runtime.device)
-        return found, time.perf_counter() - start
-
-    def bits_per_byte(self, state: dict[str, torch.Tensor]) -> float:
-        """Score weights on the validation text."""
-        self.network.load_state_dict(state)
-        length = self.trained.sequence_length
-        return validate(
-            self.network,
-            self.tokens.val(),
-            self.tokens.val_bytes(),
-            Pass(order=self.trained.model.orders[-1]),
-            self.runtime,
-            length=length,
-            batch_windows=max(1, 65536 // length),
-            max_tokens=self.params.eval_sliding.max_tokens,
-        ).bits_per_byte
-
-    def code_bytes(self, codec: str) -> int:
-        """Return the bytes of train_gpt.py."""
-        p = self.params
-        frozen = frozen_params(asdict(self.trained.model), p.train, p.eval_sliding, p.eval_ttt)
-        return len(pack_code(frozen, rans=codec == "rans").content)
-
-    def solve(self, setting: Setting) -> Any:
-        """Factorise, quantise and adjust."""
-        families = self.prepared(setting)
-        return self.adjusted(solve_model(self.trained, families, setting.quantize), setting)
-
-    def prepared(self, setting: Setting) -> list[Family]:
-        """Factorise."""
-        hessians = self.hessians[setting.weighted_head]
-        return prepare(self.trained, hessians, setting.quantize, self.runtime.device)
-
-    def adjusted(self, solution: Any, setting: Setting) -> Any:
-        """Let scales and vectors learn, where the setting says so."""
-        if not setting.quantize.adjust_steps:
-            return solution
-        texts, (tensors, reports) = self.hessians[False][TEXTS].long(), solution
-        return adjust(self.trained, tensors, texts, setting.quantize, self.runtime), reports
-
-    def packed(self, solution: Any, setting: Setting) -> int:
-        """Return the bytes of the artifact of a solution."""
-        config = setting.quantize
-        coded = replace(config, fit_code_bytes=self.code_bytes(config.fit_codec))
-        return sum(part.bytes for part in artifact_parts(self.trained, coded)(solution))
-
-    def fitted(self, setting: Setting, limit: int) -> tuple[float, dict[str, Any], float]:
-        """Return bits per byte at `limit` bytes, the record of the search, and its seconds."""
-        code = self.code_bytes(setting.quantize.fit_codec)
-        coded = replace(setting.quantize, fit_bytes=limit, fit_code_bytes=code)
-
-        def search() -> Any:
-            families, measure = self.prepared(setting), artifact_parts(self.trained, coded)
-            found = fit(coded, lambda one: solve_model(self.trained, families, one), measure)
-            return self.adjusted(found[0], setting), found[1]
-
-        (solution, record), seconds = self.timed(search)
-        self.solution = solution
-        return self.bits_per_byte(dequantized(solution[0])), record, seconds
-
-
 def gptq_rows(bench: Bench) -> Iterator[Row]:
     """Factorise the Hessians and quantise all matrices, by the published setting and by ours."""
     on_cpu = bench.runtime.device.type == "cpu"
     where, target = (f", {torch.get_num_threads()} CPU cores", 90.0) if on_cpu else ("", 10.0)
-    best = BEST.changed({"adjust_steps": 0})
-    bench.solve(best)  # kernels are compiled, and libraries choose their algorithms
-    _, seconds = bench.timed(lambda: bench.solve(PUBLISHED))
-    yield Row(f"GPTQ, all matrices{where}", seconds, "s", None, target, "lower")
-    _, seconds = bench.timed(lambda: bench.solve(best))
-    yield Row(f"GPTQ with the trellis, all matrices{where}", seconds, "s", None, target, "lower")
+    published, ours = fits(bench)
+    # kernels are compiled, and libraries choose their algorithms
+    bench.solved(ours.coarser(0.01))
+    for name, setting in (("GPTQ", published), ("GPTQ with the trellis", ours)):
+        seconds = bench.solved(setting)[1]
+        yield Row(f"{name}, all matrices{where}", seconds, "s", None, target, "lower")
+
+
+def fits(bench: Bench) -> tuple[Setting, Setting]:
+    """Return the published setting and ours, at the clips of their fits if they were fitted."""
+    return bench.fits.get("published", RANS), bench.fits.get("ours", BEST)
 
 
 def loss_rows(bench: Bench) -> Iterator[Row]:
-    """Fit both settings to the same bytes and score them; time the coder on ours."""
+    """Fit both settings to the same bytes and score them; time the coder on ours.
+
+    What is saved at equal loss is that of ours at clips so coarse that it loses what the published
+    setting loses: of the law of 4^-bits the rest alone is made.
+    """
     yield Row("before quantising", bench.before, "bits/byte", None, None, "lower")
-    for name, config in (("published", RANS), ("ours", BEST)):
-        yield from fit_rows(bench, name, config)
-    ratio = bench.losses["ours"] / bench.losses["published"]
+    for name, setting in (("published", RANS), ("ours", BEST)):
+        yield from fit_rows(bench, name, setting)
+    published, ours = (bench.fitted_points[name] for name in ("published", "ours"))
+    ratio = ours.loss / published.loss
     yield Row("loss by quantising, ours / published", ratio, "", None, 0.6, "lower")
     content, seconds = bench.timed(lambda: encoded(bench))
     yield Row("ours: encode", seconds, "s", None, 15.0, "lower")
     _, seconds = bench.timed(lambda: decode(content))
     yield Row("ours: decode, one core", seconds, "s", None, 5.0, "lower")
+    coarse = bench.fits["ours"].coarser(published.level - ours.level)
+    found = bench.point(coarse).result()
+    yield Row("ours, coarser: bits per weight", found.bits, "", published.bits, None, "lower")
+    yield Row("ours, coarser: loss", found.loss, "bits/byte", published.loss, None, "lower")
+    saved = published.level - found.level
+    yield Row("bits saved at equal loss, ours", saved, "bits", None, 0.3, "higher")
 
 
 def brotli_rows(bench: Bench) -> Iterator[Row]:
@@ -251,13 +142,13 @@ def brotli_rows(bench: Bench) -> Iterator[Row]:
 
 
 def fit_rows(bench: Bench, name: str, setting: Setting) -> Iterator[Row]:
-    """Fit a setting and score it; remember its loss and clips."""
+    """Fit a setting and score it; remember its clips and what it costs."""
     score, record, seconds = bench.fitted(setting, bench.limit)
-    bench.losses[name] = score - bench.before
+    size, loss = bench.packed(bench.solution, setting), score - bench.before
     bench.fits[name] = setting.coarser(math.log2(record["multiplier"]))
-    size = bench.packed(bench.solution, setting)
+    bench.fitted_points[name] = Point(bench.bits(size), loss, seconds)
     yield Row(f"{name}: bytes", size, "bytes", None, bench.limit, "lower")
-    yield Row(f"{name}: loss by quantising", bench.losses[name], "bits/byte", None, None, "lower")
+    yield Row(f"{name}: loss by quantising", loss, "bits/byte", None, None, "lower")
     yield Row(f"{name}: fit", seconds, "s", None, 90.0, "lower")
 
 
@@ -269,52 +160,79 @@ def encoded(bench: Bench) -> bytes:
     return encode(tensors, described, options)[0]
 
 
-def part_rows(bench: Bench) -> Iterator[Row]:
-    """Add each technique to the published setting, and leave it out of ours."""
-    published, ours = (bench.fits.get(n, c) for n, c in (("published", RANS), ("ours", BEST)))
-    variants: list[Variant] = [("published", published), ("ours", ours)]
+def left_out_rows(bench: Bench) -> Iterator[Row]:
+    """Leave each technique out of ours."""
+    ours = fits(bench)[1]
+    variants = [(f"ours, without {n}", ours.changed(c)) for n, c in LEFT_OUT.items()]
+    yield from variant_rows(bench, ("ours", ours), variants)
+    tensors = bench.solved(ours)[0][0]
+    matrices = [tensor for name, tensor in tensors.items() if name.endswith(".integers")]
+    with ThreadPoolExecutor() as pool:
+        more = bench.bits(sum(pool.map(deviations_save, matrices)))
+    yield Row("ours, without deviations of rows: costs", more, "bits", None, None, "higher")
+
+
+def deviations_save(integers: torch.Tensor) -> int:
+    """Return the bytes by which a matrix grows where the coder knows no deviations of rows."""
+    raw, shape = integers.numpy().tobytes(), tuple(integers.shape)
+    command = [sys.executable, "-c", WITHOUT_DEVIATIONS, *map(str, shape)]
+    without = subprocess.run(command, input=raw, stdout=subprocess.PIPE, check=True).stdout
+    return len(without) - len(compress("rans", raw, shape))
+
+
+def alone_rows(bench: Bench) -> Iterator[Row]:
+    """Add each technique to the published setting."""
+    published = fits(bench)[0]
+    without = published.changed({"low_rank_matrices": 0})
+    variants = [("published, without low rank", without)]
     variants += [(f"published, and {n}", alone(published, c)) for n, c in ALONE.items()]
-    variants += [
-        (f"{name}, without {n}", setting.changed(c))
-        for name, setting, left_out in (
-            ("published", published, LEFT_OUT_OF_PUBLISHED),
-            ("ours", ours, LEFT_OUT),
-        )
-        for n, c in left_out.items()
-    ]
-    yield from variant_rows(bench, variants)
-    solution = bench.solve(ours)
-    whole = bench.packed(solution, ours)
-    with mock.patch.object(rans_writer, "STEP_NATS", math.inf):
-        without = bench.packed(solution, ours)
-    saved = 8 * (without - whole) / bench.weights
-    yield Row("ours, without deviations of rows: costs", saved, "bits", None, None, "higher")
+    yield from variant_rows(bench, ("published", published), variants)
 
 
 def value_rows(bench: Bench) -> Iterator[Row]:
     """Try other values in ours."""
-    ours = bench.fits.get("ours", BEST)
-    variants = [("ours", ours), *((f"ours, {n}", ours.changed(c)) for n, c in VALUES.items())]
-    yield from variant_rows(bench, variants)
+    ours = fits(bench)[1]
+    variants = [(f"ours, {n}", ours.changed(c)) for n, c in VALUES.items()]
+    yield from variant_rows(bench, ("ours", ours), variants)
 
 
-def variant_rows(bench: Bench, variants: list[Variant]) -> Iterator[Row]:
-    """Solve, pack and score each variant; the first is what the others are compared with."""
-    level = None
-    with ThreadPoolExecutor(4) as pool:  # packing takes a core for seconds: the GPU goes on
-        points = []
-        for name, setting in variants:
-            solution, seconds = bench.timed(functools.partial(bench.solve, setting))
-            loss = bench.bits_per_byte(dequantized(solution[0])) - bench.before
-            points.append((name, loss, seconds, pool.submit(bench.packed, solution, setting)))
-        for name, loss, seconds, size in points:
-            bits = 8 * size.result() / bench.weights
-            worth = bits + math.log2(max(loss, 1e-9)) / 2
-            level = worth if level is None else level
-            yield Row(f"{name}: bits per weight", bits, "", None, None, "lower")
-            yield Row(f"{name}: loss", loss, "bits/byte", None, None, "lower")
-            yield Row(f"{name}: saved at equal loss", level - worth, "bits", None, None, "higher")
-            yield Row(f"{name}: solve", seconds, "s", None, None, "lower")
+def drift_rows(bench: Bench) -> Iterator[Row]:
+    """Solve ours towards what each layer makes of its inputs in the quantized network."""
+    ours = fits(bench)[1]
+    solution, seconds = bench.solved(ours)
+
+    def work() -> Solution:
+        families, texts = bench.prepared(ours), bench.plain[TEXTS]
+        return towards_drift(bench.trained, families, solution, texts, ours.quantize, bench.runtime)
+
+    found, more = bench.timed(work)
+    plain = ours.changed({"adjust_steps": 0})
+    points = [
+        ("ours, towards drift", bench.tried(found, ours, seconds + more)),
+        ("ours, towards drift, without adjustment", bench.tried(found, plain, seconds + more)),
+    ]
+    level = bench.point(ours).result().level
+    for name, point in points:
+        yield from point_rows(name, point.result(), level)
+
+
+def variant_rows(bench: Bench, reference: Variant, variants: list[Variant]) -> Iterator[Row]:
+    """Measure the reference, and each variant against it."""
+    points = [(name, bench.point(setting)) for name, setting in (reference, *variants[:1])]
+    level = points[0][1].result().level
+    for name, setting in variants[1:]:
+        yield from point_rows(points[0][0], points[0][1].result(), level)
+        points = [*points[1:], (name, bench.point(setting))]
+    for name, point in points:
+        yield from point_rows(name, point.result(), level)
+
+
+def point_rows(name: str, point: Point, level: float) -> Iterator[Row]:
+    """Return the rows of a point; `level` is that of what it is compared with."""
+    yield Row(f"{name}: bits per weight", point.bits, "", None, None, "lower")
+    yield Row(f"{name}: loss", point.loss, "bits/byte", None, None, "lower")
+    yield Row(f"{name}: saved at equal loss", level - point.level, "bits", None, None, "higher")
+    yield Row(f"{name}: solve", point.seconds, "s", None, None, "lower")
 
 
 def alone(setting: Setting, changes: dict[str, Any]) -> Setting:
@@ -403,39 +321,49 @@ def run_stage(stage: str) -> float:
     return time.perf_counter() - start
 
 
+WITH_NETWORK: dict[str, Callable[[Bench], Iterator[Row]]] = {
+    "loss": loss_rows,
+    "gptq": gptq_rows,
+    "left_out": left_out_rows,
+    "alone": alone_rows,
+    "drift": drift_rows,
+    "values": value_rows,
+    "brotli": brotli_rows,
+    "write": write_rows,
+}
+BY_STAGES: dict[str, Callable[[], Iterator[Row]]] = {"stages": stage_rows, "codecs": codec_rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path(), help="where a recipe was trained")
-    parser.add_argument("--skip", nargs="*", default=[], choices=PARTS)
+    every = [*WITH_NETWORK, *BY_STAGES]
+    parser.add_argument("--parts", nargs="+", default=every, choices=every)
     options = parser.parse_args()
     os.chdir(options.folder)
     params = check(read_yaml("params.yaml"), where="params.yaml")
     rows: list[Row] = []
 
-    def add(found: Iterable[Row]) -> None:
+    def add(part: str, found: Iterable[Row]) -> None:
+        start = time.perf_counter()
         for row in found:
             say(f"{row.figure}: {row.value:,.6g} {row.unit}")
             rows.append(row)
             write_results("quantize", rows, COMMAND, show=False)
+        say(f"quantize: part {part}: {time.perf_counter() - start:.1f} s")
 
-    measures = {
-        "gptq": gptq_rows,
-        "loss": loss_rows,
-        "parts": part_rows,
-        "values": value_rows,
-        "brotli": brotli_rows,
-        "write": write_rows,
-    }
-    parts = [measure for part, measure in measures.items() if part not in options.skip]
-    if parts:
+    of_network = [part for part in options.parts if part in WITH_NETWORK]
+    if of_network:
         with processes(replace(params.runtime, processes=1)) as runtime:
             bench = Bench(params, runtime)
-            for measure in parts:
-                add(measure(bench))
-    if "stages" not in options.skip:
-        add(stage_rows())
-    if "codecs" not in options.skip:
-        add(codec_rows())
+            if bench.weights < bench.limit:
+                bench.limit = bench.packed(bench.solved(RANS)[0], RANS)
+                say(f"quantize: a small model; both settings are fitted to {bench.limit:,} bytes")
+            for part in of_network:
+                add(part, WITH_NETWORK[part](bench))
+    for part in options.parts:
+        if part in BY_STAGES:
+            add(part, BY_STAGES[part]())
     write_results("quantize", rows, COMMAND)
 
 
