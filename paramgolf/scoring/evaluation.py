@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from paramgolf.bits_per_byte import Tally
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import Package, load_package
+from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import open_tokens
 from paramgolf.model.backend import uncompiled
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.ledger import Ledger
+from paramgolf.scoring.scorer import with_segments
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import ChunkScorer
 from paramgolf.scoring.sliding import score_text
@@ -56,7 +59,8 @@ def score_sliding(
     """Score a packed model on the validation text in folder `tokens`; every process joins in."""
     session = session or Session(runtime)
     network, text = _load(package, tokens, config, session)
-    plain = plain_score(network, text, config.window, config.batch_windows, session)
+    sizes, of_documents = (config.window, config.batch_windows), config.mode == "documents"
+    plain = plain_score(network, text, *sizes, session, of_documents=of_documents)
     ledger = score_text(network, text, config, session)
     return ScoredText(_summary(text, ledger, plain, session), text, ledger.nats)
 
@@ -86,9 +90,24 @@ def score_adaptive(
     return ScoredText(metrics, text, ledger.nats)
 
 
-def plain_score(network: Network, text: Text, window: int, rows: int, session: Session) -> float:
-    """Return bits per byte without overlap, adaptation or mixture, as training validates."""
+def plain_score(
+    network: Network,
+    text: Text,
+    window: int,
+    rows: int,
+    session: Session,
+    *,
+    of_documents: bool = False,
+) -> float:
+    """Return bits per byte without overlap, adaptation or mixture, as training validates.
+
+    `of_documents`: compiled passes over documents follow, whose code takes rows for documents.
+    """
     runtime, options = session.runtime, Pass(network.config.orders[-1])
+    if of_documents and runtime.compile:
+        rows_alone = torch.full((rows, window), BOS + 1)
+        options = replace(options, document_tokens=window)
+        options = with_segments(rows_alone, options, runtime.device)
     sizes = {"length": window, "batch_windows": rows}
 
     def make() -> float:

@@ -193,19 +193,9 @@ class Scorer:
             return options
         # looking for BOS on the device would make the host wait for all that is queued there
         inputs = self.text.tokens[np.minimum(positions, len(self.text))]
-        return self.with_segments(torch.from_numpy(inputs.astype(np.int64)), options)
-
-    def with_segments(self, inputs: Tensor, options: Pass) -> Pass:
-        """Return `options` with the segments of `inputs` [B, T], which are the host's.
-
-        The device is not waited for, and the bounds have one shape.
-        """
-        multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
-        segments = segments_of(inputs, options, multiple=multiple)
-        if segments is None or segments.bounds is None:
-            return options
-        bounds = send(segments.bounds, self.runtime.device)
-        return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
+        return with_segments(
+            torch.from_numpy(inputs.astype(np.int64)), options, self.runtime.device
+        )
 
     def nats(self, batch: ScoringBatch) -> tuple[Tensor, Tensor]:
         """Return the network's nats of a batch, which can be learned from, and the mixture's.
@@ -230,6 +220,19 @@ class Scorer:
             of_hint = cross_entropy(logits, mixture.hinted(batch.numbers))
             scores = mixture.tilted(scores, of_hint, wanted, batch.numbers)
         return nats, scores
+
+
+def with_segments(inputs: Tensor, options: Pass, device: torch.device) -> Pass:
+    """Return `options` with the segments of `inputs` [B, T], which are the host's.
+
+    The device is not waited for, and the bounds have one shape.
+    """
+    multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
+    segments = segments_of(inputs, options, multiple=multiple)
+    if segments is None or segments.bounds is None:
+        return options
+    bounds = send(segments.bounds, device)
+    return dataclasses.replace(options, segments=segments._replace(bounds=bounds))
 
 
 def lag(items: Iterator[Drawn], count: int) -> Iterator[Drawn]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from paramgolf.clock import seconds_since_start
 from paramgolf.progress import track
 from paramgolf.runtime import Runtime, synchronize
-from paramgolf.scoring.scorer import Scorer, ScoringBatch
+from paramgolf.scoring.scorer import Scorer, ScoringBatch, with_segments
 
 
 class Stopwatch:
@@ -114,7 +114,7 @@ def warm_up(scorer: Scorer, items: Sequence[Any]) -> None:
     generator = torch.Generator().manual_seed(0)
     for rows, length, part, options, learns in scorer.pass_shapes(items):
         tokens = torch.randint(vocab_size, (rows, length), generator=generator)
-        options = scorer.with_segments(tokens, options)
+        options = with_segments(tokens, options, scorer.runtime.device)
         tokens = tokens.to(scorer.runtime.device)
         batch = ScoringBatch(tokens, tokens, torch.zeros_like(tokens[:, 0]), options, part)
         with torch.set_grad_enabled(learns):

@@ -90,6 +90,27 @@ def test_a_mixture_leaves_the_plain_score_alone(packed):
     assert metrics["seconds_mixture"] > 0
 
 
+def test_the_plain_score_runs_the_code_that_is_compiled_for_documents(packed, monkeypatch):
+    shapes = set()
+
+    def nll(self, tokens, targets, options, **others):
+        segments = options.segments
+        shapes.add((tokens.shape, segments and (segments.bounds.shape, segments.longest)))
+        return run(self, tokens, targets, options, **others)
+
+    run = Network.nll
+    monkeypatch.setattr(Network, "nll", nll)
+    monkeypatch.setattr("paramgolf.model.backend.compiled", lambda backend: backend)
+    folder, network = packed
+    config = dataclasses.replace(SLIDING, mode="documents")
+    compiled = dataclasses.replace(ALONE, compile=True)
+    metrics = score_sliding(folder / "model.bin", folder, config, compiled).metrics
+    assert len(shapes) == 1
+    assert metrics["val_bpb_plain"] == pytest.approx(reference(network, 16), abs=1e-6)
+    plain = score_sliding(folder / "model.bin", folder, config, ALONE).metrics
+    assert metrics["val_bpb"] == pytest.approx(plain["val_bpb"], abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     """A package, a tokenizer of as many tokens, and a text that it wrote."""
