@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
-from paramgolf.codec.writer import Memo, encode
+from paramgolf.codec.writer import CANDIDATES, Memo, encode
 from paramgolf.packing.code import PackedCode, pack_code
 
 
@@ -49,10 +50,17 @@ class Packer:
         return min(artifacts, key=lambda artifact: artifact.bytes)
 
     def _pack(self, tensors: dict[str, Tensor], *, without_rans: bool) -> Artifact:
-        model, parts = encode(
-            tensors, self.config, self.options, self.memo, without_rans=without_rans
-        )
+        # the code takes seconds of this process, and large integers those of others
+        likely = "rans" in CANDIDATES[self.options.codec] and not without_rans
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(self._code, rans=likely)
+            model, parts = encode(
+                tensors, self.config, self.options, self.memo, without_rans=without_rans
+            )
         rans = any(part.codec == "rans" for part in parts)
+        return Artifact(model, parts, self._code(rans=rans))
+
+    def _code(self, *, rans: bool) -> PackedCode:
         if rans not in self.codes:
             self.codes[rans] = pack_code(self.params, rans=rans)
-        return Artifact(model, parts, self.codes[rans])
+        return self.codes[rans]
