@@ -21,6 +21,7 @@ from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.divergence import divergence, log_chances
 from paramgolf.quant.grids import round_scales, shorten
+from paramgolf.quant.sharing import agreed
 from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
 
@@ -38,27 +39,35 @@ def adjust(
     """Return the tensors, with scales and vectors that learned for `config.adjust_steps` steps.
 
     Integers stay, and so do the embedding's rows, of which most are of tokens that the texts, int64
-    [N, T], hold too few of. What has learned is rounded as it was before.
+    [N, T], hold too few of. What has learned is rounded as it was before. Processes share the texts
+    of a step, which all have; the tensors are the main one's.
     """
+    tensors = agreed(tensors, runtime)
     plain = replace(runtime, compile=False)
     teacher = load_network(trained, "trained").on(plain)
     state = dequantized(tensors)
     network = _Logits(load_network(replace(trained, state=state), "trained").on(plain))
     factors = Factors(state, tensors, runtime.device)
-    optimizer = torch.optim.Adam(factors.logs.values(), lr=RATE, betas=BETAS)
+    logs = list(factors.logs.values())
+    optimizer = torch.optim.Adam(logs, lr=RATE, betas=BETAS)
     # neighbours in the training text come in different steps
     order = torch.randperm(len(texts_NT), generator=torch.Generator().manual_seed(0))
     batches = texts_NT[order].split(SEQUENCES)
-    steps = track(range(config.adjust_steps), "adjust", total=config.adjust_steps)
-    for step in steps:
-        batch_BT = batches[step % len(batches)].to(runtime.device)
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / config.adjust_steps)
-        right = log_chances(teacher, batch_BT)
-        weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
-        found = torch.log_softmax(torch.func.functional_call(network, weights, (batch_BT,)), -1)
-        divergence(right, found).backward(inputs=list(factors.logs.values()))
+    count, show = config.adjust_steps, runtime.is_main
+    for step in track(range(count), "adjust", total=count, show=show):
+        batch_BT = batches[step % len(batches)]
+        own_BT = batch_BT[runtime.rank :: runtime.world].to(runtime.device)
+        gradients = tuple(map(torch.zeros_like, logs))
+        if len(own_BT):
+            right = log_chances(teacher, own_BT)
+            weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
+            found = torch.log_softmax(torch.func.functional_call(network, weights, (own_BT,)), -1)
+            loss = divergence(right, found) * (len(own_BT) / len(batch_BT))
+            gradients = torch.autograd.grad(loss, logs, materialize_grads=True)
+        for log, gradient in zip(logs, gradients, strict=True):
+            log.grad = runtime.sum(gradient.contiguous())
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / count)
         optimizer.step()
-        optimizer.zero_grad()
     return tensors | factors.learned(tensors, config)
 
 

@@ -56,6 +56,8 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     solve = FamilySolver(families, trained.model, runtime)
     if not runtime.is_main:
         solve.serve()
+        if config.adjust_steps:
+            adjust(trained, {}, _texts(hessians), config, runtime)
         return
     search, measure = None, artifact_parts(trained, config)
     if config.fit_bytes is None:

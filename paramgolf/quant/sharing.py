@@ -50,24 +50,17 @@ class FamilySolver:
         """Return the solved parameters, in the order of the families; the main process calls it."""
         if self._runtime.world == 1:
             return self._solve(config)
-        self._agree(config)
+        agreed(config, self._runtime)
         return self._gather(self._solve(config))
 
     def serve(self) -> None:
         """Solve this process's families for each configuration that the main one asks for."""
-        while (config := self._agree(None)) is not None:
+        while (config := agreed(None, self._runtime)) is not None:
             self._gather(self._solve(config))
 
     def end(self) -> None:
         """Let the other processes go."""
-        if self._runtime.world > 1:
-            self._agree(None)
-
-    def _agree(self, config: QuantizeConfig | None) -> QuantizeConfig | None:
-        """Return what the main process passes; None ends it."""
-        told = [config]
-        dist.broadcast_object_list(told, src=0, device=CPU)
-        return told[0]
+        agreed(None, self._runtime)
 
     def _solve(self, config: QuantizeConfig) -> list[Solved]:
         versions = []
@@ -92,6 +85,14 @@ class FamilySolver:
             for family in self.families
             for name in family.weights
         ]
+
+
+def agreed(value: Any, runtime: Runtime) -> Any:
+    """Return what the main process passes."""
+    told = [value]
+    if runtime.world > 1:
+        dist.broadcast_object_list(told, src=0, device=CPU)
+    return told[0]
 
 
 def on(device: torch.device, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

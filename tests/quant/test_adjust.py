@@ -4,6 +4,8 @@ import dataclasses
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from quantize_case import ALONE, CPU, VOCAB, make_config, make_hessians, make_trained
 from schema_case import faults_of
 
@@ -57,6 +59,31 @@ def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized
         assert found[name].shape == tensors[name].shape
         if name.endswith(".scales"):
             assert torch.equal(found[name], shorten(found[name], config.scale_digits))
+
+
+def work(rank, folder, arguments):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    trained, config, tensors, texts = arguments
+    runtime = dataclasses.replace(ALONE, rank=rank, world=2)
+    found = adjust(trained, tensors if rank == 0 else {}, texts, config, runtime)
+    torch.save(found, f"{folder}/{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_learn_what_one_does(quantized, tmp_path):
+    trained, config, tensors, texts = quantized
+    config = dataclasses.replace(config, adjust_steps=3)
+    texts = texts[:13]  # the second batch has five, which two do not divide
+    alone = adjust(trained, tensors, texts, config, ALONE)
+    mp.spawn(work, args=(str(tmp_path), (trained, config, tensors, texts)), nprocs=2)
+    main, other = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
+    for name, tensor in alone.items():
+        assert torch.equal(main[name], other[name])
+        torch.testing.assert_close(main[name].float(), tensor.float(), rtol=2**-6, atol=0)
+    changed = [n for n in alone if not torch.equal(alone[n], tensors[n])]
+    equal = sum(torch.equal(main[name], alone[name]) for name in changed)
+    assert equal > 0.7 * len(changed)
 
 
 def test_corrections_of_low_rank_are_refused():
