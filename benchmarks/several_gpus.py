@@ -8,7 +8,8 @@ others wait.
 deterministic: two runs of 200 steps with runtime.deterministic (one, on one GPU), and one that is
 killed at half and resumed, each on a GPU; the cost is that of a step, on one GPU.
 after: seconds from the end of training to the score, on all GPUs: the stages' by the clock, their
-starts included, on a model of 200 steps, which part `deterministic` trains.
+starts included. On the model in the folder --trained, else on one of 200 steps, which part
+`deterministic` trains; its clips are far from those that fit, so that quantize takes longer.
 """
 
 from __future__ import annotations
@@ -181,11 +182,11 @@ def deterministic_rows(tokens: Path, count: int) -> list[Row]:
     return rows
 
 
-def after_rows(tokens: Path, count: int) -> list[Row]:
+def after_rows(tokens: Path, count: int, trained: Path) -> list[Row]:
     """Time the stages behind a training, as the recipe has them."""
     made = Project(WORK / "several_gpus" / "after", compose(RECIPE))
     made.link_tokens(tokens)
-    shutil.copytree(WORK / "several_gpus/plain/artifacts/train", made.folder / "artifacts/train")
+    shutil.copytree(trained / "artifacts/train", made.folder / "artifacts/train")
     them, seconds = f"{RECIPE}, {count} x {device_name()}", {}
     for stage in AFTER:
         start = time.monotonic()
@@ -204,6 +205,8 @@ def main() -> None:
     )
     parser.add_argument("tokens", type=Path, help="folder of shards, as data/tokens")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    trained = WORK / "several_gpus/plain"
+    parser.add_argument("--trained", type=Path, default=trained, help="folder of a trained best")
     parser.add_argument("--child", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -217,7 +220,7 @@ def main() -> None:
         elif part == "deterministic":
             rows += deterministic_rows(options.tokens, count)
         else:
-            rows += after_rows(options.tokens, count)
+            rows += after_rows(options.tokens, count, options.trained)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
         command = f"python benchmarks/several_gpus.py TOKENS --parts {' '.join(options.parts)}"
         write_results("train_speed", rows, command, show=part == options.parts[-1])
