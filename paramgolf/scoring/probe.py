@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.special_tokens import BOS
+from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.mixture import counted_stream
 from paramgolf.scoring.scorer import Scorer, ScoringBatch
 
@@ -125,22 +126,32 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
         tokens = torch.arange(nats.shape[1], device=nats.device)
         of_hint = nats.gather(1, mixture.hinted(index))
         return mixture.tilted(nats, of_hint, tokens[None], index)
-    counts = [count_followers(scorer, target, nats.shape[1]) for target in targets.tolist()]
+    assert scorer.mixing is not None
+    order = np.arange(len(scorer.text)) if scorer.order is None else scorer.order
+    stream, primed = counted_stream(scorer.text, order)
+    places = [int(np.flatnonzero(order == target)[0]) for target in targets.tolist()]
+    counts = [
+        count_followers(stream, primed, primed + 1 + place, scorer.mixing, nats.shape[1])
+        for place in places
+    ]
     chance = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
     return mixture.mixed(nats, chance, index)
 
 
-def count_followers(scorer: Scorer, target: int, vocab_size: int) -> np.ndarray:
-    """Return what the past of `target` says of every token, float64 [V], by counting it through."""
-    assert scorer.mixing is not None
-    order = np.arange(len(scorer.text)) if scorer.order is None else scorer.order
-    tokens, primed = counted_stream(scorer.text, order)
-    at = primed + 1 + int(np.flatnonzero(order == target)[0])
-    for context in sorted(scorer.mixing.contexts, reverse=True):
+def count_followers(
+    tokens: np.ndarray, primed: int, at: int, mixing: MixtureConfig, vocab_size: int
+) -> np.ndarray:
+    """Return what the past of position `at` says of every token, float64 [V], counted through.
+
+    `tokens` and `primed` are as `counted_stream` returns them.
+    """
+    found = np.zeros(vocab_size)
+    ends = 1 + np.flatnonzero(tokens[: at - 1] == tokens[at - 1])
+    for distance in range(1, max(mixing.contexts) + 1):
         # no context reaches from the text into what was counted before it
-        ends = np.r_[min(context, primed) : primed, primed + context : at]
-        for distance in range(1, context + 1):
-            ends = ends[tokens[ends - distance] == tokens[at - distance]]
-        if at >= primed + context and len(ends) >= scorer.mixing.min_count:
-            return np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
-    return np.zeros(vocab_size)
+        ends = ends[(ends >= primed + distance) | ((ends >= distance) & (ends < primed))]
+        ends = ends[tokens[ends - distance] == tokens[at - distance]]
+        known = at >= primed + distance and len(ends) >= mixing.min_count
+        if distance in mixing.contexts and known:
+            found = np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
+    return found
