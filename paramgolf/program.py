@@ -7,8 +7,10 @@ more. A traceback is left for mistakes of our own. train_gpt.py does with less o
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
+import gc
 import io
 import os
 import re
@@ -46,9 +48,12 @@ def start_program() -> None:
     """Prepare the process, before any other module is imported (see `start_process`).
 
     Whatever is printed can be encoded. Ctrl-C and what the machine refuses are told without a
-    traceback from here on, while modules are imported too.
+    traceback from here on, while modules are imported too. Garbage is not looked for until the
+    imports are done, nor at the end: to look through torch's objects takes a second of each stage.
     """
     start_process()
+    gc.disable()
+    atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -91,6 +96,9 @@ def exit_on_fault() -> Iterator[None]:
     """
     if signal.getsignal(signal.SIGINT) is _end_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not gc.isenabled():
+        gc.freeze()  # what was imported stays
+        gc.enable()
     try:
         with exit_on_error(), _machine_explained():
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import os
 import resource
@@ -42,6 +43,7 @@ def own_hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     yield
     signal.signal(signal.SIGINT, before)
+    gc.enable()
 
 
 @pytest.fixture
@@ -212,6 +214,13 @@ def test_a_command_prints_where_only_ascii_can_be_printed(command, monkeypatch):
         main(command.split())
     assert caught.value.code == 0
     assert printed.buffer.getvalue() or command == "check"
+
+
+def test_garbage_is_looked_for_when_the_imports_are_done():
+    start_program()
+    assert not gc.isenabled()
+    with exit_on_fault():
+        assert gc.isenabled()
 
 
 def test_what_ascii_has_not_is_written_out(monkeypatch):
