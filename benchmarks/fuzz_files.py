@@ -169,7 +169,7 @@ MANIFESTS: dict[str, Any] = {
     "tokens.json": {
         **{"schema": 1, "vocab_size": 400, "bos": 1, "tokenizer": "tokenizer.model"},
         **{"tokenizer_sha256": "0" * 64, "tokenizer_bos": 1, "transform": "none"},
-        **{"fuse_markers": False, "aliases": [[8, 5, 4]], "train": SPLIT, "val": SPLIT},
+        **{"train": SPLIT, "val": SPLIT},
         "val_bytes": {
             **{"files": [SHARD], "bytes": 900},
             "rule": "token table, at most the bytes of the document's text",
@@ -209,7 +209,7 @@ def _tokenizers() -> dict[str, bytes]:
 
 
 def _read_tokenizer(path: Path) -> None:
-    tokenizer = open_tokenizer(TokenizerFile(str(path), "none", fuse_markers=False))
+    tokenizer = open_tokenizer(TokenizerFile(str(path), "none"))
     for ids, _ in tokenizer.encode([PROBE, ""], count_bytes=True):
         tokenizer.decode(ids)
 

@@ -39,8 +39,8 @@ if __name__ == "__main__" and work == "train":
     open(f"{raw}/given.model", "wb").write(model)
 elif __name__ == "__main__":
     config = TokenizerConfig(source="file", path=f"{raw}/given.model", vocab_size=int(size),
-                             transform="none", fuse_markers=False,
-                             training_bytes=1, shard_tokens=100_000_000)
+                             transform="none", training_bytes=1,
+                             shard_tokens=100_000_000)
     retokenize(config, int(workers), raw, f"{raw}/../tokens")
 """
 

@@ -78,12 +78,6 @@ def _disagreements(params: Params) -> Iterator[Fault]:
             "must be published exactly when data.source is hub and data.hub.kind is shards, "
             f"found {params.tokenizer.source}",
         )
-    if params.model.fused_markers != params.tokenizer.fuse_markers:
-        yield (
-            "model.fused_markers",
-            "must be what `tokenizer.fuse_markers` is, found "
-            f"{params.model.fused_markers} and {params.tokenizer.fuse_markers}",
-        )
     together, heads = params.train.muon_kv_heads, params.model.kv_heads
     if together and heads % together:
         yield "train.muon_kv_heads", f"must divide `model.kv_heads` {heads}, found {together}"

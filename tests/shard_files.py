@@ -59,8 +59,6 @@ def write_token_set(
         tokenizer_sha256=NO_HASH,
         tokenizer_bos=BOS,
         transform="none",
-        fuse_markers=False,
-        aliases=(),
         train=write_split(folder, "train", train),
         val=write_split(folder, "val", val),
         val_bytes=ByteCounts(files=counts.files, bytes=total, rule=TABLE_RULE),

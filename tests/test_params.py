@@ -65,7 +65,6 @@ def faults_of(changes: dict[str, Any]) -> str:
             {"quantize.mlp_bits": 5, "quantize.high_bits_matrices": 3},
             "`quantize.mlp_bits` must be null with `high_bits_matrices`",
         ),
-        ({"model.fused_markers": True}, "`model.fused_markers` must be what `tokenizer.fuse"),
         ({"data.source": "files"}, "`data.files` must name at least one path"),
         ({"tokenizer.vocab_size": 70_000}, "`tokenizer.vocab_size` must lie in 300..65536"),
         ({"package.limit_bytes": 0}, "`package.limit_bytes` must be at least 1"),

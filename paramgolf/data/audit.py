@@ -70,8 +70,7 @@ def audit(
     check_files(tokens, source)
     stream, counts, manifest = tokens.val(), tokens.val_bytes(), tokens.manifest
     path = str(folder / manifest.tokenizer)
-    file = TokenizerFile(path, manifest.transform, manifest.fuse_markers)
-    tokenizer = open_tokenizer(file)
+    tokenizer = open_tokenizer(TokenizerFile(path, manifest.transform))
     checker = Checker(tokenizer, manifest.val_bytes.rule)
     texts = _raw_texts(source, raw)
     total = manifest.val.documents or 0

@@ -13,31 +13,23 @@ marks alone: bytes are counted on the transform's tokens, and a mark stands for 
 an ESCAPE makes literal, which stands for its own 3 bytes.
 
 With `before_space` the mark of a word that follows a space stands before that space. The word then
-keeps the piece that begins with its space, which takes no more tokens than fusion and leaves the
-vocabulary one form of most words instead of two:
+keeps the piece that begins with its space, and the vocabulary one form of most words, not two:
 
     of The NASA  ->  of TITLE" the" ALL_CAPS" nasa"
-
-Fusion (pg#2109). A space followed by TITLE, ALL_CAPS or CAP_NEXT, the usual case, becomes the one
-token 8, 9 or 10. Where a text holds such a character (U+0000 to U+0002), its token is written after
-ESCAPE, which else stands before marks alone, so that `Fusion.split` is an exact inverse.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 import numpy as np
 import sentencepiece
 
 from paramgolf.data.special_tokens import (
-    ALIASES,
     ALL_CAPS,
     CAP_NEXT,
     ESCAPE,
     MARKS,
-    SPACE,
     TITLE,
     Transform,
 )
@@ -95,10 +87,6 @@ def _unmark(match: re.Match[str]) -> str:
 
 
 MARK_BYTES = 3
-# tokens 4, 5 and 6 after a space become 8, 9 and 10; 7 is ESCAPE
-FUSED_MARKS = np.array([4, 5, 6], dtype=np.uint16)
-ALIAS_IDS = np.array(ALIASES, dtype=np.uint16)
-ESCAPE_ID = 7
 
 
 def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
@@ -150,68 +138,3 @@ def escaped(ids: np.ndarray, escape: int) -> np.ndarray:
     last_other = np.maximum.accumulate(np.concatenate([[-1], others]))[:-1]
     odd: np.ndarray = (positions - 1 - last_other) % 2 == 1
     return odd
-
-
-@dataclass(frozen=True, slots=True)
-class Fusion:
-    """Fuses pairs of a space and a mark in the token stream of one model, and splits them again."""
-
-    space: int
-    """Token of the piece U+2581 alone."""
-
-    @property
-    def aliases(self) -> tuple[tuple[int, int, int], ...]:
-        """(alias, space, mark) of each fused pair."""
-        pairs = zip(ALIASES, FUSED_MARKS.tolist(), strict=True)
-        return tuple((alias, self.space, mark) for alias, mark in pairs)
-
-    def fuse(
-        self, ids: np.ndarray, counts: np.ndarray | None
-    ) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return fused ids and their byte counts, of the same sum, where `counts` is given.
-
-        `ids` uint16 [n] are whole documents, `counts` uint16 [n].
-        """
-        pairs = np.flatnonzero((ids[:-1] == self.space) & np.isin(ids[1:], FUSED_MARKS))
-        literal = np.flatnonzero(np.isin(ids, ALIAS_IDS))
-        fused = ids.copy()
-        fused[pairs] = ids[pairs + 1] + (ALIAS_IDS[0] - FUSED_MARKS[0])
-        repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[pairs + 1], repeats[literal] = 0, 2
-        before = (np.cumsum(repeats) - repeats)[literal]  # where the literals' escapes go
-        fused = np.repeat(fused, repeats)
-        fused[before] = ESCAPE_ID
-        if counts is None:
-            return fused, None
-        sums = counts.copy()
-        sums[pairs] += counts[pairs + 1]
-        sums = np.repeat(sums, repeats)
-        sums[before] = 0
-        return fused, sums
-
-    def split(self, ids: np.ndarray) -> np.ndarray:
-        """Return the ids uint16 that `fuse` made `ids` from."""
-        is_alias = np.isin(ids, ALIAS_IDS)
-        literal = is_alias & escaped(ids, ESCAPE_ID)
-        repeats = np.ones(len(ids), dtype=np.int64)
-        repeats[is_alias & ~literal] = 2
-        repeats[np.flatnonzero(literal) - 1] = 0
-        ends = np.cumsum(repeats)[is_alias & ~literal]
-        whole = np.repeat(ids, repeats)
-        whole[ends - 2] = self.space
-        whole[ends - 1] -= ALIAS_IDS[0] - FUSED_MARKS[0]
-        return whole
-
-
-def fusion(model: sentencepiece.SentencePieceProcessor) -> Fusion:
-    """Return the fusion for a model; its marks must be 4..7 and its bytes 0, 1, 2 the aliases."""
-    marks = mark_ids(model).tolist()
-    if marks != [*FUSED_MARKS, ESCAPE_ID] or not all(model.is_byte(int(i)) for i in ALIASES):
-        raise ParamGolfError(
-            "marks cannot be fused in this tokenizer",
-            expected="the case marks as tokens 4 to 7, the bytes 0, 1 and 2 as tokens 8 to 10",
-            found=f"the case marks as {marks}, 8 to 10 as "
-            + ", ".join(model.id_to_piece(int(i)) for i in ALIASES),
-            fix="set tokenizer.fuse_markers to false, or train the tokenizer here",
-        )
-    return Fusion(model.piece_to_id(SPACE))

@@ -57,7 +57,6 @@ class TokenizerConfig:
     source: Literal["train", "file", "published"]
     path: str | None
     transform: Transform
-    fuse_markers: bool
     vocab_size: Annotated[int, Range(300, 2**16)]  # tokens are uint16
     training_bytes: Positive
     shard_tokens: Annotated[int, Range(1, 2**31 - 1)]  # a shard's header holds it as an int32
@@ -69,8 +68,6 @@ class TokenizerConfig:
         foreign = self.source == "file" and str(self.path).endswith((".json", ".txt"))
         if self.transform != "none" and foreign:
             yield "transform", "must be none for a tokenizer that is not a SentencePiece model"
-        if self.fuse_markers and self.transform != "caseops":
-            yield "fuse_markers", "needs tokenizer.transform caseops"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,6 @@ from paramgolf.files import read_json, write_json
 from paramgolf.schema import Fault, FileName, Natural, Range, Sha256, read_record
 
 SCHEMA = 1
-Alias = tuple[Natural, Natural, Natural]
-"""A token, and the tokens of the space and of the case mark that it stands for."""
 FIX_RAW = "make it again with `dvc repro -f -s download`"
 FIX_TOKENS = "make it with `dvc repro retokenize`"
 
@@ -156,18 +154,9 @@ class TokensManifest:
     tokenizer_bos: Natural
     """What the tokenizer calls BOS; in the shards this id and 1 have changed places."""
     transform: Transform
-    fuse_markers: bool
-    aliases: tuple[Alias, ...]
-    """Of each token that stands for a space and a case mark."""
     train: ShardSplit
     val: ShardSplit
     val_bytes: ByteCounts
-
-    def faults(self) -> Iterator[Fault]:
-        """Yield what is wrong with the fields together."""
-        for i, alias in enumerate(self.aliases):
-            if max(alias) >= self.vocab_size:
-                yield f"aliases.{i}", f"must be tokens below {self.vocab_size}"
 
 
 def write_manifest(folder: str | Path, manifest: Any) -> None:

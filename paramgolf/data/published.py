@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 
 from paramgolf.data.byte_counts import at_most
-from paramgolf.data.caseops import Fusion
 from paramgolf.data.folders import link_or_copy
 from paramgolf.data.manifests import (
     SIDECAR_RULE,
@@ -26,7 +25,6 @@ from paramgolf.data.manifests import (
     ShardSplit,
 )
 from paramgolf.data.shards import (
-    BLOCK_TOKENS,
     ShardStream,
     ShardWriter,
     read_shard,
@@ -55,10 +53,7 @@ def adopt_shards(
     val_documents = _count_documents("val", source.val, raw, vocabulary)
     train_documents = _count_documents("train", source.train, raw, vocabulary)
     validation = Validation(source, raw, vocabulary)
-    if vocabulary.fusion is None:
-        train, val, val_bytes = _link_splits(validation, folder)
-    else:
-        train, val, val_bytes = _fuse_splits(validation, vocabulary.fusion, folder)
+    train, val, val_bytes = _link_splits(validation, folder)
     total = _sum(folder, val_bytes)
     if validation.has_sidecar and (excess := _sum(raw, source.val_bytes.files) - total):
         say(f"the published byte counts exceed the decoded text by {excess}: taken off")
@@ -171,29 +166,6 @@ def _link(name: str, split: ShardSplit, raw: Path, folder: Path) -> ShardSplit:
         link_or_copy(raw / file.name, folder / target)
         linked.append(dataclasses.replace(file, name=target))
     return dataclasses.replace(split, files=tuple(linked))
-
-
-def _fuse_splits(validation: Validation, fusion: Fusion, folder: Path) -> Adopted:
-    capacity = _capacity(validation.source.train)
-    with (
-        ShardWriter(folder, "val", capacity) as val,
-        ShardWriter(folder, "val_bytes", capacity) as val_bytes,
-        ShardWriter(folder, "train", capacity) as train,
-    ):
-        for ids, counts in validation.blocks():
-            fused, sums = fusion.fuse(ids, counts)
-            assert sums is not None
-            val.append(fused)
-            val_bytes.append(sums)
-        stream = validation.open(validation.source.train)
-        total = -(-len(stream) // BLOCK_TOKENS)
-        for _, ids in track(whole_documents(stream), "fusing marks of train", total=total):
-            train.append(fusion.fuse(ids, None)[0])
-    return (
-        ShardSplit(files=train.files, tokens=train.total),
-        ShardSplit(files=val.files, tokens=val.total),
-        val_bytes.files,
-    )
 
 
 def _capacity(split: ShardSplit) -> int:

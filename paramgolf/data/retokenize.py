@@ -68,8 +68,6 @@ def retokenize(
         tokenizer_sha256=sha256_file(file.path),
         tokenizer_bos=tokenizer.own_bos,
         transform=config.transform,
-        fuse_markers=config.fuse_markers,
-        aliases=tokenizer.fusion.aliases if tokenizer.fusion else (),
         train=splits.train,
         val=splits.val,
         val_bytes=splits.val_bytes,
@@ -105,12 +103,12 @@ def _place_tokenizer(
             symbols="" if config.transform == "none" else MARKS,
         ),
     )
-    return TokenizerFile(str(path), config.transform, config.fuse_markers)
+    return TokenizerFile(str(path), config.transform)
 
 
 def _take(given: Path, folder: Path, config: TokenizerConfig) -> TokenizerFile:
     """Copy a given tokenizer into `folder`; one of another size than `config` says is refused."""
-    file = TokenizerFile(str(given), config.transform, config.fuse_markers)
+    file = TokenizerFile(str(given), config.transform)
     size = open_tokenizer(file).size  # refuses a tokenizer whose bytes cannot be counted
     if size != config.vocab_size:
         raise ParamGolfError(
@@ -127,9 +125,7 @@ def _take(given: Path, folder: Path, config: TokenizerConfig) -> TokenizerFile:
 
 def _published(file: TokenizerFile) -> SentencePieceVocabulary:
     """Open the tokenizer of published shards; their BOS and case transform must be those stated."""
-    vocabulary = SentencePieceVocabulary(
-        Path(file.path), transform=file.transform, fuse_markers=file.fuse_markers
-    )
+    vocabulary = SentencePieceVocabulary(Path(file.path), file.transform)
     if vocabulary.bos != BOS:
         raise ParamGolfError(
             "the published shards have another BOS",

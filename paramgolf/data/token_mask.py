@@ -33,7 +33,7 @@ import numpy as np
 import sentencepiece
 
 from paramgolf.data.sentencepiece_model import read_model
-from paramgolf.data.special_tokens import ALIASES, BOS, MARKS, SPACE, Transform
+from paramgolf.data.special_tokens import BOS, MARKS, SPACE, Transform
 from paramgolf.data.token_set import TokenSet
 from paramgolf.errors import ParamGolfError
 
@@ -103,14 +103,11 @@ def mask_of(tokens: TokenSet) -> TokenMask:
             where=path,
             fix="set token_mask to false in train, eval_sliding and eval_ttt",
         )
-    return build_mask(path, manifest.transform, fused=manifest.fuse_markers)
+    return build_mask(path, manifest.transform)
 
 
-def build_mask(path: str | Path, transform: Transform, *, fused: bool) -> TokenMask:
-    """Return the mask of a SentencePiece BPE model of text in `transform`.
-
-    `fused` tells that a space and the case mark after it are one token.
-    """
+def build_mask(path: str | Path, transform: Transform) -> TokenMask:
+    """Return the mask of a SentencePiece BPE model of text in `transform`."""
     model = read_model(path)
     caseops = transform != "none"
     pairs = _Pairs(model, caseops=caseops)
@@ -119,16 +116,13 @@ def build_mask(path: str | Path, transform: Transform, *, fused: bool) -> TokenM
     pairs.end_documents()
     if caseops:
         pairs.mark_capitals(before_space=transform == "caseops_before_space")
-    if fused:
-        pairs.fuse()
     pairs.finish()
     # in the shards BOS has changed places with token 1
     allowed, ids = pairs.allowed, [BOS, model.bos_id()]
     allowed[ids] = allowed[ids[::-1]]
     allowed[:, ids] = allowed[:, ids[::-1]]
-    marks = (*pairs.marks, *(ALIASES if fused else ()))
     escape = pairs.marks[3] if caseops else -1
-    return TokenMask(allowed, escape, marks)
+    return TokenMask(allowed, escape, pairs.marks)
 
 
 class _Pairs:
@@ -139,7 +133,6 @@ class _Pairs:
         pieces = [model.id_to_piece(i) for i in tokens]
         self.marks = tuple(pieces.index(mark) for mark in MARKS) if caseops else ()
         self._bos, self._unknown = model.bos_id(), model.unk_id()
-        self._space = model.piece_to_id(SPACE)
         self._bytes = {int(pieces[i].strip("<>"), 16): i for i in tokens if model.is_byte(i)}
         others = {i for i in tokens if model.is_control(i) or model.is_unused(i)}
         others |= {*self._bytes.values(), model.unk_id()}
@@ -228,15 +221,6 @@ class _Pairs:
             self.allowed[:-1][ends, title] = self.allowed[:-1][ends, all_caps] = False
         self.allowed[escape] = False
         self.allowed[escape, self.marks] = True
-
-    def fuse(self) -> None:
-        """Let the aliases stand for a space and a mark."""
-        allowed, space = self.allowed, self._space
-        marks, aliases = [*self.marks[:3]], [*ALIASES]
-        allowed[:, aliases] = allowed[:, [space]] & allowed[space, marks]
-        allowed[aliases] = allowed[marks]
-        allowed[space, marks] = False
-        allowed[self.marks[3], aliases] = True  # the bytes that they are
 
     def finish(self) -> None:
         """Allow everything in a state that no text has, or of which nothing is known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from paramgolf.data.manifests import Alias, ShardFile, TokensManifest, read_tokens_manifest
+from paramgolf.data.manifests import ShardFile, TokensManifest, read_tokens_manifest
 from paramgolf.data.shards import ShardStream
 
 TOKENS_PATH = Path("data/tokens")
@@ -22,11 +22,6 @@ class TokenSet:
     def vocab_size(self) -> int:
         """All tokens are below it."""
         return self.manifest.vocab_size
-
-    @property
-    def aliases(self) -> tuple[Alias, ...]:
-        """(alias, space, mark) of each token that stands for a space and a case mark."""
-        return self.manifest.aliases
 
     @property
     def scored_files(self) -> tuple[str, ...]:

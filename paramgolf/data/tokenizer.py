@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 
 from paramgolf.data.byte_counts import at_most
-from paramgolf.data.caseops import Fusion
 from paramgolf.data.special_tokens import BOS, Transform
 from paramgolf.data.vocabulary_json import JsonVocabulary
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
@@ -47,17 +46,15 @@ class TokenizerFile:
     path: str
     """The ending tells the kind: .json Hugging Face, .txt a vocabulary file, else SentencePiece."""
     transform: Transform
-    fuse_markers: bool
 
 
 class TextTokenizer:
     """Encodes documents as the shards hold them: BOS, then the tokens of the text."""
 
-    def __init__(self, vocabulary: Vocabulary, fusion: Fusion | None = None) -> None:
+    def __init__(self, vocabulary: Vocabulary) -> None:
         self.size = vocabulary.size
         self.own_bos = vocabulary.bos
         self.rule = vocabulary.rule
-        self.fusion = fusion
         self._vocabulary = vocabulary
         self._exchange = _exchange(vocabulary.size, vocabulary.bos)
 
@@ -71,7 +68,7 @@ class TextTokenizer:
             tokens = np.insert(self._exchange[ids], 0, BOS)
             if counts is not None:
                 counts = np.insert(at_most(counts, len(text.encode())), 0, 0)
-            yield self.fusion.fuse(tokens, counts) if self.fusion else (tokens, counts)
+            yield tokens, counts
 
     def decode(self, tokens: np.ndarray) -> bytes:
         """Return the text of one document's tokens in UTF-8; `tokens` begin with BOS."""
@@ -82,7 +79,7 @@ class TextTokenizer:
         return self._vocabulary.excesses(self._own(tokens)).get(excess, "") if excess else ""
 
     def _own(self, tokens: np.ndarray) -> np.ndarray:
-        own: np.ndarray = self._exchange[(self.fusion.split(tokens) if self.fusion else tokens)[1:]]
+        own: np.ndarray = self._exchange[tokens[1:]]
         return own
 
 
@@ -93,10 +90,7 @@ def open_tokenizer(file: TokenizerFile) -> TextTokenizer:
         return TextTokenizer(JsonVocabulary(path))
     if path.suffix == ".txt":
         return TextTokenizer(TextVocabulary(path))
-    vocabulary = SentencePieceVocabulary(
-        path, transform=file.transform, fuse_markers=file.fuse_markers
-    )
-    return TextTokenizer(vocabulary, vocabulary.fusion)
+    return TextTokenizer(SentencePieceVocabulary(path, file.transform))
 
 
 def _exchange(vocab_size: int, own: int) -> np.ndarray:

@@ -13,7 +13,6 @@ from paramgolf.data.caseops import (
     MARK_BYTES,
     count_marks,
     decode_case,
-    fusion,
     mark_ids,
     transformed,
 )
@@ -31,14 +30,13 @@ class SentencePieceVocabulary:
 
     rule = TABLE_RULE
 
-    def __init__(self, path: Path, *, transform: Transform, fuse_markers: bool) -> None:
+    def __init__(self, path: Path, transform: Transform) -> None:
         self._model = load_tokenizer(path)
         self._table = byte_table(self._model)
         self._transform = transform
         self._marks = None if transform == "none" else mark_ids(self._model)
         self.size: int = self._model.vocab_size()
         self.bos: int = self._model.bos_id()
-        self.fusion = fusion(self._model) if fuse_markers else None
 
     @property
     def rewrites(self) -> bool:

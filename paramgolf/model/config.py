@@ -58,7 +58,6 @@ class ModelConfig:
     smear: Literal["none", "channel", "token"]
     smear_gate_init: float
     bos_mask: bool
-    fused_markers: bool
     bigram_buckets: Natural
     bigram_dim: Positive
     bigram_table_std: NaturalFloat

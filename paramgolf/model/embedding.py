@@ -8,18 +8,15 @@ Shapes: B rows, T tokens, d width, V vocabulary, kv the width of keys and values
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.data.special_tokens import ALIASES
-from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 from paramgolf.model.operations import norm
 
-ALIAS_SPACE, ALIAS_MARK = 0.4, 0.6  # shares of an alias's first row (pg#2109)
 Tensors = Mapping[str, Tensor]
 
 
@@ -72,39 +69,17 @@ def smear_and_norm(
     if config.smear == "token":
         # the gate reads a few channels alone: it costs next to nothing
         gate = torch.sigmoid(e[..., :GATE_CHANNELS] @ tensors["smear_weight"]).unsqueeze(-1)
-        e = e + tensors["smear_scale"] * gate * preceding(e, tokens_BT, config, bos)
+        e = e + tensors["smear_scale"] * gate * preceding(e, tokens_BT, bos)
     e = norm(e)
     if config.smear == "channel":
         gate = torch.sigmoid(tensors["smear_gate"])
-        e = (1 - gate) * e + gate * preceding(e, tokens_BT, config, bos)
+        e = (1 - gate) * e + gate * preceding(e, tokens_BT, bos)
     return e
 
 
-def preceding(e: Tensor, tokens_BT: Tensor, config: ModelConfig, bos: int) -> Tensor:
-    """Return the embedding before each position [B, T, d]; zeros at BOS and after an alias."""
-    stops = tokens_BT == bos
-    if config.fused_markers:
-        before = previous(tokens_BT)
-        stops = stops | (before >= ALIASES[0]) & (before <= ALIASES[-1])
-    return previous(e) * ~stops.unsqueeze(-1)
-
-
-@torch.no_grad()
-def mix_aliases(embedding: Tensor, aliases: Sequence[Sequence[int]]) -> None:
-    """Start the rows of aliases [V, d] from those of the space and the mark that each stands for.
-
-    `aliases` are (alias, space, mark); the mix has the length of the mark's row (pg#2109).
-    """
-    if [alias for alias, _, _ in aliases] != list(ALIASES):
-        raise ParamGolfError(
-            "model.fused_markers needs tokens whose markers are fused",
-            expected=f"aliases {ALIASES}",
-            found=aliases,
-            fix="set both model.fused_markers and tokenizer.fuse_markers, and `dvc repro`",
-        )
-    for alias, space, mark in aliases:
-        mixed = ALIAS_SPACE * embedding[space] + ALIAS_MARK * embedding[mark]
-        embedding[alias] = mixed * (embedding[mark].norm() / mixed.norm())
+def preceding(e: Tensor, tokens_BT: Tensor, bos: int) -> Tensor:
+    """Return the embedding before each position [B, T, d], zeros at BOS."""
+    return previous(e) * (tokens_BT != bos).unsqueeze(-1)
 
 
 def value_embedding(tokens_BT: Tensor, tensors: Tensors, config: ModelConfig) -> Tensor | None:

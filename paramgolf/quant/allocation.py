@@ -20,8 +20,7 @@ Bits = dict[str, tuple[int, ...]]  # of each layer of a parameter
 def rounded_bits(name: str, config: QuantizeConfig) -> int | None:
     """Return the bits of a parameter that is rounded without a Hessian; None: it stays float16."""
     widths = dict.fromkeys((name for name in TABLES if name != "embedding"), config.table_bits)
-    widths |= {"head_gate": config.gate_bits}
-    widths |= {"bigram_proj": config.bigram_proj_bits, "value_proj": config.value_proj_bits}
+    widths |= {"head_gate": config.gate_bits, "bigram_proj": config.bigram_proj_bits}
     return widths.get(name)
 
 

@@ -70,7 +70,6 @@ class QuantizeConfig:
     table_bits: Bits | None
     table_least_reach: NaturalFloat
     bigram_proj_bits: Bits | None
-    value_proj_bits: Bits | None
     attention_clip: PositiveFloat
     mlp_clip: PositiveFloat
     embedding_clip: PositiveFloat

@@ -16,7 +16,6 @@ from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_json
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.embedding import mix_aliases
 from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.progress import Meter, say
@@ -59,8 +58,6 @@ def initial_network(
 ) -> Network:
     """Return the network before its first step, on this process's device."""
     network = Network(model, tokens.vocab_size, seed=config.seed, device=runtime.device)
-    if model.fused_markers:
-        mix_aliases(network.get_parameter("embedding"), tokens.aliases)
     network = network.on(runtime)
     if config.precision == "fp8_mlp":
         from paramgolf.model.fp8 import has_kernels  # see packing/code.py

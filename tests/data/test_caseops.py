@@ -1,4 +1,4 @@
-"""CaseOps: the rule on text and its inverse; marks as tokens, their bytes and their fusion."""
+"""CaseOps: the rule on text and its inverse; marks as tokens, and their bytes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import token_case
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data.byte_counts import SPACE, byte_table
@@ -17,12 +17,10 @@ from paramgolf.data.caseops import (
     ESCAPE,
     MARKS,
     TITLE,
-    Fusion,
     count_marks,
     decode_case,
     encode_case,
     escaped,
-    fusion,
     mark_ids,
 )
 from paramgolf.data.tokenizer_training import train_tokenizer
@@ -33,7 +31,7 @@ TEXT = token_case.mixed_text(MARKS + "aAbBzZ \n0'ÉéſKİß\0")
 MODEL = token_case.processor(token_case.trained_on_case())
 TABLE, MARK_IDS = byte_table(MODEL), mark_ids(MODEL)
 TOKEN_TEXT = token_case.mixed_text([*MARKS, *"aTHhe oOfF  \0\1\2\3\né語", " The"])
-# BOS, pad, marks, aliases, a byte and a space
+# BOS, pad, marks, bytes and a space
 IDS = st.lists(st.sampled_from([0, 3, 4, 5, 6, 7, 7, 8, 9, 10, 11, 50, 50, 60]))
 
 
@@ -166,55 +164,6 @@ def test_escaped_is_that_of_a_plain_loop(ids: list[int]) -> None:
     assert escaped(np.array(ids, dtype=np.uint16), 7).tolist() == expected
 
 
-def fuse_by_loop(ids: list[int], space: int) -> list[int]:
-    fused: list[int] = []
-    for i in ids:
-        if fused and fused[-1] == space and i in (4, 5, 6):
-            fused[-1] = i + 4
-        elif i in (8, 9, 10):
-            fused += [7, i]
-        else:
-            fused.append(i)
-    return fused
-
-
-@given(IDS)
-@settings(max_examples=300, deadline=None)
-def test_fusing_is_that_of_a_plain_loop_and_keeps_the_bytes(values: list[int]) -> None:
-    ids = np.array(values, dtype=np.uint16)
-    counts = np.arange(len(ids), dtype=np.uint16)
-    fused, sums = Fusion(50).fuse(ids, counts)
-    assert fused.tolist() == fuse_by_loop(values, 50)
-    assert fused.dtype == np.uint16
-    assert sums is not None
-    assert len(sums) == len(fused)
-    assert sums.sum() == counts.sum()
-
-
-@given(TOKEN_TEXT)
-@example("\ue004 The")  # a fused pair behind a mark that is text
-@example("\ue004\0 \ue004\1\ue001 A")
-@settings(max_examples=200, deadline=None)
-def test_splitting_is_the_exact_inverse_on_texts(text: str) -> None:
-    ids = tokens_of(text)
-    counts = count_marks(ids, TABLE.counts(ids), MARK_IDS)
-    fused, sums = fusion(MODEL).fuse(ids, counts)
-    assert fusion(MODEL).split(fused).tolist() == ids.tolist()
-    assert sums is not None
-    assert sums.sum() == counts.sum()
-
-
-def test_a_fused_pair_has_the_byte_of_its_space() -> None:
-    ids = tokens_of("the The \1")
-    fused, sums = fusion(MODEL).fuse(ids, count_marks(ids, TABLE.counts(ids), MARK_IDS))
-    assert sums is not None
-    assert sums[fused == 8].tolist() == [1]
-    assert fused[-2:].tolist() == [7, 9]  # the literal U+0001 and its escape
-    assert sums[-2:].tolist() == [0, 1]
-    space = fusion(MODEL).space
-    assert fusion(MODEL).aliases == ((8, space, 4), (9, space, 5), (10, space, 6))
-
-
 def test_a_model_without_the_marks_is_refused() -> None:
     model = token_case.processor(token_case.trained())
     with pytest.raises(ParamGolfError, match=r"does not have the case marks(.|\n)*none of them"):
@@ -234,9 +183,7 @@ def test_a_mark_inside_a_longer_piece_is_refused() -> None:
         mark_ids(model)
 
 
-def test_marks_elsewhere_cannot_be_fused() -> None:
+def test_marks_are_found_elsewhere_than_at_4_to_7() -> None:
     symbols = "x," + ",".join(MARKS)
     model = token_case.processor(token_case.other(user_defined_symbols=symbols))
     assert mark_ids(model).tolist() == [5, 6, 7, 8]
-    with pytest.raises(ParamGolfError, match=r"cannot be fused(.|\n)*found: .*\[5, 6, 7, 8\]"):
-        fusion(model)

@@ -109,9 +109,7 @@ def test_a_near_copy_in_published_shards_is_found(tmp_path: Path, transform: str
     model = token_case.trained_on_case() if caseops else token_case.trained()
     text = LONG.encode("ascii", "ignore").decode()
     raw = token_case.write_raw(tmp_path / "own", [*VAL, text], [*TRAIN, text.title()])
-    tokens = token_case.write_tokens(
-        raw, tmp_path / "tokens", model, transform=transform, fuse_markers=caseops
-    )
+    tokens = token_case.write_tokens(raw, tmp_path / "tokens", model, transform=transform)
     shards = PublishedShards(tmp_path / "raw", b"")
     for split in ("val", "train", "val_bytes"):
         shards.add(split, [np.empty(0, np.uint16)])
@@ -123,7 +121,7 @@ def test_letters_of_tokens_are_those_of_their_text(tmp_path: Path) -> None:
     """A byte token that is no whole character has letters of its own."""
     path = tmp_path / "tokenizer.model"
     path.write_bytes(token_case.trained())
-    tokenizer = open_tokenizer(TokenizerFile(str(path), "none", fuse_markers=False))
+    tokenizer = open_tokenizer(TokenizerFile(str(path), "none"))
     own = [tokenizer.decode(np.array([BOS, i], np.uint16)) for i in range(tokenizer.size)]
     table = TokenLetters(own, BOS)
     text = "The  cat,\n\tof 12 dogs: it was THAT."

@@ -19,7 +19,6 @@ from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
 from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream
-from paramgolf.data.token_set import open_tokens
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
@@ -45,14 +44,11 @@ def values(folder: Path, split: str) -> np.ndarray:
     return stream.read(0, len(stream))
 
 
-@pytest.mark.parametrize(
-    ("transform", "fuse"),
-    [("caseops", False), ("caseops", True), ("caseops_before_space", False)],
-)
+@pytest.mark.parametrize("transform", ["caseops", "caseops_before_space"])
 def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
-    raw: Path, tmp_path: Path, transform: str, fuse: bool
+    raw: Path, tmp_path: Path, transform: str
 ) -> None:
-    settings = token_case.config(vocab_size=330, transform=transform, fuse_markers=fuse)
+    settings = token_case.config(vocab_size=330, transform=transform)
     manifest = retokenize(settings, 1, raw, tmp_path / "tokens")
     metrics = audit(STRICT, raw, tmp_path / "tokens")
     assert metrics["lossless"]
@@ -63,23 +59,11 @@ def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
     assert pieces[4:8] == [*MARKS]
     assert not any("A" <= letter <= "Z" for piece in pieces[264:] for letter in piece)
     assert manifest.bos == 1
-    assert [alias[::2] for alias in manifest.aliases] == ([(8, 4), (9, 5), (10, 6)] * fuse)
-    assert len(open_tokens(tmp_path / "tokens").aliases) == 3 * fuse
-
-
-def test_fusing_shortens_the_stream_and_keeps_every_byte(raw: Path, tmp_path: Path) -> None:
-    model, counts = token_case.trained_on_case(), {}
-    for fuse in (False, True):
-        folder = tmp_path / str(fuse)
-        token_case.write_tokens(raw, folder, model, transform="caseops", fuse_markers=fuse)
-        counts[fuse] = values(folder, "val_bytes")
-    assert len(counts[True]) < 0.95 * len(counts[False])
-    assert counts[True].sum() == counts[False].sum() == BYTES
 
 
 def test_the_bytes_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: Path) -> None:
     for workers in (1, 2):
-        retokenize(config(fuse_markers=True), workers, raw, tmp_path / str(workers))
+        retokenize(config(), workers, raw, tmp_path / str(workers))
     for path in (tmp_path / "1").iterdir():
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
 
@@ -175,28 +159,16 @@ class Published(PublishedShards):
 
 
 @pytest.mark.parametrize("sidecar", [False, True])
-@pytest.mark.parametrize("fuse", [False, True])
-def test_published_shards_pass_through(tmp_path: Path, sidecar: bool, fuse: bool) -> None:
+def test_published_shards_pass_through(tmp_path: Path, sidecar: bool) -> None:
     published = Published(tmp_path / "raw", sidecar=sidecar)
     folder = tmp_path / "tokens"
-    retokenize(config(source="published", fuse_markers=fuse), 1, published.folder, folder)
+    retokenize(config(source="published"), 1, published.folder, folder)
     metrics = audit(STRICT, published.folder, folder)
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
     assert metrics["lossless"]
     assert metrics["documents_train"] == 40
     assert metrics["bytes_scored_rule"] == (SIDECAR_RULE if sidecar else TABLE_RULE)
-    if not fuse:
-        assert (folder / "val_000001.bin").stat().st_nlink == 2
-
-
-def test_fused_published_shards_are_those_of_the_text(raw: Path, tmp_path: Path) -> None:
-    published = Published(tmp_path / "raw", sidecar=False)
-    retokenize(config(source="published", fuse_markers=True), 1, published.folder, tmp_path / "a")
-    token_case.write_tokens(
-        raw, tmp_path / "b", token_case.trained_on_case(), transform="caseops", fuse_markers=True
-    )
-    for split in ("val", "train", "val_bytes"):
-        assert values(tmp_path / "a", split).tolist() == values(tmp_path / "b", split).tolist()
+    assert (folder / "val_000001.bin").stat().st_nlink == 2
 
 
 def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> None:
@@ -217,11 +189,9 @@ def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path)
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"transform": "none", "fuse_markers": True}, "fuse_markers` needs tokenizer.transform"),
         ({"source": "file", "path": "t.json"}, "must be none for a tokenizer that is not a"),
         ({"source": "file", "path": "t.txt"}, "must be none for a tokenizer that is not a"),
         ({"source": "file", "path": "t.model"}, None),
-        ({"fuse_markers": True}, None),
     ],
 )
 def test_parameters_that_do_not_go_together(changes: dict[str, Any], fault: str | None) -> None:

@@ -10,23 +10,12 @@ import pytest
 import token_case
 from hypothesis import example, given, settings
 
-from paramgolf.data.special_tokens import (
-    ALIASES,
-    ALL_CAPS,
-    BOS,
-    CAP_NEXT,
-    ESCAPE,
-    MARKS,
-    SPACE,
-    TITLE,
-)
+from paramgolf.data.special_tokens import ALL_CAPS, BOS, CAP_NEXT, ESCAPE, MARKS, SPACE, TITLE
 from paramgolf.data.token_mask import TokenMask, build_mask
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 
-PLAIN, CASED, FUSED = ("none", False), ("caseops", False), ("caseops", True)
-BEFORE = "caseops_before_space", False
-KINDS = [PLAIN, CASED, FUSED, BEFORE]
+KINDS = ["none", "caseops", "caseops_before_space"]
 TEXT = token_case.mixed_text(
     [*MARKS, *"aAbTHhe oOfF  \0\1\2\3\né語", " The", "the of", "aa", "NASA"]
 )
@@ -48,9 +37,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @functools.cache
-def opened(path: Path, transform: str, fused: bool) -> tuple[TextTokenizer, TokenMask]:
-    tokenizer = open_tokenizer(TokenizerFile(str(path), transform, fused))
-    return tokenizer, build_mask(path, transform, fused=fused)
+def opened(path: Path, transform: str) -> tuple[TextTokenizer, TokenMask]:
+    return open_tokenizer(TokenizerFile(str(path), transform)), build_mask(path, transform)
 
 
 def encode(tokenizer: TextTokenizer, *texts: str) -> np.ndarray:
@@ -65,7 +53,7 @@ def test_pieces_are_allowed_side_by_side_exactly_if_they_are_encoded_so(models) 
     model = token_case.processor(token_case.train_tokenizer(texts, 420))
     path = models["none"].with_name("dense.model")
     path.write_bytes(model.serialized_model_proto())
-    allowed = build_mask(path, "none", fused=False).allowed
+    allowed = build_mask(path, "none").allowed
     pieces = {i: model.id_to_piece(i) for i in range(260, model.vocab_size())}
     wrong, merged = [], 0
     for left, text in pieces.items():
@@ -84,7 +72,7 @@ def test_pieces_are_allowed_side_by_side_exactly_if_they_are_encoded_so(models) 
 @example(first="\0 \1 A\2", second=" \0")
 @settings(max_examples=120, deadline=None)
 def test_no_text_has_a_forbidden_pair(models, kind, first, second) -> None:
-    tokenizer, mask = opened(models[kind[0]], *kind)
+    tokenizer, mask = opened(models[kind], kind)
     text = encode(tokenizer, first, second)
     assert not len(mask.forbidden(text))
     # nor has a part of it, of which nothing before is known
@@ -94,13 +82,13 @@ def test_no_text_has_a_forbidden_pair(models, kind, first, second) -> None:
 @given(first=TEXT, second=TEXT)
 @settings(max_examples=80, deadline=None)
 def test_another_bos_and_unknown_tokens_are_at_their_place(models, first, second) -> None:
-    tokenizer, mask = opened(models["foreign"], *PLAIN)
+    tokenizer, mask = opened(models["foreign"], "none")
     assert not len(mask.forbidden(encode(tokenizer, first, second)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_of_another_segmentation_are_forbidden(models, kind) -> None:
-    tokenizer, mask = opened(models[kind[0]], *kind)
+    tokenizer, mask = opened(models[kind], kind)
     whole = encode(tokenizer, "of the of")
     parts = np.concatenate([encode(tokenizer, c)[1:] for c in ["o", "f", " ", "t", "h", "e"]])
     assert len(parts) > len(whole) - 1
@@ -109,7 +97,7 @@ def test_tokens_of_another_segmentation_are_forbidden(models, kind) -> None:
 
 def test_the_case_transform_has_a_grammar(models) -> None:
     model = token_case.processor(token_case.trained_on_case())
-    _, mask = opened(models["caseops"], *CASED)
+    _, mask = opened(models["caseops"], "caseops")
     title, caps, cap_next, escape = map(model.piece_to_id, MARKS)
     a, space, digit = (model.piece_to_id(piece) for piece in ("a", SPACE, "1"))
     can = mask.allowed
@@ -127,36 +115,24 @@ def test_the_case_transform_has_a_grammar(models) -> None:
     assert len(mask.forbidden(np.array([BOS, space, title, space])))
 
 
-def test_a_space_and_a_mark_are_never_apart_where_they_are_fused(models) -> None:
-    tokenizer, mask = opened(models["caseops"], *FUSED)
-    model = token_case.processor(token_case.trained_on_case())
-    title, escape = model.piece_to_id(TITLE), model.piece_to_id(ESCAPE)
-    space, a = model.piece_to_id(SPACE), model.piece_to_id("a")
-    assert ALIASES[0] in encode(tokenizer, "to A")
-    assert mask.allowed[ALIASES[0], a]
-    assert not mask.allowed[ALIASES[0], space]
-    assert not mask.allowed[space, title]
-    assert mask.allowed[escape, ALIASES[0]]
-
-
 @pytest.mark.parametrize("content", [None, b"no model"])
 def test_a_tokenizer_that_cannot_be_read_is_one_message(tmp_path, content) -> None:
     path = tmp_path / "tokenizer.model"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ParamGolfError, match="no SentencePiece model"):
-        build_mask(path, "none", fused=False)
+        build_mask(path, "none")
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_state_allows_something_and_the_unknown_one_all(models, kind) -> None:
-    _, mask = opened(models[kind[0]], *kind)
+    _, mask = opened(models[kind], kind)
     assert mask.allowed.any(1).all()
     assert mask.allowed[-1].all()
 
 
 def test_words_hold_the_table_bit_by_bit(models) -> None:
-    _, mask = opened(models["none"], *PLAIN)
+    _, mask = opened(models["none"], "none")
     tokens = np.arange(mask.allowed.shape[1])
     bits = mask.words[:, tokens // 32] >> (tokens % 32) & 1
     assert np.array_equal(bits.astype(bool), mask.allowed)

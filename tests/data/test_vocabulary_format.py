@@ -41,7 +41,7 @@ OTHERS = {
 
 def message_of(path: Path) -> str:
     with pytest.raises(ParamGolfError) as caught:
-        open_tokenizer(TokenizerFile(str(path), "none", fuse_markers=False))
+        open_tokenizer(TokenizerFile(str(path), "none"))
     return str(caught.value)
 
 
@@ -84,5 +84,5 @@ def test_a_merge_without_its_prefix_is_one_message(tmp_path: Path, merge: object
 def test_a_vocabulary_with_numbers_is_read(tmp_path: Path) -> None:
     path = tmp_path / "vocab.txt"
     path.write_text("abc 1\nthe\n'a' 2\n")
-    file = TokenizerFile(str(path), "none", fuse_markers=False)
+    file = TokenizerFile(str(path), "none")
     assert open_tokenizer(file).size == 5

@@ -112,7 +112,7 @@ def words() -> Tokenizer:
 
 def opened(tokenizer: Tokenizer, folder: Path) -> TextTokenizer:
     tokenizer.save(str(folder / "given.json"))
-    return open_tokenizer(TokenizerFile(str(folder / "given.json"), "none", False))
+    return open_tokenizer(TokenizerFile(str(folder / "given.json"), "none"))
 
 
 def make(tokenizer: Tokenizer, folder: Path, val: list[str] = VAL) -> tuple[Path, Path]:
@@ -321,7 +321,7 @@ def test_what_is_no_tokenizer_is_refused(
     if content is not None:
         path.write_text(content)
     with pytest.raises(ParamGolfError) as caught:
-        open_tokenizer(TokenizerFile(str(path), "none", False))
+        open_tokenizer(TokenizerFile(str(path), "none"))
     assert re.search(expected, str(caught.value))
 
 

@@ -108,7 +108,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @given(token_case.mixed_text(["the", " the", "of ", "語", "\U0001f600", "\n", "\1"]))
 @settings(max_examples=200, deadline=None)
 def test_a_vocabulary_with_every_byte_is_lossless(folder: Path, text: str) -> None:
-    tokenizer = open_tokenizer(TokenizerFile(str(write(folder, WHOLE)), "none", False))
+    tokenizer = open_tokenizer(TokenizerFile(str(write(folder, WHOLE)), "none"))
     ((tokens, counts),) = tokenizer.encode([text], count_bytes=True)
     assert tokens.dtype == np.uint16
     assert tokens[0] == 1

@@ -119,7 +119,6 @@ def config(**changes: Any) -> TokenizerConfig:
         "source": "train",
         "path": None,
         "transform": "none",
-        "fuse_markers": False,
         "vocab_size": 320,
         "training_bytes": 1_000_000,
         "shard_tokens": 1000,

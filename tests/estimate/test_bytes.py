@@ -200,7 +200,7 @@ def test_grids_are_those_of_quantize(name, base):
 
 @pytest.mark.parametrize("bits", [None, 5])
 def test_what_has_no_bits_is_expected_as_float16(bits, base):
-    keys = ("gate_bits", "table_bits", "bigram_proj_bits", "value_proj_bits", "embedding_bits")
+    keys = ("gate_bits", "table_bits", "bigram_proj_bits", "embedding_bits")
     quantize = dataclasses.replace(base.quantize, **dict.fromkeys(keys, bits))
     model = dataclasses.replace(base.model, bigram_buckets=64, head_gate="sparse")
     parts = {part.name for part in model_bytes(base, model=model, quantize=quantize).parts()}

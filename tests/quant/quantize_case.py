@@ -48,7 +48,6 @@ def make_config(**changes):
         "table_bits": None,
         "table_least_reach": 0.0,
         "bigram_proj_bits": None,
-        "value_proj_bits": None,
         "finer_groups": 0,
         "group_columns": 16,
         "low_rank_matrices": 0,

@@ -58,7 +58,7 @@ class Tokens:
 
     def _given(self, tokenizer: Mapping[str, Any], folder: Path) -> Made:
         manifest = read_tokens_manifest(folder)
-        for key in ("transform", "fuse_markers", "vocab_size"):
+        for key in ("transform", "vocab_size"):
             if tokenizer[key] != getattr(manifest, key):
                 raise ParamGolfError(
                     "a variant needs other tokens than those of the plan",
