@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from paramgolf.codec.codecs import Codec, decompress, unshuffle, work
 from paramgolf.codec.dequantize import restore
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import parse_json
-from paramgolf.model.config import ModelConfig
+from paramgolf.model.config import OFF, ModelConfig
 from paramgolf.model.shapes import shapes
 from paramgolf.schema import Fault, convert
 
@@ -278,11 +278,21 @@ def _parse_header(compressed: bytes) -> Header:
     except (zlib.error, ValueError) as error:
         raise ParamGolfError("the header is damaged", found=error) from None
     faults: list[Fault] = []
-    header: Header | None = convert(Header, content, "", faults)
+    header: Header | None = convert(Header, completed(content), "", faults)
     if header is None or faults:
         listing = "; ".join(f"`{name}` {text}" for name, text in faults[:5])
         raise ParamGolfError("the header is wrong", found=listing)
     return header
+
+
+def completed(content: Any) -> Any:
+    """Return a header's JSON with the keys that its `model` leaves out because they are off."""
+    if not isinstance(content, dict) or not isinstance(model := content.get("model"), dict):
+        return content
+    if unknown := sorted(model.keys() - ModelConfig.__dataclass_fields__.keys()):
+        listing = ", ".join(f"model.{key[:60]}" for key in unknown[:5])
+        raise ParamGolfError("a key that this version of paramgolf does not know", found=listing)
+    return {**content, "model": {**OFF, **model}}
 
 
 def _split(raw: bytes, entries: list[TensorEntry]) -> dict[str, Tensor]:

@@ -28,10 +28,12 @@ from paramgolf.codec.container import (
     Header,
     StreamEntry,
     TensorEntry,
+    completed,
     refuse_too_much_work,
 )
 from paramgolf.codec.rans_writer import encodable
 from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import OFF
 from paramgolf.process import cores
 from paramgolf.progress import say
 from paramgolf.schema import Fault, convert
@@ -81,7 +83,7 @@ def encode(
     codecs = [_codecs(stream, options, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
     content = {
-        "model": config["model"],
+        "model": {k: v for k, v in config["model"].items() if k not in OFF or v != OFF[k]},
         "vocab_size": config["vocab_size"],
         "sequence_length": config["sequence_length"],
         "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],
@@ -216,7 +218,7 @@ def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -
 def _checked(content: dict[str, Any]) -> Header:
     """Hold the header against the decoder's own rules, so that nothing unreadable is written."""
     faults: list[Fault] = []
-    header: Header | None = convert(Header, content, "", faults)
+    header: Header | None = convert(Header, completed(content), "", faults)
     if header is None or faults:
         raise ParamGolfError(
             "no decoder would take this model",

@@ -36,7 +36,7 @@ LZMA_EXCESS_BITS = 0.16  # per weight, above the entropy; 0.13 to 0.16 on Gaussi
 # trained networks, by how strongly the inputs of a matrix correlate
 GPTQ_VARIANCE = 0.8
 RANS_EXCESS_BITS = 0.01  # its states, tables and rounded frequencies, on full-size matrices
-HEADER_BYTES = 800  # compressed JSON: the model, the streams, the tensors
+HEADER_BYTES = 700  # compressed JSON: the model, the streams, the tensors
 # bits of a float16 after the codec, with the bytes shuffled and without
 DIGITS = 10  # of float16, after its first; shorter ones cost a bit less each
 SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor of about 1.3

@@ -5,13 +5,49 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from paramgolf.schema import Fault, Natural, NaturalFloat, Positive, PositiveFloat, Range
 
 Order = tuple[int, ...]
 LONGEST_ORDER = 1024  # layers that a pass may run; far above any use, far below what would hang
 GATE_CHANNELS = 12  # channels that a sparse gate reads (pg#1667)
+# What a key is where it changes nothing, as JSON has it. model.bin names what differs from this and
+# no more, so files outlast the keys that come: what stands here stays, and a new key comes with it.
+OFF: dict[str, Any] = {
+    "rope_trained_length": None,
+    "window_layers": [],
+    "window": 512,
+    "xsa_layers": 0,
+    "xsa_form": "projection",
+    "layer_scale": False,
+    "asymmetric_softcap": False,
+    "skips": "none",
+    "skip_rows": None,
+    "lane_skips": True,
+    "parallel": "none",
+    "parallel_start": 0,
+    "recurrence_unit": "fraction",
+    "recurrence": [],
+    "repeat_skips": True,
+    "repeat_step": None,
+    "untied_repeats": False,
+    "virtual_scalars": False,
+    "first_attention": True,
+    "smear": "none",
+    "smear_gate_init": 0.0,
+    "bos_mask": True,
+    "bigram_buckets": 0,
+    "bigram_dim": 128,
+    "bigram_table_std": 0.0,
+    "bigram_proj_gain": 1.0,
+    "value_embedding_dim": 128,
+    "value_embedding_layers": [],
+    "value_residual": False,
+    "hidden_gain": False,
+    "head_gate": "none",
+    "head_gate_scale": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """model.bin: round trips, and files that are damaged, cut or made to deceive."""
 
+import dataclasses
 import json
 import lzma
 import random
@@ -9,7 +10,7 @@ import brotli
 import pytest
 import torch
 from container_case import join, seal, split
-from package_case import LENGTH, VOCAB, make_options, make_quantized
+from package_case import LENGTH, QUANTIZED, VOCAB, make_options, make_quantized
 
 from paramgolf.codec import writer
 from paramgolf.codec.codecs import decompress, shuffle, unshuffle
@@ -24,6 +25,9 @@ from paramgolf.codec.container import (
 )
 from paramgolf.codec.writer import compress, encode
 from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import OFF, ModelConfig
+from paramgolf.model.shapes import shapes
+from paramgolf.schema import parse
 
 CODECS = ("brotli", "lzma")
 
@@ -333,7 +337,7 @@ def edit(header, path, value):
         ("model.mlp_hidden", 2**20, "more than"),
         ("model.skip_rows", -3, "skip_rows` must be at least 0"),
         ("model.softcap", "warm", "softcap"),
-        ("model.colour", 1, "not a parameter"),
+        ("model.colour", 1, r"(?s)paramgolf does not know.*model\.colour"),
         ("model.rope_trained_length", 0, "must be at least 1"),
         ("model.mlp_slope", 1e308, "must lie in 0"),
         ("model", [], "must be a mapping"),
@@ -366,6 +370,33 @@ def test_a_header_that_lies_is_named(packed, path, value, message):
     header, streams = split(packed)
     with pytest.raises(ParamGolfError, match=message):
         decode(join(edit(header, path, value), streams))
+
+
+def test_the_header_names_only_options_that_are_on(tiny_model):
+    model = tiny_model(smear="token", bos_mask=False, head_gate="none", window_layers=())
+    content, _ = encode(*make_quantized(model), make_options())
+    named = split(content)[0]["model"].keys()
+    assert {"layers", "smear", "bos_mask"} <= named
+    assert not {"head_gate", "window_layers"} & named
+    assert decode(content)[0].model == model
+
+
+def test_files_that_name_every_option_are_read(model, packed):
+    """Those of before left none out."""
+    header, streams = split(packed)
+    every = json.loads(json.dumps(dataclasses.asdict(model)))
+    assert decode(join({**header, "model": every}, streams))[0].model == model
+
+
+def test_what_is_off_adds_no_parameter_and_new_keys_can_be_off():
+    """A key that comes must be off in the files that lack it."""
+    first = {"layers": 3, "width": 32, "heads": 4, "kv_heads": 2, "mlp_hidden": 64}
+    first |= {"mlp_slope": 0.5, "rope_dims": 8, "rope_base": 1e4, "q_gain": 1.0, "softcap": 30.0}
+    assert first.keys() | OFF.keys() == {field.name for field in dataclasses.fields(ModelConfig)}
+    model = parse(ModelConfig, {**OFF, **first}, "model")
+    assert shapes(model, VOCAB).keys() == {
+        *QUANTIZED, "q_gain", "attn_scale", "mlp_scale", "resid_mix",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
