@@ -1,9 +1,17 @@
-"""Numbers of a command line, for argparse: one that is out of range is told before work begins."""
+"""What commands take alike, for argparse: a recipe with changes, and numbers within their range."""
 
 from __future__ import annotations
 
 import argparse
 import math
+
+
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """Let a command take a recipe, `name`, and changes to it, `assignments`."""
+    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
+    parser.add_argument(
+        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+    )
 
 
 def count(text: str) -> int:

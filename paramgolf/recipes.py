@@ -10,7 +10,7 @@ import dataclasses
 import difflib
 import functools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,17 @@ def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
         layers[parent] = read_yaml(path)
         parent = layers[parent].pop("from", None)
     return functools.reduce(merge, reversed(layers.values()))
+
+
+def read_records(folder: Path = RECIPES) -> dict[str, Any]:
+    """Return what was published, by the name of its record; recipes/records.yaml tells its keys."""
+    return read_yaml(folder / "records.yaml")
+
+
+def unknown_record(name: str, records: Iterable[str], kind: str = "record") -> ParamGolfError:
+    """Return the error for a name that is no record; `kind` says what else it could be."""
+    fix = f"name a {kind}; records: {', '.join(records)}"
+    return ParamGolfError(f"there is no {kind} `{name}`", fix=fix)
 
 
 def names(folder: Path = RECIPES) -> list[str]:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, names
+from paramgolf.recipes import names, read_records
 
 EXAMPLE = """example:
   paramgolf completion bash > ~/.local/share/bash-completion/completions/paramgolf
@@ -26,15 +25,11 @@ def _experiments() -> Iterable[str]:
     return sorted({name for _, name in list_experiments(Path())} | {WORKSPACE})
 
 
-def _records() -> Iterable[str]:
-    return read_yaml(RECIPES / "records.yaml")
-
-
 LISTS: dict[str, Callable[[], Iterable[str]]] = {
     "recipes": names,
     "experiments": _experiments,
-    "records": _records,
-    "references": lambda: [*_records(), *_experiments()],
+    "records": read_records,
+    "references": lambda: [*read_records(), *_experiments()],
 }
 LIST_OF = {  # by metavar
     "RECIPE": "recipes",

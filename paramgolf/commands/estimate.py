@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from paramgolf.arguments import amount, count
+from paramgolf.arguments import add_recipe, amount, count
 from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.speed import dollars
 from paramgolf.estimate.summary import estimate
@@ -29,14 +29,7 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
-    parser.add_argument(
-        "assignments",
-        metavar="section.key=value",
-        nargs="*",
-        default=[],
-        help="changes; values are YAML",
-    )
+    add_recipe(parser)
     parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
     devices = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
     parser.add_argument("--gpus", metavar="N", type=count, help=devices)

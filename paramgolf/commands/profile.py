@@ -10,6 +10,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from paramgolf.arguments import add_recipe
 from paramgolf.errors import ParamGolfError
 from paramgolf.estimate.devices import GIB
 from paramgolf.recipes import Params, build, check, read_assignment
@@ -21,10 +22,7 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
-    parser.add_argument(
-        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
-    )
+    add_recipe(parser)
     parser.add_argument(
         "--output",
         metavar="FILE",

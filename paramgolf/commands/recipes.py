@@ -15,8 +15,16 @@ from typing import Any, Literal
 
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
-from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, Difference, check, compose, describe, differences, names
+from paramgolf.recipes import (
+    RECIPES,
+    Difference,
+    check,
+    compose,
+    describe,
+    differences,
+    names,
+    read_records,
+)
 
 EXAMPLE = """example:
   paramgolf recipes
@@ -68,7 +76,7 @@ def run(options: argparse.Namespace) -> int:
     if options.frontier:
         print_frontier(audited=not options.all)
         return 0
-    records, measured = read_yaml(RECIPES / "records.yaml"), read_measured(MEASURED)
+    records, measured = read_records(), read_measured(MEASURED)
     ordered = sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name))
     what = [(n, _score(records.get(n)), PREFIX.sub("", describe(n, RECIPES))) for n in ordered]
     _print_table(SCORES, ("recipe", "FineWeb", "what it is"), what, wrap="what it is")
@@ -87,7 +95,7 @@ def print_frontier(*, audited: bool) -> None:
     """Print the steps of the contest's frontier."""
     from paramgolf.experiments.frontier import frontier  # imports scipy
 
-    steps = frontier(read_yaml(RECIPES / "records.yaml"), audited=audited)
+    steps = frontier(read_records(), audited=audited)
     rows = [
         (
             step.name,

@@ -13,6 +13,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from paramgolf.arguments import add_recipe
 from paramgolf.estimate.devices import GIB
 from paramgolf.recipes import build, read_assignment
 
@@ -26,10 +27,7 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
-    parser.add_argument(
-        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
-    )
+    add_recipe(parser)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

@@ -13,8 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES
+from paramgolf.recipes import read_records, unknown_record
 from paramgolf.shell import output_of
 from paramgolf.submission.about import NON_RECORD, RECORD, TRACKS, About
 
@@ -52,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
         track=options.track,
         credits=dict(_credit(text) for text in options.credit),
     )
-    if options.against is not None:
-        _check_record(options.against)
+    records = read_records()
+    if options.against is not None and options.against not in records:
+        raise unknown_record(options.against, records)
     from paramgolf.submission.build import submit  # imports torch
 
     folder = submit(
@@ -66,13 +66,6 @@ def run(options: argparse.Namespace) -> int:
     )
     print(folder)
     return 0
-
-
-def _check_record(name: str) -> None:
-    records = read_yaml(RECIPES / "records.yaml")
-    if name not in records:
-        fix = f"name one of: {', '.join(records)}"
-        raise ParamGolfError(f"there is no record `{name}`", fix=fix)
 
 
 def _credit(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from paramgolf.arguments import add_recipe
 from paramgolf.commented_yaml import dump_sections, key_comments
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_text
@@ -29,14 +30,7 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
-    parser.add_argument(
-        "assignments",
-        metavar="section.key=value",
-        nargs="*",
-        default=[],
-        help="changes; values are YAML",
-    )
+    add_recipe(parser)
 
 
 def run(options: argparse.Namespace) -> int:

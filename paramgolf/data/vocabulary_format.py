@@ -5,13 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from paramgolf.data.sentencepiece_model import other_format
 from paramgolf.errors import ParamGolfError
 
-READ = (
-    "a SentencePiece model, a Hugging Face tokenizers file (tokenizer.json), or one token a line "
-    "(.txt, docs/formats.md)"
-)
-FIX = "convert it to a Hugging Face tokenizer.json, and set tokenizer.path to that"
 BEGINNING_BYTES = 1 << 16
 _STRING = rb'"(?:[^"\\]|\\.)*"'
 # what a file of each format begins with; a few lines, where one could be a token of a vocabulary
@@ -39,9 +35,3 @@ def refuse_other_formats(path: Path) -> None:
     for name, pattern in OTHERS.items():
         if re.match(pattern, beginning, re.MULTILINE):
             raise other_format(path, found=name)
-
-
-def other_format(path: Path, found: object) -> ParamGolfError:
-    """Return the error for a file that no reader is for."""
-    what = "a tokenizer of a format that is not read here"
-    return ParamGolfError(what, where=path, expected=READ, found=found, fix=FIX)

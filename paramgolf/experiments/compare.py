@@ -15,8 +15,7 @@ from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
 from paramgolf.experiments.paired import paired, power
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.experiments.statistics import Sample, difference, sample
-from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES
+from paramgolf.recipes import RECIPES, read_records, unknown_record
 from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
 
 SCHEMA = 1
@@ -55,7 +54,7 @@ def compare(
     runs of equal seeds too, and says what they can tell apart. Runs that cannot be used are listed
     under `left_out` with the reason.
     """
-    records = read_yaml(root / RECIPES / "records.yaml")
+    records = read_records(root / RECIPES)
     if score is None:
         score = EVALUATIONS[records[against]["evaluation"]] if against in records else SCORE
     sources = find(wanted, root, everywhere=everywhere)
@@ -94,8 +93,7 @@ def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]
     try:
         return find([against], root)
     except ParamGolfError:
-        fix = f"name a record ({', '.join(records)}) or an experiment"
-        raise ParamGolfError(f"there is no record or experiment `{against}`", fix=fix) from None
+        raise unknown_record(against, records, "record or experiment") from None
 
 
 def _unusable(run: Experiment, score: str) -> str | None:

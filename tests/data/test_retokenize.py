@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_files import write_shard
 
+from paramgolf import progress
 from paramgolf.data import encode
 from paramgolf.data.audit import audit
 from paramgolf.data.encode import batches, ordered_map
@@ -53,6 +55,19 @@ def test_shards_decode_to_the_documents(tokens: Path) -> None:
         documents = [ids for _, ids in split_documents(stream)]
         assert all(ids[0] == 1 for ids in documents)
         assert [model.decode(ids[1:].tolist()) for ids in documents] == texts
+
+
+def test_progress_is_told_in_shares_that_end_at_the_whole(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0)
+    monkeypatch.setattr(encode, "BATCH_BYTES", 2000)
+    retokenize(token_case.config(), 1, raw, tmp_path / "tokens")
+    told = re.findall(r"^tokens of train: (\d+)% [\d,]+ tokens$", capfd.readouterr().err, re.M)
+    shares = [int(share) for share in told]
+    assert len(shares) > 3
+    assert shares == sorted(shares)
+    assert shares[-1] == 100
 
 
 def test_every_validation_byte_is_counted(tokens: Path) -> None:
