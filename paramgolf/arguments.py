@@ -10,7 +10,11 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     """Let a command take a recipe, `name`, and changes to it, `assignments`."""
     parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
     parser.add_argument(
-        "assignments", metavar="section.key=value", nargs="*", help="changes; values are YAML"
+        "assignments",
+        metavar="section.key=value",
+        nargs="*",
+        default=[],  # else argparse calls it required where RECIPE is missing
+        help="changes; values are YAML",
     )
 
 

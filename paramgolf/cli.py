@@ -7,10 +7,12 @@ begins with `paramgolf check`.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.program import exit_on_fault, start_program
 
 COMMANDS = {
@@ -35,20 +37,47 @@ EPILOG = "`paramgolf COMMAND --help` shows an example. The pipeline itself is ru
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit with its code: 0 done, 1 a check failed, 2 bad input."""
     start_program()
-    words = list(sys.argv[1:] if arguments is None else arguments)
     with exit_on_fault():
-        options = build_parser(words[:1]).parse_args(words)
+        options = parse(sys.argv[1:] if arguments is None else arguments)
         raise SystemExit(options.run(options))
 
 
-def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
-    """Return the parser; only the commands in `wanted` get their own options."""
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line."""
+    parser, commands = build_parsers(words[:1])
+    if not words:
+        parser.print_help(sys.stderr)
+        raise SystemExit(2)
+    if words[0] in commands:
+        return _options(commands[words[0]], words[1:])
+    if not words[0].startswith("-"):
+        near = difflib.get_close_matches(words[0], commands, n=1)
+        fix = f"did you mean `paramgolf {near[0]}`?" if near else "`paramgolf --help` lists them"
+        raise ParamGolfError(f"there is no command `{words[0]}`", fix=fix)
+    return parser.parse_args(words)
+
+
+def _options(command: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """Parse the words of a command; argparse alone takes no changes of a recipe after an option."""
+    options, left = command.parse_known_args(words)
+    if "assignments" in options and all("=" in word and not word.startswith("-") for word in left):
+        options.assignments = [*options.assignments, *left]
+    elif left:
+        command.error(f"unrecognized arguments: {' '.join(left)}")
+    return options
+
+
+def build_parsers(
+    wanted: Collection[str],
+) -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """Return the parser, and that of each command; those in `wanted` get their own options."""
     parser = argparse.ArgumentParser(
         prog="paramgolf", description="Parameter golf as a staged pipeline.", epilog=EPILOG
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    group = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = {}
     for name, line in COMMANDS.items():
-        command = commands.add_parser(
+        command = commands[name] = group.add_parser(
             name, help=line, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name in wanted:
@@ -56,7 +85,7 @@ def build_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
             command.description, command.epilog = module.__doc__, module.EXAMPLE
             module.configure(command)
             command.set_defaults(run=module.run)
-    return parser
+    return parser, commands
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ def parse_mapping(text: str | bytes, where: object, *, aliases: bool = False) ->
             text if isinstance(text, str) else decoded(text, where), aliases=aliases
         )
     except yaml.YAMLError as error:
-        raise ParamGolfError("not YAML", where=where, found=error) from None
+        raise ParamGolfError("not YAML", where=where, found=yaml_fault(error)) from None
     if not isinstance(content, dict):
         raise ParamGolfError("not a YAML mapping", where=where, found=type(content).__name__)
     return content
@@ -65,6 +65,14 @@ def parse_yaml(text: str, *, aliases: bool = False) -> Any:
         if depth > MAX_DEPTH:
             raise _fault("nested too deeply", event)
     return yaml.load(text, _StrictLoader)
+
+
+def yaml_fault(error: yaml.YAMLError) -> str:
+    """Return in one line where YAML is wrong, and how."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return str(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _fault(what: str, place: Any) -> yaml.MarkedYAMLError:

@@ -21,7 +21,7 @@ from paramgolf.data.config import AuditConfig, DataConfig, TokenizerConfig
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_text
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import parse_yaml, read_yaml
+from paramgolf.params import parse_yaml, read_yaml, yaml_fault
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.schema import Fault, convert, raise_faults
@@ -192,7 +192,7 @@ def read_assignment(text: str) -> Assignment:
     try:
         return key, parse_yaml(value)
     except yaml.YAMLError as error:
-        raise ParamGolfError("not a YAML value", where=key, found=error) from None
+        raise ParamGolfError("not a YAML value", where=key, found=yaml_fault(error)) from None
 
 
 def build(

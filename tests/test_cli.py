@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from paramgolf.cli import COMMANDS, main
+from paramgolf.cli import COMMANDS, main, parse
 from paramgolf.commands import use
 from paramgolf.commands.completion import SHELLS
 from paramgolf.errors import exit_on_error
@@ -82,13 +82,22 @@ def test_nothing_is_left_for_the_collector_at_the_end():
 
 
 BAD = [
-    ([], "the following arguments are required: COMMAND"),
-    (["frobnicate"], "invalid choice: 'frobnicate'"),
-    (["use"], "the following arguments are required: RECIPE"),
+    ([], "write a recipe to params.yaml"),
+    (
+        ["frobnicate"],
+        "there is no command `frobnicate`\n  what to do: `paramgolf --help` lists them",
+    ),
+    (["estmate"], "did you mean `paramgolf estimate`?"),
+    (["--frobnicate"], "COMMAND"),
+    (["use"], "the following arguments are required: RECIPE\n"),
     (["use", "pr9"], "there is no recipe `pr9`"),
     (["use", "sample", "train.sed=1"], "did you mean `train.seed`?"),
     (["use", "sample", "seed"], "`seed` is not a change of a parameter"),
     (["use", "sample", "train.seed=one"], "`train.seed` must be a whole number, found 'one'"),
+    (
+        ["use", "sample", "train.seed=["],
+        "  found: line 2, column 1: did not find expected node content",
+    ),
     (["use", "sample", "train.seed=!!python/name:os.system"], "a tag (!name) is not taken here"),
     (["use", "sample", "train.seed={a: 1, a: 2}"], "the key 'a' comes twice"),
     (["check"], "there is no file params.yaml"),
@@ -100,7 +109,7 @@ BAD = [
     (["estimate", "sample", "--price", "nan"], "argument --price: must be a number above 0"),
     (["lab", "plan.yaml", "--stop-after", "-5"], "argument --stop-after: must be a number above 0"),
     (["estimate", "sample", "--gpu", "abacus"], "invalid choice: 'abacus'"),
-    (["doctor", "everything"], "unrecognized arguments: everything"),
+    (["doctor", "everything"], "paramgolf doctor: error: unrecognized arguments: everything"),
     (["compare"], "Git cannot read this folder"),
     (["submit"], "`workspace` has no params.yaml"),
     (["submit", "--against", "pr9"], "there is no record `pr9`"),
@@ -149,6 +158,11 @@ def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, 
     error = capsys.readouterr().err
     assert error.startswith("paramgolf: ")
     assert "Traceback" not in error
+
+
+def test_changes_may_stand_behind_an_option():
+    words = ["estimate", "sample", "train.seed=2", "--gpu", "cpu", "train.steps=4"]
+    assert parse(words).assignments == ["train.seed=2", "train.steps=4"]
 
 
 def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):

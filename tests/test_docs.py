@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.cli import COMMANDS, build_parser
+from paramgolf.cli import COMMANDS, parse
 from paramgolf.commands.recipes import markdown
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
@@ -136,7 +136,7 @@ def test_commands_can_be_given(page):
 
 def given(words: list[str]) -> None:
     """Parse a command line as `paramgolf` would; a recipe and its changes are checked too."""
-    options = build_parser(words[:1]).parse_args(words)
+    options = parse(words)
     if words[0] in ("use", "estimate"):
         build(options.name, [read_assignment(a) for a in options.assignments], RECIPES)
 

@@ -6,7 +6,7 @@ The script asks `paramgolf completion recipes` (experiments, records, references
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +52,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     import shtab
 
-    from paramgolf.cli import COMMANDS, build_parser
+    from paramgolf.cli import COMMANDS, build_parsers
 
-    parser = build_parser(tuple(COMMANDS))
-    for action in _actions(parser):
+    parser, commands = build_parsers(COMMANDS)
+    for action in (action for command in commands.values() for action in command._actions):
         if completer := _completer(action, shtab):
             action.complete = completer  # type: ignore[attr-defined]  # where shtab looks
     print(shtab.complete(parser, options.what))
     return 0
-
-
-def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """Yield the options and arguments of a parser and of its commands."""
-    for action in parser._actions:
-        yield action
-        if isinstance(action, argparse._SubParsersAction):
-            for command in action.choices.values():
-                yield from _actions(command)
 
 
 def _completer(action: argparse.Action, shtab: Any) -> Any:

@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("plan", metavar="PLAN", type=Path, help="a plan, a YAML file")
     parser.add_argument(
-        "changes", metavar="section.key=value", nargs="*", help="changes of every variant"
+        "assignments", metavar="section.key=value", nargs="*", help="changes of every variant"
     )
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--dry-run", action="store_true", help="say what it costs, run nothing")
@@ -95,13 +95,13 @@ def run(options: argparse.Namespace) -> int:
         slots = slots_of(devices(options.gpus), gpus_of_a_run(plans))
         bench = Bench(options.work, slots, records, read_stages(), Processes())
         how = {"any_code": options.any_code}
-        session, *others = [Session(one, options.changes, bench, **how) for one in plans]
+        session, *others = [Session(one, options.assignments, bench, **how) for one in plans]
         if options.dry_run:
             for one in (session, *others):
                 print_forecast(one.plan.name, one.forecast(), options)
             return 0
         session.work(
-            command=" ".join(["paramgolf lab", str(options.plan), *options.changes]),
+            command=" ".join(["paramgolf lab", str(options.plan), *options.assignments]),
             retry=options.retry,
             mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
             deadline=None if options.stop_after is None else start + options.stop_after,
