@@ -234,6 +234,7 @@ def test_a_gpu_trains_on_while_a_package_is_made(tokens, tmp_path):
     # what has begun is scored before another training begins
     order = [(stage, which[-1]) for stage, which, _ in processes.calls]
     assert order.index(("packed", "1")) > order.index(("train", "2"))
+    assert {gpu for stage, _, gpu in processes.calls if stage == "package"} == {""}  # sees none
 
 
 def test_a_failed_variant_is_a_row_and_the_others_go_on(tokens, tmp_path):

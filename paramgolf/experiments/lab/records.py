@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,11 +79,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Records:
-    """The file; threads may enter what they found at the same time."""
+    """The file, written anew with each figure."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
         self.content: dict[str, Any] = {part: {} for part in PARTS} | {"rows": []}
         if path.is_file():
             self.content = _read(path)
@@ -117,44 +115,38 @@ class Records:
     def take(self, path: Path) -> None:
         """Take what another file of results holds; where both have a figure, this one's stays."""
         other = _read(path)
-        with self._lock:
-            for part in PARTS:
-                self.content[part] = other[part] | self.content[part]
-            for key in self.content["stages"]:
-                self.content["failures"].pop(key, None)
+        for part in PARTS:
+            self.content[part] = other[part] | self.content[part]
+        for key in self.content["stages"]:
+            self.content["failures"].pop(key, None)
 
     def add_stage(self, key: str, figures: Mapping[str, Any]) -> None:
         """Enter what a stage found, in the place of an earlier failure."""
-        with self._lock:
-            self.content["failures"].pop(key, None)
-            self.content["stages"][key] = dict(figures)
-            self._write()
+        self.content["failures"].pop(key, None)
+        self.content["stages"][key] = dict(figures)
+        self._write()
 
     def add_failure(self, key: str, figures: Mapping[str, Any]) -> None:
         """Enter why a stage failed."""
-        with self._lock:
-            self.content["failures"][key] = dict(figures)
-            self._write()
+        self.content["failures"][key] = dict(figures)
+        self._write()
 
     def forgive(self, runs: Sequence[Run], *, only_killed: bool) -> None:
         """Forget the failures of runs, so that they are run again."""
-        with self._lock:
-            for key in {key for run in runs for key in run.keys.values()}:
-                failure = self.content["failures"].get(key)
-                if failure is not None and (failure["killed"] or not only_killed):
-                    del self.content["failures"][key]
+        for key in {key for run in runs for key in run.keys.values()}:
+            failure = self.content["failures"].get(key)
+            if failure is not None and (failure["killed"] or not only_killed):
+                del self.content["failures"][key]
 
     def add_plan(self, name: str, plan: Mapping[str, Any]) -> None:
         """Enter a plan and its runs, in the place of an earlier form of it."""
-        with self._lock:
-            self.content["plans"][name] = dict(plan)
-            self._write()
+        self.content["plans"][name] = dict(plan)
+        self._write()
 
     def add_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Enter the tables' figures, as all files of benchmarks/results have them."""
-        with self._lock:
-            self.content["rows"] = [*rows]
-            self._write()
+        self.content["rows"] = [*rows]
+        self._write()
 
     def _write(self) -> None:
         trained = [r["metrics"] for r in self.content["stages"].values() if r["stage"] == "train"]

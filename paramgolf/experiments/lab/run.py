@@ -1,8 +1,8 @@
 """The laboratory at work: runs on their GPUs, figures entered as they come, failures as rows.
 
-One thread a slot (a GPU, or as many as a run takes). A run holds its slot from training to
-quantizing; packing needs no GPU, so that the slot goes on with another run meanwhile, and scoring
-takes whichever slot is free first.
+One thread decides and enters; others do no more than wait for the process of a stage. A run holds
+its slot (a GPU, or as many as it takes) from training to quantizing; packing needs no GPU, so that
+the slot goes on with another run meanwhile, and scoring takes whichever slot is free first.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
@@ -32,7 +32,6 @@ from paramgolf.experiments.lab.stages import (
     Processes,
     Stage,
     StageError,
-    StoppedError,
     due,
     environment_of,
 )
@@ -145,6 +144,14 @@ def take_tokens(
             raise
 
 
+class Task(NamedTuple):
+    """A stage that runs: the next one of a job. `joules` is what the slot's meters said before."""
+
+    job: Job
+    slot: str
+    joules: float | None
+
+
 class Laboratory:
     """A plan's runs on their way.
 
@@ -163,10 +170,8 @@ class Laboratory:
     ) -> None:
         self._bench, self._show = bench, show
         self._mirror, self._deadline = mirror, deadline
-        self._changed = threading.Condition()
-        self._running: set[str] = set()  # keys of stages
-        self._energy = EnergyMeter()
-        self._made = made_by()
+        self._energy, self._made = EnergyMeter(), made_by()
+        self._running: dict[Future[float], Task] = {}
         rounds: dict[tuple[int, int], int] = {}
         jobs = []
         for run in runs:
@@ -174,7 +179,6 @@ class Laboratory:
             left = bench.left(run)
             jobs.append(Job(run, number, left, begun=bool(left) and left[0] != "train"))
         self._schedule = Schedule(jobs, bench.slots, self._had(jobs))
-        self._crash: BaseException | None = None
 
     def _had(self, jobs: Iterable[Job]) -> Counter[tuple[str, str]]:
         """Count which slot trained which variant, as the records tell."""
@@ -183,106 +187,82 @@ class Laboratory:
 
     def work(self) -> None:
         """Run all that is left; on Ctrl-C stages are ended, and what is done stays done."""
-        with ThreadPoolExecutor(len(self._bench.slots)) as packers:
-            self._packers = packers
-            threads = [
-                threading.Thread(target=self._serve, args=(slot,), name=f"slot {slot}")
-                for slot in self._bench.slots
-            ]
+        with ThreadPoolExecutor(2 * len(self._bench.slots)) as pool:
             try:
-                for thread in threads:
-                    thread.start()
-                for thread in threads:
-                    while thread.is_alive():
-                        thread.join(0.5)  # a join without end would not feel Ctrl-C
+                while self._begin(pool):
+                    # by turns: a signal that another thread receives does not end the waiting
+                    for future in wait(self._running, 0.5, FIRST_COMPLETED).done:
+                        self._end(future, pool)
             except BaseException:
                 say("lab: ending what runs; the same command goes on from here")
-                self._end()
+                self._bench.processes.stop()
                 raise
-            finally:
-                for thread in threads:
-                    thread.join()
-        if self._crash is not None:
-            raise self._crash
 
-    def _end(self) -> None:
-        self._bench.processes.stop()
-        with self._changed:
-            self._changed.notify_all()
+    @property
+    def _keys(self) -> set[str]:
+        """The keys of the stages that run."""
+        return {task.job.next_key for task in self._running.values()}
 
-    def _serve(self, slot: str) -> None:
-        """Do jobs on a slot until none is left."""
+    def _begin(self, pool: Executor) -> bool:
+        """Begin what can be begun: packages, as many as there are slots, and a job on each slot.
+
+        Return whether anything runs.
+        """
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        idle = [job for job in self._schedule.jobs if not job.busy]
+        for job in idle:
+            job.left = [] if late and not job.begun else self._bench.left(job.run)
+        packages = [job for job in idle if job.left and job.left[0] in WITHOUT_GPU]
+        slots = self._bench.slots
+        for job in packages:
+            under_way = sum(not task.slot for task in self._running.values())
+            if job.next_key not in self._keys and under_way < len(slots):
+                self._start(job, "", pool)
+        for slot in slots:
+            if any(task.slot == slot for task in self._running.values()):
+                continue
+            taken = self._schedule.take(slot, self._keys | {job.next_key for job in packages})
+            if taken is not None:
+                self._start(taken, slot, pool)
+        return bool(self._running)
+
+    def _start(self, job: Job, slot: str, pool: Executor) -> None:
+        """Begin a job's next stage on a slot; one that needs no GPU sees none, on slot ""."""
+        job.busy = job.begun = True
+        run, bench, stage = job.run, self._bench, job.left[0]
+        place = bench.place(job.next_key)
+        before = {other: bench.place(run.keys[other]) for other in bench.stages[stage].depends}
+        place.prepare(run.content, run.tokens, before)
+        if self._mirror is not None:
+            self._follow(run, stage, place, self._mirror)
+        joules = self._energy.joules(slot.split(",")) if slot else None
+        environment = environment_of(place.folder, slot)
+        future = pool.submit(bench.processes.run, stage, place, environment)
+        self._running[future] = Task(job, slot, joules)
+
+    def _end(self, future: Future[float], pool: Executor) -> None:
+        """Enter what a stage found, or why it failed; its job goes on where it is, if it can."""
+        job, slot, before = self._running.pop(future)
+        run, bench, stage, key = job.run, self._bench, job.left[0], job.next_key
         try:
-            while (job := self._take(slot)) is not None:
-                self._advance(job, slot)
-        except StoppedError:
-            pass
-        except BaseException as error:  # a fault of ours must not leave the others waiting
-            self._crash = error
-            self._end()
-
-    def _take(self, slot: str) -> Job | None:
-        """Wait for a job, and return it; None where nothing is left for this slot."""
-        with self._changed:
-            while not self._bench.processes.stopped.is_set():
-                idle = [job for job in self._schedule.jobs if not job.busy]
-                for job in idle:
-                    job.left = self._bench.left(job.run)
-                if self._deadline is not None and time.monotonic() > self._deadline:
-                    for job in idle:
-                        job.left = job.left if job.begun else []
-                taken = self._schedule.take(slot, self._running)
-                if taken is not None:
-                    taken.busy = taken.begun = True
-                    return taken
-                if not any(job.left or job.busy for job in self._schedule.jobs):
-                    return None
-                self._changed.wait()
-        return None
-
-    def _advance(self, job: Job, slot: str) -> None:
-        """Run a job's stages until it is done, fails, or can go on without a GPU."""
-        while True:
-            stage = self._claim(job)
-            if stage is None:
-                break
-            if stage in WITHOUT_GPU:
-                self._packers.submit(self._pack, job, stage, slot)
-                return
-            if not self._run(job.run, stage, slot):
-                break
-        self._release(job)
-
-    def _pack(self, job: Job, stage: str, slot: str) -> None:
-        try:
-            self._run(job.run, stage, slot)
-        except StoppedError:
-            pass
-        except BaseException as error:
-            self._crash = error
-            self._end()
-        finally:
-            self._release(job)
-
-    def _claim(self, job: Job) -> str | None:
-        """Return a job's next stage, as running from now on; None where it is at its end."""
-        with self._changed:
-            while not self._bench.processes.stopped.is_set():
-                job.left = self._bench.left(job.run)
-                if not job.left:
-                    return None
-                if job.next_key not in self._running:
-                    self._running.add(job.next_key)
-                    return job.left[0]
-                self._changed.wait()
-        raise StoppedError
-
-    def _release(self, job: Job) -> None:
-        with self._changed:
-            job.left, job.busy = self._bench.left(job.run), False
-            if not job.left:
-                self._drop_large(job.run)
-            self._changed.notify_all()
+            seconds = future.result()
+        except StageError as failure:
+            figures = {"stage": stage, "reason": failure.reason, "killed": failure.killed}
+            bench.records.add_failure(key, {**figures, "gpus": slot, **self._made})
+            say(f"lab: {run.label}: {failure}")
+        else:
+            place, after = bench.place(key), self._energy.joules(slot.split(",")) if slot else None
+            place.mark_done()
+            joules = None if before is None or after is None else after - before
+            figures = {"stage": stage, "wall_seconds": seconds, "energy_joules": joules}
+            figures |= {"metrics": place.metrics(stage), "alike": run.alike[stage]}
+            bench.records.add_stage(key, {**figures, "gpus": slot, **self._made})
+            self._show(run, stage)
+        job.left, job.busy = bench.left(run), False
+        if not job.left:
+            self._drop_large(run)
+        elif slot and job.left[0] not in WITHOUT_GPU and job.next_key not in self._keys:
+            self._start(job, slot, pool)
 
     def _drop_large(self, run: Run) -> None:
         """Remove a finished run's Hessians, unless another run needs them."""
@@ -291,47 +271,13 @@ class Laboratory:
         if key is not None and key not in others:
             shutil.rmtree(self._bench.place(key).folder, ignore_errors=True)
 
-    def _run(self, run: Run, stage: str, slot: str) -> bool:
-        """Run one stage, and enter its figures or why it failed; return whether it went well."""
-        key, bench = run.keys[stage], self._bench
-        place = bench.place(key)
-        devices = slot.split(",")
-        before = self._energy.joules(devices)
-        try:
-            place.prepare(run.content, run.tokens, self._places_before(run, stage))
-            self._follow(run, stage, place)
-            seconds = bench.processes.run(stage, place, environment_of(place.folder, slot))
-        except StageError as failure:
-            figures = {"stage": stage, "reason": failure.reason, "killed": failure.killed}
-            bench.records.add_failure(key, {**figures, "gpus": slot, **self._made})
-            say(f"lab: {run.label}: {failure}")
-            return False
-        else:
-            after = None if stage in WITHOUT_GPU else self._energy.joules(devices)
-            joules = None if before is None or after is None else after - before
-            place.mark_done()
-            figures = {"stage": stage, "wall_seconds": seconds, "energy_joules": joules}
-            figures |= {"metrics": place.metrics(stage), "alike": run.alike[stage]}
-            bench.records.add_stage(key, {**figures, "gpus": slot, **self._made})
-            self._show(run, stage)
-            return True
-        finally:
-            with self._changed:
-                self._running.discard(key)
-                self._changed.notify_all()
-
-    def _follow(self, run: Run, stage: str, place: Place) -> None:
+    @staticmethod
+    def _follow(run: Run, stage: str, place: Place, mirror: Mirror) -> None:
         """Let the mirror have the logs of a stage as they grow."""
-        if self._mirror is None:
-            return
         label = file_name(run.label)
-        self._mirror.add(f"{label}/{stage}.log", place.folder / f"{stage}.log")
+        mirror.add(f"{label}/{stage}.log", place.folder / f"{stage}.log")
         if stage == "train":
-            self._mirror.add(f"{label}/log.jsonl", place.folder / "artifacts/train/log.jsonl")
-
-    def _places_before(self, run: Run, stage: str) -> dict[str, Place]:
-        """Return the folders of the stages whose outputs a stage reads."""
-        return {s: self._bench.place(run.keys[s]) for s in self._bench.stages[stage].depends}
+            mirror.add(f"{label}/log.jsonl", place.folder / "artifacts/train/log.jsonl")
 
 
 def made_by() -> dict[str, str]:
