@@ -16,10 +16,11 @@ export PATH := $(BIN):$(PATH)
 setup: $(INSTALLED)
 
 $(BIN)/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramgolf needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "paramgolf needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv $(VENV)
 
 $(INSTALLED): requirements.lock pyproject.toml | $(BIN)/python
+	@echo 'installing requirements.lock: some minutes'
 	$(BIN)/python -m pip install --quiet --requirement requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@

@@ -115,10 +115,10 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "tokens", f"{run['tokens']:,}, {rate}"
     for name, scored in result["evaluations"].items():
         if scored is not None:
-            yield name, f"{scored:,.0f} tokens a second, compiling apart"
+            yield name, f"{scored:,.0f} tokens a second, without compiling"
     if cost := result.get("dollars"):
         whole = f"{cost['limits']:,.2f} where all stages take what the rules allow"
-        yield "dollars", f"{cost['training']:,.2f} of training; {whole}, start and compiling apart"
+        yield "dollars", f"{cost['training']:,.2f} of training; {whole}, without compiling"
 
 
 def _memory_line(memory: dict[str, Any]) -> str:

@@ -107,6 +107,15 @@ def test_another_text_under_the_same_name_is_other_tokens(tmp_path, text):
     assert tokens.find(content_of()) is None
 
 
+def test_a_text_that_is_not_there_is_named(tmp_path, text):
+    maker = Maker()
+    (text / "train.jsonl").unlink()
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    with pytest.raises(ParamGolfError, match=r"(?s)text is not here.*where: text/train\.jsonl"):
+        tokens.take(content_of())
+    assert not maker.sources
+
+
 def test_given_tokens_must_be_those_that_a_variant_needs(tmp_path, tokens):
     given = Tokens(tmp_path / "made", Text(tokens=str(tokens)), Maker(), tmp_path)
     assert given.take(content_of()).folder == tokens

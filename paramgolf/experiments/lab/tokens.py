@@ -69,16 +69,26 @@ class Tokens:
                 )
         return read_made(folder)
 
+    def _files(self, data: Mapping[str, Any]) -> dict[str, list[str]]:
+        """Return the files of the text by the pattern that names them."""
+        patterns = [*data["files"], *data["validation_files"]]
+        return {one: sorted(glob.glob(str(self._root / one))) for one in patterns}
+
     def _place(self, content: Mapping[str, Any]) -> Place:
         data = {**content["data"], "hub": None}
-        patterns = [*data["files"], *data["validation_files"]]
-        found = (path for one in patterns for path in sorted(glob.glob(str(self._root / one))))
+        found = (path for paths in self._files(data).values() for path in paths)
         sizes = [(Path(path).name, Path(path).stat().st_size) for path in found]
         key = json.dumps([data, content["tokenizer"], sizes], sort_keys=True)
         return Place(self._folder / hashlib.sha256(key.encode()).hexdigest()[:16])
 
     def _make(self, content: Mapping[str, Any]) -> Made:
         """Run download and retokenize; the tokenizer is a kept one, or is kept from then on."""
+        if missing := [one for one, paths in self._files(content["data"]).items() if not paths]:
+            raise ParamGolfError(
+                "the plan's text is not here",
+                where=", ".join(missing),
+                fix="put it there, or name yours as text.files and text.validation_files",
+            )
         place, tokenizer = self._place(content), dict(content["tokenizer"])
         kept = self._kept(tokenizer)
         say(f"lab: making tokens, {tokenizer['vocab_size']:,} pieces, {tokenizer['transform']}")
