@@ -83,7 +83,11 @@ def load_script(path: Path) -> ScorerScript:
         raise ParamGolfError("not a Python script", where=path, expected="a file SCORER.py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # where a script finds its own modules
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        place = f"{error.filename}:{error.lineno}"
+        raise ParamGolfError("the script is not Python", where=place, found=error.msg) from None
     missing = [name for name in NEEDED if not callable(getattr(module, name, None))]
     if missing:
         raise ParamGolfError(

@@ -115,6 +115,9 @@ def test_bad_scripts_are_one_message(project):
     (project / "empty.py").write_text("def load():\n    return 1\n")
     with pytest.raises(ParamGolfError, match=r"lacks score, probabilities(.|\n)*audit-score\.md"):
         load_script(project / "empty.py")
+    (project / "broken.py").write_text("\ndef load(\n")
+    with pytest.raises(ParamGolfError, match=r"not Python(.|\n)*broken\.py:2(.|\n)*never closed"):
+        load_script(project / "broken.py")
 
 
 def test_the_same_seed_gives_the_same_verdict():
