@@ -55,28 +55,18 @@ def compare(
     under `left_out` with the reason.
     """
     records = read_records(root / RECIPES)
+    if by_seed and against in records:
+        fix = "name an experiment: a record's seeds ran on other machines and code"
+        raise ParamGolfError("--paired needs runs of ours", found=f"--against {against}", fix=fix)
     if score is None:
         score = EVALUATIONS[records[against]["evaluation"]] if against in records else SCORE
     sources = find(wanted, root, everywhere=everywhere)
     if against is not None and against not in records:
         sources = list(dict.fromkeys([*_named(against, records, root), *sources]))
-    left_out: dict[str, str] = {}
-    scored = []
-    for run in read(sources, root):
-        if reason := _unusable(run, score):
-            left_out[run.name] = reason
-        else:
-            scored.append(run)
-    if not scored:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
-        fix = "run the pipeline first, or name experiments (`dvc exp show`)"
-        raise ParamGolfError("there is nothing to compare", found=reasons, fix=fix)
+    scored, left_out = _usable(sources, score, root)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
     by_group = [_by_seed(group, score) for group in groups]
-    if by_seed and reference is not None and reference.group is None:
-        fix = "name an experiment: a record's seeds ran on other machines and code"
-        raise ParamGolfError("--paired needs runs of ours", found=f"--against {against}", fix=fix)
     told = power(by_group, max(map(len, by_group))) if by_seed else None
     return {
         "schema": SCHEMA,
@@ -94,6 +84,20 @@ def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]
         return find([against], root)
     except ParamGolfError:
         raise unknown_record(against, records, "record or experiment") from None
+
+
+def _usable(
+    sources: Sequence[Source], score: str, root: Path
+) -> tuple[list[Experiment], dict[str, str]]:
+    """Return the runs that can be compared, and by name why others cannot; none is an error."""
+    runs = read(sources, root)
+    reasons = [_unusable(run, score) for run in runs]
+    left_out = {run.name: why for run, why in zip(runs, reasons, strict=True) if why}
+    if all(reasons):
+        found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+        fix = "run the pipeline first, or name experiments (`dvc exp show`)"
+        raise ParamGolfError("there is nothing to compare", found=found, fix=fix)
+    return [run for run, why in zip(runs, reasons, strict=True) if not why], left_out
 
 
 def _unusable(run: Experiment, score: str) -> str | None:
