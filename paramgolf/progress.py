@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -13,26 +13,41 @@ Item = TypeVar("Item")
 LINE_SECONDS = 10.0
 
 
-def track(items: Iterable[Item], label: str, *, total: int, show: bool = True) -> Iterator[Item]:
-    """Yield `items`, showing how many of `total` are done; one process alone has `show` True."""
+def track(
+    items: Iterable[Item],
+    label: str,
+    *,
+    total: int,
+    show: bool = True,
+    size: Callable[[Item], int] = lambda _: 1,
+) -> Iterator[Item]:
+    """Yield `items`, showing how much of `total` is done; one process alone has `show` True.
+
+    `size` says what an item counts for.
+    """
     if not show:
         yield from items
     elif sys.stderr.isatty():
-        yield from tqdm(items, desc=label, total=total)
+        with tqdm(desc=label, total=total) as bar:
+            for item in items:
+                yield item
+                bar.update(size(item))
     else:
-        yield from _track_in_lines(items, label, total)
+        yield from _track_in_lines(items, label, total, size)
 
 
-def _track_in_lines(items: Iterable[Item], label: str, total: int) -> Iterator[Item]:
+def _track_in_lines(
+    items: Iterable[Item], label: str, total: int, size: Callable[[Item], int]
+) -> Iterator[Item]:
     start = last = time.monotonic()
-    for done, item in enumerate(items):
+    done = 0
+    for item in items:
         yield item
+        done += size(item)
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            print(
-                f"{label}: {done + 1}/{total} in {now - start:.0f} s", file=sys.stderr, flush=True
-            )
+            print(f"{label}: {done}/{total} in {now - start:.0f} s", file=sys.stderr, flush=True)
 
 
 def say(message: str) -> None:

@@ -34,7 +34,7 @@ from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes
-from paramgolf.progress import Meter, say
+from paramgolf.progress import say, track
 
 
 def retokenize(
@@ -161,19 +161,18 @@ class SplitWriter:
         encoded = encode_documents(
             lines, self.tokenizer, workers=self.workers, count_bytes=rule is not None
         )
-        meter = Meter(f"tokens of {name}")
         with (
             ShardWriter(folder, name, self.shard_tokens) as tokens,
             ShardWriter(folder, f"{name}_bytes", self.shard_tokens) as counts,
         ):
-            for part in encoded:
+            for part in track(
+                encoded, f"tokens of {name}", total=source.documents, size=lambda p: p.documents
+            ):
                 tokens.append(part.tokens)
                 documents += part.documents
                 if part.counts is not None:
                     counts.append(part.counts)
                     byte_total += int(part.counts.sum(dtype=np.int64))
-                meter.update(documents / max(1, source.documents), f"{tokens.total:,} tokens")
-        meter.close()
         if documents != source.documents:
             raise ParamGolfError(
                 "a file of documents is cut short",

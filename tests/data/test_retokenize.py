@@ -57,17 +57,17 @@ def test_shards_decode_to_the_documents(tokens: Path) -> None:
         assert [model.decode(ids[1:].tolist()) for ids in documents] == texts
 
 
-def test_progress_is_told_in_shares_that_end_at_the_whole(
+def test_progress_is_told_in_documents_and_ends_at_their_number(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(progress, "LINE_SECONDS", 0)
     monkeypatch.setattr(encode, "BATCH_BYTES", 2000)
     retokenize(token_case.config(), 1, raw, tmp_path / "tokens")
-    told = re.findall(r"^tokens of train: (\d+)% [\d,]+ tokens$", capfd.readouterr().err, re.M)
-    shares = [int(share) for share in told]
-    assert len(shares) > 3
-    assert shares == sorted(shares)
-    assert shares[-1] == 100
+    told = re.findall(r"^tokens of train: (\d+)/80 in \d+ s$", capfd.readouterr().err, re.M)
+    done = [int(number) for number in told]
+    assert len(done) > 3
+    assert done == sorted(done)
+    assert done[-1] == 80
 
 
 def test_every_validation_byte_is_counted(tokens: Path) -> None:
