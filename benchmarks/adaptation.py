@@ -66,13 +66,13 @@ DEPTHS = 7, 5, 3  # last layers with adapters, of the 14 of recipe best's order
 FIRST = (  # what decides
     PUBLISHED,
     f"last 5{BEST}",
+    f"last 5, twice the rate{BEST}",
     f"last 7{BEST}",
     f"last 3{BEST}",
+    f"last 7, twice the rate{BEST}",
     f"adapted{BEST}",
-    f"last 5, twice the rate{BEST}",
+    f"last 3, twice the rate{BEST}",
     f"last 5, chunks of 32{BEST}",
-    "last 5",
-    "adapted",
 )
 SMALL = {"rank": 4, "alpha": 7.0}
 LOSS_TOKENS = 32_768
