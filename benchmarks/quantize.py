@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from drift import towards_drift
-from quantizer import Bench, Point, Setting
+from quantizer import Bench, Point
 from tables import Row, write_results
 
 from paramgolf.codec import rans
@@ -47,7 +47,8 @@ from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import generate_texts
-from paramgolf.quant.fit import Solution
+from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.fit import Solution, scaled
 from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
@@ -63,36 +64,31 @@ COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
 
 
 PUBLISHED, BEST = (
-    Setting(params.quantize, params.calibrate.weighted_head)
-    for params in (check(compose(n, ROOT / "recipes"), where=n) for n in ("pr2135", "best"))
+    check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
 )
-RANS = PUBLISHED.changed({"fit_codec": "rans"})
+RANS = replace(PUBLISHED, fit_codec="rans")
 # 7 bits with twice the clip have the step of 6, and room for finer rows and columns
 ROOM = {"matrix_bits": 7, "attention_clip": 26.0, "mlp_clip": 23.0}
 Changes = dict[str, dict[str, Any]]
 ALONE: Changes = {
     "trellis": {**ROOM, "trellis": True},
-    "balance": {**ROOM, "balance": BEST.quantize.balance},
+    "balance": {**ROOM, "balance": BEST.balance},
     "column steps": {**ROOM, "column_steps": True},
-    "weight of the rate": {**ROOM, "rate_weight": BEST.quantize.rate_weight},
-    "weights of tokens": {"weighted_head": True},
-    "adjustment": {"adjust_steps": BEST.quantize.adjust_steps, "low_rank_matrices": 0},
+    "adjustment": {"adjust_steps": BEST.adjust_steps, "low_rank_matrices": 0},
 }
 LEFT_OUT: Changes = {
     "trellis": {"trellis": False},
     "balance": {"balance": 0.0},
     "column steps": {"column_steps": False},
-    "weight of the rate": {"rate_weight": 0.0},
-    "weights of tokens": {"weighted_head": False},
     "adjustment": {"adjust_steps": 0},
 }
 VALUES: Changes = {  # of other keys, in ours
     "balance 1": {"balance": 1.0},
     "half of the adjustment": {"adjust_steps": 16},
     "twice the adjustment": {"adjust_steps": 64},
-    "a digit more of scales": {"scale_digits": BEST.quantize.scale_digits + 1},
+    "a digit more of scales": {"scale_digits": BEST.scale_digits + 1},
 }
-Variant = tuple[str, Setting]
+Variant = tuple[str, QuantizeConfig]
 
 
 def gptq_rows(bench: Bench) -> Iterator[Row]:
@@ -101,13 +97,13 @@ def gptq_rows(bench: Bench) -> Iterator[Row]:
     where, target = (f", {torch.get_num_threads()} CPU cores", 90.0) if on_cpu else ("", 10.0)
     published, ours = fits(bench)
     # kernels are compiled, and libraries choose their algorithms
-    bench.solved(ours.coarser(0.01))
+    bench.solved(scaled(ours, 0.01))
     for name, setting in (("GPTQ", published), ("GPTQ with the trellis", ours)):
         seconds = bench.solved(setting)[1]
         yield Row(f"{name}, all matrices{where}", seconds, "s", None, target, "lower")
 
 
-def fits(bench: Bench) -> tuple[Setting, Setting]:
+def fits(bench: Bench) -> tuple[QuantizeConfig, QuantizeConfig]:
     """Return the published setting and ours, at the clips of their fits if they were fitted."""
     return bench.fits.get("published", RANS), bench.fits.get("ours", BEST)
 
@@ -128,7 +124,7 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
     yield Row("ours: encode", seconds, "s", None, 15.0, "lower")
     _, seconds = bench.timed(lambda: decode(content))
     yield Row("ours: decode, one core", seconds, "s", None, 5.0, "lower")
-    coarse = bench.fits["ours"].coarser(published.level - ours.level)
+    coarse = scaled(bench.fits["ours"], published.level - ours.level)
     found = bench.point(coarse).result()
     yield Row("ours, coarser: bits per weight", found.bits, "", published.bits, None, "lower")
     yield Row("ours, coarser: loss", found.loss, "bits/byte", published.loss, None, "lower")
@@ -141,11 +137,11 @@ def brotli_rows(bench: Bench) -> Iterator[Row]:
     yield from fit_rows(bench, "published, brotli", PUBLISHED)
 
 
-def fit_rows(bench: Bench, name: str, setting: Setting) -> Iterator[Row]:
+def fit_rows(bench: Bench, name: str, setting: QuantizeConfig) -> Iterator[Row]:
     """Fit a setting and score it; remember its clips and what it costs."""
     score, record, seconds = bench.fitted(setting, bench.limit)
     size, loss = bench.packed(bench.solution, setting), score - bench.before
-    bench.fits[name] = setting.coarser(math.log2(record["multiplier"]))
+    bench.fits[name] = scaled(setting, math.log2(record["multiplier"]))
     bench.fitted_points[name] = Point(bench.bits(size), loss, seconds)
     yield Row(f"{name}: bytes", size, "bytes", None, bench.limit, "lower")
     yield Row(f"{name}: loss by quantising", loss, "bits/byte", None, None, "lower")
@@ -163,7 +159,7 @@ def encoded(bench: Bench) -> bytes:
 def left_out_rows(bench: Bench) -> Iterator[Row]:
     """Leave each technique out of ours."""
     ours = fits(bench)[1]
-    variants = [(f"ours, without {n}", ours.changed(c)) for n, c in LEFT_OUT.items()]
+    variants = [(f"ours, without {n}", replace(ours, **c)) for n, c in LEFT_OUT.items()]
     yield from variant_rows(bench, ("ours", ours), variants)
     tensors = bench.solved(ours)[0][0]
     matrices = [tensor for name, tensor in tensors.items() if name.endswith(".integers")]
@@ -183,7 +179,7 @@ def deviations_save(integers: torch.Tensor) -> int:
 def alone_rows(bench: Bench) -> Iterator[Row]:
     """Add each technique to the published setting."""
     published = fits(bench)[0]
-    without = published.changed({"low_rank_matrices": 0})
+    without = replace(published, low_rank_matrices=0)
     variants = [("published, without low rank", without)]
     variants += [(f"published, and {n}", alone(published, c)) for n, c in ALONE.items()]
     yield from variant_rows(bench, ("published", published), variants)
@@ -192,7 +188,7 @@ def alone_rows(bench: Bench) -> Iterator[Row]:
 def value_rows(bench: Bench) -> Iterator[Row]:
     """Try other values in ours."""
     ours = fits(bench)[1]
-    variants = [(f"ours, {n}", ours.changed(c)) for n, c in VALUES.items()]
+    variants = [(f"ours, {n}", replace(ours, **c)) for n, c in VALUES.items()]
     yield from variant_rows(bench, ("ours", ours), variants)
 
 
@@ -203,10 +199,10 @@ def drift_rows(bench: Bench) -> Iterator[Row]:
 
     def work() -> Solution:
         families, texts = bench.prepared(ours), bench.plain[TEXTS]
-        return towards_drift(bench.trained, families, solution, texts, ours.quantize, bench.runtime)
+        return towards_drift(bench.trained, families, solution, texts, ours, bench.runtime)
 
     found, more = bench.timed(work)
-    plain = ours.changed({"adjust_steps": 0})
+    plain = replace(ours, adjust_steps=0)
     points = [
         ("ours, towards drift", bench.tried(found, ours, seconds + more)),
         ("ours, towards drift, without adjustment", bench.tried(found, plain, seconds + more)),
@@ -235,11 +231,11 @@ def point_rows(name: str, point: Point, level: float) -> Iterator[Row]:
     yield Row(f"{name}: solve", point.seconds, "s", None, None, "lower")
 
 
-def alone(setting: Setting, changes: dict[str, Any]) -> Setting:
+def alone(setting: QuantizeConfig, changes: dict[str, Any]) -> QuantizeConfig:
     """Return the published setting with a technique, at the clips that it was fitted to."""
-    ratio = setting.quantize.attention_clip / PUBLISHED.quantize.attention_clip
+    ratio = setting.attention_clip / PUBLISHED.attention_clip
     clips = {name: ratio * value for name, value in changes.items() if name.endswith("_clip")}
-    return setting.changed({**changes, **clips})
+    return replace(setting, **changes, **clips)
 
 
 def codec_rows() -> Iterator[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ from paramgolf.progress import say
 from paramgolf.quant.adjust import adjust
 from paramgolf.quant.calibrate import collect
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.fit import Solution, artifact_parts, fit, scaled
+from paramgolf.quant.fit import Solution, artifact_parts, fit
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.solved import Family
 from paramgolf.quant.trained import TEXTS, Trained, load_trained
@@ -31,28 +31,6 @@ from paramgolf.training.validate import validate
 LIMIT_BYTES = 15_990_000
 SENSITIVITY_SEQUENCES = 64
 WORKERS = 2  # packings under way while the GPU goes on
-
-
-class Setting(NamedTuple):
-    """How a network is quantized.
-
-    Attributes:
-        quantize: the parameters.
-        weighted_head: of the Hessians (calibrate.weighted_head).
-    """
-
-    quantize: QuantizeConfig
-    weighted_head: bool
-
-    def changed(self, changes: Mapping[str, Any]) -> Setting:
-        """Return the setting with other values of some keys."""
-        of_quantize = {k: v for k, v in changes.items() if k != "weighted_head"}
-        weighted = changes.get("weighted_head", self.weighted_head)
-        return Setting(replace(self.quantize, **of_quantize), weighted)
-
-    def coarser(self, doublings: float) -> Setting:
-        """Return the setting with all clips doubled so many times."""
-        return self._replace(quantize=scaled(self.quantize, doublings))
 
 
 class Point(NamedTuple):
@@ -92,12 +70,12 @@ class Bench:
         self.network = Network(self.trained.model, self.trained.vocab_size)
         self.network = self.network.on(replace(runtime, compile=False))
         self.before = self.bits_per_byte(self.trained.state)
-        self.fits: dict[str, Setting] = {}
+        self.fits: dict[str, QuantizeConfig] = {}
         self.fitted_points: dict[str, Point] = {}
         self.solution: Any = None
         self._pool = ThreadPoolExecutor(WORKERS)  # packing has processes: the GPU goes on
-        self._points: dict[Setting, Future[Point]] = {}
-        self._solved: dict[Setting, tuple[Solution, float]] = {}
+        self._points: dict[QuantizeConfig, Future[Point]] = {}
+        self._solved: dict[QuantizeConfig, tuple[Solution, float]] = {}
         self._codes: dict[str, int] = {}
         self.limit = LIMIT_BYTES
         self.weights = sum(tensor.numel() for tensor in self.trained.state.values())
@@ -134,64 +112,45 @@ class Bench:
         return self._codes[codec]
 
     @functools.cached_property
-    def plain(self) -> dict[str, torch.Tensor]:
-        """Hessians, and texts."""
-        return self._collected(weighted=False, sensitivities=0)
-
-    @functools.cached_property
-    def weighted(self) -> dict[str, torch.Tensor]:
-        """Hessians with weights of tokens, sensitivities and texts."""
-        count = min(SENSITIVITY_SEQUENCES, self.params.calibrate.sequences)
-        return self._collected(weighted=True, sensitivities=count)
-
-    def _collected(self, *, weighted: bool, sensitivities: int) -> dict[str, torch.Tensor]:
-        config = replace(
-            self.params.calibrate,
-            source="train",
-            weighted_head=weighted,
-            sensitivity_sequences=sensitivities,
-        )
-        start = time.perf_counter()
+    def hessians(self) -> dict[str, torch.Tensor]:
+        """Hessians, sensitivities and texts."""
+        start, calibrate = time.perf_counter(), self.params.calibrate
+        count = min(SENSITIVITY_SEQUENCES, calibrate.sequences)
+        config = replace(calibrate, source="train", sensitivity_sequences=count)
         found = collect(self.trained, self.tokens, config, self.runtime)[0]
-        say(f"quantize: Hessians, weighted {weighted}: {time.perf_counter() - start:.1f} s")
+        say(f"quantize: Hessians: {time.perf_counter() - start:.1f} s")
         return found
 
-    def hessians(self, setting: Setting) -> dict[str, torch.Tensor]:
-        """Return what a setting needs. Weights of tokens leave traces, and so sensitivities."""
-        hessians = self.weighted if setting.weighted_head else self.plain
-        return {**self.weighted, **hessians} if setting.quantize.balance else hessians
-
-    def prepared(self, setting: Setting) -> list[Family]:
+    def prepared(self, setting: QuantizeConfig) -> list[Family]:
         """Factorise."""
         device = self.runtime.device
-        return prepare(self.trained, self.hessians(setting), setting.quantize, device)
+        return prepare(self.trained, self.hessians, setting, device)
 
-    def solved(self, setting: Setting) -> tuple[Solution, float]:
+    def solved(self, setting: QuantizeConfig) -> tuple[Solution, float]:
         """Factorise and quantise, without adjusting, once; return the seconds, too."""
-        setting = setting.changed({"adjust_steps": 0})
+        setting = replace(setting, adjust_steps=0)
         if setting not in self._solved:
-            self.hessians(setting)  # not timed
+            _ = self.hessians  # not timed
 
             def work() -> Solution:
-                return solve_model(self.trained, self.prepared(setting), setting.quantize)
+                return solve_model(self.trained, self.prepared(setting), setting)
 
             self._solved[setting] = self.timed(work)
         return self._solved[setting]
 
-    def adjusted(self, solution: Solution, setting: Setting) -> Solution:
+    def adjusted(self, solution: Solution, setting: QuantizeConfig) -> Solution:
         """Let scales and vectors learn, where the setting says so."""
-        if not setting.quantize.adjust_steps:
+        if not setting.adjust_steps:
             return solution
-        texts, (tensors, reports) = self.plain[TEXTS].long(), solution
-        return adjust(self.trained, tensors, texts, setting.quantize, self.runtime), reports
+        texts, (tensors, reports) = self.hessians[TEXTS].long(), solution
+        return adjust(self.trained, tensors, texts, setting, self.runtime), reports
 
-    def packed(self, solution: Solution, setting: Setting) -> int:
+    def packed(self, solution: Solution, setting: QuantizeConfig) -> int:
         """Return the bytes of the artifact of a solution."""
-        config = setting.quantize
-        coded = replace(config, fit_code_bytes=self.code_bytes(config.fit_codec))
+        coded = replace(setting, fit_code_bytes=self.code_bytes(setting.fit_codec))
         return sum(part.bytes for part in artifact_parts(self.trained, coded)(solution))
 
-    def tried(self, solution: Solution, setting: Setting, seconds: float) -> Future[Point]:
+    def tried(self, solution: Solution, setting: QuantizeConfig, seconds: float) -> Future[Point]:
         """Adjust and score a solution that took so many seconds; its bytes come later."""
         solution, more = self.timed(lambda: self.adjusted(solution, setting))
         loss = self.bits_per_byte(dequantized(solution[0])) - self.before
@@ -201,7 +160,7 @@ class Bench:
 
         return self._pool.submit(point)
 
-    def point(self, setting: Setting) -> Future[Point]:
+    def point(self, setting: QuantizeConfig) -> Future[Point]:
         """Solve, adjust and score a setting, once."""
         if setting not in self._points:
             solution, seconds = self.solved(setting)
@@ -212,11 +171,11 @@ class Bench:
         """Return bits per weight of so many bytes."""
         return 8 * size / self.weights
 
-    def fitted(self, setting: Setting, limit: int) -> tuple[float, dict[str, Any], float]:
+    def fitted(self, setting: QuantizeConfig, limit: int) -> tuple[float, dict[str, Any], float]:
         """Return bits per byte at `limit` bytes, the record of the search, and its seconds."""
-        code = self.code_bytes(setting.quantize.fit_codec)
-        coded = replace(setting.quantize, fit_bytes=limit, fit_code_bytes=code)
-        self.hessians(setting)  # not timed
+        code = self.code_bytes(setting.fit_codec)
+        coded = replace(setting, fit_bytes=limit, fit_code_bytes=code)
+        _ = self.hessians  # not timed
 
         def search() -> Any:
             families, measure = self.prepared(setting), artifact_parts(self.trained, coded)

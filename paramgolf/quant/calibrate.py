@@ -86,12 +86,7 @@ def collect(
         )
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
-    hessians = gather(
-        load_network(trained, config.network).on(runtime),
-        shown,
-        runtime,
-        weighted_head=config.weighted_head,
-    )
+    hessians = gather(load_network(trained, config.network).on(runtime), shown, runtime)
     if config.sensitivity_sequences:
         measured = numbers[: int(np.searchsorted(numbers, config.sensitivity_sequences))]
         pairs = _with_draws(texts_NT, measured, seed)

@@ -39,7 +39,6 @@ class CalibrateConfig:
     temperature: PositiveFloat
     seed: Seed | None
     sensitivity_sequences: Natural
-    weighted_head: bool
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""
@@ -76,7 +75,6 @@ class QuantizeConfig:
     hessian_clip: NaturalFloat
     balance: Share
     column_steps: bool
-    rate_weight: NaturalFloat
     damping: NaturalFloat
     block_columns: Positive
     act_order: bool

@@ -113,7 +113,6 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
     work = weight.transpose(1, 2).gather(1, index)  # the paper's W, updated as columns are done
     finer = rows.factor
     finer = None if finer is None else finer.transpose(1, 2).gather(1, index)
-    shrink = None if rows.shrink is None else rows.shrink.transpose(1, 2).gather(1, index)
     step_cost = rows.step_cost
     integers = torch.empty_like(work)  # the paper's Q
     upper = factors.upper
@@ -130,7 +129,7 @@ def solve(rows: Rows, factors: Factors, *, block_columns: int) -> Tensor:
                 # another step on the same reach: s and m of this column alone
                 scale = rows.scale.float() * finer[:, j]
                 maximum = reached(rows.maximum, finer[:, j])
-            wanted = (column if shrink is None else column * shrink[:, j]) / scale
+            wanted = column / scale
             if rows.paths:
                 integers[:, j] = best_paths(wanted, step_cost, maximum, rows.paths)
             else:

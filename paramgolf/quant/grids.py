@@ -21,9 +21,6 @@ from paramgolf.quant.trellis import best_paths
 
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 6.1e-5; below it float16 loses digits, then is 0
 LARGEST_SCALE = torch.finfo(torch.float16).max
-TRELLIS_LEAVES = 0.74  # of the squared error of rounding at the same bits
-SMALLEST_VARIANCE = 1e-30  # of weights, by which another is divided
-MOST_SHARE = 0.25  # of D in the variance: beyond, its formula no longer holds
 FLOAT16_DIGITS = 10  # binary digits of a float16 after its first
 
 
@@ -58,7 +55,6 @@ class Rows:
         scale: s, float16 [N, R].
         maximum: m, float32 [N, R].
         factor: what multiplies s, and divides m, of each weight, [N, R, C]; None: 1 everywhere.
-        shrink: what GPTQ multiplies weights by as it chooses their integers (`shorter`), [N, R, C].
         cost: what a squared error in each row costs, [N, R]; None: the same in all.
         paths: rows of each path of the trellis (quant.trellis), which are R in all; (): no trellis.
     """
@@ -68,7 +64,6 @@ class Rows:
     maximum: Tensor
     factor: Tensor | None = None
     paths: tuple[int, ...] = ()
-    shrink: Tensor | None = None
     cost: Tensor | None = None
 
     @property
@@ -149,28 +144,6 @@ def whole_steps(rows: Rows) -> Tensor:
     """Return the nearest even integers, [N, R, C]: a trellis's grid without the trellis."""
     twice = replace(rows, scale=rows.scale * 2, maximum=(rows.maximum / 2).floor(), paths=())
     return 2 * nearest(twice)
-
-
-def shorter(rows: Rows, weight_of_rate: float) -> Tensor:
-    """Return 1 / (1 + e) for each weight, [N, R, C], e = weight_of_rate x D / variance.
-
-    D = step^2 / 12 is the squared error that rounding leaves; a trellis leaves TRELLIS_LEAVES of
-    it. Of normal weights an integer n takes n^2 step^2 / variance / 2 nats more than 0, and at the
-    optimum a nat is worth 2 D of error (D falls as 4^-bits). With these nats in its cost
-
-        (w - n step)^2 + 2 D (n step)^2 / variance / 2
-
-    the best n is the one nearest to w / (1 + D / variance), times a factor that all n share. The
-    variance is taken as a product of one of the row and one of the column.
-    """
-    square = rows.weight.square()
-    row, column = square.mean(2, keepdim=True), square.mean(1, keepdim=True)
-    variance = row * column / square.mean((1, 2), keepdim=True).clamp_min(SMALLEST_VARIANCE)
-    step = rows.scale.float().unsqueeze(-1) * (2 if rows.paths else 1)
-    step = step if rows.factor is None else step * rows.factor
-    left = step.square() / 12 * (TRELLIS_LEAVES if rows.paths else 1)
-    share = weight_of_rate * left / variance.clamp_min(SMALLEST_VARIANCE)
-    return 1 / (1 + share.clamp_max(MOST_SHARE))
 
 
 def _deviations(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:

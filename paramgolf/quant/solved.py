@@ -14,7 +14,7 @@ from torch import Tensor
 from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import Factors, quantize_rows, solve
-from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales, shorter
+from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +126,6 @@ def solve_family(
         paths=tuple(sizes) if trellis else (),
         cost=_costs(family),
     )
-    if config.rate_weight:
-        rows = replace(rows, shrink=shorter(rows, config.rate_weight))
     match _method(family, config), config.row_fallback:
         case "gptq", True:
             integers = quantize_rows(

@@ -31,7 +31,6 @@ def make_config(**changes):
         "hessian_clip": 0.0,
         "balance": 0.0,
         "column_steps": False,
-        "rate_weight": 0.0,
         "damping": 0.01,
         "block_columns": 16,
         "act_order": True,

@@ -32,9 +32,7 @@ VOCAB, LENGTH = 64, 16
 def make_config(**changes):
     values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
     values |= {"first_token": "bos", "rope_follows_length": False, "network": "trained"}
-    return CalibrateConfig(
-        **{**values, "seed": 5, "sensitivity_sequences": 0, "weighted_head": False, **changes}
-    )
+    return CalibrateConfig(**{**values, "seed": 5, "sensitivity_sequences": 0, **changes})
 
 
 def make_trained(model):
@@ -318,24 +316,3 @@ def test_a_network_that_learned_with_a_mask_is_measured_with_it(
     likely = found["embedding.sensitivity"][0]
     assert likely.nonzero().flatten().tolist() == [5, 6, 7, 8]
     assert (plain["embedding.sensitivity"][0] > 0).all()
-
-
-def test_tokens_weigh_in_the_heads_hessian_as_the_loss_minds_logits(tiny_model):
-    """Against the second derivative of each token's loss, by autograd, in float64."""
-    trained = make_trained(tiny_model())
-    network = make_network(trained)
-    batches = torch.randint(VOCAB, (2, 3, 8), generator=torch.Generator().manual_seed(3))
-    weighted = gather(network, batches, ALONE, weighted_head=True)
-    plain = gather(network, batches, ALONE)
-    inputs, expected = [], torch.zeros(1, 32, 32, dtype=torch.float64)
-    options = Pass(order=trained.model.orders[-1], tap=lambda f, i, x: inputs.append(x))
-    for batch in batches:
-        with torch.no_grad():
-            logits = network.logits(batch, options).double().flatten(0, 1)
-        for x, token in zip(inputs[-1].double().flatten(0, 1), logits, strict=True):
-            curvature = torch.func.hessian(lambda z: -torch.log_softmax(z, -1)[5])(token)
-            expected += curvature.trace() * torch.outer(x, x) / batches.numel()
-    half = plain["embedding"].double()
-    expected = half / 2 + expected * half[0].trace() / expected[0].trace() / 2
-    torch.testing.assert_close(weighted.pop("embedding").double(), expected, rtol=1e-4, atol=1e-6)
-    assert all(torch.equal(plain[family], hessian) for family, hessian in weighted.items())

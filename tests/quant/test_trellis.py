@@ -11,7 +11,7 @@ from quantize_case import CPU, make_config, make_hessians, make_trained
 from paramgolf.codec.rans import next_states
 from paramgolf.codec.rans_writer import follows_trellis
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors
-from paramgolf.quant.grids import Rows, nearest, shorter, whole_steps
+from paramgolf.quant.grids import Rows, nearest, whole_steps
 from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import entropy_bits
 from paramgolf.quant.trellis import STATES, best_paths, transitions
@@ -58,20 +58,6 @@ def test_a_quarter_less_error_than_rounding_at_the_same_bits():
     found = best_paths(target, torch.ones_like(target), torch.full_like(target, 127.0), (512,))
     rounded = 2 * (target / 2).round()
     assert (target - found).square().mean() < 0.76 * (target - rounded).square().mean()
-
-
-def test_the_weight_of_the_rate_saves_bits_at_the_same_error():
-    """By the rate-distortion function a factor of the error is worth half its log2 in bits."""
-    weight = torch.randn(1, 512, 96, generator=torch.Generator().manual_seed(0))
-    scale = torch.full((1, 512), 0.3).half()
-    rows = Rows(weight, scale, torch.full((1, 512), 63.0), paths=(512,))
-    worth = []
-    for part in (rows, dataclasses.replace(rows, weight=weight * shorter(rows, 1.0))):
-        integers = nearest(part)
-        error = (weight - rows.dequantize(integers)).square().mean()
-        bits = entropy_bits(integers.to(torch.int8)) - 1
-        worth.append(bits + 0.5 * float(error.log2()))
-    assert worth[1] < worth[0] - 0.004
 
 
 @pytest.mark.parametrize("value", [0.0, 1e6, -1e6])
