@@ -89,3 +89,14 @@ def test_a_step_takes_no_less_than_the_launch_of_its_kernels(sample):
     assert {part.step_seconds for part in found} == {DEVICES["H100"].shortest_step}
     assert sum(part.steps for part in found) == 250
     assert found[0] == Stretch(0, train.sequence_length, train.batch_tokens, 125, 0.010)
+
+
+@pytest.mark.parametrize(("name", "faster"), [("H100", True), ("cpu", False)])
+def test_fp8_saves_time_where_there_are_kernels_for_it(name, faster, sample, tiny_model):
+    machine = Machine(device=DEVICES[name], count=1)
+    train = dataclasses.replace(sample.train, steps=10, batch_tokens=2**24)
+    seconds = [
+        sum(s.steps * s.step_seconds for s in stretches(tiny_model(), one, VOCAB, machine))
+        for one in (train, dataclasses.replace(train, precision="fp8_mlp"))
+    ]
+    assert (seconds[1] < seconds[0]) == faster
