@@ -85,7 +85,6 @@ class QuantizeConfig:
     low_rank_matrices: Natural
     low_rank: Annotated[int, Range(1, 64)]
     low_rank_group: Positive
-    low_rank_weighting: Literal["plain", "hessian"]
     low_rank_left_scales: Literal["component", "matrix"]
     low_rank_always: bool
     adjust_steps: Natural

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from paramgolf.codec.dequantize import low_rank
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.gptq import row_errors
 from paramgolf.quant.grids import round_scales
 from paramgolf.quant.solved import Solved
 
@@ -22,41 +21,31 @@ LEFT_BITS, RIGHT_BITS = 2, 4  # codes -2..1 and -8..7 (pg#1797)
 def add_corrections(solved: list[Solved], config: QuantizeConfig) -> None:
     """Correct the `low_rank_matrices` matrices with the largest error, in place.
 
-    The error is ||E||^2 (pg#1797), or tr(E H E^T) where the weighting is `hessian`. A matrix that
-    its packed correction would not bring nearer stays as it is.
+    The error is ||E||^2. A matrix that its packed correction would not bring nearer stays as it is.
     """
-    weighted = config.low_rank_weighting == "hessian"
     ranked = []
     for index, one in enumerate(solved):
-        hessian = one.family.hessian if weighted else None
-        errors = _errors(one.weight - one.dequantized, hessian).tolist()
+        errors = _sizes(one.weight - one.dequantized).tolist()
         ranked += [(-error, index, layer) for layer, error in enumerate(errors)]
     for error, index, layer in sorted(ranked)[: config.low_rank_matrices]:
         one = solved[index]
         remaining = (one.weight - one.dequantized)[layer]
-        codes = factorize_error(remaining, config, _root(one, layer) if weighted else None)
+        codes = factorize_error(remaining, config)
         correction = low_rank(**codes)
-        hessian = one.family.hessian[layer : layer + 1] if weighted else None
-        left = float(_errors((remaining - correction).unsqueeze(0), hessian))
+        left = float(_sizes((remaining - correction).unsqueeze(0)))
         if left < -error or config.low_rank_always:
             one.dequantized[layer] += correction
             one.tensors.update({f"{one.name}.{layer}.{kind}": t for kind, t in codes.items()})
 
 
-def factorize_error(
-    error_RC: Tensor, config: QuantizeConfig, root: tuple[Tensor, Tensor] | None
-) -> dict[str, Tensor]:
+def factorize_error(error_RC: Tensor, config: QuantizeConfig) -> dict[str, Tensor]:
     """Return the packed factors of the best correction of an error: see `low_rank` for shapes.
 
-    `root` is (A, inverse of A) with H = A A^T; the correction is then the best for tr(E H E^T)
-    instead of ||E||^2: the leading components of E A, times the inverse of A. The rank is at most
-    the matrix's own.
+    The rank is at most the matrix's own.
     """
-    weighted = error_RC.double() if root is None else error_RC.double() @ root[0]
-    vectors, sizes, others = torch.linalg.svd(weighted, full_matrices=False)
+    vectors, sizes, others = torch.linalg.svd(error_RC.double(), full_matrices=False)
     rank = min(config.low_rank, len(sizes))
     left, right = vectors[:, :rank] * sizes[:rank], others[:rank]
-    right = right if root is None else right @ root[1]
     columns = right.shape[1]
     width = config.low_rank_group if columns % config.low_rank_group == 0 else columns
     together = config.low_rank_left_scales == "matrix"
@@ -85,20 +74,5 @@ def _pack(values: Tensor, bits: int, *, together: bool = False) -> tuple[Tensor,
     return codes.to(torch.int8), scales
 
 
-def _errors(error_NRC: Tensor, hessian_NCC: Tensor | None) -> Tensor:
-    if hessian_NCC is None:
-        return error_NRC.double().square().flatten(1).sum(1)
-    return row_errors(error_NRC.double(), hessian_NCC.double()).sum(1)
-
-
-def _root(solved: Solved, layer: int) -> tuple[Tensor, Tensor]:
-    """Return A and its inverse, A A^T the damped Hessian in the original order of columns.
-
-    GPTQ's factor U has U^T U = inverse of the permuted Hessian, so that A = inverse of U with its
-    rows put back.
-    """
-    upper = solved.family.factors.upper[layer].double()
-    identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    inverse = torch.linalg.solve_triangular(upper, identity, upper=True)
-    back = solved.family.factors.order[layer].argsort()
-    return inverse[back], upper[:, back]
+def _sizes(error_NRC: Tensor) -> Tensor:
+    return error_NRC.double().square().flatten(1).sum(1)

@@ -52,7 +52,6 @@ def make_config(**changes):
         "low_rank_matrices": 0,
         "low_rank": 4,
         "low_rank_group": 16,
-        "low_rank_weighting": "plain",
         "low_rank_left_scales": "component",
         "low_rank_always": False,
         "adjust_steps": 0,

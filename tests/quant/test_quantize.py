@@ -182,7 +182,7 @@ def test_inputs_of_any_size_end_in_a_report(trained, hessians, size, low_rank):
     plain, before = quantize_model(trained, hessians, make_config(), CPU)
     largest = max(h.max() for h in hessians.values())
     scaled = {name: (h / largest * size).float() for name, h in hessians.items()}
-    config = make_config(low_rank_matrices=low_rank, low_rank_weighting="hessian")
+    config = make_config(low_rank_matrices=low_rank)
     tensors, reports = quantize_model(trained, scaled, config, CPU)
     json.dumps(reports, allow_nan=False)
     for report, expected in zip(reports, before, strict=True):
