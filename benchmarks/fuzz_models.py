@@ -95,7 +95,7 @@ def valid_file(codec: str) -> bytes:
     config = {"model": json.loads(json.dumps(dataclasses.asdict(model))), "vocab_size": VOCAB}
     bits = dict.fromkeys((*MATRICES, "embedding"), 6)
     config |= {"sequence_length": 32, "quantize": {"bits": bits}}
-    options = PackageConfig(codec=codec, byte_shuffle=True, limit_bytes=1, prune=False)
+    options = PackageConfig(codec=codec, limit_bytes=1, prune=False)
     return encode(tensors, config, options)[0]
 
 

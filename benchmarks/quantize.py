@@ -152,7 +152,7 @@ def encoded(bench: Bench) -> bytes:
     """Return model.bin of the last solution that was fitted."""
     tensors, reports = bench.solution
     described = {**bench.trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
-    options = PackageConfig(codec="rans", byte_shuffle=True, limit_bytes=1, prune=False)
+    options = PackageConfig(codec="rans", limit_bytes=1, prune=False)
     return encode(tensors, described, options)[0]
 
 

@@ -93,11 +93,8 @@ def _disagreements(params: Params) -> Iterator[Fault]:
             "needs `package.codec` rans or auto, and `package.prune` false",
         )
     if fit.fit_bytes is not None:
-        if fit.fit_codec != package.codec or not package.byte_shuffle:
-            yield (
-                "quantize.fit_codec",
-                "must be `package.codec`, and `package.byte_shuffle` be true",
-            )
+        if fit.fit_codec != package.codec:
+            yield "quantize.fit_codec", "must be `package.codec`"
         if fit.fit_bytes > package.limit_bytes:
             yield "quantize.fit_bytes", "must be at most `package.limit_bytes`"
 

@@ -14,7 +14,7 @@ QUANTIZED = ("q", "k", "v", "o", "up", "down", "embedding")
 
 
 def make_options(**changes):
-    values = {"codec": "brotli", "byte_shuffle": True, "limit_bytes": 16_000_000, "prune": False}
+    values = {"codec": "brotli", "limit_bytes": 16_000_000, "prune": False}
     return PackageConfig(**{**values, **changes})
 
 

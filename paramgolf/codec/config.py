@@ -13,6 +13,5 @@ class PackageConfig:
     """Codec and size limit of the artifact; units and meanings are in recipes/base.yaml."""
 
     codec: Literal["brotli", "lzma", "rans", "auto"]
-    byte_shuffle: bool
     limit_bytes: Positive
     prune: bool

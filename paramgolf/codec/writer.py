@@ -79,7 +79,7 @@ def encode(
     and none `without_rans`.
     `memo` remembers compressed streams, for callers that encode much the same again.
     """
-    streams = _streams(tensors, options.byte_shuffle)
+    streams = _streams(tensors)
     codecs = [_codecs(stream, options, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
     content = {
@@ -109,7 +109,7 @@ def encode(
     return prefix + body, parts
 
 
-def _streams(tensors: dict[str, Tensor], byte_shuffle: bool) -> list[Stream]:
+def _streams(tensors: dict[str, Tensor]) -> list[Stream]:
     """Group tensors: integers each alone, codes, scales, other float16; in the order of names."""
     names = sorted(tensors)
     integers = [name for name in names if name.endswith(".integers")]
@@ -125,8 +125,7 @@ def _streams(tensors: dict[str, Tensor], byte_shuffle: bool) -> list[Stream]:
         streams.append(Stream("codes", "integers", codes, raw, False))
     for label, kind, group in (("scales", "scales", scales), ("vectors", "float16", others)):
         raw = b"".join(_raw(tensors[name]) for name in group)
-        content = shuffle(raw) if byte_shuffle else raw
-        streams.append(Stream(label, kind, group, content, byte_shuffle))
+        streams.append(Stream(label, kind, group, shuffle(raw), True))
     return streams
 
 

@@ -37,11 +37,11 @@ LZMA_EXCESS_BITS = 0.16  # per weight, above the entropy; 0.13 to 0.16 on Gaussi
 GPTQ_VARIANCE = 0.8
 RANS_EXCESS_BITS = 0.01  # its states, tables and rounded frequencies, on full-size matrices
 HEADER_BYTES = 700  # compressed JSON: the model, the streams, the tensors
-# bits of a float16 after the codec, with the bytes shuffled and without
+# bits of a float16 after the codec, with the bytes shuffled
 DIGITS = 10  # of float16, after its first; shorter ones cost a bit less each
-SCALE_BITS = {True: 11.0, False: 11.5}  # row deviations that differ by a factor of about 1.3
-VECTOR_BITS = {True: 12.5, False: 13.0}  # trained scales and gains, about 1 or spread like gates
-TABLE_BITS = {True: 13.5, False: 14.2}  # Gaussian weights of tables and projections
+SCALE_BITS = 11.0  # row deviations that differ by a factor of about 1.3
+VECTOR_BITS = 12.5  # trained scales and gains, about 1 or spread like gates
+TABLE_BITS = 13.5  # Gaussian weights of tables and projections
 LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
 # deviation of a trained matrix's rows, in units of Muon's balance; with it pg#1296 comes out at the
 # published 16.0 MB, and pg#1204 at 15.4 MB, where 15.9 were published
@@ -84,7 +84,7 @@ class ModelBytes:
     def parts(self) -> list[ExpectedPart]:
         """Return the expected parts of model.bin, in the order of its parameters."""
         parts, rows, others, vector_bits = [], 0, 0, 0.0
-        quantize, shuffled = self.quantize, self.package.byte_shuffle
+        quantize = self.quantize
         block_bits = expected_bits(self.model, quantize)
         sizes = shapes(self.model, self.vocab_size)
         for name, shape in sizes.items():
@@ -93,7 +93,7 @@ class ModelBytes:
             widths = [width for width in of_layers if width is not None]
             if not widths:
                 kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
-                each = kind_bits[shuffled] - (DIGITS - quantize.vector_digits)
+                each = kind_bits - (DIGITS - quantize.vector_digits)
                 others, vector_bits = others + weights, vector_bits + weights * each
                 continue
             by_width = {width: self.bits_per_weight(name, shape[-1], width) for width in {*widths}}
@@ -101,7 +101,7 @@ class ModelBytes:
             parts.append(ExpectedPart(name, "integers", weights, round(weights * bits / 8), bits))
             rows += weights // shape[-1]
         parts += _refinements(sizes, quantize)
-        scale_bits = SCALE_BITS[shuffled] - (DIGITS - quantize.scale_digits)
+        scale_bits = SCALE_BITS - (DIGITS - quantize.scale_digits)
         return [
             *parts,
             ExpectedPart("scales", "scales", rows, round(rows * scale_bits / 8), None),

@@ -51,7 +51,7 @@ def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
     The code counts as `fit_code_bytes`: what it holds is no concern of quantize, which would run
     again at every edit of an evaluator.
     """
-    options = PackageConfig(codec=config.fit_codec, byte_shuffle=True, limit_bytes=1, prune=False)
+    options = PackageConfig(codec=config.fit_codec, limit_bytes=1, prune=False)
     memo: Memo = {}
     code = Part("code", "code", config.fit_code_bytes, config.fit_code_bytes, None, {})
 

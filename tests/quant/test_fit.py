@@ -126,7 +126,7 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     config = make_config(fit_bytes=limit, fit_code_bytes=code, adjust_steps=adjust_steps)
     quantize(config, ALONE)
     room = limit + SLACK_BYTES
-    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=room, prune=False)
+    options = PackageConfig(codec="brotli", limit_bytes=room, prune=False)
     package(options, *sections)
     record = json.loads((tmp_path / "artifacts/quantize/report.json").read_text())["fit"]
     ledger = json.loads((tmp_path / "artifacts/package/package.json").read_text())

@@ -35,7 +35,7 @@ def write_package(folder) -> Network:
         "sequence_length": 16,
         "quantize": {"bits": bits},
     }
-    options = PackageConfig(codec="brotli", byte_shuffle=True, limit_bytes=10**6, prune=False)
+    options = PackageConfig(codec="brotli", limit_bytes=10**6, prune=False)
     (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
     write_tokens(folder)
     return network
