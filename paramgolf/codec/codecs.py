@@ -42,9 +42,9 @@ def work(codec: Codec, data: bytes, size: int) -> int:
     A unit is an integer of a long row of rans. Nothing is decompressed.
     """
     if codec == "rans":
-        from paramgolf.codec.rans import decoding_work  # see packing/code.py
+        from paramgolf.codec.rans import layout_work, read_layout  # see packing/code.py
 
-        return decoding_work(data)
+        return layout_work(read_layout(data))
     return len(data) * (4 if codec == "lzma" else 1) + size // 4
 
 

@@ -16,12 +16,11 @@ import sys
 import brotli
 import numpy as np
 
-from paramgolf.codec.rans import (
+from paramgolf.codec.rans import HEADER, LOWER_BOUND, predictable
+from paramgolf.codec.rans_model import (
     CLASSES,
     CLASSES_PER_OCTAVE,
     FIRST_CLASS,
-    HEADER,
-    LOWER_BOUND,
     MARGIN,
     PROB_BITS,
     ROW_STEP,
@@ -29,7 +28,6 @@ from paramgolf.codec.rans import (
     Moments,
     fill,
     next_states,
-    predictable,
     tables,
 )
 from paramgolf.process import end_with_parent

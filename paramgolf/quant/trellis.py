@@ -10,8 +10,8 @@ the squared error of rounding: 1.30 dB of the 1.53 dB that lie between rounding 
 possible code (Marcellin and Fischer, IEEE Trans. Commun. 38, 1990).
 
 Paths run down a column's rows, those of one parameter, so that GPTQ, which goes from column to
-column, goes on as ever. The coder (paramgolf.codec.rans) knows the trellis and spends no bit on the
-parities.
+column, goes on as ever. The coder knows the trellis (paramgolf.codec.rans_model) and spends no bit
+on the parities.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from paramgolf.codec.rans import STATES, next_states
+from paramgolf.codec.rans_model import STATES, next_states
 
 
 def best_paths(target: Tensor, cost: Tensor, maximum: Tensor, paths: Sequence[int]) -> Tensor:

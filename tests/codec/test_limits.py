@@ -17,7 +17,8 @@ from paramgolf.codec.container import (
     decode,
 )
 from paramgolf.codec.dequantize import low_rank
-from paramgolf.codec.rans import HEADER, Layout, layout_work
+from paramgolf.codec.rans import HEADER, layout_work
+from paramgolf.codec.rans_model import Layout
 from paramgolf.codec.writer import encode
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.shapes import shapes

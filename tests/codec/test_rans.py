@@ -9,18 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.codec.codecs import decompress
-from paramgolf.codec.rans import (
+from paramgolf.codec.rans import HEADER, decode
+from paramgolf.codec.rans_model import (
     CLASS_RANGE,
     CLASSES_PER_OCTAVE,
     EXPECTED_MAGNITUDE,
     FIRST_CLASS,
-    HEADER,
     MEANS,
     PROB_BITS,
     TAIL_SHARE,
     Layout,
     Moments,
-    decode,
     inverses,
     next_states,
     tables,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from quantize_case import CPU, make_config, make_hessians, make_trained
 
-from paramgolf.codec.rans import next_states
+from paramgolf.codec.rans_model import next_states
 from paramgolf.codec.rans_writer import follows_trellis
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors
 from paramgolf.quant.grids import Rows, nearest, whole_steps

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from paramgolf.codec.rans import STATES
+from paramgolf.codec.rans_model import STATES
 from paramgolf.quant.trellis import transitions
 
 WARPS = 8  # a state a thread; on an H200 four warps take 1.2 times as long, one twice
