@@ -270,17 +270,17 @@ class Network(nn.Module):
         lanes, skips = state.lanes, list(state.skips)
         shared = shared._replace(first_values=state.first_values)
         for virtual, adapter, x0_copy in steps:
-            weights = rows.of(virtual)
+            weights, kind = rows.of(virtual), self._kind(virtual)
             context = self._layer_context(virtual, shared, state.values, tensors, options)
             context = context._replace(x0=x0_copy, adapters=adapter)
             # of the newest visit of layer 0, where an order repeats it
             if self.config.value_residual and virtual.layer == 0:
-                shared = shared._replace(first_values=self._first_values(lanes, weights, context))
+                shared = shared._replace(first_values=_values(lanes, weights, context, kind))
             if virtual.skip_row is not None and skips:
                 context = context._replace(skip=skips.pop())
             if virtual is virtual_layers[-1]:
                 context = context._replace(part=part)
-            before, lanes = lanes, run(lanes, weights, context, self._kind(virtual))
+            before, lanes = lanes, run(lanes, weights, context, kind)
             if virtual.repeat_row is not None:  # x + s (B(x) - x), s by channel (pg#1392)
                 step = tensors["repeat_step"][virtual.repeat_row]
                 before = tuple(at(x, context.part) for x in before)
@@ -327,39 +327,30 @@ class Network(nn.Module):
             context = context._replace(tap=_bind(options.tap, virtual))
         return context
 
-    def _first_values(self, lanes: Lanes, weights: Weights, context: Context) -> Tensor:
-        """Return the raw values of layer 0 [B, T, K, D], which later layers mix into theirs."""
-        # the tap sees this product when the block itself runs it
-        plain = context._replace(first_values=None, tap=None)
-        _, n = mix_and_norm(lanes[0], weights, plain, self._kind_base())
-        adapted = adapter_outputs(n, weights, plain.adapters)
-        return project_heads(n, weights, plain, self._kind_base(), adapted)[2]
-
-    def _kind_base(self) -> Kind:
-        c = self.config
-        return Kind(
-            c.heads,
-            c.kv_heads,
-            attention=True,
-            xsa="none",
-            parallel="none",
-            head_gate=c.head_gate,
-            head_gate_scale=c.head_gate_scale,
-            mlp_slope=c.mlp_slope,
-            attend=self.backend.attend,
-            operations=self.backend.operations,
-        )
-
     def _kind(self, virtual: VirtualLayer) -> Kind:
-        parallel = self.config.parallel if virtual.parallel else "none"
-        xsa = self.config.xsa_form if virtual.xsa else "none"
-        backend = self.backend
-        return self._kind_base()._replace(
+        config, backend = self.config, self.backend
+        xsa = config.xsa_form if virtual.xsa else "none"
+        return Kind(
+            config.heads,
+            config.kv_heads,
             attention=virtual.attention,
             xsa=xsa,
-            parallel=parallel,
+            parallel=config.parallel if virtual.parallel else "none",
+            head_gate=config.head_gate,
+            head_gate_scale=config.head_gate_scale,
+            mlp_slope=config.mlp_slope,
             attend=backend.attend_to_others if xsa == "own_term" else backend.attend,
+            operations=backend.operations,
         )
+
+
+def _values(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Tensor:
+    """Return the raw values of layer 0 [B, T, K, D], which later layers mix into theirs."""
+    # the tap sees this product when the block itself runs it
+    plain = context._replace(first_values=None, tap=None)
+    _, n = mix_and_norm(lanes[0], weights, plain, kind)
+    adapted = adapter_outputs(n, weights, plain.adapters)
+    return project_heads(n, weights, plain, kind, adapted)[2]
 
 
 def segments_of(
@@ -377,10 +368,5 @@ def segments_of(
 def _bind(
     tap: Callable[[str, int, Tensor], None], virtual: VirtualLayer
 ) -> Callable[[str, Tensor], None]:
-    rows = {
-        "qkv": virtual.layer,
-        "o": virtual.layer,
-        "up": virtual.mlp_row,
-        "down": virtual.mlp_row,
-    }
-    return lambda name, x: tap(name, rows[name], x)
+    attention, mlp = virtual.layer, virtual.mlp_row
+    return lambda name, x: tap(name, attention if name in ("qkv", "o") else mlp, x)
