@@ -347,44 +347,25 @@ def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     u, n = kind.operations.mix_norm(*mixed, w.norm_scale, keep=merge)
     y = attention_sublayer(n, w, c, kind)
     a, b = (at(x, c.part) for x in lanes)
-    match kind.parallel:
-        case "merge":
-            b, _ = mlp_sublayer((b,), None, w, c, kind, residual=True)
-            return at(u, c.part) + y, b
-        case "routed":
-            return _routed((a, b), y, w, mlp)
-        case "mixed":
-            return _mixed((a, b), y, w, mlp)
-    return _kept_and_written((a, b), y, w, mlp)
+    if merge:
+        b, _ = mlp_sublayer((b,), None, w, c, kind, residual=True)
+        return at(u, c.part) + y, b
+    return _sublayers((a, b), y, w, kind.parallel, mlp)
 
 
-def _routed(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
-    """Run "routed" after attention's output y: the MLP sees what attention wrote."""
-    a, b = lanes
-    assert w.lane_keep is not None
-    assert w.lane_write is not None
-    a = w.lane_keep[0] * a + w.lane_write[0, 0] * y
-    b = w.lane_keep[0] * b + w.lane_write[0, 1] * y
-    z = mlp(b, w.resid_mix)
-    a = w.lane_keep[1] * a + w.lane_write[1, 0] * z
-    return a, w.lane_keep[1] * b + w.lane_write[1, 1] * z
-
-
-def _mixed(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
-    """Run "mixed" after attention's output y: both sublayers read the old lanes."""
-    a, b = lanes
-    assert w.lane_route is not None
-    z, r = mlp(b, w.mlp_mix), w.lane_route
-    return a + r[0] * y + r[2] * z, b + r[1] * y + r[3] * z
-
-
-def _kept_and_written(lanes: Lanes, y: Tensor, w: Weights, mlp: Sublayer) -> Lanes:
-    """Run "lanes" likewise; the MLP's lane is not mixed with x0."""
-    assert w.lane_keep is not None
-    assert w.lane_write is not None
-    z = mlp(lanes[1], None)
-    first, second = (
-        w.lane_keep[lane] * lanes[lane] + w.lane_write[0, lane] * y + w.lane_write[1, lane] * z
-        for lane in (0, 1)
-    )
-    return first, second
+def _sublayers(lanes: Lanes, y: Tensor, w: Weights, form: str, mlp: Sublayer) -> Lanes:
+    """Run the MLP after attention's output y, and write both to the lanes."""
+    (a, b), keep, write, route = lanes, w.lane_keep, w.lane_write, w.lane_route
+    if form == "mixed":
+        assert route is not None
+        z = mlp(b, w.mlp_mix)
+        return a + route[0] * y + route[2] * z, b + route[1] * y + route[3] * z
+    assert keep is not None
+    assert write is not None
+    if form == "routed":  # the MLP sees what attention wrote
+        a, b = keep[0] * a + write[0, 0] * y, keep[0] * b + write[0, 1] * y
+        z = mlp(b, w.resid_mix)
+        return keep[1] * a + write[1, 0] * z, keep[1] * b + write[1, 1] * z
+    z = mlp(b, None)
+    a, b = (keep[i] * x + write[0, i] * y + write[1, i] * z for i, x in enumerate(lanes))
+    return a, b
