@@ -80,10 +80,12 @@ def encode(
     `memo` remembers compressed streams, for callers that encode much the same again.
     """
     streams = _streams(tensors)
+    # as JSON has it, where a tuple is a list: so whoever calls, the same is off
+    model = json.loads(json.dumps(config["model"]))
     codecs = [_codecs(stream, options, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
     content = {
-        "model": {k: v for k, v in config["model"].items() if k not in OFF or v != OFF[k]},
+        "model": {k: v for k, v in model.items() if k not in OFF or v != OFF[k]},
         "vocab_size": config["vocab_size"],
         "sequence_length": config["sequence_length"],
         "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],

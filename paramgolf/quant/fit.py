@@ -9,7 +9,6 @@ bytes on either side of the limit.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -57,9 +56,7 @@ def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
     code = Part("code", "code", config.fit_code_bytes, config.fit_code_bytes, None, {})
 
     def measure(solution: Solution) -> list[Part]:
-        bits = stored_bits(*solution)
-        # as package reads it: a tuple, unlike a list, would not count as off
-        described = json.loads(json.dumps({**trained.config, "quantize": {"bits": bits}}))
+        described = {**trained.config, "quantize": {"bits": stored_bits(*solution)}}
         return [*encode(solution[0], described, options, memo)[1], code]
 
     return measure
