@@ -92,7 +92,7 @@ class _Products(torch.autograd.Function):
         down8, _, down_unit = shortened(down)
         n8 = rounded(n.flatten(0, -2), E4, n_unit)
         z = n8.float() @ up8.float().T * (n_unit * up_unit)
-        a8 = rounded(torch.where(z > 0, 1.0, slope * slope) * z * z, E4, a_unit)
+        a8 = rounded(operations.activate(z, slope), E4, a_unit)
         ctx.save_for_backward(n8, up8, down8, a8, z > 0, up_unit, down_unit, a_unit)
         y = a8.float() @ down8.float().T * (a_unit * down_unit)
         return y.to(n.dtype).view(n.shape)
@@ -151,17 +151,8 @@ def _mlp_for(batch_tokens: int, fused: bool) -> Callable[..., tuple[Tensor, Tens
         return functools.partial(mlp, gradient_unit=gradient_unit)
     from paramgolf.model.kernels import mlp_fp8  # where there is Triton
 
-    def short_mlp(
-        terms: tuple[Tensor, ...],
-        coefficients: Tensor | None,
-        scale: Tensor,
-        up: Tensor,
-        down: Tensor,
-        slope: float,
-        *,
-        residual: bool,
-    ) -> tuple[Tensor, Tensor]:
-        given = terms, coefficients, scale, up, down, slope
+    def short_mlp(*given: Any, residual: bool) -> tuple[Tensor, Tensor]:
+        terms, _coefficients, _scale, up, *_ = given
         sizes = terms[0].numel() // terms[0].shape[-1], *up.shape
         function = mlp if any(size % ALIGNED for size in sizes) else mlp_fp8.mlp
         return function(*given, residual=residual, gradient_unit=gradient_unit)
