@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from paramgolf.data.token_mask import TokenMask
+from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.head import Mask
-from paramgolf.model.network import Network
+from paramgolf.model.network import Network, Pass
 from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import (
@@ -173,3 +174,35 @@ def score_strided(
     sizes = {"window": window, "stride": stride, "batch_windows": rows}
     config = dataclasses.replace(SLIDING, **sizes)
     return score_text(network or make_network(), text, config, Session(runtime))
+
+
+def adapt_plainly(network, text, first, last, config, *, layers=None, midway=lambda *_: None):
+    """Score one document by itself, with AdamW written out; float32 as the network is.
+
+    Adapters are in the last `layers` of the order, None: in all. `midway` says with what a pass
+    over tokens begin..end begins.
+    """
+    order, a = network.config.orders[-1], config.adapter
+    owners = order[-layers:] if layers else order
+    shapes = adapter_shapes(network.config, VOCAB, owners, a.targets)
+    device = torch.device("cpu")
+    adapters = AdapterSet(shapes, rank=a.rank, alpha=a.alpha, rows=1, seed=a.seed, device=device)
+    leaves = adapters.parameters()
+    mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
+    tokens, result = torch.from_numpy(text.tokens.astype(np.int64)), []
+    size = config.documents.chunk_tokens
+    for step, begin in enumerate(range(first, last, size), start=1):
+        end, context = min(begin + size, last), max(first, begin + size - WINDOW)
+        inputs, targets = tokens[context:end], tokens[context + 1 : end + 1]
+        options = Pass(order, adapters=adapters.pairs(), midway=midway(context, end))
+        nats = network.nll(inputs[None], targets[None], options)[0, begin - context :]
+        result.append(nats.detach())
+        gradients = torch.autograd.grad(nats.mean(), leaves)
+        with torch.no_grad():
+            for leaf, m, s, g in zip(leaves, mean, square, gradients, strict=True):
+                m.lerp_(g, 1 - a.beta1)
+                s.lerp_(g * g, 1 - a.beta2)
+                leaf.mul_(1 - a.lr * a.decay)
+                root = (s / (1 - a.beta2**step)).sqrt() + a.eps
+                leaf.sub_(a.lr * m / (1 - a.beta1**step) / root)
+    return torch.cat(result).numpy()

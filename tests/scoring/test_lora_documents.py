@@ -5,9 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, STRIDE, VOCAB, WINDOW, make_lora_config, make_network, make_text
+from scoring_case import (
+    ALONE,
+    STRIDE,
+    VOCAB,
+    WINDOW,
+    adapt_plainly,
+    make_lora_config,
+    make_network,
+    make_text,
+)
 
-from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
@@ -30,41 +38,11 @@ def adapt(text, runtime=ALONE, network=None, documents=None, adapter=None, **cha
     return score_and_adapt(network or make_network(), text, config, Session(runtime))
 
 
-def brute_force(text, first, last, config):
-    """Score one document by itself, with AdamW written out; float32 as the network is."""
-    network = make_network()
-    order, a = network.config.orders[-1], config.adapter
-    shapes = adapter_shapes(network.config, VOCAB, order, a.targets)
-    device = torch.device("cpu")
-    adapters = AdapterSet(shapes, rank=a.rank, alpha=a.alpha, rows=1, seed=a.seed, device=device)
-    leaves = adapters.parameters()
-    mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
-    tokens = torch.from_numpy(text.tokens.astype(np.int64))
-    result = []
-    size = config.documents.chunk_tokens
-    for step, begin in enumerate(range(first, last, size), start=1):
-        end = min(begin + size, last)
-        context = max(first, begin + size - WINDOW)
-        inputs, targets = tokens[context:end], tokens[context + 1 : end + 1]
-        options = Pass(order, adapters=adapters.pairs())
-        nats = network.nll(inputs[None], targets[None], options)[0, begin - context :]
-        result.append(nats.detach())
-        gradients = torch.autograd.grad(nats.mean(), leaves)
-        with torch.no_grad():
-            for leaf, m, s, g in zip(leaves, mean, square, gradients, strict=True):
-                m.lerp_(g, 1 - a.beta1)
-                s.lerp_(g * g, 1 - a.beta2)
-                leaf.mul_(1 - a.lr * a.decay)
-                root = (s / (1 - a.beta2**step)).sqrt() + a.eps
-                leaf.sub_(a.lr * m / (1 - a.beta1**step) / root)
-    return torch.cat(result).numpy()
-
-
 def test_each_document_scores_as_it_does_in_a_plain_loop():
     text, config = make_text(200), make_lora_config("lora_documents", SMOOTH)
     ledger = adapt(text, adapter=SMOOTH)
     for first, last in zip(*find_documents(text), strict=True):
-        expected = brute_force(text, first, last, config)
+        expected = adapt_plainly(make_network(), text, first, last, config)
         np.testing.assert_allclose(ledger.nats[first:last], expected, atol=1e-4)
 
 

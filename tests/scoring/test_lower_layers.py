@@ -3,10 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from scoring_case import ALONE, VOCAB, WINDOW, make_lora_config, make_network, make_text
+from scoring_case import (
+    ALONE,
+    VOCAB,
+    WINDOW,
+    adapt_plainly,
+    make_lora_config,
+    make_network,
+    make_text,
+)
 
-from paramgolf.model.adapters import AdapterSet, adapter_shapes
-from paramgolf.model.network import Midway, Network, Pass
+from paramgolf.model.network import Midway, Network
 from paramgolf.scoring import lora_documents, lower_layers
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import Ledger
@@ -62,33 +69,15 @@ def part_of(state, span: slice):
 
 
 def brute_force(text, first, last, config, network):
-    """Score one document by itself, its lower layers token by token, AdamW written out."""
-    order, a = network.config.orders[-1], config.adapter
-    shapes = adapter_shapes(network.config, VOCAB, order[-LAST:], a.targets)
-    device = torch.device("cpu")
-    adapters = AdapterSet(shapes, rank=a.rank, alpha=a.alpha, rows=1, seed=a.seed, device=device)
-    leaves = adapters.parameters()
-    mean, square = ([torch.zeros_like(leaf) for leaf in leaves] for _ in range(2))
-    tokens, result = torch.from_numpy(text.tokens.astype(np.int64)), []
+    """Score one document by itself, its lower layers token by token."""
+    tokens, steps = torch.from_numpy(text.tokens.astype(np.int64)), len(network.config.orders[-1])
     with torch.no_grad():
-        lower = plain_lower(network, tokens, first, last, len(order) - LAST)
-    size = config.documents.chunk_tokens
-    for step, begin in enumerate(range(first, last, size), start=1):
-        end, context = min(begin + size, last), max(first, begin + size - WINDOW)
-        inputs, targets = tokens[context:end], tokens[context + 1 : end + 1]
-        midway = Midway(*part_of(tuple(lower), slice(context - first, end - first)))
-        options = Pass(order, adapters=adapters.pairs(), midway=midway)
-        nats = network.nll(inputs[None], targets[None], options)[0, begin - context :]
-        result.append(nats.detach())
-        gradients = torch.autograd.grad(nats.mean(), leaves)
-        with torch.no_grad():
-            for leaf, m, s, g in zip(leaves, mean, square, gradients, strict=True):
-                m.lerp_(g, 1 - a.beta1)
-                s.lerp_(g * g, 1 - a.beta2)
-                leaf.mul_(1 - a.lr * a.decay)
-                root = (s / (1 - a.beta2**step)).sqrt() + a.eps
-                leaf.sub_(a.lr * m / (1 - a.beta1**step) / root)
-    return torch.cat(result).numpy()
+        lower = plain_lower(network, tokens, first, last, steps - LAST)
+
+    def midway(begin: int, end: int) -> Midway:
+        return Midway(*part_of(tuple(lower), slice(begin - first, end - first)))
+
+    return adapt_plainly(network, text, first, last, config, layers=LAST, midway=midway)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
