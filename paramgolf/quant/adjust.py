@@ -8,6 +8,7 @@ all matrices do together, of which a solver of one matrix knows nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -26,7 +27,8 @@ from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
 
 SEQUENCES = 8  # a step
-RATE, BETAS = 2e-3, (0.9, 0.95)  # of the factors' logarithms; the rate falls to 0 on a line
+# of the factors' logarithms; the rate falls to 0 on a line
+RATE, BETAS, EPSILON = 2e-3, (0.9, 0.95), 1e-8
 
 
 def adjust(
@@ -49,7 +51,7 @@ def adjust(
     network = _Logits(load_network(replace(trained, state=state), "trained").on(plain))
     factors = Factors(state, tensors, runtime.device)
     logs = list(factors.logs.values())
-    optimizer = torch.optim.Adam(logs, lr=RATE, betas=BETAS)
+    optimizer = Adam(logs)
     # neighbours in the training text come in different steps
     order = torch.randperm(len(texts_NT), generator=torch.Generator().manual_seed(0))
     batches = texts_NT[order].split(SEQUENCES)
@@ -64,11 +66,32 @@ def adjust(
             found = torch.log_softmax(torch.func.functional_call(network, weights, (own_BT,)), -1)
             loss = divergence(right, found) * (len(own_BT) / len(batch_BT))
             gradients = torch.autograd.grad(loss, logs, materialize_grads=True)
-        for log, gradient in zip(logs, gradients, strict=True):
-            log.grad = runtime.sum(gradient.contiguous())
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / count)
-        optimizer.step()
+        shared = [runtime.sum(gradient.contiguous()) for gradient in gradients]
+        optimizer.step(shared, RATE * (1 - step / count))
     return tensors | factors.learned(tensors, config)
+
+
+class Adam:
+    """Adam (arXiv 1412.6980) with the rate given at each step.
+
+    Not torch.optim's: to make one imports PyTorch's compiler, which takes 5 s of a GPU machine's
+    time, more than all steps do; and the adjustment's seconds count as training's.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._parameters, self._steps = parameters, 0
+        self._means, self._squares = ([*map(torch.zeros_like, parameters)] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor], rate: float) -> None:
+        """Take one step; gradients are in the order of the parameters."""
+        self._steps += 1
+        seen = [1 - beta**self._steps for beta in BETAS]  # both averages begin at zero
+        averages = zip(self._parameters, gradients, self._means, self._squares, strict=True)
+        for parameter, gradient, mean, square in averages:
+            mean.lerp_(gradient, 1 - BETAS[0])
+            square.lerp_(gradient.square(), 1 - BETAS[1])
+            parameter -= rate * (mean / seen[0]) / ((square / seen[1]).sqrt() + EPSILON)
 
 
 class Factors:

@@ -11,7 +11,7 @@ from schema_case import faults_of
 
 from paramgolf.codec.container import dequantized
 from paramgolf.model.network import Network, Pass
-from paramgolf.quant.adjust import adjust
+from paramgolf.quant.adjust import BETAS, EPSILON, Adam, adjust
 from paramgolf.quant.grids import shorten
 from paramgolf.quant.quantize import quantize_model
 
@@ -38,6 +38,22 @@ def divergence(trained, tensors, texts):
         chances.append(torch.log_softmax(logits, -1))
     right, found = chances
     return float((right.exp() * (right - found)).sum(-1).mean())
+
+
+def test_it_is_the_adam_of_torch():
+    generator = torch.Generator().manual_seed(0)
+    ours = [torch.randn(3, 2, generator=generator), torch.randn(5, generator=generator)]
+    theirs = [x.clone().requires_grad_() for x in ours]
+    adam, reference = Adam(ours), torch.optim.Adam(theirs, betas=BETAS, eps=EPSILON)
+    for rate in (0.1, 0.05, 0.02):
+        gradients = [torch.randn(x.shape, generator=generator) for x in ours]
+        for x, gradient in zip(theirs, gradients, strict=True):
+            x.grad = gradient
+        reference.param_groups[0]["lr"] = rate
+        reference.step()
+        adam.step(gradients, rate)
+    for x, y in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(x, y.detach())
 
 
 def test_texts_that_were_not_seen_diverge_less(quantized):
