@@ -37,7 +37,6 @@ from paramgolf.model.embedding import smear_and_norm
 from paramgolf.model.head import Head, head_nll, lanes_nll
 from paramgolf.model.operations import Operations, finish_heads, mix_norm, mlp, split_heads
 from paramgolf.model.torch_internals import (
-    is_view,
     let_vary,
     require_known_torch,
     set_up_compiler,
@@ -192,38 +191,22 @@ def share_graphs(backend: Backend) -> Backend:
     Their rows and tokens may differ: documents come in many shapes, and a graph of each would cost
     seconds. A pass of one row has graphs of its own, since PyTorch tells 1 apart from all other
     sizes. Sizes of weights, heads and low ranks stay fixed.
-    """
 
-    def smear_marked(e: Tensor, tokens_BT: Tensor, *others: Any) -> Tensor:
-        # of a view compiled code asks the sizes of the whole, which torch 2.11 may refuse as
-        # symbols
-        tokens_BT = _no_view(tokens_BT)
-        _vary((e, tokens_BT), 0, 1)
-        return backend.smear(e, tokens_BT, *others)
+    Blocks alone are compiled. The layer that ends a pass at some positions, and the head behind it,
+    do most of their work at few tokens: graphs of theirs cost more than they save.
+    """
+    plain = uncompiled(backend)
 
     def block_marked(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Lanes:
         c = context
-        # rows and tokens; cos and sin have tokens first, adapters rows, part what is scored
+        if c.part is not None:
+            return plain.block(lanes, weights, c, kind)
+        # rows and tokens; cos and sin have tokens first, adapters rows
         _vary((lanes, c.x0, c.value_embedding, c.first_values, c.skip), 0, 1)
-        _vary((c.cos, c.sin, c.adapters, c.part), 0)
+        _vary((c.cos, c.sin, c.adapters), 0)
         return backend.block(lanes, weights, c, kind)
 
-    def nll_marked(lanes: Lanes, targets: Tensor, head: Head, how: Callable[..., Tensor]) -> Tensor:
-        lanes, targets = tuple(map(_no_view, lanes)), _no_view(targets)
-        if head.allowed is not None:
-            allowed = head.allowed._replace(states=_no_view(head.allowed.states))
-            head = head._replace(allowed=allowed)
-            _vary(allowed.states, 0, 1)
-        _vary((lanes, targets), 0, 1)
-        _vary(head.adapter, 0)
-        return backend.nll(lanes, targets, head, how)
-
-    return dataclasses.replace(backend, smear=smear_marked, block=block_marked, nll=nll_marked)
-
-
-def _no_view(x: Tensor) -> Tensor:
-    """Return x, or a copy where it is part of another tensor, whose sizes graphs would tell."""
-    return x.clone(memory_format=torch.contiguous_format) if is_view(x) else x
+    return dataclasses.replace(plain, block=block_marked)
 
 
 def _vary(tree: Any, *dimensions: int) -> None:

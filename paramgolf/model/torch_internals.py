@@ -51,11 +51,6 @@ def let_vary(tensor: Tensor, *dimensions: int) -> None:
     torch._dynamo.maybe_mark_dynamic(tensor, dimensions)
 
 
-def is_view(tensor: Tensor) -> bool:
-    """Tell whether a tensor shares the memory of another one; graphs ask for that one's sizes."""
-    return tensor._is_view()
-
-
 def has_data(tensor: Tensor) -> bool:
     """Tell whether a tensor has data: the compiler runs operators on some that have shapes."""
     return not isinstance(tensor, FakeTensor)

@@ -171,9 +171,9 @@ def test_nothing_is_compiled_once_scoring_has_begun(monkeypatch, case):
 @pytest.mark.parametrize(
     ("last_layers", "expected"),
     [
-        # blocks: the first, whose lane has no gradient; without a skip; with one; the last
-        (None, {"smear_and_norm": 1, "block": 4, "lanes_nll": 1}),
-        (3, {"block": 2, "lanes_nll": 1}),
+        # the first block, whose lane has no gradient; one without a skip; one with it
+        (None, {"block": 3}),
+        (3, {"block": 1}),
     ],
 )
 def test_documents_of_all_lengths_share_graphs(monkeypatch, passes, last_layers, expected):
