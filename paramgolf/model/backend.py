@@ -34,7 +34,7 @@ from paramgolf.model.attention import (
 from paramgolf.model.block import Context, Kind, Lanes, Weights, block
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.embedding import smear_and_norm
-from paramgolf.model.head import Head, head_nll, lanes_nll
+from paramgolf.model.head import head_nll, lanes_nll
 from paramgolf.model.operations import Operations, finish_heads, mix_norm, mlp, split_heads
 from paramgolf.model.torch_internals import (
     let_vary,
