@@ -41,9 +41,7 @@ def gather(network: Network, batches_BT: Iterable[Tensor], runtime: Runtime) -> 
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
 
     def tap(family: str, index: int, x: Tensor) -> None:
-        # in float32: bfloat16 would keep 8 binary digits of a sum over millions of tokens
-        rows = x.flatten(0, -2).float()
-        sums[family][index].addmm_(rows.T, rows)
+        sums[family][index] += squares(x.flatten(0, -2))
 
     options = Pass(order=network.config.orders[-1], tap=tap)
     for batch in batches_BT:
@@ -51,3 +49,16 @@ def gather(network: Network, batches_BT: Iterable[Tensor], runtime: Runtime) -> 
         tokens += batch.numel()
     total = runtime.sum(tokens).item()
     return {family: runtime.sum(value).div_(total) for family, value in sums.items()}
+
+
+def squares(rows: Tensor) -> Tensor:
+    """Return the sum of x x^T over rows x [n, in], in float32: [in, in].
+
+    bfloat16 would keep 8 binary digits of a sum over millions of tokens. But float32 holds what two
+    of its numbers give exactly, and tensor cores add that up in float32: on an H100 ten times as
+    fast as products of float32, which took most of calibrate.
+    """
+    if rows.is_cuda and rows.dtype == torch.bfloat16:
+        return torch.mm(rows.T, rows, out_dtype=torch.float32)
+    exact = rows.float()
+    return exact.T @ exact

@@ -17,6 +17,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from paramgolf.model.head import cross_entropy
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.generate import draw_tokens
 from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
@@ -44,13 +45,13 @@ def measure(
     tokens = torch.zeros((), dtype=torch.float64, device=runtime.device)
     for text, draws in rows:
         # one text at a time: gradients of several would add up before they are squared
-        with torch.no_grad():
-            chances = torch.softmax(network.logits(text, options)[0], dim=-1)
-            likely += chances.sum(0)
-            targets = draw_tokens(chances.double(), draws)
+        logits = network.logits(text, options)
+        chances = torch.softmax(logits.detach()[0], dim=-1)
+        likely += chances.sum(0)
+        targets = draw_tokens(chances.double(), draws)
         # the square of a sum over tokens: in expectation the sum of squares, as the gradients of
         # drawn targets have mean 0 given the text before them
-        loss = network.nll(text, targets.T, options).sum()
+        loss = cross_entropy(logits, targets.T).sum()
         gradients = torch.autograd.grad(loss, list(parameters.values()))
         for name, gradient in zip(parameters, gradients, strict=True):
             sums[name] += stacked(gradient.float()).square().sum(-1)

@@ -20,7 +20,7 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.model.plan import repeated_layers
 from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
 from paramgolf.quant.config import CalibrateConfig
-from paramgolf.quant.hessian import gather
+from paramgolf.quant.hessian import gather, squares
 from paramgolf.quant.trained import TEXTS, Trained
 from paramgolf.runtime import Runtime
 from paramgolf.schema import parse
@@ -97,6 +97,14 @@ def test_hessians_are_the_mean_outer_products_of_the_inputs(tiny_model, untied):
         expected = (total / tokens.numel()).float()
         assert expected.abs().sum() > 0
         torch.testing.assert_close(found[family][index], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.gpu
+def test_squares_of_bfloat16_are_added_up_in_float32():
+    generator = torch.Generator("cuda").manual_seed(0)
+    rows = torch.randn(100_000, 96, generator=generator, device="cuda").bfloat16()
+    exact = rows.double().T @ rows.double()
+    assert (squares(rows) - exact).norm() < 1e-5 * exact.norm()
 
 
 def test_layer_0_without_attention_leaves_zeros(tiny_model):
