@@ -74,8 +74,8 @@ def adjust(
 class Adam:
     """Adam (arXiv 1412.6980) with the rate given at each step.
 
-    Not torch.optim's: to make one imports PyTorch's compiler, which takes 5 s of a GPU machine's
-    time, more than all steps do; and the adjustment's seconds count as training's.
+    Not torch.optim's: to make one imports PyTorch's compiler, which takes 1 to 5 s, as long as all
+    steps; and the adjustment's seconds count as training's.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
