@@ -207,3 +207,13 @@ def test_the_table_of_differences_is_the_data():
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
     (table,) = re.findall(r"<!-- differences -->\n(.*)\n<!-- end -->", text, re.DOTALL)
     assert table == markdown(differences(folder=RECIPES))
+
+
+def test_the_readme_shows_the_run_that_is_committed():
+    metrics = {
+        name: read_json(ROOT / f"artifacts/metrics/{name}.json") for name in ("package", "train")
+    }
+    sizes = "{bytes_model:,} of weights + {bytes_code:,} of code = {bytes_total:,} bytes"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert sizes.format(**metrics["package"]) in readme
+    assert f"val_bpb={metrics['train']['val_bpb']:.4f}" in readme
