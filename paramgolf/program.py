@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import errno
 import gc
+import importlib.util
 import io
 import os
 import re
@@ -26,6 +27,7 @@ from paramgolf.errors import ParamGolfError, exit_on_error
 from paramgolf.process import start_process
 
 INTERRUPTED, CLOSED_PIPE = 130, 141  # what a shell reports of SIGINT and SIGPIPE
+BYTECODE = Path(__file__).parents[1] / ".cache/bytecode"
 FREE_MEMORY = "end other programs, or take smaller batches; then give the same command again"
 FREE_SPACE = "free space on that disk, then give the same command again"
 RIGHTS = "take another folder, or mend the rights of this one (`ls -ld`, `df`)"
@@ -52,6 +54,7 @@ def start_program() -> None:
     imports are done, nor at the end: to look through torch's objects takes a second of each stage.
     """
     start_process()
+    keep_bytecode()
     gc.disable()
     atexit.register(gc.freeze)
     for stream in (sys.stdout, sys.stderr):
@@ -60,6 +63,23 @@ def start_program() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker() else _end_at_once)
     sys.excepthook = _end_on_fault
+
+
+def keep_bytecode() -> None:
+    """Keep what Python compiles modules to in `BYTECODE`, where the machine keeps none of torch's.
+
+    Images of containers often hold a torch without bytecode, and let nobody write it beside: then
+    every start compiles torch anew, some 8 s, and so do the processes of PyTorch's compiler.
+    """
+    spec = importlib.util.find_spec("torch")
+    if sys.pycache_prefix is not None or spec is None or spec.cached is None:
+        return
+    package = Path(spec.cached).parents[1]
+    if Path(spec.cached).exists() or (os.access(package, os.W_OK) and not sys.dont_write_bytecode):
+        return
+    sys.dont_write_bytecode, sys.pycache_prefix = False, str(BYTECODE)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    os.environ["PYTHONPYCACHEPREFIX"] = str(BYTECODE)
 
 
 def _is_worker() -> bool:

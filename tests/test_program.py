@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 import os
+import py_compile
 import resource
 import signal
 import subprocess
@@ -221,6 +222,33 @@ def test_garbage_is_looked_for_when_the_imports_are_done():
     assert not gc.isenabled()
     with exit_on_fault():
         assert gc.isenabled()
+
+
+@pytest.mark.parametrize(
+    ("setting", "has_bytecode", "kept"),
+    [("1", False, True), ("1", True, False), ("", False, False)],
+    ids=["none is kept", "torch has its own", "it is kept beside torch"],
+)
+def test_bytecode_is_kept_where_the_machine_keeps_none(tmp_path, setting, has_bytecode, kept):
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch/__init__.py").touch()
+    if has_bytecode:
+        py_compile.compile(str(tmp_path / "torch/__init__.py"))
+    folder = tmp_path / "kept"
+    script = f"""
+import os, pathlib
+from paramgolf import program
+program.BYTECODE = pathlib.Path({str(folder)!r})
+program.start_program()
+import torch
+print(os.environ.get("PYTHONPYCACHEPREFIX"), bool(os.environ.get("PYTHONDONTWRITEBYTECODE")))
+"""
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": setting}
+    command = [sys.executable, "-c", script]
+    said = subprocess.check_output(command, env=environment, text=True).split()
+    assert said == ([str(folder), "False"] if kept else ["None", str(bool(setting))])
+    assert any(path.parent.name == "torch" for path in folder.rglob("*.pyc")) == kept
 
 
 def test_what_ascii_has_not_is_written_out(monkeypatch):
