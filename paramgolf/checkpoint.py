@@ -10,7 +10,9 @@ at all: one flipped bit of a weight or a score would change the result without a
 
 from __future__ import annotations
 
+import ast
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -24,26 +26,45 @@ import torch
 
 from paramgolf.code_hash import code_hash
 from paramgolf.files import atomic_open
+from paramgolf.imports import imported_modules
 from paramgolf.progress import say
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def resume_key(*parts: object) -> str:
-    """Return a hash of `parts` (JSON-able), torch's version and the package's loaded code.
+    """Return a hash of `parts` (JSON-able), torch's version and the package's code.
 
     Of the code that is the hash which stages depend on: a comment does not end a run.
     """
-    code = code_hash({name: _source(name) for name in sys.modules if name.startswith("paramgolf.")})
-    content = json.dumps([torch.__version__, code, *parts], sort_keys=True)
+    content = json.dumps([torch.__version__, code_hash(sources()), *parts], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
-def _source(module: str) -> str:
-    """Return a loaded module's source, of a file or packed in train_gpt.py."""
-    loader = sys.modules[module].__loader__
-    assert isinstance(loader, InspectLoader)
-    return loader.get_source(module) or ""
+def sources() -> dict[str, str]:
+    """Return the code of the package's loaded modules, and of what they will yet import, by name.
+
+    A function that imports what it needs itself may not have run.
+    """
+    found: dict[str, str] = {}
+    queue = [name for name in sys.modules if name.startswith("paramgolf.")]
+    while queue:
+        name = queue.pop()
+        if name not in found and (source := _source(name)) is not None:
+            found[name] = source
+            queue += imported_modules(ast.parse(source))
+    return found
+
+
+def _source(name: str) -> str | None:
+    """Return a module's source, of a file or packed in train_gpt.py; None where it is no module."""
+    # names of functions are asked for too, and to look in a module would load it
+    parent = sys.modules.get(name.rpartition(".")[0])
+    spec = importlib.util.find_spec(name) if hasattr(parent, "__path__") else None
+    if spec is None:
+        return None
+    assert isinstance(spec.loader, InspectLoader)
+    return spec.loader.get_source(name) or ""
 
 
 class _Hashed:

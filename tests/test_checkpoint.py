@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -58,3 +63,19 @@ def test_a_file_of_another_kind_is_damaged(checkpoint):
     checkpoint.folder.mkdir(parents=True)
     torch.save(STATE, checkpoint.path)
     assert checkpoint.load(CPU) is None
+
+
+def test_the_key_is_of_code_that_is_imported_later_too():
+    script = """
+import sys
+import paramgolf.scoring.stage
+from paramgolf.checkpoint import resume_key, sources
+late = ("paramgolf.scoring.lora_documents", "paramgolf.scoring.lower_layers")
+assert not {*late} & {*sys.modules}
+assert {*late} < {*sources()}
+before = resume_key()
+import paramgolf.scoring.lora_documents
+assert resume_key() == before
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
