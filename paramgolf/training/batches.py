@@ -80,6 +80,7 @@ class Batches:
     def read(self, sizes: BatchSizes, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
         length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
+        assert sizes.batch_tokens % length == 0  # or tokens of it would be left out
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._runtime)
         rows = self.rows(sizes)

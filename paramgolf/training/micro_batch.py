@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 
 from paramgolf.errors import ParamGolfError
@@ -17,31 +20,51 @@ CPU_TOKENS = 16_384  # on a CPU, where more rows per pass gain nothing
 def choose_micro_batch(network: Network, config: TrainConfig, runtime: Runtime) -> int:
     """Return the tokens of a micro-batch that fits, the same on all processes."""
     length = max(sizes.sequence_length for sizes in config.batch_sizes)
-    sequences = min(sizes.batch_tokens for sizes in config.batch_sizes) // length // runtime.world
+    counts = sequence_counts(config, length, runtime.world)
     if runtime.device.type == "cpu":
-        tokens = fitting(sequences, length, CPU_TOKENS)
+        tokens = fitting(counts, length, CPU_TOKENS)
     else:
         free, _ = torch.cuda.mem_get_info(runtime.device)
         fixed, each = _bytes_of(network, length, runtime)
-        tokens = fitting(sequences, length, int((SHARE * free - fixed) / each))
+        tokens = fitting(counts, length, int((SHARE * free - fixed) / each))
     tokens = int(runtime.agree(tokens))
     if runtime.is_main:
-        say(f"train: micro_batch_tokens is {tokens:,}, {length * sequences // tokens} per step")
+        say(f"train: micro_batch_tokens is {tokens:,}")
     return tokens
 
 
-def fitting(sequences: int, length: int, limit: int) -> int:
-    """Return the tokens of the largest equal part of a process's sequences within `limit`."""
-    parts = (n for n in range(1, sequences + 1) if sequences % n == 0)
-    found = next((sequences // n * length for n in parts if sequences // n * length <= limit), 0)
+def sequence_counts(config: TrainConfig, length: int, world: int) -> list[int]:
+    """Return how many sequences of `length` tokens a micro-batch may have, in rising order.
+
+    They are equal parts of a process's share of the smallest batch. Of packed documents a
+    micro-batch is one row, and every batch is whole rows.
+    """
+    batches = [sizes.batch_tokens for sizes in config.batch_sizes]
+    packed = config.loader == "documents"
+    tokens = math.gcd(*batches) if packed else min(batches) // world
+    sequences = 0 if packed and tokens % length else tokens // length
+    most = sequences // world if packed else sequences
+    if not most:
+        raise ParamGolfError(
+            "no micro-batch divides the batches among the processes",
+            expected=f"{world} x {length} tokens or a multiple in each of train's batches",
+            found=", ".join(map(str, batches)),
+            fix="set batch_tokens to such a multiple, or lower runtime.processes",
+        )
+    return [count for count in range(1, most + 1) if sequences % count == 0]
+
+
+def fitting(counts: Sequence[int], length: int, limit: int) -> int:
+    """Return the tokens of the largest number of sequences within `limit` tokens."""
+    found = [count * length for count in counts if count * length <= limit]
     if not found:
         raise ParamGolfError(
-            "a single sequence does not fit in the GPU's memory",
-            expected=f"room for {length} tokens",
+            "the smallest micro-batch does not fit in memory",
+            expected=f"room for {counts[0] * length} tokens",
             found=f"room for {max(limit, 0)}",
             fix="lower train.sequence_length or model.width, or free the GPU",
         )
-    return found
+    return found[-1]
 
 
 def _bytes_of(network: Network, length: int, runtime: Runtime) -> tuple[float, float]:

@@ -10,19 +10,63 @@ import torch
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
 from paramgolf.runtime import Runtime
-from paramgolf.training.micro_batch import CPU_TOKENS, choose_micro_batch, fitting
+from paramgolf.training.config import BatchSizes
+from paramgolf.training.micro_batch import (
+    CPU_TOKENS,
+    choose_micro_batch,
+    fitting,
+    sequence_counts,
+)
+
+
+def sized(sample, first, *later, loader="shuffled"):
+    """Return train's parameters with batches of so many tokens, of sequences of 2,048."""
+    phases = tuple(
+        BatchSizes(at=i / 10, batch_tokens=tokens, sequence_length=2048)
+        for i, tokens in enumerate(later, 1)
+    )
+    return dataclasses.replace(
+        sample.train, batch_tokens=first, sequence_length=2048, curriculum=phases, loader=loader
+    )
 
 
 @pytest.mark.parametrize(
     ("sequences", "limit", "expected"), [(384, 10**9, 384), (384, 100 * 2048, 96), (7, 6 * 2048, 1)]
 )
-def test_the_largest_equal_part_within_the_limit(sequences, limit, expected):
-    assert fitting(sequences, 2048, limit) == expected * 2048
+def test_the_largest_equal_part_within_the_limit(sample, sequences, limit, expected):
+    config = sized(sample, sequences * 2048)
+    assert fitting(sequence_counts(config, 2048, 1), 2048, limit) == expected * 2048
+
+
+@pytest.mark.parametrize(
+    ("loader", "world", "batches", "expected"),
+    [
+        ("shuffled", 1, (4, 6), [1, 2, 4]),
+        ("shuffled", 2, (5, 6), [1, 2]),
+        # rows of packed documents fill every batch, and each process has one
+        ("documents", 1, (4, 6), [1, 2]),
+        ("documents", 1, (12, 18), [1, 2, 3, 6]),
+        ("documents", 2, (12, 18), [1, 2, 3]),
+        ("documents", 2, (11,), [1]),
+    ],
+)
+def test_micro_batches_divide_every_batch(sample, loader, world, batches, expected):
+    config = sized(sample, *(2048 * count for count in batches), loader=loader)
+    assert sequence_counts(config, 2048, world) == expected
+
+
+@pytest.mark.parametrize(
+    ("loader", "batches"),
+    [("shuffled", (2048,)), ("documents", (4096, 6144)), ("documents", (4000,))],
+)
+def test_batches_without_such_a_part_are_named(sample, loader, batches):
+    with pytest.raises(ParamGolfError, match=f"(?s)no micro-batch.*found: {batches[0]}"):
+        sequence_counts(sized(sample, *batches, loader=loader), 2048, 2)
 
 
 def test_too_little_memory_is_one_message():
-    with pytest.raises(ParamGolfError, match="single sequence does not fit"):
-        fitting(384, 2048, 2047)
+    with pytest.raises(ParamGolfError, match="smallest micro-batch does not fit"):
+        fitting([1, 2], 2048, 2047)
 
 
 def test_auto_becomes_a_number_on_a_cpu(sample, capsys):
