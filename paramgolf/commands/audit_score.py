@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from pathlib import Path
 
+FEWEST_TARGETS = 2
 EXAMPLE = """example:
   paramgolf audit-score my_scorer.py
   paramgolf audit-score my_scorer.py --data data/tokens --tokens 4096 --targets 16 --json"""
@@ -38,12 +40,16 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.scoring.score_audit import AuditSettings, audit_scores, load_script
     from paramgolf.scoring.text import load_text
 
-    if options.targets < 1 or options.tokens < 2 or options.tolerance < 0:
-        expected = "--targets of at least 1, --tokens of at least 2, --tolerance of at least 0"
+    within = 0 <= options.tolerance < math.inf and options.seed >= 0
+    if options.targets < 1 or options.tokens < 2 or not within:
+        expected = "--targets of at least 1, --tokens of at least 2, --tolerance and --seed from 0"
         raise ParamGolfError("nothing to judge by", expected=expected)
     script = load_script(options.script)
     vocab_size = open_tokens(options.data).vocab_size
     text = load_text(options.data, vocab_size, options.tokens)
+    if len(text) < FEWEST_TARGETS:
+        found = f"{len(text)} in {options.data}"
+        raise ParamGolfError("too little text to change", expected="2 targets", found=found)
     settings = AuditSettings(options.targets, options.tolerance, options.seed, options.isolated)
     findings = audit_scores(script, text, vocab_size, settings, show=not options.json)
     broken = [finding.rule for finding in findings if finding.passed is False]

@@ -126,7 +126,9 @@ class ModelConfig:
     @property
     def skip_count(self) -> int:
         """Rows of skip weights: one per decoder layer that has an encoder output to pop."""
-        return self.skip_rows or max(len(self.encoder(order)) for order in self.orders)
+        if self.skip_rows is not None:
+            return self.skip_rows
+        return max(len(self.encoder(order)) for order in self.orders)
 
     @property
     def slots(self) -> int:

@@ -157,5 +157,9 @@ class TttConfig:
             yield "chunk_tokens", "must be a multiple of `window` in mode sgd"
         elif self.mode == "lora_documents" and self.documents.chunk_tokens > self.window:
             yield "documents", "must have chunks of at most `window` tokens"
+        elif self.adapter.last_layers and 2 * self.documents.chunk_tokens > self.window:
+            # in a document's first window what lies below is what one pass makes of it, which the
+            # probe of the second chunk goes by
+            yield "documents", "must have two chunks in a window where `adapter.last_layers` is set"
         if self.documents.idle_decay and self.adapter.beta1:
             yield "documents", "`idle_decay` needs `adapter.beta1` 0: momentum would move idle rows"

@@ -217,8 +217,8 @@ class Ledger:
         `rank` tells where each target comes in the order. A hint says what followed the target's
         context earlier in the order. If weights had learned from targets later in it, hint and
         weights together would know more of the text than any single order of reading allows.
-        Updates of one process's own do not count: they never leave the document that they learn
-        from.
+        Updates of one process's own do not count: what they learn stays in their document or, with
+        warm_a, goes to later batches of the plan, which come later in the order as well.
         """
         # first[e]: the least rank of the targets that are scored in entry e or later
         first = np.full(len(self.weights) + 1, len(rank))

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from paramgolf.data.special_tokens import BOS
+from paramgolf.runtime import Runtime
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.mixture import counted_stream
 from paramgolf.scoring.scorer import Scorer, ScoringBatch
 
-PROBED = 8  # passes of an evaluation
+PROBED = 8  # passes of an evaluation, beside its first
 AFTER = 2  # passes into an item comes the one that is probed: adapters have learned by then
 LAST = 32  # targets of a row that are looked at, at most
 TARGETS = 16  # distributions of a pass
@@ -43,24 +44,41 @@ class Probe:
             "sum_error": 0.0,
             "score_error": 0.0,
         }
-        self._countdown = AFTER
+        self._countdown = 1  # there may be no second one
+        self._done = 0
 
     def plan(self, done: int, total: int) -> None:
-        """Have a pass of the next item probed, if enough were not."""
-        if self._countdown <= 0 and done * PROBED // total > (done - 1) * PROBED // total:
+        """Have a pass of the next item probed, if enough were not; `done` may skip some."""
+        if self._countdown <= 0 and done * PROBED // total > self._done * PROBED // total:
             self._countdown = AFTER
+        self._done = done
+
+    def over(self, runtime: Runtime) -> dict[str, Any]:
+        """Return what the probes of all processes have found; all call it."""
+        mine = torch.zeros(runtime.world, len(self.found), dtype=torch.float64)
+        mine[runtime.rank] = torch.tensor(list(map(float, self.found.values())))
+        of_each = runtime.sum(mine.to(runtime.device)).cpu()
+        found = dict(zip(self.found, of_each.max(0).values.tolist(), strict=True))
+        passes, positions, *_, errors = of_each.T
+        mean = float((errors * positions).sum() / max(1.0, float(positions.sum())))
+        counts = {"passes": int(passes.sum()), "positions": int(positions.sum())}
+        return {**found, **counts, "score_error": mean}
 
     def __call__(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
         """Probe the batch if it is its turn; what is returned must see its scores."""
         self._countdown -= 1
         if self._countdown != 0:
             return None
+        if not self.found["passes"]:
+            self._countdown = AFTER - 1  # the first pass, and the one that is due in its item
         assert isinstance(batch.part, slice)
-        positions = range(batch.inputs.shape[1])[batch.part][-LAST:]
-        here = slice(positions.start, positions.stop)
+        scored = range(batch.inputs.shape[1])[batch.part][-LAST:]
+        # where few are scored, what comes before them is predicted from its past as well
+        here = slice(max(0, scored.stop - LAST), scored.stop)
         logits = scorer.witness.logits(batch.inputs, batch.options, part=here).detach()
         self._move(scorer, batch, here, logits)
-        return self._compare(scorer, batch._replace(part=here), logits)
+        part = slice(scored.start, scored.stop)
+        return self._compare(scorer, batch._replace(part=part), logits[:, -len(scored) :])
 
     def _move(self, scorer: Scorer, batch: ScoringBatch, here: slice, logits: Tensor) -> None:
         """Change a token and see what moves before it."""

@@ -111,7 +111,7 @@ def audit_scores(
     audit = ScoreAudit(script, text, vocab_size, settings)
     findings = [audit.coverage()]
     judged = findings[0].passed
-    tests: list[tuple[str, str, Callable[[], tuple[bool, str]]]] = [
+    tests: list[tuple[str, str, Callable[[], tuple[bool | None, str]]]] = [
         ("C1", "causal", audit.causal),
         ("C2", "normalized", audit.normalized),
         ("C3", "scored before learned from", audit.score_first),
@@ -136,11 +136,24 @@ class ScoreAudit:
         self._vocab_size = vocab_size
         self._random = np.random.default_rng(settings.seed)
         self._nats = script.score(self._tokens)
-        order = script.optional("order", self._tokens)
-        # when each target is scored
-        self._rank = np.arange(len(text)) if order is None else np.argsort(order)
+        self._rank = self._when_scored()
         self._targets = self._choose()
         self._given: list[np.ndarray] | None = None
+
+    def _when_scored(self) -> np.ndarray:
+        """Return when each target is scored, int64 [N], by the script's `order` if it has one."""
+        every = np.arange(len(self._text))
+        order = self._script.optional("order", self._tokens)
+        if order is None:
+            return every
+        if order.shape != every.shape or not np.array_equal(np.sort(order), every):
+            raise ParamGolfError(
+                "the script's function order does not name each target once",
+                expected=f"the numbers 0..{len(every) - 1} in the order of their scoring",
+                found=f"an array of shape {order.shape}",
+                fix="docs/audit-score.md describes it",
+            )
+        return np.argsort(order)
 
     def coverage(self) -> AuditFinding:
         """Judge if there is one finite score for each target, whatever the length."""
@@ -215,14 +228,14 @@ class ScoreAudit:
         worst.see(again[at], f"target {at} scores {again[at]:.3g} nats otherwise the second time")
         return worst.verdict("a second evaluation gives the same scores")
 
-    def isolated(self) -> tuple[bool, str]:
+    def isolated(self) -> tuple[bool | None, str]:
         """Judge if scores of a document stay when another document's tokens are others."""
         worst = _Worst(self._settings.tolerance)
         begins = 1 + np.flatnonzero(
             (self._tokens[1:] == self._bos) & (self._tokens[:-1] != self._bos)
         )
         if not len(begins):
-            return False, "one document alone shows nothing: score more tokens"
+            return None, "one document alone shows nothing: score more tokens"
         count = min(len(begins), self._settings.targets)
         for begin in self._random.choice(begins, count, replace=False).tolist():
             moved = np.abs(

@@ -68,7 +68,8 @@ class StageSession(Session):
         if saved is not None:
             self._facts, self.timing.before = saved["facts"], saved["before"]
             self.timing.seconds.update(saved["seconds"])
-            self._probe.found.update(saved["probe"])
+            if runtime.is_main:  # it holds what all had found
+                self._probe.found.update(saved["probe"])
 
     def once(self, name: str, make: Callable[[], float]) -> float:
         """Return `make()`, or what it returned before the evaluation was cut off."""
@@ -107,13 +108,13 @@ class StageSession(Session):
             "facts": self._facts,
             "before": self.timing.total,
             "seconds": dict(self.timing.seconds),
-            "probe": self._probe.found,
+            "probe": self._probe.over(self.runtime),
         }
 
     @property
     def metrics(self) -> dict[str, Any]:
         """What the session tells of itself: seconds, and what the probe found."""
-        return {**super().metrics, "probe": self._probe.found}
+        return {**super().metrics, "probe": self._probe.over(self.runtime)}
 
     def finish(self, evaluation: ScoredText) -> None:
         """Write documents.parquet and the metrics; nothing is left to resume."""

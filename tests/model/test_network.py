@@ -255,6 +255,10 @@ def test_skips_pair_the_newest_with_the_first_decoder_layer(tiny_model):
     assert [layer.skip_row for layer in layers] == [None, None, None, 0, 1, 2]
     fewer = plan(dataclasses.replace(config, skip_rows=2), (0, 1, 2, 1, 2, 3))
     assert [layer.skip_row for layer in fewer] == [None, None, None, 0, 1, None]
+    none = dataclasses.replace(config, skip_rows=0)
+    assert not any(layer.skip_row is not None for layer in plan(none, (0, 1, 2, 1, 2, 3)))
+    text = torch.arange(8)[None]
+    assert Network(none, 64, seed=1).nll(text, text, Pass(none.orders[-1])).isfinite().all()
 
 
 def test_repeats_may_stand_outside_the_skips(tiny_model):

@@ -20,7 +20,7 @@ from scoring_case import (
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.mixture import Mixture
-from paramgolf.scoring.probe import Probe
+from paramgolf.scoring.probe import PROBED, Probe
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 
@@ -39,13 +39,19 @@ class Probing(Session):
         return self.own(scorer, batch)
 
 
-def probe(case, kind, network=None):
+def probe(case, kind, network=None, **changes):
     """Return what is found, and the scores."""
     text, session = echoing_text(400), Probing(ALONE)
     network = network or make_network()
     mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if case in ("strided", "documents", "windowed"):
-        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 3, "batch_windows": 5}
+        sizes = {
+            "window": WINDOW,
+            "stride": STRIDE,
+            "row_windows": 3,
+            "batch_windows": 5,
+            **changes,
+        }
         config = SlidingConfig(
             mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
         )
@@ -56,7 +62,7 @@ def probe(case, kind, network=None):
         ledger = score_and_adapt(network, text, config, session)
     else:
         make = make_config if case == "sgd" else make_lora_config
-        config = make(mode=case, mixture=mixture, batch_windows=3)
+        config = make(mode=case, mixture=mixture, batch_windows=3, **changes)
         ledger = score_and_adapt(network, text, config, session)
     ledger.close()
     return session.own.found, ledger.nats
@@ -96,7 +102,8 @@ def test_examining_changes_no_score():
     np.testing.assert_allclose(nats, plain.nats, atol=1e-4)
 
 
-def test_a_network_that_sees_the_future():
+@pytest.mark.parametrize("stride", [STRIDE, 1])
+def test_a_network_that_sees_the_future(stride):
     network = make_network()
     attend = network.backend.attend
 
@@ -104,7 +111,48 @@ def test_a_network_that_sees_the_future():
         return attend(q, k, v, segments) + 1e-2 * v.mean(1, keepdim=True).repeat(1, 1, 2, 1)
 
     network = network.with_backend(dataclasses.replace(network.backend, attend=look_ahead))
-    assert probe("strided", "none", network)[0]["causal_error"] > 1e-3
+    assert probe("strided", "none", network, stride=stride)[0]["causal_error"] > 1e-3
+
+
+def test_an_evaluation_of_one_pass_is_probed():
+    found, _ = probe("windowed", "none", row_windows=30, batch_windows=30)
+    assert found["passes"] == 1
+    assert found["score_error"] < 1e-5
+
+
+@pytest.mark.parametrize(("items", "every"), [(782, 1), (782, 64), (100, 8)])
+def test_probes_are_as_many_however_seldom_processes_meet(items, every):
+    own, planned = Probe(), 0
+    for done in range(every, items + 1, every):
+        own._countdown = 0
+        own.plan(done, items)
+        planned += own._countdown > 0
+    assert planned >= min(PROBED, items // every) - 1
+
+
+def test_what_all_processes_found_is_one_finding():
+    class OneOfTwo:
+        rank, world, device = 0, 2, torch.device("cpu")
+
+        def sum(self, tensor):
+            tensor[1] = torch.tensor([3.0, 20.0, 0.5, 0.25, 4.0])
+            return tensor
+
+    own = Probe()
+    own.found = {
+        "passes": 1,
+        "positions": 10,
+        "causal_error": 0.75,
+        "sum_error": 0.125,
+        "score_error": 1.0,
+    }
+    assert own.over(OneOfTwo()) == {
+        "passes": 4,
+        "positions": 30,
+        "causal_error": 0.75,
+        "sum_error": 0.25,
+        "score_error": 3.0,
+    }
 
 
 def test_a_mixture_of_the_target_alone():

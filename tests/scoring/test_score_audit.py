@@ -1,5 +1,7 @@
 """paramgolf audit-score: honest scorers pass, the command's output, the example of its page."""
 
+import argparse
+import dataclasses
 import json
 import re
 import subprocess
@@ -11,6 +13,7 @@ import pytest
 from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated, Masked
 from scoring_case import echoing_text
 
+from paramgolf.commands import audit_score
 from paramgolf.errors import ParamGolfError
 from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores, load_script
 
@@ -107,6 +110,41 @@ def test_counting_before_predicting_is_caught(project, monkeypatch):
     assert content["passed"] is False
     outcome = {rule["rule"]: rule["passed"] for rule in content["rules"]}
     assert outcome["C3"] is False
+
+
+@pytest.mark.parametrize("order", [np.zeros(200, int), np.arange(3)])
+def test_an_order_that_is_none_is_one_message(order):
+    scorer = Counts()
+    scorer.order = lambda _model, _tokens: order
+    with pytest.raises(ParamGolfError, match="does not name each target once"):
+        judge(scorer)
+
+
+def test_one_document_alone_is_not_judged():
+    text = echoing_text(200)
+    tokens = np.where(text.tokens == text.bos, 2, text.tokens)
+    tokens[0] = text.bos
+    settings = AuditSettings(8, 1e-3, 0, isolated=True)
+    alone = dataclasses.replace(text, tokens=tokens)
+    findings = {f.rule: f for f in audit_scores(ScorerScript(Counts()), alone, VOCAB, settings)}
+    assert findings["documents"].passed is None
+
+
+@pytest.mark.parametrize("words", ["--seed=-1", "--tolerance=nan", "--targets=0"])
+def test_bad_numbers_are_one_message(words):
+    parser = argparse.ArgumentParser()
+    audit_score.configure(parser)
+    with pytest.raises(ParamGolfError, match="nothing to judge by"):
+        audit_score.run(parser.parse_args(["scorer.py", words]))
+
+
+def test_a_text_of_one_target_is_one_message(project, monkeypatch):
+    parser = argparse.ArgumentParser()
+    audit_score.configure(parser)
+    one = echoing_text(1)
+    monkeypatch.setattr("paramgolf.scoring.text.load_text", lambda *_: one)
+    with pytest.raises(ParamGolfError, match="too little text"):
+        audit_score.run(parser.parse_args(["my_scorer.py"]))
 
 
 def test_bad_scripts_are_one_message(project):

@@ -94,6 +94,13 @@ def test_chunks_of_documents_fit_the_window():
     assert "at most `window` tokens" in fault
 
 
+def test_two_chunks_fit_the_window_where_lower_layers_are_kept():
+    documents = {"chunk_tokens": 9}
+    assert not faults_of(make_lora_config("lora_documents", documents=documents))
+    (fault,) = faults_of(make_lora_config("lora_documents", {"last_layers": 2}, documents))
+    assert "two chunks in a window" in fault
+
+
 def test_sequences_of_a_phase_need_not_fill_its_chunk():
     assert not faults_of(make_lora_config("lora_documents", chunk_tokens=40))
     (fault,) = faults_of(make_lora_config("lora_documents", chunk_tokens=15))
