@@ -31,6 +31,9 @@ from torch import Tensor, nn
 from paramgolf.optim.orthogonal import Coefficients, orthogonalize
 from paramgolf.runtime import Runtime
 
+# torch 2.13 gave it another name, and warns of the older one
+all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 class Variant(NamedTuple):
     """Where Muon departs from its plain form.
@@ -171,7 +174,7 @@ class Muon:
         padded = G.new_zeros(each, *G.shape[1:])
         padded[: len(part)] = orthogonalize(part, self._polynomials)
         whole = G.new_empty(each * runtime.world, *G.shape[1:])
-        return whole, dist.all_gather_into_tensor(whole, padded, async_op=True)
+        return whole, all_gather(whole, padded, async_op=True)
 
     def _apply(self, name: str, update: Tensor, lr: float, decay: float) -> None:
         p = self._parameters[name]

@@ -173,12 +173,12 @@ class TrainState:
 
         c = self._config
         sharpness = 16 ** (1 - multiplier / c.qat_below)  # 1 at the start, 16 at the end
+        hard = c.qat_rounding == "ste"
 
         def rounded(name: str, w: Tensor) -> Tensor:
             bits = c.qat_mlp_bits if name in ("up", "down") else c.qat_bits
             return straight_through(w, bits) if hard else soft_round(w, bits, sharpness)
 
-        hard = c.qat_rounding == "ste"
         return rounded
 
     def _clip(self, norm: float) -> None:
@@ -191,12 +191,12 @@ class TrainState:
 
     @torch.no_grad()
     def _update_average(self, at: Point, multiplier: float) -> None:
-        averages, weights = list(self.average.values()), list(self._parameters.values())
         if self._config.average == "ema":
             for decay, names in self._ema_groups().items():
                 update = swa_utils.get_ema_multi_avg_fn(ema_decay(self._config, at.step, decay))
                 update(*([of[n] for n in names] for of in (self.average, self._parameters)), None)
         elif multiplier < self._config.swa_below and at.step % self._config.swa_every == 0:
+            averages, weights = list(self.average.values()), list(self._parameters.values())
             swa_utils.get_swa_multi_avg_fn()(averages, weights, self._averaged)
             self._averaged += 1
 

@@ -195,7 +195,7 @@ def test_updates_are_gathered_while_there_is_other_work(monkeypatch):
         events.append(tuple(mine.shape[1:]))
         return Gathering()
 
-    monkeypatch.setattr("paramgolf.optim.muon.dist.all_gather_into_tensor", gather)
+    monkeypatch.setattr("paramgolf.optim.muon.all_gather", gather)
     runtime = Runtime(1, 2, torch.device("cpu"))
     muon = Muon(make(), coefficients("newton_schulz", 5), runtime, normalize_rows=True)
     muon.step(lr=0.0, decay=0.0, momentum=0.9, during_gather=lambda: events.append("other work"))
