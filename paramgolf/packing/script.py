@@ -13,6 +13,11 @@ import brotli
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import parse_object
 
+# of a program; ours have some 120 KB in 150 modules
+MOST_BYTES, MOST_PARTS = 2**24, 10_000
+# of a file that is none: Python's parser has its own words for an expression that is too deep
+FAULTS = OSError, SyntaxError, ValueError, TypeError, RecursionError, MemoryError, brotli.error
+
 
 @dataclass(frozen=True, slots=True)
 class PackedScript:
@@ -31,10 +36,18 @@ def read_script(path: Path) -> PackedScript:
             for node in tree.body
             if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PACKED"
         ]
-        unpacked = brotli.decompress(str(text).encode("latin-1")).decode()
-        _, params, *content = unpacked.split("\0")
+        _, params, *content = _unpacked(str(text)).split("\0", MOST_PARTS)
         sources = dict(zip(content[0::2], content[1::2], strict=True))
         return PackedScript(parse_object(params, path), sources)
-    except (SyntaxError, ValueError, brotli.error) as error:
+    except FAULTS as error:
         fix = "make it again: `dvc repro package`"
         raise ParamGolfError("not a packed script", where=path, found=error, fix=fix) from None
+
+
+def _unpacked(text: str) -> str:
+    """Decompress what PACKED holds; more than any program has is a ValueError."""
+    decoder = brotli.Decompressor()
+    content = decoder.process(text.encode("latin-1"), output_buffer_limit=MOST_BYTES)
+    if not decoder.is_finished():
+        raise ValueError(f"cut short, or longer than {MOST_BYTES:,} bytes")
+    return str(content, "utf-8")
