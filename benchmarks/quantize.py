@@ -198,7 +198,7 @@ def drift_rows(bench: Bench) -> Iterator[Row]:
     solution, seconds = bench.solved(ours)
 
     def work() -> Solution:
-        families, texts = bench.prepared(ours), bench.plain[TEXTS]
+        families, texts = bench.prepared(ours), bench.hessians[TEXTS]
         return towards_drift(bench.trained, families, solution, texts, ours, bench.runtime)
 
     found, more = bench.timed(work)

@@ -105,5 +105,6 @@ class QuantizeConfig:
             yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"
         if self.adjust_steps and self.low_rank_matrices:
             yield "adjust_steps", "needs `low_rank_matrices` 0: a row's scale is not that of both"
-        if self.column_steps and (self.finer_groups or self.method == "nearest"):
-            yield "column_steps", "needs `method` gptq, and no `finer_groups`"
+        methods = self.method, self.embedding_method or self.method
+        if self.column_steps and (self.finer_groups or "nearest" in methods):
+            yield "column_steps", "needs `method` gptq, the embedding's too, and no `finer_groups`"

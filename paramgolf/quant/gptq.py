@@ -148,7 +148,7 @@ def quantize_rows(
 
     GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows (the rows of a path,
     with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
-    the same grid.
+    the same grid, or with a trellis on the grid of the whole step.
     """
     # rounding, too, must leave dead columns at 0: no output depends on them, and zeros cost least
     alive = replace(rows, weight=rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0))

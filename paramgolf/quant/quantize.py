@@ -45,19 +45,20 @@ HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
 METRICS_PATH = Path("artifacts/metrics/quantize.json")
 SCHEMA = 1
+AGAIN = "make them again: `dvc repro -f -s calibrate`"
 
 
 def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     """Write the quantized model and its report (artifacts/quantize) and the stage's metrics."""
     trained = load_trained()
     hessians = load_tensors(HESSIANS_PATH, fix="make it with `dvc repro calibrate`")
-    start = time.perf_counter()
+    start, texts = time.perf_counter(), _texts(hessians, trained.vocab_size)
     families = prepare(trained, hessians, config, runtime.device, show=runtime.is_main)
     solve = FamilySolver(families, trained.model, runtime)
     if not runtime.is_main:
         solve.serve()
         if config.adjust_steps:
-            adjust(trained, {}, _texts(hessians), config, runtime)
+            adjust(trained, {}, texts, config, runtime)
         return
     search, measure = None, artifact_parts(trained, config)
     if config.fit_bytes is None:
@@ -66,7 +67,7 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
         found = fit(config, lambda trial: assemble(trained, solve(trial), trial), measure)
         (tensors, reports), search = found
     solve.end()
-    texts, adjust_start = _texts(hessians), time.perf_counter()
+    adjust_start = time.perf_counter()
     if config.adjust_steps:
         tensors = adjust(trained, tensors, texts, config, runtime)
     end = time.perf_counter()
@@ -136,7 +137,10 @@ def prepare(
         )
         sensitivity = {}
         if config.balance:
-            sensitivity = {name: _sensitivity(hessians, name, device) for name in names}
+            sensitivity = {
+                name: _sensitivity(hessians, name, tuple(weights[name].shape[:2]), device)
+                for name in names
+            }
         families.append(Family(family, weights, hessian, factors, sensitivity))
     return families
 
@@ -184,37 +188,53 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
 def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Tensor:
     layers, _, columns = weight_NRC.shape
     expected = (layers, columns, columns)
-    found = tuple(hessians[family].shape) if family in hessians else "none"
-    if found != expected:
+    return _checked(hessians, family, torch.float32, expected)
+
+
+def _checked(
+    hessians: dict[str, Tensor], name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    """Return one of calibrate's tensors, which must have this dtype and shape; 0 is any size."""
+    tensor = hessians.get(name)
+    sizes = () if tensor is None else tuple(tensor.shape)
+    alike = len(sizes) == len(shape) and all(a in (0, b) for a, b in zip(shape, sizes, strict=True))
+    if tensor is None or tensor.dtype != dtype or not alike or not tensor.numel():
         raise ParamGolfError(
             "the Hessians do not fit the model",
-            where=f"{HESSIANS_PATH}, {family}",
-            expected=expected,
-            found=found,
-            fix="make them again: `dvc repro -f -s calibrate`",
+            where=f"{HESSIANS_PATH}, {name}",
+            expected=f"{dtype}, {shape}",
+            found="none" if tensor is None else f"{tensor.dtype}, {sizes}",
+            fix=AGAIN,
         )
-    return hessians[family]
+    return tensor
 
 
-def _texts(hessians: dict[str, Tensor]) -> Tensor:
-    if TEXTS not in hessians:
+def _texts(hessians: dict[str, Tensor], vocab_size: int) -> Tensor:
+    """Return the texts to adjust on and to try the quantized network on, int64 [N, T]."""
+    texts = _checked(hessians, TEXTS, torch.int32, (0, 0)).long()
+    if not 0 <= int(texts.min()) <= int(texts.max()) < vocab_size:
         raise ParamGolfError(
-            "the Hessians hold no text to try the quantized network on",
-            where=HESSIANS_PATH,
-            fix="make them again: `dvc repro -f -s calibrate`",
+            "the texts are of another vocabulary than the model",
+            where=f"{HESSIANS_PATH}, {TEXTS}",
+            expected=f"tokens below {vocab_size}",
+            found=f"{int(texts.min())} to {int(texts.max())}",
+            fix=AGAIN,
         )
-    return hessians[TEXTS].long()
+    return texts
 
 
-def _sensitivity(hessians: dict[str, Tensor], name: str, device: torch.device) -> Tensor:
+def _sensitivity(
+    hessians: dict[str, Tensor], name: str, rows: tuple[int, ...], device: torch.device
+) -> Tensor:
     if name + SENSITIVITY not in hessians:
         raise ParamGolfError(
             "the Hessians hold no sensitivities, which quantize.balance needs",
             where=HESSIANS_PATH,
             fix="set calibrate.sensitivity_sequences, and `dvc repro calibrate`",
         )
-    _refuse_non_finite(f"{HESSIANS_PATH}, {name}", hessians[name + SENSITIVITY])
-    return hessians[name + SENSITIVITY].to(device)
+    found = _checked(hessians, name + SENSITIVITY, torch.float32, rows)
+    _refuse_non_finite(f"{HESSIANS_PATH}, {name}", found)
+    return found.to(device)
 
 
 def _refuse_non_finite(where: str, tensor: Tensor) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
@@ -73,6 +74,14 @@ def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     state = load_tensors(Path(folder) / "model.safetensors", fix=FIX)
     expected = shapes(config.model, config.vocab_size)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if others := sorted({str(t.dtype) for t in state.values()} - {str(torch.float32)}):
+        raise ParamGolfError(
+            "the weights have another type",
+            where=folder,
+            expected=str(torch.float32),
+            found=", ".join(others),
+            fix=FIX,
+        )
     if found != expected:
         raise ParamGolfError(
             "the weights do not fit their configuration",

@@ -116,7 +116,10 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
     for path, tensors in (
         ("train/model", trained.state),
-        ("calibrate/hessians", make_hessians(trained) | {TEXTS: torch.arange(16).view(1, 16)}),
+        (
+            "calibrate/hessians",
+            make_hessians(trained) | {TEXTS: torch.arange(16).view(1, 16).int()},
+        ),
     ):
         content = safetensors.torch.save(tensors)
         (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
@@ -133,9 +136,9 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     assert ledger["fits"]
     assert ledger["bytes_total"] == record["bytes_total"]
     assert ledger["headroom_bytes"] <= 2 * SLACK_BYTES
-    trials = [trial["bytes_total"] for trial in record["trials"]]
-    assert (record["bytes_total"] in trials) == (adjust_steps == 0)
-    assert adjust_steps or record["bytes_total"] <= limit
+    if not adjust_steps:  # what learns afterwards may take other bytes than the trial did
+        assert record["bytes_total"] in [trial["bytes_total"] for trial in record["trials"]]
+        assert record["bytes_total"] <= limit
 
 
 def test_the_fit_must_measure_what_package_packs():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import ALONE, CPU, make_config
+from quantize_case import ALONE, CPU, VOCAB, make_config
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
@@ -171,7 +171,8 @@ def write_inputs(root, trained, hessians):
     (root / "artifacts/train/config.json").write_text(json.dumps(trained.config))
     weights = safetensors.torch.save(trained.state)
     (root / "artifacts/train/model.safetensors").write_bytes(weights)
-    stored = safetensors.torch.save({**hessians, TEXTS: torch.arange(16).view(1, 16)})
+    texts = {TEXTS: torch.arange(16).view(1, 16).int()}
+    stored = safetensors.torch.save({**texts, **hessians})
     (root / "artifacts/calibrate/hessians.safetensors").write_bytes(stored)
 
 
@@ -218,6 +219,33 @@ def test_hessians_of_another_model_are_refused(trained, hessians):
         ParamGolfError, match=r"(?s)do not fit.*, o\n.*\(4, 32, 32\).*\(3, 32, 32\)"
     ):
         quantize_model(trained, hessians, make_config(), CPU)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (TEXTS, torch.empty(0, 16, dtype=torch.int32), r"texts\n.*torch\.int32"),
+        (TEXTS, torch.ones(2, 16), r"texts\n.*found: torch\.float32"),
+        (TEXTS, torch.full((1, 16), VOCAB, dtype=torch.int32), r"another vocabulary.*below 64"),
+        ("o", torch.ones(4, 32, 32).half(), r"o\n.*found: torch\.float16"),
+        ("q.sensitivity", torch.ones(1, 32), r"q\.sensitivity\n.*\(4, 32\).*\(1, 32\)"),
+    ],
+)
+def test_what_calibrate_would_not_write_is_refused_before_the_solve(
+    trained, hessians, tmp_path, monkeypatch, name, tensor, message
+):
+    sensitivities = {f"{n}.sensitivity": torch.ones(trained.state[n].shape[:2]) for n in "qkvo"}
+    write_inputs(tmp_path, trained, {**hessians, **sensitivities, name: tensor})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ParamGolfError, match=f"(?s){message}"):
+        quantize(make_config(balance=0.8), ALONE)
+
+
+def test_weights_of_another_type_are_refused(trained, hessians, tmp_path):
+    trained.state["q_gain"] = trained.state["q_gain"].bfloat16()
+    write_inputs(tmp_path, trained, hessians)
+    with pytest.raises(ParamGolfError, match=r"(?s)another type.*found: torch\.bfloat16"):
+        load_trained(tmp_path / "artifacts/train")
 
 
 def test_weights_that_do_not_fit_their_configuration_are_named(trained, hessians, tmp_path):

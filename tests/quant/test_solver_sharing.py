@@ -44,7 +44,10 @@ def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path, tensors in (
         ("train/model", trained.state),
-        ("calibrate/hessians", {**make_hessians(trained), TEXTS: torch.arange(16).view(1, 16)}),
+        (
+            "calibrate/hessians",
+            {**make_hessians(trained), TEXTS: torch.arange(16).view(1, 16).int()},
+        ),
     ):
         (tmp_path / f"artifacts/{path}").parent.mkdir(parents=True)
         content = safetensors.torch.save(tensors)
