@@ -3,8 +3,8 @@
 #
 #   TORCH_INDEX=ADDRESS [PRICE=3] [SEEDS="1 2 3"] scripts/pod.sh RECIPE [section.key=value ...]
 #
-# A step that ended well is marked in .cache/pod and not done again: given once more, the same command goes on where it
-# was cut off. With NAME, BLURB and GITHUB_ID in the environment it ends with `paramgolf submit`.
+# A long step that ended well is marked in .cache/pod and not done again: given once more, the same command goes on
+# where it was cut off. With NAME, BLURB and GITHUB_ID in the environment it ends with `paramgolf submit`.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -22,30 +22,34 @@ mkdir -p "$marks"
 step() { # NAME COMMAND...
     local name=$1 began=$SECONDS
     shift
-    if [[ -e $marks/$name ]]; then
-        echo "pod: $name was done before, in $(< "$marks/$name")"
-        return
-    fi
     echo "pod: $name: $*"
     "$@" 2>&1 | tee -a repro.log
-    echo "$((SECONDS - began)) s" > "$marks/$name"
-    echo "pod: $name took $(< "$marks/$name")"
+    echo "pod: $name took $((SECONDS - began)) s"
+}
+
+once() { # NAME COMMAND...: a step that is not done again
+    if [[ -e $marks/$1 ]]; then
+        echo "pod: $1 was done before"
+        return
+    fi
+    step "$@"
+    touch "$marks/$1"
 }
 
 names=()
-step setup make gpu
-step use paramgolf use "$@"
-step estimate paramgolf estimate "$@" --gpus "$(nvidia-smi --list-gpus | wc -l)" ${PRICE:+--price "$PRICE"}
-step tokens dvc repro audit
-step rehearse paramgolf rehearse "$@"
+once setup make gpu
+step use paramgolf use "$@" # each time: another run has written params.yaml since
+once estimate paramgolf estimate "$@" --gpus "$(nvidia-smi --list-gpus | wc -l)" ${PRICE:+--price "$PRICE"}
+once tokens dvc repro audit
+once rehearse paramgolf rehearse "$@"
 for seed in $seeds; do
     names+=("$recipe-seed$seed")
-    step "seed-$seed" dvc exp run --name "$recipe-seed$seed" --set-param "train.seed=$seed"
+    once "seed-$seed" dvc exp run --name "$recipe-seed$seed" --set-param "train.seed=$seed"
 done
 if [[ -n $(dvc remote list) ]]; then
-    step push dvc exp push origin "${names[@]}"
+    once push dvc exp push origin "${names[@]}"
 fi
 if [[ -n ${NAME:-} && -n ${BLURB:-} && -n ${GITHUB_ID:-} ]]; then
-    step submit paramgolf submit "${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID"
+    once submit paramgolf submit "${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID"
 fi
 paramgolf compare "${names[@]}"

@@ -78,11 +78,24 @@ def test_the_same_command_goes_on_where_it_was_cut_off(pod, tmp_path):
     assert "it broke" not in (tmp_path / "repro.log").read_text()  # `paramgolf watch` reads it
     assert "it broke" in (tmp_path / "before.log").read_text()
     assert [call for call in calls if not call.startswith("nvidia-smi")] == [
+        "paramgolf use pr1493",
         "dvc exp run --name pr1493-seed1337 --set-param train.seed=1337",
         "dvc remote list",
         "paramgolf compare pr1493-seed1337",
     ]
     assert "make gpu" in pod("pr1855")[2]  # another run has marks of its own
+
+
+def test_going_on_after_another_run_trains_the_first_recipe(pod):
+    """params.yaml is shared: whoever ran last wrote it."""
+    assert pod("pr1493", SEEDS="1 2", FAILS="dvc exp run --name pr1493-seed2")[0] == 3
+    assert "paramgolf use pr1855" in pod("pr1855")[2]
+    calls = pod("pr1493", SEEDS="1 2")[2]
+    made = [call for call in calls if call.startswith(("paramgolf use", "dvc exp"))]
+    assert made == [
+        "paramgolf use pr1493",
+        "dvc exp run --name pr1493-seed2 --set-param train.seed=2",
+    ]
 
 
 def test_a_submission_is_made_where_it_has_a_name(pod):
