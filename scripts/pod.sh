@@ -14,8 +14,11 @@ recipe=$1
 [[ -n ${TORCH_INDEX:-} || -e .venv/.gpu-packages ]] || { echo "pod: set TORCH_INDEX (docs/pod.md)" >&2; exit 2; }
 seeds=${SEEDS:-1337}
 export PATH="$PWD/.venv/bin:$PATH"
-# other changes are another run
-marks=.cache/pod/$(printf '%s\n' "$@" | sha256sum | cut -c 1-12)
+short_hash() { printf '%s\n' "$@" | sha256sum | cut -c 1-8; }
+# other changes are another run, and DVC takes each name once
+marks=.cache/pod/$(short_hash "$@")
+run=$recipe
+[[ $# -eq 1 ]] || run+=-$(short_hash "${@:2}")
 mkdir -p "$marks"
 [[ ! -e repro.log ]] || mv repro.log before.log # `paramgolf watch` shows what went wrong in this one alone
 
@@ -38,18 +41,19 @@ once() { # NAME COMMAND...: a step that is not done again
 
 names=()
 once setup make gpu
-step use paramgolf use "$@" # each time: another run has written params.yaml since
+step use paramgolf use "$@" # each time: another run may have written params.yaml since
 once estimate paramgolf estimate "$@" --gpus "$(nvidia-smi --list-gpus | wc -l)" ${PRICE:+--price "$PRICE"}
 once tokens dvc repro audit
 once rehearse paramgolf rehearse "$@"
 for seed in $seeds; do
-    names+=("$recipe-seed$seed")
-    once "seed-$seed" dvc exp run --name "$recipe-seed$seed" --set-param "train.seed=$seed"
+    names+=("$run-seed$seed")
+    once "seed-$seed" dvc exp run --name "$run-seed$seed" --set-param "train.seed=$seed"
 done
 if [[ -n $(dvc remote list) ]]; then
-    once push dvc exp push origin "${names[@]}"
+    step push dvc exp push origin "${names[@]}"
 fi
 if [[ -n ${NAME:-} && -n ${BLURB:-} && -n ${GITHUB_ID:-} ]]; then
-    once submit paramgolf submit "${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID"
+    submission=("${names[@]}" --name "$NAME" --blurb "$BLURB" --github-id "$GITHUB_ID")
+    once "submit-$(short_hash "${submission[@]}")" paramgolf submit "${submission[@]}"
 fi
 paramgolf compare "${names[@]}"

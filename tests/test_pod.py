@@ -59,11 +59,11 @@ def test_each_step_is_given_once_and_in_order(pod, tmp_path):
         "paramgolf estimate pr1493 train.steps=5 --gpus 2 --price 3",
         "dvc repro audit",
         "paramgolf rehearse pr1493 train.steps=5",
-        "dvc exp run --name pr1493-seed1 --set-param train.seed=1",
-        "dvc exp run --name pr1493-seed2 --set-param train.seed=2",
+        "dvc exp run --name pr1493-d3904708-seed1 --set-param train.seed=1",
+        "dvc exp run --name pr1493-d3904708-seed2 --set-param train.seed=2",
         "dvc remote list",
-        "dvc exp push origin pr1493-seed1 pr1493-seed2",
-        "paramgolf compare pr1493-seed1 pr1493-seed2",
+        "dvc exp push origin pr1493-d3904708-seed1 pr1493-d3904708-seed2",
+        "paramgolf compare pr1493-d3904708-seed1 pr1493-d3904708-seed2",
     ]
 
 
@@ -103,6 +103,31 @@ def test_a_submission_is_made_where_it_has_a_name(pod):
     calls = pod("best", SEEDS="1 2", **about)[2]
     wanted = "paramgolf submit best-seed1 best-seed2 --name A B --blurb What it does --github-id me"
     assert wanted in calls
+
+
+def test_more_seeds_are_pushed_and_another_submission_is_made(pod):
+    about = {"NAME": "A", "BLURB": "B", "GITHUB_ID": "me", "REMOTE": "shared x"}
+    ends = ("dvc exp push", "paramgolf submit")
+
+    def end(seeds: str, **changes: str) -> list[str]:
+        calls = pod("best", SEEDS=seeds, **about | changes)[2]
+        return [call.partition(" --name")[0] for call in calls if call.startswith(ends)]
+
+    one, two = "best-seed1", "best-seed1 best-seed2"
+    assert end("1") == [f"dvc exp push origin {one}", f"paramgolf submit {one}"]
+    assert end("1 2") == [f"dvc exp push origin {two}", f"paramgolf submit {two}"]
+    assert end("1 2") == [f"dvc exp push origin {two}"]  # nothing new to hand in
+    assert f"paramgolf submit {two}" in end("1 2", BLURB="C")
+
+
+def test_runs_with_other_changes_have_other_names(pod):
+    """DVC refuses a name that an experiment has already."""
+    runs = [
+        pod("best", *changes)[2] for changes in ([], ["verify.enforce=false"], ["train.steps=5"])
+    ]
+    names = {call.split()[4] for calls in runs for call in calls if call.startswith("dvc exp run")}
+    assert len(names) == 3
+    assert "best-seed1337" in names
 
 
 @pytest.mark.parametrize(
