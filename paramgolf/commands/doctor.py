@@ -39,9 +39,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(findings: Sequence[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from paramgolf.terminal import Console
 
     table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
     for finding in findings:
@@ -50,4 +51,4 @@ def _show(findings: Sequence[Check]) -> None:
             text.append(f"\n-> {finding.remedy}", style="bold")
         state = Text(finding.state, style=COLOURS[finding.state])
         table.add_row(state, Text(finding.name), text)
-    Console(highlight=False).print(table)
+    Console().print(table)

@@ -72,10 +72,11 @@ def prices(params: Params, result: dict[str, Any], price: float) -> dict[str, fl
 
 def _show(result: dict[str, Any]) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
+    from paramgolf.terminal import Console
+
+    console = Console()
     title = " ".join([result["recipe"], *result["changes"]])
     console.print(f"{title} on {result['devices']} {result['device']}", markup=False)
     table = Table("part", "weights", "bits", "bytes", box=SIMPLE_HEAD, title_justify="left")

@@ -96,8 +96,9 @@ def phase_figures(benchmark: Any, phase: int, params: Params, device: str) -> di
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from paramgolf.terminal import Console
 
     names = list(result["phases"])
     table = Table("", *(f"{name} order" for name in names))
@@ -109,7 +110,7 @@ def _show(result: dict[str, Any]) -> None:
     table.add_row("step, ms", *(f"{p['step_ms']:.1f}" for p in phases), end_section=True)
     for kind in phases[0]["time_split_ms"]:
         table.add_row(f"{kind}, ms", *(f"{p['time_split_ms'][kind]:.1f}" for p in phases))
-    console = Console(highlight=False)
+    console = Console()
     title = " ".join([result["recipe"], *result["changes"]])
     console.print(
         f"{title} on {result['device']}, torch {result['torch']}: "

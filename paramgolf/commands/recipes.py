@@ -116,8 +116,9 @@ def _print_table(
     title: str, headings: Row, rows: Iterable[Row], *, wrap: str | None = None
 ) -> None:
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
     from rich.table import Table
+
+    from paramgolf.terminal import Console
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     for heading in headings:
@@ -126,7 +127,7 @@ def _print_table(
         table.add_column(heading, justify=justify, no_wrap=heading != wrap)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
+    console = Console(markup=False)
     console.print(title)
     console.print(table)
 

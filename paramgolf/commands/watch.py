@@ -64,12 +64,12 @@ def over_ssh(options: argparse.Namespace) -> int:
 
 
 def _show(options: argparse.Namespace) -> None:
-    from rich.console import Console
     from rich.live import Live
 
+    from paramgolf.terminal import Console
     from paramgolf.watch.state import state
 
-    console = Console(highlight=False)
+    console = Console()
     if options.once:
         console.print(_table(state(Path(), options.output)))
         return

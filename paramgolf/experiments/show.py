@@ -153,9 +153,10 @@ def print_tables(made: Iterable[Table], notes: Iterable[str]) -> None:
     """Print tables to the terminal, then the notes."""
     from rich import table as rich_table
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console
 
-    console = Console(highlight=False, markup=False)
+    from paramgolf.terminal import Console
+
+    console = Console(markup=False)
     for content in made:
         if content.title:
             console.print(content.title)
