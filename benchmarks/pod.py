@@ -38,7 +38,7 @@ from paramgolf.experiments.lab.stages import ROOT, write_params
 from paramgolf.experiments.rehearsal import FOLDER, Rehearsed, rehearse, shortened
 from paramgolf.mirror import run_name
 from paramgolf.recipes import build
-from paramgolf.watch.logs import LOG
+from paramgolf.training_log import LOG
 
 RECIPE = "pr1493"
 GIB = 2**30

@@ -15,6 +15,7 @@ import yaml
 from paramgolf.cli import main
 from paramgolf.commands.watch import clock, lines
 from paramgolf.recipes import compose
+from paramgolf.training_log import LOG
 from paramgolf.watch import logs
 from paramgolf.watch.state import state
 from paramgolf.watch.system import Stage, stage_under_way
@@ -40,7 +41,7 @@ def write_log(folder: Path, steps: int, *, every: float = 0.5) -> Path:
         records.append(
             {"event": "step", "step": i, "tokens": 1000 * i, "seconds": every * i, "loss": 9 - i}
         )
-    path = folder / logs.LOG
+    path = folder / LOG
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
@@ -72,6 +73,25 @@ def test_only_the_end_of_a_long_log_is_read(project):
     assert len("".join(logs.tail(path))) < logs.TAIL_BYTES
     assert logs.training(path).step == 5000
     assert logs.training(path).validation is None
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"step": 3}', "`event` is missing"),
+        ('{"event": "step", "step": 3, "tokens": 1, "seconds": 1}', "`loss` is missing"),
+        ('{"event": "validation", "step": 3, "val_bpb": "low"}', "`val_bpb` a number in each"),
+    ],
+)
+def test_a_line_that_no_training_writes_is_one_message(line, message, project, capsys):
+    with write_log(project, 2).open("a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(SystemExit) as caught:
+        main(["watch", "--once"])
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "log.jsonl" in error
 
 
 def test_before_the_first_step_nothing_is_made_up(project, monkeypatch):
@@ -136,6 +156,15 @@ def test_the_stage_under_way_is_that_of_this_folder(tmp_path):
     assert stage_under_way(tmp_path) is None
 
 
+def test_a_program_that_reads_a_stage_is_no_stage(tmp_path):
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages/train.py").touch()
+    with subprocess.Popen(["tail", "-f", "stages/train.py"], cwd=tmp_path) as reader:
+        found = stage_under_way(tmp_path)
+        reader.kill()
+    assert found is None
+
+
 def test_once_and_over_ssh(project, monkeypatch, capfd):
     """A stand-in for ssh runs what it is given, with this project's command as the one there."""
     write_log(project, 4)
@@ -161,10 +190,12 @@ def test_json_and_bad_input(project, capsys):
         main(["watch", "--json"])
     assert caught.value.code == 0
     assert json.loads(capsys.readouterr().out)["stage"] is None
-    with pytest.raises(SystemExit) as caught:
-        main(["watch", "--every", "nan"])
-    assert caught.value.code == 2
-    assert "argument --every: must be a number above 0" in capsys.readouterr().err
+    wrong = {"nan": "must be a number above 0", "1e300": "must be at most 86,400 s, not 1e300"}
+    for seconds, message in wrong.items():
+        with pytest.raises(SystemExit) as caught:
+            main(["watch", "--every", seconds])
+        assert caught.value.code == 2
+        assert f"argument --every: {message}" in capsys.readouterr().err
 
 
 def test_an_overdrawn_budget_has_a_sign():

@@ -22,6 +22,7 @@ EXAMPLE = """example:
   paramgolf watch --once --json
   paramgolf watch --host root@gpu.example --folder paramgolf"""
 OUTPUT = Path("repro.log")
+LONGEST_SECONDS = 86_400  # between two looks; the system sleeps no more than 9e9
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs; once")
     parser.add_argument(
-        "--every", type=amount, default=5.0, metavar="SECONDS", help="default: %(default)s"
+        "--every", type=interval, default=5.0, metavar="SECONDS", help="default: %(default)s"
     )
     output = "where the run's output is kept; default: %(default)s"
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
@@ -37,6 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", metavar="USER@HOST", help=host)
     folder = "the project's folder on that host; default: %(default)s"
     parser.add_argument("--folder", default="paramgolf", help=folder)
+
+
+def interval(text: str) -> float:
+    """Read seconds above 0, at most a day."""
+    seconds = amount(text)
+    if seconds > LONGEST_SECONDS:
+        raise argparse.ArgumentTypeError(f"must be at most {LONGEST_SECONDS:,} s, not {text}")
+    return seconds
 
 
 def run(options: argparse.Namespace) -> int:

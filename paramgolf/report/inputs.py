@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,14 @@ from paramgolf.files import parse_object, read_json
 from paramgolf.metrics import STAGES, Metrics, load_metrics, need
 from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
+from paramgolf.training_log import LOG, LOG_FIX, of_event
 from paramgolf.verify.config import VerifyConfig
 
 SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
-LOG = Path("artifacts/train/log.jsonl")
 ERRORS = Path("artifacts/quantize/report.json")
 PACKAGE = Path("artifacts/package/package.json")
 SCRIPT = Path("artifacts/package/train_gpt.py")
 SHIPPED = ("model", "train")
-LOG_FIX = "train again: `dvc repro -f -s train`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,22 +94,7 @@ def parse_log(content: bytes, path: object) -> TrainingLog:
         expected = "a first line with event `start`, and steps"
         found = f"events {', '.join(sorted({str(event) for event in events}))[:200]}"
         raise ParamGolfError("not a training log", where=path, expected=expected, found=found)
-    steps = _checked(records, "step", ("step", "loss", "lr"), path)
-    validations = _checked(records, "validation", ("step", "val_loss", "val_bpb"), path)
+    steps = of_event(records, "step", ("step", "loss", "lr"), path)
+    validations = of_event(records, "validation", ("step", "val_loss", "val_bpb"), path)
     environment = {key: value for key, value in records[0].items() if key != "event"}
     return TrainingLog(environment, steps, validations)
-
-
-def _checked(
-    records: Iterable[Mapping[str, Any]], event: str, keys: Sequence[str], path: object
-) -> list[Mapping[str, Any]]:
-    chosen = [record for record in records if record["event"] == event]
-    for record in chosen:
-        for key in keys:
-            value = need(record, key, path, fix=LOG_FIX)
-            if type(value) not in (int, float):
-                expected = f"`{key}` a number in each `{event}`"
-                raise ParamGolfError(
-                    "a false training log", where=path, expected=expected, fix=LOG_FIX
-                )
-    return chosen

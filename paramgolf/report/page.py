@@ -11,8 +11,9 @@ from paramgolf.recipes import flatten
 from paramgolf.report import byte_map, pictures, views
 from paramgolf.report.drawing import Picture
 from paramgolf.report.html import template
-from paramgolf.report.inputs import LOG, Inputs, load_inputs
+from paramgolf.report.inputs import Inputs, load_inputs
 from paramgolf.report.scores import evaluations
+from paramgolf.training_log import LOG
 
 OUT = Path("artifacts/report")
 

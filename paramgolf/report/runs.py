@@ -10,7 +10,8 @@ from typing import Any
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.files import parse_object
-from paramgolf.report.inputs import LOG, PACKAGE, TrainingLog, parse_log
+from paramgolf.report.inputs import PACKAGE, TrainingLog, parse_log
+from paramgolf.training_log import LOG
 
 MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, plain and dashed
 

@@ -20,7 +20,8 @@ from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.files import parse_object
 from paramgolf.params import PARAMS_PATH, read_yaml
-from paramgolf.report.inputs import LOG, TrainingLog, read_log
+from paramgolf.report.inputs import TrainingLog, read_log
+from paramgolf.training_log import LOG
 
 PACKAGE = Path("artifacts/package")
 NAMES = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from paramgolf.files import parse_object
+from paramgolf.training_log import of_event
 
-LOG = Path("artifacts/train/log.jsonl")
 TAIL_BYTES = 64 * 1024  # of training's log some 400 steps
 RECENT_STEPS = 50  # that a speed is the mean of
 WARNINGS = 3  # that are shown
@@ -32,7 +32,7 @@ class Training:
     seconds: float
     loss: float | None
     tokens_per_second: float | None
-    validation: dict[str, Any] | None
+    validation: Mapping[str, Any] | None
     silent_seconds: float
 
 
@@ -59,13 +59,16 @@ def tail(path: Path) -> list[str]:
 
 
 def training(path: Path) -> Training | None:
-    """Return where training stands by its log at `path`, or None without one."""
+    """Return where training stands by its log at `path`, or None without one.
+
+    A line that no training writes is a ParamGolfError.
+    """
     records = [parse_object(line, path) for line in tail(path)]
     if not records:
         return None
-    steps = [record for record in records if record["event"] == "step"][-RECENT_STEPS:]
-    validations = [record for record in records if record["event"] == "validation"]
-    last: dict[str, Any] = steps[-1] if steps else {}
+    steps = of_event(records, "step", ("step", "tokens", "seconds", "loss"), path)[-RECENT_STEPS:]
+    validations = of_event(records, "validation", ("step", "val_bpb"), path)
+    last: Mapping[str, Any] = steps[-1] if steps else {}
     return Training(
         step=last.get("step", 0),
         tokens=last.get("tokens", 0),
@@ -77,7 +80,7 @@ def training(path: Path) -> Training | None:
     )
 
 
-def _speed(steps: Sequence[dict[str, Any]]) -> float | None:
+def _speed(steps: Sequence[Mapping[str, Any]]) -> float | None:
     if len(steps) < 2:
         return None
     seconds: float = steps[-1]["seconds"] - steps[0]["seconds"]

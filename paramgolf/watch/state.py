@@ -12,7 +12,8 @@ from paramgolf.nvidia_smi import gpus
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import Params, check
 from paramgolf.training.schedule import point
-from paramgolf.watch.logs import LOG, Training, output, training
+from paramgolf.training_log import LOG
+from paramgolf.watch.logs import Training, output, training
 from paramgolf.watch.system import Stage, stage_under_way
 
 SCHEMA = 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def _stages(root: Path, proc: Path) -> Iterator[Stage]:
     for folder in proc.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
-            name = next((found[1] for word in words if (found := SCRIPT.search(word))), None)
+            name = _stage_of(words)
             if name is None or (folder / "cwd").readlink() != root:
                 continue
             fields = (folder / "stat").read_text().rpartition(")")[2].split()
@@ -44,3 +44,10 @@ def _stages(root: Path, proc: Path) -> Iterator[Stage]:
             continue
         seconds = now - int(fields[START_FIELD]) / os.sysconf("SC_CLK_TCK")
         yield Stage(name, int(folder.name), seconds)
+
+
+def _stage_of(words: Sequence[str]) -> str | None:
+    """Return the stage whose script a command line gives to Python, as torchrun does too."""
+    if not Path(words[0]).name.startswith("python"):
+        return None
+    return next((found[1] for word in words if (found := SCRIPT.search(word))), None)
