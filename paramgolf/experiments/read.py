@@ -12,6 +12,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,15 +64,14 @@ def find(wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
 
     A wanted text is `workspace`, the name of an experiment (with * and ?, several), or any revision
     that Git knows. Nothing wanted: the experiments of HEAD, or `everywhere` of every commit, and
-    the workspace.
+    the workspace; of one name several have their commit beside it.
     """
     commits = list_experiments(root)
     head = _git(["rev-parse", "--verify", "--quiet", "HEAD"], root).strip()
-    here = {name: commit for (baseline, name), commit in commits.items() if baseline == head}
-    names = {name: commit for (_, name), commit in commits.items()} | here
+    here = {pair: commit for pair, commit in commits.items() if pair[0] == head}
     if not wanted:
-        chosen = names if everywhere else here
-        return [*(Source(name, commit) for name, commit in sorted(chosen.items())), HERE]
+        return [*_told_apart(commits if everywhere else here), HERE]
+    names = {name: commit for (_, name), commit in (*commits.items(), *here.items())}
     sources: dict[Source, None] = {}
     for text in wanted:
         matches = [name for name in sorted(names) if fnmatch.fnmatchcase(name, text)]
@@ -93,6 +93,15 @@ def list_experiments(root: Path) -> dict[tuple[str, str], str]:
         if match := REFERENCE.fullmatch(reference):
             commits[match[1].replace("/", ""), match[2]] = commit
     return commits
+
+
+def _told_apart(commits: Mapping[tuple[str, str], str]) -> list[Source]:
+    """Return a source of each experiment, by its name; where that comes twice, with its commit."""
+    counts = Counter(name for _, name in commits)
+    return [
+        Source(name if counts[name] == 1 else f"{name} ({commit[:8]})", commit)
+        for (_, name), commit in sorted(commits.items(), key=lambda item: item[0][::-1])
+    ]
 
 
 def _resolve(text: str, names: Iterable[str], root: Path) -> str:

@@ -329,6 +329,23 @@ def test_experiments_of_another_commit_need_all_or_their_name(project, compared)
     assert compared("old")["groups"][0]["experiments"] == ["old"]
 
 
+def test_all_has_both_runs_of_one_name_that_began_from_different_commits(project, compared):
+    earlier = "ab" * 20
+    project.add("same", {"train.seed": 8}, {})
+    project.add("same", {"train.seed": 9}, {}, baseline=earlier)
+    project.write({"train.seed": 4}, {})
+    commits = [
+        project.git("rev-parse", f"refs/exps/{start[:2]}/{start[2:]}/same").strip()
+        for start in (project.head, earlier)
+    ]
+    shown = str(compared("--all")["groups"])
+    assert all(f"'same ({commit[:8]})'" in shown for commit in commits)
+    assert "'base-1'" in shown
+    assert "'same'" in str(compared()["groups"])
+    (group,) = compared(commits[1][:8])["groups"]  # by which the other can be named
+    assert group["seeds"] == [9]
+
+
 def test_a_commit_is_an_experiment(project, compared):
     project.write({"train.seed": 7}, {})
     project.git("add", "-A")
