@@ -1,7 +1,8 @@
 # `make repro` and `make test` do all the set-up; PYTHON names the interpreter that makes the environment.
 PYTHON ?= python3
 VENV ?= .venv
-BIN := $(abspath $(VENV))/bin
+# relative: make takes a path with a space for two targets
+BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 GPU_PACKAGES := $(VENV)/.gpu-packages
 # for `make gpu`: the address of PyTorch's package index (docs/pod.md) and its folder; FLASH_LINKS, if given, names
@@ -9,7 +10,7 @@ GPU_PACKAGES := $(VENV)/.gpu-packages
 TORCH_INDEX ?=
 CUDA ?= cu130
 FLASH_LINKS ?=
-export PATH := $(BIN):$(PATH)
+export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup gpu repro test test-gpu test-kernels lint
 

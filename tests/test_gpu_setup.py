@@ -1,4 +1,4 @@
-"""`make gpu` and the doctor's command, with an index on 127.0.0.1 that serves stand-in wheels."""
+"""`make` and the doctor's command, with an index on 127.0.0.1 that serves stand-in wheels."""
 
 from __future__ import annotations
 
@@ -111,6 +111,28 @@ def test_make_without_the_index_stops_before_anything_is_installed(venv):
     assert made.returncode != 0
     assert "set TORCH_INDEX" in made.stderr
     assert "docs/pod.md" in made.stderr
+
+
+def test_a_folder_may_have_a_space_in_its_name(tmp_path):
+    """A stand-in for Python makes an environment of further stand-ins."""
+    folder, python, calls = tmp_path / "a b", tmp_path / "python", tmp_path / "calls"
+    folder.mkdir()
+    for name in ("Makefile", "requirements.lock", "pyproject.toml"):
+        (folder / name).symlink_to(ROOT / name)
+    python.write_text(f"""#!/bin/sh
+echo "$(basename "$0") $*" >> {calls}
+[ "$2" != venv ] || {{ mkdir -p .venv/bin && cp "$0" .venv/bin && cp "$0" .venv/bin/dvc; }}
+""")
+    python.chmod(0o755)
+    command = ["make", f"PYTHON={python}", "repro"]
+    made = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    assert calls.read_text().splitlines()[1:] == [
+        "python -m venv .venv",
+        "python -m pip install --quiet --requirement requirements.lock",
+        "python -m pip install --quiet --no-deps --editable .",
+        "dvc repro",
+    ]
 
 
 def test_both_locks_and_the_doctor_name_the_same_versions():
