@@ -60,10 +60,10 @@ def compare(
         raise ParamGolfError("--paired needs runs of ours", found=f"--against {against}", fix=fix)
     if score is None:
         score = EVALUATIONS[records[against]["evaluation"]] if against in records else SCORE
-    sources = find(wanted, root, everywhere=everywhere)
-    if against is not None and against not in records:
-        sources = list(dict.fromkeys([*_named(against, records, root), *sources]))
+    named = [] if against is None or against in records else _named(against, records, root)
+    sources = list(dict.fromkeys([*named, *find(wanted, root, everywhere=everywhere)]))
     scored, left_out = _usable(sources, score, root)
+    _check_reference(named, left_out)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
     by_group = [_by_seed(group, score) for group in groups]
@@ -98,6 +98,14 @@ def _usable(
         fix = "run the pipeline first, or name experiments (`dvc exp show`)"
         raise ParamGolfError("there is nothing to compare", found=found, fix=fix)
     return [run for run, why in zip(runs, reasons, strict=True) if not why], left_out
+
+
+def _check_reference(named: Sequence[Source], left_out: Mapping[str, str]) -> None:
+    """Refuse a reference, `named` by the user, of which no run can be compared."""
+    if named and all(source.name in left_out for source in named):
+        found = "; ".join(f"{source.name}: {left_out[source.name]}" for source in named)
+        fix = "name another experiment, or another --score"
+        raise ParamGolfError("--against cannot be compared with", found=found, fix=fix)
 
 
 def _unusable(run: Experiment, score: str) -> str | None:

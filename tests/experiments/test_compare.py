@@ -461,6 +461,16 @@ def test_nothing_to_compare_says_why(project, compare):
     assert "unfinished: it has no eval_ttt.val_bpb" in error
 
 
+def test_a_reference_that_cannot_be_compared_is_refused(project, compare, compared):
+    project.add("unfinished", {"quantize.matrix_bits": 5}, {"eval_ttt.val_bpb": None})
+    error = compare("base-*", "wide-*", "--against", "unfinished", code=2)
+    assert "--against cannot be compared with" in error
+    assert "unfinished: it has no eval_ttt.val_bpb" in error
+    project.add("wide-4", {"train.seed": 4}, {"eval_ttt.val_bpb": None})
+    result = compared("base-*", "--against", "wide-*")  # the others of the name can be
+    assert result["groups"][0]["experiments"] == ["wide-1", "wide-2", "wide-3"]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
