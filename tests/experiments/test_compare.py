@@ -214,6 +214,16 @@ def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, c
         assert part in flags
 
 
+def test_a_run_that_was_only_trained_is_held_against_a_record(project, compared):
+    words = ("--score", "train.val_bpb", "--against", "pr1493")
+    project.add("partial", {}, {"eval_sliding.bytes_scored": None})
+    (group,) = compared("partial", *words)["groups"]
+    assert not any("text" in flag for flag in group["flags"])
+    project.add("small", {"train.seed": 2}, {"eval_sliding.bytes_scored": 356_499})
+    (group,) = compared("base-1", "small", *words)["groups"]
+    assert any("text: scored on 356,499 bytes" in flag for flag in group["flags"])
+
+
 def test_a_record_is_held_against_the_score_that_it_submitted(project, compared):
     result = compared("base-*", "--against", "pr1296")
     assert result["score"] == "eval_sliding.val_bpb"
