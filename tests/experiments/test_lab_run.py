@@ -305,9 +305,17 @@ def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(tokens, tmp_
     assert [stage for stage, *_ in processes.calls] == PACKED
 
 
-def test_one_laboratory_works_in_a_folder(tokens, tmp_path):
-    with only_one(tmp_path), pytest.raises(ParamGolfError, match="another laboratory works here"):
+@pytest.mark.parametrize(
+    ("work_folder", "results", "option"),
+    [(".", "other.json", "--work"), ("other", "results.json", "--results")],
+)
+def test_one_laboratory_works_in_a_folder_and_on_a_file_of_results(
+    tokens, tmp_path, work_folder, results, option
+):
+    held = only_one(tmp_path / work_folder, tmp_path / results)
+    with held, pytest.raises(ParamGolfError, match="another laboratory works here") as caught:
         work(plan_of(tokens), tmp_path, FakeProcesses())
+    assert f"name another with {option}" in str(caught.value)
 
 
 def test_slots_have_as_many_gpus_as_a_run_takes():

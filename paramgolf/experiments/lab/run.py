@@ -84,15 +84,26 @@ def slots_of(gpus: Sequence[str], each: int) -> list[str]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
-    """Hold a folder for the length of the block; a second laboratory in it is an error."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as file:
+def only_one(folder: Path, results: Path) -> Iterator[None]:
+    """Hold a folder and a file of results for the length of the block.
+
+    A second laboratory that works in the folder, or writes the file, is an error.
+    """
+    # the file itself cannot be locked: each write puts another in its place
+    lock = results.with_name(f".{results.name}.lock")
+    with _held(folder / "lock", folder, "--work"), _held(lock, results, "--results"):
+        yield
+
+
+@contextmanager
+def _held(lock: Path, what: Path, option: str) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            fix = "wait for it, or name another folder with --work"
-            raise ParamGolfError("another laboratory works here", where=folder, fix=fix) from None
+            fix = f"wait for it, or name another with {option}"
+            raise ParamGolfError("another laboratory works here", where=what, fix=fix) from None
         yield
 
 

@@ -101,7 +101,7 @@ class Session:
         # as Ctrl-C, so that stages are ended in order
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         copying = contextlib.nullcontext() if mirror is None else mirror.working()
-        with only_one(bench.folder), copying:
+        with only_one(bench.folder, bench.records.path), copying:
             wanted = [(one._tokens, text) for one in sessions for text in one.contents.values()]
             made = iter(take_tokens(wanted, bench.processes))
             runs = []
