@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
     any_code = "count figures that other code has made; without it they are made anew"
     parser.add_argument("--any-code", action="store_true", help=any_code)
-    results = "JSON to add to, Markdown goes beside it; default: results.json in the folder"
+    results = "NAME.json to add to, pages go beside it; default: results.json in the folder"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
     take = "results of another machine to take into account; repeat it"
     parser.add_argument("--take", type=Path, action="append", default=[], metavar="FILE", help=take)

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from lab_case import STAGES, FakeProcesses, plan_of, session_of, work
+from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
@@ -137,6 +137,16 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path):
         write_json(tmp_path / "results.json", content)
         with pytest.raises(ParamGolfError, match="not results of the laboratory"):
             Records(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("name", ["out.md", "tiny.html", "out"])
+def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, capsys, name):
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(PLAN | {"text": {"tokens": str(tokens)}}))
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", str(path), "--dry-run", "--results", str(tmp_path / name)])
+    assert ended.value.code == 2
+    assert "results have a name that ends in .json" in capsys.readouterr().err
 
 
 def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):

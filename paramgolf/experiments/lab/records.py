@@ -79,9 +79,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 class Records:
-    """The file, written anew with each figure."""
+    """The file, written anew with each figure; tables and pages lie beside it, as .md and .html."""
 
     def __init__(self, path: Path) -> None:
+        if path.suffix != ".json":
+            fix = "name a file of JSON with --results: its tables lie beside it, as .md and .html"
+            raise ParamGolfError("results have a name that ends in .json", found=path.name, fix=fix)
         self.path = path
         self.content: dict[str, Any] = {part: {} for part in PARTS} | {"rows": []}
         if path.is_file():
