@@ -48,7 +48,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--price", type=amount, metavar="DOLLARS", help="of a GPU's hour, for --dry-run"
     )
     parser.add_argument(
-        "--only", action="append", metavar="VARIANT", help="this one and the first; repeat it"
+        "--only",
+        action="append",
+        metavar="VARIANT",
+        help="run or show this one and the first; repeat it",
     )
     gpus = "use so many (default: all); on a CPU, runs at a time"
     parser.add_argument("--gpus", type=count, metavar="N", help=gpus)
@@ -84,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.mirror import Mirror
 
     start = time.monotonic()
-    plan = restricted(read_plan(options.plan), options.only)
+    plan = read_plan(options.plan)
+    plan.chosen(options.only)  # which says what is wrong with the names
     if options.ablate is not None:
         return print_ablation(plan, options.ablate)
     plans = [plan, *map(read_plan, options.beside)]
@@ -95,7 +99,8 @@ def run(options: argparse.Namespace) -> int:
         slots = slots_of(devices(options.gpus), gpus_of_a_run(plans))
         bench = Bench(options.work, slots, records, read_stages(), Processes())
         how = {"any_code": options.any_code}
-        session, *others = [Session(one, options.assignments, bench, **how) for one in plans]
+        session = Session(plan, options.assignments, bench, **how, only=options.only)
+        others = [Session(one, options.assignments, bench, **how) for one in plans[1:]]
         if options.dry_run:
             for one in (session, *others):
                 print_forecast(one.plan.name, one.forecast(), options)
@@ -107,7 +112,9 @@ def run(options: argparse.Namespace) -> int:
             deadline=None if options.stop_after is None else start + options.stop_after,
             beside=others,
         )
-    return max(show(records, one.name, as_json=options.json) for one in plans)
+    only = [options.only, *[None] * len(options.beside)]
+    shown = zip(plans, only, strict=True)
+    return max(show(records, one.name, names, as_json=options.json) for one, names in shown)
 
 
 def gpus_of_a_run(plans: Sequence[Plan]) -> int:
@@ -132,18 +139,6 @@ def print_ablation(plan: Plan, recipe: str) -> int:
         yaml.safe_dump(as_plan(found.plan), sort_keys=False, allow_unicode=True, width=120), end=""
     )
     return 0
-
-
-def restricted(plan: Plan, only: list[str] | None) -> Plan:
-    """Return the plan with some variants alone, and the first, which they are held against."""
-    if only is None:
-        return plan
-    names = [variant.name for variant in plan.variants]
-    if unknown := [name for name in only if name not in names]:
-        expected, found = f"one of: {'; '.join(names)}", "; ".join(unknown)
-        raise ParamGolfError("there is no such variant", expected=expected, found=found)
-    kept = tuple(v for v in plan.variants if v.name in only or v is plan.variants[0])
-    return dataclasses.replace(plan, variants=kept)
 
 
 def devices(wanted: int | None) -> list[str]:
@@ -177,8 +172,11 @@ def print_forecast(name: str, forecast: Forecast, options: argparse.Namespace) -
         print(f"- {warning}")
 
 
-def show(records: Records, name: str, *, as_json: bool) -> int:
-    """Print what was found, and write its page; return 1 where a run failed."""
+def show(records: Records, name: str, only: Sequence[str] | None, *, as_json: bool) -> int:
+    """Print what was found, and write its page; return 1 where a run failed.
+
+    The page has all variants, whatever `only` says.
+    """
     from paramgolf.experiments.lab.show import notes, tables
     from paramgolf.experiments.lab.summary import as_json as plain
     from paramgolf.experiments.lab.summary import summarize
@@ -187,9 +185,9 @@ def show(records: Records, name: str, *, as_json: bool) -> int:
 
     if name not in records.content["plans"]:
         raise ParamGolfError(f"nothing is known of plan `{name}` yet", fix="run it first")
-    summary = summarize(records.content, name)
     page = records.path.with_name(f"{name}.html")
-    write_lab_page(summary, page)
+    write_lab_page(summarize(records.content, name), page)
+    summary = summarize(records.content, name, only)
     if as_json:
         print(json.dumps(plain(summary), indent=1, sort_keys=True))
     else:

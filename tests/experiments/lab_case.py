@@ -74,11 +74,13 @@ class FakeProcesses(Processes):
         return 3.0
 
 
-def session_of(plan: Plan, folder: Path, processes: Processes, gpus: int = 1) -> Session:
+def session_of(
+    plan: Plan, folder: Path, processes: Processes, gpus: int = 1, **how: Any
+) -> Session:
     """Return a session with so many stand-ins for GPUs."""
     slots = [str(i) for i in range(gpus)]
     records = Records(folder / "results.json")
-    return Session(plan, (), Bench(folder, slots, records, STAGES, processes))
+    return Session(plan, (), Bench(folder, slots, records, STAGES, processes), **how)
 
 
 def work(plan: Plan, folder: Path, processes: Processes, gpus: int = 1, **how: Any) -> dict:

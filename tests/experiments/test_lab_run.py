@@ -25,6 +25,7 @@ from paramgolf.experiments.lab.session import Session
 from paramgolf.experiments.lab.show import tables
 from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
 from paramgolf.experiments.lab.summary import rows, summarize
+from paramgolf.experiments.lab.tokens import Made, Tokens
 from paramgolf.files import write_json
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
@@ -147,6 +148,54 @@ def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, 
         main(["lab", str(path), "--dry-run", "--results", str(tmp_path / name)])
     assert ended.value.code == 2
     assert "results have a name that ends in .json" in capsys.readouterr().err
+
+
+def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, capsys):
+    names = "base", "no skips", "five"
+    variants = [*PLAN["variants"], {"name": "five", "changes": ["train.min_lr=0.5"]}]
+    plan, processes = plan_of(tokens, variants=variants), FakeProcesses()
+    work(plan, tmp_path, processes)
+    more = plan_of(tokens, variants=variants, seeds=[1, 2, 3])
+    session = session_of(more, tmp_path, processes, only=["five"])
+    assert session.forecast().cost.runs == 2
+    session.work(command="", retry=False, mirror=None, deadline=None)
+    found = summarize(Records(tmp_path / "results.json").content, "tiny").variants
+    runs = {
+        one.name: sum("trained" in figures for figures in one.figures.values()) for one in found
+    }
+    assert runs == dict(zip(names, (3, 2, 3), strict=True))
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(PLAN | {"text": {"tokens": str(tokens)}, "variants": variants}))
+    words = ["lab", str(path), "--results", str(tmp_path / "results.json"), "--show", "--json"]
+    for only, expected in (((), names), (("--only", "five"), ("base", "five"))):
+        with pytest.raises(SystemExit):
+            main([*words, *only])
+        shown = json.loads(capsys.readouterr().out)
+        assert tuple(variant["name"] for variant in shown["variants"]) == expected
+    with pytest.raises(SystemExit):
+        main([*words, "--only", "six"])
+    assert "there is no such variant" in capsys.readouterr().err
+
+
+def test_a_variant_that_is_not_run_keeps_its_figures_where_its_tokens_are_not(
+    tokens, tmp_path, monkeypatch
+):
+    """As on a fresh machine, to which the results were taken."""
+    variants = [{"name": "base"}, {"name": "few", "changes": ["tokenizer.vocab_size=400"]}]
+    text = {"files": ["a.jsonl"], "validation_files": ["b.jsonl"]}
+    plan, here = plan_of(tokens, text=text, variants=variants), {300: "base", 400: "few"}
+
+    def find(self, content):
+        size = content["tokenizer"]["vocab_size"]
+        return Made(tokens, here[size], 20_000) if size in here else None
+
+    monkeypatch.setattr(Tokens, "find", find)
+    work(plan, tmp_path, FakeProcesses())
+    del here[400]
+    session = session_of(plan, tmp_path, FakeProcesses(), only=["base"])
+    session.work(command="", retry=False, mirror=None, deadline=None)
+    found = summarize(Records(tmp_path / "results.json").content, "tiny").variants
+    assert [one.furthest for one in found] == ["trained", "trained"]
 
 
 def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):

@@ -109,6 +109,19 @@ class Plan:
         """Return a variant by its name."""
         return next(variant for variant in self.variants if variant.name == name)
 
+    def chosen(self, only: Sequence[str] | None) -> tuple[Variant, ...]:
+        """Return the variants of these names, and the first, which they are held against.
+
+        None: all of them. A name that no variant has is an error.
+        """
+        if only is None:
+            return self.variants
+        names = [variant.name for variant in self.variants]
+        if unknown := [name for name in only if name not in names]:
+            expected, found = f"one of: {'; '.join(names)}", "; ".join(unknown)
+            raise ParamGolfError("there is no such variant", expected=expected, found=found)
+        return tuple(v for v in self.variants if v.name in only or v is self.variants[0])
+
     def stages(self, variant: Variant) -> tuple[str, ...]:
         """Return the stages that a variant's runs go through."""
         return STAGES[variant.goal or self.goal]

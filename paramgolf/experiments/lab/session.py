@@ -7,12 +7,13 @@ import dataclasses
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from paramgolf.experiments.lab.cost import Cost, cost, training_tokens
 from paramgolf.experiments.lab.plan import Plan, contents
 from paramgolf.experiments.lab.records import Run
-from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens
+from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens, unmade
 from paramgolf.experiments.lab.show import markdown
 from paramgolf.experiments.lab.stages import ROOT
 from paramgolf.experiments.lab.summary import MOST_PASSES, rows, summarize
@@ -38,22 +39,30 @@ class Forecast:
 class Session:
     """A plan with its parameters, on a bench; `changes` are those of the command line.
 
-    With `any_code`, figures count that other code has made.
+    With `any_code`, figures count that other code has made. `only` names the variants that are run,
+    beside the first; None: all. The results have the whole plan in any case.
     """
 
     def __init__(
-        self, plan: Plan, changes: Sequence[str], bench: Bench, *, any_code: bool = False
+        self,
+        plan: Plan,
+        changes: Sequence[str],
+        bench: Bench,
+        *,
+        any_code: bool = False,
+        only: Sequence[str] | None = None,
     ) -> None:
         self.plan, self._changes, self.bench = plan, changes, bench
         self._any_code = any_code
         self.contents = contents(plan, changes)
+        self._chosen = [variant.name for variant in plan.chosen(only)]
         self._tokens = Tokens(bench.folder / "tokens", plan.text, bench.processes, ROOT)
 
     def forecast(self) -> Forecast:
         """Say what is left to run, what it costs, and which differences it can show."""
         bench, plan = self.bench, self.plan
         made = {name: self._tokens.find(content) for name, content in self.contents.items()}
-        runs = [(run, bench.left(run)) for run in self._runs(made)]
+        runs = [(run, bench.left(run)) for run in self._runs(made) if run.variant in self._chosen]
         total = cost(runs, bench.records, gpus=plan.gpus, slots=len(bench.slots))
         known = bench.records.content["plans"].get(plan.name)
         if known is None:
@@ -68,7 +77,7 @@ class Session:
 
     def _warnings(self, made: Mapping[str, Made | None], told: Power) -> list[str]:
         found = []
-        for variant in self.plan.variants:
+        for variant in self.plan.chosen(self._chosen):
             text = made[variant.name]
             passes = 0.0
             if text is not None:
@@ -102,11 +111,11 @@ class Session:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         copying = contextlib.nullcontext() if mirror is None else mirror.working()
         with only_one(bench.folder, bench.records.path), copying:
-            wanted = [(one._tokens, text) for one in sessions for text in one.contents.values()]
+            wanted = [(one._tokens, one.contents[n]) for one in sessions for n in one._chosen]
             made = iter(take_tokens(wanted, bench.processes))
             runs = []
             for one in sessions:
-                texts = {name: next(made) for name in one.contents}
+                texts = {name: next(made) for name in one._chosen}
                 runs += one._begin(texts, command, retry=retry)
             laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)
             try:
@@ -114,12 +123,28 @@ class Session:
             finally:
                 self._write_tables()
 
-    def _begin(self, made: Mapping[str, Made], command: str, *, retry: bool) -> list[Run]:
-        """Enter the plan in the results, and return its runs."""
+    def _begin(self, taken: Mapping[str, Made], command: str, *, retry: bool) -> list[Run]:
+        """Enter the whole plan in the results, and return the runs of its chosen variants."""
+        made = {name: taken.get(name) or self._known(name) for name in self.contents}
         runs = self._runs(made)
-        self.bench.records.forgive(runs, only_killed=not retry)
+        chosen = [run for run in runs if run.variant in self._chosen]
+        self.bench.records.forgive(chosen, only_killed=not retry)
         self.bench.records.add_plan(self.plan.name, self._entry(command, runs, made))
-        return runs
+        return chosen
+
+    def _known(self, name: str) -> Made:
+        """Return a variant's tokens, or what the results say of them where they are not here."""
+        content = self.contents[name]
+        if (found := self._tokens.find(content)) is not None:
+            return found
+        entry = self.bench.records.content["plans"].get(self.plan.name)
+        if entry is None or name not in entry["texts"]:
+            return unmade(content)
+        text, parameters = entry["texts"][name], entry["parameters"][name]
+        own = {k: v for k, v in flatten(content).items() if k.startswith(("data.", "tokenizer."))}
+        if any(parameters.get(key) != value for key, value in own.items()):
+            return unmade(content)
+        return Made(Path(), text["key"], text["tokens"])
 
     def _entry(self, command: str, runs: Sequence[Run], made: Mapping[str, Made]) -> dict[str, Any]:
         """Return what the results keep of the plan."""

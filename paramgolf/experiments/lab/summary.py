@@ -105,12 +105,17 @@ class Summary:
             yield "runs of one seed differ by rounding alone: they give no interval and no p"
 
 
-def summarize(content: Mapping[str, Any], name: str) -> Summary:
-    """Return what a file of results (as Records holds it) has of a plan."""
+def summarize(content: Mapping[str, Any], name: str, only: Sequence[str] | None = None) -> Summary:
+    """Return what a file of results (as Records holds it) has of a plan.
+
+    `only` names variants, to which the first is added, which they are held against; None: all.
+    """
     entry = content["plans"][name]
     plan, reference = entry["plan"], None
     results: list[VariantResult] = []
     for variant in plan["variants"]:
+        if only is not None and reference is not None and variant["name"] not in only:
+            continue
         runs = [run for run in entry["runs"] if run["variant"] == variant["name"]]
         result = _result(variant, runs, content, entry["texts"][variant["name"]], reference)
         reference = reference or result
