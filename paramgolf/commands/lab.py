@@ -92,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     if options.ablate is not None:
         return print_ablation(plan, options.ablate)
     plans = [plan, *map(read_plan, options.beside)]
+    check_names(plans)
     records = Records(options.results or options.work / plan.name / "results.json")
     for path in options.take:
         records.take(path)
@@ -115,6 +116,14 @@ def run(options: argparse.Namespace) -> int:
     only = [options.only, *[None] * len(options.beside)]
     shown = zip(plans, only, strict=True)
     return max(show(records, one.name, names, as_json=options.json) for one, names in shown)
+
+
+def check_names(plans: Sequence[Plan]) -> None:
+    """Refuse two plans of one name, under which the results would have the last one alone."""
+    names = [plan.name for plan in plans]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        found, fix = f"twice: {', '.join(twice)}", "give one of them another `name`"
+        raise ParamGolfError("plans side by side have names of their own", found=found, fix=fix)
 
 
 def gpus_of_a_run(plans: Sequence[Plan]) -> int:

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from lab_case import PLAN, ROOT
 
+from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import Plan, contents, read_plan
 from paramgolf.recipes import build
@@ -131,6 +132,27 @@ def test_a_plan_takes_from_another_what_it_does_not_say(tmp_path):
     (tmp_path / "above.yaml").write_text("from: below\nname: above\nseeds: [9]\n")
     found = read_plan(tmp_path / "above.yaml")
     assert (found.name, found.seeds, found.tokens) == ("above", (9,), PLAN["tokens"])
+    (tmp_path / "above.yaml").write_text("from: below\nseeds: [9]\n")
+    with pytest.raises(ParamGolfError, match="`name` is missing"):
+        read_plan(tmp_path / "above.yaml")
     (tmp_path / "below.yaml").write_text("from: above\n")
     with pytest.raises(ParamGolfError, match="plans inherit in a circle"):
         read_plan(tmp_path / "above.yaml")
+
+
+@pytest.mark.parametrize("other", ["a/b", "../x/y", "[a]", "3", "''", "a.yaml"])
+def test_a_plan_is_from_one_of_the_same_folder(tmp_path, other):
+    path = tmp_path / "plan.yaml"
+    path.write_text(f"from: {other}\nname: plan\n")
+    with pytest.raises(ParamGolfError, match="`from` must be") as caught:
+        read_plan(path)
+    assert "name a plan of the same folder" in str(caught.value)
+
+
+def test_plans_beside_each_other_have_names_of_their_own(tmp_path, capsys):
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(PLAN | {"text": TEXT}))
+    with pytest.raises(SystemExit) as ended:
+        main(["lab", str(tmp_path / "one.yaml"), "--beside", str(tmp_path / "two.yaml"), "--show"])
+    assert ended.value.code == 2
+    assert "plans side by side have names of their own" in capsys.readouterr().err

@@ -23,7 +23,9 @@ from paramgolf.schema import (
     Range,
     Seed,
     Spelling,
+    convert,
     parse,
+    raise_faults,
 )
 
 Goal = Literal["trained", "packed", "scored", "adapted"]
@@ -130,15 +132,27 @@ class Plan:
 def read_plan(path: Path) -> Plan:
     """Read a plan; all faults of its fields are in one ParamGolfError.
 
-    What it does not say it takes from the plan beside it that `from` names.
+    What it does not say, but for its name, it takes from the plan beside it that `from` names.
     """
-    content, seen = read_yaml(path), [path.stem]
+    content, seen, file = read_yaml(path), [path.stem], path
     while (other := content.pop("from", None)) is not None:
         if other in seen:
             raise ParamGolfError("plans inherit in a circle", where=path, found=f"from: {other}")
+        file = _beside(file, other)
         seen.append(other)
-        content = merge(read_yaml(path.with_name(f"{other}.yaml")), content)
+        below = read_yaml(file)
+        below.pop("name", None)  # under which the results have that plan
+        content = merge(below, content)
     return parse(Plan, content, "", where=path, of="the plan", fix="see docs/lab.md")
+
+
+def _beside(path: Path, other: object) -> Path:
+    """Return the file of another plan in the folder of the one at `path`, which is `from` it."""
+    faults: list[Fault] = []
+    name = convert(FileName, other, "from", faults)
+    if faults:
+        raise_faults(faults, path, of="the plan", fix="name a plan of the same folder")
+    return path.with_name(f"{name}.yaml")
 
 
 def contents(
