@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> int:
         others = [Session(one, options.assignments, bench, **how) for one in plans[1:]]
         if options.dry_run:
             for one in (session, *others):
-                print_forecast(one.plan.name, one.forecast(), options)
+                print_forecast(one.plan.name, one.forecast(retry=options.retry), options)
             return 0
         session.work(
             command=" ".join(["paramgolf lab", str(options.plan), *options.assignments]),

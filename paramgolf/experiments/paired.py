@@ -129,10 +129,10 @@ class Power:
 def power(groups: Sequence[Scores], seeds: int, assumed: float = ASSUMED) -> Power:
     """Return what `seeds` pairs tell apart, by what runs scattered so far, or as assumed."""
     deviation, freedom = pooled_deviation(groups) or (assumed, 0)
-    return Power(
-        deviation,
-        freedom,
-        seeds,
-        smallest_effect(deviation, seeds),
-        seeds_for(WANTED, deviation),
-    )
+    return power_of(deviation, freedom, seeds)
+
+
+def power_of(deviation: float, freedom: int, seeds: int) -> Power:
+    """Return what `seeds` pairs tell apart by the deviation of one run; freedom 0: assumed."""
+    smallest, wanted = smallest_effect(deviation, seeds), seeds_for(WANTED, deviation)
+    return Power(deviation, freedom, seeds, smallest, wanted)

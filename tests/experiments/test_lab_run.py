@@ -26,6 +26,7 @@ from paramgolf.experiments.lab.show import tables
 from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
 from paramgolf.experiments.lab.summary import rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
+from paramgolf.experiments.paired import smallest_effect
 from paramgolf.files import write_json
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
@@ -397,7 +398,22 @@ def test_a_forecast_prices_what_is_left(tokens, tmp_path):
     assert (then.cost.runs, then.cost.measured) == (4, True)
     assert then.cost.gpu_seconds == pytest.approx(4 * (100 + 2))  # 3 s, of which 1 s trained
     assert then.cost.clock_seconds == pytest.approx(2 * (100 + 2))
-    assert then.power.freedom == 2
+    # the deviation is that of the runs before, the seeds are those of the plan
+    assert (then.power.freedom, then.power.seeds) == (2, 4)
+    assert then.power.smallest == smallest_effect(then.power.deviation, 4)
+
+
+def test_a_forecast_counts_the_failures_that_are_run_again(tokens, tmp_path):
+    def before(stage, params):
+        if params["model"]["skips"] == "none":
+            raise StageError(stage, "out of luck", killed=params["train"]["seed"] == 2)
+
+    work(plan_of(tokens), tmp_path, FakeProcesses(before))
+    written = (tmp_path / "results.json").read_bytes()
+    for retry, runs in ((False, 1), (True, 2)):
+        session = session_of(plan_of(tokens), tmp_path, FakeProcesses())
+        assert session.forecast(retry=retry).cost.runs == runs
+    assert (tmp_path / "results.json").read_bytes() == written
 
 
 def test_a_forecast_knows_runs_apart_by_tokens_that_are_not_made_yet(tmp_path):

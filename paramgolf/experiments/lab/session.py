@@ -18,7 +18,7 @@ from paramgolf.experiments.lab.show import markdown
 from paramgolf.experiments.lab.stages import ROOT
 from paramgolf.experiments.lab.summary import MOST_PASSES, rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
-from paramgolf.experiments.paired import Power, power
+from paramgolf.experiments.paired import Power, power_of
 from paramgolf.files import write_text
 from paramgolf.mirror import Mirror
 from paramgolf.progress import say
@@ -58,18 +58,29 @@ class Session:
         self._chosen = [variant.name for variant in plan.chosen(only)]
         self._tokens = Tokens(bench.folder / "tokens", plan.text, bench.processes, ROOT)
 
-    def forecast(self) -> Forecast:
-        """Say what is left to run, what it costs, and which differences it can show."""
+    def forecast(self, *, retry: bool = False) -> Forecast:
+        """Say what is left to run, what it costs, and which differences it can show.
+
+        Nothing is written; failures are forgotten as `work` would forget them.
+        """
         bench, plan = self.bench, self.plan
         made = {name: self._tokens.find(content) for name, content in self.contents.items()}
-        runs = [(run, bench.left(run)) for run in self._runs(made) if run.variant in self._chosen]
-        total = cost(runs, bench.records, gpus=plan.gpus, slots=len(bench.slots))
-        known = bench.records.content["plans"].get(plan.name)
-        if known is None:
-            told = power([], len(set(plan.seeds)), plan.deviation)
-        else:
-            told = summarize(bench.records.content, plan.name).power
+        runs = [run for run in self._runs(made) if run.variant in self._chosen]
+        bench.records.forgive(runs, only_killed=not retry)
+        left = [(run, bench.left(run)) for run in runs]
+        total = cost(left, bench.records, gpus=plan.gpus, slots=len(bench.slots))
+        told = self._power()
         return Forecast(total, told, [*self._warnings(made, told)])
+
+    def _power(self) -> Power:
+        """Return what this plan's seeds tell apart, by the deviation that its runs have shown."""
+        content, plan = self.bench.records.content, self.plan
+        deviation, freedom = plan.deviation, 0
+        if plan.name in content["plans"]:
+            known = summarize(content, plan.name).power
+            if known.freedom:
+                deviation, freedom = known.deviation, known.freedom
+        return power_of(deviation, freedom, len(set(plan.seeds)))
 
     def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
         runs = runs_of(self.plan, self.contents, made, self.bench.stages)
