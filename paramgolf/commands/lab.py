@@ -13,13 +13,13 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from paramgolf.arguments import amount, count
 from paramgolf.errors import ParamGolfError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from paramgolf.experiments.lab.plan import Plan
     from paramgolf.experiments.lab.records import Records
@@ -74,7 +74,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work", type=Path, default=WORK, metavar="FOLDER", help="default: %(default)s"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, for programs; of several plans, a list"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -86,36 +88,37 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.experiments.lab.stages import Processes, read_stages
     from paramgolf.mirror import Mirror
 
-    start = time.monotonic()
+    start, changes = time.monotonic(), options.assignments
     plan = read_plan(options.plan)
     plan.chosen(options.only)  # which says what is wrong with the names
     if options.ablate is not None:
         return print_ablation(plan, options.ablate)
     plans = [plan, *map(read_plan, options.beside)]
     check_names(plans)
+    only = {one.name: options.only if one is plan else None for one in plans}
     records = Records(options.results or options.work / plan.name / "results.json")
     for path in options.take:
         records.take(path)
     if not options.show:
         slots = slots_of(devices(options.gpus), gpus_of_a_run(plans))
         bench = Bench(options.work, slots, records, read_stages(), Processes())
-        how = {"any_code": options.any_code}
-        session = Session(plan, options.assignments, bench, **how, only=options.only)
-        others = [Session(one, options.assignments, bench, **how) for one in plans[1:]]
+        session, *others = [
+            Session(one, changes, bench, any_code=options.any_code, only=only[one.name])
+            for one in plans
+        ]
         if options.dry_run:
-            for one in (session, *others):
-                print_forecast(one.plan.name, one.forecast(retry=options.retry), options)
+            held = (session, *others)
+            forecasts = {one.plan.name: one.forecast(retry=options.retry) for one in held}
+            print_forecasts(forecasts, options)
             return 0
         session.work(
-            command=" ".join(["paramgolf lab", str(options.plan), *options.assignments]),
+            command=" ".join(["paramgolf lab", str(options.plan), *changes]),
             retry=options.retry,
             mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
             deadline=None if options.stop_after is None else start + options.stop_after,
             beside=others,
         )
-    only = [options.only, *[None] * len(options.beside)]
-    shown = zip(plans, only, strict=True)
-    return max(show(records, one.name, names, as_json=options.json) for one, names in shown)
+    return show(records, only, as_json=options.json)
 
 
 def check_names(plans: Sequence[Plan]) -> None:
@@ -162,16 +165,25 @@ def devices(wanted: int | None) -> list[str]:
     return gpus[:wanted]
 
 
-def print_forecast(name: str, forecast: Forecast, options: argparse.Namespace) -> None:
-    """Print what a plan costs and what it can tell apart."""
-    cost = forecast.cost
-    if options.json:
-        content = dataclasses.asdict(forecast)
-        if options.price is not None:
-            content["dollars"] = cost.dollars(options.price)
-        print(json.dumps(content, indent=1, sort_keys=True))
+def print_forecasts(forecasts: Mapping[str, Forecast], options: argparse.Namespace) -> None:
+    """Print what each plan costs and what it can tell apart, by its name."""
+    if not options.json:
+        for name, forecast in forecasts.items():
+            print_forecast(name, forecast, options.price)
         return
-    dollars = "" if options.price is None else f", ${cost.dollars(options.price):,.2f}"
+    contents = []
+    for name, forecast in forecasts.items():
+        content = {"plan": name, **dataclasses.asdict(forecast)}
+        if options.price is not None:
+            content["dollars"] = forecast.cost.dollars(options.price)
+        contents.append(content)
+    print_json(contents)
+
+
+def print_forecast(name: str, forecast: Forecast, price: float | None) -> None:
+    """Print in lines what a plan costs and what it can tell apart."""
+    cost = forecast.cost
+    dollars = "" if price is None else f", ${cost.dollars(price):,.2f}"
     known = "as measured before" if cost.measured else "some of them assumed"
     print(f"{name}: left to run: {cost.runs} runs, {cost.trainings} of them with a training")
     clock = f"{cost.clock_seconds / 60:,.0f} minutes by the clock"
@@ -181,10 +193,17 @@ def print_forecast(name: str, forecast: Forecast, options: argparse.Namespace) -
         print(f"- {warning}")
 
 
-def show(records: Records, name: str, only: Sequence[str] | None, *, as_json: bool) -> int:
-    """Print what was found, and write its page; return 1 where a run failed.
+def print_json(contents: Sequence[Mapping[str, Any]]) -> None:
+    """Print the content of one plan, or a list of those of several."""
+    found = contents[0] if len(contents) == 1 else contents
+    print(json.dumps(found, indent=1, sort_keys=True))
 
-    The page has all variants, whatever `only` says.
+
+def show(records: Records, only: Mapping[str, Sequence[str] | None], *, as_json: bool) -> int:
+    """Print what was found of plans, and write their pages; return 1 where a run failed.
+
+    `only` has the names of the variants to show by that of their plan, None for all. A page has all
+    in any case.
     """
     from paramgolf.experiments.lab.show import notes, tables
     from paramgolf.experiments.lab.summary import as_json as plain
@@ -192,14 +211,15 @@ def show(records: Records, name: str, only: Sequence[str] | None, *, as_json: bo
     from paramgolf.experiments.show import print_tables
     from paramgolf.report.lab import write_lab_page  # imports matplotlib
 
-    if name not in records.content["plans"]:
-        raise ParamGolfError(f"nothing is known of plan `{name}` yet", fix="run it first")
-    page = records.path.with_name(f"{name}.html")
-    write_lab_page(summarize(records.content, name), page)
-    summary = summarize(records.content, name, only)
+    if unknown := [name for name in only if name not in records.content["plans"]]:
+        raise ParamGolfError(f"nothing is known of plan `{unknown[0]}` yet", fix="run it first")
+    summaries = [summarize(records.content, *one) for one in only.items()]
+    for name, summary in zip(only, summaries, strict=True):
+        page = records.path.with_name(f"{name}.html")
+        write_lab_page(summarize(records.content, name), page)
+        if not as_json:
+            print_tables(tables(summary), notes(summary))
+            print(page)
     if as_json:
-        print(json.dumps(plain(summary), indent=1, sort_keys=True))
-    else:
-        print_tables(tables(summary), notes(summary))
-        print(page)
-    return int(any(variant.failures for variant in summary.variants))
+        print_json([*map(plain, summaries)])
+    return int(any(one.failures for summary in summaries for one in summary.variants))

@@ -416,6 +416,26 @@ def test_a_forecast_counts_the_failures_that_are_run_again(tokens, tmp_path):
     assert (tmp_path / "results.json").read_bytes() == written
 
 
+def test_several_plans_are_one_document_of_json(tokens, tmp_path, capsys):
+    paths = [tmp_path / "tiny.json", tmp_path / "other.json"]
+    for path in paths:
+        content = PLAN | {"name": path.stem, "text": {"tokens": str(tokens)}}
+        path.write_text(json.dumps(content))
+        work(plan_of(tokens, name=path.stem), tmp_path, FakeProcesses())
+    one = ["lab", str(paths[0]), "--results", str(tmp_path / "results.json"), "--json"]
+    two = [*one, "--beside", str(paths[1])]
+    for how in ("--dry-run", "--show"):
+        found = []
+        for words in (one, two):
+            with pytest.raises(SystemExit) as ended:
+                main([*words, how])
+            assert ended.value.code == 0
+            found.append(json.loads(capsys.readouterr().out))
+        alone, both = found
+        assert both[0] == alone
+        assert [content["plan"] for content in both] == ["tiny", "other"]
+
+
 def test_a_forecast_knows_runs_apart_by_tokens_that_are_not_made_yet(tmp_path):
     text = {"files": ["a.jsonl"], "validation_files": ["b.jsonl"]}
     variants = [{"name": "few"}, {"name": "more", "changes": ["tokenizer.vocab_size=400"]}]
