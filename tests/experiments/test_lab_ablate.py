@@ -60,6 +60,19 @@ def test_each_part_is_left_out_with_all_others_in_place(folder):
         assert name == "mine" or [*other] == [name.removeprefix("without ")]
 
 
+def test_what_the_plan_sets_is_no_part(folder):
+    curriculum = [{"at": 0.5, "sequence_length": 128, "batch_tokens": 512}]
+    train = {"reserve_seconds": 9.0, "batch_tokens": 1024, "min_lr": 0.1, "seed": 3}
+    write(folder, "mine", train=train | {"matrix_lr": 0.5, "curriculum": curriculum})
+    found = ablation(plan(common=[*SMALL, "train.min_lr=0.2"]), "mine")
+    # the curriculum is the recipe's, which the plan only scales
+    names = [variant.name for variant in found.plan.variants]
+    assert {*names} == {"mine", "without train.matrix_lr", "without train.curriculum"}
+    write(folder, "set", train={"min_lr": 0.1})
+    with pytest.raises(ParamGolfError, match="recipe `set` has no part"):
+        ablation(plan(common=["train.min_lr=0.2"]), "set")
+
+
 def test_parameters_that_only_work_together_are_one_part(folder):
     write(
         folder,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lab.plan import STAGES, Goal, Plan, Variant, contents
+from paramgolf.experiments.lab.plan import STAGES, Goal, Plan, Variant, assignments, contents
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES, as_text, compose, flatten
 
@@ -53,26 +53,37 @@ class Ablation:
 def ablation(plan: Plan, recipe: str, folder: Path = RECIPES) -> Ablation:
     """Return a plan as the given one, whose variants are the recipe, whole and without each part.
 
-    A part that no recipe can be without alone takes those with it that the fault names; where that
-    does not help, it is impossible.
+    What the plan sets, whichever the recipe, is no part of it. A part that no recipe can be without
+    alone takes those with it that the fault names; where that does not help, it is impossible.
     """
     base = parent_of(recipe, folder)
     back = flatten(compose(base, folder))
     own = flatten(compose(recipe, folder))
     changed = [k for k in own if own[k] != back.get(k) and k in back and not k.startswith(APART)]
-    if not changed:
+    fixed = _fixed(plan, (recipe, base), folder)
+    found = [part for part in parts(changed) if not fixed.issuperset(part)]
+    if not found:
         raise ParamGolfError(f"recipe `{recipe}` has no part", where=folder, found=f"from: {base}")
     whole = Variant(name=recipe, reason="whole")
     made = dataclasses.replace(plan, name=f"ablate-{recipe}", recipe=recipe, variants=(whole,))
     variants, impossible = [whole], {}
-    for part in parts(changed):
-        found = _without(made, part, changed, back, folder)
-        if isinstance(found, Variant):
-            if found not in variants:
-                variants.append(found)
+    for part in found:
+        variant = _without(made, part, changed, back, folder)
+        if isinstance(variant, Variant):
+            if variant not in variants:
+                variants.append(variant)
         else:
-            impossible[", ".join(part)] = found
+            impossible[", ".join(part)] = variant
     return Ablation(dataclasses.replace(made, variants=tuple(variants)), impossible)
+
+
+def _fixed(plan: Plan, recipes: Sequence[str], folder: Path) -> set[str]:
+    """Return the parameters that a plan sets to the same in these recipes.
+
+    Others it makes of what the recipe has: a curriculum, scaled to the plan's steps, is a part.
+    """
+    first, *others = (dict(assignments(plan, recipe, folder=folder)) for recipe in recipes)
+    return {key for key, value in first.items() if all(o.get(key) == value for o in others)}
 
 
 def parent_of(recipe: str, folder: Path = RECIPES) -> str:

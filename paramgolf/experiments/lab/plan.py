@@ -175,7 +175,13 @@ def contents(
 
 def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path) -> dict[str, Any]:
     recipe = variant.recipe or plan.recipe
-    texts = [*plan.common, *variant.changes, *changes]
+    return build(recipe, assignments(plan, recipe, [*variant.changes, *changes], folder), folder)
+
+
+def assignments(
+    plan: Plan, recipe: str, changes: Sequence[str] = (), folder: Path = RECIPES
+) -> list[Assignment]:
+    """Return what a plan sets in a recipe, in its order; `changes` come after those of all."""
     budget = budget_of(
         compose(recipe, folder),
         seconds=plan.seconds,
@@ -184,8 +190,8 @@ def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path)
         gpus=plan.gpus,
     )
     own = [("train.seed", plan.seeds[0]), ("runtime.processes", plan.gpus)]
-    wanted = [*budget, *_text_of(plan.text), *map(read_assignment, texts), *own]
-    return build(recipe, wanted, folder)
+    changed = map(read_assignment, [*plan.common, *changes])
+    return [*budget, *_text_of(plan.text), *changed, *own]
 
 
 def budget_of(
