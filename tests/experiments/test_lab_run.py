@@ -378,6 +378,15 @@ def test_one_laboratory_works_in_a_folder_and_on_a_file_of_results(
     assert f"name another with {option}" in str(caught.value)
 
 
+def test_what_another_laboratory_wrote_before_the_lock_was_free_is_kept(tokens, tmp_path):
+    session = session_of(plan_of(tokens), tmp_path, FakeProcesses())
+    work(plan_of(tokens, name="other", tokens=4096), tmp_path, FakeProcesses())
+    session.work(command="", retry=False, mirror=None, deadline=None)
+    content = Records(tmp_path / "results.json").content
+    assert {*content["plans"]} == {"tiny", "other"}
+    assert len(content["stages"]) == 8
+
+
 def test_slots_have_as_many_gpus_as_a_run_takes():
     assert slots_of(["4", "5", "7"], 1) == ["4", "5", "7"]
     assert slots_of(["4", "5", "7"], 2) == ["4,5"]

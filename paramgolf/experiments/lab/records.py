@@ -117,7 +117,15 @@ class Records:
 
     def take(self, path: Path) -> None:
         """Take what another file of results holds; where both have a figure, this one's stays."""
-        other = _read(path)
+        self._fill(_read(path))
+
+    def renew(self) -> None:
+        """Read the file again, which another laboratory may have written; what was taken stays."""
+        if self.path.is_file():
+            taken, self.content = self.content, _read(self.path)
+            self._fill(taken)
+
+    def _fill(self, other: Mapping[str, Any]) -> None:
         for part in PARTS:
             self.content[part] = other[part] | self.content[part]
         for key in self.content["stages"]:

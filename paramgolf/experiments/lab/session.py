@@ -122,6 +122,7 @@ class Session:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         copying = contextlib.nullcontext() if mirror is None else mirror.working()
         with only_one(bench.folder, bench.records.path), copying:
+            bench.records.renew()
             wanted = [(one._tokens, one.contents[n]) for one in sessions for n in one._chosen]
             made = iter(take_tokens(wanted, bench.processes))
             runs = []
