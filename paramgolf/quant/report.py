@@ -75,7 +75,10 @@ def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def stored_bits(tensors: dict[str, Tensor], reports: list[dict[str, Any]]) -> dict[str, int]:
-    """Return the width of each parameter's integers, the largest of its layers and groups."""
+    """Return the width of each parameter's integers, the largest of its layers and groups.
+
+    Of parameters without a report, which are rounded by their rows' largest, it is MOST_BITS.
+    """
     bits: dict[str, int] = {}
     for report in reports:
         name = report["name"]

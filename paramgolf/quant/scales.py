@@ -51,7 +51,11 @@ def choose_precisions(
 
 def searches(config: QuantizeConfig) -> list[tuple[float, ...]]:
     """Return the sets of percentiles among which rows may choose; the best set's result is kept."""
-    return [(p,) for p in PERCENTILES] if config.percentile_by == "matrix" else [PERCENTILES]
+    by_matrix = config.percentile_by == "matrix" and "percentile" in (
+        config.grid,
+        config.embedding_grid,
+    )
+    return [(p,) for p in PERCENTILES] if by_matrix else [PERCENTILES]
 
 
 def rounded(name: str, weight_NRC: Tensor, bits: int, config: QuantizeConfig) -> Rows:
