@@ -144,7 +144,8 @@ def main() -> None:
         recipe, tokens = options.recipes[0], options.tokens
         print(json.dumps(whole_steps(recipe, options.child, tokens)))
         return
-    command = f"python benchmarks/fp8.py --recipes {' '.join(options.recipes)}"
+    words = f"--recipes {' '.join(options.recipes)} --tokens {options.tokens}"
+    command = f"python benchmarks/fp8.py {words}"
     if options.layer:
         write_results("train_speed", [*products()], command)
     for recipe in options.recipes:
