@@ -31,7 +31,7 @@ def make_quantized(model, *, seed=0, bits=6):
             tensors[f"{name}.scales"] = scales.half()
         else:
             tensors[name] = torch.randn(shape, generator=generator).half()
-    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": LENGTH}
+    config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": LENGTH, "seed": seed}
     config["model"] = json.loads(json.dumps(dataclasses.asdict(model)))
     config["quantize"] = {"bits": dict.fromkeys(QUANTIZED, bits)}
     return tensors, config

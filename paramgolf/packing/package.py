@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,15 @@ from torch import Tensor
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import read_container
-from paramgolf.files import read_json, write_bytes, write_json
+from paramgolf.files import write_bytes, write_json
 from paramgolf.metrics import file_hashes
 from paramgolf.packing.artifact import Packer
 from paramgolf.packing.code import frozen_params
 from paramgolf.packing.prune import prune
 from paramgolf.progress import say
-from paramgolf.quant.trained import load_tensors
+from paramgolf.quant.trained import SCHEMA as DESCRIBED
+from paramgolf.quant.trained import Described, load_tensors
+from paramgolf.schema import Positive, read_record
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
 
@@ -32,6 +34,20 @@ NAMED = 5  # how many of the largest parts the log names when the artifact does 
 FIX = "make it with `dvc repro quantize`"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """How quantize stored the parameters."""
+
+    bits: dict[str, Positive]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantized(Described):
+    """config.json of a quantized model."""
+
+    quantize: Stored
+
+
 def package(
     config: PackageConfig, training: TrainConfig, sliding: SlidingConfig, adapt: TttConfig
 ) -> None:
@@ -41,7 +57,8 @@ def package(
     """
     start = time.perf_counter()
     tensors = load_tensors(QUANTIZE_PATH / "model.safetensors", fix=FIX)
-    described = read_json(QUANTIZE_PATH / "config.json", fix=FIX)
+    config_path = QUANTIZE_PATH / "config.json"
+    described = asdict(read_record(Quantized, config_path, version=DESCRIBED, fix=FIX))
     params = frozen_params(described["model"], training, sliding, adapt)
     packer = Packer(described, params, config)
     artifact, pruning = packer.pack(tensors), None

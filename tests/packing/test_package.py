@@ -116,6 +116,22 @@ def test_a_missing_input_says_what_to_do(tmp_path, sample, monkeypatch):
         package(make_options(), *sections(sample))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 0}, "another version"),
+        ({"model": 3}, "`model` must be a mapping"),
+        ({"quantize": None}, "`quantize` must be a mapping"),
+        ({"quantize": {"bits": {"q": "six"}}}, "`quantize.bits.q` must be a whole number"),
+    ],
+)
+def test_a_damaged_description_is_one_message(project, sample, change, message):
+    path = project / "artifacts/quantize/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(ParamGolfError, match=f"(?s){message}.*config.json.*dvc repro quantize"):
+        package(make_options(), *sections(sample))
+
+
 @settings(max_examples=100, deadline=None)
 @given(total=st.integers(0, 10**8), sizes=st.lists(st.integers(0, 10**7), min_size=1, max_size=30))
 def test_shares_add_up_and_are_fair(total, sizes):
