@@ -56,7 +56,8 @@ def package(
     An artifact above the limit is written all the same, with `fits` false: verify is the gate.
     """
     start = time.perf_counter()
-    tensors = load_tensors(QUANTIZE_PATH / "model.safetensors", fix=FIX)
+    path = QUANTIZE_PATH / "model.safetensors"
+    tensors = load_tensors(path, fix=FIX, types=(torch.int8, torch.float16))
     config_path = QUANTIZE_PATH / "config.json"
     described = asdict(read_record(Quantized, config_path, version=DESCRIBED, fix=FIX))
     params = frozen_params(described["model"], training, sliding, adapt)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,17 +72,10 @@ class Trained:
 def load_trained(folder: str | Path = TRAIN_PATH) -> Trained:
     """Read config.json and model.safetensors; the tensors must be those of the configuration."""
     config = read_record(Described, Path(folder) / "config.json", version=SCHEMA, fix=FIX)
-    state = load_tensors(Path(folder) / "model.safetensors", fix=FIX)
+    path = Path(folder) / "model.safetensors"
+    state = load_tensors(path, fix=FIX, types=(torch.float32,))
     expected = shapes(config.model, config.vocab_size)
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if others := sorted({str(t.dtype) for t in state.values()} - {str(torch.float32)}):
-        raise ParamGolfError(
-            "the weights have another type",
-            where=folder,
-            expected=str(torch.float32),
-            found=", ".join(others),
-            fix=FIX,
-        )
     if found != expected:
         raise ParamGolfError(
             "the weights do not fit their configuration",
@@ -100,14 +94,29 @@ def stacked(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 3 else tensor.unsqueeze(0)
 
 
-def load_tensors(path: str | Path, *, fix: str) -> dict[str, Tensor]:
-    """Read a safetensors file; a missing or damaged one is a ParamGolfError that suggests `fix`."""
+def load_tensors(
+    path: str | Path, *, fix: str, types: Sequence[torch.dtype] | None = None
+) -> dict[str, Tensor]:
+    """Read a safetensors file, whose tensors are of `types`; None: of any.
+
+    A missing or damaged one is a ParamGolfError that suggests `fix`.
+    """
     try:
-        return safetensors.torch.load_file(path)
+        tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
     except FileNotFoundError:
         raise ParamGolfError(f"there is no file {path}", fix=fix) from None
     except safetensors.SafetensorError as error:
         raise ParamGolfError("not a safetensors file", where=path, found=error, fix=fix) from None
+    for name, tensor in tensors.items():
+        if types is not None and tensor.dtype not in types:
+            raise ParamGolfError(
+                "a tensor of another type",
+                where=f"{path}, {name}",
+                expected=" or ".join(map(str, types)),
+                found=tensor.dtype,
+                fix=fix,
+            )
+    return tensors
 
 
 def _differences(ours: dict[str, Shape], theirs: dict[str, Shape]) -> str:

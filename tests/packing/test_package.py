@@ -132,6 +132,17 @@ def test_a_damaged_description_is_one_message(project, sample, change, message):
         package(make_options(), *sections(sample))
 
 
+def test_a_tensor_that_model_bin_does_not_store_is_one_message(
+    tmp_path, tiny_model, sample, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    tensors, config = make_quantized(tiny_model())
+    tensors["q.scales"] = tensors["q.scales"].float()
+    write_quantized(tmp_path, tensors, config)
+    with pytest.raises(ParamGolfError, match=r"(?s)another type.*q\.scales\n.*float32"):
+        package(make_options(), *sections(sample))
+
+
 @settings(max_examples=100, deadline=None)
 @given(total=st.integers(0, 10**8), sizes=st.lists(st.integers(0, 10**7), min_size=1, max_size=30))
 def test_shares_add_up_and_are_fair(total, sizes):

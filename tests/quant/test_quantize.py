@@ -244,7 +244,7 @@ def test_what_calibrate_would_not_write_is_refused_before_the_solve(
 def test_weights_of_another_type_are_refused(trained, hessians, tmp_path):
     trained.state["q_gain"] = trained.state["q_gain"].bfloat16()
     write_inputs(tmp_path, trained, hessians)
-    with pytest.raises(ParamGolfError, match=r"(?s)another type.*found: torch\.bfloat16"):
+    with pytest.raises(ParamGolfError, match=r"(?s)another type.*q_gain\n.*found: torch\.bfloat16"):
         load_trained(tmp_path / "artifacts/train")
 
 
