@@ -14,7 +14,7 @@ import json
 import math
 from pathlib import Path
 
-FEWEST_TARGETS = 2
+FEWEST_TARGETS = 2  # one is changed, and another must not move
 EXAMPLE = """example:
   paramgolf audit-score my_scorer.py
   paramgolf audit-score my_scorer.py --data data/tokens --tokens 4096 --targets 16 --json"""
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.scoring.text import load_text
 
     within = 0 <= options.tolerance < math.inf and options.seed >= 0
-    if options.targets < 1 or options.tokens < 2 or not within:
+    if options.targets < 1 or options.tokens < FEWEST_TARGETS or not within:
         expected = "--targets of at least 1, --tokens of at least 2, --tolerance and --seed from 0"
         raise ParamGolfError("nothing to judge by", expected=expected)
     script = load_script(options.script)
@@ -49,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
     text = load_text(options.data, vocab_size, options.tokens)
     if len(text) < FEWEST_TARGETS:
         found = f"{len(text)} in {options.data}"
-        raise ParamGolfError("too little text to change", expected="2 targets", found=found)
+        raise ParamGolfError(
+            "too little text to change", expected=f"{FEWEST_TARGETS} targets", found=found
+        )
     settings = AuditSettings(options.targets, options.tolerance, options.seed, options.isolated)
     findings = audit_scores(script, text, vocab_size, settings, show=not options.json)
     broken = [finding.rule for finding in findings if finding.passed is False]
