@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,6 +59,13 @@ class Runtime:
         shared = torch.tensor(value, dtype=torch.float64)  # by gloo: the GPU need not be waited for
         dist.broadcast(shared, src=0)
         return float(shared)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the `value` of every process, which waits for all."""
+        found = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(found, value)  # by gloo: it lies in the host's memory
+        return found
 
     def barrier(self) -> None:
         """Wait for all processes."""

@@ -55,14 +55,15 @@ class Probe:
 
     def over(self, runtime: Runtime) -> dict[str, Any]:
         """Return what the probes of all processes have found; all call it."""
-        mine = torch.zeros(runtime.world, len(self.found), dtype=torch.float64)
-        mine[runtime.rank] = torch.tensor(list(map(float, self.found.values())))
-        of_each = runtime.sum(mine.to(runtime.device)).cpu()
-        found = dict(zip(self.found, of_each.max(0).values.tolist(), strict=True))
-        passes, positions, *_, errors = of_each.T
-        mean = float((errors * positions).sum() / max(1.0, float(positions.sum())))
-        counts = {"passes": int(passes.sum()), "positions": int(positions.sum())}
-        return {**found, **counts, "score_error": mean}
+        of_each = runtime.gather(self.found)
+        positions = sum(one["positions"] for one in of_each)
+        errors = sum(one["score_error"] * one["positions"] for one in of_each)
+        return {
+            **{key: max(one[key] for one in of_each) for key in ("causal_error", "sum_error")},
+            "passes": sum(one["passes"] for one in of_each),
+            "positions": positions,
+            "score_error": errors / max(1, positions),
+        }
 
     def __call__(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
         """Probe the batch if it is its turn; what is returned must see its scores."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,14 @@ class StageSession(Session):
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the session tells of itself: seconds, and what the probe found."""
+        """What the session tells of itself: seconds, and what the probe found.
+
+        Of several processes, a part's seconds are those of the one that took longest over it.
+        """
+        parts: Counter[str] = Counter()
+        for one in self.runtime.gather(dict(self.timing.seconds)):
+            parts |= Counter(one)  # the larger of two
+        self.timing.seconds.update(parts)
         return {**super().metrics, "probe": self._probe.over(self.runtime)}
 
     def finish(self, evaluation: ScoredText) -> None:

@@ -131,21 +131,14 @@ def test_probes_are_as_many_however_seldom_processes_meet(items, every):
 
 
 def test_what_all_processes_found_is_one_finding():
+    own, keys = Probe(), Probe().found.keys()
+    own.found = dict(zip(keys, (1, 10, 0.75, 0.125, 1.0), strict=True))
+    other = dict(zip(keys, (3, 20, 0.5, 0.25, 4.0), strict=True))
+
     class OneOfTwo:
-        rank, world, device = 0, 2, torch.device("cpu")
+        def gather(self, found):
+            return [found, other]
 
-        def sum(self, tensor):
-            tensor[1] = torch.tensor([3.0, 20.0, 0.5, 0.25, 4.0])
-            return tensor
-
-    own = Probe()
-    own.found = {
-        "passes": 1,
-        "positions": 10,
-        "causal_error": 0.75,
-        "sum_error": 0.125,
-        "score_error": 1.0,
-    }
     assert own.over(OneOfTwo()) == {
         "passes": 4,
         "positions": 30,

@@ -17,8 +17,14 @@ from resume_case import CASES, evaluate
 from scoring_case import make_text
 
 from paramgolf.bits_per_byte import bits_per_byte
+from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.stage import SavedEvaluation, document_table, write_documents
+from paramgolf.scoring.stage import (
+    SavedEvaluation,
+    StageSession,
+    document_table,
+    write_documents,
+)
 from paramgolf.scoring.text import Text
 
 
@@ -89,6 +95,19 @@ def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
     assert "resumed after" in said
     assert (nats == whole).all()
     assert metrics["ledger"] == expected["ledger"]
+
+
+def test_parts_take_as_long_as_the_slowest_process(folder, monkeypatch):
+    """The main process may wait for another that compiles for longer: that is no lost time."""
+    config = check(compose("sample"), where="sample").eval_sliding
+    alone = Runtime(0, 1, torch.device("cpu"))
+    session = StageSession("eval_sliding", config, alone, tokens=folder)
+    session.timing.seconds.update(compile=1.0, score=5.0)
+    other = {"compile": 20.0, "score": 4.0, "adapt": 2.0}
+    monkeypatch.setattr(Runtime, "gather", lambda _, value: [value, other])
+    monkeypatch.setattr(session._probe, "over", lambda _: {})
+    found = session.metrics
+    assert [found[f"seconds_{part}"] for part in other] == [20.0, 5.0, 2.0]
 
 
 def test_another_evaluation_starts_afresh(folder):
