@@ -104,7 +104,9 @@ def test_squares_of_bfloat16_are_added_up_in_float32():
     generator = torch.Generator("cuda").manual_seed(0)
     rows = torch.randn(100_000, 96, generator=generator, device="cuda").bfloat16()
     exact = rows.double().T @ rows.double()
-    assert (squares(rows) - exact).norm() < 1e-5 * exact.norm()
+    # where tensor cores add they cut digits off, which is 1.4e-5 of these sums on an H200; bfloat16
+    # would lose a hundred times as much
+    assert (squares(rows) - exact).norm() < 4e-5 * exact.norm()
 
 
 def test_layer_0_without_attention_leaves_zeros(tiny_model):
