@@ -47,7 +47,8 @@ def time_split(
 def _kernels(work: Callable[[], object]) -> Iterable[tuple[str, float]]:
     """Yield name and milliseconds of each kernel of `work`."""
     torch.cuda.synchronize()
-    with profile(activities=[ProfilerActivity.CUDA]) as record:
+    # one cycle; events kept over cycles are what keeps PyTorch 2.11 from warning of their loss
+    with profile(activities=[ProfilerActivity.CUDA], acc_events=True) as record:
         work()
         torch.cuda.synchronize()
     for event in record.key_averages():
