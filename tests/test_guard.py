@@ -64,10 +64,10 @@ def test_each_limit_that_will_be_broken_is_named(section, changes, gpus, message
     assert objection.startswith(message)
 
 
-def test_less_than_one_pass_of_tokens_is_named_and_an_unknown_gpu_not_judged():
+def test_tokens_that_are_read_more_than_once_are_named_and_an_unknown_gpu_not_judged():
     params = recipe("pr1493")
     (objection,) = found(params, [H100] * 8, train=1_000_000_000)
-    assert "less than one pass" in objection
+    assert objection.endswith("data/tokens holds 1,000,000,000: each is read 4.5 times")
     assert found(params, ["NVIDIA L4"] * 8, train=1_000_000_000) == []
 
 
@@ -123,7 +123,7 @@ def test_training_on_two_gpus_is_refused_unless_a_key_or_one_gpu_says_otherwise(
     assert check_train(project) == 2
     message = capsys.readouterr().err
     assert f"2 x {H100}" in message
-    assert "data/tokens holds 100: less than one pass" in message
+    assert "data/tokens holds 100: each is read" in message
     assert "verify.guard_training" in message
     assert check_train(project, guard_training=False) == 0
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")

@@ -30,8 +30,9 @@ def objections(params: Params, tokens: TokensManifest, gpus: Sequence[str]) -> I
         wanted, there = memory["total"] / GIB, memory["capacity"] / GIB
         yield f"a GPU's memory: {wanted:.0f} GiB are needed, {there:.0f} are there"
     if run["tokens"] > tokens.train.tokens:
+        passes = run["tokens"] / tokens.train.tokens
         there = f"data/tokens holds {tokens.train.tokens:,}"
-        yield f"training reads {run['tokens']:,} tokens, {there}: less than one pass"
+        yield f"training reads {run['tokens']:,} tokens, {there}: each is read {passes:,.1f} times"
     limit = params.verify.eval_seconds
     for name, rate in found["evaluations"].items():
         scored = getattr(params, name).max_tokens or tokens.val.tokens
