@@ -172,7 +172,7 @@ def main() -> None:
     if repro.code:
         raise SystemExit(f"dvc repro ended with {repro.code}")
     if options.kill:
-        resumed = any("resumed at step" in line for line in repro.lines)
+        resumed = sum("resumed at step" in line for line in repro.lines)
         rows.append(Row(f"{them}, one killed: runs that went on", resumed, "", None, 1.0, "higher"))
     seconds = repro.seconds()
     for name, value in seconds.items():
