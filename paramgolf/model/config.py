@@ -34,6 +34,7 @@ OFF: dict[str, Any] = {
     "untied_repeats": False,
     "virtual_scalars": False,
     "first_attention": True,
+    "repeat_attention": True,
     "smear": "none",
     "smear_gate_init": 0.0,
     "bos_mask": True,
@@ -91,6 +92,7 @@ class ModelConfig:
     untied_repeats: bool
     virtual_scalars: bool
     first_attention: bool
+    repeat_attention: bool
     smear: Literal["none", "channel", "token"]
     smear_gate_init: float
     bos_mask: bool
@@ -179,6 +181,13 @@ class ModelConfig:
         parted = [[layer >= start for layer in order] for order in self.orders]
         if self.parallel != "single" and any(lanes != sorted(lanes) for lanes in parted):
             yield "recurrence", f"returns to layers before {start}, but lanes once parted stay so"
+        again = {layer for order in self.orders for layer in order if order.count(layer) > 1}
+        if (
+            not self.repeat_attention
+            and self.parallel != "single"
+            and max(again, default=-1) >= start
+        ):
+            yield "repeat_attention", f"must be true where layers from {start} on run again"
 
     def _order_faults(self) -> Iterator[Fault]:
         for i, phase in enumerate(self.recurrence):
