@@ -199,9 +199,10 @@ def _record_flags(
         yield f"score: ours {score}, the record's is {evaluation} ({EVALUATIONS[evaluation]})"
     if scores.n == 0:
         yield "the record's single scores are not known: its mean is taken as exact"
-    devices, worlds = group.distinct("train.device"), group.distinct("train.world_size")
-    if any(CONTEST_GPU not in str(device) for device in devices) or worlds != [count]:
-        ours = ", ".join(f"{w} x {d}" for w, d in zip(worlds, devices, strict=False))
+    metrics = (run.metrics for run in group.runs)
+    machines = {(one.get("train.world_size"), one.get("train.device")): None for one in metrics}
+    if any(gpus != count or CONTEST_GPU not in str(device) for gpus, device in machines):
+        ours = ", ".join(f"{gpus} x {device}" for gpus, device in machines)
         yield f"machine: ours {ours}, the record's {count} x {CONTEST_GPU}"
     scored = group.values("eval_sliding.bytes_scored")  # none of a run that was only trained
     if others := [value for value in scored if not _near(value)]:

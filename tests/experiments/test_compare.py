@@ -213,6 +213,12 @@ def test_a_record_of_another_machine_text_or_without_seeds_is_flagged(project, c
         assert part in flags
 
 
+def test_all_machines_of_a_group_are_named(project, compared):
+    project.add("small", {"train.seed": 2}, {"train.device": "cpu"})
+    (group,) = compared("base-1", "small", "--against", "pr1493")["groups"]
+    assert any("machine: ours 8 x NVIDIA H100, 8 x cpu," in flag for flag in group["flags"])
+
+
 def test_a_run_that_was_only_trained_is_held_against_a_record(project, compared):
     words = ("--score", "train.val_bpb", "--against", "pr1493")
     project.add("partial", {}, {"eval_sliding.bytes_scored": None})
