@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -465,3 +466,17 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     assert len(caught) == 1
     with pytest.raises(StoppedError):
         processes.run("train", place, stages.environment_of(tmp_path, None))
+
+
+def test_a_stage_that_ends_just_after_the_deadline_is_no_error(monkeypatch):
+    processes, wait = Processes(), subprocess.Popen.wait
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    processes._running.add(process)
+
+    def wait_too_long(process, timeout):
+        wait(process)
+        raise subprocess.TimeoutExpired("sleep", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_too_long)
+    processes.stop()
+    assert process.returncode == -signal.SIGTERM

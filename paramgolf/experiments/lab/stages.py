@@ -6,6 +6,7 @@ stage that was cut off goes on where it stopped when it is run again in its fold
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -178,7 +179,8 @@ class Processes:
             try:
                 process.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it has ended since
+                    os.killpg(process.pid, signal.SIGKILL)
 
 
 def environment_of(folder: Path, devices: str | None) -> dict[str, str]:
