@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
@@ -25,11 +24,7 @@ TOGETHER = (
     ("train.sequence_length", "train.curriculum"),
     ("quantize.trellis", "package.codec", "quantize.fit_codec"),
     ("quantize.balance", "calibrate.sensitivity_sequences"),
-    (
-        "quantize.matrix_bits",
-        "quantize.attention_clip",
-        "quantize.mlp_clip",
-    ),
+    ("quantize.matrix_bits", "quantize.attention_clip", "quantize.mlp_clip"),
     ("quantize.embedding_bits", "quantize.embedding_clip"),
 )
 # section: the first goal at which its parameters show; others show in training
@@ -50,25 +45,25 @@ class Ablation:
     impossible: Mapping[str, str]
 
 
-def ablation(plan: Plan, recipe: str, folder: Path = RECIPES) -> Ablation:
+def ablation(plan: Plan, recipe: str) -> Ablation:
     """Return a plan as the given one, whose variants are the recipe, whole and without each part.
 
     What the plan sets, whichever the recipe, is no part of it. A part that no recipe can be without
     alone takes those with it that the fault names; where that does not help, it is impossible.
     """
-    base = parent_of(recipe, folder)
-    back = flatten(compose(base, folder))
-    own = flatten(compose(recipe, folder))
+    base = parent_of(recipe)
+    back = flatten(compose(base))
+    own = flatten(compose(recipe))
     changed = [k for k in own if own[k] != back.get(k) and k in back and not k.startswith(APART)]
-    fixed = _fixed(plan, (recipe, base), folder)
+    fixed = _fixed(plan, (recipe, base))
     found = [part for part in parts(changed) if not fixed.issuperset(part)]
     if not found:
-        raise ParamGolfError(f"recipe `{recipe}` has no part", where=folder, found=f"from: {base}")
+        raise ParamGolfError(f"recipe `{recipe}` has no part", where=RECIPES, found=f"from: {base}")
     whole = Variant(name=recipe, reason="whole")
     made = dataclasses.replace(plan, name=f"ablate-{recipe}", recipe=recipe, variants=(whole,))
     variants, impossible = [whole], {}
     for part in found:
-        variant = _without(made, part, changed, back, folder)
+        variant = _without(made, part, changed, back)
         if isinstance(variant, Variant):
             if variant not in variants:
                 variants.append(variant)
@@ -77,42 +72,34 @@ def ablation(plan: Plan, recipe: str, folder: Path = RECIPES) -> Ablation:
     return Ablation(dataclasses.replace(made, variants=tuple(variants)), impossible)
 
 
-def _fixed(plan: Plan, recipes: Sequence[str], folder: Path) -> set[str]:
+def _fixed(plan: Plan, recipes: Sequence[str]) -> set[str]:
     """Return the parameters that a plan sets to the same in these recipes.
 
     Others it makes of what the recipe has: a curriculum, scaled to the plan's steps, is a part.
     """
-    first, *others = (dict(assignments(plan, recipe, folder=folder)) for recipe in recipes)
+    first, *others = (dict(assignments(plan, recipe)) for recipe in recipes)
     return {key for key, value in first.items() if all(o.get(key) == value for o in others)}
 
 
-def parent_of(recipe: str, folder: Path = RECIPES) -> str:
+def parent_of(recipe: str) -> str:
     """Return the recipe that one is `from`."""
-    compose(recipe, folder)  # which says what is wrong with the name
-    parent: str | None = read_yaml(folder / f"{recipe}.yaml").get("from")
+    compose(recipe)  # which says what is wrong with the name
+    parent: str | None = read_yaml(RECIPES / f"{recipe}.yaml").get("from")
     if parent is None:
         fix = "name a recipe that is `from` another"
-        raise ParamGolfError(f"recipe `{recipe}` is from no other", where=folder, fix=fix)
+        raise ParamGolfError(f"recipe `{recipe}` is from no other", where=RECIPES, fix=fix)
     return parent
 
 
 def parts(changed: Sequence[str]) -> Iterator[tuple[str, ...]]:
     """Yield the groups of changed parameters, in their order."""
-    left = dict.fromkeys(changed)
-    for key in changed:
-        if key not in left:
-            continue
-        group = next((group for group in TOGETHER if key in group), (key,))
-        yield tuple(one for one in changed if one in group)
-        left = {one: None for one in left if one not in group}
+    groups = (next((group for group in TOGETHER if key in group), (key,)) for key in changed)
+    for group in dict.fromkeys(groups):
+        yield tuple(key for key in changed if key in group)
 
 
 def _without(
-    plan: Plan,
-    part: Sequence[str],
-    changed: Sequence[str],
-    back: Mapping[str, Any],
-    folder: Path,
+    plan: Plan, part: Sequence[str], changed: Sequence[str], back: Mapping[str, Any]
 ) -> Variant | str:
     """Return a variant without a part, or why there is none."""
     keys = [*part]
@@ -126,7 +113,7 @@ def _without(
             goal=goal if _order(goal) > _order(plan.goal) else None,
         )
         try:
-            contents(dataclasses.replace(plan, variants=(variant,)), (), folder)
+            contents(dataclasses.replace(plan, variants=(variant,)))
         except ParamGolfError as error:
             named = re.findall(r"`([\w.]+)`", str(error))
             more = [key for key in changed if key in named and key not in keys]

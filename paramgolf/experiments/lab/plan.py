@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.paired import ASSUMED
 from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, Assignment, build, compose, merge, read_assignment
+from paramgolf.recipes import Assignment, build, compose, merge, read_assignment
 from paramgolf.schema import (
     Fault,
     NaturalFloat,
@@ -155,9 +155,7 @@ def _beside(path: Path, other: object) -> Path:
     return path.with_name(f"{name}.yaml")
 
 
-def contents(
-    plan: Plan, changes: Sequence[str] = (), folder: Path = RECIPES
-) -> dict[str, dict[str, Any]]:
+def contents(plan: Plan, changes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the parameters of each variant by its name, with the first seed.
 
     `changes` come last, as of the command line. One ParamGolfError lists the variants at fault.
@@ -165,7 +163,7 @@ def contents(
     found, faults = {}, []
     for variant in plan.variants:
         try:
-            found[variant.name] = _content(plan, variant, changes, folder)
+            found[variant.name] = _content(plan, variant, changes)
         except ParamGolfError as error:
             faults.append(f"variant `{variant.name}`: {error}")
     if faults:
@@ -173,17 +171,15 @@ def contents(
     return found
 
 
-def _content(plan: Plan, variant: Variant, changes: Sequence[str], folder: Path) -> dict[str, Any]:
+def _content(plan: Plan, variant: Variant, changes: Sequence[str]) -> dict[str, Any]:
     recipe = variant.recipe or plan.recipe
-    return build(recipe, assignments(plan, recipe, [*variant.changes, *changes], folder), folder)
+    return build(recipe, assignments(plan, recipe, [*variant.changes, *changes]))
 
 
-def assignments(
-    plan: Plan, recipe: str, changes: Sequence[str] = (), folder: Path = RECIPES
-) -> list[Assignment]:
+def assignments(plan: Plan, recipe: str, changes: Sequence[str] = ()) -> list[Assignment]:
     """Return what a plan sets in a recipe, in its order; `changes` come after those of all."""
     budget = budget_of(
-        compose(recipe, folder),
+        compose(recipe),
         seconds=plan.seconds,
         tokens=plan.tokens,
         batch_tokens=plan.batch_tokens,
