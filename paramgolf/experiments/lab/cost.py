@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
-from paramgolf.estimate.speed import Machine, dollars, stretches
+from paramgolf.estimate.speed import Machine, Stretch, dollars, stretches
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.stages import WITHOUT_GPU
 from paramgolf.recipes import check
@@ -67,18 +67,18 @@ def training_seconds(content: Mapping[str, Any], gpus: int) -> float:
     budget: float | None = content["train"]["budget_seconds"]
     if budget is not None:
         return budget
-    params = check(content, where="the plan")
-    machine = Machine(device=DEVICES[DEVICE], count=gpus)
-    parts = stretches(params.model, params.train, params.tokenizer.vocab_size, machine)
-    return sum(part.steps * part.step_seconds for part in parts)
+    return sum(part.steps * part.step_seconds for part in _stretches(content, gpus))
 
 
 def training_tokens(content: Mapping[str, Any], gpus: int) -> int:
     """Return the tokens that a training is estimated to read."""
+    return sum(part.steps * part.batch_tokens for part in _stretches(content, gpus))
+
+
+def _stretches(content: Mapping[str, Any], gpus: int) -> Sequence[Stretch]:
     params = check(content, where="the plan")
     machine = Machine(device=DEVICES[DEVICE], count=gpus)
-    parts = stretches(params.model, params.train, params.tokenizer.vocab_size, machine)
-    return sum(part.steps * part.batch_tokens for part in parts)
+    return stretches(params.model, params.train, params.tokenizer.vocab_size, machine)
 
 
 def seconds_by_stage(records: Records) -> dict[str, float]:

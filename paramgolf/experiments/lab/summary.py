@@ -161,11 +161,11 @@ def _result(
         if failure := next((reason for reason in reasons if reason), None):
             failures[where] = f"{failure['stage']}: {failure['reason']}"
     differences = {}
-    for score in SCORES if reference is not None else ():
-        assert reference is not None
-        found_pairs = paired(_scores(figures, score), _scores(reference.figures, score))
-        if found_pairs is not None:
-            differences[score] = found_pairs
+    if reference is not None:
+        for score in SCORES:
+            found_pairs = paired(_scores(figures, score), _scores(reference.figures, score))
+            if found_pairs is not None:
+                differences[score] = found_pairs
     return VariantResult(
         variant["name"],
         variant["reason"],
