@@ -2,16 +2,15 @@
 
 Reads artifacts/package/model.bin, data/tokens and params.yaml of the folder it is started in. The
 text, its windows and what attention sees are those of the last validation of training, so that the
-difference from train's `val_bpb` is what quantising costs. Writes artifacts/metrics/packed.json.
+difference from train's `val_bpb` is what quantizing costs. Writes artifacts/metrics/packed.json.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import write_json
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.metrics import METRICS
 from paramgolf.model.network import Pass
 from paramgolf.params import load_params
 from paramgolf.program import exit_on_fault, start_program
@@ -22,7 +21,6 @@ from paramgolf.scoring.stage import PACKAGE_PATH
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.validate import validate
 
-METRICS = Path("artifacts/metrics/packed.json")
 BATCH_TOKENS = 98_304  # of a forward pass, as in training's validation
 
 
@@ -47,7 +45,7 @@ def main() -> None:
         )
         if runtime.is_main:
             found = {"val_bpb": score.bits_per_byte, "tokens_scored": score.tokens}
-            write_json(METRICS, found)
+            write_json(METRICS / "packed.json", found)
 
 
 if __name__ == "__main__":

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.data.manifests import read_tokens_manifest
+from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import budget_of
 from paramgolf.experiments.lab.stages import Place, Processes, StageError, environment_of
 from paramgolf.recipes import Assignment
 
 FOLDER = Path(".cache/rehearsal")
-TOKENS = Path("data/tokens")
 STAGES = ("train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
 STEPS = 12  # a recipe's phases begin at shares of them
 EVALUATED_TOKENS = 300_000  # of each evaluation
@@ -65,18 +65,18 @@ def rehearse(content: Mapping[str, Any], root: Path = Path()) -> Iterator[Rehear
 
     `content` is a whole file of parameters, shortened. The project's own results are left alone.
     """
-    found = read_tokens_manifest(root / TOKENS)
+    found = read_tokens_manifest(root / TOKENS_PATH)
     if found.vocab_size != content["tokenizer"]["vocab_size"]:
         raise ParamGolfError(
             "the tokens are not those of the recipe",
-            where=root / TOKENS,
+            where=root / TOKENS_PATH,
             expected=f"a vocabulary of {content['tokenizer']['vocab_size']}",
             found=found.vocab_size,
             fix="paramgolf use RECIPE && dvc repro audit",
         )
     shutil.rmtree(root / FOLDER, ignore_errors=True)  # nothing of another rehearsal is resumed
     place, processes = Place(root / FOLDER), Processes()
-    place.prepare(content, root / TOKENS, {})
+    place.prepare(content, root / TOKENS_PATH, {})
     try:
         for stage in STAGES:
             yield _run(stage, place, processes)
