@@ -74,20 +74,19 @@ def measure(params: Params) -> dict[str, Any]:
 
 def phase_figures(benchmark: Any, phase: int, params: Params, device: str) -> dict[str, Any]:
     """Return speed and time split of a step of the recipe's batch."""
-    from paramgolf.model.flops import TRAINING_FACTOR, forward_flops, peak_flops
+    from paramgolf.model.flops import peak_flops, training_flops
 
     sizes = params.train.batch_sizes[phase]
     tokens = sizes.batch_tokens
     seconds = benchmark.step_seconds(phase, tokens)
     order = params.model.orders[phase]
-    flops = TRAINING_FACTOR * forward_flops(
-        params.model, params.tokenizer.vocab_size, order, sizes.sequence_length
-    )
+    length, vocab_size = sizes.sequence_length, params.tokenizer.vocab_size
+    flops = training_flops(params.model, vocab_size, order, length)
     peak = peak_flops(device)
     return {
         "order": list(order),
         "batch_tokens": tokens,
-        "sequence_length": sizes.sequence_length,
+        "sequence_length": length,
         "step_ms": 1000 * seconds,
         "tokens_per_second": tokens / seconds,
         "mfu": flops * tokens / seconds / peak if peak else None,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from paramgolf.estimate.devices import Device
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
-from paramgolf.training.config import BatchSizes, TrainConfig
+from paramgolf.model.flops import training_flops
+from paramgolf.training.config import TrainConfig
 from paramgolf.training.schedule import point
 
 FP8_SHARE = 0.93  # of a step's time with train.precision fp8_mlp: pr1493 and best on an H100
@@ -44,11 +44,6 @@ def dollars(gpu_seconds: float, price: float) -> float:
     return gpu_seconds / 3600 * price
 
 
-def training_flops(model: ModelConfig, vocab_size: int, phase: int, length: int) -> float:
-    """Return the operations of a token's forward and backward pass in a phase of recurrence."""
-    return TRAINING_FACTOR * forward_flops(model, vocab_size, model.orders[phase], length)
-
-
 def stretches(
     model: ModelConfig, train: TrainConfig, vocab_size: int, machine: Machine
 ) -> list[Stretch]:
@@ -60,17 +55,14 @@ def stretches(
     while (at := point(train, step, seconds)).fraction < 1:
         phase = model.phase_at(at.fraction, step)
         sizes = train.sizes_at(at.fraction)
-        flops = training_flops(model, vocab_size, phase, sizes.sequence_length)
+        flops = training_flops(model, vocab_size, model.orders[phase], sizes.sequence_length)
         step_seconds = machine.step_seconds(share * flops * sizes.batch_tokens)
         ends = [math.ceil(end) for end in _ends(model, train, step, seconds, step_seconds)]
         steps = max(1, min(end for end in ends if end > 0))
-        done.append(_stretch(phase, sizes, steps, step_seconds))
+        length, tokens = sizes.sequence_length, sizes.batch_tokens
+        done.append(Stretch(phase, length, tokens, steps, step_seconds))
         step, seconds = step + steps, seconds + steps * step_seconds
     return done
-
-
-def _stretch(phase: int, sizes: BatchSizes, steps: int, step_seconds: float) -> Stretch:
-    return Stretch(phase, sizes.sequence_length, sizes.batch_tokens, steps, step_seconds)
 
 
 def _ends(

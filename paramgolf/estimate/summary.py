@@ -10,8 +10,8 @@ from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.evaluation import scored_per_second
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.size import ExpectedPart, ModelBytes, trained_deviations
-from paramgolf.estimate.speed import Machine, stretches, training_flops
-from paramgolf.model.flops import TRAINING_FACTOR
+from paramgolf.estimate.speed import Machine, stretches
+from paramgolf.model.flops import TRAINING_FACTOR, training_flops
 from paramgolf.model.shapes import shapes
 from paramgolf.recipes import Params
 
@@ -55,7 +55,7 @@ def _flops(params: Params) -> list[dict[str, Any]]:
     length = params.train.sequence_length
     phases = []
     for phase, order in enumerate(params.model.orders):
-        flops = training_flops(params.model, params.tokenizer.vocab_size, phase, length)
+        flops = training_flops(params.model, params.tokenizer.vocab_size, order, length)
         at = params.model.recurrence[phase - 1].at if phase else 0
         whole = {"forward": flops / TRAINING_FACTOR, "training": flops}
         phases.append({"at": at, "passes": len(order), **whole})

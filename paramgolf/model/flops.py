@@ -22,6 +22,11 @@ def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: in
     return 2.0 * products + 4.0 * config.width * sum(seen(config, i, length) for i in attended)
 
 
+def training_flops(config: ModelConfig, vocab_size: int, order: Order, length: int) -> float:
+    """Return the operations of one token's forward and backward pass."""
+    return TRAINING_FACTOR * forward_flops(config, vocab_size, order, length)
+
+
 def seen(config: ModelConfig, layer: int, length: int) -> float:
     """Return the mean number of positions that a layer's attention sees in rows of `length`."""
     window = min(config.window, length) if layer in config.window_layers else length

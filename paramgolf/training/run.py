@@ -16,7 +16,7 @@ from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_json
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.flops import TRAINING_FACTOR, forward_flops
+from paramgolf.model.flops import training_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.progress import Meter, say
 from paramgolf.runtime import Runtime, synchronize
@@ -196,7 +196,7 @@ class TrainingRun:
     def _token_flops(self) -> float:
         """Return the floating-point operations that training on a token takes at present."""
         length, order = self._regime.sizes.sequence_length, self._regime.order(self.model)
-        return TRAINING_FACTOR * forward_flops(self.model, self._tokens.vocab_size, order, length)
+        return training_flops(self.model, self._tokens.vocab_size, order, length)
 
     def _read_loss(self) -> None:
         """Read and log the loss that is still unread; one that is not finite is an error."""

@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from paramgolf.estimate.devices import DEVICES
-from paramgolf.estimate.speed import Machine, Stretch, stretches, training_flops
+from paramgolf.estimate.speed import Machine, Stretch, stretches
 from paramgolf.model.config import ModelConfig, RecurrencePhase
-from paramgolf.model.flops import forward_flops
+from paramgolf.model.flops import forward_flops, training_flops
 from paramgolf.training.config import BatchSizes, TrainConfig
 from paramgolf.training.schedule import point
 
@@ -26,7 +26,7 @@ def by_stepping(
     while (at := point(train, step, seconds)).fraction < 1:
         phase = model.phase_at(at.fraction, at.step)
         sizes = [sizes for sizes in train.batch_sizes if sizes.at <= at.fraction][-1]
-        flops = training_flops(model, VOCAB, phase, sizes.sequence_length)
+        flops = training_flops(model, VOCAB, model.orders[phase], sizes.sequence_length)
         seconds += machine.step_seconds(flops * sizes.batch_tokens)
         step += 1
         if found and found[-1][:2] == (phase, sizes.batch_tokens):
