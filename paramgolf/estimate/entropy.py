@@ -7,8 +7,9 @@ log2(s / sigma) bits each (the size law of pg#1394).
 from __future__ import annotations
 
 import heapq
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from statistics import NormalDist
 
 from paramgolf.quant.config import PERCENTILES
@@ -52,14 +53,8 @@ def expected_error(clip: float, maximum: int, columns: int) -> float:
 
 def integer_chances(step: float, maximum: int) -> list[float]:
     """Return the chance of each integer -maximum..maximum of a Gaussian, `step` in deviations."""
-    return list(_chances(step, maximum))
-
-
-def _chances(step: float, maximum: int) -> Iterator[float]:
-    for q in range(-maximum, maximum + 1):
-        low = 0.0 if q == -maximum else NORMAL.cdf((q - 0.5) * step)
-        high = 1.0 if q == maximum else NORMAL.cdf((q + 0.5) * step)
-        yield high - low
+    below = [NORMAL.cdf((q + 0.5) * step) for q in range(-maximum, maximum)]
+    return [high - low for low, high in itertools.pairwise([0.0, *below, 1.0])]
 
 
 def entropy_bits(chances: Sequence[float]) -> float:
