@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.plan import plan
-from paramgolf.model.shapes import MATRICES, repeat_count
+from paramgolf.model.shapes import MATRICES, MLP, shapes
 from paramgolf.quant.allocation import Bits, layer_bits
 from paramgolf.quant.config import QuantizeConfig
 
@@ -41,12 +41,12 @@ def other_allocations(model: ModelConfig, quantize: QuantizeConfig) -> Iterator[
 
 def expected_traces(model: ModelConfig, learned: dict[str, float]) -> dict[str, list[float]]:
     """Return the expected trace of each block matrix's Hessian, by parameter and layer."""
-    rows = model.layers + (repeat_count(model) if model.untied_repeats else 0)
-    traces = {n: [0.0] * (rows if n in ("up", "down") else model.layers) for n in MATRICES}
+    rows = {name: shape[0] for name, shape in shapes(model, vocab_size=1).items()}
+    traces = {name: [0.0] * rows[name] for name in MATRICES}
     for virtual in plan(model, model.orders[-1]):
         trace = model.width / (virtual.slot + 1) if model.layer_scale else float(model.width)
         for name in MATRICES:
-            row = virtual.mlp_row if name in ("up", "down") else virtual.layer
-            if virtual.attention or name in ("up", "down"):
+            row = virtual.mlp_row if name in MLP else virtual.layer
+            if virtual.attention or name in MLP:
                 traces[name][row] += learned.get(name, 1.0) * trace
     return traces

@@ -39,7 +39,7 @@ from paramgolf.model.head import Allowed, Head, Mask, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
 from paramgolf.model.rows import Rows
-from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, shapes
+from paramgolf.model.shapes import FROZEN, MATRICES, MLP, PROJECTIONS, shapes
 from paramgolf.runtime import Runtime
 
 NO_TOKEN = -1
@@ -145,7 +145,7 @@ class Network(nn.Module):
     def untie_repeats(self) -> None:
         """Copy each repeated layer's MLP into the repeat's rows as recurrence begins (pg#1204)."""
         with torch.no_grad():
-            for name in ("up", "down"):
+            for name in MLP:
                 matrices = self.get_parameter(name)
                 for i, layer in enumerate(repeated_layers(self.config)):
                     # they begin as copies and learn apart from then on

@@ -9,6 +9,7 @@ from paramgolf.model.config import GATE_CHANNELS, ModelConfig
 Shape = tuple[int, ...]
 
 MATRICES = ("q", "k", "v", "o", "up", "down")  # stacked over layers: [rows, out, in]
+MLP = ("up", "down")  # of MATRICES; the others are attention's
 PROJECTIONS = ("value_proj", "bigram_proj")  # matrices outside the blocks: [out, in]
 FROZEN = ("softcaps", "repeat_step")  # no optimizer moves them
 TABLES = ("embedding", "bigram_table", "value_table")  # one row per token or bucket

@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, TABLES
+from paramgolf.model.shapes import MATRICES, MLP, TABLES
 from paramgolf.quant.config import QuantizeConfig
 
-MLP = ("up", "down")
 Bits = dict[str, tuple[int, ...]]  # of each layer of a parameter
 
 

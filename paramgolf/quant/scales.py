@@ -14,8 +14,8 @@ from torch import Tensor
 
 from paramgolf.codec.dequantize import eighths, finer_factor
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
-from paramgolf.quant.allocation import MLP, Bits, layer_bits
+from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES
+from paramgolf.quant.allocation import Bits, layer_bits
 from paramgolf.quant.config import FINER_BITS, MOST_BITS, PERCENTILES, QuantizeConfig
 from paramgolf.quant.grids import RowGrid, Rows, nearest, round_scales, row_scales, shorten
 from paramgolf.quant.solved import Family, Precision

@@ -10,12 +10,11 @@ from typing import Any
 import squarify
 
 from paramgolf.metrics import need
-from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES
+from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES
 from paramgolf.report.inputs import PACKAGE
 
 FAMILIES = ("MLP", "attention", "embedding", "tables", "vectors", "header", "code")
 OTHER = "model"  # all of model.bin, where no ledger of its bytes is at hand
-MLP = ("up", "down")
 Area = tuple[float, float, float, float]  # left, top, width, height
 ASPECT = 2.2  # the treemap's width over its height
 

@@ -14,7 +14,7 @@ from torch.optim import swa_utils
 
 from paramgolf.model.network import Network
 from paramgolf.model.plan import rows_by_phase
-from paramgolf.model.shapes import FROZEN, MATRICES, PROJECTIONS, TABLES
+from paramgolf.model.shapes import FROZEN, MATRICES, MLP, PROJECTIONS, TABLES
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import coefficients
 from paramgolf.runtime import Runtime
@@ -176,7 +176,7 @@ class TrainState:
         hard = c.qat_rounding == "ste"
 
         def rounded(name: str, w: Tensor) -> Tensor:
-            bits = c.qat_mlp_bits if name in ("up", "down") else c.qat_bits
+            bits = c.qat_mlp_bits if name in MLP else c.qat_bits
             return straight_through(w, bits) if hard else soft_round(w, bits, sharpness)
 
         return rounded
