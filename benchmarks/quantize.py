@@ -48,7 +48,7 @@ from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import generate_texts
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.fit import Solution, scaled
+from paramgolf.quant.fit import Solution
 from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
@@ -97,7 +97,7 @@ def gptq_rows(bench: Bench) -> Iterator[Row]:
     where, target = (f", {torch.get_num_threads()} CPU cores", 90.0) if on_cpu else ("", 10.0)
     published, ours = fits(bench)
     # kernels are compiled, and libraries choose their algorithms
-    bench.solved(scaled(ours, 0.01))
+    bench.solved(ours.scaled(0.01))
     for name, setting in (("GPTQ", published), ("GPTQ with the trellis", ours)):
         seconds = bench.solved(setting)[1]
         yield Row(f"{name}, all matrices{where}", seconds, "s", None, target, "lower")
@@ -124,7 +124,7 @@ def loss_rows(bench: Bench) -> Iterator[Row]:
     yield Row("ours: encode", seconds, "s", None, 15.0, "lower")
     _, seconds = bench.timed(lambda: decode(content))
     yield Row("ours: decode, one core", seconds, "s", None, 5.0, "lower")
-    coarse = scaled(bench.fits["ours"], published.level - ours.level)
+    coarse = bench.fits["ours"].scaled(published.level - ours.level)
     found = bench.point(coarse).result()
     yield Row("ours, coarser: bits per weight", found.bits, "", published.bits, None, "lower")
     yield Row("ours, coarser: loss", found.loss, "bits/byte", published.loss, None, "lower")
@@ -141,7 +141,7 @@ def fit_rows(bench: Bench, name: str, setting: QuantizeConfig) -> Iterator[Row]:
     """Fit a setting and score it; remember its clips and what it costs."""
     score, record, seconds = bench.fitted(setting, bench.limit)
     size, loss = bench.packed(bench.solution, setting), score - bench.before
-    bench.fits[name] = scaled(setting, math.log2(record["multiplier"]))
+    bench.fits[name] = setting.scaled(math.log2(record["multiplier"]))
     bench.fitted_points[name] = Point(bench.bits(size), loss, seconds)
     yield Row(f"{name}: bytes", size, "bytes", None, bench.limit, "lower")
     yield Row(f"{name}: loss by quantising", loss, "bits/byte", None, None, "lower")

@@ -26,9 +26,9 @@ from paramgolf.estimate.entropy import (
     integer_chances,
 )
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
-from paramgolf.quant.allocation import MLP, Bits, rounded_bits
-from paramgolf.quant.config import FINER_BITS, QuantizeConfig
+from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES, Shape, shapes
+from paramgolf.quant.allocation import Bits, rounded_bits
+from paramgolf.quant.config import FINER_BITS, LEAST_DOUBLINGS, MOST_DOUBLINGS, QuantizeConfig
 from paramgolf.training.config import TrainConfig
 
 LZMA_EXCESS_BITS = 0.16  # per weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
@@ -153,25 +153,23 @@ class ModelBytes:
     def fitted(self, code_bytes: int) -> tuple[ModelBytes, float]:
         """Return the model with the clips that quantize.fit_bytes leads to, and their factor.
 
-        Without fit_bytes the clips stay, factor 1. The search ends at 1/4 and 16 times the clips.
+        Without fit_bytes the clips stay, factor 1.
         """
-        low, high = -2.0, 4.0  # doublings
+        low, high = LEAST_DOUBLINGS, MOST_DOUBLINGS
         limit = self.quantize.fit_bytes
         if limit is None:
             return self, 1.0
         plain = replace(self, deviations={})  # least_reach is of grids that are not fitted
         for _ in range(20):
             place = (low + high) / 2
-            if plain._scaled(2**place).total + code_bytes > limit:
+            if plain._scaled(place).total + code_bytes > limit:
                 low = place
             else:
                 high = place
-        return self._scaled(2**high), 2**high
+        return self._scaled(high), 2**high
 
-    def _scaled(self, factor: float) -> ModelBytes:
-        clips = ("attention_clip", "mlp_clip", "embedding_clip")
-        scaled = {clip: getattr(self.quantize, clip) * factor for clip in clips}
-        return replace(self, quantize=replace(self.quantize, **scaled))
+    def _scaled(self, doublings: float) -> ModelBytes:
+        return replace(self, quantize=self.quantize.scaled(doublings))
 
 
 def outer_bits(name: str, quantize: QuantizeConfig) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from paramgolf.schema import (
@@ -23,6 +23,7 @@ Digits = Annotated[int, Range(1, 10)]
 # of |w|: candidates of a row's reach (pg#414, pg#1019)
 PERCENTILES = (0.999, 0.9995, 0.9999, 0.99999, 1.0)
 FINER_BITS = 2  # more, of a finer group: integers of a quarter of the step (pg#1908)
+LEAST_DOUBLINGS, MOST_DOUBLINGS = -2.0, 4.0  # of the clips, by fit_bytes: 1/4 to 16 times
 MOST_BITS = 8  # of an integer that is stored as int8
 
 
@@ -91,6 +92,11 @@ class QuantizeConfig:
     fit_bytes: Positive | None
     fit_code_bytes: Natural
     fit_codec: Literal["brotli", "lzma", "rans", "auto"]
+
+    def scaled(self, doublings: float) -> QuantizeConfig:
+        """Return the configuration with all clips doubled so many times."""
+        names = "attention_clip", "mlp_clip", "embedding_clip"
+        return replace(self, **{name: getattr(self, name) * 2**doublings for name in names})
 
     def faults(self) -> Iterator[Fault]:
         """Yield what is wrong with the fields together."""

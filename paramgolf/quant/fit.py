@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -21,12 +21,11 @@ from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.writer import Memo, encode
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
-from paramgolf.quant.config import QuantizeConfig
+from paramgolf.quant.config import LEAST_DOUBLINGS, MOST_DOUBLINGS, QuantizeConfig
 from paramgolf.quant.report import entropy_bits, stored_bits
 from paramgolf.quant.trained import Trained
 
 SLACK_BYTES = 4000  # good enough: so near below the limit
-LEAST, MOST = -2.0, 4.0  # doublings of the clips: 1/4 to 16 times
 MAX_COMPRESSIONS, MAX_SOLVES = 8, 6
 NAMED = 5
 
@@ -81,15 +80,15 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
             best = total, doublings, solution
         if config.fit_bytes - SLACK_BYTES <= total <= config.fit_bytes:
             break
-        if total > config.fit_bytes and doublings >= MOST:
+        if total > config.fit_bytes and doublings >= MOST_DOUBLINGS:
             _refuse(total - config.fit_bytes, parts)
-        if total <= config.fit_bytes and doublings <= LEAST:
+        if total <= config.fit_bytes and doublings <= LEAST_DOUBLINGS:
             say("quantize: the finest clips of the search leave bytes unused")
             break
         target = config.fit_bytes - SLACK_BYTES // 2
         found = _on_line(trials, target)
         if found is not None:
-            doublings, solution = found, solve(scaled(config, found))
+            doublings, solution = found, solve(config.scaled(found))
             continue
         # the fixed bytes (code, header) go into the offset, not into the ratio
         fixed = sum(part.bytes for part in parts if part.kind in ("code", "header"))
@@ -122,13 +121,11 @@ def _on_line(trials: list[Trial], target: int) -> float | None:
         return None
     (start, first), (end, second) = pair
     doublings = start + (target - first) * (end - start) / (second - first)
-    return min(max(doublings, LEAST), MOST)
+    return _in_range(doublings)
 
 
-def scaled(config: QuantizeConfig, doublings: float) -> QuantizeConfig:
-    """Return the configuration with all clips doubled `doublings` times."""
-    names = "attention_clip", "mlp_clip", "embedding_clip"
-    return replace(config, **{name: getattr(config, name) * 2**doublings for name in names})
+def _in_range(doublings: float) -> float:
+    return min(max(doublings, LEAST_DOUBLINGS), MOST_DOUBLINGS)
 
 
 def entropy_bytes(tensors: Tensors) -> float:
@@ -154,10 +151,10 @@ def _approach(
     slope = -weights / 8
     for _ in range(MAX_SOLVES):
         before = doublings, entropy
-        doublings = min(max(doublings + (target - entropy) / slope, LEAST), MOST)
+        doublings = _in_range(doublings + (target - entropy) / slope)
         if doublings == before[0]:
             break
-        solution = solve(scaled(config, doublings))
+        solution = solve(config.scaled(doublings))
         entropy = entropy_bytes(solution[0])
         trials.append(Trial(2**doublings, entropy, None))
         if abs(entropy - target) <= SLACK_BYTES:  # the ratio is no better known

@@ -15,7 +15,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.packing.package import package
 from paramgolf.quant import fit as quant_fit
-from paramgolf.quant.fit import SLACK_BYTES, artifact_parts, entropy_bytes, fit, scaled
+from paramgolf.quant.fit import SLACK_BYTES, artifact_parts, entropy_bytes, fit
 from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model
 from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
@@ -88,7 +88,7 @@ def test_a_limit_beyond_the_finest_takes_the_finest(case, capsys):
 
 
 def test_clips_move_together():
-    config = scaled(make_config(), 1.0)
+    config = make_config().scaled(1.0)
     assert (config.attention_clip, config.mlp_clip, config.embedding_clip) == (25.7, 25.7, 40.0)
     assert dataclasses.replace(config, attention_clip=1.0, mlp_clip=1.0, embedding_clip=1.0) == (
         make_config(attention_clip=1.0, mlp_clip=1.0, embedding_clip=1.0)
@@ -98,7 +98,7 @@ def test_clips_move_together():
 def test_entropy_follows_the_clips(trained):
     hessians = make_hessians(trained)
     sizes = [
-        entropy_bytes(quantize_model(trained, hessians, scaled(make_config(), place), CPU)[0])
+        entropy_bytes(quantize_model(trained, hessians, make_config().scaled(place), CPU)[0])
         for place in (-0.5, 0.0, 0.5)
     ]
     assert sizes[0] > sizes[1] > sizes[2]
