@@ -15,7 +15,6 @@ from typing import Any
 import brotli
 import torch
 
-from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import DIGEST_FROM, MAGIC, PREFIX, VERSION, decode, dequantized
 from paramgolf.codec.rans import HEADER
 from paramgolf.codec.writer import encode
@@ -95,8 +94,7 @@ def valid_file(codec: str) -> bytes:
     config = {"model": json.loads(json.dumps(dataclasses.asdict(model))), "vocab_size": VOCAB}
     bits = dict.fromkeys((*MATRICES, "embedding"), 6)
     config |= {"sequence_length": 32, "quantize": {"bits": bits}}
-    options = PackageConfig(codec=codec, limit_bytes=1, prune=False)
-    return encode(tensors, config, options)[0]
+    return encode(tensors, config, codec)[0]
 
 
 @cache

@@ -39,7 +39,6 @@ from tables import Row, write_results
 
 from paramgolf.codec import rans
 from paramgolf.codec.codecs import shuffle
-from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import decode, read_container
 from paramgolf.codec.writer import compress, encode
 from paramgolf.data.special_tokens import BOS
@@ -152,8 +151,7 @@ def encoded(bench: Bench) -> bytes:
     """Return model.bin of the last solution that was fitted."""
     tensors, reports = bench.solution
     described = {**bench.trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
-    options = PackageConfig(codec="rans", limit_bytes=1, prune=False)
-    return encode(tensors, described, options)[0]
+    return encode(tensors, described, "rans")[0]
 
 
 def left_out_rows(bench: Bench) -> Iterator[Row]:

@@ -18,7 +18,6 @@ from torch import Tensor
 from paramgolf.codec import rans_writer
 from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
-from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import (
     CODE_BITS,
     DIGEST_FROM,
@@ -66,7 +65,7 @@ class Stream:
 def encode(
     tensors: dict[str, Tensor],
     config: dict[str, Any],
-    options: PackageConfig,
+    codec: str,
     memo: Memo | None = None,
     *,
     without_rans: bool = False,
@@ -74,15 +73,15 @@ def encode(
     """Return the bytes of model.bin and its parts, whose bytes add up to them.
 
     `tensors` and `config` are what quantize wrote (model.safetensors, config.json). The same input
-    gives the same bytes. With codec `auto` each stream takes the codec that makes it smallest, with
-    `rans` few integers the smaller of that and brotli, and many that; only integers can take rans,
-    and none `without_rans`.
+    gives the same bytes. `codec` is package.codec: with `auto` each stream takes the codec that
+    makes it smallest, with `rans` few integers the smaller of that and brotli, and many that; only
+    integers can take rans, and none `without_rans`.
     `memo` remembers compressed streams, for callers that encode much the same again.
     """
     streams = _streams(tensors)
     # as JSON has it, where a tuple is a list: so whoever calls, the same is off
     model = json.loads(json.dumps(config["model"]))
-    codecs = [_codecs(stream, options, without_rans=without_rans) for stream in streams]
+    codecs = [_codecs(stream, codec, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
     content = {
         "model": {k: v for k, v in model.items() if k not in OFF or v != OFF[k]},
@@ -96,18 +95,18 @@ def encode(
     try:
         refuse_too_much_work(_checked(content), [data for _, data in packed])
     except ParamGolfError:
-        if without_rans or all(codec != "rans" for codec, _ in packed):
+        if without_rans or all(taken != "rans" for taken, _ in packed):
             raise
         say("package: with codec rans decoding would take too long; going on without it")
-        return encode(tensors, config, options, memo, without_rans=True)
+        return encode(tensors, config, codec, memo, without_rans=True)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     header = zlib.compress(text.encode(), 9)
     body = len(header).to_bytes(4, "little") + header + b"".join(data for _, data in packed)
     prefix = PREFIX.pack(MAGIC, VERSION, hashlib.sha256(body).digest(), 0)[:DIGEST_FROM]
     sizes = PREFIX.size + len(header), PREFIX.size + len(text)
     parts = [Part("header", "header", *sizes, "zlib", {"header": sizes[0]})]
-    for stream, (codec, data) in zip(streams, packed, strict=True):
-        parts.append(_part(stream, tensors, codec, len(data)))
+    for stream, (taken, data) in zip(streams, packed, strict=True):
+        parts.append(_part(stream, tensors, taken, len(data)))
     return prefix + body, parts
 
 
@@ -136,11 +135,11 @@ def _raw(tensor: Tensor) -> bytes:
     return array.astype(array.dtype.newbyteorder("<")).tobytes()
 
 
-def _codecs(stream: Stream, options: PackageConfig, *, without_rans: bool) -> list[Codec]:
+def _codecs(stream: Stream, codec: str, *, without_rans: bool) -> list[Codec]:
     possible = not without_rans and encodable(stream.shape)
-    if possible and options.codec == "rans" and len(stream.raw) > SMALL:
+    if possible and codec == "rans" and len(stream.raw) > SMALL:
         return ["rans"]
-    return [codec for codec in CANDIDATES[options.codec] if codec != "rans" or possible]
+    return [one for one in CANDIDATES[codec] if one != "rans" or possible]
 
 
 def _compress(

@@ -54,9 +54,8 @@ class Packer:
         likely = "rans" in CANDIDATES[self.options.codec] and not without_rans
         with ThreadPoolExecutor(1) as pool:
             pool.submit(self._code, rans=likely)
-            model, parts = encode(
-                tensors, self.config, self.options, self.memo, without_rans=without_rans
-            )
+            codec, memo = self.options.codec, self.memo
+            model, parts = encode(tensors, self.config, codec, memo, without_rans=without_rans)
         rans = any(part.codec == "rans" for part in parts)
         return Artifact(model, parts, self._code(rans=rans))
 

@@ -17,7 +17,6 @@ from typing import Any, NoReturn
 from torch import Tensor
 
 from paramgolf.codec.byte_ledger import Part
-from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.writer import Memo, encode
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
@@ -50,13 +49,12 @@ def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
     The code counts as `fit_code_bytes`: what it holds is no concern of quantize, which would run
     again at every edit of an evaluator.
     """
-    options = PackageConfig(codec=config.fit_codec, limit_bytes=1, prune=False)
     memo: Memo = {}
     code = Part("code", "code", config.fit_code_bytes, config.fit_code_bytes, None, {})
 
     def measure(solution: Solution) -> list[Part]:
         described = {**trained.config, "quantize": {"bits": stored_bits(*solution)}}
-        return [*encode(solution[0], described, options, memo)[1], code]
+        return [*encode(solution[0], described, config.fit_codec, memo)[1], code]
 
     return measure
 

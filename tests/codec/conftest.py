@@ -1,7 +1,7 @@
 """A small network, and its container."""
 
 import pytest
-from package_case import make_options, make_quantized
+from package_case import make_quantized
 
 from paramgolf.codec.writer import encode
 
@@ -14,4 +14,4 @@ def model(tiny_model):
 @pytest.fixture
 def packed(model):
     tensors, config = make_quantized(model)
-    return encode(tensors, config, make_options())[0]
+    return encode(tensors, config, "brotli")[0]

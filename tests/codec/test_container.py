@@ -10,7 +10,7 @@ import brotli
 import pytest
 import torch
 from container_case import join, seal, split
-from package_case import LENGTH, QUANTIZED, VOCAB, make_options, make_quantized
+from package_case import LENGTH, QUANTIZED, VOCAB, make_quantized
 
 from paramgolf.codec import writer
 from paramgolf.codec.codecs import decompress, shuffle, unshuffle
@@ -35,8 +35,7 @@ CODECS = ("brotli", "lzma")
 @pytest.mark.parametrize("codec", [*CODECS, "rans", "auto"])
 def test_round_trip(model, tmp_path, codec):
     tensors, config = make_quantized(model)
-    options = make_options(codec=codec)
-    content, parts = encode(tensors, config, options)
+    content, parts = encode(tensors, config, codec)
     (tmp_path / "model.bin").write_bytes(content)
     header, stored = read_container(tmp_path / "model.bin")
     assert stored.keys() == tensors.keys()
@@ -51,7 +50,7 @@ def test_round_trip(model, tmp_path, codec):
     assert sum(part.bytes for part in parts) == len(content)
     for part in parts:
         assert sum(part.shares.values()) == part.bytes
-    assert encode(tensors, config, options)[0] == content
+    assert encode(tensors, config, codec)[0] == content
 
 
 def test_a_process_encodes_what_this_one_does(monkeypatch):
@@ -85,7 +84,7 @@ def add_extras(tensors, config):
 
 def test_finer_groups_and_corrections_round_trip(model):
     tensors, config = add_extras(*make_quantized(model))
-    content, parts = encode(tensors, config, make_options())
+    content, parts = encode(tensors, config, "brotli")
     _, stored = decode(content)
     assert stored.keys() == tensors.keys()
     assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
@@ -134,7 +133,7 @@ def test_extras_that_lie_are_named(model, changes, message):
     tensors, config = add_extras(*make_quantized(model))
     tensors = {n: t for n, t in {**tensors, **changes}.items() if t is not None}
     with pytest.raises(ParamGolfError, match=message):
-        decode(encode(tensors, config, make_options())[0])
+        decode(encode(tensors, config, "brotli")[0])
 
 
 @pytest.mark.parametrize(
@@ -148,7 +147,7 @@ def test_extras_that_lie_are_named(model, changes, message):
 )
 def test_bits_of_extras_are_fixed(model, name, bits, message):
     """Steps halved 16 times, or codes of 8 bits, would make weights that are not finite."""
-    header, streams = split(encode(*add_extras(*make_quantized(model)), make_options())[0])
+    header, streams = split(encode(*add_extras(*make_quantized(model)), "brotli")[0])
     entry = next(entry for entry in header["tensors"] if entry["name"] == name)
     entry["bits"] = bits
     with pytest.raises(ParamGolfError, match=message):
@@ -159,7 +158,7 @@ def test_steps_change_by_less_than_eight_octaves(model):
     tensors, config = add_extras(*make_quantized(model))
     tensors["up.finer"][0, 0] = -64
     with pytest.raises(ParamGolfError, match=r"up\.finer leaves the range"):
-        decode(encode(tensors, config, make_options())[0])
+        decode(encode(tensors, config, "brotli")[0])
 
 
 def test_a_matrix_without_rows_takes_no_extras(tiny_model):
@@ -170,17 +169,17 @@ def test_a_matrix_without_rows_takes_no_extras(tiny_model):
     tensors["skip_weight.integers"] = tensors.pop("skip_weight").to(torch.int8)
     tensors["skip_weight.scales"] = torch.ones(0).half()
     config["quantize"]["bits"]["skip_weight"] = 8
-    state = dequantized(decode(encode(tensors, config, make_options())[0])[1])
+    state = dequantized(decode(encode(tensors, config, "brotli")[0])[1])
     assert state["skip_weight"].shape == (0, 32)
 
 
 def test_memory_of_streams_changes_nothing(model):
     tensors, config = make_quantized(model)
     memo = {}
-    plain = encode(tensors, config, make_options(codec="auto"))[0]
-    assert encode(tensors, config, make_options(codec="auto"), memo)[0] == plain
+    plain = encode(tensors, config, "auto")[0]
+    assert encode(tensors, config, "auto", memo)[0] == plain
     count = len(memo)
-    assert encode(tensors, config, make_options(codec="auto"), memo)[0] == plain
+    assert encode(tensors, config, "auto", memo)[0] == plain
     assert len(memo) == count > 10
 
 
@@ -196,7 +195,7 @@ def test_state_has_the_order_and_the_names_of_the_network(model, packed):
 def test_auto_is_never_larger_than_either(model):
     tensors, config = make_quantized(model)
     tensors["embedding.integers"] = torch.zeros_like(tensors["embedding.integers"])
-    sizes = {c: len(encode(tensors, config, make_options(codec=c))[0]) for c in (*CODECS, "auto")}
+    sizes = {c: len(encode(tensors, config, c)[0]) for c in (*CODECS, "auto")}
     header = 40  # names of codecs in the compressed header
     assert sizes["auto"] <= min(sizes["brotli"], sizes["lzma"]) + header
 
@@ -207,7 +206,7 @@ def test_constant_integers(model, fill):
     for name, tensor in tensors.items():
         if name.endswith(".integers"):
             tensor.fill_(fill)
-    _, stored = decode(encode(tensors, config, make_options())[0])
+    _, stored = decode(encode(tensors, config, "brotli")[0])
     assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
 
 
@@ -218,7 +217,7 @@ def test_empty_tensors(tiny_model):
     )
     tensors, config = make_quantized(model)
     assert tensors["skip_weight"].numel() == 0
-    _, stored = decode(encode(tensors, config, make_options())[0])
+    _, stored = decode(encode(tensors, config, "brotli")[0])
     assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
 
 
@@ -226,7 +225,7 @@ def test_float16_keeps_its_bits(model):
     tensors, config = make_quantized(model)
     extremes = torch.tensor([-0.0, 65504.0, -65504.0, 6e-8], dtype=torch.float16)
     tensors["q_gain"] = extremes.repeat(4, 1)
-    _, stored = decode(encode(tensors, config, make_options())[0])
+    _, stored = decode(encode(tensors, config, "brotli")[0])
     found, expected = stored["q_gain"].view(torch.int16), tensors["q_gain"].view(torch.int16)
     assert torch.equal(found, expected)
 
@@ -373,7 +372,7 @@ def test_a_header_that_lies_is_named(packed, path, value, message):
 
 def test_the_header_names_only_options_that_are_on(tiny_model):
     model = tiny_model(smear="token", bos_mask=False, head_gate="none", window_layers=())
-    content, _ = encode(*make_quantized(model), make_options())
+    content, _ = encode(*make_quantized(model), "brotli")
     named = split(content)[0]["model"].keys()
     assert {"layers", "smear", "bos_mask"} <= named
     assert not {"head_gate", "window_layers"} & named
@@ -432,7 +431,7 @@ def test_values_that_cannot_be_are_refused(model, kind, value):
     tensors, config = make_quantized(model)
     name = "q.scales" if kind else "q_gain"
     tensors[name].view(-1)[0] = float(value)
-    content, _ = encode(tensors, config, make_options())
+    content, _ = encode(tensors, config, "brotli")
     with pytest.raises(ParamGolfError, match=f"{name} holds"):
         decode(content)
 

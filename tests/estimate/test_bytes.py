@@ -90,8 +90,8 @@ def test_bytes_are_what_package_writes(settings, base):
     trained = gaussian_model(model, settings["spread"])
     hessians = correlated_hessians(trained)
     tensors, reports = quantize_model(trained, hessians, quantize, torch.device("cpu"))
-    bits = stored_bits(tensors, reports)
-    content, parts = encode(tensors, {**trained.config, "quantize": {"bits": bits}}, base.package)
+    config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
+    content, parts = encode(tensors, config, base.package.codec)
     rows = {*QUANTIZED, *TABLES, *PROJECTIONS} & trained.state.keys()
     deviations = {name: float(trained.state[name].std(-1).mean()) for name in rows}
     changes = {"model": model, "vocab_size": VOCAB, "quantize": quantize}
@@ -120,7 +120,7 @@ def test_bytes_of_matrices_of_mixed_bits_are_the_sum_of_their_layers(base):
     hessians = correlated_hessians(trained)
     tensors, reports = quantize_model(trained, hessians, quantize, torch.device("cpu"))
     config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
-    written = {part.name: part.bytes for part in encode(tensors, config, base.package)[1]}
+    written = {part.name: part.bytes for part in encode(tensors, config, base.package.codec)[1]}
     expected: dict[str, float] = dict.fromkeys(MATRICES, 0.0)
     of_bits = model_bytes(base, quantize=quantize)
     for report in (report for report in reports if report["name"] in MATRICES):

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import VOCAB, make_options, make_quantized
+from package_case import VOCAB, make_quantized
 
 from paramgolf.codec.writer import encode
 from paramgolf.imports import imported_modules, module_file
@@ -85,7 +85,7 @@ def artifact(tmp_path, tiny_model, packed_params):
     """A folder that holds model.bin and train_gpt.py and nothing else."""
     folder = tmp_path / "artifact"
     folder.mkdir()
-    content, _ = encode(*make_quantized(tiny_model()), make_options())
+    content, _ = encode(*make_quantized(tiny_model()), "brotli")
     (folder / "model.bin").write_bytes(content)
     (folder / "train_gpt.py").write_bytes(packed(json.dumps(packed_params)))
     return folder
@@ -200,7 +200,7 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
     columns = tensors["up.integers"].float().transpose(1, 2)
     paths = best_paths(columns, torch.ones_like(columns), torch.full_like(columns, 31.0), (64,))
     tensors["up.integers"] = paths.transpose(1, 2).to(torch.int8)  # which rans alone takes well
-    content, parts = encode(tensors, config, make_options(codec="rans"))
+    content, parts = encode(tensors, config, "rans")
     assert "rans" in {part.codec for part in parts}
     (tmp_path / "model.bin").write_bytes(content)
     options = ["--data", tokens_folder, "--max-tokens", "100", "--stride", "16", "--device", "cpu"]
@@ -386,7 +386,7 @@ def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
 
 def test_it_scores_another_network_than_its_own(artifact, tokens_folder, tiny_model):
     other = tiny_model(smear="channel")
-    (artifact / "model.bin").write_bytes(encode(*make_quantized(other), make_options())[0])
+    (artifact / "model.bin").write_bytes(encode(*make_quantized(other), "brotli")[0])
     words = ["--device", "cpu", "--data", tokens_folder, "--stride", "16", "--max-tokens", "100"]
     found = run("train_gpt.py", "eval", *words, cwd=artifact)
     assert found.returncode == 0, found.stderr

@@ -7,7 +7,6 @@ import torch
 from scoring_case import VOCAB, make_network, make_text
 from shard_files import write_token_set
 
-from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.codec.writer import encode
 from paramgolf.model.network import Network
@@ -35,8 +34,7 @@ def write_package(folder) -> Network:
         "sequence_length": 16,
         "quantize": {"bits": bits},
     }
-    options = PackageConfig(codec="brotli", limit_bytes=10**6, prune=False)
-    (folder / "model.bin").write_bytes(encode(tensors, config, options)[0])
+    (folder / "model.bin").write_bytes(encode(tensors, config, "brotli")[0])
     write_tokens(folder)
     return network
 
