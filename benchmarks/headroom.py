@@ -34,9 +34,9 @@ from paramgolf.data.token_set import open_tokens
 from paramgolf.files import write_json, write_text
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
-from paramgolf.quant.calibrate import collect
+from paramgolf.quant.calibrate import HESSIANS_PATH, collect
 from paramgolf.quant.gptq import factorize
-from paramgolf.quant.quantize import HESSIANS_PATH, prepare
+from paramgolf.quant.quantize import prepare
 from paramgolf.quant.scales import choose_precisions
 from paramgolf.quant.solved import Family, Solved, solve_family
 from paramgolf.quant.trained import load_tensors, load_trained

@@ -33,7 +33,7 @@ from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import TEXTS, Trained, load_trained
 from paramgolf.runtime import Runtime, synchronize
 
-OUT_PATH = Path("artifacts/calibrate/hessians.safetensors")
+HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 METRICS_PATH = Path("artifacts/metrics/calibrate.json")
 # texts; in bfloat16 a token of one takes 17 KB at 17 passes of 4 heads of 64 channels
 WRITTEN_TOGETHER = 128
@@ -48,7 +48,7 @@ def calibrate(config: CalibrateConfig, runtime: Runtime) -> None:
     seconds = time.perf_counter() - start
     if runtime.is_main:
         on_cpu = {family: hessian.cpu().contiguous() for family, hessian in hessians.items()}
-        write_bytes(OUT_PATH, safetensors.torch.save(on_cpu))
+        write_bytes(HESSIANS_PATH, safetensors.torch.save(on_cpu))
         metrics = {"seconds": seconds, "tokens": count, "source": config.source}
         write_json(METRICS_PATH, metrics)
 

@@ -29,7 +29,7 @@ MAX_COMPRESSIONS, MAX_SOLVES = 8, 6
 NAMED = 5
 
 Tensors = dict[str, Tensor]
-Solution = tuple[Tensors, list[dict[str, Any]]]  # what solve_model returns
+Solution = tuple[Tensors, list[dict[str, Any]]]  # what quantize.assemble returns
 Solve = Callable[[QuantizeConfig], Solution]
 Measure = Callable[[Solution], list[Part]]
 

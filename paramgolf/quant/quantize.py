@@ -20,6 +20,7 @@ from paramgolf.files import write_bytes, write_json
 from paramgolf.progress import say
 from paramgolf.quant.adjust import adjust
 from paramgolf.quant.allocation import rounded_bits
+from paramgolf.quant.calibrate import HESSIANS_PATH
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.fit import artifact_parts, fit
 from paramgolf.quant.gptq import factorize
@@ -41,7 +42,6 @@ from paramgolf.quant.trained import (
 )
 from paramgolf.runtime import Runtime
 
-HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
 OUT_PATH = Path("artifacts/quantize")
 METRICS_PATH = Path("artifacts/metrics/quantize.json")
 SCHEMA = 1
@@ -95,19 +95,6 @@ def _measure_again(search: dict[str, Any], total: int) -> None:
         say(f"quantize: scales that learned make the artifact {more:,} bytes larger than fit_bytes")
 
 
-def quantize_model(
-    trained: Trained, hessians: dict[str, Tensor], config: QuantizeConfig, device: torch.device
-) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return the tensors to store and one report per matrix.
-
-    A quantized NAME is stored as NAME.integers (int8, the parameter's shape) and NAME.scales
-    (float16, one per row), with NAME.finer and NAME.LAYER.left, .right and their scales where there
-    are finer groups and corrections (see `restore`); every other parameter as float16. All are on
-    the CPU.
-    """
-    return solve_model(trained, prepare(trained, hessians, config, device), config)
-
-
 def prepare(
     trained: Trained,
     hessians: dict[str, Tensor],
@@ -124,7 +111,8 @@ def prepare(
         for name in names:
             _refuse_non_finite(name, trained.state[name])
         weights = {name: stacked(trained.state[name]).to(device) for name in names}
-        hessian = _hessian(hessians, family, weights[names[0]]).to(device)
+        layers, _, columns = weights[names[0]].shape
+        hessian = _checked(hessians, family, torch.float32, (layers, columns, columns)).to(device)
         if show:
             rows = sum(weight.shape[1] for weight in weights.values())
             say(f"quantize: {family}, {len(hessian)} x {rows}")
@@ -148,7 +136,7 @@ def prepare(
 def solve_model(
     trained: Trained, families: list[Family], config: QuantizeConfig
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return what `quantize_model` returns, from what `prepare` made."""
+    """Return what `assemble` returns, from what `prepare` made, in this process alone."""
     solve = FamilySolver(families, trained.model, Runtime(0, 1, families[0].hessian.device))
     return assemble(trained, solve(config), config)
 
@@ -156,7 +144,13 @@ def solve_model(
 def assemble(
     trained: Trained, solved: list[Solved], config: QuantizeConfig
 ) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """Return what `quantize_model` returns, from the matrices that are solved."""
+    """Return the tensors to store and one report per matrix, of matrices that are solved.
+
+    A quantized NAME is stored as NAME.integers (int8, the parameter's shape) and NAME.scales
+    (float16, one per row), with NAME.finer and NAME.LAYER.left, .right and their scales where there
+    are finer groups and corrections (see `restore`); every other parameter as float16. All are on
+    the CPU.
+    """
     add_corrections(solved, config)
     tensors: dict[str, Tensor] = {}
     names = {one.name for one in solved}
@@ -183,12 +177,6 @@ def _without_hessian(name: str, tensor: Tensor, config: QuantizeConfig) -> dict[
         f"{name}.integers": nearest(rows).to(torch.int8).view(tensor.shape),
         f"{name}.scales": rows.scale.view(tensor.shape[:-1]),
     }
-
-
-def _hessian(hessians: dict[str, Tensor], family: str, weight_NRC: Tensor) -> Tensor:
-    layers, _, columns = weight_NRC.shape
-    expected = (layers, columns, columns)
-    return _checked(hessians, family, torch.float32, expected)
 
 
 def _checked(

@@ -17,7 +17,7 @@ from paramgolf.estimate.summary import BYTES_TOLERANCE
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
 from paramgolf.quant.grids import Rows, nearest, row_scales
-from paramgolf.quant.quantize import quantize_model
+from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.scales import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
@@ -89,7 +89,8 @@ def test_bytes_are_what_package_writes(settings, base):
     quantize = dataclasses.replace(base.quantize, **clips)
     trained = gaussian_model(model, settings["spread"])
     hessians = correlated_hessians(trained)
-    tensors, reports = quantize_model(trained, hessians, quantize, torch.device("cpu"))
+    families = prepare(trained, hessians, quantize, torch.device("cpu"))
+    tensors, reports = solve_model(trained, families, quantize)
     config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
     content, parts = encode(tensors, config, base.package.codec)
     rows = {*QUANTIZED, *TABLES, *PROJECTIONS} & trained.state.keys()
@@ -118,7 +119,8 @@ def test_bytes_of_matrices_of_mixed_bits_are_the_sum_of_their_layers(base):
     quantize = dataclasses.replace(base.quantize, high_bits_matrices=12, low_bits=5)
     trained = gaussian_model(model, 0.25)
     hessians = correlated_hessians(trained)
-    tensors, reports = quantize_model(trained, hessians, quantize, torch.device("cpu"))
+    families = prepare(trained, hessians, quantize, torch.device("cpu"))
+    tensors, reports = solve_model(trained, families, quantize)
     config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
     written = {part.name: part.bytes for part in encode(tensors, config, base.package.codec)[1]}
     expected: dict[str, float] = dict.fromkeys(MATRICES, 0.0)

@@ -7,6 +7,7 @@ import torch
 from paramgolf.model.network import Network
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.hessian import empty_sums
+from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.trained import Trained
 from paramgolf.runtime import Runtime
 
@@ -83,3 +84,8 @@ def make_hessians(trained):
             x = x + x[:, :1] + x.roll(1, 1)
             hessian += x.T @ x / 300
     return sums
+
+
+def quantize_model(trained, hessians, config):
+    """Return the tensors to store and one report per matrix."""
+    return solve_model(trained, prepare(trained, hessians, config, CPU), config)

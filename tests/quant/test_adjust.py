@@ -6,14 +6,13 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from quantize_case import ALONE, CPU, VOCAB, make_config, make_hessians, make_trained
+from quantize_case import ALONE, VOCAB, make_config, make_hessians, make_trained, quantize_model
 from schema_case import faults_of
 
 from paramgolf.codec.container import dequantized
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.adjust import BETAS, EPSILON, Adam, adjust
 from paramgolf.quant.grids import shorten
-from paramgolf.quant.quantize import quantize_model
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def quantized(tiny_model):
     config = make_config(
         matrix_bits=3, attention_clip=3.0, mlp_clip=3.0, scale_digits=6, adjust_steps=12
     )
-    tensors, _ = quantize_model(trained, make_hessians(trained), config, CPU)
+    tensors, _ = quantize_model(trained, make_hessians(trained), config)
     texts = torch.randint(VOCAB, (16, 16), generator=torch.Generator().manual_seed(2))
     return trained, config, tensors, texts
 

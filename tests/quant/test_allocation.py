@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import CPU, make_config, make_hessians, make_trained, quantize_model
 
 from paramgolf.codec.container import dequantized
 from paramgolf.quant.allocation import layer_bits, repeated_rows
-from paramgolf.quant.quantize import prepare, quantize_model
+from paramgolf.quant.quantize import prepare
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.scales import finer_columns
 from paramgolf.quant.trained import FAMILIES
@@ -57,14 +57,14 @@ def test_matrices_of_repeated_layers_come_first_and_count(trained, hessians):
 
 
 def test_matrices_of_the_mlp_may_have_bits_of_their_own(trained, hessians):
-    tensors, reports = quantize_model(trained, hessians, make_config(mlp_bits=4), CPU)
+    tensors, reports = quantize_model(trained, hessians, make_config(mlp_bits=4))
     assert {r["bits"] for r in reports if r["name"] in ("up", "down")} == {4}
     assert {r["bits"] for r in reports if r["name"] in ("q", "k", "v", "o")} == {6}
     assert tensors["up.integers"].abs().max() <= 7 < tensors["q.integers"].abs().max()
 
 
 def test_an_embedding_without_bits_is_float16(trained, hessians):
-    tensors, reports = quantize_model(trained, hessians, make_config(embedding_bits=None), CPU)
+    tensors, reports = quantize_model(trained, hessians, make_config(embedding_bits=None))
     assert torch.equal(tensors["embedding"], trained.state["embedding"].half())
     assert "embedding" not in {report["name"] for report in reports}
     assert "embedding" not in stored_bits(tensors, reports)
@@ -84,7 +84,7 @@ def test_mlps_of_untied_repeats_are_repeated_rows(tiny_model):
 def test_mixed_bits_reach_the_integers_and_the_report(trained, hessians):
     hessians["up"][2] *= 100
     config = make_config(high_bits_matrices=1, low_bits=3, grid="absmax", method="nearest")
-    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    tensors, reports = quantize_model(trained, hessians, config)
     assert tensors["up.integers"].abs().amax((1, 2)).tolist() == [3, 3, 31, 3]
     assert tensors["q.integers"].abs().amax((1, 2)).tolist() == [3, 3, 3, 3]
     assert [r["bits"] for r in reports if r["name"] == "up"] == [3, 3, 6, 3]
@@ -113,9 +113,9 @@ def test_finer_groups_are_the_most_salient(trained, hessians):
 
 @pytest.mark.parametrize("method", ["gptq", "nearest"])
 def test_finer_groups_bring_the_weights_nearer(trained, hessians, method):
-    plain, before = quantize_model(trained, hessians, make_config(method=method), CPU)
+    plain, before = quantize_model(trained, hessians, make_config(method=method))
     config = make_config(method=method, finer_groups=2)
-    tensors, after = quantize_model(trained, hessians, config, CPU)
+    tensors, after = quantize_model(trained, hessians, config)
     groups = {name.removesuffix(".finer"): t for name, t in tensors.items() if "finer" in name}
     assert sum(int((t > 0).sum()) for t in groups.values()) == 2
     for name, halvings in groups.items():
@@ -140,13 +140,13 @@ def test_finer_groups_bring_the_weights_nearer(trained, hessians, method):
 
 def test_groups_that_do_not_divide_the_columns_are_left_alone(trained, hessians):
     config = make_config(finer_groups=5, group_columns=48)
-    assert not any("finer" in name for name in quantize_model(trained, hessians, config, CPU)[0])
+    assert not any("finer" in name for name in quantize_model(trained, hessians, config)[0])
 
 
 def test_the_embedding_alone_can_be_rounded(trained, hessians):
-    mixed, _ = quantize_model(trained, hessians, make_config(embedding_method="nearest"), CPU)
-    rounded, _ = quantize_model(trained, hessians, make_config(method="nearest"), CPU)
-    solved, _ = quantize_model(trained, hessians, make_config(), CPU)
+    mixed, _ = quantize_model(trained, hessians, make_config(embedding_method="nearest"))
+    rounded, _ = quantize_model(trained, hessians, make_config(method="nearest"))
+    solved, _ = quantize_model(trained, hessians, make_config())
     assert torch.equal(mixed["embedding.integers"], rounded["embedding.integers"])
     assert not torch.equal(mixed["embedding.integers"], solved["embedding.integers"])
     assert torch.equal(mixed["down.integers"], solved["down.integers"])
@@ -156,7 +156,7 @@ def test_gates_and_tables_are_rounded_by_their_rows(tiny_model):
     model = tiny_model(head_gate="dense", bigram_buckets=32, bigram_dim=16)
     trained = make_trained(model)
     config = make_config(gate_bits=8, table_bits=6, bigram_proj_bits=6, grid="absmax")
-    tensors, reports = quantize_model(trained, make_hessians(trained), config, CPU)
+    tensors, reports = quantize_model(trained, make_hessians(trained), config)
     for name, most in (("head_gate", 127), ("bigram_table", 31), ("bigram_proj", 31)):
         weight, integers = trained.state[name], tensors[f"{name}.integers"]
         assert integers.shape == weight.shape
@@ -165,10 +165,10 @@ def test_gates_and_tables_are_rounded_by_their_rows(tiny_model):
         assert ((dequantized(tensors)[name] - weight).abs() <= 0.51 * scale).all()
     assert stored_bits(tensors, reports)["head_gate"] == 8
     reaches = {"table_least_reach": 30.0, "least_reach": 20.0}
-    floored = quantize_model(trained, make_hessians(trained), replace(config, **reaches), CPU)[0]
+    floored = quantize_model(trained, make_hessians(trained), replace(config, **reaches))[0]
     for name, reach in (("bigram_table", 30), ("bigram_proj", 20)):
         assert (floored[f"{name}.scales"] == torch.tensor(reach / 31).half()).all()
     assert torch.equal(floored["head_gate.scales"], tensors["head_gate.scales"])
-    plain, _ = quantize_model(trained, make_hessians(trained), make_config(), CPU)
+    plain, _ = quantize_model(trained, make_hessians(trained), make_config())
     assert "head_gate" in plain
     assert "bigram_table" in plain

@@ -5,13 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained
+from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained, quantize_model
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network, Pass
 from paramgolf.quant.gptq import row_errors
-from paramgolf.quant.quantize import prepare, quantize_model
+from paramgolf.quant.quantize import prepare
 from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
@@ -122,10 +122,10 @@ def test_rows_that_matter_get_finer_steps(trained):
         hessians[name + SENSITIVITY] = torch.ones(stacked(trained.state[name]).shape[:2])
     hessians["up" + SENSITIVITY][1] *= 16
     config = make_config(balance=1.0, scale_digits=3)
-    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    tensors, reports = quantize_model(trained, hessians, config)
     scales = tensors["up.scales"].float()
     assert scales[1].mean() < 0.5 * scales[[0, 2, 3]].mean()
-    plain = quantize_model(trained, hessians, make_config(), CPU)[1]
+    plain = quantize_model(trained, hessians, make_config())[1]
     errors = [[r["error_trace"] for r in some if r["name"] == "up"] for some in (reports, plain)]
     gains = [ours / theirs for ours, theirs in zip(*errors, strict=True)]
     assert gains[1] < 0.3 * min(gains[0], *gains[2:])

@@ -4,11 +4,11 @@ import dataclasses
 
 import pytest
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import CPU, make_config, make_hessians, make_trained, quantize_model
 from schema_case import faults_of
 
 from paramgolf.codec.dequantize import eighths, finer_factor
-from paramgolf.quant.quantize import prepare, quantize_model
+from paramgolf.quant.quantize import prepare
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.scales import choose_precisions, column_steps
 
@@ -58,7 +58,7 @@ def test_the_error_falls_by_the_ratio_of_means_at_the_same_bits(trained, hessian
     plain = make_config(matrix_bits=8, attention_clip=25.0, mlp_clip=25.0)
     stepped = dataclasses.replace(plain, column_steps=True)
     families = prepare(trained, hessians, plain, CPU)
-    found = [quantize_model(trained, hessians, c, CPU) for c in (plain, stepped)]
+    found = [quantize_model(trained, hessians, c) for c in (plain, stepped)]
     errors = [sum(r["error_trace"] for r in reports if r["name"] == "up") for _, reports in found]
     factor = finer_factor(found[1][0]["up.finer"], trained.state["up"].shape[2])
     assert abs(float(factor.log2().mean())) < 0.02

@@ -7,7 +7,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
+from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained, quantize_model
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
@@ -16,7 +16,7 @@ from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.packing.package import package
 from paramgolf.quant import fit as quant_fit
 from paramgolf.quant.fit import SLACK_BYTES, artifact_parts, entropy_bytes, fit
-from paramgolf.quant.quantize import prepare, quantize, quantize_model, solve_model
+from paramgolf.quant.quantize import prepare, quantize, solve_model
 from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
 
@@ -98,7 +98,7 @@ def test_clips_move_together():
 def test_entropy_follows_the_clips(trained):
     hessians = make_hessians(trained)
     sizes = [
-        entropy_bytes(quantize_model(trained, hessians, make_config().scaled(place), CPU)[0])
+        entropy_bytes(quantize_model(trained, hessians, make_config().scaled(place))[0])
         for place in (-0.5, 0.0, 0.5)
     ]
     assert sizes[0] > sizes[1] > sizes[2]

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from quantize_case import ALONE, CPU, VOCAB, make_config, make_trained
+from quantize_case import ALONE, VOCAB, make_config, make_trained, quantize_model
 
 from paramgolf.model.network import Network
 from paramgolf.quant import health
 from paramgolf.quant.health import MOST_DIVERGENCE, add_health
 from paramgolf.quant.hessian import gather
-from paramgolf.quant.quantize import quantize_model
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def hessians(trained, texts):
 def tried(trained, hessians, text, **changes):
     """Return what is wrong, by parameter and layer, the reports and the divergence."""
     config = make_config(row_fallback=False, **changes)
-    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    tensors, reports = quantize_model(trained, hessians, config)
     divergence = add_health(trained, tensors, reports, text, ALONE)
     faults = {(r["name"], r["layer"]): r["fault"] for r in reports if r["fault"]}
     return faults, reports, divergence

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, make_config
+from quantize_case import make_config, quantize_model
 
 from paramgolf.codec.container import dequantized
 from paramgolf.codec.dequantize import low_rank
 from paramgolf.quant.lqer import factorize_error
-from paramgolf.quant.quantize import quantize_model
 
 
 def low_rank_matrix(seed, rows=24, columns=32, rank=2):
@@ -75,7 +74,7 @@ def test_an_error_of_zeros_stays_zero():
 
 def test_the_worst_matrices_are_corrected(trained, hessians):
     plain_config = make_config(matrix_bits=3, mlp_clip=3.0, attention_clip=3.0)
-    before, old = quantize_model(trained, hessians, plain_config, CPU)
+    before, old = quantize_model(trained, hessians, plain_config)
     config = make_config(
         matrix_bits=3,
         mlp_clip=3.0,
@@ -83,7 +82,7 @@ def test_the_worst_matrices_are_corrected(trained, hessians):
         low_rank_matrices=3,
         low_rank=8,
     )
-    after, new = quantize_model(trained, hessians, config, CPU)
+    after, new = quantize_model(trained, hessians, config)
     corrected = {(r["name"], r["layer"]) for r in new if r["low_rank"]}
     stack = {"embedding": trained.state["embedding"].unsqueeze(0)}
     sizes = {}
@@ -107,9 +106,9 @@ def test_the_worst_matrices_are_corrected(trained, hessians):
 
 def test_a_correction_that_would_not_help_is_left_out(trained, hessians):
     config = make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0, low_rank_matrices=25)
-    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    tensors, reports = quantize_model(trained, hessians, config)
     plain, old = quantize_model(
-        trained, hessians, make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0), CPU
+        trained, hessians, make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0)
     )
     assert all(
         a["relative_error"] <= b["relative_error"] for a, b in zip(reports, old, strict=True)
@@ -124,5 +123,5 @@ def test_a_correction_that_would_not_help_is_left_out(trained, hessians):
         low_rank_matrices=25,
         low_rank_always=True,
     )
-    _, everywhere = quantize_model(trained, hessians, config, CPU)
+    _, everywhere = quantize_model(trained, hessians, config)
     assert all(report["low_rank"] for report in everywhere)

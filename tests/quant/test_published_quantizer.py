@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 from published_case import ROOT, given, recipe, tensors
+from quantize_case import quantize_model
 from torch import Tensor
 
 from paramgolf.codec.container import dequantized
 from paramgolf.quant.allocation import layer_bits, rounded_bits
 from paramgolf.quant.grids import row_scales
-from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.scales import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, build, check
 
-CPU = torch.device("cpu")
 INTEGERS = 0.999  # share that must be equal
 # pr1392 has the quantizer of pr1296
 PERCENTILE = [("pr1204", "pr1204", 5), ("pr1204", "pr1204", 6)]
@@ -40,7 +39,7 @@ def quantized(
     """What the recipe's quantizer makes of given weights."""
     trained = Trained(params.model, len(state["embedding"]), 64, state, {})
     config = dataclasses.replace(params.quantize, **changes)
-    return quantize_model(trained, hessians, config, CPU)
+    return quantize_model(trained, hessians, config)
 
 
 def matrices() -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -7,18 +7,18 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from quantize_case import ALONE, CPU, VOCAB, make_config
+from quantize_case import ALONE, VOCAB, make_config, quantize_model
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
 from paramgolf.quant.config import PERCENTILES
-from paramgolf.quant.quantize import quantize, quantize_model
+from paramgolf.quant.quantize import quantize
 from paramgolf.quant.report import entropy_bits, summary
 from paramgolf.quant.trained import TEXTS, load_trained
 
 
 def test_everything_is_stored_once(trained, hessians):
-    tensors, _ = quantize_model(trained, hessians, make_config(), CPU)
+    tensors, _ = quantize_model(trained, hessians, make_config())
     names = {name.partition(".")[0] for name in tensors}
     assert names == trained.state.keys()
     for name, tensor in trained.state.items():
@@ -34,7 +34,7 @@ def test_everything_is_stored_once(trained, hessians):
 
 @pytest.mark.parametrize("method", ["gptq", "nearest"])
 def test_report_tells_what_a_plain_computation_tells(trained, hessians, method):
-    tensors, reports = quantize_model(trained, hessians, make_config(method=method), CPU)
+    tensors, reports = quantize_model(trained, hessians, make_config(method=method))
     found = {(report["name"], report["layer"]): report for report in reports}
     assert len(found) == len(reports) == 6 * 4 + 1
     weight = trained.state["k"][2].double()
@@ -55,8 +55,8 @@ def test_report_tells_what_a_plain_computation_tells(trained, hessians, method):
 
 
 def test_gptq_beats_rounding_in_every_matrix(trained, hessians):
-    _, ours = quantize_model(trained, hessians, make_config(), CPU)
-    _, rounded = quantize_model(trained, hessians, make_config(method="nearest"), CPU)
+    _, ours = quantize_model(trained, hessians, make_config())
+    _, rounded = quantize_model(trained, hessians, make_config(method="nearest"))
     assert all(a["output_error"] < b["output_error"] for a, b in zip(ours, rounded, strict=True))
 
 
@@ -65,16 +65,14 @@ def test_bits_belong_to_their_family(trained, hessians, matrix_bits, embedding_b
     config = make_config(
         matrix_bits=matrix_bits, embedding_bits=embedding_bits, grid="absmax", method="nearest"
     )
-    tensors, _ = quantize_model(trained, hessians, config, CPU)
+    tensors, _ = quantize_model(trained, hessians, config)
     assert tensors["up.integers"].abs().max() == 2 ** (matrix_bits - 1) - 1
     assert tensors["embedding.integers"].abs().max() == 2 ** (embedding_bits - 1) - 1
 
 
 def test_clips_belong_to_their_family(trained, hessians):
     def scales(**changes):
-        tensors, _ = quantize_model(
-            trained, hessians, make_config(method="nearest", **changes), CPU
-        )
+        tensors, _ = quantize_model(trained, hessians, make_config(method="nearest", **changes))
         return {name: t.float().mean() for name, t in tensors.items() if name.endswith(".scales")}
 
     plain = scales()
@@ -89,7 +87,7 @@ def test_clips_belong_to_their_family(trained, hessians):
 
 def test_the_least_reach_holds_for_all_families(trained, hessians):
     config = make_config(grid="percentile", least_reach=30.0)
-    tensors, _ = quantize_model(trained, hessians, config, CPU)
+    tensors, _ = quantize_model(trained, hessians, config)
     for name in ("q", "up", "embedding"):
         width = config.embedding_bits if name == "embedding" else config.matrix_bits
         least = torch.tensor(30.0 / (2 ** (width - 1) - 1)).half()
@@ -103,7 +101,7 @@ def test_a_percentile_of_the_whole_matrix_is_the_one_of_least_error(trained, hes
     config = make_config(grid="percentile", matrix_bits=4, percentile_by="matrix")
 
     def error(**changes):
-        tensors, _ = quantize_model(trained, hessians, replace(config, **changes), CPU)
+        tensors, _ = quantize_model(trained, hessians, replace(config, **changes))
         found = dequantize(tensors["up.integers"], tensors["up.scales"])
         return (weights - found).square().mean((1, 2)), tensors["up.scales"].float() * 7
 
@@ -118,10 +116,8 @@ def test_a_percentile_of_the_whole_matrix_is_the_one_of_least_error(trained, hes
 
 def test_rows_may_stay_as_gptq_makes_them(trained, hessians):
     """Where the clips are hard GPTQ loses on some rows."""
-    kept, reports = quantize_model(
-        trained, hessians, make_config(mlp_clip=1.0, row_fallback=False), CPU
-    )
-    better, ours = quantize_model(trained, hessians, make_config(mlp_clip=1.0), CPU)
+    kept, reports = quantize_model(trained, hessians, make_config(mlp_clip=1.0, row_fallback=False))
+    better, ours = quantize_model(trained, hessians, make_config(mlp_clip=1.0))
     assert not torch.equal(kept["up.integers"], better["up.integers"])
     assert torch.equal(kept["up.scales"], better["up.scales"])
     pairs = zip(reports, ours, strict=True)
@@ -130,7 +126,7 @@ def test_rows_may_stay_as_gptq_makes_them(trained, hessians):
 
 def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
     hessians["qkv"][0] = 0.0
-    tensors, reports = quantize_model(trained, hessians, make_config(), CPU)
+    tensors, reports = quantize_model(trained, hessians, make_config())
     assert (tensors["q.integers"][0] == 0).all()
     unused = [r for r in reports if r["dead_columns"] == 32]
     assert {(r["name"], r["layer"]) for r in unused} == {("q", 0), ("k", 0), ("v", 0)}
@@ -180,11 +176,11 @@ def write_inputs(root, trained, hessians):
 @pytest.mark.parametrize("low_rank", [0, 3])
 def test_inputs_of_any_size_end_in_a_report(trained, hessians, size, low_rank):
     """A factor of the Hessians changes nothing but the errors that they weigh."""
-    plain, before = quantize_model(trained, hessians, make_config(), CPU)
+    plain, before = quantize_model(trained, hessians, make_config())
     largest = max(h.max() for h in hessians.values())
     scaled = {name: (h / largest * size).float() for name, h in hessians.items()}
     config = make_config(low_rank_matrices=low_rank)
-    tensors, reports = quantize_model(trained, scaled, config, CPU)
+    tensors, reports = quantize_model(trained, scaled, config)
     json.dumps(reports, allow_nan=False)
     for report, expected in zip(reports, before, strict=True):
         if size > 1e-38:  # below, float32 has few digits left
@@ -204,13 +200,13 @@ def test_entropy():
 def test_weights_that_are_not_finite_are_named(trained, hessians):
     trained.state["up"][1, 0, 0] = float("nan")
     with pytest.raises(ParamGolfError, match=r"(?s)not finite.*where: up"):
-        quantize_model(trained, hessians, make_config(), CPU)
+        quantize_model(trained, hessians, make_config())
 
 
 def test_vectors_too_large_for_float16_are_named(trained, hessians):
     trained.state["q_gain"][0, 0] = 1e6
     with pytest.raises(ParamGolfError, match=r"(?s)float16.*q_gain.*1000000"):
-        quantize_model(trained, hessians, make_config(), CPU)
+        quantize_model(trained, hessians, make_config())
 
 
 def test_hessians_of_another_model_are_refused(trained, hessians):
@@ -218,7 +214,7 @@ def test_hessians_of_another_model_are_refused(trained, hessians):
     with pytest.raises(
         ParamGolfError, match=r"(?s)do not fit.*, o\n.*\(4, 32, 32\).*\(3, 32, 32\)"
     ):
-        quantize_model(trained, hessians, make_config(), CPU)
+        quantize_model(trained, hessians, make_config())
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained
+from quantize_case import CPU, make_config, make_hessians, make_trained, quantize_model
 
 from paramgolf.codec.rans_model import next_states
 from paramgolf.codec.rans_writer import follows_trellis
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors
 from paramgolf.quant.grids import Rows, nearest, whole_steps
-from paramgolf.quant.quantize import quantize_model
 from paramgolf.quant.report import entropy_bits
 from paramgolf.quant.trellis import STATES, best_paths, transitions
 
@@ -116,7 +115,7 @@ def test_matrices_follow_the_trellis_and_the_embedding_does_not(tiny_model, meth
     trained = make_trained(tiny_model(width=64, mlp_hidden=128))
     hessians = make_hessians(trained)
     config = make_config(trellis=True, method=method)
-    tensors, reports = quantize_model(trained, hessians, config, CPU)
+    tensors, reports = quantize_model(trained, hessians, config)
     for name in ("q", "k", "v", "o", "up", "down"):
         integers = tensors[f"{name}.integers"]
         assert follows_trellis(integers.numpy())
@@ -127,6 +126,6 @@ def test_matrices_follow_the_trellis_and_the_embedding_does_not(tiny_model, meth
             integers = tensors["up.integers"][report["layer"]]
             assert report["entropy_bits"] == entropy_bits(integers) - 1
     assert not follows_trellis(tensors["embedding.integers"].numpy()[None])
-    plain = quantize_model(trained, hessians, make_config(method=method), CPU)[1]
+    plain = quantize_model(trained, hessians, make_config(method=method))[1]
     errors = [sum(r["error_trace"] for r in some if r["name"] == "up") for some in (reports, plain)]
     assert errors[0] < 0.9 * errors[1]
