@@ -1,1 +1,1 @@
-"""Entropy coders, the model.bin container, the self-extracting code: bytes in, bytes out."""
+"""Entropy coders, the model.bin container, dequantization: bytes in, bytes out."""

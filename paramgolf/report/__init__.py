@@ -1,1 +1,1 @@
-"""Checks of the rules, tables, plots and the report page."""
+"""Tables, plots and the report page."""

@@ -1,1 +1,1 @@
-"""Bits per byte, sliding-window and score-first adaptive evaluation, the ledger."""
+"""Sliding-window and score-first adaptive evaluation, the ledger."""
