@@ -106,5 +106,4 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     import resource  # POSIX only
 
-    kilobytes_per_unit = 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilobytes_per_unit
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux

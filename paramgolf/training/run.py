@@ -80,7 +80,7 @@ class TrainingRun:
         config: TrainConfig,
         runtime: Runtime,
         tokens: TokenSet,
-        log: type[Log] = Log,
+        log: type[Log],
     ) -> None:
         self.model, self.config, self.runtime = model, config, runtime
         self.progress = Progress()

@@ -91,12 +91,11 @@ def muon_averages(config: TrainConfig, at: Point) -> tuple[tuple[float, float], 
     ) or ((momentum, 1.0),)
 
 
-def ema_decay(config: TrainConfig, step: int, decay: float | None = None) -> float:
-    """Return d, how much of the averaged weights is kept at `step`; `decay` None: by ema_decay.
+def ema_decay(config: TrainConfig, step: int, decay: float) -> float:
+    """Return d, how much of averaged weights is kept at `step`; `decay` is what their group has.
 
     The average remembers 1 / (1 - d) steps, and begins as the random start. A run that is not much
     longer than this would keep some of the start; with warm-up the memory grows with training, as
     (10 + s) / 9 steps, until it has its length.
     """
-    decay = config.ema_decay if decay is None else decay
     return min(decay, (1 + step) / (10 + step)) if config.ema_warmup else decay

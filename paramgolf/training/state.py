@@ -136,7 +136,8 @@ class TrainState:
         if self._config.clip_scope == "process":
             # a part of 1 / world of the mean gradient is clipped as if it were the whole
             self._clip(self._config.clip_norm / self._runtime.world)
-        self._reduce_gradients()
+        # one collective: each of forty would wait for all processes, and most are small
+        self._runtime.sum(self._gradient)
         if self._config.clip_scope == "global":
             self._clip(self._config.clip_norm)
         for part in self._parts:
@@ -185,10 +186,6 @@ class TrainState:
         if norm > 0:
             nn.utils.clip_grad_norm_(self._parameters.values(), norm)
 
-    def _reduce_gradients(self) -> None:
-        # one collective: each of forty would wait for all processes, and most are small
-        self._runtime.sum(self._gradient)
-
     @torch.no_grad()
     def _update_average(self, at: Point, multiplier: float) -> None:
         if self._config.average == "ema":
@@ -200,12 +197,13 @@ class TrainState:
             swa_utils.get_swa_multi_avg_fn()(averages, weights, self._averaged)
             self._averaged += 1
 
-    def _ema_groups(self) -> dict[float | None, list[str]]:
-        """Return the names of the parameters whose averages decay alike; None: by ema_decay."""
-        c, groups = self._config, defaultdict[float | None, list[str]](list)
+    def _ema_groups(self) -> dict[float, list[str]]:
+        """Return the names of the parameters whose averages decay alike, by their decay."""
+        c, groups = self._config, defaultdict[float, list[str]](list)
         for name in self._parameters:
             others = c.token_ema_decay if name in TABLES else c.scalar_ema_decay
-            groups[None if name in self._matrices else others].append(name)
+            own = None if name in self._matrices else others
+            groups[c.ema_decay if own is None else own].append(name)
         return groups
 
     def enter_phase(self, phase: int) -> None:

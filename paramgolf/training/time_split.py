@@ -26,20 +26,20 @@ def kind_of(kernel: str) -> str:
 
 
 def time_split(
-    passes: Callable[[], object], optimiser: Callable[[], object]
+    passes: Callable[[], object], optimizer: Callable[[], object]
 ) -> dict[str, float] | None:
     """Return milliseconds of a step on a GPU by kind, and the gaps between kernels; None on a CPU.
 
-    `passes` runs forward and backward of a whole step, `optimiser` what follows.
+    `passes` runs forward and backward of a whole step, `optimizer` what follows.
     """
     if not torch.cuda.is_available():
         return None
     split = dict.fromkeys([*KINDS, "elementwise", "optimiser", "gaps"], 0.0)
     for name, milliseconds in _kernels(passes):
         split[kind_of(name)] += milliseconds
-    for name, milliseconds in _kernels(optimiser):
+    for name, milliseconds in _kernels(optimizer):
         split["communication" if kind_of(name) == "communication" else "optimiser"] += milliseconds
-    wall = _wall_ms(lambda: (passes(), optimiser()))
+    wall = _wall_ms(lambda: (passes(), optimizer()))
     split["gaps"] = max(0.0, wall - sum(split.values()))
     return split
 

@@ -89,7 +89,7 @@ def test_weights_of_averages_must_sum_to_one():
 
 
 def test_average_forgets_its_start_only_with_warmup(config):
-    assert ema_decay(dataclasses.replace(config, ema_warmup=False), 0) == config.ema_decay
-    warm = dataclasses.replace(config, ema_warmup=True, ema_decay=0.9)
-    assert ema_decay(warm, 0) == pytest.approx(0.1)
-    assert ema_decay(warm, 10_000) == 0.9
+    assert ema_decay(dataclasses.replace(config, ema_warmup=False), 0, 0.9) == 0.9
+    warm = dataclasses.replace(config, ema_warmup=True)
+    assert ema_decay(warm, 0, 0.9) == pytest.approx(0.1)
+    assert ema_decay(warm, 10_000, 0.9) == 0.9
