@@ -38,16 +38,13 @@ class ByteTable:
     strips_first: bool
     """The decoder drops the space of a document's first piece."""
 
-    def counts(self, tokens: np.ndarray, previous: int | None = None) -> np.ndarray:
-        """Return uint16 [n], the bytes of each of `tokens` [n].
-
-        `previous` is the token before the first; None: the first begins a text.
-        """
+    def counts(self, tokens: np.ndarray) -> np.ndarray:
+        """Return uint16 [n], the bytes of each of `tokens` [n]; the first begins a text."""
         spaces = self.leading[tokens]
         if self.strips_first:
             begins = np.empty(len(tokens), dtype=bool)
             begins[1:] = self.begins[tokens[:-1]]
-            begins[:1] = previous is None or self.begins[previous]
+            begins[:1] = True
             spaces = spaces & ~begins
         counts: np.ndarray = self.base[tokens] + spaces.astype(np.uint16)
         return counts

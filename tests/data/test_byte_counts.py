@@ -48,17 +48,6 @@ def test_our_tokenizers_give_every_byte_back() -> None:
         assert table.counts(ids).sum() == len(text.encode())
 
 
-def test_counts_do_not_depend_on_where_a_stream_is_cut() -> None:
-    model = token_case.processor(token_case.other(add_dummy_prefix=True))
-    table = byte_table(model)
-    documents = [[model.bos_id(), *model.encode(text)] for text in token_case.make_texts(3, 4)]
-    ids = np.concatenate(documents).astype(np.uint16)
-    whole = table.counts(ids)
-    for cut in (1, 2, len(documents[0]), len(documents[0]) + 1, len(ids) - 1):
-        parts = table.counts(ids[:cut]), table.counts(ids[cut:], int(ids[cut - 1]))
-        assert np.array_equal(np.concatenate(parts), whole)
-
-
 def test_a_space_inside_a_piece_is_one_byte() -> None:
     model = token_case.processor(token_case.other(user_defined_symbols="a\u2581b,\u2581\u2581"))
     table = byte_table(model)
