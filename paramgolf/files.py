@@ -22,13 +22,13 @@ MAX_INTEGER = 2**63 - 1
 
 
 @contextlib.contextmanager
-def atomic_open(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; it becomes `path` only if the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with open(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+        with open(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
