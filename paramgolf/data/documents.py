@@ -10,12 +10,11 @@ from pathlib import Path
 
 import zstandard
 
-from paramgolf.data.manifests import DocumentsFile
+from paramgolf.data.manifests import FIX_RAW, DocumentsFile
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import atomic_open, sha256_file
 
 RAW_PATH = Path("data/raw")
-FIX = "make it again with `dvc repro -f -s download`"
 BUFFER_BYTES = 1 << 20
 
 
@@ -49,10 +48,10 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
             raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             yield from io.BufferedReader(raw, BUFFER_BYTES)
     except FileNotFoundError:
-        raise ParamGolfError("a file of documents is missing", where=path, fix=FIX) from None
+        raise ParamGolfError("a file of documents is missing", where=path, fix=FIX_RAW) from None
     except zstandard.ZstdError as error:
         raise ParamGolfError(
-            "a file of documents is damaged", where=path, found=error, fix=FIX
+            "a file of documents is damaged", where=path, found=error, fix=FIX_RAW
         ) from None
 
 
@@ -65,7 +64,7 @@ def parse(line: bytes) -> Document:
             raise TypeError("`name` and `text` are not texts")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         what, found = "a line of a file of documents is damaged", repr(error)[:200]
-        raise ParamGolfError(what, where=repr(line[:60]), found=found, fix=FIX) from None
+        raise ParamGolfError(what, where=repr(line[:60]), found=found, fix=FIX_RAW) from None
     return Document(name, text)
 
 
