@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 START_VARIABLE = "PARAMGOLF_START_TIME"
-_START_FIELD = 19  # of /proc/self/stat after the name: start time in clock ticks since boot
+_START_FIELD = 19  # of /proc/PID/stat after the name: start time in clock ticks since boot
 _waits: list[float] = []  # seconds of this process that count against no budget
 
 
@@ -20,7 +20,10 @@ def start_time() -> float:
     environment. A launcher starts before its processes: a time that is no earlier than this
     process's own was left by nobody, or by somebody who would have the seconds look fewer.
     """
-    started = _process_start()
+    try:
+        started = process_start(Path("/proc/self"))
+    except FileNotFoundError:  # no Linux
+        started = _now()
     with contextlib.suppress(KeyError, ValueError):
         passed = float(os.environ[START_VARIABLE])
         if 0 <= passed <= started:  # false of what is no number, too
@@ -43,12 +46,9 @@ def seconds_since_start() -> float:
     return _now() - start_time()
 
 
-def _process_start() -> float:
-    """Return when this process started, seconds since boot; now, where Linux does not tell."""
-    try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
-        return _now()
+def process_start(folder: Path) -> float:
+    """Return when the process whose /proc/PID this is started, seconds since boot."""
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
     return int(fields[_START_FIELD]) / os.sysconf("SC_CLK_TCK")
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from paramgolf.clock import process_start
+
 PROC = Path("/proc")
 SCRIPT = re.compile(r"(?:^|/)stages/(\w+)\.py$")
-START_FIELD = 19  # of /proc/PID/stat after the name: start time in clock ticks since boot
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,26 +23,25 @@ class Stage:
     seconds: float
 
 
-def stage_under_way(root: Path, proc: Path = PROC) -> Stage | None:
+def stage_under_way(root: Path) -> Stage | None:
     """Return the stage that a process runs in the project's folder; the first of several.
 
     A stage of several processes began with its launcher, the oldest.
     """
-    return max(_stages(root.resolve(), proc), key=lambda stage: stage.seconds, default=None)
+    return max(_stages(root.resolve()), key=lambda stage: stage.seconds, default=None)
 
 
-def _stages(root: Path, proc: Path) -> Iterator[Stage]:
+def _stages(root: Path) -> Iterator[Stage]:
     now = time.clock_gettime(time.CLOCK_BOOTTIME)
-    for folder in proc.glob("[0-9]*"):
+    for folder in PROC.glob("[0-9]*"):
         try:
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
             name = _stage_of(words)
             if name is None or (folder / "cwd").readlink() != root:
                 continue
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            seconds = now - process_start(folder)
         except OSError:  # it has ended, or is another user's
             continue
-        seconds = now - int(fields[START_FIELD]) / os.sysconf("SC_CLK_TCK")
         yield Stage(name, int(folder.name), seconds)
 
 
