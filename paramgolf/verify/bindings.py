@@ -69,13 +69,13 @@ def disagreements(metrics: Metrics, root: Path) -> Iterator[str]:
             continue  # which is said of the files
         table = pq.read_table(path, columns=["tokens", "bytes", "nats"])
         tokens, size, nats = (pc.sum(table[name]).as_py() or 0 for name in table.column_names)
-        get = metrics.get
         sums = {
-            "tokens_scored": (tokens, get(stage, "tokens_scored")),
-            "bytes_scored": (size, get(stage, "bytes_scored")),
-            "val_loss": (nats / max(tokens, 1), get(stage, "val_loss")),
-            "val_bpb": (nats / math.log(2) / max(size, 1), get(stage, "val_bpb")),
+            "tokens_scored": tokens,
+            "bytes_scored": size,
+            "val_loss": nats / max(tokens, 1),
+            "val_bpb": nats / math.log(2) / max(size, 1),
         }
-        for name, (found, recorded) in sums.items():
+        for name, found in sums.items():
+            recorded = metrics.get(stage, name)
             if not math.isclose(found, recorded, rel_tol=SAME):
                 yield f"{stage}: {name} is {recorded}, its documents add up to {found}"

@@ -16,14 +16,13 @@ from typing import Any
 
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import write_json
-from paramgolf.metrics import METRICS, Metrics, load_metrics, need
+from paramgolf.metrics import METRICS, STAGES, Metrics, load_metrics, need
 from paramgolf.params import read_yaml
 from paramgolf.stage_code import HASHES
 from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unbound
 from paramgolf.verify.config import VerifyConfig
 
 DVC_YAML = Path("dvc.yaml")
-STAGES = ("audit", "train", "calibrate", "quantize", "package", "eval_sliding", "eval_ttt")
 # bounds of what the evaluators' probes find (paramgolf/scoring/probe.py)
 CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is usual
 SUM_ERROR = 1e-4  # of probabilities
@@ -64,7 +63,7 @@ class Verdict:
         return {True: "pass", False: "fail", None: "not applicable"}[self.passed]
 
 
-def load_evidence(limits: VerifyConfig, root: Path = Path()) -> Evidence:
+def load_evidence(limits: VerifyConfig, root: Path) -> Evidence:
     """Read the metrics of all stages, dvc.yaml and the manifest of the tokens."""
     metrics = load_metrics(STAGES, root)
     targets = len(open_tokens(root / TOKENS_PATH).val()) - 1  # nothing predicts the first token
