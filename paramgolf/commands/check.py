@@ -18,7 +18,6 @@ from paramgolf.recipes import Params, check
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.stage_code import check_hash
 
-TOKENS = Path("data/tokens")
 EXAMPLE = """example:
   paramgolf check
   paramgolf check /tmp/other.yaml
@@ -50,9 +49,10 @@ def check_estimate(params: Params) -> None:
         return
     # here: every stage begins with this command, and is not to wait for it
     from paramgolf.data.manifests import read_tokens_manifest
+    from paramgolf.data.token_set import TOKENS_PATH
     from paramgolf.estimate.guard import objections
 
-    found = list(objections(params, read_tokens_manifest(TOKENS), names))
+    found = list(objections(params, read_tokens_manifest(TOKENS_PATH), names))
     if found:
         raise ParamGolfError(
             f"by its estimate this run will not do on {len(names)} x {names[0]}",
