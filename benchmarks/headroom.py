@@ -59,10 +59,10 @@ COLUMNS = {
 ROUNDS = 12  # of alternating fits of rows and columns
 
 
-def spread(values: Tensor, dim: int = -1) -> Tensor:
-    """Return 0.5 log2(AM / GM) of positive values along `dim`, bits."""
+def spread(values: Tensor) -> Tensor:
+    """Return 0.5 log2(AM / GM) of positive values along the last dimension, bits."""
     values = values.double()
-    return 0.5 * (values.mean(dim).log2() - values.log2().mean(dim))
+    return 0.5 * (values.mean(-1).log2() - values.log2().mean(-1))
 
 
 def matrices(params: Params, runtime: Runtime) -> list[dict[str, Any]]:

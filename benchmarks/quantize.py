@@ -61,7 +61,6 @@ WITHOUT_DEVIATIONS = (
 )
 COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
 
-
 PUBLISHED, BEST = (
     check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
 )

@@ -36,7 +36,6 @@ from paramgolf.progress import track
 
 RETOKENIZE = "make the shards again with `dvc repro -f -s retokenize`"
 
-
 NONE = "none"
 NMT_NFKC = "nmt_nfkc"
 """The normalization of the published SentencePiece models: it folds spaces and some characters."""

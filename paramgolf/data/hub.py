@@ -25,8 +25,6 @@ from paramgolf.schema import Range, Sha256, Spelling, parse
 
 ATTEMPTS = 3
 AT_ONCE = 8  # files: one connection to a hub is slower than most networks
-
-
 # a listing takes seconds, and a file comes at a megabyte a second or more
 LISTING_SECONDS, FILE_SECONDS, LEAST_BYTES_PER_SECOND = 600.0, 300.0, 50_000
 MOST_FILES = 1_000_000  # of a repository

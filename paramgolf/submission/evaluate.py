@@ -24,9 +24,7 @@ from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
 
 COMMANDS = {"eval_sliding": "eval", "eval_ttt": "eval_ttt"}
-TOLERANCE = (
-    1e-3  # bits per byte; the devices' arithmetic differs by less, the record's margin is 2e-3
-)
+TOLERANCE = 1e-3  # bits per byte; devices differ by less, the record's margin is 2e-3
 
 
 def evaluator_of(params: Mapping[str, Any]) -> str:
