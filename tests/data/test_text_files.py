@@ -41,9 +41,9 @@ def jsonl(texts: Iterable[object], field: str = "text") -> bytes:
     return b"".join(json.dumps({"id": 1, field: text}).encode() + b"\n" for text in texts)
 
 
-def parquet(texts: Iterable[object], kind: pyarrow.DataType | None = None) -> bytes:
+def parquet(texts: Iterable[object]) -> bytes:
     sink = pyarrow.BufferOutputStream()
-    table = pyarrow.table({"text": pyarrow.array(list(texts), kind)})
+    table = pyarrow.table({"text": pyarrow.array(list(texts))})
     pyarrow.parquet.write_table(table, sink)
     return sink.getvalue().to_pybytes()
 

@@ -59,10 +59,10 @@ def make_cased_texts(seed: int, count: int) -> list[str]:
 
 
 @functools.cache
-def trained_on_case(vocab_size: int = 330) -> bytes:
+def trained_on_case() -> bytes:
     """A tokenizer as retokenize trains it with tokenizer.transform caseops."""
     texts = map(encode_case, make_cased_texts(0, 100))
-    return train_tokenizer(texts, vocab_size, symbols=MARKS)
+    return train_tokenizer(texts, 330, symbols=MARKS)
 
 
 @functools.cache

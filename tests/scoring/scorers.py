@@ -10,9 +10,6 @@ VOCAB, BOS, CHUNK = 61, 1, 24
 class Counts:
     """Counts of tokens and pairs that learn as they go (the example of docs/audit-score.md)."""
 
-    def __init__(self, bytes_of=None):
-        self._bytes_of = bytes_of
-
     def load(self):
         return VOCAB
 
@@ -38,7 +35,6 @@ class Masked(Counts):
     """Gives no probability to tokens that `text` never has after the one before, half of all."""
 
     def __init__(self, text):
-        super().__init__()
         self._allowed = np.random.default_rng(0).random((VOCAB, VOCAB)) < 0.5
         self._allowed[text[:-1], text[1:]] = True
 

@@ -22,10 +22,10 @@ PAGE = ROOT / "docs/audit-score.md"
 SETTINGS = AuditSettings(targets=8, tolerance=1e-3, seed=0, isolated=False)
 
 
-def judge(scorer, isolated=False, count=200):
+def judge(scorer, isolated=False):
     settings = AuditSettings(8, 1e-3, 0, isolated)
     return {
-        f.rule: f for f in audit_scores(ScorerScript(scorer), echoing_text(count), VOCAB, settings)
+        f.rule: f for f in audit_scores(ScorerScript(scorer), echoing_text(200), VOCAB, settings)
     }
 
 
