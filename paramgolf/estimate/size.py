@@ -194,9 +194,7 @@ def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) 
 
 def solved(name: str, quantize: QuantizeConfig) -> bool:
     """Tell whether GPTQ chooses a parameter's integers; else they are rounded to the nearest."""
-    if name == "embedding":
-        return (quantize.embedding_method or quantize.method) == "gptq"
-    return name in MATRICES and quantize.method == "gptq"
+    return name in (*MATRICES, "embedding") and quantize.method_of(name) == "gptq"
 
 
 def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> float:

@@ -93,6 +93,10 @@ class QuantizeConfig:
     fit_code_bytes: Natural
     fit_codec: Literal["brotli", "lzma", "rans", "auto"]
 
+    def method_of(self, name: str) -> Literal["gptq", "nearest"]:
+        """Return what chooses the integers of a parameter that has a Hessian."""
+        return (name == "embedding" and self.embedding_method) or self.method
+
     def scaled(self, doublings: float) -> QuantizeConfig:
         """Return the configuration with all clips doubled so many times."""
         names = "attention_clip", "mlp_clip", "embedding_clip"
@@ -111,6 +115,6 @@ class QuantizeConfig:
             yield "trellis", "needs bits of at most 7 in all matrices, and no `finer_groups`"
         if self.adjust_steps and self.low_rank_matrices:
             yield "adjust_steps", "needs `low_rank_matrices` 0: a row's scale is not that of both"
-        methods = self.method, self.embedding_method or self.method
+        methods = self.method, self.method_of("embedding")
         if self.column_steps and (self.finer_groups or "nearest" in methods):
             yield "column_steps", "needs `method` gptq, the embedding's too, and no `finer_groups`"

@@ -126,7 +126,7 @@ def solve_family(
         paths=tuple(sizes) if trellis else (),
         cost=_costs(family),
     )
-    match _method(family, config), config.row_fallback:
+    match config.method_of(family.name), config.row_fallback:
         case "gptq", True:
             integers = quantize_rows(
                 rows, family.hessian, family.factors, block_columns=config.block_columns
@@ -171,11 +171,6 @@ def _solved(
     if precision.finer is not None:
         tensors[f"{name}.finer"] = precision.finer.to(integers.device)
     return Solved(name, family, precision.bits, tensors, restore(tensors, name), trellis)
-
-
-def _method(family: Family, config: QuantizeConfig) -> str:
-    chosen = config.embedding_method if family.name == "embedding" else None
-    return chosen or config.method
 
 
 def _finer_factors(family: Family, precisions: dict[str, Precision]) -> Tensor | None:
