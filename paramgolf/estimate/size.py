@@ -26,9 +26,10 @@ from paramgolf.estimate.entropy import (
     integer_chances,
 )
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES, Shape, shapes
+from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
 from paramgolf.quant.allocation import Bits, rounded_bits
 from paramgolf.quant.config import FINER_BITS, LEAST_DOUBLINGS, MOST_DOUBLINGS, QuantizeConfig
+from paramgolf.quant.row_grid import RowGrid, grid_of
 from paramgolf.training.config import TrainConfig
 
 LZMA_EXCESS_BITS = 0.16  # per weight, above the entropy; 0.13 to 0.16 on Gaussian int5 to int8
@@ -111,14 +112,12 @@ class ModelBytes:
 
     def bits_per_weight(self, name: str, columns: int, width: int) -> float:
         """Return the bits that the codec leaves of one integer of `width` bits of a parameter."""
-        maximum = 2 ** (width - 1) - 1
-        outer_table = name in TABLES and name != "embedding"
-        least = self.quantize.table_least_reach if outer_table else self.quantize.least_reach
-        least /= self.deviations.get(name, math.inf)
-        step = max(reach(name, columns, maximum, self.quantize), least) / maximum
+        grid = replace(grid_of(name, self.quantize), bits=width)
+        least = grid.least_reach / self.deviations.get(name, math.inf)
+        step = max(reach(grid, columns), least) / grid.maximum
         if solved(name, self.quantize):
             step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
-        chances = integer_chances(step, maximum)
+        chances = integer_chances(step, grid.maximum)
         brotli, lzma = huffman_bits(chances), entropy_bits(chances) + LZMA_EXCESS_BITS
         ours = min(entropy_bits(chances) + RANS_EXCESS_BITS, brotli)
         sizes = {"brotli": brotli, "lzma": lzma, "rans": ours, "auto": min(ours, lzma)}
@@ -197,25 +196,15 @@ def solved(name: str, quantize: QuantizeConfig) -> bool:
     return name in (*MATRICES, "embedding") and quantize.method_of(name) == "gptq"
 
 
-def reach(name: str, columns: int, maximum: int, quantize: QuantizeConfig) -> float:
-    """Return the largest representable weight of a parameter, in deviations of its row.
-
-    Not counted: quantize.least_reach.
-    """
-    grid, clip = quantize.grid, quantize.attention_clip
-    if name == "embedding":
-        grid, clip = quantize.embedding_grid or grid, quantize.embedding_clip
-    elif name in MLP:
-        clip = quantize.mlp_clip
-    elif name not in (*MATRICES, *PROJECTIONS):
-        grid = "absmax"
-    match grid:
+def reach(grid: RowGrid, columns: int) -> float:
+    """Return the largest weight on a row's grid, in deviations of the row, but for least_reach."""
+    match grid.kind:
         case "absmax":
             return expected_percentile(1.0, columns)
         case "percentile":
-            return best_percentile(maximum, columns)
+            return best_percentile(grid.maximum, columns)
         case "sdclip":
-            return clip
+            return grid.clip
 
 
 def _refinements(sizes: dict[str, Shape], quantize: QuantizeConfig) -> list[ExpectedPart]:

@@ -10,40 +10,18 @@ Legend: N matrices of a stack, R rows (outputs), C columns (inputs); W weights, 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from paramgolf.codec.dequantize import dequantize
-from paramgolf.quant.config import MOST_BITS, PERCENTILES
+from paramgolf.quant.config import MOST_BITS
+from paramgolf.quant.row_grid import RowGrid, largest_integer
 from paramgolf.quant.trellis import best_paths
 
 SMALLEST_SCALE = torch.finfo(torch.float16).tiny  # 6.1e-5; below it float16 loses digits, then is 0
 LARGEST_SCALE = torch.finfo(torch.float16).max
 FLOAT16_DIGITS = 10  # binary digits of a float16 after its first
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RowGrid:
-    """How the scale of a row follows from its weights.
-
-    `clip` is the reach in standard deviations of the row (pg#1394) and `hessian_clip` the weight of
-    the Hessian in it (pg#1412), 0 for none: they are read by `sdclip` alone, `percentiles`, the
-    candidates, by `percentile`. No row reaches less far than `least_reach` (pg#1019).
-    """
-
-    kind: Literal["sdclip", "percentile", "absmax"]
-    bits: int
-    clip: float = 0.0
-    hessian_clip: float = 0.0
-    least_reach: float = 0.0
-    percentiles: tuple[float, ...] = PERCENTILES
-
-    @property
-    def maximum(self) -> int:
-        """The largest integer, m."""
-        return largest_integer(self.bits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +54,6 @@ class Rows:
         """Return the weights that integers stand for, float32 [N, R, C]."""
         weight = dequantize(integers_NRC, self.scale)
         return weight if self.factor is None else weight * self.factor
-
-
-def largest_integer(bits: int) -> int:
-    """Return m = 2^(bits - 1) - 1."""
-    return (1 << bits - 1) - 1
 
 
 def row_scales(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> Tensor:

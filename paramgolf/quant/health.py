@@ -18,7 +18,8 @@ from paramgolf.codec.dequantize import finer_factor
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.divergence import divergence, log_chances
-from paramgolf.quant.grids import largest_integer, reached
+from paramgolf.quant.grids import reached
+from paramgolf.quant.row_grid import largest_integer
 from paramgolf.quant.trained import FAMILIES, Trained, stacked
 from paramgolf.runtime import Runtime
 

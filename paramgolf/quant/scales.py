@@ -14,10 +14,10 @@ from torch import Tensor
 
 from paramgolf.codec.dequantize import eighths, finer_factor
 from paramgolf.model.config import ModelConfig
-from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES
 from paramgolf.quant.allocation import Bits, layer_bits
 from paramgolf.quant.config import FINER_BITS, MOST_BITS, PERCENTILES, QuantizeConfig
-from paramgolf.quant.grids import RowGrid, Rows, nearest, round_scales, row_scales, shorten
+from paramgolf.quant.grids import Rows, nearest, round_scales, row_scales, shorten
+from paramgolf.quant.row_grid import RowGrid, grid_of
 from paramgolf.quant.solved import Family, Precision
 
 MOST_CHANGE = 16.0  # of a step, by which balance may divide or multiply it
@@ -74,29 +74,6 @@ def rounded(name: str, weight_NRC: Tensor, bits: int, config: QuantizeConfig) ->
         return candidates[0]
     errors = [(weight_NRC - rows.dequantize(nearest(rows))).square().mean() for rows in candidates]
     return candidates[int(torch.stack(errors).argmin())]
-
-
-def grid_of(
-    name: str, config: QuantizeConfig, percentiles: tuple[float, ...] = PERCENTILES
-) -> RowGrid:
-    """Return the grid of a parameter at the bits that `matrix_bits`, or its own key, gives it."""
-    kind, clip, bits = config.grid, config.attention_clip, config.matrix_bits
-    least_reach = config.least_reach
-    if name == "embedding":
-        kind, clip = config.embedding_grid or config.grid, config.embedding_clip
-        bits = config.embedding_bits or bits
-    elif name in MLP:
-        clip, bits = config.mlp_clip, config.mlp_bits or bits
-    elif name not in (*MATRICES, *PROJECTIONS):
-        kind, least_reach = "absmax", config.table_least_reach if name in TABLES else 0.0
-    return RowGrid(
-        kind=kind,
-        bits=bits,
-        clip=clip,
-        hessian_clip=config.hessian_clip,
-        least_reach=least_reach,
-        percentiles=percentiles,
-    )
 
 
 def finer_columns(families: list[Family], bits: Bits, config: QuantizeConfig) -> dict[str, Tensor]:

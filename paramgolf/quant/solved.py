@@ -14,7 +14,8 @@ from torch import Tensor
 from paramgolf.codec.dequantize import finer_factor, restore
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.gptq import Factors, quantize_rows, solve
-from paramgolf.quant.grids import Rows, largest_integer, nearest, round_scales
+from paramgolf.quant.grids import Rows, nearest, round_scales
+from paramgolf.quant.row_grid import largest_integer
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
 from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import stored_bits
-from paramgolf.quant.scales import grid_of
+from paramgolf.quant.row_grid import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params
 
@@ -191,13 +191,6 @@ def test_codecs_differ_and_auto_takes_the_smaller(base):
         for codec in ("brotli", "lzma", "rans", "auto")
     }
     assert found["auto"] == found["rans"] < found["brotli"] < found["lzma"]
-
-
-@pytest.mark.parametrize("name", QUANTIZED)
-def test_grids_are_those_of_quantize(name, base):
-    quantize = dataclasses.replace(base.quantize, mlp_clip=9.0, attention_clip=11.0)
-    grid = grid_of(name, quantize)
-    assert size.reach(name, 64, grid.maximum, quantize) == grid.clip
 
 
 @pytest.mark.parametrize("bits", [None, 5])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from paramgolf.codec.dequantize import dequantize, finer_factor
 from paramgolf.errors import ParamGolfError
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors, solve
-from paramgolf.quant.grids import RowGrid, Rows, nearest, row_scales
+from paramgolf.quant.grids import Rows, nearest, row_scales
+from paramgolf.quant.row_grid import RowGrid
 
 
 def make_hessian(generator, columns, *, tokens=None):

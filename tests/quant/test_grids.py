@@ -6,7 +6,8 @@ import torch
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.quant.config import PERCENTILES
-from paramgolf.quant.grids import SMALLEST_SCALE, RowGrid, Rows, nearest, row_scales
+from paramgolf.quant.grids import SMALLEST_SCALE, Rows, nearest, row_scales
+from paramgolf.quant.row_grid import RowGrid
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch import Tensor
 from paramgolf.codec.container import dequantized
 from paramgolf.quant.allocation import layer_bits, rounded_bits
 from paramgolf.quant.grids import row_scales
-from paramgolf.quant.scales import grid_of
+from paramgolf.quant.row_grid import grid_of
 from paramgolf.quant.trained import FAMILIES, Trained
 from paramgolf.recipes import Params, build, check
 
