@@ -55,8 +55,8 @@ def check_recipe(title: str, params: Params, machine: Machine, capacity: int) ->
     memory = training_memory(model, train, vocab_size, machine.device, machine.count).total
     here = stretches(model, train, vocab_size, machine)
     share = _tokens(here) / _tokens(stretches(model, train, vocab_size, CONTEST))
-    seconds = sum(part.steps * part.step_seconds for part in here)
-    text = f"{_steps(here):,} steps in about {duration(seconds)}"
+    steps, seconds = sum(part.steps for part in here), sum(part.seconds for part in here)
+    text = f"{steps:,} steps in about {duration(seconds)}"
     if share < 1:
         text += f", {share:.1%} of the tokens of 8 H100"
     if train.precision == "fp8_mlp" and not machine.device.fused_kernels:
@@ -72,16 +72,12 @@ def _is_beyond(params: Params, machine: Machine) -> bool:
     """Tell whether a machine is too slow for a recipe to mean anything."""
     sizes = params.model, params.train, params.tokenizer.vocab_size
     here, contest = stretches(*sizes, machine), stretches(*sizes, CONTEST)
-    seconds = sum(part.steps * part.step_seconds for part in here)
+    seconds = sum(part.seconds for part in here)
     return _tokens(here) < LITTLE_SHARE * _tokens(contest) or seconds > LONG
 
 
 def _tokens(parts: Sequence[Stretch]) -> int:
-    return sum(part.steps * part.batch_tokens for part in parts)
-
-
-def _steps(parts: Sequence[Stretch]) -> int:
-    return sum(part.steps for part in parts)
+    return sum(part.tokens for part in parts)
 
 
 def duration(seconds: float) -> str:

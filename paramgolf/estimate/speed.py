@@ -25,6 +25,16 @@ class Stretch:
     steps: int
     step_seconds: float
 
+    @property
+    def tokens(self) -> int:
+        """Tokens that its steps read."""
+        return self.steps * self.batch_tokens
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that its steps take."""
+        return self.steps * self.step_seconds
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:

@@ -9,7 +9,7 @@ from typing import Any
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.evaluation import scored_per_second
 from paramgolf.estimate.memory import training_memory
-from paramgolf.estimate.size import ExpectedPart, ModelBytes, trained_deviations
+from paramgolf.estimate.size import ModelBytes, trained_deviations
 from paramgolf.estimate.speed import Machine, stretches
 from paramgolf.model.flops import TRAINING_FACTOR, training_flops
 from paramgolf.model.shapes import shapes
@@ -73,6 +73,7 @@ def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
     ).fitted(code_bytes)
     parts = expected.parts()
     integers = [part for part in parts if part.bits is not None]
+    weights = sum(part.weights for part in integers)
     bytes_model = sum(part.bytes for part in parts)
     total, limit = bytes_model + code_bytes, package.limit_bytes
     tolerance = round(BYTES_TOLERANCE * bytes_model)
@@ -80,7 +81,7 @@ def _artifact(params: Params, code_bytes: int) -> dict[str, Any]:
     return {
         "parts": [dataclasses.asdict(part) for part in parts],
         "clip_factor": factor,
-        "bits_per_weight": _mean_bits(integers),
+        "bits_per_weight": 8 * sum(part.bytes for part in integers) / weights,
         "bytes_model": bytes_model,
         "bytes_code": code_bytes,
         "bytes_total": total,
@@ -103,10 +104,6 @@ def _fits(headroom: int, tolerance: int) -> str:
     return "yes" if headroom >= 0 else "no"
 
 
-def _mean_bits(integers: list[ExpectedPart]) -> float:
-    return 8 * sum(part.bytes for part in integers) / sum(part.weights for part in integers)
-
-
 def _memory(params: Params, device: str, count: int) -> dict[str, Any]:
     kind = DEVICES[device]
     memory = training_memory(params.model, params.train, params.tokenizer.vocab_size, kind, count)
@@ -124,8 +121,7 @@ def _run(params: Params, device: str, count: int) -> dict[str, Any]:
     parts = stretches(
         params.model, params.train, params.tokenizer.vocab_size, Machine(device=kind, count=count)
     )
-    seconds = sum(part.steps * part.step_seconds for part in parts)
-    tokens = sum(part.steps * part.batch_tokens for part in parts)
+    seconds, tokens = sum(part.seconds for part in parts), sum(part.tokens for part in parts)
     return {
         "steps": sum(part.steps for part in parts),
         "tokens": tokens,

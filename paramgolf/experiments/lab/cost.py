@@ -67,12 +67,12 @@ def training_seconds(content: Mapping[str, Any], gpus: int) -> float:
     budget: float | None = content["train"]["budget_seconds"]
     if budget is not None:
         return budget
-    return sum(part.steps * part.step_seconds for part in _stretches(content, gpus))
+    return sum(part.seconds for part in _stretches(content, gpus))
 
 
 def training_tokens(content: Mapping[str, Any], gpus: int) -> int:
     """Return the tokens that a training is estimated to read."""
-    return sum(part.steps * part.batch_tokens for part in _stretches(content, gpus))
+    return sum(part.tokens for part in _stretches(content, gpus))
 
 
 def _stretches(content: Mapping[str, Any], gpus: int) -> Sequence[Stretch]:
