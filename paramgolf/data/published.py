@@ -153,7 +153,8 @@ def _link_splits(validation: Validation, folder: Path) -> Adopted:
     val = _link("val", source.val, raw, folder)
     if validation.has_sidecar and not validation.vocabulary.rewrites:
         return train, val, _link("val_bytes", source.val_bytes, raw, folder).files
-    with ShardWriter(folder, "val_bytes", _capacity(source.val)) as writer:
+    capacity = max(file.tokens for file in source.val.files)
+    with ShardWriter(folder, "val_bytes", capacity) as writer:
         for _, counts in validation.blocks():
             writer.append(counts)
     return train, val, writer.files
@@ -166,7 +167,3 @@ def _link(name: str, split: ShardSplit, raw: Path, folder: Path) -> ShardSplit:
         link_or_copy(raw / file.name, folder / target)
         linked.append(dataclasses.replace(file, name=target))
     return dataclasses.replace(split, files=tuple(linked))
-
-
-def _capacity(split: ShardSplit) -> int:
-    return max(file.tokens for file in split.files)
