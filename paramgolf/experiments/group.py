@@ -29,10 +29,6 @@ class SeedGroup:
         values = (run.metrics.get(metric) for run in self.runs)
         return [value for value in values if isinstance(value, int | float)]
 
-    def distinct(self, metric: str) -> list[Any]:
-        """Return the different values of a metric, in the order of the runs."""
-        return list(dict.fromkeys(run.metrics.get(metric) for run in self.runs))
-
     def summary(self) -> dict[str, Sample]:
         """Return a Sample of each numeric metric."""
         names = sorted({name for run in self.runs for name in run.metrics})
@@ -110,7 +106,7 @@ def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
         ("eval_ttt.bytes_scored", "bytes scored"),
         ("eval_sliding.bytes_scored", "bytes scored"),
     ):
-        values = {str(value) for each in groups for value in each.distinct(metric)}
+        values = {str(run.metrics.get(metric)) for each in groups for run in each.runs}
         if len(values) > 1:
             yield f"{what} differ: {', '.join(sorted(values))}"
     steps = [value for each in groups for value in each.values("train.steps")]
