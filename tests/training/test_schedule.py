@@ -11,6 +11,7 @@ from paramgolf.recipes import compose
 from paramgolf.schema import parse
 from paramgolf.training.config import BatchSizes, MomentumAverage, TrainConfig
 from paramgolf.training.schedule import (
+    decay_multiplier,
     ema_decay,
     lr_multiplier,
     muon_averages,
@@ -60,6 +61,12 @@ def test_warmdown_in_steps_adapts_to_the_measured_step(config):
     )
     # 20 steps in 50 s: 20 more are to come, half of the warmdown
     assert lr_multiplier(steps, point(steps, 20, 50.0)) == pytest.approx(0.5)
+
+
+def test_weight_decay_falls_to_its_share(config):
+    tapered = dataclasses.replace(config, decay_taper_start=0.6, decay_taper_share=0.25)
+    found = [decay_multiplier(tapered, point(tapered, step, 0.0)) for step in (0, 60, 80, 100)]
+    assert found == pytest.approx([1.0, 1.0, 0.625, 0.25])
 
 
 def test_momentum_rises_then_stays(config):
