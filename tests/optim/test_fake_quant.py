@@ -60,6 +60,18 @@ def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled
     assert torch.equal(state.network.logits(tokens, options), plain)
 
 
+@pytest.mark.parametrize("rounding", ["ste", "soft"])
+def test_the_mlp_has_bits_of_its_own(tiny_model, sample, rounding):
+    config = dataclasses.replace(sample.train, steps=100, warmdown=1.0, min_lr=0.0, qat_below=0.2)
+    config = dataclasses.replace(config, qat_rounding=rounding, qat_bits=5, qat_mlp_bits=3)
+    state, w = TrainState(Network(tiny_model(), 64), config, CPU), weights()
+    # half way: of the sharpness 1 to 16, in logarithms
+    late = state.network_at(point(config, 90, 0.0)).backend.fake_quant
+    for name, bits in (("q", 5), ("up", 3), ("down", 3)):
+        expected = straight_through(w, bits) if rounding == "ste" else soft_round(w, bits, 4.0)
+        torch.testing.assert_close(late(name, w), expected)
+
+
 def test_stochastic_weight_average_is_applied(tiny_model, sample, tokens_folder):
     assert open_tokens(tokens_folder).vocab_size == 64
     config = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""One optimiser step: the same whatever the number of processes that share the batch."""
+"""One optimizer step: the same whatever the number of processes that share the batch."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[s
     network = Network(model, VOCAB, seed=0)
     state = TrainState(network, config, runtime)
     batch = torch.randint(0, VOCAB, (ROWS, 17), generator=torch.Generator().manual_seed(1))
+    if config.clip_scope == "process":  # equal parts, of which each is clipped as the whole is
+        batch = batch[: ROWS // 2].repeat(2, 1)
     mine = batch.view(runtime.world, -1, 17)[runtime.rank]
     for step in range(STEPS):
         state.zero_grad()
@@ -139,11 +141,12 @@ def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out
         torch.save(trained(model, config, runtime), out / f"{rank}.pt")
 
 
-@pytest.mark.parametrize("clip_norm", [0.05, 0.0])
-def test_two_processes_equal_one(clip_norm, sample, tiny_model, tmp_path, free_port):
-    config = dataclasses.replace(
-        sample.train, steps=10, clip_norm=clip_norm, adam_eps=1e-3, head_mixing=True
-    )
+@pytest.mark.parametrize(
+    ("clip_norm", "scope"), [(0.05, "global"), (0.0, "global"), (0.05, "process")]
+)
+def test_two_processes_equal_one(clip_norm, scope, sample, tiny_model, tmp_path, free_port):
+    changes = {"clip_norm": clip_norm, "clip_scope": scope, "head_mixing": True}
+    config = dataclasses.replace(sample.train, steps=10, adam_eps=1e-3, **changes)
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
     run_ranks(_run_rank, free_port, model, config, tmp_path)
     expected = trained(model, config, Runtime(0, 1, torch.device("cpu")))
