@@ -16,6 +16,7 @@ from paramgolf.recipes import check, compose
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = compose("sample", ROOT / "recipes")
+ORDER = [*range(6)]  # of its layers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +45,7 @@ def faults_of(changes: dict[str, Any]) -> str:
         ({"train.seed": "one"}, "`train.seed` must be a whole number, found 'one'"),
         ({"model.heads": 3}, "`model.heads` must divide `width`: 3 does not divide 128"),
         (
-            {"model.recurrence": [{"at": 0.5, "order": [*range(6), 17]}]},
+            {"model.recurrence": [{"at": 0.5, "order": [*ORDER, 17]}]},
             "`model.recurrence.0.order` names layers that do not exist: [17]",
         ),
         (
@@ -77,6 +78,41 @@ def faults_of(changes: dict[str, Any]) -> str:
         ({"tokenizer.vocab_size": 70_000}, "`tokenizer.vocab_size` must lie in 300..65536"),
         ({"package.limit_bytes": 0}, "`package.limit_bytes` must be at least 1"),
         ({"calibrate.temperature": 0}, "`calibrate.temperature` must be above 0"),
+        ({"data.validation_documents": 0}, "`data.validation_documents` must be at least 1 where"),
+        ({"tokenizer.source": "file"}, "`tokenizer.path` must name a tokenizer model"),
+        ({"model.rope_dims": 34}, "`model.rope_dims` must be even and at most the head size 32"),
+        ({"model.window_layers": [6]}, "`model.window_layers` must lie in 0..5"),
+        ({"model.bigram_buckets": 1}, "`model.bigram_buckets` must be 0 or at least 2"),
+        (
+            {"model.recurrence": [{"at": 1.0, "order": ORDER}]},
+            "`model.recurrence.0.at` is a fraction and must be below 1, found 1.0",
+        ),
+        (
+            {"model.recurrence": [{"at": at, "order": ORDER} for at in (0.5, 0.3)]},
+            "`model.recurrence` must be in rising order of `at`: 0.5 before 0.3",
+        ),
+        (
+            {"model.recurrence": [{"at": 0.5, "order": [*ORDER, 3, 4, 5]}]}
+            | {"model.parallel": "lanes"},
+            "`model.recurrence` returns to layers before 4",
+        ),
+        ({"train.warmdown": 2.0}, "`train.warmdown` is a fraction and must lie in 0..1, found 2.0"),
+        ({"train.micro_batch_tokens": 100}, "`train.sequence_length` must divide"),
+        (
+            {"train.loader": "documents", "train.micro_batch_tokens": 12288},
+            "`train.batch_tokens` must be a multiple of `train.micro_batch_tokens`",
+        ),
+        (
+            {"quantize.fit_bytes": 10**6, "quantize.grid": "absmax"},
+            "`quantize.fit_bytes` needs `grid` sdclip",
+        ),
+        (
+            {"quantize.balance": 0.5, "quantize.percentile_by": "matrix"},
+            "`quantize.percentile_by` must be row with `balance`",
+        ),
+        ({"quantize.trellis": True, "quantize.matrix_bits": 8}, "`quantize.trellis` needs bits of"),
+        ({"calibrate.sensitivity_sequences": 257}, "must lie in 0..sequences (256)"),
+        ({"eval_ttt.mixture.contexts": []}, "`eval_ttt.mixture.contexts` must name at least one"),
     ],
 )
 def test_a_fault_of_the_pipeline_parameters_is_named(changes, message):
