@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,9 @@ class PublishedShards:
             commit="0" * 40,
             variant="sp320",
             tokenizer=PublishedTokenizer(
-                file="tokenizer.model", published="sp320.model", sha256=NO_HASH
+                file="tokenizer.model",
+                published="sp320.model",
+                sha256=hashlib.sha256(tokenizer).hexdigest(),
             ),
             train=empty,
             val=empty,

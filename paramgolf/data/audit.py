@@ -17,6 +17,7 @@ import sentencepiece
 from paramgolf.data.config import AuditConfig
 from paramgolf.data.documents import RAW_PATH, Document, read_documents
 from paramgolf.data.manifests import (
+    FIX_RAW,
     OFFSETS_RULE,
     TABLE_RULE,
     RawManifest,
@@ -30,7 +31,6 @@ from paramgolf.data.token_mask import has_mask, mask_of
 from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
 from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import sha256_file
 from paramgolf.metrics import file_hashes
 from paramgolf.progress import track
 
@@ -67,6 +67,7 @@ def audit(
     raw, folder = Path(raw), Path(folder)
     source, tokens = read_raw_manifest(raw), open_tokens(folder)
     check_files(tokens, source)
+    read = check_hashes(tokens, source, raw)
     stream, counts, manifest = tokens.val(), tokens.val_bytes(), tokens.manifest
     path = str(folder / manifest.tokenizer)
     tokenizer = open_tokenizer(TokenizerFile(path, manifest.transform))
@@ -93,12 +94,7 @@ def audit(
         "lossless": totals.normalization == NONE,
         "near_copies": int(near_copies.sum()),
         "normalization": totals.normalization,
-        "read": file_hashes(
-            [
-                *(raw / name for name in ("manifest.json", *source.file_names)),
-                *(folder / name for name in tokens.file_names),
-            ]
-        ),
+        "read": read,
         "train_val_overlap": shared.documents,
         "val_shingles_in_train": distribution(shared),
     }
@@ -233,14 +229,37 @@ def check_files(tokens: TokenSet, source: RawManifest) -> None:
             _same(what, documents, promised, "documents")
     counts = len(tokens.val_bytes())
     _same("the byte counts are cut", counts, len(tokens.val()), "counts, one per token")
-    for file in (*manifest.val.files, *manifest.val_bytes.files):
-        found = sha256_file(tokens.folder / file.name)
-        _same(f"{file.name} is not the file of the manifest", found, file.sha256, "(SHA-256)")
 
 
-def _same(what: str, found: object, expected: object, unit: str) -> None:
+def check_hashes(tokens: TokenSet, source: RawManifest, raw: Path) -> list[dict[str, str]]:
+    """Refuse files that are not those of their manifests; return path and SHA-256 of all files.
+
+    What the manifests say of each other's files holds for the files only so: the texts that are
+    compared must be those that the tokens were made of.
+    """
+    expected = {raw / name: digest for name, digest in source.hashes.items()}
+    expected |= {tokens.folder / name: digest for name, digest in tokens.manifest.hashes.items()}
+    for path in expected:
+        if not path.is_file():
+            raise ParamGolfError(
+                "a file of a manifest is missing", where=path, fix=_again(path, raw)
+            )
+    manifests = (raw / "manifest.json", tokens.folder / "manifest.json")
+    read = file_hashes([*manifests, *expected])
+    found = {file["path"]: file["sha256"] for file in read}
+    for path, digest in expected.items():
+        what, fix = f"{path} is not the file of the manifest", _again(path, raw)
+        _same(what, found[path.as_posix()], digest, "(SHA-256)", fix)
+    return read
+
+
+def _again(path: Path, raw: Path) -> str:
+    return FIX_RAW if path.parent == raw else RETOKENIZE
+
+
+def _same(what: str, found: object, expected: object, unit: str, fix: str = RETOKENIZE) -> None:
     if found != expected:
-        raise ParamGolfError(what, expected=f"{expected} {unit}", found=found, fix=RETOKENIZE)
+        raise ParamGolfError(what, expected=f"{expected} {unit}", found=found, fix=fix)
 
 
 def count_forbidden(tokens: TokenSet) -> dict[str, Any]:

@@ -158,7 +158,9 @@ def test_a_control_token_that_counts_is_found(case: Case) -> None:
 
 
 def test_a_tokenizer_without_a_space_piece_is_refused(case: Case) -> None:
-    (case.tokens / "tokenizer.model").write_bytes(token_case.spaceless())
+    path, manifest = case.tokens / "tokenizer.model", case.tokens / "manifest.json"
+    path.write_bytes(token_case.spaceless())
+    write_json(manifest, read_json(manifest) | {"tokenizer_sha256": sha256_file(path)})
     case.refuse(r"no piece U\+2581 alone \(pg#897\)")
 
 
@@ -228,6 +230,20 @@ def test_an_exchanged_shard_is_refused(case: Case) -> None:
     size = len(read_shard(case.tokens / path))
     write_shard(case.tokens / path, np.roll(counts, 1)[:size])
     case.refuse("val_bytes_000000.bin is not the file of the manifest")
+
+
+@pytest.mark.parametrize(
+    "name", ["raw/train.jsonl.zst", "raw/val.jsonl.zst", "tokens/train_000000.bin"]
+)
+def test_a_file_that_is_not_the_manifests_is_refused(case: Case, name: str) -> None:
+    """An empty training text would share nothing with the validation text."""
+    path = case.tokens.parent / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content if path.suffix == ".bin" else b"")
+    case.refuse(rf"{path} is not the file of the manifest\n(.|\n)*(download|retokenize)`")
+    path.unlink()
+    case.refuse("is missing")
 
 
 def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:

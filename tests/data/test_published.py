@@ -23,9 +23,10 @@ CONFIG = token_case.config(source="published")
 class Raw(PublishedShards):
     """data/raw of published shards: 3 training shards, and 2 of validation that cut a document."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder, token_case.trained())
-        self.model = token_case.processor(token_case.trained())
+    def __init__(self, folder: Path, model: bytes | None = None) -> None:
+        model = model or token_case.trained()
+        super().__init__(folder, model)
+        self.model = token_case.processor(model)
         self.val, train = self.tokens(1, 10), self.tokens(2, 30)
         self.add("val", np.array_split(self.val, 2), documents=10)
         self.add("train", np.array_split(train, 3))
@@ -90,12 +91,9 @@ def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # sidecars count surfaces, that is the raw text; of it and the decoded text the smaller counts
-    raw = Raw(tmp_path / "raw")
-    model_bytes = token_case.other(**token_case.PUBLISHED)
-    model = token_case.processor(model_bytes)
-    (raw.folder / "tokenizer.model").write_bytes(model_bytes)
+    raw = Raw(tmp_path / "raw", token_case.other(**token_case.PUBLISHED))
     texts = ["the    of", "and the", "in  to\n\n"]
-    ids = [token for text in texts for token in (1, *model.encode(text))]
+    ids = [token for text in texts for token in (1, *raw.model.encode(text))]
     counts = np.zeros(len(ids), dtype=np.uint16)
     counts[np.flatnonzero(np.array(ids) == 1) + 1] = [len(text) for text in texts]
     raw.add("val", [np.array(ids, dtype=np.uint16)], documents=3)
