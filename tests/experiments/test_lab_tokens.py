@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,30 @@ def test_another_text_under_the_same_name_is_other_tokens(tmp_path, text):
     tokens.take(content_of())
     (text / "train.jsonl").write_text("some more text")
     assert tokens.find(content_of()) is None
+
+
+@pytest.mark.parametrize("name", ["text/train.jsonl", "given.model"])
+def test_a_file_that_was_edited_is_other_tokens_though_its_size_is_the_same(tmp_path, text, name):
+    (tmp_path / "given.model").write_text("a tokenizer")
+    content, maker = content_of(), Maker()
+    content |= {"tokenizer": content["tokenizer"] | {"source": "file", "path": "given.model"}}
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    assert tokens.take(content) == tokens.take(content)
+    assert len(maker.sources) == 1
+    path = tmp_path / name
+    path.write_text(path.read_text()[::-1])
+    os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # a clock may be coarse
+    assert tokens.find(content) is None
+
+
+@pytest.mark.parametrize("pattern", ["text", "**/[t]rain.jsonl", "text/train.jsonl"])
+def test_a_file_may_be_named_by_its_folder_or_a_glob(tmp_path, text, pattern):
+    content, maker = content_of(), Maker()
+    content |= {"data": content["data"] | {"files": [pattern]}}
+    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+    tokens.take(content)
+    (text / "train.jsonl").write_text("some more text")
+    assert tokens.find(content) is None
 
 
 def test_a_text_that_is_not_there_is_named(tmp_path, text):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,20 @@ class Tokens:
                 )
         return read_made(folder)
 
-    def _files(self, data: Mapping[str, Any]) -> dict[str, list[str]]:
-        """Return the files of the text by the pattern that names them."""
+    def _files(self, data: Mapping[str, Any]) -> dict[str, list[Path]]:
+        """Return the files of the text by the path, folder or glob that names them."""
         patterns = [*data["files"], *data["validation_files"]]
-        return {one: sorted(glob.glob(str(self._root / one))) for one in patterns}
+        return {one: [*_matches(self._root / one)] for one in patterns}
 
     def _place(self, content: Mapping[str, Any]) -> Place:
-        data = {**content["data"], "hub": None}
-        found = (path for paths in self._files(data).values() for path in paths)
-        sizes = [(Path(path).name, Path(path).stat().st_size) for path in found]
-        key = json.dumps([data, content["tokenizer"], sizes], sort_keys=True)
+        data, tokenizer = {**content["data"], "hub": None}, content["tokenizer"]
+        found = [path for paths in self._files(data).values() for path in paths]
+        if tokenizer["source"] == "file":
+            found += filter(Path.is_file, [self._root / tokenizer["path"]])
+        # gigabytes are not hashed at each look; a file that is edited has another time
+        status = [(path.name, path.stat()) for path in found]
+        files = [(name, one.st_size, one.st_mtime_ns) for name, one in status]
+        key = json.dumps([data, tokenizer, files], sort_keys=True)
         return Place(self._folder / hashlib.sha256(key.encode()).hexdigest()[:16])
 
     def _make(self, content: Mapping[str, Any]) -> Made:
@@ -112,6 +117,14 @@ class Tokens:
         if self._text.tokenizers is None or tokenizer["source"] != "train":
             return None
         return self._root / self._text.tokenizers / tokenizer_name(tokenizer)
+
+
+def _matches(pattern: Path) -> Iterator[Path]:
+    """Yield the files that a pattern names, in order; those of folders whatever their kind."""
+    literal = os.path.lexists(pattern)
+    for name in [str(pattern)] if literal else sorted(glob.glob(str(pattern), recursive=True)):
+        inner = sorted(Path(name).rglob("*")) if os.path.isdir(name) else [Path(name)]
+        yield from filter(Path.is_file, inner)
 
 
 def tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
