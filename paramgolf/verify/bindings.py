@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
@@ -67,8 +68,12 @@ def disagreements(metrics: Metrics, root: Path) -> Iterator[str]:
         path = root / documents_path(stage)
         if not path.is_file():
             continue  # which is said of the files
-        table = pq.read_table(path, columns=["tokens", "bytes", "nats"])
-        tokens, size, nats = (pc.sum(table[name]).as_py() or 0 for name in table.column_names)
+        try:
+            table = pq.read_table(path, columns=["tokens", "bytes", "nats"])
+            tokens, size, nats = (pc.sum(table[name]).as_py() or 0 for name in table.column_names)
+        except (pa.ArrowException, OSError) as error:
+            yield f"{documents_path(stage)} cannot be read: {str(error).splitlines()[0]}"
+            continue
         sums = {
             "tokens_scored": tokens,
             "bytes_scored": size,

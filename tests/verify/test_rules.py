@@ -125,6 +125,16 @@ def test_a_file_that_is_gone_or_was_never_named_is_said(tmp_path):
     assert content["rules"]["R1"] == "fail"  # the bytes on disk are not those recorded
 
 
+@pytest.mark.parametrize("keep", [0, 20, -1])
+def test_scores_by_document_that_cannot_be_read_break_r15(keep, tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "artifacts/eval_ttt/documents.parquet"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert verify(VerifyConfig(**LIMITS), tmp_path) is False
+    reason = verdict_of(tmp_path)[1]["R15"]
+    assert "artifacts/eval_ttt/documents.parquet cannot be read: " in reason
+
+
 def test_a_score_that_its_documents_do_not_add_up_to_breaks_r15(tmp_path):
     """Loss, score, bytes and tokens agree with one another, and were all written by hand."""
     write_run(tmp_path)
