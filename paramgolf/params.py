@@ -6,8 +6,9 @@ holds every key.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 
@@ -17,6 +18,16 @@ from paramgolf.schema import parse
 
 PARAMS_PATH = Path("params.yaml")
 MAX_DEPTH = 32
+# as YAML 1.2 has them, which DVC reads: in YAML 1.1 `on` is true, 010 is 8, and 1:30 is 90
+PLAIN = {
+    "tag:yaml.org,2002:bool": r"(true|True|TRUE|false|False|FALSE)\Z",
+    "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)\Z",
+    "tag:yaml.org,2002:float": r"""(?x)
+        ([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?
+        |\.[0-9][0-9_]*([eE][-+][0-9]+)?
+        |[-+]?\.(inf|Inf|INF)
+        |\.(nan|NaN|NAN))\Z""",
+}
 SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
 Section = TypeVar("Section")
 
@@ -81,7 +92,15 @@ def _fault(what: str, place: Any) -> yaml.MarkedYAMLError:
 
 
 class _StrictLoader(SafeLoader):  # type: ignore[misc,valid-type]
-    """PyYAML's safe loader; it refuses a key that comes twice and what Python cannot hold."""
+    """PyYAML's safe loader; it refuses a key that comes twice and what Python cannot hold.
+
+    Truths and numbers are those of `PLAIN`.
+    """
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [(tag, re.compile(PLAIN[tag]) if tag in PLAIN else known) for tag, known in pairs]
+        for first, pairs in SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -180,6 +180,13 @@ def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):
     assert capsys.readouterr() == ("", "")
 
 
+@pytest.mark.parametrize("text", ["on", "No", "010", "1:30", "1e5", "null", "2020-01-01", "a: # b"])
+def test_use_writes_a_text_that_is_read_as_this_text(text, project):
+    assert code_of("use", "sample", f"data.text_field='{text}'") == 0
+    assert code_of("check") == 0
+    assert read_yaml("params.yaml")["data"]["text_field"] == text
+
+
 def test_use_changes_nothing_when_a_parameter_is_at_fault(project, capsys):
     code_of("use", "sample")
     before = (project / "params.yaml").read_bytes()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load_params
+from paramgolf.params import load_params, parse_yaml
 from paramgolf.recipes import check, compose
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +149,21 @@ def test_a_number_outside_its_range_is_named(key):
     value = OUTSIDE[key]
     inner = ".0.at" if isinstance(value, list) else ""
     assert re.search(rf"`{key}{inner}` must (be|lie) .*, found ", faults_of({key: value}))
+
+
+@pytest.mark.parametrize("word", ["on", "no", "y", "010", "1:30", "12:30:00.5", "0o17"])
+def test_what_yaml_1_1_alone_takes_for_truth_or_number_is_a_text(word):
+    """DVC reads YAML 1.2: of a `steps: 010` it would know 10, where YAML 1.1 has 8."""
+    assert parse_yaml(word) == word
+    assert f"`train.steps` must be a whole number, found '{word}'" in faults_of(
+        {"train.steps": parse_yaml(word)}
+    )
+
+
+def test_numbers_and_truths_of_both_versions_are_read():
+    text = "[true, False, 0, -12, 1_000, 0x1F, 0b11, 1.5, -.5, 1.0e+5, .5e-3]"
+    expected = [True, False, 0, -12, 1000, 31, 3, 1.5, "-.5", 1e5, 5e-4]
+    assert parse_yaml(text) == expected
 
 
 def test_gates_need_their_channels():
