@@ -21,6 +21,7 @@ from paramgolf.params import read_yaml
 from paramgolf.stage_code import HASHES
 from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unbound
 from paramgolf.verify.config import VerifyConfig
+from paramgolf.verify.recorded import check_recorded
 
 DVC_YAML = Path("dvc.yaml")
 # bounds of what the evaluators' probes find (paramgolf/scoring/probe.py)
@@ -66,6 +67,7 @@ class Verdict:
 def load_evidence(limits: VerifyConfig, root: Path) -> Evidence:
     """Read the metrics of all stages, dvc.yaml and the manifest of the tokens."""
     metrics = load_metrics(STAGES, root)
+    check_recorded(metrics, root)
     targets = len(open_tokens(root / TOKENS_PATH).val()) - 1  # nothing predicts the first token
     files = {name: root / PACKAGE / name for name in ("model.bin", "train_gpt.py")}
     sizes = {name: path.stat().st_size for name, path in files.items() if path.is_file()}

@@ -250,6 +250,32 @@ def test_a_missing_metric_is_named(tmp_path):
     assert "dvc repro -f -s package" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        ("audit", "lossless", "no"),  # which is true
+        ("audit", "read", ["data/raw/val.jsonl.zst"]),
+        ("train", "train_seconds", None),
+        ("package", "bytes_total", "588,559"),
+        ("eval_sliding", "tokens_scored", [1999]),
+        ("eval_sliding", "probe.sum_error", -1),
+        ("eval_ttt", "ledger.score_first", 1),
+        ("eval_ttt", "ledger.targets", True),
+    ],
+)
+def test_a_metric_of_no_sense_is_named(stage, key, value, tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / f"artifacts/metrics/{stage}.json"
+    content = json.loads(path.read_text())
+    *above, last = key.split(".")
+    section = content[above[0]] if above else content
+    section[last] = value
+    write_json(path, content)
+    with pytest.raises(ParamGolfError, match=rf"`{key}[\w.]*` must be (.|\n)*{path}") as caught:
+        verify(VerifyConfig(**LIMITS), tmp_path)
+    assert f"dvc repro -f -s {stage}" in str(caught.value)
+
+
 def test_a_missing_metrics_file_is_named(tmp_path):
     write_run(tmp_path)
     (tmp_path / "artifacts/metrics/eval_ttt.json").unlink()
