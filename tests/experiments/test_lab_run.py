@@ -140,6 +140,28 @@ def test_a_file_that_holds_no_results_is_refused(tmp_path):
             Records(tmp_path / "results.json")
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "value", "named"),
+    [
+        ("stages", "", 5, "must be a mapping"),
+        ("stages", "wall_seconds", None, "wall_seconds` must be a number"),
+        ("stages", "metrics", {}, "metrics.tokens` is missing"),
+        ("stages", "metrics", {"val_bpb": "1.2"}, "metrics.val_bpb` must be a number"),
+        ("failures", "", {}, "killed` is missing"),
+        ("plans", "texts", {}, "texts.base` is missing"),
+        ("plans", "runs", [{}], "runs.0.keys` is missing"),
+        ("plans", "plan", {"name": "tiny"}, "plan.variants` is missing"),
+    ],
+)
+def test_results_of_another_form_are_refused(tokens, tmp_path, part, key, value, named):
+    content = work(plan_of(tokens), tmp_path, FakeProcesses())
+    one = next(iter(content[part]), "x")
+    content[part][one] = content[part][one] | {key: value} if key else value
+    write_json(tmp_path / "results.json", content)
+    with pytest.raises(ParamGolfError, match=rf"in the results(.|\n)*`{part}.{one}.*{named}"):
+        Records(tmp_path / "results.json")
+
+
 @pytest.mark.parametrize("name", ["out.md", "tiny.html", "out"])
 def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, capsys, name):
     path = tmp_path / "plan.json"

@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.entries import Results
 from paramgolf.experiments.lab.stages import Stage
 from paramgolf.files import read_json, write_json
+from paramgolf.schema import parse
 
 SCHEMA = 1
 KEY_LENGTH = 16
@@ -72,9 +74,10 @@ def keys_of(
 
 def _read(path: Path) -> dict[str, Any]:
     found = read_json(path)
+    fix = "name another file with --results, or take none of it"
     if found.get("schema") != SCHEMA or not all(isinstance(found.get(p), dict) for p in PARTS):
-        fix = "name another file with --results"
         raise ParamGolfError("not results of the laboratory", where=path, fix=fix)
+    parse(Results, found, "", where=path, of="the results", fix=fix)
     return found
 
 
