@@ -20,7 +20,9 @@ from paramgolf.data.manifests import (
     FIX_RAW,
     OFFSETS_RULE,
     TABLE_RULE,
+    ByteCounts,
     RawManifest,
+    ShardSplit,
     TextManifest,
     read_raw_manifest,
 )
@@ -237,20 +239,36 @@ def check_hashes(tokens: TokenSet, source: RawManifest, raw: Path) -> list[dict[
     What the manifests say of each other's files holds for the files only so: the texts that are
     compared must be those that the tokens were made of.
     """
-    expected = {raw / name: digest for name, digest in source.hashes.items()}
-    expected |= {tokens.folder / name: digest for name, digest in tokens.manifest.hashes.items()}
-    for path in expected:
+    promised = {raw / name: digest for name, digest in _raw_hashes(source).items()}
+    made = {tokens.folder / name: digest for name, digest in _token_hashes(tokens).items()}
+    for path in (*promised, *made):
         if not path.is_file():
-            raise ParamGolfError(
-                "a file of a manifest is missing", where=path, fix=_again(path, raw)
-            )
-    manifests = (raw / "manifest.json", tokens.folder / "manifest.json")
-    read = file_hashes([*manifests, *expected])
+            what = "a file of a manifest is missing"
+            raise ParamGolfError(what, where=path, fix=_again(path, raw))
+    read = file_hashes([raw / "manifest.json", *promised, tokens.folder / "manifest.json", *made])
     found = {file["path"]: file["sha256"] for file in read}
-    for path, digest in expected.items():
+    for path, digest in (promised | made).items():
         what, fix = f"{path} is not the file of the manifest", _again(path, raw)
         _same(what, found[path.as_posix()], digest, "(SHA-256)", fix)
     return read
+
+
+def _raw_hashes(source: RawManifest) -> dict[str, str]:
+    """Return the SHA-256 of the files of data/raw beside the manifest, by name."""
+    if isinstance(source, TextManifest):
+        return {file.file: file.sha256 for file in (source.train, source.val)}
+    shards = _shard_hashes(source.train, source.val, source.val_bytes)
+    return {source.tokenizer.file: source.tokenizer.sha256, **shards}
+
+
+def _token_hashes(tokens: TokenSet) -> dict[str, str]:
+    made = tokens.manifest
+    shards = _shard_hashes(made.train, made.val, made.val_bytes)
+    return {made.tokenizer: made.tokenizer_sha256, **shards}
+
+
+def _shard_hashes(*splits: ShardSplit | ByteCounts) -> dict[str, str]:
+    return {file.name: file.sha256 for split in splits for file in split.files}
 
 
 def _again(path: Path, raw: Path) -> str:

@@ -63,12 +63,7 @@ class TextManifest:
     @property
     def file_names(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
-        return tuple(self.hashes)
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files beside the manifest, by their names."""
-        return {file.file: file.sha256 for file in (self.train, self.val)}
+        return self.train.file, self.val.file
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,13 +114,8 @@ class ShardManifest:
     @property
     def file_names(self) -> tuple[str, ...]:
         """Names of the files beside the manifest."""
-        return tuple(self.hashes)
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files beside the manifest, by their names."""
-        shards = _shard_hashes(self.train, self.val, self.val_bytes)
-        return {self.tokenizer.file: self.tokenizer.sha256, **shards}
+        splits = (self.train, self.val, self.val_bytes)
+        return self.tokenizer.file, *(file.name for split in splits for file in split.files)
 
 
 RawManifest = TextManifest | ShardManifest
@@ -167,16 +157,6 @@ class TokensManifest:
     train: ShardSplit
     val: ShardSplit
     val_bytes: ByteCounts
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """SHA-256 of the files beside the manifest, by their names."""
-        shards = _shard_hashes(self.train, self.val, self.val_bytes)
-        return {self.tokenizer: self.tokenizer_sha256, **shards}
-
-
-def _shard_hashes(*splits: ShardSplit | ByteCounts) -> dict[str, str]:
-    return {file.name: file.sha256 for split in splits for file in split.files}
 
 
 def write_manifest(folder: str | Path, manifest: Any) -> None:
