@@ -42,8 +42,11 @@ ADVICE = {
     errno.EROFS: RIGHTS,
     errno.EIO: "the disk or its network fails: see the system's log (`dmesg`)",
 }
-# how libraries in C++ tell it, which raise what is no MemoryError
-OUT_OF_MEMORY = re.compile("out of memory|allocate memory|bad_alloc|failed to map|start new thread")
+# how libraries tell it that raise what is no MemoryError, of what no machine could hold too
+OUT_OF_MEMORY = re.compile(
+    "out of memory|allocate memory|bad_alloc|failed to map|start new thread"
+    "|array is too big|Maximum allowed (size|dimension) exceeded|size calculation overflowed"
+)
 
 
 def start_program() -> None:

@@ -31,6 +31,10 @@ from paramgolf.verify.config import VerifyConfig
 
 RECIPES = Path("recipes")
 NOT_RECIPES = ("base", "differences", "records")
+# of any number with a point: float32 holds it, and what a step multiplies it by
+LARGEST = 1e30
+# of any whole number: positions of a tensor are counted in 32 bits; these are no sizes of one
+MOST, LONGER = 2**31 - 1, ("seed", "bytes", "max_tokens", "validation_tokens", "primer_tokens")
 FIDELITY = "fidelity"  # no parameter: as an assignment, `published` restores what was published
 Assignment = tuple[str, Any]
 
@@ -66,8 +70,21 @@ def inspect(content: Mapping[str, Any]) -> tuple[Params | None, list[Fault]]:
     faults: list[Fault] = []
     params: Params | None = convert(Params, content, "", faults)
     if params is not None:
+        faults.extend(_too_large(dataclasses.asdict(params), ""))
         faults.extend(_disagreements(params))
     return params, faults
+
+
+def _too_large(value: Any, name: str) -> Iterator[Fault]:
+    """Yield the numbers with which the arithmetic of a stage would overflow, hours later."""
+    if isinstance(value, dict | list | tuple):
+        pairs = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in pairs:
+            yield from _too_large(inner, f"{name}.{key}" if name else str(key))
+    elif isinstance(value, float) and abs(value) > LARGEST:
+        yield name, f"must be at most {LARGEST:g}, found {value}"
+    elif isinstance(value, int) and value > MOST and not name.endswith(LONGER):
+        yield name, f"must be at most {MOST}, found {value}"
 
 
 def _disagreements(params: Params) -> Iterator[Fault]:

@@ -134,6 +134,10 @@ OUTSIDE = {
     "train.seed": -1,
     "train.token_lr": -1,
     "train.ema_decay": 1.0,
+    "train.matrix_lr": 1e31,
+    "train.micro_batch_tokens": 2**31,
+    "eval_sliding.window": 2**62,
+    "eval_sliding.mixture.contexts": (1, 2**31),
     "train.curriculum": [{"at": 1.0, "batch_tokens": 256, "sequence_length": 256}],
     "calibrate.seed": 2**32,
     "quantize.low_rank": 65,
@@ -147,7 +151,7 @@ OUTSIDE = {
 @pytest.mark.parametrize("key", OUTSIDE)
 def test_a_number_outside_its_range_is_named(key):
     value = OUTSIDE[key]
-    inner = ".0.at" if isinstance(value, list) else ""
+    inner = {list: ".0.at", tuple: ".1"}.get(type(value), "")
     assert re.search(rf"`{key}{inner}` must (be|lie) .*, found ", faults_of({key: value}))
 
 
@@ -164,6 +168,16 @@ def test_numbers_and_truths_of_both_versions_are_read():
     text = "[true, False, 0, -12, 1_000, 0x1F, 0b11, 1.5, -.5, 1.0e+5, .5e-3]"
     expected = [True, False, 0, -12, 1000, 31, 3, 1.5, "-.5", 1e5, 5e-4]
     assert parse_yaml(text) == expected
+
+
+@pytest.mark.parametrize(
+    "key", ["train.seed", "eval_ttt.max_tokens", "package.limit_bytes", "tokenizer.training_bytes"]
+)
+def test_counts_of_bytes_and_tokens_may_be_larger(key):
+    section, name = key.split(".")
+    content = copy.deepcopy(SAMPLE)
+    content[section][name] = 2**32 - 1
+    check(content, where="params.yaml")
 
 
 def test_gates_need_their_channels():
