@@ -35,6 +35,7 @@ NOT_RECIPES = ("base", "differences", "records")
 LARGEST = 1e30
 # of any whole number: positions of a tensor are counted in 32 bits; these are no sizes of one
 MOST, LONGER = 2**31 - 1, ("seed", "bytes", "max_tokens", "validation_tokens", "primer_tokens")
+MOST_BETA = 80.0
 FIDELITY = "fidelity"  # no parameter: as an assignment, `published` restores what was published
 Assignment = tuple[str, Any]
 
@@ -98,6 +99,9 @@ def _disagreements(params: Params) -> Iterator[Fault]:
     together, heads = params.train.muon_kv_heads, params.model.kv_heads
     if together and heads % together:
         yield "train.muon_kv_heads", f"must divide `model.kv_heads` {heads}, found {together}"
+    for name in ("eval_sliding", "eval_ttt"):
+        if getattr(params, name).mixture.beta > MOST_BETA:
+            yield f"{name}.mixture.beta", f"must be at most {MOST_BETA:g}: float32 holds e^beta"
     budget = params.train.budget_seconds
     if budget is not None and params.train.reserve_seconds >= budget:
         yield "train.reserve_seconds", "must be below `train.budget_seconds`"

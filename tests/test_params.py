@@ -113,6 +113,7 @@ def faults_of(changes: dict[str, Any]) -> str:
         ({"quantize.trellis": True, "quantize.matrix_bits": 8}, "`quantize.trellis` needs bits of"),
         ({"calibrate.sensitivity_sequences": 257}, "must lie in 0..sequences (256)"),
         ({"eval_ttt.mixture.contexts": []}, "`eval_ttt.mixture.contexts` must name at least one"),
+        ({"eval_ttt.mixture.beta": 100.0}, "`eval_ttt.mixture.beta` must be at most 80"),
     ],
 )
 def test_a_fault_of_the_pipeline_parameters_is_named(changes, message):

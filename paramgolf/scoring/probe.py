@@ -166,11 +166,10 @@ def count_followers(
     """
     found = np.zeros(vocab_size)
     ends = 1 + np.flatnonzero(tokens[: at - 1] == tokens[at - 1])
-    for distance in range(1, max(mixing.contexts) + 1):
-        # no context reaches from the text into what was counted before it
+    # no context reaches from the text into what was counted before it, or beyond its beginning
+    for distance in range(1, min(max(mixing.contexts), at - primed) + 1):
         ends = ends[(ends >= primed + distance) | ((ends >= distance) & (ends < primed))]
         ends = ends[tokens[ends - distance] == tokens[at - distance]]
-        known = at >= primed + distance and len(ends) >= mixing.min_count
-        if distance in mixing.contexts and known:
+        if distance in mixing.contexts and len(ends) >= mixing.min_count:
             found = np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
     return found

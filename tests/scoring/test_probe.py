@@ -20,7 +20,7 @@ from scoring_case import (
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.mixture import Mixture
-from paramgolf.scoring.probe import PROBED, Probe
+from paramgolf.scoring.probe import PROBED, Probe, count_followers
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
 
@@ -146,6 +146,16 @@ def test_what_all_processes_found_is_one_finding():
         "sum_error": 0.25,
         "score_error": 3.0,
     }
+
+
+@pytest.mark.parametrize(("at", "primed"), [(1, 0), (5, 0), (9, 4), (12, 4)])
+def test_a_context_longer_than_the_text_counts_nothing(at, primed):
+    tokens = np.array([3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3])
+    short, long = (
+        MixtureConfig(**{**MIXTURE, "contexts": contexts}) for contexts in ((1, 2), (1, 2, 2**40))
+    )
+    expected = count_followers(tokens, primed, at, short, 5)
+    assert count_followers(tokens, primed, at, long, 5).tolist() == expected.tolist()
 
 
 def test_a_mixture_of_the_target_alone():
