@@ -56,6 +56,7 @@ def start_program() -> None:
     traceback from here on, while modules are imported too. Garbage is not looked for until the
     imports are done, nor at the end: to look through torch's objects takes a second of each stage.
     """
+    open_streams()
     start_process()
     keep_bytecode()
     gc.disable()
@@ -66,6 +67,24 @@ def start_program() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker() else _end_at_once)
     sys.excepthook = _end_on_fault
+
+
+def open_streams() -> None:
+    """Open what was closed of stdin, stdout and stderr on nothing, as in `... >&-`.
+
+    Python has no stream there to print to; and the next file that is opened, weights perhaps, would
+    get its number, and with it what programs that are started print.
+    """
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+            os.set_inheritable(number, True)
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8", closefd=False))
 
 
 def keep_bytecode() -> None:

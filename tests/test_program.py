@@ -272,3 +272,26 @@ def test_what_ascii_has_not_is_written_out(monkeypatch):
     print("0.1 ± 0.2")
     printed.flush()
     assert printed.buffer.getvalue() == b"0.1 \\xb1 0.2\n"
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,), (0, 1, 2)])
+def test_streams_that_are_closed_lead_nowhere(closed, tmp_path):
+    """Not into the next file that is opened, nor to a traceback."""
+    script = f"""
+import os, subprocess, sys
+from paramgolf.program import exit_on_fault, start_program
+start_program()
+with exit_on_fault(), open({str(tmp_path / "file")!r}, "w") as file:
+    assert file.fileno() > 2
+    print("said")
+    print("said", file=sys.stderr, flush=True)
+    subprocess.run(["sh", "-c", "echo said; echo said >&2"], check=True)
+    file.write("kept")
+"""
+    shell = " ".join(f"{number}>&-" for number in closed)
+    command = ["sh", "-c", f'exec "$0" -c "$1" {shell}', sys.executable, script]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "file").read_text() == "kept"
+    assert done.stdout == ("" if 1 in closed else "said\nsaid\n")
+    assert done.stderr == ("" if 2 in closed else "said\nsaid\n")
