@@ -118,6 +118,8 @@ def _disagreements(params: Params) -> Iterator[Fault]:
             yield "quantize.fit_codec", "must be `package.codec`"
         if fit.fit_bytes > package.limit_bytes:
             yield "quantize.fit_bytes", "must be at most `package.limit_bytes`"
+        if fit.fit_bytes <= fit.fit_code_bytes:
+            yield "quantize.fit_bytes", "must be above `quantize.fit_code_bytes`, those of the code"
 
 
 def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:

@@ -113,6 +113,10 @@ def faults_of(changes: dict[str, Any]) -> str:
         ({"quantize.trellis": True, "quantize.matrix_bits": 8}, "`quantize.trellis` needs bits of"),
         ({"calibrate.sensitivity_sequences": 257}, "must lie in 0..sequences (256)"),
         ({"eval_ttt.mixture.contexts": []}, "`eval_ttt.mixture.contexts` must name at least one"),
+        (
+            {"quantize.fit_bytes": 5000, "quantize.fit_code_bytes": 5000},
+            "`quantize.fit_bytes` must be above `quantize.fit_code_bytes`",
+        ),
         ({"eval_ttt.mixture.beta": 100.0}, "`eval_ttt.mixture.beta` must be at most 80"),
     ],
 )
