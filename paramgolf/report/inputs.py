@@ -14,6 +14,7 @@ from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.training_log import LOG, LOG_FIX, of_event
 from paramgolf.verify.config import VerifyConfig
+from paramgolf.verify.recorded import check_recorded
 
 SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 ERRORS = Path("artifacts/quantize/report.json")
@@ -60,13 +61,15 @@ class Inputs:
 
 
 def load_inputs(root: Path = Path()) -> Inputs:
-    """Read every input; a missing file or key is a ParamGolfError."""
+    """Read every input; a missing file or key, or a metric of no sense, is a ParamGolfError."""
     errors = read_json(root / ERRORS, fix="make it with `dvc repro quantize`")
     content = read_yaml(root / PARAMS_PATH)
     shipped = read_script(root / SCRIPT).params
     content |= {section: need(shipped, section, SCRIPT) for section in SHIPPED}
+    metrics = load_metrics(STAGES, root)
+    check_recorded(metrics, root)
     return Inputs(
-        load_metrics(STAGES, root),
+        metrics,
         read_log(root / LOG),
         need(errors, "tensors", ERRORS),
         read_json(root / PACKAGE, fix="make it with `dvc repro package`"),

@@ -197,7 +197,12 @@ def test_long_logs_are_thinned(tmp_path):
         ),
         ("artifacts/quantize/report.json", "{}", "`tensors` is missing"),
         ("artifacts/package/package.json", "{}", "`parts` is missing"),
-        ("artifacts/metrics/quantize.json", "{}", "`seconds` is missing"),
+        ("artifacts/metrics/quantize.json", '{"adjust_seconds": 1}', "`seconds` is missing"),
+        (
+            "artifacts/metrics/train.json",
+            '{"train_seconds": "long"}',
+            "`train_seconds` must be a number",
+        ),
         ("artifacts/metrics/eval_ttt.json", None, "there is no file"),
         ("params.yaml", "train: {}", "is missing"),
     ],
