@@ -36,6 +36,7 @@ LARGEST = 1e30
 # of any whole number: positions of a tensor are counted in 32 bits; these are no sizes of one
 MOST, LONGER = 2**31 - 1, ("seed", "bytes", "max_tokens", "validation_tokens", "primer_tokens")
 MOST_BETA = 80.0
+MOST_STORED = 1e4  # of what weights begin with that are stored as float16, up to 65504
 FIDELITY = "fidelity"  # no parameter: as an assignment, `published` restores what was published
 Assignment = tuple[str, Any]
 
@@ -99,6 +100,9 @@ def _disagreements(params: Params) -> Iterator[Fault]:
     together, heads = params.train.muon_kv_heads, params.model.kv_heads
     if together and heads % together:
         yield "train.muon_kv_heads", f"must divide `model.kv_heads` {heads}, found {together}"
+    for name in ("repeat_step", "smear_gate_init", "bigram_table_std"):
+        if abs(getattr(params.model, name) or 0.0) > MOST_STORED:
+            yield f"model.{name}", f"must be at most {MOST_STORED:g}: it is stored as float16"
     for name in ("eval_sliding", "eval_ttt"):
         if getattr(params, name).mixture.beta > MOST_BETA:
             yield f"{name}.mixture.beta", f"must be at most {MOST_BETA:g}: float32 holds e^beta"

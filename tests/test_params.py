@@ -117,6 +117,7 @@ def faults_of(changes: dict[str, Any]) -> str:
             {"quantize.fit_bytes": 5000, "quantize.fit_code_bytes": 5000},
             "`quantize.fit_bytes` must be above `quantize.fit_code_bytes`",
         ),
+        ({"model.smear_gate_init": -1e5}, "`model.smear_gate_init` must be at most 10000"),
         ({"eval_ttt.mixture.beta": 100.0}, "`eval_ttt.mixture.beta` must be at most 80"),
     ],
 )
