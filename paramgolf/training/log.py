@@ -52,7 +52,8 @@ class Log:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
         if record["event"] == "validation":
-            say(f"train: step={record['step']} val_bpb={record['val_bpb']:.4f}")
+            scored = f"val_bpb={record['val_bpb']:.4f} of {record['tokens_scored']:,} tokens"
+            say(f"train: step={record['step']} {scored}")
 
     def restore(self, lines: list[str]) -> None:
         """Begin the file again with the lines of a checkpoint."""

@@ -158,6 +158,15 @@ def test_loss_falls_and_the_first_is_a_uniform_guess(trained):
     assert losses[-1] < losses[0] - 1
 
 
+def test_a_validation_on_a_part_is_told_from_the_last_one(trained, capsys):
+    records = trained(validate_every=4, validation_tokens=64, steps=4)
+    validations = [record for record in records if record["event"] == "validation"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "val_bpb" in line]
+    ends = [f"of {record['tokens_scored']:,} tokens" for record in validations]
+    assert [line.endswith(end) for line, end in zip(lines, ends, strict=True)] == [True] * 3
+    assert ends[1] == "of 64 tokens" != ends[2]
+
+
 def test_progress_shows_a_loss_once_it_is_known(trained, monkeypatch, capsys):
     monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     losses = losses_of(trained(steps=3, validate_every=0))
