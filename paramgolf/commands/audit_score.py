@@ -44,7 +44,6 @@ def run(options: argparse.Namespace) -> int:
     if options.targets < 1 or options.tokens < FEWEST_TARGETS or not within:
         expected = "--targets of at least 1, --tokens of at least 2, --tolerance and --seed from 0"
         raise ParamGolfError("nothing to judge by", expected=expected)
-    script = load_script(options.script)
     vocab_size = open_tokens(options.data).vocab_size
     text = load_text(options.data, vocab_size, options.tokens)
     if len(text) < FEWEST_TARGETS:
@@ -52,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
         raise ParamGolfError(
             "too little text to change", expected=f"{FEWEST_TARGETS} targets", found=found
         )
+    script = load_script(options.script)  # last: it may read the tokens, too
     settings = AuditSettings(options.targets, options.tolerance, options.seed, options.isolated)
     findings = audit_scores(script, text, vocab_size, settings, show=not options.json)
     broken = [finding.rule for finding in findings if finding.passed is False]

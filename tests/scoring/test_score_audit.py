@@ -147,6 +147,14 @@ def test_a_text_of_one_target_is_one_message(project, monkeypatch):
         audit_score.run(parser.parse_args(["my_scorer.py"]))
 
 
+def test_tokens_that_are_not_there_are_named_before_the_script_looks_for_them(project):
+    parser = argparse.ArgumentParser()
+    audit_score.configure(parser)
+    (project / "data/tokens").rename(project / "elsewhere")
+    with pytest.raises(ParamGolfError, match=r"data/tokens(.|\n)*dvc repro retokenize"):
+        audit_score.run(parser.parse_args(["my_scorer.py"]))
+
+
 def test_bad_scripts_are_one_message(project):
     with pytest.raises(ParamGolfError, match="there is no file"):
         load_script(project / "none.py")
