@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.recipes import (
@@ -53,7 +54,8 @@ Row = Sequence[str]
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
         "--frontier",
         action="store_true",
         help="print which records were each better than all before them, and by what p",
@@ -61,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--all", action="store_true", help="with --frontier: records that nobody audited, too"
     )
-    parser.add_argument(
+    instead.add_argument(
         "--differences",
         action="store_true",
         help="print what recipes do otherwise than the published code, in Markdown",
@@ -70,6 +72,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the tables: our own recipes, then the published systems by number."""
+    if options.all and not options.frontier:
+        fix = "paramgolf recipes --frontier --all"
+        raise ParamGolfError("--all goes with --frontier alone", fix=fix)
     if options.differences:
         print(markdown(differences()))
         return 0

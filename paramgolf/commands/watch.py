@@ -16,12 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.arguments import amount
+from paramgolf.errors import ParamGolfError
 
 EXAMPLE = """example:
   paramgolf watch
   paramgolf watch --once --json
   paramgolf watch --host root@gpu.example --folder paramgolf"""
 OUTPUT = Path("repro.log")
+FOLDER = "paramgolf"
 LONGEST_SECONDS = 86_400  # between two looks; the system sleeps no more than 9e9
 
 
@@ -36,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
     host = "watch the run there, over ssh; ssh://USER@HOST:PORT where the port is not 22"
     parser.add_argument("--host", metavar="USER@HOST", help=host)
-    folder = "the project's folder on that host; default: %(default)s"
-    parser.add_argument("--folder", default="paramgolf", help=folder)
+    folder = f"the project's folder on that host; default: {FOLDER}"
+    parser.add_argument("--folder", help=folder)
 
 
 def interval(text: str) -> float:
@@ -52,6 +54,10 @@ def run(options: argparse.Namespace) -> int:
     """Show the state once, or again and again until it is interrupted."""
     if options.host:
         return over_ssh(options)
+    if options.folder is not None:
+        raise ParamGolfError(
+            "--folder goes with --host alone", fix=f"cd {options.folder} && paramgolf watch"
+        )
     # here: a watch over ssh needs nothing of the project
     from paramgolf.watch.state import state
 
@@ -68,7 +74,7 @@ def over_ssh(options: argparse.Namespace) -> int:
     words += ["--output", str(options.output)]
     words += [f"--{name}" for name in ("once", "json") if getattr(options, name)]
     terminal = [] if options.once or options.json else ["-t"]
-    there = f"cd {shlex.quote(options.folder)} && {shlex.join(words)}"
+    there = f"cd {shlex.quote(options.folder or FOLDER)} && {shlex.join(words)}"
     return subprocess.run(["ssh", *terminal, options.host, there]).returncode
 
 
