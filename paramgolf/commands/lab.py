@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   paramgolf lab benchmarks/plans/unit.yaml --dry-run --price 3
-  paramgolf lab benchmarks/plans/unit.yaml
+  paramgolf lab benchmarks/plans/sample.yaml
   paramgolf lab benchmarks/plans/unit.yaml --ablate best > benchmarks/plans/ablate-best.yaml
   paramgolf lab benchmarks/plans/unit.yaml --results benchmarks/results/lab.json"""
 WORK = Path(".cache/lab")
@@ -184,7 +184,7 @@ def print_forecast(name: str, forecast: Forecast, price: float | None) -> None:
     """Print in lines what a plan costs and what it can tell apart."""
     cost = forecast.cost
     dollars = "" if price is None else f", ${cost.dollars(price):,.2f}"
-    known = "as measured before" if cost.measured else "some of them assumed"
+    known = "as measured before" if cost.measured else "some of them assumed, as on an H100"
     print(f"{name}: left to run: {cost.runs} runs, {cost.trainings} of them with a training")
     clock = f"{cost.clock_seconds / 60:,.0f} minutes by the clock"
     print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}, {clock} (beside training {known})")
