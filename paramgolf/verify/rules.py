@@ -29,6 +29,7 @@ CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is
 SUM_ERROR = 1e-4  # of probabilities
 SCORE_ERROR = 0.02  # nats, in the mean: products in bfloat16 round otherwise in the compiled head
 EVALUATOR_DATA = {"artifacts/package", "data/tokens"}
+FIX = "docs/legality.md explains the rules; verify.enforce=false records it and no more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,5 +266,6 @@ def verify(limits: VerifyConfig, root: Path = Path()) -> bool:
     write_json(root / METRICS / "verify.json", content)
     for rule, verdict in verdicts.items():
         print(f"{rule:<4}{verdict.outcome:<15}{RULES[rule][0]}: {verdict.reason}")
-    print(f"broken: {', '.join(broken)}" if broken else "no rule is broken")
+    advice = f" ({FIX})" if limits.enforce else ""
+    print(f"broken: {', '.join(broken)}{advice}" if broken else "no rule is broken")
     return not broken

@@ -293,6 +293,7 @@ def test_the_stage_fails_only_where_rules_are_enforced(enforce, code, tmp_path):
     result = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == code
     assert "broken: R1" in result.stdout
+    assert ("verify.enforce=false" in result.stdout) == enforce
     assert verdict_of(tmp_path)[0]["failed"] == 1
 
 
