@@ -115,7 +115,8 @@ class Power:
 
     def sentence(self) -> str:
         """Say it in a line."""
-        known = "assumed" if not self.freedom else f"measured, {self.freedom} degrees of freedom"
+        degrees = "1 degree" if self.freedom == 1 else f"{self.freedom} degrees"
+        known = f"measured, {degrees} of freedom" if self.freedom else "assumed"
         shown = "one seed shows no difference"
         if self.smallest is not None:
             shown = f"{self.seeds} seeds show {self.smallest:.4f} in {POWER:.0%} of cases"

@@ -17,6 +17,7 @@ import yaml
 from scipy import stats
 
 from paramgolf.cli import main
+from paramgolf.experiments.paired import power_of
 from paramgolf.experiments.read import FILES, parse
 from paramgolf.files import write_json, write_text
 from paramgolf.params import read_yaml
@@ -143,6 +144,10 @@ def test_runs_of_equal_seeds_are_paired(project, compare):
     shown = compare("base-*", "wide-*", "--paired")
     assert "minus group 1, seed by seed" in shown
     assert "one run's deviation is 0.0002 (measured, 4 degrees of freedom): 3 seeds" in shown
+
+
+def test_one_degree_of_freedom_is_singular():
+    assert "(measured, 1 degree of freedom)" in power_of(0.001, 1, 3).sentence()
 
 
 def test_a_record_is_no_pair(project, compare):

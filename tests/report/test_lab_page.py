@@ -24,6 +24,13 @@ def test_the_page_is_well_formed_and_shows_each_variant(content):
     assert "Trained: wide & <odd> −0.0117" in shown
 
 
+def test_the_page_knows_a_cpu(content):
+    for stage in content["stages"].values():
+        if "device" in stage["metrics"]:
+            stage["metrics"]["device"] = "cpu"
+    assert "400 s on a CPU" in text_of(render_lab_page(summarize(content, "tiny")))
+
+
 def test_the_page_warns(content):
     shown = text_of(render_lab_page(summarize(content, "tiny")))
     assert "broken, seed 1, failed: train: out of memory" in shown

@@ -99,6 +99,8 @@ def budget_of(summary: Summary) -> str:
     """Return what each training has: seconds or tokens, and GPUs."""
     plan = summary.plan
     budget = f"{plan['seconds']:g} s" if plan["seconds"] else f"{plan['tokens']:,} tokens"
+    if {device for one in summary.variants for device in one.devices} == {"cpu"}:
+        return f"{budget} on a CPU"
     gpus = "a GPU" if plan["gpus"] == 1 else f"{plan['gpus']} GPUs"
     return f"{budget} on {gpus}"
 
