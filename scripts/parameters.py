@@ -12,7 +12,7 @@ BASE = Path(__file__).parents[1] / "recipes/base.yaml"
 HEAD = """# Parameters
 
 Every key of `params.yaml`, with its value in `recipes/base.yaml`, which other recipes change where
-they differ. A key without words of its own goes with the one above it. `pg#1530` is pull request
+they differ. A key without words of its own goes with those above it. `pg#1530` is pull request
 1530 of openai/parameter-golf.
 
 `python scripts/parameters.py > docs/parameters.md` makes this page from the comments of
