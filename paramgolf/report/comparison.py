@@ -205,6 +205,9 @@ def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]
         ways = dict.fromkeys(notes(run.params.get)[i] for run in runs)
         if len(ways) > 1:
             texts.append(f"{stage} did not score alike: {' / '.join(ways)}.")
+        if parts := [run.name for run in runs if _scored_a_part(run, stage)]:
+            names = ", ".join(parts)
+            texts.append(f"{stage} scored a part of the text, training all of it: {names}.")
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
         reason = "DVC's cache and remote lack it, or it is not whole, or another run's"
@@ -219,6 +222,13 @@ def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]
             texts.append(f"not shown of {run.name}, as made with {reason}: {stages}.")
     texts += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
     return texts
+
+
+def _scored_a_part(run: ShownRun, stage: str) -> bool:
+    """Tell whether an evaluation left text out, as with `max_tokens`: steps then do not compare."""
+    scored = number(run, f"{stage}.bytes_scored")
+    whole = number(run, "audit.bytes_val_counted")
+    return scored is not None and whole is not None and scored != whole
 
 
 def _shared(runs: Sequence[ShownRun]) -> list[list[str]]:

@@ -126,6 +126,7 @@ def test_a_change_after_a_missing_score_is_from_the_nearest_before():
     ("changes", "changed_metrics", "warning"),
     [
         ({}, {"eval_ttt.bytes_scored": 5}, "adapted scores are of different texts"),
+        ({}, {"eval_ttt.bytes_scored": 5}, "eval_ttt scored a part of the text"),
         ({}, {"train.device": "H100"}, "different devices"),
         ({"tokenizer.vocab_size": 2048}, {}, "nats per token do not compare"),
         ({"eval_ttt.mode": "none"}, {}, "eval_ttt did not score alike: sgd, stream order / none"),
