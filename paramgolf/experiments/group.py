@@ -106,7 +106,8 @@ def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
         ("eval_ttt.bytes_scored", "bytes scored"),
         ("eval_sliding.bytes_scored", "bytes scored"),
     ):
-        values = {str(run.metrics.get(metric)) for each in groups for run in each.runs}
+        found = [run.metrics.get(metric) for each in groups for run in each.runs]
+        values = {str(value) for value in found if value is not None}
         if len(values) > 1:
             yield f"{what} differ: {', '.join(sorted(values))}"
     steps = [value for each in groups for value in each.values("train.steps")]

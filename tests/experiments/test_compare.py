@@ -265,6 +265,13 @@ def test_differences_of_machine_torch_and_steps_are_flagged(project, compared):
     assert "processes differ: 4, 8" in result["groups"][1]["flags"]
 
 
+def test_what_a_run_lacks_is_no_difference(project, compared):
+    lacking = {"eval_sliding.bytes_scored": None, "eval_ttt.bytes_scored": None}
+    project.add("packed", {"quantize.mlp_clip": 11.0}, lacking)
+    result = compared("base-1", "packed", "--score", "train.val_bpb")
+    assert [group["flags"] for group in result["groups"]] == [[], []]
+
+
 def test_numbers_that_dvc_writes_differently_are_one_group(project, compared):
     """`-S train.adam_eps=1e-8` is written as 1e-08, which YAML 1.1 reads as a text."""
     text = yaml.safe_dump(merged(PARAMS, {"train.seed": 4})).replace("1.0e-08", "1e-08")
