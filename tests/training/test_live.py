@@ -12,7 +12,13 @@ from paramgolf.training.log import Log
 
 ROOT = Path(__file__).parents[2]
 START = {"event": "start", "torch": "2"}
-VALIDATION = {"event": "validation", "step": 0, "val_bpb": 4.5, "val_loss": 3.0}
+VALIDATION = {
+    "event": "validation",
+    "step": 0,
+    "val_bpb": 4.5,
+    "val_loss": 3.0,
+    "tokens_scored": 99,
+}
 
 
 def step(number: int) -> dict[str, object]:
