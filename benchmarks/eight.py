@@ -29,16 +29,15 @@ from typing import Any
 import psutil
 import torch
 from projects import WORK, Project
+from several_gpus import AFTER, AFTER_SECONDS
 from tables import Row, device_name, write_results
 
 from paramgolf.files import read_json
 from paramgolf.params import read_yaml
+from paramgolf.verify.bindings import EVALUATORS
 
 RUNNING = "Running stage '"
 CHECKPOINTS = ".resume/train-*/state.pt"
-AFTER = ("calibrate", "quantize", "package", "eval_sliding")
-AFTER_SECONDS = 75.0  # from the end of training to the score, on four GPUs
-EVALUATIONS = ("eval_sliding", "eval_ttt")
 SAME = 1e-9  # bits per byte
 
 
@@ -131,7 +130,7 @@ def metric_rows(folder: Path, them: str) -> list[Row]:
         Row(f"{them}: rules broken", metrics["verify"]["failed"], "", None, 0.0, "lower"),
         Row(f"{them}: trained", train["val_bpb"], "bits/byte", None, None, "lower"),
     ]
-    for name in EVALUATIONS:
+    for name in EVALUATORS:
         found = metrics[name]
         most = limits["eval_seconds"]
         rows.append(Row(f"{them}: {name}", found["val_bpb"], "bits/byte", None, None, "lower"))

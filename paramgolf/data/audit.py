@@ -20,9 +20,7 @@ from paramgolf.data.manifests import (
     FIX_RAW,
     OFFSETS_RULE,
     TABLE_RULE,
-    ByteCounts,
     RawManifest,
-    ShardSplit,
     TextManifest,
     read_raw_manifest,
 )
@@ -239,8 +237,8 @@ def check_hashes(tokens: TokenSet, source: RawManifest, raw: Path) -> list[dict[
     What the manifests say of each other's files holds for the files only so: the texts that are
     compared must be those that the tokens were made of.
     """
-    promised = {raw / name: digest for name, digest in _raw_hashes(source).items()}
-    made = {tokens.folder / name: digest for name, digest in _token_hashes(tokens).items()}
+    promised = {raw / name: digest for name, digest in source.hashes.items()}
+    made = {tokens.folder / name: digest for name, digest in tokens.manifest.hashes.items()}
     for path in (*promised, *made):
         if not path.is_file():
             what = "a file of a manifest is missing"
@@ -251,24 +249,6 @@ def check_hashes(tokens: TokenSet, source: RawManifest, raw: Path) -> list[dict[
         what, fix = f"{path} is not the file of the manifest", _again(path, raw)
         _same(what, found[path.as_posix()], digest, "(SHA-256)", fix)
     return read
-
-
-def _raw_hashes(source: RawManifest) -> dict[str, str]:
-    """Return the SHA-256 of the files of data/raw beside the manifest, by name."""
-    if isinstance(source, TextManifest):
-        return {file.file: file.sha256 for file in (source.train, source.val)}
-    shards = _shard_hashes(source.train, source.val, source.val_bytes)
-    return {source.tokenizer.file: source.tokenizer.sha256, **shards}
-
-
-def _token_hashes(tokens: TokenSet) -> dict[str, str]:
-    made = tokens.manifest
-    shards = _shard_hashes(made.train, made.val, made.val_bytes)
-    return {made.tokenizer: made.tokenizer_sha256, **shards}
-
-
-def _shard_hashes(*splits: ShardSplit | ByteCounts) -> dict[str, str]:
-    return {file.name: file.sha256 for split in splits for file in split.files}
 
 
 def _again(path: Path, raw: Path) -> str:

@@ -61,9 +61,9 @@ class TextManifest:
     published: PublishedFile | None = None
 
     @property
-    def file_names(self) -> tuple[str, ...]:
-        """Names of the files beside the manifest."""
-        return self.train.file, self.val.file
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file beside the manifest, by name."""
+        return {file.file: file.sha256 for file in (self.train, self.val)}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,10 +112,10 @@ class ShardManifest:
     val_bytes: ShardSplit
 
     @property
-    def file_names(self) -> tuple[str, ...]:
-        """Names of the files beside the manifest."""
-        splits = (self.train, self.val, self.val_bytes)
-        return self.tokenizer.file, *(file.name for split in splits for file in split.files)
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file beside the manifest, by name."""
+        shards = _shard_hashes(self.train, self.val, self.val_bytes)
+        return {self.tokenizer.file: self.tokenizer.sha256, **shards}
 
 
 RawManifest = TextManifest | ShardManifest
@@ -157,6 +157,16 @@ class TokensManifest:
     train: ShardSplit
     val: ShardSplit
     val_bytes: ByteCounts
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """The SHA-256 of each file beside the manifest, by name."""
+        shards = _shard_hashes(self.train, self.val, self.val_bytes)
+        return {self.tokenizer: self.tokenizer_sha256, **shards}
+
+
+def _shard_hashes(*splits: ShardSplit | ByteCounts) -> dict[str, str]:
+    return {file.name: file.sha256 for split in splits for file in split.files}
 
 
 def write_manifest(folder: str | Path, manifest: Any) -> None:

@@ -29,12 +29,6 @@ class TokenSet:
         files = (*self.manifest.val.files, *self.manifest.val_bytes.files)
         return tuple(file.name for file in files)
 
-    @property
-    def file_names(self) -> tuple[str, ...]:
-        """Names of all files, the manifest's among them."""
-        train = (file.name for file in self.manifest.train.files)
-        return "manifest.json", self.manifest.tokenizer, *train, *self.scored_files
-
     def first_train_files(self, tokens: int) -> tuple[str, ...]:
         """Return the names of the shards that hold the first so many training tokens."""
         names: list[str] = []

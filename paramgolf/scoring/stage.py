@@ -118,11 +118,10 @@ class StageSession(Session):
 
         Of several processes, a part's seconds are those of the one that took longest over it.
         """
-        parts: Counter[str] = Counter()
-        for one in self.runtime.gather(dict(self.timing.seconds)):
-            parts |= Counter(one)  # the larger of two
-        self.timing.seconds.update(parts)
-        return {**super().metrics, "probe": self._probe.over(self.runtime)}
+        slowest: Counter[str] = Counter()
+        for one in self.runtime.gather(super().metrics):
+            slowest |= Counter(one)  # the larger of two
+        return {**slowest, "probe": self._probe.over(self.runtime)}
 
     def finish(self, evaluation: ScoredText) -> None:
         """Write documents.parquet and the metrics; nothing is left to resume."""

@@ -49,14 +49,15 @@ def unbound(metrics: Mapping[str, Mapping[str, Any]], root: Path) -> Iterator[st
 def used_files(root: Path) -> dict[str, list[Path]]:
     """Return the files that each stage must name: what it reads of data, and what is shipped."""
     tokens = open_tokens(root / TOKENS_PATH)
+    raw, made = read_raw_manifest(root / RAW_PATH).hashes, tokens.manifest.hashes
     scored = [TOKENS_PATH / name for name in ("manifest.json", *tokens.scored_files)]
-    raw = [
-        RAW_PATH / name
-        for name in ("manifest.json", *read_raw_manifest(root / RAW_PATH).file_names)
-    ]
     model = PACKAGE / "model.bin"
     return {
-        "audit": [*raw, *(TOKENS_PATH / name for name in tokens.file_names)],
+        "audit": [
+            folder / name
+            for folder, files in ((RAW_PATH, raw), (TOKENS_PATH, made))
+            for name in ("manifest.json", *files)
+        ],
         "package": [model, PACKAGE / "train_gpt.py"],
         **{stage: [model, *scored, documents_path(stage)] for stage in EVALUATORS},
     }
