@@ -6,7 +6,6 @@ import dataclasses
 import json
 import random
 import signal
-import subprocess
 import threading
 import time
 from collections import Counter
@@ -17,13 +16,12 @@ from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work
 
 from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lab import stages
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import Bench, only_one, slots_of
 from paramgolf.experiments.lab.schedule import Job, Schedule, ordered
 from paramgolf.experiments.lab.session import Session
 from paramgolf.experiments.lab.show import tables
-from paramgolf.experiments.lab.stages import Processes, StageError, StoppedError, failure_of
+from paramgolf.experiments.lab.stages import StageError, StoppedError
 from paramgolf.experiments.lab.summary import rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
 from paramgolf.files import write_json
@@ -439,66 +437,3 @@ def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, ca
     assert 0 < base["means"]["trained"] < 20
     assert base["means"]["steps"] == 4
     assert wild["failures"] == ["train: training diverged: the loss is not finite"]
-
-
-@pytest.mark.parametrize(
-    ("code", "said", "expected"),
-    [
-        (-9, "loss 3.2", ("killed by SIGKILL", True)),
-        (
-            2,
-            "paramgolf: the loss is not finite\n  where: step 3\n",
-            ("the loss is not finite", False),
-        ),
-        (
-            1,
-            "Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: CUDA out of memory.",
-            ("torch.OutOfMemoryError: CUDA out of memory.", False),
-        ),
-        (2, "[rank1]: ValueError: odd\n", ("ValueError: odd", False)),
-        (137, "loss 3.2", ("killed by SIGKILL", True)),
-        (3, "", ("exit code 3", False)),
-        (3, "something odd\n\n", ("something odd", False)),
-    ],
-)
-def test_a_failure_is_said_in_a_line(code, said, expected):
-    assert failure_of(code, said) == expected
-
-
-def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
-    script = tmp_path / "stages" / "train.py"
-    script.parent.mkdir()
-    script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
-    monkeypatch.setattr(stages, "ROOT", tmp_path)
-    processes, place = Processes(), stages.Place(tmp_path)
-    caught = []
-
-    def run():
-        try:
-            processes.run("train", place, stages.environment_of(tmp_path, None))
-        except StoppedError as error:
-            caught.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    while not (tmp_path / "train.log").is_file() or not (tmp_path / "train.log").read_text():
-        time.sleep(0.02)
-    processes.stop()
-    thread.join(20)
-    assert len(caught) == 1
-    with pytest.raises(StoppedError):
-        processes.run("train", place, stages.environment_of(tmp_path, None))
-
-
-def test_a_stage_that_ends_just_after_the_deadline_is_no_error(monkeypatch):
-    processes, wait = Processes(), subprocess.Popen.wait
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    processes._running.add(process)
-
-    def wait_too_long(process, timeout):
-        wait(process)
-        raise subprocess.TimeoutExpired("sleep", timeout)
-
-    monkeypatch.setattr(subprocess.Popen, "wait", wait_too_long)
-    processes.stop()
-    assert process.returncode == -signal.SIGTERM

@@ -1,0 +1,76 @@
+"""Stages as the laboratory runs them: how their ends are told, and how they are stopped."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import threading
+import time
+
+import pytest
+
+from paramgolf.experiments.lab import stages
+from paramgolf.experiments.lab.stages import Processes, StoppedError, failure_of
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "expected"),
+    [
+        (-9, "loss 3.2", ("killed by SIGKILL", True)),
+        (
+            2,
+            "paramgolf: the loss is not finite\n  where: step 3\n",
+            ("the loss is not finite", False),
+        ),
+        (
+            1,
+            "Traceback (most recent call last):\n  x\ntorch.OutOfMemoryError: CUDA out of memory.",
+            ("torch.OutOfMemoryError: CUDA out of memory.", False),
+        ),
+        (2, "[rank1]: ValueError: odd\n", ("ValueError: odd", False)),
+        (137, "loss 3.2", ("killed by SIGKILL", True)),
+        (3, "", ("exit code 3", False)),
+        (3, "something odd\n\n", ("something odd", False)),
+    ],
+)
+def test_a_failure_is_said_in_a_line(code, said, expected):
+    assert failure_of(code, said) == expected
+
+
+def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
+    script = tmp_path / "stages" / "train.py"
+    script.parent.mkdir()
+    script.write_text("import time\nprint('begun', flush=True)\ntime.sleep(60)\n")
+    monkeypatch.setattr(stages, "ROOT", tmp_path)
+    processes, place = Processes(), stages.Place(tmp_path)
+    caught = []
+
+    def run():
+        try:
+            processes.run("train", place, stages.environment_of(tmp_path, None))
+        except StoppedError as error:
+            caught.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (tmp_path / "train.log").is_file() or not (tmp_path / "train.log").read_text():
+        time.sleep(0.02)
+    processes.stop()
+    thread.join(20)
+    assert len(caught) == 1
+    with pytest.raises(StoppedError):
+        processes.run("train", place, stages.environment_of(tmp_path, None))
+
+
+def test_a_stage_that_ends_just_after_the_deadline_is_no_error(monkeypatch):
+    processes, wait = Processes(), subprocess.Popen.wait
+    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    processes._running.add(process)
+
+    def wait_too_long(process, timeout):
+        wait(process)
+        raise subprocess.TimeoutExpired("sleep", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_too_long)
+    processes.stop()
+    assert process.returncode == -signal.SIGTERM
