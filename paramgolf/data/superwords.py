@@ -1,0 +1,138 @@
+"""Pieces across the bounds of words, the second stage of a tokenizer (SuperBPE, arXiv 2503.13423).
+
+SentencePiece merges within words, and within letters or punctuation. In a small vocabulary its last
+merges are rare words, while `of the`, `, and` or `'s` take two tokens each time. Here the last
+merges of a trained model give way to the pairs of tokens that come most often, whatever stands
+between them. What was merged before stays, and so does the file's format: its encoder merges any
+two neighbors whose joint text is a piece, the piece of the highest score first.
+
+Bytes, single digits, control tokens and the marks of a case transform stay by themselves: the count
+of bytes and the token mask (data.byte_counts, data.token_mask) go by them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+from paramgolf.errors import ParamGolfError
+from paramgolf.progress import track
+
+ModelProto = sentencepiece_model_pb2.ModelProto  # type: ignore[attr-defined]
+ENOUGH_BYTES = 20_000_000  # of text: the thousandth pair comes some 200 times in it
+LONGEST = 32  # characters of a piece
+# A round merges all pairs that come so often beside the most frequent one: counts are taken once a
+# round, for a text's pairs take a second to count.
+ROUND_SHARE = 0.7
+
+
+def with_superwords(model: bytes, texts: Iterable[str], count: int) -> bytes:
+    """Return a BPE model whose last `count` merges are pieces across words, as `texts` have them.
+
+    Too few merges or too little text for so many is a ParamGolfError.
+    """
+    whole, words = ModelProto(), ModelProto()
+    whole.ParseFromString(model)
+    words.ParseFromString(model)
+    normal = ModelProto.SentencePiece.NORMAL
+    merges = [i for i, p in enumerate(whole.pieces) if p.type == normal and len(p.piece) > 1]
+    if count >= len(merges):
+        raise ParamGolfError(
+            "the tokenizer has too few pieces to give some to superwords",
+            where="tokenizer.superwords",
+            expected=f"fewer than {len(merges)}",
+            found=count,
+            fix="lower tokenizer.superwords, or raise tokenizer.vocab_size",
+        )
+    given_up = merges[-count:]  # they stand in the order of merging
+    for i in reversed(given_up):
+        del words.pieces[i]
+    pieces = [piece.piece for piece in words.pieces]
+    closed = [p.type != normal or p.piece.isdigit() for p in words.pieces]
+    tokens = _encode(words.SerializeToString(), texts)
+    pairs = _merged_pairs(tokens, [*pieces], np.array(closed))
+    found = list(itertools.islice(track(pairs, "superwords", total=count), count))
+    if len(found) < count:
+        raise ParamGolfError(
+            "too few pairs of tokens come twice in the text",
+            where="tokenizer.superwords",
+            expected=count,
+            found=len(found),
+            fix="lower tokenizer.superwords, raise tokenizer.training_bytes, or give more text",
+        )
+    for i, text in zip(given_up, found, strict=True):
+        whole.pieces[i].piece = text
+    written: bytes = whole.SerializeToString()
+    return written
+
+
+def _encode(model: bytes, texts: Iterable[str]) -> np.ndarray:
+    """Return the tokens of the texts, int64, BOS before each."""
+    encoder = sentencepiece.SentencePieceProcessor(model_proto=model)
+    return np.concatenate([np.array([encoder.bos_id(), *encoder.encode(text)]) for text in texts])
+
+
+def _merged_pairs(tokens: np.ndarray, pieces: list[str], closed: np.ndarray) -> Iterator[str]:
+    """Yield the joint texts of the pairs of tokens to be merged, as often as they come.
+
+    `pieces` [V] are the tokens' texts, and `closed` bool [V] says which are merged with no other.
+    The text is merged along, so that a merged pair meets others.
+    """
+    while True:
+        places = np.flatnonzero(~(closed[tokens[:-1]] | closed[tokens[1:]]))
+        codes, which, counts = np.unique(
+            tokens[places] * len(pieces) + tokens[places + 1],
+            return_inverse=True,
+            return_counts=True,
+        )
+        chosen = _round(codes, counts, pieces)
+        if not chosen:
+            return
+        merged = np.full(len(codes), -1)
+        for index, text in chosen.items():
+            merged[index] = len(pieces)
+            pieces.append(text)
+            yield text
+        closed = np.append(closed, np.zeros(len(chosen), dtype=bool))
+        tokens = _merge(tokens, places, merged[which])
+
+
+def _round(codes: np.ndarray, counts: np.ndarray, pieces: list[str]) -> dict[int, str]:
+    """Return which pairs, left * V + right, are merged next, by their index, and their texts.
+
+    No token ends one of them and begins another, so that no two compete for a place in the text.
+    """
+    known = {*pieces}
+    chosen: dict[int, str] = {}
+    begins, ends = set[int](), set[int]()
+    fewest = 2.0
+    for index in np.argsort(-counts, kind="stable").tolist():
+        if counts[index] < fewest:
+            break
+        left, right = divmod(int(codes[index]), len(pieces))
+        text = pieces[left] + pieces[right]
+        if left in ends or right in begins or text in known or len(text) > LONGEST:
+            continue
+        fewest = max(fewest, ROUND_SHARE * counts[index]) if not chosen else fewest
+        chosen[index] = text
+        known.add(text)
+        begins.add(left)
+        ends.add(right)
+    return chosen
+
+
+def _merge(tokens: np.ndarray, places: np.ndarray, merged: np.ndarray) -> np.ndarray:
+    """Return the tokens with merged[i] for the pair at places[i], where that is not -1."""
+    places, merged = places[merged >= 0], merged[merged >= 0]
+    # of three equal tokens in a row the first two are merged
+    numbers = np.arange(len(places))
+    run_begins = np.diff(places, prepend=-2) != 1
+    in_run = numbers - np.maximum.accumulate(np.where(run_begins, numbers, 0))
+    places, merged = places[in_run % 2 == 0], merged[in_run % 2 == 0]
+    tokens = tokens.copy()
+    tokens[places] = merged
+    return np.delete(tokens, places + 1)
