@@ -6,19 +6,23 @@ merges of a trained model give way to the pairs of tokens that come most often, 
 between them. What was merged before stays, and so does the file's format: its encoder merges any
 two neighbors whose joint text is a piece, the piece of the highest score first.
 
-Bytes, single digits, control tokens and the marks of a case transform stay by themselves: the count
-of bytes and the token mask (data.byte_counts, data.token_mask) go by them.
+Bytes, single digits and control tokens stay by themselves. Of the marks of a case transform, TITLE
+and ALL_CAPS may end a piece, as in a full stop with the capital that follows it: what holds a
+literal mark so never has it in a longer piece, for ESCAPE is merged with nothing, and the count of
+bytes stays a table of tokens (data.caseops).
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
+from paramgolf.data.special_tokens import LAST_MARKS, MARKS
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import track
 
@@ -38,7 +42,9 @@ def with_superwords(model: bytes, texts: Iterable[str], count: int) -> bytes:
     whole, words = ModelProto(), ModelProto()
     whole.ParseFromString(model)
     words.ParseFromString(model)
-    normal = ModelProto.SentencePiece.NORMAL
+    normal, user_defined = (
+        ModelProto.SentencePiece.Type.Value(name) for name in ("NORMAL", "USER_DEFINED")
+    )
     merges = [i for i, p in enumerate(whole.pieces) if p.type == normal and len(p.piece) > 1]
     if count >= len(merges):
         raise ParamGolfError(
@@ -51,10 +57,11 @@ def with_superwords(model: bytes, texts: Iterable[str], count: int) -> bytes:
     given_up = merges[-count:]  # they stand in the order of merging
     for i in reversed(given_up):
         del words.pieces[i]
-    pieces = [piece.piece for piece in words.pieces]
-    closed = [p.type != normal or p.piece.isdigit() for p in words.pieces]
-    tokens = _encode(words.SerializeToString(), texts)
-    pairs = _merged_pairs(tokens, [*pieces], np.array(closed))
+    for piece in (*whole.pieces, *words.pieces):
+        if piece.type == user_defined and piece.piece in LAST_MARKS:
+            piece.type = normal  # the encoder merges no symbol of a user's
+    alphabet = _Alphabet(words.pieces)
+    pairs = _merged_pairs(_encode(words.SerializeToString(), texts), alphabet)
     found = list(itertools.islice(track(pairs, "superwords", total=count), count))
     if len(found) < count:
         raise ParamGolfError(
@@ -76,28 +83,42 @@ def _encode(model: bytes, texts: Iterable[str]) -> np.ndarray:
     return np.concatenate([np.array([encoder.bos_id(), *encoder.encode(text)]) for text in texts])
 
 
-def _merged_pairs(tokens: np.ndarray, pieces: list[str], closed: np.ndarray) -> Iterator[str]:
+class _Alphabet:
+    """The texts of tokens, and which of them others may be merged with, to the right or left."""
+
+    def __init__(self, pieces: Iterable[Any]) -> None:
+        self.texts = [piece.piece for piece in pieces]
+        normal = ModelProto.SentencePiece.NORMAL
+        mergeable = [p.type == normal and not p.piece.isdigit() for p in pieces]
+        self.ends = np.array(mergeable)
+        self.begins = self.ends & np.array([text[-1] not in MARKS for text in self.texts])
+
+    def add(self, texts: Iterable[str]) -> None:
+        """Add merged tokens."""
+        texts = [*texts]
+        self.texts += texts
+        self.ends = np.append(self.ends, [True] * len(texts))
+        self.begins = np.append(self.begins, [text[-1] not in MARKS for text in texts])
+
+
+def _merged_pairs(tokens: np.ndarray, alphabet: _Alphabet) -> Iterator[str]:
     """Yield the joint texts of the pairs of tokens to be merged, as often as they come.
 
-    `pieces` [V] are the tokens' texts, and `closed` bool [V] says which are merged with no other.
     The text is merged along, so that a merged pair meets others.
     """
     while True:
-        places = np.flatnonzero(~(closed[tokens[:-1]] | closed[tokens[1:]]))
+        places = np.flatnonzero(alphabet.begins[tokens[:-1]] & alphabet.ends[tokens[1:]])
+        size = len(alphabet.texts)
         codes, which, counts = np.unique(
-            tokens[places] * len(pieces) + tokens[places + 1],
-            return_inverse=True,
-            return_counts=True,
+            tokens[places] * size + tokens[places + 1], return_inverse=True, return_counts=True
         )
-        chosen = _round(codes, counts, pieces)
+        chosen = _round(codes, counts, alphabet.texts)
         if not chosen:
             return
+        yield from chosen.values()
         merged = np.full(len(codes), -1)
-        for index, text in chosen.items():
-            merged[index] = len(pieces)
-            pieces.append(text)
-            yield text
-        closed = np.append(closed, np.zeros(len(chosen), dtype=bool))
+        merged[[*chosen]] = np.arange(size, size + len(chosen))
+        alphabet.add(chosen.values())
         tokens = _merge(tokens, places, merged[which])
 
 

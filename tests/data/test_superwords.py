@@ -7,12 +7,12 @@ import functools
 import numpy as np
 import pytest
 import token_case
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from paramgolf.data.audit import audit
 from paramgolf.data.caseops import encode_case
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.special_tokens import MARKS
+from paramgolf.data.special_tokens import ALL_CAPS, CAP_NEXT, ESCAPE, LAST_MARKS, MARKS, TITLE
 from paramgolf.data.superwords import with_superwords
 from paramgolf.data.token_mask import build_mask
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
@@ -58,9 +58,11 @@ def test_the_most_frequent_pairs_come_first() -> None:
     assert encoded == ["it\u2581was", "\u2581of", "\u2581the"]
 
 
-def test_digits_bytes_and_marks_stay_by_themselves() -> None:
+def test_a_piece_has_no_mark_but_one_at_its_end_and_no_digit() -> None:
     added = {*pieces(superwords())} - {*pieces(words())}
-    assert not any({*MARKS, *"0123456789"} & {*text} for text in added)
+    assert not any({*MARKS, *"0123456789"} & {*text[:-1]} for text in added)
+    assert not any(text[-1] in {CAP_NEXT, ESCAPE, *"0123456789"} for text in added)
+    assert any(text[-1] in LAST_MARKS for text in added)
 
 
 @given(TEXT)
@@ -91,6 +93,17 @@ def test_bytes_are_proven_and_no_pair_is_forbidden(tokens) -> None:
     assert metrics["lossless"]
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"]
     assert metrics["pairs_forbidden"] == 0
+
+
+@given(TEXT)
+@example(f"the {TITLE}the{ESCAPE}{ALL_CAPS} The.")
+@settings(max_examples=150, deadline=None)
+def test_each_texts_bytes_are_those_of_its_tokens(tokens, text: str) -> None:
+    tokenizer, _ = opened(str(tokens / "tokens/tokenizer.model"))
+    (ids, counts), *_ = tokenizer.encode([text], count_bytes=True)
+    assert counts is not None
+    assert counts.sum() == len(text.replace("\u2581", " ").encode())
+    assert tokenizer.decode(ids) == text.replace("\u2581", " ").encode()
 
 
 @given(first=TEXT, second=TEXT)
