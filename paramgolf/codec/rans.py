@@ -30,7 +30,7 @@ from paramgolf.codec.rans_model import (
     Layout,
     Moments,
     fill,
-    tables,
+    meanings,
 )
 from paramgolf.errors import ParamGolfError
 
@@ -114,7 +114,7 @@ class _Reader:
     def __init__(self, words: np.ndarray, columns: int) -> None:
         self.words, self.read_words = words, 2 * columns
         self.states = words[:columns].astype(np.int64) << 16 | words[columns : 2 * columns]
-        self.slots = tables()[1]
+        self.slots = meanings()
 
     def read(self, first: np.ndarray, whole: np.ndarray) -> np.ndarray:
         """Return what `Read` says."""

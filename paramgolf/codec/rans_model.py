@@ -163,12 +163,11 @@ class Moments:
 
 
 @functools.cache
-def tables() -> tuple[np.ndarray, np.ndarray]:
-    """Return where symbols begin, int64 [tables, 257], and what each slot stands for, int64, flat.
+def tables() -> np.ndarray:
+    """Return where symbols begin, int64 [tables, 257].
 
     Table class x MEANS + i is that of a deviation and of a mean i / MEANS above a whole number;
-    c_s, the start of symbol s in -128..127, is at s + 128. A slot holds all that decoding needs in
-    one number, s << 29 | (slot - c_s) << 15 | f_s: look-ups are most of the work.
+    c_s, the start of symbol s in -128..127, is at s + 128.
     """
     starts = np.zeros((CLASSES * MEANS, 257), np.int64)
     for row in range(len(starts)):
@@ -187,11 +186,22 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
         counts[counts.argmax()] += 2**PROB_BITS - counts.sum()  # rounding: the largest takes it up
         starts[row, low + 1 : high + 1] = counts.cumsum()
         starts[row, high + 1 :] = 2**PROB_BITS
+    return starts
+
+
+@functools.cache
+def meanings() -> np.ndarray:
+    """Return what each slot of all tables stands for, int64, flat.
+
+    It is all that decoding needs in one number, s << 29 | (slot - c_s) << 15 | f_s: look-ups are
+    most of the work.
+    """
+    starts = tables()
     frequency = np.diff(starts)
     symbols = (np.arange(-128, 128) << 29) - (starts[:, :-1] << 15) + frequency
-    slots = symbols.ravel().repeat(frequency.ravel()).reshape(-1, 2**PROB_BITS)
-    slots += np.arange(2**PROB_BITS) << 15
-    return starts, slots.ravel()
+    found: np.ndarray = symbols.ravel().repeat(frequency.ravel()).reshape(-1, 2**PROB_BITS)
+    found += np.arange(2**PROB_BITS) << 15
+    return found.ravel()
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from paramgolf.codec.rans_model import (
     Layout,
     Moments,
     inverses,
+    meanings,
     next_states,
     tables,
 )
@@ -91,6 +92,41 @@ def test_outliers_are_kept_beside():
     data = encode(values.tobytes(), values.shape)
     assert Layout(*HEADER.unpack_from(data)).outliers == 2
     assert decode(data, values.size) == values.tobytes()
+
+
+def test_columns_of_unlike_size_choose_how_soon_they_tell_their_own():
+    prior = {
+        spread: Layout(*HEADER.unpack_from(encode(x.tobytes(), x.shape))).scale_prior
+        for spread in (0.0, 1.0)
+        for x in [gaussian(256, 1024, deviation=4.0, spread=spread)]
+    }
+    assert prior[1.0] < prior[0.0]
+
+
+@pytest.mark.parametrize("is_trellis", [False, True])
+def test_columns_are_planned_at_once_as_they_would_be_row_by_row(is_trellis):
+    """Outliers raise their column's deviation, and bring others into reach of their tables."""
+    values = trellis(3, 64, 200) if is_trellis else gaussian(192, 200, deviation=0.6)
+    values = values.reshape(3, 64, 200)
+    chosen = np.random.default_rng(0).random(values.shape) < 0.03
+    values[chosen] += 16  # 8 in halves: the trellis's parities and states stay
+    layout = Layout(
+        *values.shape,
+        shrinkage=0,
+        scale_prior=4,
+        trellis=int(is_trellis),
+        transposed=0,
+        first_class=20 + 8 * is_trellis,
+        row_bytes=0,
+        outliers=0,
+    )
+    plan = CodingPlan(values, layout)
+    places, shaped = plan.places.copy(), plan.shaped.copy()
+    assert (shaped != values).sum() > 50
+    plan._follow()
+    assert (places == plan.places).all()
+    assert (shaped == plan.shaped).all()
+    assert decode(plan.encode(), values.size) == values.tobytes()
 
 
 def test_what_cannot_be_coded_is_not_encodable():
@@ -171,9 +207,9 @@ def test_rows_that_go_together_are_predicted(shape):
 
 def test_tables_lie_clear_of_rounding():
     """No frequency, and no class of a mean, may depend on a platform's last digit."""
-    starts, slots = tables()
+    starts = tables()
     assert (starts[:, -1] == 2**PROB_BITS).all()
-    assert len(slots) == len(starts) * 2**PROB_BITS
+    assert len(meanings()) == len(starts) * 2**PROB_BITS
     nearest = 1.0
     for row in range(len(starts)):
         deviation = 2.0 ** ((row // MEANS + FIRST_CLASS) / CLASSES_PER_OCTAVE)
