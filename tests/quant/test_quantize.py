@@ -193,8 +193,8 @@ def test_inputs_of_any_size_end_in_a_report(trained, hessians, size, low_rank):
 
 
 def test_entropy():
-    assert entropy_bits(torch.zeros(10)) == 0
-    assert entropy_bits(torch.tensor([-127.0, 127.0, 0.0, 1.0])) == 2
+    assert entropy_bits(torch.zeros(10, dtype=torch.int8)) == 0
+    assert entropy_bits(torch.tensor([-127, 127, 0, 1], dtype=torch.int8)) == 2
 
 
 def test_weights_that_are_not_finite_are_named(trained, hessians):
