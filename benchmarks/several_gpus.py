@@ -7,9 +7,10 @@ factor is over the mean of them alone; beside it stands that over the slowest on
 others wait.
 deterministic: two runs of 200 steps with runtime.deterministic (one, on one GPU), and one that is
 killed at half and resumed, each on a GPU; the cost is that of a step, on one GPU.
-after: seconds from the end of training to the score, on all GPUs: the stages' by the clock, their
-starts included. On the model in the folder --trained, else on one of 200 steps, which part
-`deterministic` trains; its clips are far from those that fit, so that quantize takes longer.
+after: seconds from the end of training to the score, with as many of the GPUs as each stage takes
+by itself: the stages' by the clock, their starts included. On the model in the folder --trained,
+else on one of 200 steps, which part `deterministic` trains; its clips are far from those that fit,
+so that quantize takes longer.
 """
 
 from __future__ import annotations

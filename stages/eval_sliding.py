@@ -6,9 +6,10 @@ start_program()  # before torch and numpy are loaded
 
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.params import load_params
+from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig
 from paramgolf.scoring.evaluation import score_sliding
-from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
+from paramgolf.scoring.stage import PACKAGE_PATH, StageSession, sooner_alone
 from paramgolf.stage_runtime import stage_processes
 from paramgolf.verify.config import VerifyConfig
 
@@ -17,7 +18,8 @@ def main() -> None:
     """Read params.yaml, score, write artifacts/eval_sliding and its metrics."""
     config = load_params(SlidingConfig, "eval_sliding")
     limits = load_params(VerifyConfig, "verify")
-    with stage_processes("eval_sliding") as runtime:
+    alone = sooner_alone(config, load_params(RuntimeConfig, "runtime"), TOKENS_PATH)
+    with stage_processes("eval_sliding", alone=alone) as runtime:
         session = StageSession("eval_sliding", config, runtime, limit_seconds=limits.eval_seconds)
         session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
 

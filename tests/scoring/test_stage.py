@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import time
@@ -11,18 +12,21 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from packed_case import write_package
+from packed_case import write_package, write_tokens
 from process_case import server
 from resume_case import CASES, evaluate
 from scoring_case import make_text
 
 from paramgolf.bits_per_byte import bits_per_byte
+from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime
+from paramgolf.scoring import stage
 from paramgolf.scoring.stage import (
     SavedEvaluation,
     StageSession,
     document_table,
+    sooner_alone,
     write_documents,
 )
 from paramgolf.scoring.text import Text
@@ -69,6 +73,27 @@ def kill_once_saved(folder: Path, case: str, file: str = "*", **options) -> None
 def folder(tmp_path):
     write_package(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("short", "max_tokens", "processes", "wanted"),
+    [(10**6, None, 0, True), (10**6, None, 4, False), (9, None, 0, False), (9, 8, 0, True)],
+)
+def test_a_short_text_takes_one_process_unless_asked_for_more(
+    short, max_tokens, processes, wanted, tmp_path, monkeypatch
+):
+    write_tokens(tmp_path)
+    monkeypatch.setattr(stage, "SHORT", short)
+    params = check(compose("sample"), where="test")
+    config = dataclasses.replace(params.eval_sliding, max_tokens=max_tokens)
+    machine = dataclasses.replace(params.runtime, processes=processes)
+    assert sooner_alone(config, machine, tmp_path) is wanted
+
+
+def test_missing_tokens_are_named_before_any_process_starts(tmp_path):
+    params = check(compose("sample"), where="test")
+    with pytest.raises(ParamGolfError, match=r"(?s)no file .*manifest\.json.*dvc repro retokenize"):
+        sooner_alone(params.eval_sliding, params.runtime, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
