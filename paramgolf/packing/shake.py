@@ -127,5 +127,18 @@ def _before_names(statement: ast.stmt) -> str:
 def _written(source: str, statement: ast.stmt) -> str:
     """Return a statement's own text, decorators included."""
     decorators = getattr(statement, "decorator_list", [])
-    lines = [f"@{ast.get_source_segment(source, node)}" for node in decorators]
-    return "\n".join([*lines, ast.get_source_segment(source, statement) or ""])
+    lines = [f"@{_segment(source, node)}" for node in decorators]
+    return "\n".join([*lines, _segment(source, statement)])
+
+
+def _segment(source: str, node: ast.stmt | ast.expr) -> str:
+    """Return what ast.get_source_segment does, which takes all of the source apart each time."""
+    lines = list(_lines(source)[node.lineno - 1 : node.end_lineno])
+    lines[-1] = lines[-1][: node.end_col_offset]
+    lines[0] = lines[0][node.col_offset :]
+    return b"\n".join(lines).decode()
+
+
+@functools.cache
+def _lines(source: str) -> tuple[bytes, ...]:
+    return tuple(source.encode().split(b"\n"))
