@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
+import json
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,16 +14,22 @@ from torch import Tensor
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.writer import CANDIDATES, Memo, encode
+from paramgolf.packing import code
 from paramgolf.packing.code import PackedCode, pack_code
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """The bytes of model.bin, their parts, and the code."""
+    """The bytes of model.bin, their parts, and the code, which may not be packed yet."""
 
     model: bytes
     parts: list[Part]
-    code: PackedCode
+    packing: Future[PackedCode]
+
+    @property
+    def code(self) -> PackedCode:
+        """Wait for the code."""
+        return self.packing.result()
 
     @property
     def bytes(self) -> int:
@@ -40,26 +49,37 @@ class Packer:
     ) -> None:
         self.config, self.params, self.options = config, params, options
         self.memo: Memo = {}
-        self.codes: dict[bool, PackedCode] = {}
+        self.codes: dict[bool, Future[PackedCode]] = {}
+        self._pool = ThreadPoolExecutor()
 
     def pack(self, tensors: dict[str, Tensor]) -> Artifact:
         """Return the smallest artifact."""
-        artifacts = [self._pack(tensors, without_rans=False)]
-        if self.options.codec == "auto":
-            artifacts.append(self._pack(tensors, without_rans=True))
-        return min(artifacts, key=lambda artifact: artifact.bytes)
+        artifact = self._pack(tensors, without_rans=False)
+        if self.options.codec != "auto":
+            return artifact
+        other = self._pack(tensors, without_rans=True)
+        return min(artifact, other, key=lambda one: one.bytes)
 
     def _pack(self, tensors: dict[str, Tensor], *, without_rans: bool) -> Artifact:
-        # the code takes seconds of this process, and large integers those of others
-        likely = "rans" in CANDIDATES[self.options.codec] and not without_rans
-        with ThreadPoolExecutor(1) as pool:
-            pool.submit(self._code, rans=likely)
-            codec, memo = self.options.codec, self.memo
-            model, parts = encode(tensors, self.config, codec, memo, without_rans=without_rans)
-        rans = any(part.codec == "rans" for part in parts)
-        return Artifact(model, parts, self._code(rans=rans))
+        codec, memo = self.options.codec, self.memo
+        self._code(rans="rans" in CANDIDATES[codec] and not without_rans)  # as is likely
+        model, parts = encode(tensors, self.config, codec, memo, without_rans=without_rans)
+        return Artifact(model, parts, self._code(rans=any(part.codec == "rans" for part in parts)))
 
-    def _code(self, *, rans: bool) -> PackedCode:
+    def _code(self, *, rans: bool) -> Future[PackedCode]:
         if rans not in self.codes:
-            self.codes[rans] = pack_code(self.params, rans=rans)
+            self.codes[rans] = self._pool.submit(_pack_apart, self.params, rans=rans)
         return self.codes[rans]
+
+
+def _pack_apart(params: dict[str, Any], *, rans: bool) -> PackedCode:
+    """Return what `pack_code` does, by a process beside which this one can work: it takes seconds.
+
+    A fault of that process is told by this one, which tries itself.
+    """
+    command, words = [sys.executable, "-m", code.__name__], json.dumps([params, rans])
+    done = subprocess.run(command, input=words.encode(), stdout=subprocess.PIPE)
+    if done.returncode:
+        return pack_code(params, rans=rans)
+    content, part = json.loads(done.stdout)
+    return PackedCode(content.encode("latin-1"), Part(**part))

@@ -7,6 +7,8 @@ attributes keep their names.
 The one rule for the rest of the package: a module that only some recipes need is imported inside
 the function that needs it, and `needed_modules` says which recipes those are. The others leave it
 out, and with it what only it imports.
+
+`python -m paramgolf.packing.code` packs for another process, from JSON to JSON.
 """
 
 from __future__ import annotations
@@ -16,6 +18,8 @@ import functools
 import itertools
 import json
 import re
+import signal
+import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +31,7 @@ from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
 from paramgolf.packing.shake import shaken
 from paramgolf.params import load_params
+from paramgolf.process import end_with_parent
 from paramgolf.runtime_config import ProcessConfig, RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
@@ -254,3 +259,16 @@ def literal(data: bytes) -> str:
 def module_name(path: Path) -> str:
     """Return the dotted name of a module's file."""
     return ".".join(path.with_suffix("").parts)
+
+
+def main() -> None:
+    """Pack the params and `rans` on standard input; write the content and the part."""
+    end_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    params, rans = json.load(sys.stdin)
+    packed = pack_code(params, rans=rans)
+    json.dump([packed.content.decode("latin-1"), asdict(packed.part)], sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

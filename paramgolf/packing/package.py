@@ -68,8 +68,8 @@ def package(
         tensors, pruning = pruned.tensors, asdict(pruned.record)
         artifact = packer.pack(tensors)
     write_bytes(OUT_PATH / "model.bin", artifact.model)
+    check_round_trip(OUT_PATH / "model.bin", tensors)  # while the code is packed
     write_bytes(OUT_PATH / "train_gpt.py", artifact.code.content)
-    check_round_trip(OUT_PATH / "model.bin", tensors)
     totals = count(artifact.parts, artifact.code.part, config.limit_bytes)
     parts = [*sorted(artifact.parts, key=lambda part: -part.bytes), artifact.code.part]
     ledger: dict[str, Any] = {
