@@ -55,16 +55,20 @@ def adjust(
     # neighbours in the training text come in different steps
     order = torch.randperm(len(texts_NT), generator=torch.Generator().manual_seed(0))
     batches = texts_NT[order].split(SEQUENCES)
+    # the trained network is asked once for each batch: of best's 64 texts, 4.3 GB over all devices
+    asked: dict[int, Tensor] = {}
     count, show = config.adjust_steps, runtime.is_main
     for step in track(range(count), "adjust", total=count, show=show):
-        batch_BT = batches[step % len(batches)]
+        number = step % len(batches)
+        batch_BT = batches[number]
         own_BT = batch_BT[runtime.rank :: runtime.world].to(runtime.device)
         gradients = tuple(map(torch.zeros_like, logs))
         if len(own_BT):
-            right = log_chances(teacher, own_BT)
+            if number not in asked:
+                asked[number] = log_chances(teacher, own_BT)
             weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
             found = torch.log_softmax(torch.func.functional_call(network, weights, (own_BT,)), -1)
-            loss = divergence(right, found) * (len(own_BT) / len(batch_BT))
+            loss = divergence(asked[number], found) * (len(own_BT) / len(batch_BT))
             gradients = torch.autograd.grad(loss, logs, materialize_grads=True)
         shared = [runtime.sum(gradient.contiguous()) for gradient in gradients]
         optimizer.step(shared, RATE * (1 - step / count))
