@@ -6,7 +6,7 @@ The same answer serves as what a stage's hash covers and as the contents of trai
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 PACKAGE = "paramgolf"
@@ -18,13 +18,21 @@ def imported_modules(tree: ast.Module) -> set[str]:
     `from paramgolf.a import b` names the module a, and a.b should that be a module.
     """
     names: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
     return {name for name in names if name.split(".")[0] == PACKAGE}
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield all statements, however deep: most nodes are expressions, which import nothing."""
+    for node in ast.iter_child_nodes(tree):
+        if not isinstance(node, ast.expr):
+            yield node
+            yield from _statements(node)
 
 
 def module_file(name: str, root: Path) -> Path | None:
