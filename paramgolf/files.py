@@ -8,7 +8,6 @@ import hashlib
 import json
 import math
 import os
-import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,24 +116,30 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number of JSON")
 
 
+def file_size(path: str | Path, *, fix: str | None = None) -> int:
+    """Return the bytes of a file, before it is opened: a pipe would be waited for without end.
+
+    A missing file, a pipe, a device or a folder is a ParamGolfError that suggests `fix`.
+    """
+    if not os.path.exists(path):
+        raise ParamGolfError(f"there is no file {path}", fix=fix)
+    if not os.path.isfile(path):
+        raise ParamGolfError("not a regular file", where=path, fix=fix)
+    return os.path.getsize(path)
+
+
 def read_text(path: str | Path, *, fix: str | None = None) -> str:
     """Read a small UTF-8 file of the user's or of a stage's; a byte order mark is taken off.
 
-    A missing file, one that is too large, a pipe or device, and bytes that are not UTF-8 are each a
+    What `file_size` refuses, a file that is too large, and bytes that are not UTF-8 are each a
     ParamGolfError that suggests `fix`.
     """
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for a writer
-            raise ParamGolfError("not a regular file", where=path, fix=fix)
-        if status.st_size > MAX_TEXT_BYTES:
-            limit = f"at most {MAX_TEXT_BYTES:,} bytes"
-            found = f"{status.st_size:,} bytes"
-            raise ParamGolfError("a file is too large", where=path, expected=limit, found=found)
-        content = Path(path).read_bytes()
-    except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
-    return decoded(content, path, fix=fix)
+    size = file_size(path, fix=fix)
+    if size > MAX_TEXT_BYTES:
+        limit = f"at most {MAX_TEXT_BYTES:,} bytes"
+        found = f"{size:,} bytes"
+        raise ParamGolfError("a file is too large", where=path, expected=limit, found=found)
+    return decoded(Path(path).read_bytes(), path, fix=fix)
 
 
 def decoded(content: bytes, where: object, *, fix: str | None = None) -> str:
@@ -147,5 +152,6 @@ def decoded(content: bytes, where: object, *, fix: str | None = None) -> str:
 
 def sha256_file(path: str | Path) -> str:
     """Return the hexadecimal SHA-256 of a file, read in blocks."""
+    file_size(path)
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

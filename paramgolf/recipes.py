@@ -162,7 +162,7 @@ def names(folder: Path = RECIPES) -> list[str]:
 
 def describe(name: str, folder: Path = RECIPES) -> str:
     """Return the first line of a recipe's file, a comment that says what it is."""
-    first = (folder / f"{name}.yaml").read_text(encoding="utf-8").split("\n", 1)[0]
+    first = read_text(folder / f"{name}.yaml").split("\n", 1)[0]
     return first.lstrip("# ")
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from paramgolf.codec.codecs import Codec, decompress, unshuffle, work
 from paramgolf.codec.dequantize import restore
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import parse_json
+from paramgolf.files import file_size, parse_json
 from paramgolf.model.config import OFF, ModelConfig
 from paramgolf.model.shapes import shapes
 from paramgolf.schema import Fault, convert
@@ -207,10 +207,7 @@ def _expected_extras(
 def read_container(path: str | Path) -> tuple[Header, dict[str, Tensor]]:
     """Return the header and the stored tensors (int8 and float16) of a model.bin."""
     path = Path(path)
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=FIX) from None
+    size = file_size(path, fix=FIX)
     try:
         if size > MAX_FILE_BYTES:
             raise ParamGolfError(f"larger than any model.bin: {size} bytes")

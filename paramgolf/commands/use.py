@@ -17,7 +17,7 @@ from ruamel.yaml import YAML
 from paramgolf.arguments import add_recipe
 from paramgolf.commented_yaml import dump_sections, key_comments
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import write_text
+from paramgolf.files import read_text, write_text
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_assignment
 
@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     content = build(options.name, assignments)
     changes = list(differences(_old_values(PARAMS_PATH), flatten(content)))
     header = " ".join(["Written by `paramgolf use", options.name, *options.assignments]) + "`."
-    base = (RECIPES / "base.yaml").read_text(encoding="utf-8")
+    base = read_text(RECIPES / "base.yaml")
     write_text(PARAMS_PATH, dump_sections(content, key_comments(base), header))
     print("\n".join(changes) if changes else f"{PARAMS_PATH}: no parameter changed")
     return 0

@@ -12,7 +12,7 @@ import zstandard
 
 from paramgolf.data.manifests import FIX_RAW, DocumentsFile
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import atomic_open, sha256_file
+from paramgolf.files import atomic_open, file_size, sha256_file
 
 RAW_PATH = Path("data/raw")
 BUFFER_BYTES = 1 << 20
@@ -43,12 +43,11 @@ def write_documents(path: str | Path, documents: Iterable[Document]) -> Document
 
 def read_lines(path: str | Path) -> Iterator[bytes]:
     """Yield the lines of a file of documents, still JSON, so that workers can parse them."""
+    file_size(path, fix=FIX_RAW)
     try:
         with open(path, "rb") as file:
             raw = zstandard.ZstdDecompressor().stream_reader(file, read_across_frames=True)
             yield from io.BufferedReader(raw, BUFFER_BYTES)
-    except FileNotFoundError:
-        raise ParamGolfError("a file of documents is missing", where=path, fix=FIX_RAW) from None
     except zstandard.ZstdError as error:
         raise ParamGolfError(
             "a file of documents is damaged", where=path, found=error, fix=FIX_RAW

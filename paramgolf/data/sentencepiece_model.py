@@ -7,6 +7,7 @@ from pathlib import Path
 import sentencepiece
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import file_size
 
 READ = (
     "a SentencePiece model, a Hugging Face tokenizers file (tokenizer.json), or one token a line "
@@ -20,6 +21,7 @@ FIX = (
 
 def read_model(path: str | Path) -> sentencepiece.SentencePieceProcessor:
     """Read a SentencePiece model that has a BOS token; anything else is a ParamGolfError."""
+    file_size(path, fix=FIX)
     model = sentencepiece.SentencePieceProcessor()
     try:
         model.load(str(path))

@@ -18,7 +18,7 @@ import numpy as np
 from paramgolf.data.manifests import ShardFile
 from paramgolf.data.special_tokens import BOS
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import atomic_open, sha256_file
+from paramgolf.files import atomic_open, file_size, sha256_file
 
 MAGIC, VERSION, HEADER_VALUES = 20240520, 1, 256
 HEADER_BYTES = 4 * HEADER_VALUES
@@ -36,11 +36,8 @@ def header(count: int) -> bytes:
 def read_shard(path: str | Path) -> np.ndarray:
     """Map a shard's values (read-only uint16 [n]) after checking magic, version and size."""
     path = Path(path)
-    try:
-        size = path.stat().st_size
-        begin = np.fromfile(path, dtype="<i4", count=HEADER_VALUES)
-    except FileNotFoundError:
-        raise ParamGolfError("a shard is missing", where=path, fix=FIX) from None
+    size = file_size(path, fix=FIX)
+    begin = np.fromfile(path, dtype="<i4", count=HEADER_VALUES)
     if len(begin) < HEADER_VALUES or begin[0] != MAGIC or begin[1] != VERSION:
         found = f"{size} bytes that begin with {begin[:2].tolist()}"
         expected = f"a header of {HEADER_BYTES} bytes that begins with {[MAGIC, VERSION]}"

@@ -55,6 +55,7 @@ NOT_THERE: dict[str, Any] = dict.fromkeys(
     ),
     False,
 )
+ADVISED = "ParamGolfError", "file_size"  # calls whose `fix` need not be there
 READ_AS_SOURCE = ("import triton", "custom_op")  # in modules whose annotations are read
 SCRIPT = '''# coding: latin-1
 """`python train_gpt.py eval` scores model.bin; --help tells more; `source DIR` unpacks the code."""
@@ -213,9 +214,9 @@ class _Advice(ast.NodeTransformer):
     """Takes fixed advice out of errors: it names the project's commands and keys."""
 
     def visit_Call(self, node: ast.Call) -> ast.Call:
-        """Drop `fix` from a call that makes an error, where it is a text or a module's constant."""
+        """Drop `fix` from calls of `ADVISED`, where it is a text or a module's constant."""
         self.generic_visit(node)
-        if isinstance(node.func, ast.Name) and node.func.id == "ParamGolfError":
+        if isinstance(node.func, ast.Name) and node.func.id in ADVISED:
             node.keywords = [k for k in node.keywords if k.arg != "fix" or not _is_fixed(k.value)]
         return node
 

@@ -11,8 +11,9 @@ from typing import Any
 import brotli
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import parse_object
+from paramgolf.files import file_size, parse_object
 
+FIX = "make it again: `dvc repro package`"
 # of a program; ours have some 120 KB in 150 modules
 MOST_BYTES, MOST_PARTS = 2**24, 10_000
 # of a file that is none: Python's parser has its own words for an expression that is too deep
@@ -29,6 +30,7 @@ class PackedScript:
 
 def read_script(path: Path) -> PackedScript:
     """Take a train_gpt.py apart without running it; one that package did not write is an error."""
+    file_size(path, fix=FIX)
     try:
         tree = ast.parse(path.read_bytes())
         (text,) = [
@@ -40,8 +42,7 @@ def read_script(path: Path) -> PackedScript:
         sources = dict(zip(content[0::2], content[1::2], strict=True))
         return PackedScript(parse_object(params, path), sources)
     except FAULTS as error:
-        fix = "make it again: `dvc repro package`"
-        raise ParamGolfError("not a packed script", where=path, found=error, fix=fix) from None
+        raise ParamGolfError("not a packed script", where=path, found=error, fix=FIX) from None
 
 
 def _unpacked(text: str) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.files import file_size
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import Shape, shapes
 from paramgolf.schema import Natural, Positive, read_record
@@ -101,10 +102,9 @@ def load_tensors(
 
     A missing or damaged one is a ParamGolfError that suggests `fix`.
     """
+    file_size(path, fix=fix)
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load_file(path)
-    except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=fix) from None
     except safetensors.SafetensorError as error:
         raise ParamGolfError("not a safetensors file", where=path, found=error, fix=fix) from None
     for name, tensor in tensors.items():

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import parse_object, read_json
+from paramgolf.files import file_size, parse_object, read_json
 from paramgolf.metrics import STAGES, Metrics, load_metrics, need
 from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
@@ -80,10 +80,8 @@ def load_inputs(root: Path = Path()) -> Inputs:
 
 def read_log(path: Path) -> TrainingLog:
     """Read a training log; its first line is the environment."""
-    try:
-        return parse_log(path.read_bytes(), path)
-    except FileNotFoundError:
-        raise ParamGolfError(f"there is no file {path}", fix=LOG_FIX) from None
+    file_size(path, fix=LOG_FIX)
+    return parse_log(path.read_bytes(), path)
 
 
 def parse_log(content: bytes, path: object) -> TrainingLog:

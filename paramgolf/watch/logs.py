@@ -47,6 +47,8 @@ class Output:
 
 def tail(path: Path) -> list[str]:
     """Return the whole lines among a file's last TAIL_BYTES; none where there is no file."""
+    if not path.is_file():  # a pipe is none either: reading it would wait for a writer
+        return []
     try:
         with path.open("rb") as file:
             start = max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES)

@@ -36,5 +36,5 @@ def test_another_script_is_refused(tmp_path, text):
 
 
 def test_a_script_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ParamGolfError, match="No such file"):
+    with pytest.raises(ParamGolfError, match="there is no file"):
         read_script(tmp_path / "train_gpt.py")
