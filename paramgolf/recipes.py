@@ -35,8 +35,6 @@ NOT_RECIPES = ("base", "differences", "records")
 LARGEST = 1e30
 # of any whole number: positions of a tensor are counted in 32 bits; these are no sizes of one
 MOST, LONGER = 2**31 - 1, ("seed", "bytes", "max_tokens", "validation_tokens", "primer_tokens")
-MOST_BETA = 80.0
-MOST_STORED = 1e4  # of what weights begin with that are stored as float16, up to 65504
 FIDELITY = "fidelity"  # no parameter: as an assignment, `published` restores what was published
 Assignment = tuple[str, Any]
 
@@ -90,6 +88,7 @@ def _too_large(value: Any, name: str) -> Iterator[Fault]:
 
 
 def _disagreements(params: Params) -> Iterator[Fault]:
+    """Yield what sections must agree on; what one of them must be by itself it says itself."""
     published = params.data.source == "hub" and params.data.hub.kind == "shards"
     if published != (params.tokenizer.source == "published"):
         yield (
@@ -100,15 +99,6 @@ def _disagreements(params: Params) -> Iterator[Fault]:
     together, heads = params.train.muon_kv_heads, params.model.kv_heads
     if together and heads % together:
         yield "train.muon_kv_heads", f"must divide `model.kv_heads` {heads}, found {together}"
-    for name in ("repeat_step", "smear_gate_init", "bigram_table_std"):
-        if abs(getattr(params.model, name) or 0.0) > MOST_STORED:
-            yield f"model.{name}", f"must be at most {MOST_STORED:g}: it is stored as float16"
-    for name in ("eval_sliding", "eval_ttt"):
-        if getattr(params, name).mixture.beta > MOST_BETA:
-            yield f"{name}.mixture.beta", f"must be at most {MOST_BETA:g}: float32 holds e^beta"
-    budget = params.train.budget_seconds
-    if budget is not None and params.train.reserve_seconds >= budget:
-        yield "train.reserve_seconds", "must be below `train.budget_seconds`"
     fit, package = params.quantize, params.package
     if fit.balance and not params.calibrate.sensitivity_sequences:
         yield "quantize.balance", "needs `calibrate.sensitivity_sequences` of at least 1"
@@ -122,8 +112,6 @@ def _disagreements(params: Params) -> Iterator[Fault]:
             yield "quantize.fit_codec", "must be `package.codec`"
         if fit.fit_bytes > package.limit_bytes:
             yield "quantize.fit_bytes", "must be at most `package.limit_bytes`"
-        if fit.fit_bytes <= fit.fit_code_bytes:
-            yield "quantize.fit_bytes", "must be above `quantize.fit_code_bytes`, those of the code"
 
 
 def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.model.config import ModelConfig
 from paramgolf.params import load_params, parse_yaml
+from paramgolf.quant.config import QuantizeConfig
 from paramgolf.recipes import check, compose
+from paramgolf.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 SAMPLE = compose("sample", ROOT / "recipes")
@@ -117,12 +121,29 @@ def faults_of(changes: dict[str, Any]) -> str:
             {"quantize.fit_bytes": 5000, "quantize.fit_code_bytes": 5000},
             "`quantize.fit_bytes` must be above `quantize.fit_code_bytes`",
         ),
-        ({"model.smear_gate_init": -1e5}, "`model.smear_gate_init` must be at most 10000"),
-        ({"eval_ttt.mixture.beta": 100.0}, "`eval_ttt.mixture.beta` must be at most 80"),
+        ({"model.smear_gate_init": -1e5}, "`model.smear_gate_init` must lie in -10000.0..10000.0"),
+        ({"eval_ttt.mixture.beta": 100.0}, "`eval_ttt.mixture.beta` must lie in 0..80"),
     ],
 )
 def test_a_fault_of_the_pipeline_parameters_is_named(changes, message):
     assert message in faults_of(changes)
+
+
+@pytest.mark.parametrize(
+    ("section", "changes", "message"),
+    [
+        (TrainConfig, {"budget_seconds": 5.0, "reserve_seconds": 5.0}, "`train.reserve_seconds`"),
+        (QuantizeConfig, {"fit_bytes": 5, "fit_code_bytes": 5}, "`quantize.fit_bytes` must"),
+        (ModelConfig, {"repeat_step": 1e5}, "`model.repeat_step` must be above 0 and at most"),
+    ],
+)
+def test_a_stage_alone_refuses_what_its_section_cannot_be(section, changes, message, tmp_path):
+    name = message.partition(".")[0].strip("`")
+    path = tmp_path / "params.yaml"
+    content = SAMPLE[name] | changes
+    path.write_text(yaml.safe_dump({name: content}))
+    with pytest.raises(ParamGolfError, match=re.escape(message)):
+        load_params(section, name, path)
 
 
 OUTSIDE = {
@@ -209,13 +230,10 @@ def test_all_faults_come_in_one_message():
 def test_sections_that_disagree_are_named():
     changes = {
         "tokenizer.source": "published",
-        "train.budget_seconds": 5,
-        "train.reserve_seconds": 9,
         "train.muon_kv_heads": 3,
     }
     message = faults_of(changes)
     assert "`tokenizer.source` must be published exactly when data.source is hub" in message
-    assert "`train.reserve_seconds` must be below `train.budget_seconds`" in message
     assert "`train.muon_kv_heads` must divide `model.kv_heads` 2, found 3" in message
 
 

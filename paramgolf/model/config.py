@@ -11,6 +11,7 @@ from paramgolf.schema import Fault, Natural, NaturalFloat, Positive, PositiveFlo
 
 Order = tuple[int, ...]
 LONGEST_ORDER = 1024  # layers that a pass may run; far above any use, far below what would hang
+MOST_STORED = 1e4  # of what weights begin with that are stored as float16, up to 65504
 GATE_CHANNELS = 12  # channels that a sparse gate reads (pg#1667)
 # What a key is where it changes nothing, as JSON has it. model.bin names what differs from this and
 # no more, so files outlast the keys that come: what stands here stays, and a new key comes with it.
@@ -88,17 +89,17 @@ class ModelConfig:
     recurrence_unit: Literal["fraction", "step"]
     recurrence: tuple[RecurrencePhase, ...]
     repeat_skips: bool
-    repeat_step: PositiveFloat | None
+    repeat_step: Annotated[float, Range(above=0, most=MOST_STORED)] | None
     untied_repeats: bool
     virtual_scalars: bool
     first_attention: bool
     repeat_attention: bool
     smear: Literal["none", "channel", "token"]
-    smear_gate_init: float
+    smear_gate_init: Annotated[float, Range(-MOST_STORED, MOST_STORED)]
     bos_mask: bool
     bigram_buckets: Natural
     bigram_dim: Positive
-    bigram_table_std: NaturalFloat
+    bigram_table_std: Annotated[float, Range(0, MOST_STORED)]
     bigram_proj_gain: PositiveFloat
     value_embedding_dim: Positive
     value_embedding_layers: tuple[int, ...]

@@ -106,6 +106,8 @@ class QuantizeConfig:
         """Yield what is wrong with the fields together."""
         if self.fit_bytes is not None and self.grid != "sdclip":
             yield "fit_bytes", "needs `grid` sdclip, whose clips it moves"
+        if self.fit_bytes is not None and self.fit_bytes <= self.fit_code_bytes:
+            yield "fit_bytes", "must be above `quantize.fit_code_bytes`, those of the code"
         if self.mlp_bits is not None and self.high_bits_matrices is not None:
             yield "mlp_bits", "must be null with `high_bits_matrices`, which deals out all bits"
         if self.balance > 0 and self.percentile_by == "matrix":

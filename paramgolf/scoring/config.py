@@ -31,7 +31,7 @@ class MixtureConfig:
     weight: BelowOne
     weight_power: NaturalFloat
     min_share: Share
-    beta: NaturalFloat
+    beta: Annotated[float, Range(0, most=80)]  # float32 holds e^beta
 
     @property
     def training_tokens(self) -> int:

@@ -126,6 +126,8 @@ class TrainConfig:
         """Yield what is wrong with the fields together."""
         if self.steps is None and self.budget_seconds is None:
             yield "steps", "or `budget_seconds` must be set, or training would never end"
+        if self.budget_seconds is not None and self.reserve_seconds >= self.budget_seconds:
+            yield "reserve_seconds", "must be below `train.budget_seconds`"
         yield from self._size_faults()
         for name in ("weight", "last_weight"):
             total = sum(getattr(average, name) for average in self.muon_averages)
