@@ -260,6 +260,18 @@ def flatten(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sections whose values `flatten` gave by dotted key."""
+    content: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, last = key.split(".")
+        place = content
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return content
+
+
 ABSENT = "(absent)"  # as the text of a value that is not there
 
 

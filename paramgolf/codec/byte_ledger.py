@@ -4,22 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
+
+from paramgolf.schema import Foreign, Natural
+
+Kind = Literal["integers", "scales", "float16", "header", "code"]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class Part(Foreign):
     """Bytes that were measured: a compressed stream, a header, a file.
 
-    `kind` is integers, scales, float16, header or code; `raw_bytes` is the size before compression.
-    `shares` attributes the bytes to what was compressed together, by raw size, and adds up to them.
+    `raw_bytes` is the size before compression. `shares` attributes the bytes to what was compressed
+    together, by raw size, and adds up to them.
     """
 
     name: str
-    kind: str
-    bytes: int
-    raw_bytes: int
+    kind: Kind
+    bytes: Natural
+    raw_bytes: Natural
     codec: str | None
-    shares: dict[str, int]
+    shares: dict[str, Natural]
 
 
 def apportion(total: int, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -16,7 +16,7 @@ import brotli
 from torch import Tensor
 
 from paramgolf.codec import rans_writer
-from paramgolf.codec.byte_ledger import Part, apportion
+from paramgolf.codec.byte_ledger import Kind, Part, apportion
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
 from paramgolf.codec.container import (
     CODE_BITS,
@@ -52,10 +52,10 @@ Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Tensors that are compressed together; `kind` is integers, scales or float16."""
+    """Tensors that are compressed together."""
 
     name: str
-    kind: str
+    kind: Kind
     names: tuple[str, ...]
     raw: bytes
     shuffled: bool
@@ -124,7 +124,9 @@ def _streams(tensors: dict[str, Tensor]) -> list[Stream]:
     if codes:
         raw = b"".join(_raw(tensors[name]) for name in codes)
         streams.append(Stream("codes", "integers", codes, raw, False))
-    for label, kind, group in (("scales", "scales", scales), ("vectors", "float16", others)):
+    rest: list[tuple[str, Kind, tuple[str, ...]]]
+    rest = [("scales", "scales", scales), ("vectors", "float16", others)]
+    for label, kind, group in rest:
         raw = b"".join(_raw(tensors[name]) for name in group)
         streams.append(Stream(label, kind, group, shuffle(raw), True))
     return streams

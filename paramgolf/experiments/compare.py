@@ -185,8 +185,8 @@ def bytes_per_token(group: SeedGroup, score: str) -> float:
     """Return the bytes per scored token: the stage's nats per token over its nats per byte."""
     stage = score.partition(".")[0]
     losses, scores = group.values(f"{stage}.val_loss"), group.values(f"{stage}.val_bpb")
-    if not losses or not scores:
-        raise ParamGolfError(f"{stage} has no val_loss and val_bpb", where=group.label)
+    if not losses or not scores or losses[0] <= 0 or scores[0] <= 0:
+        raise ParamGolfError(f"{stage} has no val_loss and val_bpb above 0", where=group.label)
     return losses[0] / (scores[0] * math.log(2))
 
 

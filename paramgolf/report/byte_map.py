@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import squarify
 
-from paramgolf.metrics import need
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.model.shapes import MATRICES, MLP, PROJECTIONS, TABLES
-from paramgolf.report.inputs import PACKAGE
 
 FAMILIES = ("MLP", "attention", "embedding", "tables", "vectors", "header", "code")
 OTHER = "model"  # all of model.bin, where no ledger of its bytes is at hand
@@ -40,16 +38,16 @@ class Tile:
     height: float
 
 
-def leaves(package: Mapping[str, Any]) -> list[Leaf]:
+def leaves(parts: Iterable[Part]) -> list[Leaf]:
     """Return the artifact's bytes in the order of FAMILIES, the largest first in each.
 
-    They add up to both files. `package` is package.json; bytes of tensors that were compressed
-    together are shared out by their size before. Code is told apart by the folder of its modules.
+    They add up to both files, where `parts` do. Bytes of tensors that were compressed together are
+    shared out by their size before. Code is told apart by the folder of its modules.
     """
     sizes: Counter[tuple[str, str, str]] = Counter()
-    for part in need(package, "parts", PACKAGE):
-        for name, size in need(part, "shares", PACKAGE).items():
-            sizes[_labels(name, need(part, "kind", PACKAGE))] += size
+    for part in parts:
+        for name, size in part.shares.items():
+            sizes[_labels(name, part.kind)] += size
     made = [Leaf(*labels, size) for labels, size in sizes.items()]
     return sorted(made, key=lambda leaf: (FAMILIES.index(leaf.family), -leaf.bytes))
 

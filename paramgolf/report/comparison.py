@@ -72,7 +72,7 @@ def write_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str], path
 def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> str:
     """Return the page; a run may lack metrics, its log or its ledger."""
     bars, scored = stacks(runs), chains(runs)
-    limits = {run.metrics.get("package.limit_bytes") for run in runs} - {None}
+    limits = {number(run, "package.limit_bytes") for run in runs} - {None}
     return template("compare.html").render(
         warnings=warnings(runs, left_out),
         figures=FIGURES,
@@ -155,8 +155,8 @@ def stacks(runs: Sequence[ShownRun]) -> list[Stack]:
 
 
 def _sizes(run: ShownRun) -> Iterator[tuple[str, int]]:
-    if run.package is not None:
-        yield from byte_map.by_family(byte_map.leaves(run.package)).items()
+    if run.parts is not None:
+        yield from byte_map.by_family(byte_map.leaves(run.parts)).items()
         return
     for family in (byte_map.OTHER, "code"):
         if (size := number(run, f"package.bytes_{family}")) is not None:

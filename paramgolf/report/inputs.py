@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import file_size, parse_object, read_json
 from paramgolf.metrics import STAGES, Metrics, load_metrics, need
+from paramgolf.model.shapes import MATRICES
 from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
+from paramgolf.schema import Fault, Foreign, Natural, Range, parse
 from paramgolf.training_log import LOG, LOG_FIX, of_event
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.recorded import check_recorded
@@ -19,7 +22,10 @@ from paramgolf.verify.recorded import check_recorded
 SECTIONS = ("data", "tokenizer", "model", "train", *STAGES[2:])
 ERRORS = Path("artifacts/quantize/report.json")
 PACKAGE = Path("artifacts/package/package.json")
+ERRORS_FIX = "make it again with `dvc repro -f -s quantize`"
+PACKAGE_FIX = "make it again with `dvc repro -f -s package`"
 SCRIPT = Path("artifacts/package/train_gpt.py")
+Drawn = Annotated[float, Range(-1e30, 1e30)]  # its logarithm, in per cent, gives the decimals
 SHIPPED = ("model", "train")
 
 
@@ -33,6 +39,40 @@ class TrainingLog:
 
 
 @dataclass(frozen=True, slots=True)
+class MatrixErrors(Foreign):
+    """What quantize lost of a matrix, of all that its report tells."""
+
+    name: str
+    layer: Natural
+    output_error: Drawn
+    relative_error: Drawn
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorReport(Foreign):
+    """report.json of quantize."""
+
+    tensors: tuple[MatrixErrors, ...]
+
+    def faults(self) -> Iterator[Fault]:
+        """Without a matrix there is nothing to show."""
+        if not any(each.name in MATRICES for each in self.tensors):
+            yield "tensors", f"must hold a matrix: {', '.join(MATRICES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger(Foreign):
+    """package.json: the bytes of both files of the artifact."""
+
+    parts: tuple[Part, ...]
+
+    def faults(self) -> Iterator[Fault]:
+        """Without bytes there is nothing to show."""
+        if not any(size for part in self.parts for size in part.shares.values()):
+            yield "parts", "must share out bytes"
+
+
+@dataclass(frozen=True, slots=True)
 class Inputs:
     """What the report is made of; `params` holds the sections that make a result.
 
@@ -42,8 +82,8 @@ class Inputs:
 
     metrics: Metrics
     log: TrainingLog
-    errors: Sequence[Mapping[str, Any]]
-    package: Mapping[str, Any]
+    errors: Sequence[MatrixErrors]
+    parts: Sequence[Part]
     params: Mapping[str, Mapping[str, Any]]
     limits: VerifyConfig
 
@@ -62,7 +102,8 @@ class Inputs:
 
 def load_inputs(root: Path = Path()) -> Inputs:
     """Read every input; a missing file or key, or a metric of no sense, is a ParamGolfError."""
-    errors = read_json(root / ERRORS, fix="make it with `dvc repro quantize`")
+    errors = read_json(root / ERRORS, fix=ERRORS_FIX)
+    ledger = read_json(root / PACKAGE, fix=PACKAGE_FIX)
     content = read_yaml(root / PARAMS_PATH)
     shipped = read_script(root / SCRIPT).params
     content |= {section: need(shipped, section, SCRIPT) for section in SHIPPED}
@@ -71,11 +112,16 @@ def load_inputs(root: Path = Path()) -> Inputs:
     return Inputs(
         metrics,
         read_log(root / LOG),
-        need(errors, "tensors", ERRORS),
-        read_json(root / PACKAGE, fix="make it with `dvc repro package`"),
+        parse(ErrorReport, errors, "", where=ERRORS, of="the report", fix=ERRORS_FIX).tensors,
+        parse_ledger(ledger, PACKAGE),
         {section: need(content, section, PARAMS_PATH) for section in SECTIONS},
         load_params(VerifyConfig, "verify", root / PARAMS_PATH),
     )
+
+
+def parse_ledger(content: Any, where: object) -> tuple[Part, ...]:
+    """Return the parts of the artifact by the content of a package.json, at `where`."""
+    return parse(Ledger, content, "", where=where, of="the ledger", fix=PACKAGE_FIX).parts
 
 
 def read_log(path: Path) -> TrainingLog:

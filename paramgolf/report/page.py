@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from paramgolf.files import write_bytes, write_text
-from paramgolf.metrics import need
 from paramgolf.recipes import flatten
 from paramgolf.report import byte_map, pictures, views
 from paramgolf.report.drawing import Picture
 from paramgolf.report.html import template
 from paramgolf.report.inputs import Inputs, load_inputs
 from paramgolf.report.scores import evaluations
-from paramgolf.training_log import LOG
+from paramgolf.training_log import LOG, of_event
 
 OUT = Path("artifacts/report")
 
@@ -32,7 +31,7 @@ def draw(inputs: Inputs) -> dict[str, Picture]:
     return {
         "loss": pictures.training(inputs.log),
         "bpb": pictures.waterfall(views.scores(inputs)),
-        "bytes": pictures.treemap(byte_map.tiles(byte_map.leaves(inputs.package))),
+        "bytes": pictures.treemap(byte_map.tiles(byte_map.leaves(inputs.parts))),
         "error": pictures.errors(views.error_grids(inputs.errors)),
     }
 
@@ -41,7 +40,7 @@ def render(inputs: Inputs, drawn: Mapping[str, Picture]) -> str:
     """Return the page; the same inputs give the same text."""
     get = inputs.metrics.get
     limit_bytes = get("package", "limit_bytes")
-    leaves = byte_map.leaves(inputs.package)
+    leaves = byte_map.leaves(inputs.parts)
     return template("run.html").render(
         bpb=get("eval_ttt", "val_bpb"),
         facts=_facts(inputs),
@@ -85,7 +84,8 @@ def _partial(inputs: Inputs) -> str | None:
     """Return a warning where the scores are of different parts of the validation text."""
     if not inputs.log.validations:
         return None
-    trained = need(inputs.log.validations[-1], "tokens_scored", LOG)
+    (last,) = of_event(inputs.log.validations[-1:], "validation", ("tokens_scored",), LOG)
+    trained = last["tokens_scored"]
     scored = [inputs.metrics.get(stage, "tokens_scored") for stage in ("eval_sliding", "eval_ttt")]
     if {*scored} == {trained}:
         return None

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.files import parse_object
-from paramgolf.report.inputs import PACKAGE, TrainingLog, parse_log
+from paramgolf.report.inputs import PACKAGE, TrainingLog, parse_ledger, parse_log
 from paramgolf.training_log import LOG
 
 MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, plain and dashed
@@ -20,16 +21,16 @@ MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, pla
 class ShownRun:
     """A run by its name; `params` and `metrics` by dotted key.
 
-    `log` and `package` (package.json) are None where the cache does not hold them, `log` also where
-    it is not whole. `foreign` names the stages that another run made, and why: nothing of them is
-    here.
+    `log` and `parts` (of package.json) are None where the cache does not hold them, `log` also
+    where it is not whole. `foreign` names the stages that another run made, and why: nothing of
+    them is here.
     """
 
     name: str
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
     log: TrainingLog | None
-    package: Mapping[str, Any] | None
+    parts: Sequence[Part] | None
     foreign: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -92,8 +93,9 @@ def _log(content: bytes, name: str) -> TrainingLog | None:
         return None
 
 
-def _ledger(content: bytes, name: str) -> Mapping[str, Any]:
-    return parse_object(content, f"{name}: {PACKAGE}")
+def _ledger(content: bytes, name: str) -> Sequence[Part]:
+    where = f"{name}: {PACKAGE}"
+    return parse_ledger(parse_object(content, where), where)
 
 
 def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:

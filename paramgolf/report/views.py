@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from paramgolf.metrics import need
+from paramgolf.codec.byte_ledger import Kind
 from paramgolf.model.shapes import MATRICES
-from paramgolf.report.inputs import ERRORS, PACKAGE, Inputs
+from paramgolf.report.inputs import Inputs, MatrixErrors
 from paramgolf.report.scores import SCORES, Score, chain, notes
 
-KINDS = ("integers", "scales", "float16", "header", "code")  # of parts, in the page's order
+KINDS = typing.get_args(Kind)  # of parts, in the page's order
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def step_split(inputs: Inputs) -> list[tuple[str, float, float]]:
     return sorted(shares, key=lambda item: -item[1])
 
 
-def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[ErrorGrid]:
+def error_grids(errors: Sequence[MatrixErrors]) -> list[ErrorGrid]:
     """Return the grids of both errors; the note has that of the embedding, which is no block's."""
     texts = (
         ("output_error", "Output error", "share of a product's energy, on calibration text"),
@@ -104,12 +104,10 @@ def error_grids(errors: Sequence[Mapping[str, Any]]) -> list[ErrorGrid]:
     return [_grid(errors, key, title, note) for key, title, note in texts]
 
 
-def _grid(errors: Sequence[Mapping[str, Any]], key: str, title: str, note: str) -> ErrorGrid:
-    cells = {
-        (need(e, "name", ERRORS), need(e, "layer", ERRORS)): 100 * float(need(e, key, ERRORS))
-        for e in errors
-    }
-    decimals = max(0, 2 - math.floor(math.log10(max(cells.values()) or 1.0)))  # of the largest, 3
+def _grid(errors: Sequence[MatrixErrors], key: str, title: str, note: str) -> ErrorGrid:
+    cells = {(each.name, each.layer): 100 * float(getattr(each, key)) for each in errors}
+    largest = max(map(abs, cells.values()), default=0.0) or 1.0
+    decimals = max(0, 2 - math.floor(math.log10(largest)))  # of the largest, 3
     layers = sorted({layer for name, layer in cells if name in MATRICES})
     rows = [[cells.get((name, layer)) for name in MATRICES] for layer in layers]
     others = [(name, value) for (name, _), value in cells.items() if name not in MATRICES]
@@ -120,17 +118,11 @@ def _grid(errors: Sequence[Mapping[str, Any]], key: str, title: str, note: str) 
 def byte_parts(inputs: Inputs) -> list[ByteRow]:
     """Return the parts of the artifact: matrices, the largest first, then all else."""
     total, limit = (inputs.metrics.get("package", key) for key in ("bytes_total", "limit_bytes"))
-    parts = need(inputs.package, "parts", PACKAGE)
-    kinds = [need(part, "kind", PACKAGE) for part in parts]
-    order = sorted(
-        range(len(parts)),
-        key=lambda i: (KINDS.index(kinds[i]), -need(parts[i], "bytes", PACKAGE)),
-    )
     rows = []
-    for i in order:
-        size, raw = (need(parts[i], key, PACKAGE) for key in ("bytes", "raw_bytes"))
-        weights = raw if kinds[i] == "integers" else 0  # an integer is an int8 before compression
-        bits = 8 * size / weights if weights else None
-        name = need(parts[i], "name", PACKAGE)
-        rows.append(ByteRow(name, size, 100 * size / total, 100 * size / limit, bits))
+    for part in sorted(inputs.parts, key=lambda part: (KINDS.index(part.kind), -part.bytes)):
+        # an integer is an int8 before compression
+        weights = part.raw_bytes if part.kind == "integers" else 0
+        bits = 8 * part.bytes / weights if weights else None
+        shares = 100 * part.bytes / total, 100 * part.bytes / limit
+        rows.append(ByteRow(part.name, part.bytes, *shares, bits))
     return rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ from paramgolf.experiments.group import SEED, grouped
 from paramgolf.experiments.read import STAGES
 from paramgolf.packing.script import read_script
 from paramgolf.params import read_yaml
-from paramgolf.recipes import RECIPES, flatten
+from paramgolf.recipes import RECIPES, flatten, nested
+from paramgolf.schema import Fault, Foreign, Positive, convert
 from paramgolf.submission.about import NON_RECORD, RECORD, About
 from paramgolf.submission.collect import SeedRun
 from paramgolf.submission.script import one_code
 from paramgolf.verify.config import CONTEST_GPU, CONTEST_GPUS
+from paramgolf.verify.recorded import RECORDED
+from paramgolf.verify.rules import RULES
 
 SEEDS = 3  # of a record
 LIMITS = ("package.limit_bytes", "verify.full_validation", "verify.allow_normalisation")
@@ -25,6 +29,39 @@ LIMITS_OF_RECORD = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why verify found a rule kept or broken."""
+
+    rule: str
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Foreign):
+    """Metrics of verify."""
+
+    reasons: tuple[Reason, ...]
+    rules: dict[str, str]
+
+    def faults(self) -> Iterator[Fault]:
+        """Each of the rules has an outcome and a reason."""
+        if {*RULES} - {*self.rules} or [each.rule for each in self.reasons] != [*RULES]:
+            yield "rules", f"must be of {', '.join(RULES)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Machine(Foreign):
+    """What the first line of a training log says."""
+
+    cuda: str | None
+    device: str
+    python: str
+    torch: str
+    world_size: Positive
+
+
 def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
     """Yield a line for each thing that must be mended; none: the folder can be made."""
     for option in ("name", "author", "github_id", "blurb"):
@@ -32,7 +69,10 @@ def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
             yield f"--{option.replace('_', '-')} is not given"
     limits = flatten(read_yaml(root / RECIPES / "base.yaml"))
     for run in runs:
-        faults = [*_unverified(run), *_other_limits(run, about.track, limits), *_other_files(run)]
+        faults = [*_senseless(run)]
+        if not faults:
+            faults = [*_unverified(run), *_other_files(run)]
+        faults += _other_limits(run, about.track, limits)
         if about.track == RECORD:
             faults += _other_machine(run)
         yield from (f"`{run.name}`: {fault}" for fault in faults)
@@ -40,12 +80,21 @@ def missing(runs: Sequence[SeedRun], about: About, root: Path) -> Iterator[str]:
         yield from _disagreements(runs, about.track)
 
 
-def _unverified(run: SeedRun) -> Iterator[str]:
-    """R1 to R11 and R15, as stage verify found them."""
-    measured = {key.partition(".")[0] for key in run.metrics}
-    if absent := [stage for stage in STAGES if stage not in measured]:
+def _senseless(run: SeedRun) -> Iterator[str]:
+    """What the run does not say, or not in the way that the stages do."""
+    content = nested(run.metrics)
+    if absent := [stage for stage in STAGES if stage not in content]:
         yield f"no metrics of {', '.join(absent)}: run the whole pipeline with `dvc repro`"
         return
+    faults: list[Fault] = []
+    for stage, kind in {**RECORDED, "verify": Verified}.items():
+        convert(kind, content[stage], stage, faults)
+    convert(Machine, run.log.environment, "log", faults)
+    yield from (f"metric `{name}` {text}" for name, text in faults)
+
+
+def _unverified(run: SeedRun) -> Iterator[str]:
+    """R1 to R11 and R15, as stage verify found them."""
     for entry in run.metrics["verify.reasons"]:
         rule = entry["rule"]
         if run.metrics[f"verify.rules.{rule}"] == "fail":

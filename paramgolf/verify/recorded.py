@@ -1,4 +1,4 @@
-"""What the stages record that the rules look at, typed: metrics have more than this."""
+"""What the stages record that rules, report and submission look at: metrics have more."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from paramgolf.metrics import METRICS, Metrics
-from paramgolf.schema import Foreign, Natural, NaturalFloat, parse
+from paramgolf.schema import Foreign, Natural, NaturalFloat, Positive, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,9 +34,16 @@ class Audited(Foreign):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainedIn(Foreign):
-    """Metrics of train."""
+    """Metrics of train; `time_split_ms` is measured on a GPU alone."""
 
+    device: str
+    parameters: Positive
+    steps: Natural
+    tokens: Natural
     train_seconds: NaturalFloat
+    val_bpb: float
+    world_size: Positive
+    time_split_ms: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,6 +59,7 @@ class QuantizedIn(Foreign):
     """Metrics of quantize."""
 
     adjust_seconds: NaturalFloat
+    seconds: NaturalFloat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,8 +68,9 @@ class Packed(Foreign):
 
     bytes_code: Natural
     bytes_model: Natural
-    bytes_total: Natural
-    limit_bytes: Natural
+    bytes_total: Positive
+    limit_bytes: Positive
+    seconds: NaturalFloat
     read: tuple[UsedFile, ...] = ()
     wrote: tuple[UsedFile, ...] = ()
 
@@ -99,6 +108,7 @@ class Scored(Foreign):
     tokens_scored: Natural
     train_tokens_read: Natural
     val_bpb: float
+    val_bpb_plain: float
     val_loss: float
     read: tuple[UsedFile, ...] = ()
     wrote: tuple[UsedFile, ...] = ()
@@ -123,7 +133,7 @@ RECORDED: dict[str, type[Foreign]] = {
 
 
 def check_recorded(metrics: Metrics, root: Path) -> None:
-    """Raise ParamGolfError where a stage's metrics lack what the rules look at, or are of no sense.
+    """Raise ParamGolfError where a stage's metrics lack what is looked at, or are of no sense.
 
     A text where a truth belongs would count as true, and break no rule.
     """

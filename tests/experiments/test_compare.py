@@ -224,6 +224,13 @@ def test_all_machines_of_a_group_are_named(project, compared):
     assert any("machine: ours 8 x NVIDIA H100, 8 x cpu," in flag for flag in group["flags"])
 
 
+@pytest.mark.parametrize("loss", [0, 0.0, -1.0])
+def test_a_loss_of_no_sense_is_one_message(loss, project, compare):
+    project.add("odd", {}, {"eval_ttt.val_loss": loss})
+    error = compare("odd", "--against", "pr1493", code=2)
+    assert "eval_ttt has no val_loss and val_bpb above 0" in error
+
+
 def test_a_run_that_was_only_trained_is_held_against_a_record(project, compared):
     words = ("--score", "train.val_bpb", "--against", "pr1493")
     project.add("partial", {}, {"eval_sliding.bytes_scored": None})

@@ -8,7 +8,7 @@ from typing import Any
 from run_files import ROOT, evaluation, log_lines, metrics, package
 
 from paramgolf.recipes import RECIPES, build, flatten
-from paramgolf.report.inputs import parse_log
+from paramgolf.report.inputs import parse_ledger, parse_log
 from paramgolf.report.runs import ShownRun
 
 PARAMS = flatten(build("sample", folder=ROOT / RECIPES))
@@ -29,7 +29,11 @@ def made(
     by_stage["eval_ttt"] = evaluation(adapted, packed, 93)
     content = "".join(json.dumps(line) + "\n" for line in log_lines(200))
     log = parse_log(content.encode(), name)
-    fields = {"metrics": flatten(by_stage), "log": log, "package": package()} | parts
+    fields = {
+        "metrics": flatten(by_stage),
+        "log": log,
+        "parts": parse_ledger(package(), name),
+    } | parts
     return ShownRun(name, {**PARAMS, **(changes or {})}, **fields)
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from paramgolf.codec.byte_ledger import Part
 from paramgolf.model.shapes import shapes
 from paramgolf.report import byte_map
 from paramgolf.report.byte_map import Leaf, family_of, leaves, tiles
@@ -55,8 +56,8 @@ def test_shares_are_told_apart_by_family_tensor_and_kind():
         ("header", "header", {"header": 3}),
         ("code", "code", {"paramgolf.model.block": 10, "paramgolf.model.head": 2, "loader": 1}),
     ]
-    package = {"parts": [{"name": n, "kind": k, "shares": s} for n, k, s in parts]}
-    found = {(leaf.family, leaf.tensor, leaf.kind): leaf.bytes for leaf in leaves(package)}
+    made = [Part(n, k, sum(s.values()), 0, None, s) for n, k, s in parts]
+    found = {(leaf.family, leaf.tensor, leaf.kind): leaf.bytes for leaf in leaves(made)}
     assert found == {
         ("MLP", "down", "codes"): 7,
         ("MLP", "down", "scales"): 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -83,12 +84,19 @@ def test_more_runs_than_colours_are_dashed():
     assert [row.line for row in views.summary(many)][-2:] == ["l7", "l0 dash"]
 
 
+@pytest.mark.parametrize("limit", ["16 MB", [16_000_000], {"bytes": 16}, True])
+def test_a_limit_that_is_no_number_is_not_shown(limit):
+    (run,) = [made("odd")]
+    odd = dataclasses.replace(run, metrics={**run.metrics, "package.limit_bytes": limit})
+    assert "The limit is" not in text_of(render_comparison([odd], {}))
+
+
 def test_bytes_by_family_add_up(runs):
     (base, _) = views.stacks(runs)
     assert base.total == 578_000
     assert sum(size for _, size, _ in base.parts) == 578_000
     assert sum(width for *_, width in base.parts) == pytest.approx(100)
-    (bare,) = views.stacks([made("bare", package=None)])
+    (bare,) = views.stacks([made("bare", parts=None)])
     assert [(family, size) for family, size, _ in bare.parts] == [
         ("model", 560_000),
         ("code", 18_000),

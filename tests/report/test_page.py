@@ -88,7 +88,7 @@ def test_bytes_add_up_to_the_artifact(inputs):
 
 
 def test_every_tensors_bytes_add_up_to_the_files(inputs, page):
-    leaves = byte_map.leaves(inputs.package)
+    leaves = byte_map.leaves(inputs.parts)
     assert sum(leaf.bytes for leaf in leaves) == metrics()["package"]["bytes_total"]
     sizes = byte_map.by_family(leaves)
     assert list(sizes) == ["MLP", "attention", "embedding", "vectors", "header", "code"]
@@ -162,7 +162,7 @@ def test_errors_are_laid_out_by_layer_and_matrix(inputs):
     for grid, key in zip(
         views.error_grids(inputs.errors), ("output_error", "relative_error"), strict=True
     ):
-        cells = {(e["name"], e["layer"]): 100 * e[key] for e in inputs.errors}
+        cells = {(e.name, e.layer): 100 * getattr(e, key) for e in inputs.errors}
         assert grid.layers == [*range(6)]
         for layer, row in zip(grid.layers, grid.rows, strict=True):
             assert list(row) == [cells[name, layer] for name in grid.columns]
@@ -188,6 +188,11 @@ def test_long_logs_are_thinned(tmp_path):
             '{"event": "start"}\n{"event": "step", "step": 1, "loss": "low", "lr": 1}',
             "`loss` a number in each `step`",
         ),
+        (
+            "artifacts/train/log.jsonl",
+            '{"event": "start"}\n{"event": "step", "step": 1e308, "loss": 2, "lr": 1}',
+            "`step` a number in each `step`",
+        ),
         ("artifacts/train/log.jsonl", '{"event": "step"}', "not a training log"),
         ("artifacts/train/log.jsonl", '{"step": 1}', "`event` is missing"),
         (
@@ -196,7 +201,18 @@ def test_long_logs_are_thinned(tmp_path):
             "`loss` is missing",
         ),
         ("artifacts/quantize/report.json", "{}", "`tensors` is missing"),
+        ("artifacts/quantize/report.json", '{"tensors": [3]}', "`tensors.0` must be a mapping"),
         ("artifacts/package/package.json", "{}", "`parts` is missing"),
+        ("artifacts/quantize/report.json", '{"tensors": []}', "`tensors` must hold a matrix"),
+        ("artifacts/package/package.json", '{"parts": []}', "`parts` must share out bytes"),
+        ("artifacts/package/package.json", '{"parts": 3}', "`parts` must be a list, found 3"),
+        ("artifacts/package/package.json", '{"parts": ["a"]}', "`parts.0` must be a mapping"),
+        (
+            "artifacts/package/package.json",
+            '{"parts": [{"name": "q", "kind": "odd", "bytes": -1, "raw_bytes": 1, "codec": null, '
+            '"shares": {"q": "many"}}]}',
+            "(?s)`parts.0.kind` must be one of .*`parts.0.bytes` must be at least 0.*shares.q` ",
+        ),
         ("artifacts/metrics/quantize.json", '{"adjust_seconds": 1}', "`seconds` is missing"),
         (
             "artifacts/metrics/train.json",
@@ -214,6 +230,24 @@ def test_a_bad_input_is_named(file, content, message, tmp_path):
     with pytest.raises(ParamGolfError, match=message) as caught:
         shown(load_inputs(tmp_path))
     assert Path(file).name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "key", "value"),
+    [
+        ("train", "parameters", "many"),
+        ("train", "steps", None),
+        ("train", "time_split_ms", {"matmul": "long"}),
+        ("quantize", "seconds", "long"),
+        ("package", "bytes_total", 0),
+        ("package", "seconds", []),
+        ("eval_sliding", "val_bpb_plain", "low"),
+    ],
+)
+def test_a_metric_of_another_kind_is_named(stage, key, value, tmp_path):
+    write_run(tmp_path, {stage: {key: value}})
+    with pytest.raises(ParamGolfError, match=rf"`{key}[.\w]*` must be (.|\n)*{stage}\.json"):
+        load_inputs(tmp_path)
 
 
 def test_limits_of_params_yaml_are_shown(tmp_path):
