@@ -6,9 +6,15 @@ import argparse
 import math
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Let a command take a recipe, `name`, and changes to it, `assignments`."""
-    parser.add_argument("name", metavar="RECIPE", help="a recipe (see `paramgolf recipes`)")
+def add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    """Let a command take a recipe, `name`, and changes to it, `assignments`.
+
+    Where it is `optional`, the name is None, or the first of the changes: params.yaml is meant.
+    """
+    known = "a recipe (see `paramgolf recipes`)"
+    if optional:
+        known += "; default: what params.yaml holds"
+    parser.add_argument("name", metavar="RECIPE", nargs="?" if optional else None, help=known)
     parser.add_argument(
         "assignments",
         metavar="section.key=value",

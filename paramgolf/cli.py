@@ -19,7 +19,7 @@ COMMANDS = {
     "use": "write a recipe to params.yaml",
     "check": "check every parameter of params.yaml",
     "recipes": "list the recipes",
-    "estimate": "what a recipe will cost, before any GPU is used",
+    "estimate": "what a run will cost, before any GPU is used",
     "rehearse": "every stage at full shape on few tokens, before a run is paid",
     "profile": "where the time of a training step goes, on this GPU",
     "watch": "what the run under way does, and what is left of its budgets",

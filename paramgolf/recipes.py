@@ -21,7 +21,7 @@ from paramgolf.data.config import AuditConfig, DataConfig, TokenizerConfig
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_text
 from paramgolf.model.config import ModelConfig
-from paramgolf.params import parse_yaml, read_yaml, yaml_fault
+from paramgolf.params import PARAMS_PATH, parse_yaml, read_yaml, yaml_fault
 from paramgolf.quant.config import CalibrateConfig, QuantizeConfig
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.schema import Fault, convert, raise_faults
@@ -216,17 +216,38 @@ def build(
     parameters by which the recipe does all that its system's published code does, as far as ours
     offers it. All faults are in one ParamGolfError.
     """
-    content = compose(name, folder)
     changes = [assignment for assignment in assignments if assignment[0] != FIDELITY]
     for key, value in assignments:
         if key == FIDELITY:  # first, so that a parameter that is named wins
             changes = [*_restored(name, value, folder), *changes]
+    plain = changed(compose(name, folder), changes, f"recipe {name}")
+    return _in_order_of(compose("base", folder), plain)
+
+
+def chosen(name: str | None, words: Sequence[str]) -> tuple[str, Sequence[str], dict[str, Any]]:
+    """Return what a command's words choose: its title, the changes, and all parameters, checked.
+
+    Without a name, or where it is the first change (section.key=value), that is params.yaml.
+    """
+    if name is not None and "=" not in name:
+        return name, words, build(name, [read_assignment(text) for text in words])
+    words = words if name is None else [name, *words]
+    content = read_yaml(PARAMS_PATH)
+    check(content, where=PARAMS_PATH)
+    changes = [read_assignment(text) for text in words]
+    return str(PARAMS_PATH), words, changed(content, changes, PARAMS_PATH)
+
+
+def changed(
+    content: dict[str, Any], changes: Sequence[Assignment], where: object
+) -> dict[str, Any]:
+    """Make the changes in `content`, and return it checked, numbers in their parameter's type."""
     unknown = [fault for key, value in changes for fault in _assign(content, key, value)]
     params, faults = inspect(content)
     if params is None or unknown or faults:
-        raise_faults(unknown + faults, f"recipe {name}")
-    plain = json.loads(json.dumps(dataclasses.asdict(params)))  # tuples become lists
-    return _in_order_of(compose("base", folder), plain)
+        raise_faults(unknown + faults, where)
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(params)))  # tuples to lists
+    return plain
 
 
 def _assign(content: dict[str, Any], key: str, value: Any) -> Iterator[Fault]:

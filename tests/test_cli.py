@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -108,6 +109,9 @@ BAD = [
     (["recipes", "--frontier", "--differences"], "not allowed with argument --frontier"),
     (["watch", "--folder", "other"], "what to do: cd other && paramgolf watch"),
     (["estimate", "pr9"], "there is no recipe `pr9`"),
+    (["estimate"], "there is no file params.yaml"),
+    (["rehearse", "train.steps=1"], "there is no file params.yaml"),
+    (["profile"], "there is no file params.yaml"),
     (["estimate", "sample", "--gpus", "0"], "argument --gpus: must be at least 1, not 0"),
     (["estimate", "sample", "--price", "nan"], "argument --price: must be a number above 0"),
     (["lab", "plan.yaml", "--stop-after", "-5"], "argument --stop-after: must be a number above 0"),
@@ -166,6 +170,25 @@ def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, 
 def test_changes_may_stand_behind_an_option():
     words = ["estimate", "sample", "train.seed=2", "--gpu", "cpu", "train.steps=4"]
     assert parse(words).assignments == ["train.seed=2", "train.steps=4"]
+
+
+def test_without_a_recipe_the_run_of_params_yaml_is_meant(project, capsys):
+    def estimated(*words: str) -> dict[str, Any]:
+        assert code_of("estimate", *words, "--gpu", "cpu", "--json") == 0
+        return json.loads(capsys.readouterr().out)
+
+    code_of("use", "sample", "train.steps=30", "model.mlp_hidden=256")
+    capsys.readouterr()
+    named = estimated("sample", "train.steps=30", "model.mlp_hidden=256")
+    own = estimated()
+    assert (own.pop("recipe"), own.pop("changes")) == ("params.yaml", [])
+    assert own.items() <= named.items()
+    changed = estimated("train.steps=40")
+    assert changed["changes"] == ["train.steps=40"]
+    assert (own["run"]["steps"], changed["run"]["steps"]) == (30, 40)
+    (project / "params.yaml").write_text("train.steps: 3")
+    assert code_of("estimate", "train.steps=4") == 2
+    assert "`train.steps` is not a parameter" in capsys.readouterr().err
 
 
 def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):
@@ -328,6 +351,7 @@ def test_a_script_for_each_shell_names_every_command(shell, capsys):
         (["co"], {"compare", "completion"}),
         (["use", "samp"], {"sample"}),
         (["estimate", "pr12"], {"pr1204", "pr1296"}),
+        (["rehearse", "samp"], {"sample"}),
         (["compare", "--against", "pr185"], {"pr1851", "pr1855"}),
         (["compare", "work"], {"workspace"}),
         (["submit", "--tr"], {"--track"}),

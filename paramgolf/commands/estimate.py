@@ -1,5 +1,6 @@
-"""Estimate what a recipe will cost before any GPU is used: parameters, FLOPs, bytes, memory, time.
+"""Estimate what a run will cost before any GPU is used: parameters, FLOPs, bytes, memory, time.
 
+The run is that of params.yaml, or of a recipe that is named, with changes.
 Nothing is trained or written. Bytes follow from the grids by the entropy of Gaussian rows and are
 right to 1.5 %; the code is packed for real. Seconds follow from FLOPs and the utilisation that
 published runs reached on that GPU (paramgolf/estimate/devices.py).
@@ -18,18 +19,19 @@ from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.speed import dollars
 from paramgolf.estimate.summary import estimate
 from paramgolf.packing.code import frozen_params, pack_code
-from paramgolf.recipes import Params, build, check, read_assignment
+from paramgolf.recipes import Params, check, chosen
 from paramgolf.verify.config import CONTEST_GPUS
 
 EXAMPLE = """example:
-  paramgolf estimate sample --gpu cpu
+  paramgolf estimate --gpu cpu
+  paramgolf estimate train.steps=500 --gpu cpu
   paramgolf estimate pr1493 quantize.mlp_clip=12.0 --gpu H100 --gpus 8 --price 3
   paramgolf estimate pr1493 --json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_recipe(parser)
+    add_recipe(parser, optional=True)
     parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
     devices = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
     parser.add_argument("--gpus", metavar="N", type=count, help=devices)
@@ -40,14 +42,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the estimate."""
     gpus = options.gpus or (1 if options.gpu == "cpu" else CONTEST_GPUS)
-    content = build(options.name, [read_assignment(text) for text in options.assignments])
-    params = check(content, where=f"recipe {options.name}")
+    title, changes, content = chosen(options.name, options.assignments)
+    params = check(content, where=title)
     sections = params.train, params.eval_sliding, params.eval_ttt
     frozen = frozen_params(dataclasses.asdict(params.model), *sections)
     code = pack_code(frozen, rans=params.package.codec == "rans")
     code_bytes = len(code.content)
     result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=gpus)
-    result = {"recipe": options.name, "changes": options.assignments, **result}
+    result = {"recipe": title, "changes": changes, **result}
     if options.price is not None:
         result["dollars"] = prices(params, result, options.price)
     if options.json:

@@ -1,7 +1,8 @@
-"""Time a recipe's training step on this machine's GPU, and tell where the time goes.
+"""Time a training step on this machine's GPU, and tell where the time goes.
 
-The step runs on random tokens, before recurrence and at its end; nothing is trained. The file holds
-milliseconds by kind of kernel, tokens a second, the share of the GPU's peak (MFU), and memory.
+The step is that of params.yaml, or of a recipe that is named, with changes. It runs on random
+tokens, before recurrence and at its end; nothing is trained. The file holds milliseconds by kind of
+kernel, tokens a second, the share of the GPU's peak (MFU), and memory.
 """
 
 from __future__ import annotations
@@ -13,16 +14,17 @@ from typing import Any
 from paramgolf.arguments import add_recipe
 from paramgolf.errors import ParamGolfError
 from paramgolf.estimate.devices import GIB
-from paramgolf.recipes import Params, build, check, read_assignment
+from paramgolf.recipes import Params, check, chosen
 
 EXAMPLE = """example:
+  paramgolf profile
   paramgolf profile pr1493
   paramgolf profile h100x1 train.batch_tokens=98304 runtime.kernels=reference --output plain.json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_recipe(parser)
+    add_recipe(parser, optional=True)
     parser.add_argument(
         "--output",
         metavar="FILE",
@@ -36,9 +38,9 @@ def run(options: argparse.Namespace) -> int:
     """Measure, print the table, write the file."""
     from paramgolf.files import write_json
 
-    content = build(options.name, [read_assignment(text) for text in options.assignments])
-    result = {"recipe": options.name, "changes": options.assignments}
-    result |= measure(check(content, where=f"recipe {options.name}"))
+    title, changes, content = chosen(options.name, options.assignments)
+    result = {"recipe": title, "changes": changes}
+    result |= measure(check(content, where=title))
     write_json(options.output, result)
     _show(result)
     print(f"written to {options.output}")

@@ -1,5 +1,6 @@
-"""Run every stage of a recipe at its full shapes on few tokens, before the run is paid for.
+"""Run every stage at its full shapes on few tokens, before a run is paid for.
 
+The run is that of params.yaml, or of a recipe that is named, with changes.
 It reads data/tokens (`dvc repro audit`) and writes to .cache/rehearsal and, where runtime.mirror
 names a place, to a folder of its own there, so that this is tried, too. What the GPU's compilers
 make is kept for the run that follows. Scores of a rehearsal mean nothing. The exit code is 1 where
@@ -15,30 +16,29 @@ from typing import TYPE_CHECKING
 
 from paramgolf.arguments import add_recipe
 from paramgolf.estimate.devices import GIB
-from paramgolf.recipes import build, read_assignment
+from paramgolf.recipes import changed, chosen
 
 if TYPE_CHECKING:
     from paramgolf.experiments.rehearsal import Rehearsed
 
 EXAMPLE = """example:
-  paramgolf rehearse pr1493
+  paramgolf rehearse
   paramgolf rehearse pr1493 train.micro_batch_tokens=49152 --json"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    add_recipe(parser)
+    add_recipe(parser, optional=True)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def run(options: argparse.Namespace) -> int:
     """Rehearse, and print each stage as it ends."""
-    changes = [read_assignment(text) for text in options.assignments]
-    content = build(options.name, changes)
+    _, _, content = chosen(options.name, options.assignments)
     # here: they import torch
     from paramgolf.experiments.rehearsal import FOLDER, rehearse, shortened
 
-    content = build(options.name, [*changes, *shortened(content)])
+    content = changed(content, shortened(content), "the rehearsal")
     found: list[Rehearsed] = []
     for stage in rehearse(content):
         found.append(stage)
