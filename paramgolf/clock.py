@@ -53,7 +53,8 @@ def process_start(folder: Path) -> float:
 
 
 def _now() -> float:
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    """Return seconds since boot, where that is told; no setting of a clock moves them."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 class Clock:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
+from paramgolf import clock
 from paramgolf.clock import Clock, leave_out, pass_on_start_time, seconds_since_start, start_time
 
 VARIABLE = "PARAMGOLF_START_TIME"
@@ -76,3 +79,26 @@ def test_a_clock_counts_what_was_spent_and_not_what_is_paused():
         now[0] += 50.0
     now[0] += 1.0
     assert clock.elapsed == 11.0
+
+
+def test_a_machine_that_is_no_linux_counts_too(monkeypatch):
+    def missing(folder: Path) -> float:
+        raise FileNotFoundError(folder)
+
+    monkeypatch.setattr(clock, "process_start", missing)
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME")
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert abs(start_time() - time.monotonic()) < 1.0
+
+
+def test_no_seconds_are_counted_by_the_clock_on_the_wall():
+    """It can be set while a run goes on; the file's time that `watch` reads is of that clock."""
+    root = Path(__file__).parents[1]
+    wall = re.compile(r"time\.time\(|time_ns\(|datetime\.now\(|CLOCK_REALTIME")
+    found = {
+        path.relative_to(root).as_posix()
+        for folder in ("paramgolf", "stages")
+        for path in (root / folder).rglob("*.py")
+        if wall.search(path.read_text())
+    }
+    assert found == {"paramgolf/watch/logs.py", "paramgolf/commands/submit.py"}
