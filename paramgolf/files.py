@@ -25,8 +25,9 @@ def atomic_open(path: str | Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside `path`; it becomes `path` only if the block ends well."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    name = ""  # where none is made there is nothing to unlink
     try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with open(handle, "wb") as file:
             yield file
             file.flush()

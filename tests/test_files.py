@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 
@@ -9,7 +10,8 @@ import pytest
 
 from paramgolf import files
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import atomic_open, parse_json, read_json
+from paramgolf.files import atomic_open, parse_json, read_json, write_text
+from paramgolf.program import machine_fault
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,17 @@ def test_what_cannot_be_read_is_said_with_its_path(tmp_path, monkeypatch):
         with pytest.raises(ParamGolfError, match=message) as caught:
             read_json(tmp_path / name)
         assert str(tmp_path / name) in str(caught.value)
+
+
+def test_a_folder_that_takes_no_file_is_told_by_the_files_name(tmp_path, monkeypatch):
+    def refused(dir, prefix):
+        raise PermissionError(errno.EACCES, "Permission denied", f"{dir}/{prefix}abc")
+
+    monkeypatch.setattr(files.tempfile, "mkstemp", refused)
+    path = tmp_path / "a.json"
+    with pytest.raises(PermissionError) as caught:
+        write_text(path, "new")
+    assert str(machine_fault(caught.value)).startswith(f"Permission denied\n  where: {path} (")
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
