@@ -20,7 +20,7 @@ COMMANDS = {
     "check": "check every parameter of params.yaml",
     "recipes": "list the recipes",
     "estimate": "what a run will cost, before any GPU is used",
-    "rehearse": "every stage at full shape on few tokens, before a run is paid",
+    "rehearse": "try every stage at full shape on few tokens, before the run",
     "profile": "where the time of a training step goes, on this GPU",
     "watch": "what the run under way does, and what is left of its budgets",
     "doctor": "what this machine can run, and what to mend",

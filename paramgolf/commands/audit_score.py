@@ -22,14 +22,24 @@ EXAMPLE = """example:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("script", metavar="SCORER.py", type=Path)
+    parser.add_argument("script", metavar="SCORER.py", type=Path, help="the script")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data/tokens"), help="tokens; default: %(default)s")
-    add("--tokens", type=int, default=2048, help="validation tokens; default: %(default)s")
+    add(
+        "--data",
+        type=Path,
+        default=Path("data/tokens"),
+        help="a folder of tokens; default: %(default)s",
+    )
+    add("--tokens", type=int, default=2048, help="validation tokens to score; default: %(default)s")
     add("--targets", type=int, default=8, help="targets to look at; default: %(default)s")
-    add("--tolerance", type=float, default=1e-3, help="nats; default: %(default)s")
+    add(
+        "--tolerance",
+        type=float,
+        default=1e-3,
+        help="nats that a score may be off; default: %(default)s",
+    )
     add("--seed", type=int, default=0, help="of what is changed; default: %(default)s")
-    add("--isolated", action="store_true", help="documents must not share context")
+    add("--isolated", action="store_true", help="judge, too, that documents share no context")
     add("--json", action="store_true", help="print JSON, for programs")
 
 

@@ -27,7 +27,11 @@ EXAMPLE = """example:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument(
-        "path", nargs="?", type=Path, default=PARAMS_PATH, help="default: %(default)s"
+        "path",
+        nargs="?",
+        type=Path,
+        default=PARAMS_PATH,
+        help="a parameter file; default: %(default)s",
     )
     parser.add_argument("--stage", help="also check that artifacts/code knows this stage's code")
 

@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--against", metavar="REFERENCE", help="a record (pr1855) or an experiment")
     default = f"one of {', '.join(SCORES)}; default: what the record submitted, else {SCORES[0]}"
     parser.add_argument("--score", choices=SCORES, metavar="METRIC", help=default)
-    parser.add_argument("--all", action="store_true", help="experiments of every commit")
+    parser.add_argument("--all", action="store_true", help="with experiments of other commits")
     paired = "pair runs of equal seeds; say what so many can tell apart"
     parser.add_argument("--paired", action="store_true", help=paired)
     form = parser.add_mutually_exclusive_group()

@@ -1,9 +1,9 @@
 """Estimate what a run will cost before any GPU is used: parameters, FLOPs, bytes, memory, time.
 
-The run is that of params.yaml, or of a recipe that is named, with changes.
-Nothing is trained or written. Bytes follow from the grids by the entropy of Gaussian rows and are
-right to 1.5 %; the code is packed for real. Seconds follow from FLOPs and the utilisation that
-published runs reached on that GPU (paramgolf/estimate/devices.py).
+The run is that of params.yaml, or of a recipe that is named, with changes. Nothing is trained or
+written. Bytes follow from the grids by the entropy of Gaussian rows and are right to 1.5 %; the
+code is packed for real. Seconds follow from FLOPs and the utilisation that published runs reached
+on that GPU (paramgolf/estimate/devices.py).
 """
 
 from __future__ import annotations
@@ -32,10 +32,14 @@ EXAMPLE = """example:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     add_recipe(parser, optional=True)
-    parser.add_argument("--gpu", choices=DEVICES, default="H100", help="default: %(default)s")
+    parser.add_argument(
+        "--gpu", choices=DEVICES, default="H100", help="its kind; default: %(default)s"
+    )
     devices = f"devices that train together; default: {CONTEST_GPUS}, for cpu 1"
     parser.add_argument("--gpus", metavar="N", type=count, help=devices)
-    parser.add_argument("--price", type=amount, metavar="DOLLARS", help="of a GPU's hour")
+    parser.add_argument(
+        "--price", type=amount, metavar="DOLLARS", help="of a GPU's hour, for a cost"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 

@@ -51,28 +51,32 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--only",
         action="append",
         metavar="VARIANT",
-        help="run or show this one and the first; repeat it",
+        help="run or show this one and the first; may be given several times",
     )
     gpus = "use so many (default: all); on a CPU, runs at a time"
     parser.add_argument("--gpus", type=count, metavar="N", help=gpus)
     parser.add_argument(
         "--stop-after", type=amount, metavar="SECONDS", help="begin no training later than that"
     )
-    beside = "do the runs of this plan, too, spread over the same GPUs; repeat it"
+    beside = "do the runs of this plan, too, on the same GPUs; may be given several times"
     parser.add_argument(
         "--beside", type=Path, action="append", default=[], metavar="PLAN", help=beside
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
     any_code = "count figures that other code has made; without it they are made anew"
     parser.add_argument("--any-code", action="store_true", help=any_code)
-    results = "NAME.json to add to, pages go beside it; default: results.json in the folder"
+    results = "NAME.json to add to, pages go beside it; default: results.json in --work"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
-    take = "results of another machine to take into account; repeat it"
+    take = "results of another machine to count, too; may be given several times"
     parser.add_argument("--take", type=Path, action="append", default=[], metavar="FILE", help=take)
     mirror = "copy results and logs there as they are written: a folder, or a URL of fsspec"
     parser.add_argument("--mirror", metavar="URL", help=mirror)
     parser.add_argument(
-        "--work", type=Path, default=WORK, metavar="FOLDER", help="default: %(default)s"
+        "--work",
+        type=Path,
+        default=WORK,
+        metavar="FOLDER",
+        help="of runs and tokens; default: %(default)s",
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON, for programs; of several plans, a list"

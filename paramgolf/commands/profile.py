@@ -30,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         default=Path("profile.json"),
-        help="default: %(default)s",
+        help="where the figures go; default: %(default)s",
     )
 
 

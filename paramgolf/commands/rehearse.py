@@ -1,10 +1,9 @@
 """Run every stage at its full shapes on few tokens, before a run is paid for.
 
-The run is that of params.yaml, or of a recipe that is named, with changes.
-It reads data/tokens (`dvc repro audit`) and writes to .cache/rehearsal and, where runtime.mirror
-names a place, to a folder of its own there, so that this is tried, too. What the GPU's compilers
-make is kept for the run that follows. Scores of a rehearsal mean nothing. The exit code is 1 where
-a stage fails.
+The run is that of params.yaml, or of a recipe that is named, with changes. It reads data/tokens
+(`dvc repro audit`) and writes to .cache/rehearsal and, where runtime.mirror names a place, to a
+folder of its own there, so that this is tried, too. What the GPU's compilers make is kept for the
+run that follows. Scores of a rehearsal mean nothing. The exit code is 1 where a stage fails.
 """
 
 from __future__ import annotations

@@ -22,9 +22,9 @@ OUTPUT = Path("artifacts/compare.html")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
-    parser.add_argument("--all", action="store_true", help="experiments of every commit")
+    parser.add_argument("--all", action="store_true", help="with experiments of other commits")
     parser.add_argument(
-        "--out", metavar="FILE", type=Path, default=OUTPUT, help="default: %(default)s"
+        "--out", metavar="FILE", type=Path, default=OUTPUT, help="the page; default: %(default)s"
     )
 
 

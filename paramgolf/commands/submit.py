@@ -26,11 +26,11 @@ EXAMPLE = """example:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("experiments", metavar="EXP", nargs="*", help="experiments or commits")
-    parser.add_argument("--name", default="", help="the submission's title")
-    parser.add_argument("--blurb", default="", help="what it does, in a sentence or two")
+    parser.add_argument("--name", default="", help="the submission's title; needed")
+    parser.add_argument("--blurb", default="", help="what it does, in a sentence or two; needed")
     parser.add_argument("--author", help="default: Git's user.name")
     parser.add_argument(
-        "--github-id", metavar="ID", default="", help="the account that hands it in"
+        "--github-id", metavar="ID", default="", help="the account that hands it in; needed"
     )
     track = f"default: %(default)s, a record; {NON_RECORD}: any machine, time, number of seeds"
     parser.add_argument("--track", choices=TRACKS, default=RECORD, help=track)

@@ -31,9 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
     parser.add_argument("--once", action="store_true", help="show it once and end")
     parser.add_argument("--json", action="store_true", help="print JSON, for programs; once")
-    parser.add_argument(
-        "--every", type=interval, default=5.0, metavar="SECONDS", help="default: %(default)s"
-    )
+    every = "between two looks; default: %(default)s"
+    parser.add_argument("--every", type=interval, default=5.0, metavar="SECONDS", help=every)
     output = "where the run's output is kept; default: %(default)s"
     parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
     host = "watch the run there, over ssh; ssh://USER@HOST:PORT where the port is not 22"
