@@ -21,7 +21,6 @@ keeps the piece that begins with its space, and the vocabulary one form of most 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -30,7 +29,6 @@ from paramgolf.data.special_tokens import (
     ALL_CAPS,
     CAP_NEXT,
     ESCAPE,
-    LAST_MARKS,
     MARKS,
     TITLE,
     Transform,
@@ -91,29 +89,18 @@ def _unmark(match: re.Match[str]) -> str:
 MARK_BYTES = 3
 
 
-class Marks(NamedTuple):
-    """The ids uint16 [4] of TITLE, ALL_CAPS, CAP_NEXT and ESCAPE, and those of text with a mark."""
+def mark_ids(model: sentencepiece.SentencePieceProcessor) -> np.ndarray:
+    """Return the ids [4] of TITLE, ALL_CAPS, CAP_NEXT and ESCAPE.
 
-    alone: np.ndarray
-    """uint16 [4], in their order."""
-    behind_text: np.ndarray
-    """uint16 [n]: pieces that end with a mark."""
-
-
-def find_marks(model: sentencepiece.SentencePieceProcessor) -> Marks:
-    """Return the tokens that hold marks: each mark alone, and pieces that end with one.
-
-    A model that lacks one, or has it elsewhere in a longer piece, is refused, and so is one that
-    was trained on text with capitals: its pieces with capitals would never occur.
+    A model that lacks one, or has a mark inside a longer piece, is refused, and so is one that was
+    trained on text with capitals: its pieces with capitals would never occur.
     """
     pieces = [model.id_to_piece(i) for i in range(model.vocab_size())]
     holders = [i for i, piece in enumerate(pieces) if any(mark in piece for mark in MARKS)]
-    behind_text = [i for i in holders if _ends_with_mark(pieces[i])]
-    alone = [i for i in holders if i not in behind_text]
-    if sorted(pieces[i] for i in alone) != sorted(MARKS):
+    if sorted(pieces[i] for i in holders) != sorted(MARKS):
         raise ParamGolfError(
             "the tokenizer does not have the case marks U+E001 to U+E004 as four pieces",
-            found=", ".join(ascii(pieces[i]) for i in alone) or "none of them",
+            found=", ".join(ascii(pieces[i]) for i in holders) or "none of them",
             fix="set tokenizer.transform to none, or take a tokenizer made for caseops",
         )
     wasted = sum(bool(_CAPITAL.search(p)) for i, p in enumerate(pieces) if _is_text(model, i))
@@ -124,27 +111,19 @@ def find_marks(model: sentencepiece.SentencePieceProcessor) -> Marks:
             found=f"{wasted} of {len(pieces)} pieces",
             fix="set tokenizer.source to train, or take a tokenizer made for caseops",
         )
-    ids = [pieces.index(mark) for mark in MARKS]
-    return Marks(np.array(ids, dtype=np.uint16), np.array(behind_text, dtype=np.uint16))
-
-
-def _ends_with_mark(piece: str) -> bool:
-    """Tell whether one of the LAST_MARKS stands at the end of a piece, and no mark before it."""
-    return len(piece) > 1 and piece[-1] in LAST_MARKS and not {*MARKS} & {*piece[:-1]}
+    return np.array([pieces.index(mark) for mark in MARKS], dtype=np.uint16)
 
 
 def _is_text(model: sentencepiece.SentencePieceProcessor, token: int) -> bool:
     return not (model.is_byte(token) or model.is_control(token) or model.is_unknown(token))
 
 
-def count_marks(ids: np.ndarray, counts: np.ndarray, marks: Marks) -> np.ndarray:
-    """Return `counts` uint16 [n] of `ids` [n] without the bytes of marks that are not literal."""
-    is_mark = np.isin(ids, marks.alone)
+def count_marks(ids: np.ndarray, counts: np.ndarray, marks: np.ndarray) -> np.ndarray:
+    """Return `counts` uint16 [n] of `ids` [n], with 0 for `marks` that are not literal."""
+    is_mark = np.isin(ids, marks)
     result = np.where(is_mark, 0, counts).astype(np.uint16)
-    result[np.isin(ids, marks.behind_text)] -= MARK_BYTES
-    escape = marks.alone[3]
-    if (ids == escape).any():
-        result[is_mark & escaped(ids, escape)] = MARK_BYTES
+    if (ids == marks[3]).any():
+        result[is_mark & escaped(ids, marks[3])] = MARK_BYTES
     return result
 
 

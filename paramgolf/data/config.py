@@ -58,7 +58,6 @@ class TokenizerConfig:
     path: str | None
     transform: Transform
     vocab_size: Annotated[int, Range(300, 2**16)]  # tokens are uint16
-    superwords: Natural
     training_bytes: Positive
     shard_tokens: Annotated[int, Range(1, 2**31 - 1)]  # a shard's header holds it as an int32
 
@@ -66,8 +65,6 @@ class TokenizerConfig:
         """Yield what is wrong with the fields together."""
         if self.source == "file" and not self.path:
             yield "path", "must name a tokenizer model when tokenizer.source is `file`"
-        if self.superwords > self.vocab_size // 2:
-            yield "superwords", "must be at most half of tokenizer.vocab_size"
         foreign = self.source == "file" and str(self.path).endswith((".json", ".txt"))
         if self.transform != "none" and foreign:
             yield "transform", "must be none for a tokenizer that is not a SentencePiece model"

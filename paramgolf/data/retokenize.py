@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +28,6 @@ from paramgolf.data.manifests import (
 from paramgolf.data.published import Splits, adopt_shards
 from paramgolf.data.shards import ShardWriter
 from paramgolf.data.special_tokens import BOS, MARKS
-from paramgolf.data.superwords import ENOUGH_BYTES, with_superwords
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
@@ -90,26 +88,22 @@ def _place_tokenizer(
     if config.source == "file":
         assert config.path is not None
         return _take(locate(config.path), folder, config)
-    path = folder / "tokenizer.model"
-    write_bytes(path, _train(config, raw / source.train.file, source.train.bytes))
-    return TokenizerFile(str(path), config.transform)
-
-
-def _train(config: TokenizerConfig, documents: Path, total_bytes: int) -> bytes:
-    """Return a SentencePiece model of the training text."""
-
-    def texts(limit_bytes: int) -> Iterator[str]:
-        sizes = {"total_bytes": total_bytes, "limit_bytes": limit_bytes}
-        drawn = draw_texts(read_lines(documents), **sizes)
-        return (transformed(text, config.transform) for text in drawn)
-
+    texts = draw_texts(
+        read_lines(raw / source.train.file),
+        total_bytes=source.train.bytes,
+        limit_bytes=config.training_bytes,
+    )
     say(f"training a tokenizer of {config.vocab_size} pieces")
-    symbols = "" if config.transform == "none" else MARKS
-    model = train_tokenizer(texts(config.training_bytes), config.vocab_size, symbols=symbols)
-    if config.superwords:
-        some = texts(min(config.training_bytes, ENOUGH_BYTES))
-        model = with_superwords(model, some, config.superwords)
-    return model
+    path = folder / "tokenizer.model"
+    write_bytes(
+        path,
+        train_tokenizer(
+            (transformed(text, config.transform) for text in texts),
+            config.vocab_size,
+            symbols="" if config.transform == "none" else MARKS,
+        ),
+    )
+    return TokenizerFile(str(path), config.transform)
 
 
 def _take(given: Path, folder: Path, config: TokenizerConfig) -> TokenizerFile:

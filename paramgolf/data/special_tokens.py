@@ -11,8 +11,6 @@ from typing import Final, Literal
 BOS: Final = 1
 SPACE = "\u2581"
 TITLE, ALL_CAPS, CAP_NEXT, ESCAPE = MARKS = "\ue001\ue002\ue003\ue004"
-# with these a longer piece may end (superwords.py)
-LAST_MARKS = TITLE + ALL_CAPS
 
 # what becomes of a text before it is tokenized (caseops.py)
 Transform = Literal["none", "caseops", "caseops_before_space"]

@@ -33,7 +33,7 @@ import numpy as np
 import sentencepiece
 
 from paramgolf.data.sentencepiece_model import read_model
-from paramgolf.data.special_tokens import ALL_CAPS, BOS, MARKS, SPACE, TITLE, Transform
+from paramgolf.data.special_tokens import BOS, MARKS, SPACE, Transform
 from paramgolf.data.token_set import TokenSet
 from paramgolf.errors import ParamGolfError
 
@@ -215,8 +215,8 @@ class _Pairs:
         # two letters or more
         self.allowed[cap_next] &= inner
         self.allowed[:-1][~ends, cap_next] = False
-        for mark, following in ((TITLE, capital), (ALL_CAPS, capitals)):
-            self.allowed[[i for i, text in texts.items() if text[-1] == mark]] &= following
+        self.allowed[title] &= capital
+        self.allowed[all_caps] &= capitals
         if not before_space:
             self.allowed[:-1][ends, title] = self.allowed[:-1][ends, all_caps] = False
         self.allowed[escape] = False

@@ -13,7 +13,7 @@ from paramgolf.data.caseops import (
     MARK_BYTES,
     count_marks,
     decode_case,
-    find_marks,
+    mark_ids,
     transformed,
 )
 from paramgolf.data.manifests import TABLE_RULE
@@ -34,7 +34,7 @@ class SentencePieceVocabulary:
         self._model = load_tokenizer(path)
         self._table = byte_table(self._model)
         self._transform = transform
-        self._marks = None if transform == "none" else find_marks(self._model)
+        self._marks = None if transform == "none" else mark_ids(self._model)
         self.size: int = self._model.vocab_size()
         self.bos: int = self._model.bos_id()
 
@@ -78,7 +78,7 @@ class SentencePieceVocabulary:
         }
         if self._marks is not None:
             marks = int((self._table.counts(ids) - self.count(ids)).sum())
-            literal = int(np.isin(ids, np.concatenate(self._marks)).sum()) * MARK_BYTES - marks
+            literal = int(np.isin(ids, self._marks).sum()) * MARK_BYTES - marks
             faults[marks] = ": case marks are counted as text (pg#1729)"
             faults[-literal] = ": marks that the text itself holds are not counted"
         return faults

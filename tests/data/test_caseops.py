@@ -21,7 +21,7 @@ from paramgolf.data.caseops import (
     decode_case,
     encode_case,
     escaped,
-    find_marks,
+    mark_ids,
 )
 from paramgolf.data.tokenizer_training import train_tokenizer
 from paramgolf.errors import ParamGolfError
@@ -29,7 +29,7 @@ from paramgolf.errors import ParamGolfError
 T, A, C, E = TITLE, ALL_CAPS, CAP_NEXT, ESCAPE
 TEXT = token_case.mixed_text(MARKS + "aAbBzZ \n0'ÉéſKİß\0")
 MODEL = token_case.processor(token_case.trained_on_case())
-TABLE, MARK_TOKENS = byte_table(MODEL), find_marks(MODEL)
+TABLE, MARK_IDS = byte_table(MODEL), mark_ids(MODEL)
 TOKEN_TEXT = token_case.mixed_text([*MARKS, *"aTHhe oOfF  \0\1\2\3\né語", " The"])
 # BOS, pad, marks, bytes and a space
 IDS = st.lists(st.sampled_from([0, 3, 4, 5, 6, 7, 7, 8, 9, 10, 11, 50, 50, 60]))
@@ -138,8 +138,8 @@ def surface_counts(ids: list[int]) -> list[int]:
 
 def test_the_marks_are_tokens_4_to_7() -> None:
     assert [MODEL.id_to_piece(i) for i in range(4)] == ["<pad>", "<s>", "</s>", "<unk>"]
-    assert MARK_TOKENS.alone.tolist() == [4, 5, 6, 7]
-    assert [MODEL.id_to_piece(int(i)) for i in MARK_TOKENS.alone] == [*MARKS]
+    assert MARK_IDS.tolist() == [4, 5, 6, 7]
+    assert [MODEL.id_to_piece(int(i)) for i in MARK_IDS] == [*MARKS]
     assert [MODEL.id_to_piece(i) for i in (8, 9, 10)] == ["<0x00>", "<0x01>", "<0x02>"]
 
 
@@ -147,7 +147,7 @@ def test_the_marks_are_tokens_4_to_7() -> None:
 @settings(max_examples=200, deadline=None)
 def test_counts_are_those_of_the_surfaces_and_sum_to_the_text(text: str) -> None:
     ids = tokens_of(text)
-    counts = count_marks(ids, TABLE.counts(ids), MARK_TOKENS)
+    counts = count_marks(ids, TABLE.counts(ids), MARK_IDS)
     assert counts.dtype == np.uint16
     assert counts.tolist() == surface_counts(ids.tolist())
     if SPACE not in text:
@@ -167,23 +167,23 @@ def test_escaped_is_that_of_a_plain_loop(ids: list[int]) -> None:
 def test_a_model_without_the_marks_is_refused() -> None:
     model = token_case.processor(token_case.trained())
     with pytest.raises(ParamGolfError, match=r"does not have the case marks(.|\n)*none of them"):
-        find_marks(model)
+        mark_ids(model)
 
 
 def test_a_model_trained_on_capitals_is_refused() -> None:
     model = token_case.processor(train_tokenizer(["The Cat The Cat THE"] * 99, 280, symbols=MARKS))
     with pytest.raises(ParamGolfError, match=r"not trained on text in the case transform"):
-        find_marks(model)
+        mark_ids(model)
 
 
 def test_a_mark_inside_a_longer_piece_is_refused() -> None:
     symbols = ",".join(MARKS) + ",\ue001x"
     model = token_case.processor(token_case.other(user_defined_symbols=symbols))
     with pytest.raises(ParamGolfError, match=r"as four pieces\n  found: .*'\\ue001x'"):
-        find_marks(model)
+        mark_ids(model)
 
 
 def test_marks_are_found_elsewhere_than_at_4_to_7() -> None:
     symbols = "x," + ",".join(MARKS)
     model = token_case.processor(token_case.other(user_defined_symbols=symbols))
-    assert find_marks(model).alone.tolist() == [5, 6, 7, 8]
+    assert mark_ids(model).tolist() == [5, 6, 7, 8]

@@ -120,7 +120,6 @@ def config(**changes: Any) -> TokenizerConfig:
         "path": None,
         "transform": "none",
         "vocab_size": 320,
-        "superwords": 0,
         "training_bytes": 1_000_000,
         "shard_tokens": 1000,
     }

@@ -130,5 +130,4 @@ def _matches(pattern: Path) -> Iterator[Path]:
 def tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     """Return the file in which a tokenizer is kept: sp8192.model, sp8192_caseops.model."""
     transform = "" if tokenizer["transform"] == "none" else f"_{tokenizer['transform']}"
-    superwords = f"_super{tokenizer['superwords']}" if tokenizer["superwords"] else ""
-    return f"sp{tokenizer['vocab_size']}{transform}{superwords}.model"
+    return f"sp{tokenizer['vocab_size']}{transform}.model"
