@@ -57,14 +57,6 @@ def faults_of(changes: dict[str, Any]) -> str:
             "`model.recurrence.0.order` leaves out layers: [3, 4, 5]",
         ),
         ({"model.parallel_start": 1}, "`model.parallel_start` must lie in the decoder, 4..5"),
-        (
-            {
-                "model.repeat_attention": False,
-                "model.parallel": "lanes",
-                "model.recurrence": [{"at": 0.5, "order": [0, 1, 2, 3, 4, 5, 5]}],
-            },
-            "`model.repeat_attention` must be true where layers from 4 on run again",
-        ),
         ({"train.steps": None}, "`train.steps` or `budget_seconds` must be set"),
         ({"train.batch_tokens": 1000}, "`train.batch_tokens` must be a multiple"),
         ({"eval_sliding.stride": 257}, "`eval_sliding.stride` must lie in 1..window (256)"),

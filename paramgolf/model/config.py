@@ -35,7 +35,6 @@ OFF: dict[str, Any] = {
     "untied_repeats": False,
     "virtual_scalars": False,
     "first_attention": True,
-    "repeat_attention": True,
     "smear": "none",
     "smear_gate_init": 0.0,
     "bos_mask": True,
@@ -93,7 +92,6 @@ class ModelConfig:
     untied_repeats: bool
     virtual_scalars: bool
     first_attention: bool
-    repeat_attention: bool
     smear: Literal["none", "channel", "token"]
     smear_gate_init: Annotated[float, Range(-MOST_STORED, MOST_STORED)]
     bos_mask: bool
@@ -182,13 +180,6 @@ class ModelConfig:
         parted = [[layer >= start for layer in order] for order in self.orders]
         if self.parallel != "single" and any(lanes != sorted(lanes) for lanes in parted):
             yield "recurrence", f"returns to layers before {start}, but lanes once parted stay so"
-        again = {layer for order in self.orders for layer in order if order.count(layer) > 1}
-        if (
-            not self.repeat_attention
-            and self.parallel != "single"
-            and max(again, default=-1) >= start
-        ):
-            yield "repeat_attention", f"must be true where layers from {start} on run again"
 
     def _order_faults(self) -> Iterator[Fault]:
         for i, phase in enumerate(self.recurrence):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from paramgolf.model.config import ModelConfig, Order
-from paramgolf.model.plan import plan
 
 TRAINING_FACTOR = 3  # backward costs twice the forward
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12}  # dense bfloat16, by the vendor's datasheet
@@ -17,7 +16,7 @@ def forward_flops(config: ModelConfig, vocab_size: int, order: Order, length: in
     kv_width = config.kv_heads * config.head_dim
     attention = 2 * config.width * config.width + 2 * kv_width * config.width
     mlp = 2 * config.width * config.mlp_hidden
-    attended = [virtual.layer for virtual in plan(config, order) if virtual.attention]
+    attended = [layer for layer in order if config.first_attention or layer > 0]
     products = len(attended) * attention + len(order) * mlp + vocab_size * config.width
     return 2.0 * products + 4.0 * config.width * sum(seen(config, i, length) for i in attended)
 

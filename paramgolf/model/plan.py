@@ -76,9 +76,7 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
                 slot=slot,
                 push=takes_part and row < 0,
                 skip_row=row if takes_part and 0 <= row < skips and not dropped else None,
-                attention=(
-                    (config.first_attention or layer > 0) and (config.repeat_attention or not again)
-                ),
+                attention=config.first_attention or layer > 0,
                 # not by the position in this order: a layer is exclusive in all phases or in none
                 xsa=slot >= config.slots - config.xsa_layers,
                 value_row=values.index(slot) if slot in values else None,

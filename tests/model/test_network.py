@@ -39,7 +39,6 @@ EXTRAS = {
         "hidden_gain": True,
         "head_gate": "sparse",
         "xsa_form": "learned",
-        "repeat_attention": False,
     },
     "old": {
         "smear": "channel",
@@ -133,20 +132,6 @@ def test_first_loss_is_a_uniform_guess_and_all_parameters_learn(tiny_model, para
     randomised(network).nll(batch[:, :-1], batch[:, 1:], last).mean().backward()
     silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert not silent
-
-
-@pytest.mark.parametrize("repeat_attention", [True, False])
-def test_a_layer_may_run_again_without_attention(tiny_model, repeat_attention):
-    """Layers 1 and 2 run twice: so do their MLPs, and their attention if it is asked for."""
-    config = tiny_model(repeat_attention=repeat_attention)
-    seen = []
-    watched = Pass(config.orders[-1], tap=lambda family, row, _: seen.append((family, row)))
-    randomised(Network(config, VOCAB)).logits(tokens()[:, :-1], watched)
-    again = [(family, row) for row in (1, 2) for family in ("qkv", "o")]
-    once = [(family, row) for row in range(4) for family in ("qkv", "o", "up", "down")]
-    twice = [(family, row) for row in (1, 2) for family in ("up", "down")]
-    expected = [*once, *twice, *(again if repeat_attention else []), ("embedding", 0)]
-    assert sorted(seen) == sorted(expected)
 
 
 @pytest.mark.parametrize("extras", EXTRAS)
