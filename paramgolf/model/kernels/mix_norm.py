@@ -32,7 +32,9 @@ ROWS = 4  # tokens of a tile
 # Backward, a program walks over many tiles: with a program per tile the parts of dc, float32, would
 # be half as large as the terms themselves. 8 programs of 2 warps for each of an H100's 132
 # processors are few to hide the latency of memory, so the loads of 3 tiles are under way at a time.
-PROGRAMS = 1056  # of the backward pass, at most
+# They are as many in a small pass, too, where some have nothing to do: a number that follows from
+# the tokens would be a condition of the compiled graph, which small passes would not share then.
+PROGRAMS = 1056  # of the backward pass
 STAGES = 3  # tiles under way in a program
 WARPS = 2  # of the backward pass
 
@@ -224,14 +226,13 @@ def _mix_backward(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor, inverses: Tensor,
     scale: Tensor, d_sums: Tensor, d_normed: Tensor, keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of x, y and z, and the coefficients' in parts, [programs, terms, d]."""
+    """Return the gradients of x, y and z, and the coefficients' in parts, [PROGRAMS, terms, d]."""
     rows, width, constants = _tiles(x, keep)
     read, terms = _read(x, y, z, coefficients)
     dx, dy, dz = (x.new_empty(0) if term is None else torch.empty_like(x) for term in (x, y, z))
-    programs = min(PROGRAMS, triton.cdiv(rows, ROWS))
-    partial = x.new_empty(programs, terms, width, dtype=torch.float32)
+    partial = x.new_empty(PROGRAMS, terms, width, dtype=torch.float32)
     launch(
-        _backward, (programs,), *read, inverses, scale, d_sums, d_normed, dx, dy, dz, partial,
+        _backward, (PROGRAMS,), *read, inverses, scale, d_sums, d_normed, dx, dy, dz, partial,
         rows, width, **constants, TERMS=terms, STAGES=STAGES, num_warps=WARPS,
     )  # fmt: skip
     return dx, dy, dz, partial

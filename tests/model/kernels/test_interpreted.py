@@ -68,13 +68,16 @@ def test_gradients_are_those_of_plain_operations(networks, name):
             assert_near(fused.get_parameter(parameter).grad, p.grad)
 
 
-def test_passes_of_all_shapes_with_adapters_share_graphs(networks):
+def test_passes_of_all_shapes_with_adapters_share_graphs(networks, monkeypatch):
+    from paramgolf.model.kernels import mix_norm
+
+    monkeypatch.setattr(mix_norm, "PROGRAMS", 8)  # as many as 32 tokens want
     config = dataclasses.replace(narrow_recipe("pr1855").eval_ttt.adapter, rank=4)
     plain, fused = networks("pr1855")
     pair = plain, fused.with_backend(share_graphs(fused.backend))
     learners = [LoraTrainer(network.requires_grad_(False), config, rows=3) for network in pair]
     graphs = set()
-    for rows, length in ((3, 16), (3, 24), (2, 16)):
+    for rows, length in ((3, 16), (3, 24), (2, 12)):
         text, found = draw(rows, length + 1), []
         for network, learner in zip(pair, learners, strict=True):
             learner.keep(rows)
