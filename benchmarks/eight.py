@@ -3,13 +3,16 @@
 FOLDER is a clone of the project with the parameters to run, as `paramgolf use` writes them:
 
     git clone . /tmp/run && cd /tmp/run
-    paramgolf use best data.source=files 'data.files=[TEXT/*.jsonl]' verify.guard_training=false
+    paramgolf use best data.source=files 'data.files=[TEXT/*.jsonl]' \
+        verify.guard_training=false verify.enforce=false
 
-The guard would refuse a text that is read more than once. Shown are the seconds of each stage by
-the clock, their starts included, training's speed and memory, what the contest limits, and how far
-the sliding score is from that of one GPU. With --kill, one process of the training is killed once
-there is a checkpoint: all must end, with one message, and the second `dvc repro` must go on from
-there. How many times faster than one GPU they train: benchmarks/several_gpus.py, part `speed`.
+The guard would refuse a text that is read more than once; and weights of a short training may take
+more bytes than those of a long one, which is to be shown and not to end the run. Shown are the
+seconds of each stage by the clock, their starts included, training's speed and memory, what the
+contest limits, and how far the sliding score is from that of one GPU. With --kill, one process of
+the training is killed once there is a checkpoint: all must end, with one message, and the second
+`dvc repro` must go on from there. How many times faster than one GPU they train:
+benchmarks/several_gpus.py, part `speed`.
 """
 
 from __future__ import annotations

@@ -39,9 +39,10 @@ ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
 SECONDS = 30.0  # between saves, at least
 SHARE = 0.02  # of the time goes into saving, at most
-# Four GPUs start some 10 s later than one, which scores four million targets meanwhile: an H100,
-# documents, strided by 64. Another million, and they have caught up.
-SHORT = 5_000_000
+# Four GPUs start some 10 s later than one, which reads 20 million tokens meanwhile, if it is an
+# H100. Another five, and they have caught up.
+SHORT = 25_000_000
+DOCUMENT_READS = 5  # of each token of documents as long as the contest's: few exceed a window
 
 
 def sooner_alone(config: SlidingConfig, machine: RuntimeConfig, tokens: Path) -> bool:
@@ -52,7 +53,8 @@ def sooner_alone(config: SlidingConfig, machine: RuntimeConfig, tokens: Path) ->
     targets = read_tokens_manifest(tokens).val.tokens
     if config.max_tokens is not None:
         targets = min(targets, config.max_tokens)
-    return machine.processes == 0 and targets < SHORT
+    by_mode = {"strided": config.window / config.stride, "documents": DOCUMENT_READS, "windowed": 1}
+    return machine.processes == 0 and targets * by_mode[config.mode] < SHORT
 
 
 class StageSession(Session):

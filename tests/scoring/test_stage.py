@@ -76,18 +76,28 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("short", "max_tokens", "processes", "wanted"),
-    [(10**6, None, 0, True), (10**6, None, 4, False), (9, None, 0, False), (9, 8, 0, True)],
+    ("mode", "reads"), [("strided", 8 * 4), ("documents", 8 * 5), ("windowed", 8)]
 )
+@pytest.mark.parametrize("processes", [0, 4])
 def test_a_short_text_takes_one_process_unless_asked_for_more(
-    short, max_tokens, processes, wanted, tmp_path, monkeypatch
+    mode, reads, processes, tmp_path, monkeypatch
 ):
     write_tokens(tmp_path)
-    monkeypatch.setattr(stage, "SHORT", short)
     params = check(compose("sample"), where="test")
-    config = dataclasses.replace(params.eval_sliding, max_tokens=max_tokens)
+    sizes = {"window": 8, "stride": 2, "max_tokens": 8}
+    config = dataclasses.replace(params.eval_sliding, mode=mode, **sizes)
     machine = dataclasses.replace(params.runtime, processes=processes)
-    assert sooner_alone(config, machine, tmp_path) is wanted
+    for short in (reads, reads + 1):
+        monkeypatch.setattr(stage, "SHORT", short)
+        assert sooner_alone(config, machine, tmp_path) is (reads < short and processes == 0)
+
+
+def test_all_of_a_text_is_meant_where_no_number_of_tokens_is_set(tmp_path, monkeypatch):
+    write_tokens(tmp_path)
+    params = check(compose("sample"), where="test")
+    monkeypatch.setattr(stage, "SHORT", 9)
+    config = dataclasses.replace(params.eval_sliding, mode="windowed", max_tokens=None)
+    assert not sooner_alone(config, params.runtime, tmp_path)
 
 
 def test_missing_tokens_are_named_before_any_process_starts(tmp_path):
