@@ -15,6 +15,14 @@ SEED = "train.seed"
 APART = ("runtime.", "verify.")  # sections that change no result
 LABEL_LENGTH = 60  # more only where two groups would look alike
 STEPS_TOLERANCE = 0.01
+# metrics that must be the same in all runs, and what a difference is called
+ALIKE = (
+    ("train.device", "machines"),
+    ("train.world_size", "processes"),
+    ("train.torch", "torch versions"),
+    ("eval_ttt.bytes_scored", "bytes scored"),
+    ("eval_sliding.bytes_scored", "bytes scored"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +75,16 @@ def _same(one: Experiment, other: Experiment) -> bool:
 
 
 def _labels(params: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Yield a label for each group: the parameters that differ between groups, shortened.
+
+    Groups whose shortened labels are equal also get, in full, the values that tell them apart.
+    """
     shown = _differing(params)
-    short = [_joined([f"{k}={_short(v.get(k, ABSENT))}" for k in shown]) for v in params]
-    for label, values in zip(short, params, strict=True):
-        alike = [other for other, its in zip(params, short, strict=True) if its == label]
-        whole = [f"{k}={as_text(values.get(k, ABSENT))}" for k in _differing(alike)]
-        yield ", ".join([label, *whole]) or "all runs"
+    labels = [_joined([f"{k}={_short(v.get(k, ABSENT))}" for k in shown]) for v in params]
+    for label, values in zip(labels, params, strict=True):
+        same_label = [other for other, its in zip(params, labels, strict=True) if its == label]
+        in_full = [f"{k}={as_text(values.get(k, ABSENT))}" for k in _differing(same_label)]
+        yield ", ".join([label, *in_full]) or "all runs"
 
 
 def _differing(params: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -98,21 +110,7 @@ def _joined(words: Sequence[str]) -> str:
 
 def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
     """Yield what makes a group's scores, or two groups', hard to compare."""
-    groups = [group] if other is None else [group, other]
-    for metric, what in (
-        ("train.device", "machines"),
-        ("train.world_size", "processes"),
-        ("train.torch", "torch versions"),
-        ("eval_ttt.bytes_scored", "bytes scored"),
-        ("eval_sliding.bytes_scored", "bytes scored"),
-    ):
-        found = [run.metrics.get(metric) for each in groups for run in each.runs]
-        values = {str(value) for value in found if value is not None}
-        if len(values) > 1:
-            yield f"{what} differ: {', '.join(sorted(values))}"
-    steps = [value for each in groups for value in each.values("train.steps")]
-    if steps and max(steps) - min(steps) > STEPS_TOLERANCE * max(steps):
-        yield f"steps reached differ: {min(steps):,} to {max(steps):,}"
+    yield from _differences([*group.runs, *(other.runs if other is not None else ())])
     seeds = [run.params.get(SEED) for run in group.runs]
     if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
         yield f"seeds run more than once: {', '.join(twice)}"
@@ -120,3 +118,14 @@ def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
         yield f"does not fit the limit: {', '.join(large)}"
     if broken := [run.name for run in group.runs if run.metrics.get("verify.passed") is False]:
         yield f"breaks a rule (see verify): {', '.join(broken)}"
+
+
+def _differences(runs: Sequence[Experiment]) -> Iterator[str]:
+    """Yield the conditions that were not the same in all runs."""
+    for metric, what in ALIKE:
+        values = {str(v) for run in runs if (v := run.metrics.get(metric)) is not None}
+        if len(values) > 1:
+            yield f"{what} differ: {', '.join(sorted(values))}"
+    steps = [v for run in runs if isinstance(v := run.metrics.get("train.steps"), int | float)]
+    if steps and max(steps) - min(steps) > STEPS_TOLERANCE * max(steps):
+        yield f"steps reached differ: {min(steps):,} to {max(steps):,}"
