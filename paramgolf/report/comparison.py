@@ -95,17 +95,13 @@ def summary(runs: Sequence[ShownRun]) -> list[SummaryRow]:
         values = [v for run in runs if (v := number(run, key)) is not None]
         if len(set(values)) > 1:
             lowest[key] = min(values)
+
+    def cell(run: ShownRun, key: str, form: str) -> tuple[str, bool]:
+        value = number(run, key)
+        return ("–", False) if value is None else (form.format(value), value == lowest.get(key))
+
     return [
-        SummaryRow(
-            run.name,
-            line_class(line),
-            [
-                ("–", False)
-                if (value := number(run, key)) is None
-                else (form.format(value), value == lowest.get(key))
-                for _, key, form in FIGURES
-            ],
-        )
+        SummaryRow(run.name, line_class(line), [cell(run, key, form) for _, key, form in FIGURES])
         for line, run in enumerate(runs)
     ]
 
@@ -190,9 +186,9 @@ def _figure(value: Any) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:,.6g}"
-    return (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else as_text(value)
-    )
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return as_text(value)
 
 
 def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]:
@@ -201,13 +197,7 @@ def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]
     changed = {key for key, _ in differences(runs)}
     if any(key.startswith("tokenizer.") for key in changed):
         texts.append("the tokenizers differ: nats per token do not compare, bits per byte do.")
-    for i, stage in enumerate(EVALUATORS, start=2):
-        ways = dict.fromkeys(notes(run.params.get)[i] for run in runs)
-        if len(ways) > 1:
-            texts.append(f"{stage} did not score alike: {' / '.join(ways)}.")
-        if parts := [run.name for run in runs if _scored_a_part(run, stage)]:
-            names = ", ".join(parts)
-            texts.append(f"{stage} scored a part of the text, training all of it: {names}.")
+    texts += _scoring_warnings(runs)
     if missing := [run.name for run in runs if run.log is None]:
         names = ", ".join(missing)
         reason = "DVC's cache and remote lack it, or it is not whole, or another run's"
@@ -216,12 +206,26 @@ def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]
         f"the same training, so that their curves lie on one another: {', '.join(names)}."
         for names in _shared(runs)
     ]
-    for run in runs:
-        for reason in dict.fromkeys(run.foreign.values()):
-            stages = ", ".join(stage for stage, why in run.foreign.items() if why == reason)
-            texts.append(f"not shown of {run.name}, as made with {reason}: {stages}.")
+    texts += [text for run in runs for text in _foreign_warnings(run)]
     texts += [f"left out: {name}: {reason}." for name, reason in left_out.items()]
     return texts
+
+
+def _scoring_warnings(runs: Sequence[ShownRun]) -> Iterator[str]:
+    """Yield how the evaluations of the runs differ, and which of them scored only a part."""
+    for i, stage in enumerate(EVALUATORS, start=2):  # the notes before are of training and packing
+        ways = dict.fromkeys(notes(run.params.get)[i] for run in runs)
+        if len(ways) > 1:
+            yield f"{stage} did not score alike: {' / '.join(ways)}."
+        if parts := [run.name for run in runs if _scored_a_part(run, stage)]:
+            yield f"{stage} scored a part of the text, training all of it: {', '.join(parts)}."
+
+
+def _foreign_warnings(run: ShownRun) -> Iterator[str]:
+    """Yield which stages' metrics are another run's and so are not shown; one text per reason."""
+    for reason in dict.fromkeys(run.foreign.values()):
+        stages = ", ".join(stage for stage, why in run.foreign.items() if why == reason)
+        yield f"not shown of {run.name}, as made with {reason}: {stages}."
 
 
 def _scored_a_part(run: ShownRun, stage: str) -> bool:
