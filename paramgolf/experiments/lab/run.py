@@ -215,27 +215,32 @@ class Laboratory:
         return {task.job.next_key for task in self._running.values()}
 
     def _begin(self, pool: Executor) -> bool:
-        """Begin what can be begun: packages, as many as there are slots, and a job on each slot.
+        """Start every stage that can start now; return whether anything runs.
 
-        Return whether anything runs.
+        Stages that need no GPU come first, at most as many at once as there are slots; then each
+        free slot gets a job.
         """
-        late = self._deadline is not None and time.monotonic() > self._deadline
         idle = [job for job in self._schedule.jobs if not job.busy]
-        for job in idle:
-            job.left = [] if late and not job.begun else self._bench.left(job.run)
+        self._update(idle)
         packages = [job for job in idle if job.left and job.left[0] in WITHOUT_GPU]
-        slots = self._bench.slots
         for job in packages:
-            under_way = sum(not task.slot for task in self._running.values())
-            if job.next_key not in self._keys and under_way < len(slots):
+            without_slot = sum(not task.slot for task in self._running.values())
+            if job.next_key not in self._keys and without_slot < len(self._bench.slots):
                 self._start(job, "", pool)
-        for slot in slots:
-            if any(task.slot == slot for task in self._running.values()):
+        busy_slots = {task.slot for task in self._running.values()}
+        for slot in self._bench.slots:
+            if slot in busy_slots:
                 continue
             taken = self._schedule.take(slot, self._keys | {job.next_key for job in packages})
             if taken is not None:
                 self._start(taken, slot, pool)
         return bool(self._running)
+
+    def _update(self, jobs: Iterable[Job]) -> None:
+        """Note which stages each job has left: none after the deadline, if it has not begun."""
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        for job in jobs:
+            job.left = [] if late and not job.begun else self._bench.left(job.run)
 
     def _start(self, job: Job, slot: str, pool: Executor) -> None:
         """Begin a job's next stage on a slot; one that needs no GPU sees none, on slot ""."""
