@@ -145,37 +145,42 @@ def _result(
     text: Mapping[str, Any],
     reference: VariantResult | None,
 ) -> VariantResult:
-    figures, failures = {}, {}
-    devices: dict[str, None] = {}
-    commits: dict[str, None] = {}
-    for run in runs:
-        where = run["seed"], run["replicate"]
-        stages = {s: content["stages"].get(key) for s, key in run["keys"].items()}
-        found = {stage: record for stage, record in stages.items() if record is not None}
-        figures[where] = figures_of(found, text["tokens"])
-        devices |= {
-            r["metrics"]["device"]: None for r in found.values() if "device" in r["metrics"]
-        }
-        commits |= {r["commit"]: None for r in found.values() if "commit" in r}
-        reasons = (content["failures"].get(key) for key in run["keys"].values())
-        if failure := next((reason for reason in reasons if reason), None):
-            failures[where] = f"{failure['stage']}: {failure['reason']}"
-    differences = {}
-    if reference is not None:
-        for score in SCORES:
-            found_pairs = paired(_scores(figures, score), _scores(reference.figures, score))
-            if found_pairs is not None:
-                differences[score] = found_pairs
+    by_run = {(run["seed"], run["replicate"]): run["keys"] for run in runs}
+    stages = {run: _present(content["stages"], keys) for run, keys in by_run.items()}
+    figures = {run: figures_of(of_run, text["tokens"]) for run, of_run in stages.items()}
+    failed = {run: _present(content["failures"], keys) for run, keys in by_run.items()}
+    first_failures = {run: next(iter(of_run.values())) for run, of_run in failed.items() if of_run}
+    records = [record for of_run in stages.values() for record in of_run.values()]
+    devices = (r["metrics"]["device"] for r in records if "device" in r["metrics"])
+    commits = (r["commit"] for r in records if "commit" in r)
     return VariantResult(
-        variant["name"],
-        variant["reason"],
-        variant["predicted"],
-        figures,
-        failures,
-        differences,
-        [*devices],
-        [*commits],
+        name=variant["name"],
+        reason=variant["reason"],
+        predicted=variant["predicted"],
+        figures=figures,
+        failures={run: f"{f['stage']}: {f['reason']}" for run, f in first_failures.items()},
+        differences=_differences(figures, reference),
+        devices=[*dict.fromkeys(devices)],
+        commits=[*dict.fromkeys(commits)],
     )
+
+
+def _present(entries: Mapping[str, Any], keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return by stage the entries under a run's `keys`; stages without an entry are left out."""
+    return {stage: entries[key] for stage, key in keys.items() if entries.get(key) is not None}
+
+
+def _differences(
+    figures: Mapping[tuple[int, int], Mapping[str, float]], reference: VariantResult | None
+) -> dict[str, Paired]:
+    """Return by score how a variant differs from the reference, where both have that score."""
+    if reference is None:
+        return {}
+    pairs = {
+        score: paired(_scores(figures, score), _scores(reference.figures, score))
+        for score in SCORES
+    }
+    return {score: found for score, found in pairs.items() if found is not None}
 
 
 def figures_of(stages: Mapping[str, Mapping[str, Any]], text_tokens: int) -> dict[str, float]:
