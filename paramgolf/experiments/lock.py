@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from paramgolf.params import PARAMS_PATH, parse_mapping
 from paramgolf.recipes import flatten
-from paramgolf.schema import Foreign, is_exponent, parse
+from paramgolf.schema import Fault, Foreign, is_exponent, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +40,29 @@ class Lock(Foreign):
 
     stages: dict[str, LockedStage] = field(default_factory=dict)
 
+    @property
+    def makers(self) -> dict[str, str]:
+        """The stage that makes each output, by path."""
+        return {out.path: name for name, stage in self.stages.items() for out in stage.outs}
+
+    @property
+    def sorter(self) -> TopologicalSorter[str]:
+        """The stages, each to come after those whose outputs it reads."""
+        makers = self.makers
+        return TopologicalSorter(
+            {
+                name: [makers[dep.path] for dep in stage.deps if dep.path in makers]
+                for name, stage in self.stages.items()
+            }
+        )
+
+    def faults(self) -> Iterator[Fault]:
+        """Yield what DVC would not write."""
+        try:
+            self.sorter.prepare()
+        except CycleError as error:
+            yield "stages", f"depend on one another in a circle: {', '.join(error.args[1])}"
+
 
 def read_lock(content: bytes, where: str) -> Lock:
     """Read the content of a dvc.lock; `where` names it in messages."""
@@ -51,25 +75,18 @@ def foreign_stages(lock: Lock, params: Mapping[str, Any]) -> dict[str, str]:
 
     What is said reads on from "it was made with". Edits of code are not looked at.
     """
-    stages = lock.stages
-    makers = {out.path: name for name, stage in stages.items() for out in stage.outs}
-    hashes = {out.path: out.md5 for stage in stages.values() for out in stage.outs}
-    own = {name: list(_other_params(stage, params)) for name, stage in stages.items()}
-    foreign: dict[str, dict[str, None]] = {}  # reasons, each once, in order
-    for _ in stages:  # the order in the file need not be that of the stages
-        before = len(foreign)
-        for name, stage in stages.items():
-            reasons = dict.fromkeys(own[name])
-            for dep in stage.deps:
-                if makers.get(dep.path) in foreign:
-                    reasons |= foreign[makers[dep.path]]
-                elif dep.path in hashes and dep.md5 != hashes[dep.path]:
-                    reasons[f"another {dep.path}"] = None
-            if reasons:
-                foreign[name] = reasons
-        if len(foreign) == before:
-            break
-    return {name: ", ".join(reasons) for name, reasons in foreign.items()}
+    makers = lock.makers
+    hashes = {out.path: out.md5 for stage in lock.stages.values() for out in stage.outs}
+    reasons: dict[str, dict[str, None]] = {}  # of each stage, each reason once, in order
+    for name in lock.sorter.static_order():
+        stage = lock.stages[name]
+        reasons[name] = dict.fromkeys(_other_params(stage, params))
+        for dep in stage.deps:
+            if dep.path in makers and reasons[makers[dep.path]]:
+                reasons[name] |= reasons[makers[dep.path]]
+            elif dep.path in makers and dep.md5 != hashes[dep.path]:
+                reasons[name][f"another {dep.path}"] = None
+    return {name: ", ".join(reasons[name]) for name in lock.stages if reasons[name]}
 
 
 def _other_params(stage: LockedStage, params: Mapping[str, Any]) -> Iterator[str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lock import foreign_stages, numbers, read_lock
 
 PARAMS = {"train.seed": 1, "train.adam_eps": 1e-08, "quantize.bits": 6, "eval.orders": [1e-05]}
@@ -110,3 +112,10 @@ def test_a_stage_that_read_another_output_is_foreign():
 def test_numbers_in_lists_and_sections():
     text = "a: 1e-08\nb: [1e-3, {c: 2e5}]\nd: 1e\ne: 3\n"
     assert numbers(yaml.safe_load(text)) == {"a": 1e-08, "b": [1e-3, {"c": 2e5}], "d": "1e", "e": 3}
+
+
+def test_stages_that_depend_on_one_another_are_refused():
+    content = yaml.safe_load(LOCK)
+    content["stages"]["train"]["deps"] = [{"path": "artifacts/package"}]
+    with pytest.raises(ParamGolfError, match="depend on one another in a circle"):
+        read_lock(yaml.safe_dump(content).encode(), "dvc.lock")
