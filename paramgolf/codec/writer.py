@@ -43,8 +43,8 @@ CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "rans": ("rans", "brotli"),
     "auto": ("brotli", "lzma", "rans"),
 }
-SMALL = 2**16  # integers; of more, rans always made less than brotli, in a tenth of its time
-APART = 2**20  # integers; of more, rans takes seconds, and each tensor gets a process
+SMALL = 2**16  # integers; above, rans was always smaller than brotli, in a tenth of its time
+APART = 2**20  # integers; above, rans takes seconds, and each tensor gets a process of its own
 DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
 # compressed streams, by codec, shape and the SHA-256 of the raw ones
 Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
@@ -73,25 +73,15 @@ def encode(
     """Return the bytes of model.bin and its parts, whose bytes add up to them.
 
     `tensors` and `config` are what quantize wrote (model.safetensors, config.json). The same input
-    gives the same bytes. `codec` is package.codec: with `auto` each stream takes the codec that
-    makes it smallest, with `rans` few integers the smaller of that and brotli, and many that; only
-    integers can take rans, and none `without_rans`.
-    `memo` remembers compressed streams, for callers that encode much the same again.
+    gives the same bytes. `codec` is package.codec. With `auto` each stream takes the codec that
+    makes it smallest. With `rans` a stream of more than SMALL integers takes rans, a shorter one
+    the smaller of rans and brotli. Only integers can take rans; `without_rans` nothing does.
+    `memo` keeps compressed streams for callers that encode almost the same tensors again.
     """
     streams = _streams(tensors)
-    # as JSON has it, where a tuple is a list: so whoever calls, the same is off
-    model = json.loads(json.dumps(config["model"]))
     codecs = [_codecs(stream, codec, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
-    content = {
-        "model": {k: v for k, v in model.items() if k not in OFF or v != OFF[k]},
-        "vocab_size": config["vocab_size"],
-        "sequence_length": config["sequence_length"],
-        "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],
-        "tensors": [
-            asdict(entry) for entry in _tensor_entries(streams, tensors, config["quantize"]["bits"])
-        ],
-    }
+    content = _header_content(streams, packed, tensors, config)
     try:
         refuse_too_much_work(_checked(content), [data for _, data in packed])
     except ParamGolfError:
@@ -99,8 +89,8 @@ def encode(
             raise
         say("package: with codec rans decoding would take too long; going on without it")
         return encode(tensors, config, codec, memo, without_rans=True)
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    header = zlib.compress(text.encode(), 9)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    header = zlib.compress(text, 9)
     body = len(header).to_bytes(4, "little") + header + b"".join(data for _, data in packed)
     prefix = PREFIX.pack(MAGIC, VERSION, hashlib.sha256(body).digest(), 0)[:DIGEST_FROM]
     sizes = PREFIX.size + len(header), PREFIX.size + len(text)
@@ -108,6 +98,25 @@ def encode(
     for stream, (taken, data) in zip(streams, packed, strict=True):
         parts.append(_part(stream, tensors, taken, len(data)))
     return prefix + body, parts
+
+
+def _header_content(
+    streams: list[Stream],
+    packed: list[tuple[Codec, bytes]],
+    tensors: dict[str, Tensor],
+    config: dict[str, Any],
+) -> dict[str, Any]:
+    """Return the header as JSON has it; options of the model that are off are left out."""
+    # a caller's tuples become lists, so that they compare equal to those of OFF
+    model = json.loads(json.dumps(config["model"]))
+    entries = _tensor_entries(streams, tensors, config["quantize"]["bits"])
+    return {
+        "model": {k: v for k, v in model.items() if k not in OFF or v != OFF[k]},
+        "vocab_size": config["vocab_size"],
+        "sequence_length": config["sequence_length"],
+        "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],
+        "tensors": [asdict(entry) for entry in entries],
+    }
 
 
 def _streams(tensors: dict[str, Tensor]) -> list[Stream]:
@@ -124,8 +133,10 @@ def _streams(tensors: dict[str, Tensor]) -> list[Stream]:
     if codes:
         raw = b"".join(_raw(tensors[name]) for name in codes)
         streams.append(Stream("codes", "integers", codes, raw, False))
-    rest: list[tuple[str, Kind, tuple[str, ...]]]
-    rest = [("scales", "scales", scales), ("vectors", "float16", others)]
+    rest: list[tuple[str, Kind, tuple[str, ...]]] = [
+        ("scales", "scales", scales),
+        ("vectors", "float16", others),
+    ]
     for label, kind, group in rest:
         raw = b"".join(_raw(tensors[name]) for name in group)
         streams.append(Stream(label, kind, group, shuffle(raw), True))
@@ -158,10 +169,7 @@ def _compress(
     with ThreadPoolExecutor(cores()) as pool:
         results = pool.map(lambda key: compress(key[0], raws[key], key[1]), todo)
         memo.update(zip(todo, results, strict=True))
-    packed: list[tuple[Codec, bytes]] = []
-    for row in keys:
-        packed.append(min(((key[0], memo[key]) for key in row), key=lambda choice: len(choice[1])))
-    return packed
+    return [min(((key[0], memo[key]) for key in row), key=lambda one: len(one[1])) for row in keys]
 
 
 def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
@@ -180,7 +188,7 @@ def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
 def _encode_apart(raw: bytes, shape: tuple[int, ...]) -> bytes:
     command = [sys.executable, "-m", rans_writer.__name__, *map(str, shape)]
     done = subprocess.run(command, input=raw, stdout=subprocess.PIPE)
-    # one that was killed for memory may have it here; any other fault is told here
+    # this process may have the memory for which that one was killed; any other fault shows again
     return rans_writer.encode(raw, shape) if done.returncode else done.stdout
 
 
@@ -218,7 +226,7 @@ def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -
 
 
 def _checked(content: dict[str, Any]) -> Header:
-    """Hold the header against the decoder's own rules, so that nothing unreadable is written."""
+    """Check the header by the decoder's own rules, so that nothing unreadable is written."""
     faults: list[Fault] = []
     header: Header | None = convert(Header, completed(content), "", faults)
     if header is None or faults:
