@@ -1,8 +1,8 @@
-"""Auto-fit: the finest clips whose real artifact, code included, ends just below a limit.
+"""Auto-fit: find the finest clips with which the artifact, code included, fits its limit.
 
-One number is searched, by which all clips are multiplied: bytes fall by nearly an eighth of the
-weights each time it doubles, whatever was trained. By that the first step is found. The steps that
-follow lie on a line through real bytes on either side of the limit.
+The search is for one number, by which all clips are multiplied. Each time it doubles, a weight
+loses nearly a bit, whatever was trained: this gives the first step. Each later step interpolates
+linearly between two measured sizes, if possible one on either side of the limit.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from paramgolf.quant.config import LEAST_DOUBLINGS, MOST_DOUBLINGS, QuantizeConf
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.trained import Trained
 
-SLACK_BYTES = 4000  # good enough: so near below the limit
+SLACK_BYTES = 4000  # the search ends when the artifact is at most this far below the limit
 # bits that a weight loses each time clips double: 0.952 to 0.970 around the clips of recipe best
 BITS_PER_DOUBLING = 0.956
 MAX_TRIALS = 8
@@ -45,8 +45,8 @@ class Trial:
 def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
     """Return a function that packs a solution as package will and returns the artifact's parts.
 
-    The code counts as `fit_code_bytes`: what it holds is no concern of quantize, which would run
-    again at every edit of an evaluator.
+    The code counts as `fit_code_bytes`. If its real size were read here, quantize would run again
+    at every edit of an evaluator.
     """
     memo: Memo = {}
     code = Part("code", "code", config.fit_code_bytes, config.fit_code_bytes, None, {})
@@ -61,10 +61,11 @@ def artifact_parts(trained: Trained, config: QuantizeConfig) -> Measure:
 def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solution, dict[str, Any]]:
     """Return the finest solution found whose artifact fits, and the record of the search.
 
-    Ends within SLACK_BYTES below `fit_bytes`, or where the clips reach the search's end; says so
-    when neither came about. Raises where even the coarsest clips do not fit.
+    The search ends within SLACK_BYTES below `fit_bytes`, at the finest clips, or after MAX_TRIALS.
+    It is an error if even the coarsest clips do not fit, or no trial did.
     """
-    assert config.fit_bytes is not None
+    limit = config.fit_bytes
+    assert limit is not None
     trials: list[Trial] = []
     best: tuple[int, float, Solution] | None = None
     doublings, solution = 0.0, solve(config)
@@ -72,23 +73,24 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
         parts = measure(solution)
         total = sum(part.bytes for part in parts)
         trials.append(Trial(2**doublings, total))
-        say(f"quantize: clips x {2**doublings:.5f}: {total:,} bytes; limit {config.fit_bytes:,}")
-        if total <= config.fit_bytes and (best is None or total > best[0]):
-            best = total, doublings, solution
-        if config.fit_bytes - SLACK_BYTES <= total <= config.fit_bytes:
-            break
-        if total > config.fit_bytes and doublings >= MOST_DOUBLINGS:
-            _refuse(total - config.fit_bytes, parts)
-        if total <= config.fit_bytes and doublings <= LEAST_DOUBLINGS:
-            say("quantize: the finest clips of the search leave bytes unused")
-            break
-        doublings = _next_doublings(trials, config.fit_bytes - SLACK_BYTES // 2, solution[0])
+        say(f"quantize: clips x {2**doublings:.5f}: {total:,} bytes; limit {limit:,}")
+        if total <= limit:
+            if best is None or total > best[0]:
+                best = total, doublings, solution
+            if total >= limit - SLACK_BYTES:
+                break
+            if doublings <= LEAST_DOUBLINGS:
+                say("quantize: the finest clips of the search leave bytes unused")
+                break
+        elif doublings >= MOST_DOUBLINGS:
+            _refuse(total - limit, parts)
+        doublings = _next_doublings(trials, limit - SLACK_BYTES // 2, solution[0])
         solution = solve(config.scaled(doublings))
     if best is None:
-        _refuse(min(trial.bytes_total for trial in trials) - config.fit_bytes, parts)
+        _refuse(min(trial.bytes_total for trial in trials) - limit, parts)
     total, doublings, solution = best
     record = {
-        "limit_bytes": config.fit_bytes,
+        "limit_bytes": limit,
         "multiplier": 2**doublings,
         "bytes_total": total,
         "trials": [asdict(trial) for trial in trials],
@@ -97,10 +99,10 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
 
 
 def _next_doublings(trials: list[Trial], target: int, tensors: Tensors) -> float:
-    """Return where the line through two trials around `target` bytes reaches it.
+    """Return the doublings at which a line through two trials reaches `target` bytes.
 
-    They are the nearest on either side, or the last two. Where there are no two that differ, the
-    line is that of weights which lose BITS_PER_DOUBLING.
+    The two trials are the nearest on either side of it, or else the last two. If their sizes are
+    equal, or there is only one, the slope is that of BITS_PER_DOUBLING per weight.
     """
     measured = [(math.log2(t.multiplier), t.bytes_total) for t in trials]
     above = [m for m in measured if m[1] > target]
