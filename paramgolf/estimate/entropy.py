@@ -51,20 +51,20 @@ def expected_error(clip: float, maximum: int, columns: int) -> float:
     return (clip / maximum) ** 2 / 12 + cut / columns
 
 
-def integer_chances(step: float, maximum: int) -> list[float]:
+def integer_probabilities(step: float, maximum: int) -> list[float]:
     """Return the chance of each integer -maximum..maximum of a Gaussian, `step` in deviations."""
     below = [NORMAL.cdf((q + 0.5) * step) for q in range(-maximum, maximum)]
     return [high - low for low, high in itertools.pairwise([0.0, *below, 1.0])]
 
 
-def entropy_bits(chances: Sequence[float]) -> float:
+def entropy_bits(probabilities: Sequence[float]) -> float:
     """Return the entropy, bits per symbol."""
-    return -sum(p * math.log2(p) for p in chances if p > 0)
+    return -sum(p * math.log2(p) for p in probabilities if p > 0)
 
 
-def huffman_bits(chances: Sequence[float]) -> float:
+def huffman_bits(probabilities: Sequence[float]) -> float:
     """Return the mean length of the best prefix code, bits per symbol."""
-    heap = [p for p in chances if p > 0]
+    heap = [p for p in probabilities if p > 0]
     heapq.heapify(heap)
     total = 0.0
     while len(heap) > 1:

@@ -1,10 +1,10 @@
 """Bytes of an artifact before anything is trained, by the entropy of quantized Gaussian rows.
 
 Under SDClip a step is clip / m deviations, whatever was trained (pg#1394). What a codec makes of
-the integers follows from their chances: brotli is a Huffman code here (within 0.1 % on Gaussian
-integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have heavier
-tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here. Not
-counted: what pruning would save (package.prune).
+the integers follows from their probabilities: brotli is a Huffman code here (within 0.1 % on
+Gaussian integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have
+heavier tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here.
+Not counted: what pruning would save (package.prune).
 
 GPTQ rounds weights to which the errors of earlier columns were added, so its integers spread wider
 than rounded weights would. Of int6 that is 0.3 % of the bytes, of int5 1.2 %, of int4 6 %.
@@ -23,7 +23,7 @@ from paramgolf.estimate.entropy import (
     entropy_bits,
     expected_percentile,
     huffman_bits,
-    integer_chances,
+    integer_probabilities,
 )
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, Shape, shapes
@@ -117,9 +117,9 @@ class ModelBytes:
         step = max(reach(grid, columns), least) / grid.maximum
         if solved(name, self.quantize):
             step /= math.sqrt(1 + GPTQ_VARIANCE * step**2 / 12)
-        chances = integer_chances(step, grid.maximum)
-        brotli, lzma = huffman_bits(chances), entropy_bits(chances) + LZMA_EXCESS_BITS
-        ours = min(entropy_bits(chances) + RANS_EXCESS_BITS, brotli)
+        probabilities = integer_probabilities(step, grid.maximum)
+        brotli, lzma = huffman_bits(probabilities), entropy_bits(probabilities) + LZMA_EXCESS_BITS
+        ours = min(entropy_bits(probabilities) + RANS_EXCESS_BITS, brotli)
         sizes = {"brotli": brotli, "lzma": lzma, "rans": ours, "auto": min(ours, lzma)}
         return sizes[self.package.codec]
 

@@ -20,7 +20,7 @@ from paramgolf.model.shapes import FROZEN
 from paramgolf.progress import track
 from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.divergence import divergence, log_chances
+from paramgolf.quant.divergence import divergence, log_probabilities
 from paramgolf.quant.grids import round_scales, shorten
 from paramgolf.quant.sharing import agreed
 from paramgolf.quant.trained import Trained
@@ -65,7 +65,7 @@ def adjust(
         gradients = tuple(map(torch.zeros_like, logs))
         if len(own_BT):
             if number not in asked:
-                asked[number] = log_chances(teacher, own_BT)
+                asked[number] = log_probabilities(teacher, own_BT)
             weights = {f"network.{name}": weight for name, weight in factors.weights().items()}
             found = torch.log_softmax(torch.func.functional_call(network, weights, (own_BT,)), -1)
             loss = divergence(asked[number], found) * (len(own_BT) / len(batch_BT))

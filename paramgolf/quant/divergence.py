@@ -11,10 +11,10 @@ from paramgolf.model.network import Network, Pass
 
 
 @torch.no_grad()
-def log_chances(
+def log_probabilities(
     network: Network, text_BT: Tensor, tap: Callable[[str, int, Tensor], None] | None = None
 ) -> Tensor:
-    """Return the logarithms of the chances of the next token, as of the end of training, [B, T, V].
+    """Return the log probabilities of the next token, [B, T, V], in the last layer order.
 
     `tap` is shown the inputs of matrices (model.network.Pass).
     """
@@ -23,5 +23,5 @@ def log_chances(
 
 
 def divergence(right: Tensor, found: Tensor) -> Tensor:
-    """Return the mean Kullback-Leibler divergence of log chances [B, T, V], nats a token."""
+    """Return the mean Kullback-Leibler divergence of log probabilities [B, T, V], nats a token."""
     return (right.exp() * (right - found)).sum(-1).mean()

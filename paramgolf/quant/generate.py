@@ -159,9 +159,9 @@ def _next(
     return draw_tokens(torch.softmax(logits.double() / temperature, dim=-1), draws_B1)
 
 
-def draw_tokens(chances_BV: Tensor, draws_B1: Tensor) -> Tensor:
-    """Return for each row [B, 1] the token whose slice of the summed chances holds its draw."""
+def draw_tokens(probabilities_BV: Tensor, draws_B1: Tensor) -> Tensor:
+    """Return for each row the token [B, 1] whose part of the cumulative sum holds its draw."""
     # whole numbers, whose sums have no order; a GPU's sums of others are not deterministic
-    sums = (chances_BV * SLICES).long().cumsum(-1)
+    sums = (probabilities_BV * SLICES).long().cumsum(-1)
     found = torch.searchsorted(sums, (draws_B1 * sums[:, -1:]).long(), right=True)
     return found.clamp_max(sums.shape[1] - 1)

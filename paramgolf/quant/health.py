@@ -17,7 +17,7 @@ from paramgolf.codec.container import dequantized
 from paramgolf.codec.dequantize import finer_factor
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import load_network
-from paramgolf.quant.divergence import divergence, log_chances
+from paramgolf.quant.divergence import divergence, log_probabilities
 from paramgolf.quant.grids import reached
 from paramgolf.quant.row_grid import largest_integer
 from paramgolf.quant.trained import FAMILIES, Trained, stacked
@@ -49,7 +49,7 @@ def add_health(
     network = load_network(trained, "trained").on(replace(runtime, compile=False))
     tried = Tried(trained, state, {report["name"] for report in reports}, runtime.device)
     text_BT = text_T.to(runtime.device).unsqueeze(0)
-    right = log_chances(network, text_BT, tried.tap)
+    right = log_probabilities(network, text_BT, tried.tap)
     for report in reports:
         name, layer = report["name"], report["layer"]
         lost, whole = tried.energies[name][:, layer].tolist()
@@ -59,7 +59,7 @@ def add_health(
         if report["fault"]:
             say(f"quantize: {name}, layer {layer}: {report['fault']}")
     network.load_state_dict(state)
-    diverging = divergence(right, log_chances(network, text_BT)).item()
+    diverging = divergence(right, log_probabilities(network, text_BT)).item()
     if diverging > MOST_DIVERGENCE:
         say(f"quantize: tokens diverge by {diverging:.3f} nats each from the trained network's")
     return diverging

@@ -55,8 +55,8 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
 def entropy_bits(integers: Tensor) -> float:
     """Return the empirical order-0 entropy of integers, int8, bits per integer."""
     counts = torch.bincount(integers.flatten().view(torch.uint8), minlength=256).double()
-    chances = counts[counts > 0] / counts.sum()
-    return float(-(chances * chances.log2()).sum()) + 0.0  # no -0.0
+    probabilities = counts[counts > 0] / counts.sum()
+    return float(-(probabilities * probabilities.log2()).sum()) + 0.0  # no -0.0
 
 
 def summary(reports: list[dict[str, Any]]) -> dict[str, float]:

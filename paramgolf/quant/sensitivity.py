@@ -46,9 +46,9 @@ def measure(
     for text, draws in rows:
         # one text at a time: gradients of several would add up before they are squared
         logits = network.logits(text, options)
-        chances = torch.softmax(logits.detach()[0], dim=-1)
-        likely += chances.sum(0)
-        targets = draw_tokens(chances.double(), draws)
+        probabilities = torch.softmax(logits.detach()[0], dim=-1)
+        likely += probabilities.sum(0)
+        targets = draw_tokens(probabilities.double(), draws)
         # the square of a sum over tokens: in expectation the sum of squares, as the gradients of
         # drawn targets have mean 0 given the text before them
         loss = cross_entropy(logits, targets.T).sum()

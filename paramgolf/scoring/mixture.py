@@ -32,23 +32,24 @@ from paramgolf.scoring.text import Text
 class Mixture:
     """What the past says of each target, padded with targets for which it says nothing.
 
-    weight, chance: float32 [N + padding], the n-gram model's weight (0: it knows nothing) and its
-    probability of the target. hint: int64 [N + padding], the token that `beta` favors, or -1.
+    weight, probability: float32 [N + padding], the weight of the n-gram model (0 where its context
+    is unknown) and its probability of the target. hint: int64 [N + padding], the token that `beta`
+    favors, or -1.
     """
 
     weight: Tensor | None = None
-    chance: Tensor | None = None
+    probability: Tensor | None = None
     hint: Tensor | None = None
     beta: float = 0.0
 
-    def mixed(self, nats: Tensor, chance: Tensor, index: Tensor) -> Tensor:
-        """Return nats with the n-gram model mixed in, which gives `chance` to what nats are of.
+    def mixed(self, nats: Tensor, probability: Tensor, index: Tensor) -> Tensor:
+        """Return the network's `nats` of tokens with the n-gram model's `probability` mixed in.
 
-        `index` counts the targets; the shapes broadcast.
+        `index` holds the numbers of the targets; the shapes broadcast.
         """
         assert self.weight is not None
         weight = self.weight[index]
-        return -torch.log((1 - weight) * torch.exp(-nats) + weight * chance)
+        return -torch.log((1 - weight) * torch.exp(-nats) + weight * probability)
 
     def hinted(self, index: Tensor) -> Tensor:
         """Return the hint of each target of `index`, any token where there is none."""
@@ -79,16 +80,16 @@ def build_mixture(
 ) -> Mixture:
     """Count the text in the order in which it is scored: that of the text, or `order` [N].
 
-    What a target's entry says was known before that target; the ledger is told the order. `kind`
-    must not be none.
+    A target's entry depends only on what was scored before it, and the ledger is told the order.
+    `kind` must not be none.
     """
     order = np.arange(len(text)) if order is None else order
     ledger.follow(order)
     stream, primed = counted_stream(text, order)
     tokens = torch.from_numpy(stream).to(device)
-    # of the longest context that is known; shorter ones look at what is left (back-off)
+    # back-off: the longest context that is known decides, a shorter one only where none was yet
     known = torch.zeros(len(order), dtype=torch.bool, device=device)
-    weight, chance = torch.zeros(2, len(order), device=device)
+    weight, probability = torch.zeros(2, len(order), device=device)
     hint = torch.full((len(order),), -1, device=device)
     longest = max(config.contexts)
     for context in sorted(config.contexts, reverse=True):
@@ -96,11 +97,12 @@ def build_mixture(
         past = Past(*(column[primed + 1 :] for column in counts))
         # whether a context is known must not depend on the target, so `total` decides, not `same`
         new = ~known & (past.total >= config.min_count)
-        # more tokens in a row that came before are a surer sign of what follows
+        # a longer context that has occurred before predicts the next token better
         share = config.weight * (context / longest) ** config.weight_power
         weight = torch.where(new, share, weight)
-        chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
-        # of equal counts the token that reached it first is the hint: a choice made by the past
+        probability = torch.where(new, past.same / past.total.clamp(min=1), probability)
+        # of tokens with equal counts the first to reach that count is the hint, so that the choice
+        # depends on the past alone
         sure = past.top_count >= config.min_share * past.total
         hint = torch.where(new & sure, past.top, hint)
         known |= new
@@ -114,7 +116,7 @@ def build_mixture(
 
     if config.kind == "tilt":
         return Mixture(hint=column(hint, -1), beta=config.beta)
-    return Mixture(weight=column(weight, 0), chance=column(chance, 0))
+    return Mixture(weight=column(weight, 0), probability=column(probability, 0))
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:

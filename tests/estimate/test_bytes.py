@@ -145,16 +145,16 @@ def test_bytes_of_1493_are_those_published(base):
 def test_entropy_is_the_published_size_law(bits, clip, expected):
     """The values are those of Gaussian rows in pg#1394 and later."""
     maximum = 2 ** (bits - 1) - 1
-    chances = entropy.integer_chances(clip / maximum, maximum)
-    assert sum(chances) == pytest.approx(1)
-    assert entropy.entropy_bits(chances) == pytest.approx(expected, abs=0.001)
+    probabilities = entropy.integer_probabilities(clip / maximum, maximum)
+    assert sum(probabilities) == pytest.approx(1)
+    assert entropy.entropy_bits(probabilities) == pytest.approx(expected, abs=0.001)
     # the size law of pg#1394, which holds where the step is below about one deviation
     law = 0.5 * math.log2(2 * math.pi * math.e) - math.log2(clip / maximum)
     assert law == pytest.approx(expected, abs=0.012)
 
 
 def test_huffman_code_of_a_known_alphabet():
-    """1/2, 1/4, 1/8, 1/8 take 1, 2, 3 and 3 bits; a chance of 0 takes no word."""
+    """1/2, 1/4, 1/8, 1/8 take 1, 2, 3 and 3 bits; a probability of 0 takes no word."""
     assert entropy.huffman_bits([0.125, 0.5, 0.0, 0.25, 0.125]) == 1.75
     assert entropy.huffman_bits([0.9, 0.1]) == 1
     assert entropy.huffman_bits([1.0]) == 0

@@ -28,14 +28,14 @@ def quantized(tiny_model):
 
 
 def divergence(trained, tensors, texts):
-    chances = []
+    probabilities = []
     for state in (trained.state, dequantized(tensors)):
         network = Network(trained.model, VOCAB)
         network.load_state_dict(state)
         with torch.no_grad():
             logits = network.logits(texts, Pass(order=trained.model.orders[-1]))
-        chances.append(torch.log_softmax(logits, -1))
-    right, found = chances
+        probabilities.append(torch.log_softmax(logits, -1))
+    right, found = probabilities
     return float((right.exp() * (right - found)).sum(-1).mean())
 
 

@@ -43,9 +43,9 @@ def check_logits(network, draws, monkeypatch, *, tolerance):
     with torch.no_grad():
         expected = network.logits(text, Pass(order=network.config.orders[-1]))[:, :-1]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
-    chances = torch.softmax(expected.double() / 0.8, -1)
+    probabilities = torch.softmax(expected.double() / 0.8, -1)
     assert (text[:, 0] == BOS).all()
-    return text, chances
+    return text, probabilities
 
 
 @pytest.mark.parametrize("name", [name for name in different("model") if name != "sample"])
@@ -53,9 +53,11 @@ def test_logits_are_those_of_a_whole_pass(name, monkeypatch):
     """Recurrence, skips, lanes, XSA, gates, smearing, bigrams, value embeddings and residuals."""
     network = recipe_network(name)
     draws = torch.from_numpy(np.random.default_rng(0).random((3, LENGTH)))
-    text, chances = check_logits(network, draws, monkeypatch, tolerance=2e-4)
+    text, probabilities = check_logits(network, draws, monkeypatch, tolerance=2e-4)
     for t in range(1, LENGTH):
-        assert torch.equal(draw_tokens(chances[:, t - 1], draws[:, t : t + 1])[:, 0], text[:, t])
+        assert torch.equal(
+            draw_tokens(probabilities[:, t - 1], draws[:, t : t + 1])[:, 0], text[:, t]
+        )
 
 
 def test_positions_beyond_the_trained_length_turn_as_in_a_whole_pass(monkeypatch):
@@ -74,8 +76,8 @@ def test_the_rotary_base_may_follow_the_length(trained):
     for t in range(1, LENGTH):
         with torch.no_grad():
             logits = network.logits(text[:, :t], Pass(order=network.config.orders[-1]))[:, -1]
-        chances = torch.softmax(logits.double() / 0.5, -1)
-        assert torch.equal(draw_tokens(chances, draws[:, t : t + 1]), text[:, t : t + 1])
+        probabilities = torch.softmax(logits.double() / 0.5, -1)
+        assert torch.equal(draw_tokens(probabilities, draws[:, t : t + 1]), text[:, t : t + 1])
     fixed = generate(*given, temperature=0.5)
     assert torch.equal(text, fixed) == (trained != 8)
 

@@ -47,8 +47,8 @@ def test_report_tells_what_a_plain_computation_tells(trained, hessians, method):
     expected = (error @ hessian @ error.T).trace() / (weight @ hessian @ weight.T).trace()
     assert report["output_error"] == pytest.approx(expected.item(), 1e-3)
     _, counts = np.unique(tensors["k.integers"][2].numpy(), return_counts=True)
-    chances = counts / counts.sum()
-    assert report["entropy_bits"] == pytest.approx(-(chances * np.log2(chances)).sum())
+    probabilities = counts / counts.sum()
+    assert report["entropy_bits"] == pytest.approx(-(probabilities * np.log2(probabilities)).sum())
     assert report["damping"] == 0.01
     assert report["condition"] > 1
     assert found["embedding", 0]["bits"] == 8
