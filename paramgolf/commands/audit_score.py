@@ -12,7 +12,12 @@ import argparse
 import dataclasses
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from paramgolf.scoring.score_audit import AuditFinding
 
 FEWEST_TARGETS = 2  # one is changed, and another must not move
 EXAMPLE = """example:
@@ -73,8 +78,14 @@ def run(options: argparse.Namespace) -> int:
         }
         print(json.dumps(content, indent=1, sort_keys=True))
     else:
-        for finding in findings:
-            outcome = {True: "pass", False: "FAIL", None: "not judged"}[finding.passed]
-            print(f"{finding.rule:<10}{outcome:<12}{finding.name}: {finding.reason}")
+        print_findings(findings)
         print(f"broken: {', '.join(broken)}" if broken else "no rule is broken")
     return 1 if broken else 0
+
+
+def print_findings(findings: Iterable[AuditFinding]) -> None:
+    """Print a line for each rule."""
+    outcomes = {True: "pass", False: "FAIL", None: "not judged"}
+    for finding in findings:
+        outcome = outcomes[finding.passed]
+        print(f"{finding.rule:<10}{outcome:<12}{finding.name}: {finding.reason}")

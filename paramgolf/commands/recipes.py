@@ -71,16 +71,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the tables: our own recipes, then the published systems by number."""
+    """Print the tables, or what the options ask for instead."""
     if options.all and not options.frontier:
         fix = "paramgolf recipes --frontier --all"
         raise ParamGolfError("--all goes with --frontier alone", fix=fix)
     if options.differences:
         print(markdown(differences()))
-        return 0
-    if options.frontier:
+    elif options.frontier:
         print_frontier(audited=not options.all)
-        return 0
+    else:
+        print_recipes()
+    return 0
+
+
+def print_recipes() -> None:
+    """Print the tables: our own recipes, then the published systems by number."""
     records, measured = read_records(), read_measured(MEASURED)
     ordered = sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name))
     what = [(n, _score(records.get(n)), PREFIX.sub("", describe(n, RECIPES))) for n in ordered]
@@ -93,7 +98,6 @@ def run(options: argparse.Namespace) -> int:
         packed = [_packed(name, measured[name]["figures"]) for name in ordered if name in measured]
         _print_table(OURS, ("recipe", "packed", "bytes"), packed)
     print(HINT)
-    return 0
 
 
 def print_frontier(*, audited: bool) -> None:
