@@ -1,8 +1,8 @@
-"""Calibration: which text the Hessians see, and the files that come of it.
+"""Calibration: choose the text, gather Hessians on it, and write them.
 
-The text is windows of the training tokens, or text that the model writes itself; validation
-tokens are never opened (rule R5). The choice of text is a function of the seed alone, whatever the
-number of processes.
+The text is windows of the training tokens, or text that the model generates itself; validation
+tokens are never opened (rule R5). Which text is used depends on the seed alone, not on the number
+of processes.
 """
 
 from __future__ import annotations
@@ -56,20 +56,13 @@ def calibrate(config: CalibrateConfig, runtime: Runtime) -> None:
 def collect(
     trained: Trained, tokens: TokenSet, config: CalibrateConfig, runtime: Runtime
 ) -> tuple[dict[str, Tensor], int]:
-    """Return the Hessians, float32 by family, and the number of tokens that they saw.
+    """Return the Hessians, float32 by family, and the number of tokens that they are means over.
 
-    Where sensitivities are asked for they are among them (see `measure`), and so are the texts of
-    all processes, int32 [N, T], on which quantize adjusts and tries what it made.
+    The dictionary also holds the texts of all processes, int32 [N, T], on which quantize adjusts
+    and tests its result, and the sensitivities if the config asks for them (see `measure`).
     """
-    if tokens.vocab_size != trained.vocab_size:
-        raise ParamGolfError(
-            "the tokens are not those the model was trained on",
-            where=tokens.folder,
-            expected=f"vocabulary of {trained.vocab_size}",
-            found=tokens.vocab_size,
-            fix="dvc repro train",
-        )
-    runtime = replace(runtime, compile=False)  # taps defeat compilation
+    _check_vocabulary(trained, tokens)
+    runtime = replace(runtime, compile=False)  # compiled code calls no taps
     network = load_network(trained, "trained").on(runtime)
     if trained.token_mask:  # it was never taught how unlikely impossible tokens are
         network = masked(network, tokens)
@@ -82,9 +75,7 @@ def collect(
         texts_NT = read_windows(stream, starts[numbers], length).to(runtime.device)
     else:
         sequences, numbers = config.sequences, deal(config.sequences, runtime)
-        texts_NT = generate_texts(
-            network, numbers, length, config, bos=BOS, seed=seed, show=runtime.is_main
-        )
+        texts_NT = generate_texts(network, numbers, length, config, seed=seed, show=runtime.is_main)
     batches = texts_NT.split(config.batch_sequences) if len(texts_NT) else ()
     shown = track(batches, "calibrate", total=len(batches), show=runtime.is_main)
     hessians = gather(load_network(trained, config.network).on(runtime), shown, runtime)
@@ -95,8 +86,20 @@ def collect(
         hessians |= measure(network, shown_pairs, hessians, runtime)
     texts = torch.zeros(sequences, length, dtype=torch.int32, device=runtime.device)
     texts[torch.from_numpy(numbers).to(runtime.device)] = texts_NT.int()
-    hessians[TEXTS] = runtime.sum(texts)  # each is of one process
+    # each row is 0 in all processes but one, so that the sum gathers them
+    hessians[TEXTS] = runtime.sum(texts)
     return hessians, sequences * length
+
+
+def _check_vocabulary(trained: Trained, tokens: TokenSet) -> None:
+    if tokens.vocab_size != trained.vocab_size:
+        raise ParamGolfError(
+            "the tokens are not those the model was trained on",
+            where=tokens.folder,
+            expected=f"vocabulary of {trained.vocab_size}",
+            found=tokens.vocab_size,
+            fix="dvc repro train",
+        )
 
 
 def load_network(trained: Trained, kind: Literal["trained", "plain"]) -> Network:
@@ -110,10 +113,10 @@ def load_network(trained: Trained, kind: Literal["trained", "plain"]) -> Network
 
 
 def deal(count: int, runtime: Runtime) -> np.ndarray:
-    """Return the numbers of this process's sequences, in rising order, of `count`.
+    """Return the numbers of this process's share of `count` sequences, in rising order.
 
-    Sequences are dealt like cards: the first ones, which alone show sensitivities, fall to all
-    processes alike.
+    Sequences are dealt round-robin: sensitivities are measured on the first ones only, and this
+    spreads them evenly over the processes.
     """
     return np.arange(runtime.rank, count, runtime.world)
 
@@ -128,10 +131,11 @@ def _with_draws(
 
 
 def window_starts(tokens: int, length: int, sequences: int, seed: int) -> np.ndarray:
-    """Choose windows of `length` tokens that do not overlap; int64 first positions, in order.
+    """Choose windows of `length` tokens that do not overlap; return their starts, int64, sorted.
 
-    The grid of windows begins at a seeded offset, and `sequences` of it are drawn without
-    repetition. A stream with fewer windows than that gives all it has, and the log says so.
+    The windows lie on a grid with a random offset, and `sequences` of them are drawn without
+    replacement; both follow from the seed. If there are fewer windows, all are taken and the log
+    says so.
     """
     if tokens < length:
         raise ParamGolfError(
@@ -161,15 +165,14 @@ def generate_texts(
     length: int,
     config: CalibrateConfig,
     *,
-    bos: int,
     seed: int,
     show: bool = False,
 ) -> Tensor:
-    """Let the model write sequences `numbers`, int64 [len(numbers), length] on the model's device.
+    """Generate the sequences with these numbers, int64 [len(numbers), length], on the device.
 
-    Each begins with BOS, or any token; every next one is drawn from the model at
-    `config.temperature`. The draws of a sequence depend on the seed and its number, not on those
-    that are written with it.
+    Each begins with BOS, or with a random token; every further token is sampled from the model at
+    `config.temperature`. The random numbers of a sequence depend on the seed and on its own number,
+    not on the sequences that are generated in the same batch.
     """
     device = next(network.parameters()).device
     rows = [np.random.default_rng([seed, number]).random(length) for number in numbers]
@@ -177,7 +180,7 @@ def generate_texts(
     parts = draws_NT.split(WRITTEN_TOGETHER) if rows else ()
     texts = [torch.empty(0, length, dtype=torch.int64, device=device)]
     for draws in track(parts, "writing text", total=len(parts), show=show):
-        first = torch.full_like(draws[:, 0], bos, dtype=torch.int64)
+        first = torch.full_like(draws[:, 0], BOS, dtype=torch.int64)
         if config.first_token == "random":
             first = (draws[:, 0] * network.vocab_size).long()
         texts.append(

@@ -154,7 +154,7 @@ def test_too_few_tokens_are_named():
 
 
 def written(network, numbers, config, *, length=LENGTH):
-    return generate_texts(network, numbers, length, config, bos=1, seed=5)
+    return generate_texts(network, numbers, length, config, seed=5)
 
 
 def test_text_may_begin_with_any_token(tiny_model):
