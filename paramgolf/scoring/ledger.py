@@ -6,8 +6,8 @@ been scored. What the ledger refuses never reaches the result, because the resul
 an evaluator that scores a chunk again after it has learned from it, or keeps the better of two
 scores (both were found in submissions), cannot report what it computed.
 
-Scores are entered as they were computed, target by target, not as they were planned; updates are
-entered before the optimizer's step, so that weights are never spoilt by a refused one.
+Scores are entered where they are computed, target by target. Updates are entered before the
+optimizer's step, so that a refused update never changes the weights.
 """
 
 from __future__ import annotations
@@ -111,8 +111,8 @@ class Ledger:
     def update(self, start: np.ndarray, stop: np.ndarray, *, own: bool = False) -> None:
         """Enter an update of the weights that learns from the targets start[i]..stop[i].
 
-        To be called before the optimizer's step; a target without a score is a LedgerError. `own`
-        tells that this process alone updates, what it learns is its own too.
+        Call it before the optimizer's step; a target without a score is a LedgerError. With `own`
+        only this process makes the update, on weights that are its own.
         """
         self._inside(start, stop)
         targets = expand_ranges(start, stop)
@@ -181,7 +181,7 @@ class Ledger:
         }
 
     def state(self) -> dict[str, Any]:
-        """Return all but the order to follow, which the mixture tells a ledger anew."""
+        """Return all but the order to follow, which the mixture sets again on resuming."""
         # the ranges of all updates in two arrays: an evaluation has some hundred thousand updates
         none = np.zeros(0, dtype=np.int64)
         starts = np.concatenate([none, *(u.start for u in self.updates)])

@@ -1,7 +1,7 @@
-"""Low-rank adapters (LoRA) that learn: fresh ones, AdamW on them, rows dropped when they are done.
+"""Low-rank adapters (LoRA) trained by AdamW, one per row of a batch.
 
-Only adapters are trained, so a document can have weights of its own at the cost of a few products
-of low rank, and forgetting what was learned is as cheap as a new A and a B of zeros.
+Only adapters are trained. So each document can have its own weights at the cost of a few low-rank
+products, and to forget what was learned takes only a new A and a B of zeros.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class LoraTrainer:
     """A fresh set of adapters for `rows` rows of a network whose own weights stay as they are.
 
     AdamW is elementwise, so each row learns from its own loss alone. Adapters, gradients and
-    moments stay where they are in memory, of however many rows. `steps` counts those since the
-    adapters were fresh. Adapters begin above the first `below` layers of the order.
+    moments keep their place in memory when rows are dropped. `steps` counts the steps since the
+    adapters were fresh. The first `below` layers of the order have no adapters.
 
-    All rows begin with one A, where the published systems draw one for each row: a document's
-    scores must not depend on the row that it happens to take, nor on what else is in the batch.
+    All rows start from the same A, where the published systems draw one for each row: a document's
+    scores must not depend on its row or on the other documents of the batch.
     """
 
     def __init__(self, network: Network, config: LoraConfig, rows: int) -> None:
@@ -81,10 +81,10 @@ class LoraTrainer:
         self._use_leaves()
 
     def renew(self, a: Mapping[str, Tensor] | None = None) -> None:
-        """Begin anew with all rows: A fresh, or the first matrices `a` of another set; B zero.
+        """Start afresh with all rows: B is zero, A is fresh or, if given, the matrices `a`.
 
-        B is zero, so a renewed adapter changes nothing until its first step, whatever A is: a warm
-        A brings directions that were of use before, and none of what was learned along them.
+        With B zero an adapter changes nothing until its first step, whatever A is. A warm A keeps
+        directions that were useful before, but not what was learned along them.
         """
         self.adapters.renew(a or self._first)
         for tensor in itertools.chain(*self._state):

@@ -1,9 +1,9 @@
 """Score documents side by side, each with an adapter that learns from its scored chunks (pg#1530).
 
-A chunk is scored by a pass over it and the document's tokens before it, as many as the window
-holds; the same pass gives the gradient of the step that follows. So each chunk costs one forward
-and one backward pass, and is scored before anything is learned from it. Layers below all adapters
-run once for each token (`lower_layers`).
+A chunk is scored by a forward pass over the chunk and as many of the document's earlier tokens as
+fit in the window. The backward pass then gives the gradient of the next step. So each chunk costs
+one forward and one backward pass, and is scored before anything is learned from it. Layers below
+all adapters run once for each token (`lower_layers`).
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ from paramgolf.scoring.text import Text, find_documents
 WIDTH_STEP = 256  # tokens: widths are multiples of it, so that shapes are few
 ROW_STEPS = 8  # rows are dropped an eighth at a time
 FEWEST_ROWS = 4
-# batches of each chain from one meeting of processes to the next: by the plan's costs four of them
-# work 70 % of the time on documents of the contest's lengths if they meet after each, 96 % after 8
+# Batches per chain between two synchronizations of the processes. By the plan's costs, on documents
+# of the contest's lengths, four processes are busy 70 % of the time if they synchronize after each
+# batch, and 96 % after every 8.
 MEETING = 8
-# of a pass on an H100: launching it, recording it (with the pass before), and what its tokens need
+# on an H100: to launch a pass, to record it (with the pass before), and the speed of its kernels
 LAUNCH_SECONDS, RECORD_SECONDS, TOKENS_A_SECOND = 0.07, 0.17, 770_000
 Matrices = dict[str, torch.Tensor]
 
@@ -57,9 +58,10 @@ Matrices = dict[str, torch.Tensor]
 class DocumentPass(NamedTuple):
     """A pass as tensors alone, so that it can be recorded: see scorer.ScoringBatch.
 
-    `places` int64 [B] are those in its document that a row begins with, `positions` int64 [k] those
-    of a row that are scored; `learns` float32 [B] is 1 for the rows that learn from the pass, 0 for
-    the others; None: none does.
+    Attributes:
+        places: the index in its document of each row's first token, int64 [B].
+        positions: the positions of a row that are scored, int64 [k], the same in all rows.
+        learns: 1 for rows that learn from the pass, 0 for the others, float32 [B]; None: none does.
     """
 
     inputs: torch.Tensor
@@ -73,7 +75,7 @@ class DocumentPass(NamedTuple):
 def score_documents(network: Network, text: Text, config: TttConfig, session: Session) -> Ledger:
     """Score every document, training the whole model in phases on the way."""
     scorer = DocumentScorer(network, text, config, session)
-    # processes meet to save their state, and all wait for the one with the longest batches
+    # processes synchronize to save their state, and each time all wait for the slowest
     every = MEETING * config.documents.chains if session.runtime.world > 1 else 1
     session.run(scorer, scorer.items, "documents", every=every)
     scorer.ledger.merge(session.runtime)
@@ -81,13 +83,15 @@ def score_documents(network: Network, text: Text, config: TttConfig, session: Se
 
 
 class DocumentScorer(Scorer):
-    """Scores documents, in batches that share nothing but their chain's warm A.
+    """Scores documents in batches. Batches of a chain share its warm A, and others share nothing.
 
-    Processes share the chains; each enters in the ledger what it scores itself. Passes are short
-    where documents are: on a GPU these are CUDA graphs, or launching them would take longer.
+    Each process has some of the chains and enters in its ledger the scores of its own batches.
+    Short documents need short passes. On a GPU these are recorded as CUDA graphs, since launching
+    their kernels one by one would take longer than running them.
 
-    `items` are the batches and phases in their order. `warm` holds, by chain, the A that its next
-    full batch begins with (pg#1767).
+    Attributes:
+        items: the batches and phases in their order.
+        warm: by chain, the A that its next full batch begins with (pg#1767).
     """
 
     def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
@@ -95,7 +99,7 @@ class DocumentScorer(Scorer):
         batches = [item for item in self.items if isinstance(item, DocumentBatch)]
         start = np.concatenate([batch.start for batch in batches])
         stop = np.concatenate([batch.stop for batch in batches])
-        # for passes that are few beside those of chunks: phases, and lower layers
+        # for phases and lower layers, which need too few passes for graphs to pay
         self._plain = network.with_backend(uncompiled(network.backend))
         if session.runtime.compile:
             network = network.with_backend(share_graphs(network.backend))
@@ -126,25 +130,25 @@ class DocumentScorer(Scorer):
         self.warm: dict[int, Matrices] = {}
 
     def run(self, item: DocumentBatch | Phase) -> None:
-        """Score a batch, if it is one of this process's; or train in a phase."""
+        """Train in a phase, or score a batch if it is one of this process's."""
         if isinstance(item, Phase):
             with self.session.timed("adapt"):
                 self.ledger.merge(self.runtime)
                 self.train(phase_lesson(item, repeat_bos=self.config.documents.repeat_bos))
         elif item in self._own:
             with self.session.timed("score"), self.network.frozen():
-                # the next pass is launched before scores are read, or the device would wait
+                # launch the next pass before reading scores, so that the device never waits
                 for enter in lag(self._launch_batch(item), 1):
                     enter()
 
     def train(self, lesson: Lesson) -> None:
-        """Train the whole model on a phase's documents; adapters begin anew afterwards.
+        """Train the whole model on a phase's documents; afterwards adapters start afresh.
 
-        Momentum begins at zero in each phase, and the rate falls over its chunks. The last chunk,
-        full or not, is left out, as the records do.
+        In each phase momentum starts at zero, and the learning rate falls from chunk to chunk. The
+        last chunk, full or not, is left out, as in the records.
         """
         config = self.config
-        self.warm.clear()  # they were of use to weights that are now others
+        self.warm.clear()  # they were learned for weights that change now
         sgd = SgdTrainer(self, config, chains=config.documents.chains, network=self._plain)
         count, size = len(lesson.inputs), config.chunk_tokens
         last = (count - 1) // size
@@ -165,7 +169,7 @@ class DocumentScorer(Scorer):
         return {"warm": self.warm} if self.warm else {}
 
     def load_state(self, state: State) -> None:
-        """Go on from what `state` returned, and `own_state` with it."""
+        """Continue from what `state` and `own_state` returned."""
         super().load_state(state)
         if self.config.documents.phases:
             self.network.load_state_dict(state["weights"])
@@ -183,7 +187,7 @@ class DocumentScorer(Scorer):
             recorded = {shape for shape in ordered if worth_recording(shape, uses[shape])}
         if self.runtime.is_main:
             say(f"documents: {len(ordered)} shapes of passes, {len(recorded)} to be recorded")
-        # sizes are symbols of the graphs: the largest and the smallest pass compile for all
+        # compiled code has symbolic sizes: it is enough to compile the largest and smallest pass
         for shape in sorted(recorded | {*ordered[:1], *ordered[-1:]}, reverse=True):
             rows, read, size = shape
             trainer.keep(rows)
@@ -205,15 +209,15 @@ class DocumentScorer(Scorer):
             self._graphs.capture(shape, self._score_pass, empty, warm_ups=0)
 
     def _launch_batch(self, batch: DocumentBatch) -> Iterator[Callable[[], None]]:
-        """Launch the passes and steps of a batch; yield for each pass what enters its scores.
+        """Launch the passes and steps of a batch; yield for each pass a function that records it.
 
-        A step stands behind the pass that scored what it learns from, on the device as in the
-        ledger.
+        The function enters the pass's scores, and what is learned from, in the ledger. Each step
+        follows the pass that scored its targets, on the device and in the ledger.
         """
         rows, trainer = self.rows, self.trainer
-        # rows without a document stay idle: fewer would be another shape to compile and record
+        # rows without a document are idle: with fewer rows there would be one more shape to compile
         start, stop = (np.pad(x, (0, rows - len(x))) for x in (batch.start, batch.stop))
-        # the batch that is not full has other rows than the next, and hands nothing on
+        # only full batches take and pass on a warm A: the rows of another do not match theirs
         warm = self.config.documents.warm_a and batch.full
         trainer.renew(self.warm.get(batch.chain) if warm else None)
         if self._lower is not None:
@@ -225,10 +229,10 @@ class DocumentScorer(Scorer):
         for begin, used in rows_in_use(batch, rows):
             if used < trainer.adapters.rows:
                 trainer.keep(used)
-            # the rows are sorted by length: those that go on come first, then those that end here
+            # rows are sorted by length: first those that continue, then those that end here
             goes_on, enter = self._launch_chunk(start[:used], stop[:used], begin, batch.chunk)
             ended = slice(int(goes_on.sum()), int((stop - start > begin).sum()))
-            if warm:  # before the step, which would decay what has ended
+            if warm:  # before the step, which would decay the rows that have ended
                 left = batch.chunks - 1 - begin // batch.chunk
                 for name, a in trainer.adapters.a.items():
                     handed[name][ended] = a.detach()[ended] * self._idle_decay(left)
@@ -237,10 +241,10 @@ class DocumentScorer(Scorer):
             yield enter
 
     def _idle_decay(self, steps: int) -> float:
-        """Return what `steps` steps without a gradient leave of an A.
+        """Return the factor by which `steps` steps without a gradient multiply an A.
 
-        A row whose document has ended is idle until the batch ends. Ours hands its A on as it was;
-        in the records AdamW goes on to decay it.
+        A row whose document has ended is idle until the batch ends. In the records AdamW's weight
+        decay still shrinks its A. Without `idle_decay` it is passed on unchanged.
         """
         adapter = self.config.adapter
         decayed = (1 - adapter.lr * adapter.decay) ** steps
@@ -249,11 +253,11 @@ class DocumentScorer(Scorer):
     def _launch_chunk(
         self, start: np.ndarray, stop: np.ndarray, begin: int, size: int
     ) -> tuple[np.ndarray, Callable[[], None]]:
-        """Score the chunk from token `begin` on of the documents start[i]..stop[i], int64 [B].
+        """Launch the pass over the chunk at token `begin` of documents start..stop, int64 [B].
 
-        Return which rows learn from it, bool [B], and what enters the scores and what is learned.
-        Gradients are added. A document's last chunk is not learned from, and a row whose document
-        has ended is idle.
+        Return which rows learn from the chunk, bool [B], and the function that records it in the
+        ledger. Gradients are accumulated. Nothing is learned from a document's last chunk, and a
+        row whose document has ended is idle.
         """
         first, window = start + begin, self.config.window
         width = min(begin + size, window)
@@ -269,7 +273,7 @@ class DocumentScorer(Scorer):
         def run(batch: ScoringBatch) -> tuple[torch.Tensor, torch.Tensor]:
             return self._launch(batch, rows - start, goes_on)
 
-        # whatever stands right of the chunk, up to the rounded width, no scored position can see
+        # attention is causal: what stands right of the chunk, up to `read`, changes no score
         part = slice(width - size, width)
         _, scores = self.score(rows, read, part, self.trainer.options(), run)
         targets = rows[:, None] + np.arange(width - size, width)
@@ -286,9 +290,9 @@ class DocumentScorer(Scorer):
     def _launch(
         self, batch: ScoringBatch, places: np.ndarray, goes_on: np.ndarray
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a pass's nats and scores; the rows that go on add their gradient.
+        """Return a pass's nats and scores; rows that continue accumulate their gradient.
 
-        `places` int64 [B] are those in their documents that rows begin with.
+        `places` int64 [B] is the index in its document of each row's first token.
         """
         assert isinstance(batch.part, slice)
         positions = torch.arange(batch.part.start, batch.part.stop, device=batch.first.device)
@@ -304,10 +308,10 @@ class DocumentScorer(Scorer):
         return self._score_pass(given)
 
     def _score_pass(self, given: DocumentPass) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return a pass's nats and scores [B, k], and add the gradient of the rows that learn.
+        """Return a pass's nats and scores [B, k]; accumulate the gradient of the rows that learn.
 
-        Each row's loss is the mean over the positions that it scores. Rows share no parameter that
-        learns, so the sum of their losses gives each the gradient of its own.
+        Each row's loss is the mean over the positions that it scores. Rows share no trainable
+        parameter, so the gradient of the sum of their losses is, for each row, that of its own.
         """
         inputs, targets, first, places, positions, learns = given
         options = self._options(places, inputs.shape[1])
@@ -324,11 +328,11 @@ class DocumentScorer(Scorer):
 
 
 def phase_lesson(phase: Phase, *, repeat_bos: bool) -> Lesson:
-    """Return what is learned from the documents of a phase, one after another.
+    """Return the lesson of a phase: its documents, one after another.
 
-    A document's last target is the next one's BOS, and the next document begins with its own. Where
-    `repeat_bos` both stand in the stream, as in the records: a BOS is then learned after each BOS,
-    one target in some thousands that no text has.
+    A document's last target is the next document's BOS, which is also that document's first input.
+    With `repeat_bos` it occurs twice in the lesson, as in the records: then the model also learns
+    that BOS follows BOS, which is one target in several thousand and occurs in no text.
     """
     if not repeat_bos:
         return Lesson.of_targets(expand_ranges(phase.start, phase.stop))
@@ -339,10 +343,10 @@ def phase_lesson(phase: Phase, *, repeat_bos: bool) -> Lesson:
 
 
 def rows_in_use(batch: DocumentBatch, rows: int) -> Iterator[tuple[int, int]]:
-    """Yield where each chunk begins in its document, and the rows that its pass has, of `rows`.
+    """Yield for each chunk its first token in the document and the number of rows of its pass.
 
-    Rows that the longest documents do without are dropped. A few idle ones stay: they cost next to
-    nothing, and a pass of one row would need graphs of its own.
+    Rows whose documents have ended are dropped, an eighth of `rows` at a time. A few idle ones may
+    stay: they cost almost nothing, and each further number of rows would need graphs of its own.
     """
     lengths = batch.stop - batch.start
     every = max(FEWEST_ROWS, rows // ROW_STEPS)
@@ -360,11 +364,14 @@ def batch_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple
 
 
 def worth_recording(shape: tuple[int, int, int], uses: int) -> bool:
-    """Tell whether replays of a pass save what it costs to record it: large ones hide launching."""
+    """Tell whether `uses` replays save more time than recording the pass costs.
+
+    Large passes gain nothing: their kernels take longer than launching them.
+    """
     rows, read, _ = shape
     return uses * (LAUNCH_SECONDS - rows * read / TOKENS_A_SECOND) > RECORD_SECONDS
 
 
 def round_width(width: int, window: int) -> int:
-    """Return the width of the pass for `width` tokens: causal, so what is added changes nothing."""
+    """Return the width of the pass for `width` tokens; the extra ones on the right change none."""
     return min(-(-width // WIDTH_STEP) * WIDTH_STEP, window)

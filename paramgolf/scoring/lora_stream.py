@@ -76,7 +76,7 @@ class StreamScorer(Scorer):
         return {**super().state(), "trainer": self.trainer.state()}
 
     def load_state(self, state: State) -> None:
-        """Go on from what `state` returned, and `own_state` with it."""
+        """Continue from what `state` and `own_state` returned."""
         super().load_state(state)
         self.trainer.load_state(state["trainer"])
 

@@ -1,13 +1,12 @@
-"""What the layers below all adapters make of the documents in flight: once for each token.
+"""The layers below all adapters, run once for each token of the documents being scored.
 
-Where adapters begin in an upper layer, nothing below it depends on what is learned. So tokens pass
-the lower layers once, weights as they are, and the pass over each chunk begins with what is kept
-of them.
+If adapters begin in an upper layer, nothing below it depends on what is learned. So each token
+passes the lower layers once, and the pass over a chunk starts from their stored output.
 
-A document's first `window` tokens are one pass. Those behind them come in blocks of a quarter of
-it, each in a pass over the `window` tokens that end with the block. So a token sees at least three
-quarters of a window, or all before it in its document; and its window begins where its place in
-the document says, not where the chunk's does that reads it, nor where the document ends.
+A document's first `window` tokens are one pass. The following ones come in blocks of a quarter of a
+window, each in a pass over the `window` tokens that end with the block. So each token sees at least
+three quarters of a window, or all earlier tokens of its document. Its context depends only on its
+position in the document, not on the chunk that is scored or on the document's length.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class LowerLayers:
         self.places = window + self._block + chunk
         self._start = self._stop = np.zeros(rows, dtype=np.int64)
         self._known = 0  # tokens of each document
-        # the rotary base follows the length of a row, which other documents must not set
+        # the rotary base depends on the length of a row, which other documents must not change
         trained = network.config.rope_trained_length
         self._rescales = trained is not None and trained < window
 
@@ -53,7 +52,7 @@ class LowerLayers:
         self._start, self._stop, self._known = start, stop, 0
 
     def cover(self, rows: int, end: int) -> None:
-        """See to it that tokens before `end` of the first `rows` documents are kept."""
+        """Run the lower layers as far as token `end` of the first `rows` documents."""
         longest = int((self._stop - self._start).max())
         while self._known < min(end, longest):
             if self._known:
@@ -66,10 +65,10 @@ class LowerLayers:
             self._known = known
 
     def at(self, places: Tensor, length: int) -> Midway:
-        """Return what is kept of `length` tokens from token places[i], int64 [B], of document i on.
+        """Return the stored output of `length` tokens of document i from places[i], int64 [B], on.
 
-        Of tokens that are not known yet it is anything, but numbers. Lanes ask for a gradient if
-        gradients are on, as those of all other layers do: so that one graph serves all.
+        Tokens that were not computed yet have arbitrary finite values. Lanes require a gradient if
+        gradients are enabled, as in all other layers, so that one graph serves all layers.
         """
         device, shape = places.device, (len(places), length)
         slots = (places[:, None] + torch.arange(length, device=device)) % self.places
@@ -91,7 +90,7 @@ class LowerLayers:
         """All that is kept, [rows, places, ...]; begun by a pass over no text."""
         some = self._pass(torch.zeros_like(self._tokens[:1]).expand(self._rows, self._window))
         repeats = -(-self.places // self._window)
-        # numbers as any other, since attention multiplies by 0 what it must not see
+        # finite values: attention multiplies masked entries by 0, and 0 x NaN is NaN
         kept: Midway = over_tensors(
             lambda x: torch.cat([x] * repeats, dim=1)[:, : self.places].clone(), some
         )

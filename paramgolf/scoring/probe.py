@@ -1,10 +1,10 @@
-"""Probes a few passes of an evaluation as they happen: R6 and R7, measured.
+"""Test a few passes of an evaluation while it runs, for rules R6 (causal) and R7 (normalized).
 
-A pass is probed before it is scored, with the weights that score it. A token in the middle of its
-last targets is changed: what was predicted before it must not move. And for some targets the whole
-distribution is made, mixture included: it must sum to 1, and give the target the score that the
-evaluation enters. The n-gram model is counted anew here, token by token, because a fault in the
-counting that makes the scores would be in its own check as well.
+A pass is tested before it is scored, with the weights that score it. A token in the middle of its
+last targets is changed: no earlier prediction may change. For some targets the whole distribution
+is computed, mixture included: it must sum to 1, and give the target the score that the evaluation
+enters. The n-gram model is counted again here, token by token, since the code that computes the
+scores cannot reveal its own faults.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Probe:
             self._countdown = AFTER - 1  # the first pass, and the one that is due in its item
         assert isinstance(batch.part, slice)
         scored = range(batch.inputs.shape[1])[batch.part][-LAST:]
-        # where few are scored, what comes before them is predicted from its past as well
+        # if few targets are scored, also look at the predictions before them
         here = slice(max(0, scored.stop - LAST), scored.stop)
         logits = scorer.witness.logits(batch.inputs, batch.options, part=here).detach()
         self._move(scorer, batch, here, logits)

@@ -1,4 +1,4 @@
-"""What all ways of scoring share, and the plainest: windows of a stream, weights as they are.
+"""What all ways of scoring share, and the plainest one: windows of a stream, fixed weights.
 
 Shapes: B windows of a batch, T tokens of a window, k positions of a row that are scored, V
 vocabulary.
@@ -74,11 +74,11 @@ class Host(Protocol):
 
 
 class Scorer:
-    """A network, its text, what is mixed in, and the ledger of the scores.
+    """A network, its text, the mixture, and the ledger of the scores.
 
-    This one scores windows, `rows` in a forward pass; the weights stay as they are. `length` is
-    that of the longest row, and `order` that of the targets where it is not the text's. Scores are
-    of logits divided by `temperature`; what is learned from is not. A probe asks `witness`.
+    This class scores windows, `rows` per forward pass, with fixed weights. `length` is the length
+    of the longest row; `order` is the order of scoring, None for that of the text. Scores are of
+    logits divided by `temperature`, the training loss is not. A probe runs the network `witness`.
     """
 
     def __init__(
@@ -112,23 +112,23 @@ class Scorer:
                 )
 
     def run(self, item: Any) -> None:
-        """Score what ScoringWindows `item` tell to score, a span of the text, and record it.
+        """Score the targets of `item`, ScoringWindows over a span of the text, and record them.
 
-        Processes share the batches of `rows` windows, not the windows: a batch is the same whoever
-        runs it, so their number cannot change a score.
+        Processes share whole batches of `rows` windows. A batch is the same in whichever process it
+        runs, so the number of processes cannot change a score.
         """
         with self.session.timed("score"):
             batches = list(split_batches(item, self.rows))
             mine = [batches[i] for i in share(len(batches), self.runtime)]
             with torch.no_grad(), self.network.frozen():
-                # passes are launched ahead of the scores that are read, or the device would wait
+                # launch passes ahead of reading scores, so that the device never waits
                 launched = ((batch, start_copy(self.score_windows(batch))) for batch in mine)
                 scored = ((batch, scores()) for batch, scores in lag(launched, AHEAD))
                 self.record(item.targets, scored)
 
     def record(self, targets: range, scored: Iterable[tuple[ScoringWindows, np.ndarray]]) -> None:
         """Enter in the ledger the scores [B, k] of windows, and what other processes scored."""
-        # float64, in the order of the text: the sum is the same whoever scored which batch
+        # float64, in the order of the text: the same sum however batches were shared
         both = torch.zeros(2, len(targets), dtype=torch.float64)
         nats, times = both.numpy()
         for batch, scores in scored:
@@ -143,15 +143,15 @@ class Scorer:
             yield PassShape(self.rows, items[0].length, slice(offset, None), self.options)
 
     def state(self) -> State:
-        """Return what all processes hold alike, to go on from after a crash; all call it."""
+        """Return the state that all processes share, to resume from; all processes call it."""
         return {"ledger": self.ledger.state()}
 
     def own_state(self) -> State:
-        """Return what this process alone holds."""
+        """Return the state of this process alone."""
         return {}
 
     def load_state(self, state: State) -> None:
-        """Go on from what `state` returned, and `own_state` with it."""
+        """Continue from what `state` and `own_state` returned."""
         self.ledger.load_state(state["ledger"])
 
     def score_windows(self, batch: ScoringWindows) -> Tensor:
@@ -191,7 +191,7 @@ class Scorer:
         """
         if options.document_tokens is None and options.window is None:
             return options
-        # looking for BOS on the device would make the host wait for all that is queued there
+        # to find BOS on the device, the host would have to wait for all that is queued there
         inputs = self.text.tokens[np.minimum(positions, len(self.text))]
         return with_segments(
             torch.from_numpy(inputs.astype(np.int64)), options, self.runtime.device
@@ -225,7 +225,7 @@ class Scorer:
 def with_segments(inputs: Tensor, options: Pass, device: torch.device) -> Pass:
     """Return `options` with the segments of `inputs` [B, T], which are the host's.
 
-    The device is not waited for, and the bounds have one shape.
+    This does not wait for the device, and the bounds always have the same shape.
     """
     multiple = BOUNDS_MULTIPLE + inputs.numel() // BOUNDS_EVERY
     segments = segments_of(inputs, options, multiple=multiple)

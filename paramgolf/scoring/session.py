@@ -72,7 +72,7 @@ class Session:
         After each `every` items all processes stand at the same one. Without a label nothing is
         shown.
         """
-        # before the text is looked at, so that compiling can neither learn nor leak anything of it
+        # before the text is read, so that compiling cannot learn from it
         with self.timed("compile"):
             if self.runtime.compile:
                 warm_up(scorer, items)
@@ -92,7 +92,7 @@ class Session:
         return 0
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:
-        """Take notice that `done` items of `total` are done."""
+        """Do what is due after `done` of `total` items; here nothing."""
 
     def probe(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
         """Look at a batch before it is scored; what is returned is then shown its scores."""
@@ -107,8 +107,8 @@ class Session:
 def warm_up(scorer: Scorer, items: Sequence[Any]) -> None:
     """Compile what `items` will need, before any of the text is read.
 
-    The passes run on random tokens, so they can learn nothing that a score may not know; weights,
-    steps and ledger stay as they are, and the gradients are cleared before the first step.
+    The passes run on random tokens and so learn nothing of the text. Weights, steps and ledger do
+    not change, and gradients are cleared before the first step.
     """
     vocab_size = scorer.network.vocab_size
     generator = torch.Generator().manual_seed(0)

@@ -51,9 +51,9 @@ class Lesson(NamedTuple):
 
 
 class SgdTrainer:
-    """SGD with momentum on all parameters that training moves, at the rates of a cosine (pg#1413).
+    """SGD with momentum on all trained parameters, with a cosine learning rate (pg#1413).
 
-    Momentum lives on from chunk to chunk. Without `chains` each sequence is a row of its own. With
+    Momentum is kept from chunk to chunk. Without `chains` each sequence is a row of its own. With
     them attention stays inside a document, and the sequences of an update are dealt out to the
     chains: those of a chain are one row, in which a document goes on from one sequence to the next.
     Processes share the rows and average their gradients, so that all hold the same weights.
@@ -71,11 +71,11 @@ class SgdTrainer:
         self._scorer, self._config, self._runtime = scorer, config, scorer.runtime
         self._chains, self._network = chains, network or scorer.network
         self._options = sgd_options(scorer.network, config, chains)
-        # without those that no optimizer moves: the published losses have them as constants
+        # parameters that no optimizer trains are constants of the published losses too
         self._parameters = [
             p for p in scorer.network.requires_grad_().parameters() if p.requires_grad
         ]
-        # never None, so that a process without sequences joins the sums all the same
+        # never None: a process without sequences must take part in the sums too
         self._gradients = [torch.zeros_like(parameter) for parameter in self._parameters]
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
@@ -121,7 +121,7 @@ class SgdTrainer:
 
 
 class ChunkScorer(Scorer):
-    """Scores each chunk with what was learned by SGD from the chunks before it (none: nothing).
+    """Scores each chunk with the weights that SGD learned from the chunks before it.
 
     The last chunk is not learned from: nothing is left to score.
     """
@@ -152,7 +152,7 @@ class ChunkScorer(Scorer):
         return state
 
     def load_state(self, state: State) -> None:
-        """Go on from what `state` returned, and `own_state` with it."""
+        """Continue from what `state` and `own_state` returned."""
         super().load_state(state)
         if self._trainer is not None:
             self.network.load_state_dict(state["weights"])

@@ -46,9 +46,9 @@ DOCUMENT_READS = 5  # of each token of documents as long as the contest's: few e
 
 
 def sooner_alone(config: SlidingConfig, machine: RuntimeConfig, tokens: Path) -> bool:
-    """Tell whether the text is so short that one process is done with it before several are.
+    """Tell whether the text is so short that one process finishes before several would.
 
-    Never where their number was asked for.
+    False if the user set the number of processes.
     """
     targets = read_tokens_manifest(tokens).val.tokens
     if config.max_tokens is not None:
@@ -78,7 +78,7 @@ class StageSession(Session):
         masked = (found.manifest.tokenizer,) if config.token_mask else ()
         names = ("manifest.json", *found.scored_files, *primers, *masked)
         files = [package, *(tokens / name for name in names)]
-        # a missing file is the evaluation's to complain of
+        # a missing file is reported by the evaluation itself
         self._read = file_hashes(path for path in files if path.is_file())
         key = evaluation_key(config, runtime, self._read)
         self._stage, self._saved, self._probe = stage, SavedEvaluation(stage, key, runtime), Probe()
@@ -110,7 +110,7 @@ class StageSession(Session):
         return done
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:
-        """Say if the time will do, save what is done, and choose what to probe next."""
+        """Say whether the time will suffice, save what is done, and choose what to probe next."""
         if self._forecast and (words := self._forecast.look(done, self.timing.total)):
             say(f"{self._stage}: {words}")
         self._probe.plan(done, total)
@@ -160,12 +160,12 @@ def evaluation_key(
 
 
 class SavedEvaluation:
-    """The newest state of an evaluation, whose `key` tells parameters, data and model.
+    """The newest saved state of an evaluation; `key` is a hash of its parameters, data and model.
 
-    What processes hold alike is one file, which the main process writes. What each holds alone (it
-    may be empty) goes by turns into one of two files of its own: the main process writes last, so
-    if it is killed before, its older file still goes with the older of each two. All processes must
-    see the folder.
+    State that all processes share is one file, written by the main process. State of a single
+    process (it may be empty) is written alternately to two files of that process. The main process
+    writes last: if it is killed before that, its last file still matches the older of the two files
+    of each process. All processes must see the folder.
     """
 
     def __init__(self, stage: str, key: str, runtime: Runtime) -> None:
@@ -216,10 +216,10 @@ class SavedEvaluation:
 
 
 def document_table(text: Text, nats: np.ndarray) -> pa.Table:
-    """Return document, tokens, bytes, nats and bpb, a row a document in the order of the text.
+    """Return a row per document in the order of the text: document, tokens, bytes, nats and bpb.
 
-    Predicting a document's BOS counts, with 0 bytes, for the document that it begins; the first BOS
-    of all is no target. bpb is null where no byte of a document was scored.
+    The prediction of a document's BOS counts for that document, with 0 bytes; the first BOS of the
+    text is not a target. bpb is null if no byte of the document was scored.
     """
     begins = text.tokens == text.bos
     count = int(begins.sum())

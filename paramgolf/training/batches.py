@@ -47,10 +47,10 @@ class Batches:
         self._bounds = {sizes: self._sampled_bounds(sizes) for sizes in config.batch_sizes}
 
     def _sampled_bounds(self, sizes: BatchSizes) -> int:
-        """Return a number of bounds that hardly a row of packed documents exceeds.
+        """Return a number of bounds that almost no row of packed documents exceeds.
 
-        Rows are padded to it: compiled code and graphs want one shape, and attention's backward
-        pays for each bound, an empty segment's too.
+        Rows are padded to it, since compiled code and graphs want one shape. It should be small:
+        the backward pass of attention takes time for each bound, even of an empty segment.
         """
         length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
         if longest is None:

@@ -35,7 +35,7 @@ class Passes:
     def warm_up(self, state: TrainState) -> None:
         """Compile, and on a GPU capture, the passes of every regime, on random tokens.
 
-        That takes minutes, which must not count as training. Nothing is learned from it: weights,
+        This takes minutes, which must not count as training. Nothing is learned from it: weights,
         moments and batches stay as they are, and the gradients are zero afterwards.
         """
         network = state.network

@@ -43,8 +43,8 @@ def train(
 ) -> None:
     """Train on data/tokens; write artifacts/train and its metrics; resume if a run was cut off.
 
-    At the end `split` says for the metrics where the time of a step goes. `log` may be a kind of
-    Log that writes more.
+    At the end `split` measures, for the metrics, where the time of a step goes. `log` may be a
+    subclass of Log that writes more.
     """
     run = TrainingRun(model, config, runtime, open_tokens(), log)
     run.resume()
@@ -112,7 +112,7 @@ class TrainingRun:
         return Regime(self.config.batch_sizes[self.progress.sizes], self.progress.phase)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the same parameters, data and code, if any."""
+        """Resume from the newest checkpoint of the same parameters, data and code, if any."""
         saved = self._checkpoint.load(self.runtime.device, tell=self.runtime.is_main)
         if saved is None:
             self._log.write({"event": "start", **environment(self.runtime)})

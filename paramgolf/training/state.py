@@ -99,8 +99,8 @@ class TrainState:
     def _parts_of(self, name: str) -> Iterator[Part]:
         """Yield what the optimizers see of a parameter: itself, or its rows by phase of training.
 
-        Rows that no pass uses yet have no gradient: a zero gradient would let decay, which goes on
-        without it, shrink them to a few per cent before they are used (pg#1204).
+        Rows that no pass uses yet have no gradient, and so no optimizer step. With a zero gradient
+        weight decay would shrink them to a few per cent before they are first used (pg#1204).
         """
         p = self._parameters[name]
         whole = slice(0, len(p)), 0
@@ -228,7 +228,7 @@ class TrainState:
             fold(self._mixes, self._parameters)
 
     def state(self) -> dict[str, object]:
-        """Return all that `load` needs to go on as if nothing had happened."""
+        """Return all that `load` needs for an exact resume."""
         return {
             "weights": {name: p.detach() for name, p in self._parameters.items()},
             "average": self.average,
