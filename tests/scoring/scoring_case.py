@@ -97,6 +97,13 @@ def make_network(**changes) -> Network:
     return network
 
 
+def with_token(text: Text, position: int, token: int | None = None) -> Text:
+    """Return the text with another token at `position`: `token`, or any but BOS."""
+    tokens = text.tokens.copy()
+    tokens[position] = token or 2 + (tokens[position] - 1) % (VOCAB - 2)
+    return Text(tokens, text.byte_counts, text.bos)
+
+
 def make_text(count: int, seed: int = 5) -> Text:
     """`count` targets in documents of about 20 tokens."""
     rng = np.random.default_rng(seed)

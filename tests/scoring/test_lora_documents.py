@@ -8,12 +8,12 @@ import torch
 from scoring_case import (
     ALONE,
     STRIDE,
-    VOCAB,
     WINDOW,
     adapt_plainly,
     make_lora_config,
     make_network,
     make_text,
+    with_token,
 )
 
 from paramgolf.model.network import Pass
@@ -176,11 +176,6 @@ class TestPhases:
 
 
 class TestCausality:
-    def flipped(self, text, position, token=None):
-        tokens = text.tokens.copy()
-        tokens[position] = token or 2 + (tokens[position] - 1) % (VOCAB - 2)
-        return Text(tokens, text.byte_counts, 1)
-
     @pytest.mark.parametrize("documents", [{}, PHASES])
     @pytest.mark.parametrize("position", [61, 130, 260])
     def test_in_stream_order_no_past_score_moves_with_a_future_token(self, position, documents):
@@ -188,7 +183,7 @@ class TestCausality:
         assert text.tokens[position] != 1
         documents = {"order": "stream", **documents}
         before = adapt(text, documents=documents).nats
-        after = adapt(self.flipped(text, position), documents=documents).nats
+        after = adapt(with_token(text, position), documents=documents).nats
         assert (before[: position - 1] == after[: position - 1]).all()
         assert before[position - 1] != after[position - 1]
 
@@ -198,7 +193,7 @@ class TestCausality:
         assert text.tokens[position] != 1
         documents = {"order": "stream"}
         before = adapt(text, documents=documents).nats
-        after = adapt(self.flipped(text, position, token=1), documents=documents).nats
+        after = adapt(with_token(text, position, token=1), documents=documents).nats
         # other documents share a batch now: the same scores but for rounding
         np.testing.assert_allclose(before[: position - 1], after[: position - 1], atol=2e-4)
 
@@ -209,7 +204,7 @@ class TestCausality:
         start, stop = find_documents(text)
         i = int(np.argsort(start - stop, kind="stable")[1])
         position = int(start[i] + stop[i]) // 2
-        after = adapt(self.flipped(text, position), documents=documents)
+        after = adapt(with_token(text, position), documents=documents)
         same = before.nats == after.nats
         assert same[start[i] : position - 1].all()
         assert not same[position - 1]

@@ -11,6 +11,7 @@ from scoring_case import (
     make_lora_config,
     make_network,
     make_text,
+    with_token,
 )
 
 from paramgolf.model.network import Midway, Network
@@ -176,11 +177,6 @@ def test_learning_helps_on_documents_that_repeat_themselves():
 
 
 class TestCausality:
-    def changed(self, text, position, token=None):
-        tokens = text.tokens.copy()
-        tokens[position] = token or 2 + (tokens[position] - 1) % (VOCAB - 2)
-        return Text(tokens, text.byte_counts, 1)
-
     @pytest.mark.parametrize("documents", [{}, PHASES])
     def test_in_stream_order_no_past_score_moves_with_a_future_token(self, documents):
         text, documents = make_text(300), {"order": "stream", **documents}
@@ -191,7 +187,7 @@ class TestCausality:
         within = int(start[longest]) + WINDOW + BLOCK // 2
         for position in (61, 130, within):
             assert text.tokens[position] != 1
-            after = adapt(self.changed(text, position), documents).nats
+            after = adapt(with_token(text, position), documents).nats
             assert (before[: position - 1] == after[: position - 1]).all()
             assert before[position - 1] != after[position - 1]
 
@@ -200,7 +196,7 @@ class TestCausality:
         text, documents = make_text(200), {"order": "stream"}
         assert text.tokens[position] != 1
         before = adapt(text, documents).nats
-        after = adapt(self.changed(text, position, token=1), documents).nats
+        after = adapt(with_token(text, position, token=1), documents).nats
         # other documents share a batch now: the same scores but for rounding
         np.testing.assert_allclose(before[: position - 1], after[: position - 1], atol=2e-4)
 

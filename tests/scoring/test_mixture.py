@@ -17,6 +17,7 @@ from scoring_case import (
     make_config,
     make_lora_config,
     make_network,
+    with_token,
 )
 
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig
@@ -126,12 +127,10 @@ def test_probabilities_over_the_vocabulary_add_up_to_one(kind, case):
 @pytest.mark.parametrize("case", ["strided", "documents", "sgd", "lora_stream", "strict"])
 def test_no_past_score_moves_with_a_future_token(kind, case):
     text = echoing_text(200)
-    tokens = text.tokens.copy()
     position = 101
-    assert tokens[position] != 1
-    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
+    assert text.tokens[position] != 1
     before = score(text, mix(kind), case)
-    after = score(Text(tokens, text.byte_counts, 1), mix(kind), case)
+    after = score(with_token(text, position), mix(kind), case)
     assert (before[: position - 1] == after[: position - 1]).all()
     assert before[position - 1] != after[position - 1]
 
@@ -143,10 +142,8 @@ def test_by_length_the_past_is_what_is_scored_before(kind):
     ranking = np.argsort(start - stop, kind="stable")
     last = ranking[-5]
     position = int(stop[last]) - 1  # a token of a short document that stands early or late
-    tokens = text.tokens.copy()
-    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
     before = score(text, mix(kind), "length")
-    after = score(Text(tokens, text.byte_counts, 1), mix(kind), "length")
+    after = score(with_token(text, position), mix(kind), "length")
     longer = np.concatenate([np.arange(start[i], stop[i]) for i in ranking[:-5]])
     assert (before[longer] == after[longer]).all()
 

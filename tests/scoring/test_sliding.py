@@ -12,6 +12,7 @@ from scoring_case import (
     make_network,
     make_text,
     score_strided,
+    with_token,
 )
 
 from paramgolf.model.network import Pass
@@ -20,7 +21,7 @@ from paramgolf.scoring.config import MixtureConfig, SlidingConfig
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
-from paramgolf.scoring.text import Text, find_documents
+from paramgolf.scoring.text import find_documents
 from paramgolf.scoring.windows import ScoringWindows, sliding_windows
 
 
@@ -67,11 +68,9 @@ def test_the_same_call_gives_the_same_bits():
 @pytest.mark.parametrize("position", [1, 17, 64, 100])
 def test_no_past_score_moves_with_a_future_token(changes, position):
     text = make_text(110)
-    tokens = text.tokens.copy()
-    tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
     network = make_network(**changes)
     before = slide(text, network=network)
-    after = slide(Text(tokens, text.byte_counts, 1), network=network)
+    after = slide(with_token(text, position), network=network)
     # token p is target p - 1
     assert (before[: position - 1] == after[: position - 1]).all()
     assert before[position - 1] != after[position - 1]
@@ -157,9 +156,7 @@ class TestDocuments:
         start, stop = find_documents(text)
         i = int(np.argmax(stop - start))
         position = int(start[i] + stop[i]) // 2
-        tokens = text.tokens.copy()
-        tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
-        before, after = (self.score(t) for t in (text, Text(tokens, text.byte_counts, 1)))
+        before, after = (self.score(t) for t in (text, with_token(text, position)))
         changed = np.flatnonzero(before != after)
         assert changed.min() == position - 1
         assert changed.max() < stop[i]
@@ -207,8 +204,6 @@ class TestWindowed:
     @pytest.mark.parametrize("position", [20, 70])
     def test_no_past_score_moves_with_a_future_token(self, position):
         text = make_text(150)
-        tokens = text.tokens.copy()
-        tokens[position] = 2 + (tokens[position] - 1) % (VOCAB - 2)
-        before, after = self.score(text, 3), self.score(Text(tokens, text.byte_counts, 1), 3)
+        before, after = self.score(text, 3), self.score(with_token(text, position), 3)
         assert (before[: position - 1] == after[: position - 1]).all()
         assert before[position - 1] != after[position - 1]
