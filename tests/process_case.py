@@ -12,6 +12,8 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from unittest import mock
 
+import torch
+import torch.distributed
 import torch.multiprocessing
 
 from paramgolf.runtime import Runtime, processes
@@ -42,6 +44,16 @@ def run_ranks(work: Callable[..., None], *arguments: object, world: int = 2) -> 
     """Run work(rank, *arguments) in `world` processes; raise what one of them raised."""
     server()
     torch.multiprocessing.start_processes(work, arguments, world, start_method="forkserver")
+
+
+@contextlib.contextmanager
+def gloo_pair(rank: int, folder: str) -> Iterator[Runtime]:
+    """Be one of two CPU processes that find each other through a file in `folder`."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
+    yield Runtime(rank, 2, torch.device("cpu"))
+    torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

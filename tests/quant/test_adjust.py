@@ -4,8 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_case import gloo_pair, run_ranks
 from quantize_case import ALONE, VOCAB, make_config, make_hessians, make_trained, quantize_model
 from schema_case import faults_of
 
@@ -77,13 +76,10 @@ def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized
 
 
 def work(rank, folder, arguments):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     trained, config, tensors, texts = arguments
-    runtime = dataclasses.replace(ALONE, rank=rank, world=2)
-    found = adjust(trained, tensors if rank == 0 else {}, texts, config, runtime)
+    with gloo_pair(rank, folder) as runtime:
+        found = adjust(trained, tensors if rank == 0 else {}, texts, config, runtime)
     torch.save(found, f"{folder}/{rank}")
-    dist.destroy_process_group()
 
 
 def test_two_processes_learn_what_one_does(quantized, tmp_path):
@@ -91,7 +87,7 @@ def test_two_processes_learn_what_one_does(quantized, tmp_path):
     config = dataclasses.replace(config, adjust_steps=3)
     texts = texts[:13]  # the second batch has five, which two do not divide
     alone = adjust(trained, tensors, texts, config, ALONE)
-    mp.spawn(work, args=(str(tmp_path), (trained, config, tensors, texts)), nprocs=2)
+    run_ranks(work, str(tmp_path), (trained, config, tensors, texts))
     main, other = (torch.load(tmp_path / str(rank)) for rank in (0, 1))
     for name, tensor in alone.items():
         assert torch.equal(main[name], other[name])

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-import torch.distributed as dist
-from process_case import run_ranks
+from process_case import gloo_pair, run_ranks
 from torch.overrides import TorchFunctionMode
 
 from paramgolf.data.token_mask import TokenMask
@@ -251,15 +250,11 @@ def _as_dict(value):
 
 
 def work(rank, folder, model, changes):
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
     trained = make_trained(parse(ModelConfig, model, "model"))
-    runtime = Runtime(rank, 2, torch.device("cpu"))
     tokens = open_tokens(f"{folder}/data/tokens")
-    found, _ = collect(trained, tokens, make_config(**json.loads(changes)), runtime)
+    with gloo_pair(rank, folder) as runtime:
+        found, _ = collect(trained, tokens, make_config(**json.loads(changes)), runtime)
     torch.save(found, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,12 @@ import os
 
 import safetensors.torch
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from process_case import gloo_pair, run_ranks
 from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
 
 from paramgolf.quant.quantize import prepare, quantize
 from paramgolf.quant.sharing import deal
 from paramgolf.quant.trained import TEXTS
-from paramgolf.runtime import Runtime
 
 CONFIG = {"fit_bytes": 100_000, "fit_code_bytes": 40_000}
 
@@ -32,11 +30,9 @@ def test_the_largest_families_are_dealt_first(tiny_model):
 
 
 def work(rank, folder):
-    torch.set_num_threads(1)
     os.chdir(folder)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    quantize(make_config(**CONFIG), Runtime(rank, 2, CPU))
-    dist.destroy_process_group()
+    with gloo_pair(rank, folder) as runtime:
+        quantize(make_config(**CONFIG), runtime)
 
 
 def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
@@ -58,5 +54,5 @@ def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
     assert len(json.loads(files[tmp_path / "artifacts/quantize/report.json"])["fit"]["trials"]) > 1
     for path in files:
         path.unlink()
-    mp.spawn(work, args=(str(tmp_path),), nprocs=2)
+    run_ranks(work, str(tmp_path))
     assert {p: p.read_bytes() for p in files} == files

@@ -2,8 +2,7 @@
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from process_case import run_ranks
+from process_case import gloo_pair, run_ranks
 from scoring_case import (
     ALONE,
     make_config,
@@ -54,11 +53,8 @@ def evaluate(runtime: Runtime) -> dict[str, np.ndarray]:
 
 
 def work(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    np.savez(f"{folder}/{rank}.npz", **evaluate(Runtime(rank, 2, torch.device("cpu"))))
-    dist.destroy_process_group()
+    with gloo_pair(rank, folder) as runtime:
+        np.savez(f"{folder}/{rank}.npz", **evaluate(runtime))
 
 
 def test_two_processes_give_the_scores_of_one(tmp_path):
