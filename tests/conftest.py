@@ -17,6 +17,7 @@ import torch
 from recipe_case import TINY_MODEL
 from shard_files import write_token_set
 
+from paramgolf.cli import main
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.config import ModelConfig
 from paramgolf.recipes import Params, check, compose
@@ -46,6 +47,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def sample() -> Params:
     """The sample recipe, checked."""
     return check(compose("sample", ROOT / "recipes"), where="sample")
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a command of `paramgolf` that ends with `code`; return its output, or else its error."""
+
+    def call(*words: str, code: int = 0) -> str:
+        with pytest.raises(SystemExit) as ended:
+            main([*words])
+        captured = capsys.readouterr()
+        assert ended.value.code == code, captured.err
+        return captured.err if code else captured.out
+
+    return call
 
 
 @pytest.fixture

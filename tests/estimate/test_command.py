@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import subprocess
 import sys
@@ -10,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.cli import main
 from paramgolf.model.shapes import shapes
 from paramgolf.recipes import check, compose
 
@@ -18,18 +18,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+def run(monkeypatch: pytest.MonkeyPatch, command: Callable[..., str]) -> Callable[..., str]:
     """Run `paramgolf estimate` in the project's folder; return what it prints."""
     monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str, code: int = 0) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["estimate", *arguments])
-        assert caught.value.code == code
-        captured = capsys.readouterr()
-        return captured.err if code else captured.out
-
-    return call
+    return functools.partial(command, "estimate")
 
 
 def test_json_holds_the_whole_estimate(run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import os
 import re
@@ -16,7 +17,6 @@ import pytest
 import yaml
 from scipy import stats
 
-from paramgolf.cli import main
 from paramgolf.experiments.paired import power_of
 from paramgolf.experiments.read import FILES, parse
 from paramgolf.files import write_json, write_text
@@ -107,17 +107,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 
 @pytest.fixture
-def compare(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run the command; return what it prints."""
-
-    def call(*words: str, code: int = 0) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["compare", *words])
-        captured = capsys.readouterr()
-        assert caught.value.code == code, captured.err
-        return captured.err if code else captured.out
-
-    return call
+def compare(command: Callable[..., str]) -> Callable[..., str]:
+    """Run `paramgolf compare`; return what it prints."""
+    return functools.partial(command, "compare")
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import shutil
 import subprocess
@@ -16,7 +17,6 @@ from page_case import PARAMS, compared_runs, made
 from page_check import outside_references, text_of
 from run_files import metrics, write_run
 
-from paramgolf.cli import main
 from paramgolf.files import write_text
 from paramgolf.recipes import flatten
 from paramgolf.report import comparison as views
@@ -179,17 +179,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """ShownRun `paramgolf report`; return what it prints."""
-
-    def run(*words: str, code: int = 0) -> str:
-        with pytest.raises(SystemExit) as caught:
-            main(["report", *words])
-        captured = capsys.readouterr()
-        assert caught.value.code == code, captured.err
-        return captured.err if code else captured.out
-
-    return run
+def call(command: Callable[..., str]) -> Callable[..., str]:
+    """Run `paramgolf report`; return what it prints."""
+    return functools.partial(command, "report")
 
 
 def test_the_command_writes_the_page_of_a_commit_and_the_workspace(project, call):
