@@ -53,11 +53,6 @@ def initial_facts(name: str) -> dict[str, dict[str, Any]]:
     return {key: fact for key, fact in facts(name, "init").items() if not key.startswith("_")}
 
 
-def recipe(name: str) -> Params:
-    """Return the recipe `name` of a system, as it is."""
-    return check(compose(name, ROOT / "recipes"), where=name)
-
-
 def shrunk(name: str, shape: Mapping[str, int] = SHAPE, *, as_published: bool = True) -> Params:
     """Return the recipe `name` at the shape of the fixtures; all else is the recipe's own.
 

@@ -34,6 +34,11 @@ TINY_MODEL: dict[str, Any] = {
 }
 
 
+def recipe(name: str) -> Params:
+    """Return a recipe as it is, checked."""
+    return check(compose(name, RECIPES), where=name)
+
+
 def different(*sections: str) -> list[str]:
     """Name the recipes that differ in these sections: of those that do not, the first."""
     found: dict[str, str] = {}

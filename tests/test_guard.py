@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
+from recipe_case import recipe
 from shard_files import write_token_set
 
 from paramgolf.cli import main
@@ -19,7 +20,7 @@ from paramgolf.estimate.evaluation import scored_per_second
 from paramgolf.estimate.guard import objections
 from paramgolf.estimate.speed import Machine
 from paramgolf.files import read_json
-from paramgolf.recipes import Params, check, compose
+from paramgolf.recipes import Params, compose
 
 ROOT = Path(__file__).parents[1]
 H100 = "NVIDIA H100 80GB HBM3"
@@ -27,10 +28,6 @@ MEASURED = {
     row["figure"]: row["value"]
     for row in read_json(ROOT / "benchmarks/results/scoring.json")["rows"]
 }
-
-
-def recipe(name: str) -> Params:
-    return check(compose(name, ROOT / "recipes"), where=name)
 
 
 def tokens(train: int = 8_000_000_000, val: int = 40_000_000) -> SimpleNamespace:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from published_case import ROOT, SYSTEMS, facts, recipe
+from published_case import ROOT, SYSTEMS, facts
+from recipe_case import recipe
 
 from paramgolf.model.shapes import GATE_CHANNELS, count
 from paramgolf.params import read_yaml

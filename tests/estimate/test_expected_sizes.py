@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_case import recipe
 
 from paramgolf.estimate import size
 from paramgolf.estimate.allocation import (
@@ -20,7 +21,6 @@ from paramgolf.model.shapes import MATRICES
 from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.hessian import gather
-from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -32,10 +32,6 @@ FORMS = [
     | {"first_attention": False},
     {"parallel": "merge", "layer_scale": False},
 ]
-
-
-def recipe(name: str) -> Params:
-    return check(compose(name, RECIPES), where=name)
 
 
 @pytest.fixture(params=FORMS, ids=["single", "routed", "merge"])

@@ -14,12 +14,12 @@ from published_case import (
     given,
     initial_facts,
     network_of,
-    recipe,
     shrunk,
     slice_sums,
     tensors,
     wide_weights,
 )
+from recipe_case import recipe
 from torch import Tensor
 
 from paramgolf.model.config import Order

@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from package_case import VOCAB, make_quantized
+from recipe_case import recipe
 
 from paramgolf.codec.writer import encode
 from paramgolf.imports import imported_modules, module_file
@@ -31,7 +32,7 @@ from paramgolf.packing.code import (
 from paramgolf.packing.entry import SCORERS
 from paramgolf.params import read_yaml
 from paramgolf.quant.trellis import best_paths
-from paramgolf.recipes import check, compose, names
+from paramgolf.recipes import names
 from paramgolf.runtime import Runtime
 from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
@@ -69,7 +70,7 @@ def packed_params(make_params):
 
 
 def recipe_params(name):
-    params = check(compose(name, RECIPES), where=name)
+    params = recipe(name)
     model = dataclasses.asdict(params.model)
     return params, frozen_params(model, params.train, params.eval_sliding, params.eval_ttt)
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from published_case import ROOT, given, recipe, tensors
+from published_case import ROOT, given, tensors
 from quantize_case import quantize_model
+from recipe_case import recipe
 from torch import Tensor
 
 from paramgolf.codec.container import dequantized

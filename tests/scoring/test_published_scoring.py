@@ -13,11 +13,11 @@ from published_case import (
     facts,
     given,
     network_of,
-    recipe,
     shrunk,
     slice_sums,
     tensors,
 )
+from recipe_case import recipe
 from safetensors import safe_open
 from scoring_case import ALONE
 
