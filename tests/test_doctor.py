@@ -93,7 +93,7 @@ def test_a_good_gpu_machine_is_all_ok():
         ({"error": "No module named 'torch'"}, "torch", "fault", "No module named 'torch'"),
     ],
 )
-def test_what_torch_sees(changes, name, state, message):
+def test_what_torch_reports_is_ok_a_warning_or_a_fault(changes, name, state, message):
     finding = check_torch(**changes)[name]
     assert finding.state == state
     assert message in finding.text
@@ -297,15 +297,14 @@ def test_fp8_where_it_is_slower_is_a_warning(sample):
 @pytest.mark.parametrize(
     ("seconds", "text"), [(90, "90 s"), (600, "10 min"), (9000, "2 h"), (432000, "5 days")]
 )
-def test_duration(seconds, text):
+def test_a_duration_is_shown_in_its_largest_unit(seconds, text):
     assert plans.duration(seconds) == text
 
 
 # the command
 
 
-def test_json_and_exit_code(tmp_path, monkeypatch, capsys):
-    """The project is healthy here; an empty folder is at fault."""
+def test_an_empty_folder_is_a_fault_in_json_and_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as caught:
         main(["doctor", "--json"])

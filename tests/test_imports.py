@@ -50,7 +50,7 @@ def test_a_script_without_imports_has_an_empty_closure(root):
         ("from . import a\nimport paramgolfer", set()),
     ],
 )
-def test_imported_modules(source, names):
+def test_imports_are_found_in_every_form(source, names):
     assert imported_modules(ast.parse(source)) == names
 
 

@@ -33,7 +33,7 @@ CODECS = ("brotli", "lzma")
 
 
 @pytest.mark.parametrize("codec", [*CODECS, "rans", "auto"])
-def test_round_trip(model, tmp_path, codec):
+def test_a_written_model_is_read_back_exactly(model, tmp_path, codec):
     tensors, config = make_quantized(model)
     content, parts = encode(tensors, config, codec)
     (tmp_path / "model.bin").write_bytes(content)
@@ -263,7 +263,7 @@ def test_a_bomb_is_cut_off(codec):
 
 
 @pytest.mark.parametrize("raw", [b"", b"ab", b"abcdef"])
-def test_shuffle(raw):
+def test_shuffle_puts_low_bytes_before_high_ones(raw):
     assert unshuffle(shuffle(raw)) == raw
     assert shuffle(b"abcdef") == b"acebdf"
 

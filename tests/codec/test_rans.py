@@ -70,7 +70,7 @@ def correlated(blocks, rows, columns):
     spread=st.floats(0.0, 2.0),
     seed=st.integers(0, 10**6),
 )
-def test_round_trip(shape, deviation, spread, seed):
+def test_gaussian_integers_come_back_exactly(shape, deviation, spread, seed):
     rows = math.prod(shape[:-1])
     raw = gaussian(rows, shape[-1], deviation=deviation, spread=spread, seed=seed).tobytes()
     data = encode(raw, shape)
@@ -80,7 +80,7 @@ def test_round_trip(shape, deviation, spread, seed):
 
 @pytest.mark.parametrize("raw", [b"\0", b"\x80" * 64, b"\x7f" * 64, bytes(range(256)) * 3])
 @pytest.mark.parametrize("columns", [1, 32])
-def test_extremes(raw, columns):
+def test_constant_and_full_range_integers_come_back(raw, columns):
     shape = (-(-len(raw) // columns), columns)
     raw = raw.ljust(shape[0] * columns, b"\0")
     assert decode(encode(raw, shape), len(raw)) == raw

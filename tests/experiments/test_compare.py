@@ -142,7 +142,7 @@ def test_one_degree_of_freedom_is_singular():
     assert "(measured, 1 degree of freedom)" in power_of(0.001, 1, 3).sentence()
 
 
-def test_a_record_is_no_pair(project, compare):
+def test_paired_runs_are_not_compared_with_a_record(project, compare):
     message = compare("base-*", "--paired", "--against", "pr1855", code=2)
     assert "--paired needs runs of ours" in message
 
@@ -176,7 +176,7 @@ def test_against_an_experiment_its_group_is_the_reference(project, compared):
     assert result["groups"][1]["verdict"]["difference_bpb"] > 0
 
 
-def test_against_a_record(project, compared):
+def test_a_record_can_be_the_reference(project, compared):
     result = compared("base-*", "wide-*", "--against", "pr1493")
     assert result["against"] == {
         "label": "pr1493",

@@ -32,7 +32,7 @@ def test_welch_is_scipys(candidate, reference, margin):
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-12)
 
 
-def test_1855_against_1493():
+def test_the_verdict_on_1855_against_1493_is_as_by_hand():
     """By hand: means 1.061076 and 1.081; s^2 / n 4.08e-7 and 1.29e-8; t -30.7 at 2.13 degrees."""
     found = welch(sample(PR1855), sample(PR1493))
     assert found is not None

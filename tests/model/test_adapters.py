@@ -108,7 +108,7 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
 @pytest.mark.parametrize(
     "changes", [{}, {"parallel": "routed"}, {"parallel": "mixed"}, {"first_attention": False}]
 )
-def test_rows_never_meet(tiny_model, changes):
+def test_an_adapter_row_learns_from_its_own_loss_alone(tiny_model, changes):
     config = tiny_model(**changes)
     network, tokens, order = live_network(config), tokens_of(3), config.orders[-1]
     adapters = live_set(config, order, ALL, rows=3)
@@ -173,7 +173,7 @@ def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
         assert 0.9 < fresh[0].a[name].abs().max() * config.width**0.5 <= 1
 
 
-def test_keep_and_renew(tiny_model):
+def test_dropped_rows_come_back_fresh_in_the_same_memory(tiny_model):
     config = tiny_model()
     order, targets = config.orders[-1], ["k", "head"]
     shapes = adapter_shapes(config, VOCAB, order, targets)
@@ -196,7 +196,7 @@ def test_keep_and_renew(tiny_model):
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_chances_of_a_compiled_head_with_an_adapter_add_up_to_one(device):
+def test_probabilities_of_a_compiled_head_with_an_adapter_add_up_to_one(device):
     generator = torch.Generator(device).manual_seed(0)
     width, vocab, rank = 64, 8192, 8
 

@@ -241,7 +241,7 @@ def test_frozen_parameters_bring_no_checks_of_their_own(packed_params):
         assert "def faults" in modules[name]
 
 
-def test_size_and_shares(packed_params):
+def test_shares_of_modules_add_up_to_the_size_of_the_code(packed_params):
     code = pack_code(packed_params)
     assert len(code.content) == code.part.bytes == sum(code.part.shares.values())
     assert code.content == pack_code(packed_params).content

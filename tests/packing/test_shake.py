@@ -46,7 +46,7 @@ def test_what_no_root_reaches_goes():
     assert "other" not in found["app.late"]
 
 
-def test_what_is_used_stays():
+def test_what_the_program_uses_is_kept():
     """Modules as such whole, what annotations name, what a function imports, and effects."""
     found = shaken(SOURCES, [("app.main", "main")])
     assert {"one", "two"} <= {word.split("(")[0] for word in found["app.tools"].split()}

@@ -49,7 +49,7 @@ def divergence(network, changed, text):
     return float((right.exp() * (right - wrong)).sum(-1).mean())
 
 
-def test_shapes_and_signs(trained):
+def test_each_row_has_a_sensitivity_of_at_least_zero(trained):
     _, found = sensitivities(trained, make_hessians(trained), count=3)
     assert found.keys() == {name + SENSITIVITY for name in NAMES}
     for name in NAMES:

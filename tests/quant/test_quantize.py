@@ -192,7 +192,7 @@ def test_inputs_of_any_size_end_in_a_report(trained, hessians, size, low_rank):
         assert same > 0.999
 
 
-def test_entropy():
+def test_entropy_is_in_bits_per_integer():
     assert entropy_bits(torch.zeros(10, dtype=torch.int8)) == 0
     assert entropy_bits(torch.tensor([-127, 127, 0, 1], dtype=torch.int8)) == 2
 

@@ -31,7 +31,7 @@ def test_the_page_knows_a_cpu(content):
     assert "400 s on a CPU" in text_of(render_lab_page(summarize(content, "tiny")))
 
 
-def test_the_page_warns(content):
+def test_the_page_names_failures_repetition_and_mixed_commits(content):
     shown = text_of(render_lab_page(summarize(content, "tiny")))
     assert "broken, seed 1, failed: train: out of memory" in shown
     assert "base read the text 9.0 times" in shown

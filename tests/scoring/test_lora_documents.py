@@ -87,7 +87,7 @@ def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents
     np.testing.assert_allclose(adapt(text, documents=documents).nats, whole, atol=2e-4)
 
 
-def test_round_width():
+def test_widths_are_rounded_up_but_never_beyond_the_window():
     widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
     assert widths == [256, 256, 512, 1280, 2048]
     assert lora_documents.round_width(300, 400) == 400
@@ -188,7 +188,7 @@ class TestCausality:
         assert before[position - 1] != after[position - 1]
 
     @pytest.mark.parametrize("position", [61, 130])
-    def test_nor_with_the_place_where_a_document_ends(self, position):
+    def test_no_past_score_moves_with_the_place_where_a_document_ends(self, position):
         text = make_text(200)
         assert text.tokens[position] != 1
         documents = {"order": "stream"}
@@ -235,7 +235,7 @@ class TestPlantedViolations:
             ledger.close()
 
 
-def test_stride_is_no_matter():
+def test_the_stride_changes_no_score():
     text = make_text(100)
     assert (adapt(text, stride=STRIDE).nats == adapt(text, stride=WINDOW).nats).all()
 

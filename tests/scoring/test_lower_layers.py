@@ -192,7 +192,7 @@ class TestCausality:
             assert before[position - 1] != after[position - 1]
 
     @pytest.mark.parametrize("position", [61, 130])
-    def test_nor_with_the_place_where_a_document_ends(self, position):
+    def test_no_past_score_moves_with_the_place_where_a_document_ends(self, position):
         text, documents = make_text(200), {"order": "stream"}
         assert text.tokens[position] != 1
         before = adapt(text, documents).nats

@@ -71,7 +71,7 @@ def probe(case, kind, network=None, **changes):
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("kind", ["none", "ngram", "tilt"])
 @pytest.mark.parametrize("case", CASES)
-def test_nothing_is_wrong(case, kind, masked):
+def test_every_way_of_scoring_passes_the_probe(case, kind, masked):
     network = make_network()
     found, _ = probe(
         case, kind, network.with_mask(make_mask(echoing_text(400))) if masked else network

@@ -265,7 +265,7 @@ VIOLATIONS: list[tuple[str, Caught, str]] = [
 @pytest.mark.parametrize(
     ("catch", "verdict"), [v[1:] for v in VIOLATIONS], ids=[v[0] for v in VIOLATIONS]
 )
-def test_it_is_caught(monkeypatch, catch, verdict):
+def test_each_planted_violation_is_caught(monkeypatch, catch, verdict):
     assert verdict in catch(monkeypatch)
 
 

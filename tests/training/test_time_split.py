@@ -19,5 +19,5 @@ from paramgolf.training.time_split import kind_of
         ("triton_poi_fused_add_3", "elementwise"),
     ],
 )
-def test_kinds(kernel, kind):
+def test_a_kernel_has_the_kind_that_its_name_tells(kernel, kind):
     assert kind_of(kernel) == kind
