@@ -1,9 +1,9 @@
-"""The last adjustment: scales and vectors learn what integers cannot say any more.
+"""The last adjustment: train scales and vectors of the quantized network against the trained one.
 
-With all integers chosen, the scale of each row, and each number that stays float16, gets a factor
-that starts at 1 and learns by Adam to bring the quantized network's tokens to the trained one's:
-the loss is their Kullback-Leibler divergence, on calibration text. It makes up for what errors of
-all matrices do together, of which a solver of one matrix knows nothing.
+When all integers are chosen, each row's scale and each float16 parameter gets a factor that starts
+at 1. Adam trains these factors on calibration text; the loss is the Kullback-Leibler divergence of
+the quantized network's predictions from the trained network's. This compensates for the combined
+effect of the errors of all matrices, which GPTQ, solving one matrix at a time, cannot see.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def adjust(
     config: QuantizeConfig,
     runtime: Runtime,
 ) -> dict[str, Tensor]:
-    """Return the tensors, with scales and vectors that learned for `config.adjust_steps` steps.
+    """Return the tensors with scales and vectors trained for `config.adjust_steps` steps.
 
-    Integers stay, and so do the embedding's rows, of which most are of tokens that the texts, int64
-    [N, T], hold too few of. What has learned is rounded as it was before. Processes share the texts
-    of a step, which all have; the tensors are the main one's.
+    Integers do not change. The embedding's scales do not either: most tokens are too rare in the
+    texts, int64 [N, T]. Trained tensors are rounded as before. All processes pass the same texts
+    and share those of a step; only the main process needs to pass the tensors.
     """
     tensors = agreed(tensors, runtime)
     plain = replace(runtime, compile=False)
@@ -52,10 +52,10 @@ def adjust(
     factors = Factors(state, tensors, runtime.device)
     logs = list(factors.logs.values())
     optimizer = Adam(logs)
-    # neighbours in the training text come in different steps
+    # shuffled, so that neighboring windows of the training text are in different steps
     order = torch.randperm(len(texts_NT), generator=torch.Generator().manual_seed(0))
     batches = texts_NT[order].split(SEQUENCES)
-    # the trained network is asked once for each batch: of best's 64 texts, 4.3 GB over all devices
+    # the teacher runs once per batch; with recipe best's 64 texts this is 4.3 GB over all devices
     asked: dict[int, Tensor] = {}
     count, show = config.adjust_steps, runtime.is_main
     for step in track(range(count), "adjust", total=count, show=show):
@@ -78,8 +78,8 @@ def adjust(
 class Adam:
     """Adam (arXiv 1412.6980) with the rate given at each step.
 
-    Not torch.optim's: to make one imports PyTorch's compiler, which takes 1 to 5 s, as long as all
-    steps; and the adjustment's seconds count as training's.
+    torch.optim's is not used since it imports PyTorch's compiler, which takes 1 to 5 s, as long as
+    all steps together, and the adjustment counts as training time.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -139,7 +139,7 @@ class Factors:
 
 
 class _Logits(nn.Module):
-    """A network whose call returns logits, as `functional_call` wants it."""
+    """A network whose call returns logits, as `functional_call` needs."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()

@@ -1,10 +1,10 @@
-"""Text that the model writes itself, with every layer's keys and values kept.
+"""Generate text with the model itself, with a key-value cache.
 
-The network is the one of training; its backend has another attention, one that remembers. Each
-step passes the newest token and the two before it: smearing looks one token back, at an embedding
-that with bigrams looks one further; all else in the network looks at one position alone. Shapes are
-the same at each step, and nothing waits for the device: on a GPU the step is recorded once and
-replayed.
+The network is the one of training, with a backend whose attention keeps keys and values. Each step
+passes the newest token and the two before it, because smearing needs the embedding of the token
+before, and with bigrams that embedding needs one token more. All else but attention looks at a
+single position. Every step has the same shapes and none waits for the device, so that on a GPU the
+step is recorded once and replayed.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.model.operations import rotate
 
 SEEN = 3  # tokens of a pass
-SLICES = 2.0**40  # of certainty
+SLICES = 2.0**40  # probabilities are rounded down to multiples of 1 / SLICES
 WARM_UPS = 3  # steps before a recording, as CUDA graphs ask for
 
 
 class KeyValueCache:
     """Attention that keeps the keys and values of each of its calls in a pass.
 
-    The newest token attends to all positions up to its own, `position` (0-dimensional, int64). In a
-    pass of SEEN tokens the network takes it for position SEEN - 1 and has rotated its query and key
-    by that: rotations add up, so that both are rotated by what is missing.
+    The newest token attends to all positions up to its own, `position` (0-dimensional, int64). The
+    network rotates its query and key as at position SEEN - 1, the last of the pass. Rotations add
+    up, so here both are rotated by the difference to `position`.
     """
 
     def __init__(self, network: Network, length: int, position: Tensor) -> None:
@@ -53,7 +53,7 @@ class KeyValueCache:
         self._cos, self._sin = missing.real.contiguous(), missing.imag.contiguous()
 
     def begin(self) -> None:
-        """Tell that a pass begins."""
+        """Begin a pass: the next call is that of its first layer."""
         self._call = 0
 
     def __call__(
@@ -104,9 +104,9 @@ def generate(
     """Return texts that begin with given tokens, int64 [B, T] on the network's device.
 
     `draws_BT`, float64 in 0..1, choose the tokens; the first of each row is not read. The rotary
-    base is that of T tokens; where it `rope_follows_length`, each token is chosen by the base of
-    the tokens before it, as published code has it that passes the whole text for each new token
-    (pg#1204). Beyond the trained length a new base changes all that was kept, and so do we.
+    base is that of T tokens. With `rope_follows_length` it is that of the tokens so far, as in
+    published code that passes the whole text again for each new token (pg#1204). Beyond the trained
+    length each new base changes all keys, and so the whole text is passed again here too.
     """
     text = torch.zeros(draws_BT.shape, dtype=torch.int64, device=draws_BT.device)
     text[:, 0] = first_B
@@ -161,7 +161,8 @@ def _next(
 
 def draw_tokens(probabilities_BV: Tensor, draws_B1: Tensor) -> Tensor:
     """Return for each row the token [B, 1] whose part of the cumulative sum holds its draw."""
-    # whole numbers, whose sums have no order; a GPU's sums of others are not deterministic
+    # sums of integers do not depend on their order; a GPU's cumulative sums of floats are not
+    # deterministic
     sums = (probabilities_BV * SLICES).long().cumsum(-1)
     found = torch.searchsorted(sums, (draws_B1 * sums[:, -1:]).long(), right=True)
     return found.clamp_max(sums.shape[1] - 1)

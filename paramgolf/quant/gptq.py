@@ -146,11 +146,11 @@ def quantize_rows(
 ) -> Tensor:
     """Return integers, float32 [N, R, C]: each row's from GPTQ, or from rounding where better.
 
-    GPTQ is greedy and can lose to rounding on a row that is clipped hard; rows (the rows of a path,
-    with a trellis) do not depend on each other, so tr(E H E^T) is never above that of rounding on
-    the same grid, or with a trellis on the grid of the whole step.
+    GPTQ is greedy, and on a row that is clipped hard rounding can be better. Rows are independent
+    of each other (with a trellis, the rows of one path from those of another). So tr(E H E^T) is
+    never above that of rounding on the same grid, or, with a trellis, on the grid of whole steps.
     """
-    # rounding, too, must leave dead columns at 0: no output depends on them, and zeros cost least
+    # rounding too must leave dead columns at 0: no output depends on them, and zeros cost least
     alive = replace(rows, weight=rows.weight.masked_fill(factors.dead.unsqueeze(1), 0.0))
     greedy = solve(rows, factors, block_columns=block_columns)
 

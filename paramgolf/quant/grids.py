@@ -109,7 +109,7 @@ def nearest(rows: Rows) -> Tensor:
 
 
 def reached(maximum: Tensor, factor: Tensor) -> Tensor:
-    """Return the largest integers of steps times `factor`: the same reach, or what int8 holds."""
+    """Return the largest integers for steps times `factor`: for the same reach, within int8."""
     return (maximum / factor).floor().clamp_max(largest_integer(MOST_BITS))
 
 

@@ -1,8 +1,8 @@
-"""Whether quantizing cost what it should: every matrix is tried on a calibration text.
+"""Check that quantizing cost what it should, by running the network on a calibration text.
 
-The Hessians foresee what errors do to outputs; here the inputs themselves tell, of one text that
-calibrate kept. A matrix that costs more than it should is named with its cause (pg#1818 shipped a
-network that went from 1.10 to 3.46 bits per byte), and so is a network that diverges as a whole.
+The Hessians predict what errors do to outputs; here the same is measured on one text that calibrate
+kept. A matrix with a larger error than it should have is reported with the likeliest cause. So is a
+network that diverges as a whole (pg#1818 shipped one that went from 1.10 to 3.46 bits per byte).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from paramgolf.quant.row_grid import largest_integer
 from paramgolf.quant.trained import FAMILIES, Trained, stacked
 from paramgolf.runtime import Runtime
 
-MOST_TIMES = 3.0  # what the Hessian foresees of an error; a single text differs from all by less
+MOST_TIMES = 3.0  # the error that the Hessian predicts; a single text differs from all by less
 SMALL = 0.001  # of an output's energy: less is no fault, whatever was foreseen
 MOST_AT_ENDS = 0.01  # of a matrix's integers that may lie at the ends of their range
 MOST_SHARE = 0.25  # of an output's energy that a matrix's error may take

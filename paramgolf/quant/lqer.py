@@ -21,7 +21,7 @@ LEFT_BITS, RIGHT_BITS = 2, 4  # codes -2..1 and -8..7 (pg#1797)
 def add_corrections(solved: list[Solved], config: QuantizeConfig) -> None:
     """Correct the `low_rank_matrices` matrices with the largest error, in place.
 
-    The error is ||E||^2. A matrix that its packed correction would not bring nearer stays as it is.
+    The error is ||E||^2. A matrix whose packed correction would not reduce it stays as it is.
     """
     ranked = []
     for index, one in enumerate(solved):

@@ -1,8 +1,9 @@
 """The stage quantize: float weights and Hessians in; integers, scales and a report out.
 
-The way of a matrix: `prepare` puts it and its Hessian on the device and factorizes that;
+The steps for a matrix: `prepare` puts it and its Hessian on the device and factorizes the Hessian;
 quant.scales chooses its bits and scales; quant.solved its integers, by quant.gptq; quant.lqer
-corrects those that were hurt most; quant.adjust lets scales learn; quant.report says what it cost.
+corrects the matrices with the largest error; quant.adjust trains scales; quant.report measures the
+error.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
 def _measure_again(search: dict[str, Any], total: int) -> None:
     """Put the bytes after the adjustment into the record of the search; say if they no longer fit.
 
-    Integers are as they were, so that only the learned tensors are compressed anew.
+    Integers have not changed, so only the trained tensors are compressed again.
     """
     search["bytes_total"] = total
     if total > search["limit_bytes"]:
@@ -103,7 +104,7 @@ def prepare(
     *,
     show: bool = True,
 ) -> list[Family]:
-    """Put weights and Hessians on the device and factorize: what clips and bits do not change."""
+    """Put weights and Hessians on the device and factorize these, once for all clips and bits."""
     families = []
     for family, names in FAMILIES.items():
         if family == "embedding" and config.embedding_bits is None:

@@ -28,7 +28,7 @@ def matrix_reports(solved: Solved) -> list[dict[str, Any]]:
     error = solved.weight - solved.dequantized
     pair = (error, solved.weight)
     norms = [tensor.flatten(1).norm(dim=1).tolist() for tensor in pair]
-    # in units of the mean diagonal: the energy itself may be too large or too small for float32
+    # in units of the mean diagonal: the energy itself may overflow or underflow float32
     hessian = solved.family.hessian
     mean = hessian.diagonal(dim1=1, dim2=2).double().mean(1)
     unit = (hessian / mean.clamp_min(SMALLEST)[:, None, None]).float()

@@ -1,7 +1,8 @@
 """The precision of every matrix: its bits, and a scale for each of its rows.
 
-Scales come from the grid, are balanced by what errors cost where that was measured, and are cut to
-few digits; from there on they are fixed, and GPTQ or rounding only chooses integers.
+Scales come from the grid. If sensitivities were measured, they are balanced by what errors cost.
+Then they are rounded to few digits. From there on they are fixed: GPTQ and rounding only choose
+integers.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from paramgolf.quant.grids import Rows, nearest, round_scales, row_scales, short
 from paramgolf.quant.row_grid import RowGrid, grid_of
 from paramgolf.quant.solved import Family, Precision
 
-MOST_CHANGE = 16.0  # of a step, by which balance may divide or multiply it
-LEAST_COST = 1e-30  # of a row that nothing reads: its logarithm must be finite
+MOST_CHANGE = 16.0  # the largest factor by which balance may multiply or divide a step
+LEAST_COST = 1e-30  # for rows whose errors cost nothing: the logarithm must be finite
 
 
 def choose_precisions(
@@ -61,7 +62,7 @@ def searches(config: QuantizeConfig) -> list[tuple[float, ...]]:
 def rounded(name: str, weight_NRC: Tensor, bits: int, config: QuantizeConfig) -> Rows:
     """Return a parameter without a Hessian as rows to be rounded, each on its grid.
 
-    Projections lie on the matrices' grid; of tables and gates each row's largest weight fits.
+    Projections use the matrices' grid; that of a table or gate reaches its row's largest weight.
     """
     columns = torch.ones_like(weight_NRC[:, 0])
     candidates = []
@@ -101,8 +102,9 @@ def finer_columns(families: list[Family], bits: Bits, config: QuantizeConfig) ->
 def column_steps(families: list[Family]) -> dict[str, Tensor]:
     """Return how much finer each column is, int8 [layers, columns] by parameter.
 
-    Steps in proportion to U_jj make what GPTQ leaves of each column's error, step^2 / U_jj^2, the
-    same, which is least for their product, and with it the bytes (WaterSIC, arXiv 2603.04956).
+    The error that GPTQ leaves in column j is in proportion to step_j^2 / U_jj^2. With steps in
+    proportion to U_jj it is the same in all columns. For a given product of the steps, and so for
+    given bytes, its sum is then least (WaterSIC, arXiv 2603.04956).
     """
     chosen: dict[str, Tensor] = {}
     for family in families:

@@ -1,4 +1,4 @@
-"""How much the loss minds an error in each row of each matrix, measured on calibration text.
+"""How much an error in each row of each matrix adds to the loss, measured on calibration text.
 
 Let w be a row, e a small error in it, and g the gradient of a token's loss with respect to w. To
 second order the expected loss grows by e F e^T / 2, with F = E[g g^T] the row's Fisher information
@@ -33,8 +33,8 @@ def measure(
     """Return what an error's e H e^T in each row costs, nats per token: float32 [layers, rows].
 
     Keys are NAME.sensitivity. `rows` are pairs of text [1, T] int64 and draws [T, 1] in 0..1, on
-    the device, by which targets are chosen. Rows of the embedding share its whole in proportion to
-    how likely the model finds their tokens: of most tokens a text this short holds none.
+    the device, by which targets are sampled. The embedding's sum is shared among its rows by the
+    mean probability of their tokens, since most tokens do not occur in texts this short.
     """
     options = Pass(order=network.config.orders[-1])
     parameters = {
