@@ -49,10 +49,10 @@ def compare(
 ) -> dict[str, Any]:
     """Return groups, their metrics, and each group's verdict against the reference.
 
-    `score` is the metric that is tested, bits per byte; None: what the record submitted, else the
-    adapted score. `against` names a record or an experiment; None: the first group. `by_seed` pairs
-    runs of equal seeds too, and says what they can tell apart. Runs that cannot be used are listed
-    under `left_out` with the reason.
+    `score` is the metric that is tested, in bits per byte; None: the metric that the record
+    submitted, or the adapted score. `against` names a record or an experiment; None: the first
+    group. `by_seed` also compares runs of equal seeds, and adds the smallest difference that so
+    many seeds can show. Runs that cannot be used are listed under `left_out` with the reason.
     """
     records = read_records(root / RECIPES)
     if by_seed and against in records:
@@ -89,7 +89,10 @@ def _named(against: str, records: Mapping[str, Any], root: Path) -> list[Source]
 def _usable(
     sources: Sequence[Source], score: str, root: Path
 ) -> tuple[list[Experiment], dict[str, str]]:
-    """Return the runs that can be compared, and by name why others cannot; none is an error."""
+    """Return the runs that can be compared, and by name why others cannot.
+
+    It is an error if no run can be.
+    """
     runs = read(sources, root)
     reasons = [_unusable(run, score) for run in runs]
     left_out = {run.name: why for run, why in zip(runs, reasons, strict=True) if why}
@@ -172,7 +175,7 @@ def _by_seed(group: SeedGroup, score: str) -> dict[Any, list[float]]:
 
 
 def _pairs(scores: Sequence[dict[Any, list[float]]]) -> list[dict[str, Any] | None]:
-    """Return each group against the first, seed by seed; None of that, and without equal seeds."""
+    """Return each group against the first, seed by seed; None for the first, or no equal seeds."""
     found = [None, *(paired(one, scores[0]) for one in scores[1:])]
     return [None if one is None else dataclasses.asdict(one) for one in found]
 
@@ -210,5 +213,5 @@ def _record_flags(
 
 
 def _near(value: Any) -> bool:
-    """Tell whether the text is the contest's; tokenizers cut its end differently, by little."""
+    """Tell whether the text is the contest's; tokenizers cut its end slightly differently."""
     return isinstance(value, int) and abs(value - PUBLISHED_BYTES) < 1e-3 * PUBLISHED_BYTES

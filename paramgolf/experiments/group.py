@@ -1,4 +1,4 @@
-"""Experiments that differ by their seed alone, put together."""
+"""Groups of experiments that differ only in their seed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ALIKE = (
 
 @dataclass(frozen=True, slots=True)
 class SeedGroup:
-    """Runs of the same parameters but for the seed; `label` says what differs from other groups."""
+    """Runs that differ only in the seed; `label` says what differs from other groups."""
 
     label: str
     runs: tuple[Experiment, ...]

@@ -1,8 +1,8 @@
 """Which of a run's metrics are its own, by its dvc.lock.
 
-A run's commit has the metrics of every stage, those of stages that it did not run too: of
-`dvc exp run ... package` the scores are another run's. A stage is of this run if it was made with
-the run's parameters, and from outputs that are the run's.
+A run's commit holds the metrics of every stage, also of stages that it did not run: after
+`dvc exp run ... package` the scores are still those of an earlier run. A stage belongs to this run
+if it was made with the run's parameters and from outputs of stages that belong to it.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def read_lock(content: bytes, where: str) -> Lock:
 
 
 def foreign_stages(lock: Lock, params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the stages that are not of the run with these parameters (by dotted key), and why.
+    """Return the stages that do not belong to the run with these parameters, and why.
 
-    What is said reads on from "it was made with". Edits of code are not looked at.
+    `params` are by dotted key. A reason continues the sentence "it was made with". Changes of code
+    are not considered.
     """
     makers = lock.makers
     hashes = {out.path: out.md5 for stage in lock.stages.values() for out in stage.outs}

@@ -1,7 +1,7 @@
-"""What paired runs can tell: differences of equal seeds, their interval, and how many it takes.
+"""Paired runs: differences at equal seeds, their confidence interval, and how many pairs it takes.
 
-Two runs are a pair where they have the same seed. Runs that repeat one seed differ by rounding
-alone: their mean counts once, and they give no interval and no p.
+Two runs are a pair if they have the same seed. Runs that repeat one seed differ only by rounding:
+their mean counts once, and they give no interval and no p.
 """
 
 from __future__ import annotations
@@ -74,10 +74,11 @@ def pooled_deviation(groups: Sequence[Scores]) -> tuple[float, int] | None:
 
 
 def smallest_effect(deviation: float, seeds: int) -> float | None:
-    """Return the smallest difference that so many pairs show, in four cases of five.
+    """Return the smallest difference that so many pairs show with a probability of POWER.
 
-    Shown: the 95 % interval leaves out 0. `deviation` is that of one run; a pair's is sqrt(2) of
-    it, as seeds have nothing in common that both runs would feel. None for one pair.
+    A difference is shown if its 95 % interval excludes 0. `deviation` is that of one run; that of a
+    pair is sqrt(2) times as large, because equal seeds do not make two runs' errors alike. None for
+    one pair.
     """
     if seeds < 2:
         return None
@@ -94,7 +95,7 @@ def seeds_for(effect: float, deviation: float) -> int | None:
     """Return how many pairs show an effect of this size, None where MOST_SEEDS would not do."""
     if deviation <= 0:
         return 2
-    # by the normal distribution, which is below: from there it is a few steps
+    # start from the number by the normal distribution, which is a little too small
     reach = (1.959964 + 0.841621) * math.sqrt(2) * deviation / effect
     for seeds in range(max(2, math.floor(reach**2)), MOST_SEEDS + 1):
         smallest = smallest_effect(deviation, seeds)

@@ -1,7 +1,7 @@
-"""A rehearsal: every stage of a recipe at its full shapes, on few tokens, before the run is paid.
+"""A rehearsal: every stage of a recipe at its full shapes, on few tokens, before the costly run.
 
-What compiles lands in the caches of the run that follows, memory shows whether it suffices, and a
-fault costs seconds. The scores mean nothing.
+It fills the compile caches for the run that follows, shows whether the memory suffices, and reveals
+a fault within seconds. The scores mean nothing.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ class Sample:
     @property
     def moments(self) -> tuple[float, float, int]:
         """Mean, deviation and n as a test takes them."""
-        if self.n == 0:  # no error: then the number of scores, if more than one, is of no weight
+        if self.n == 0:  # exact: with a deviation of 0 the number of scores has no effect
             return self.mean, 0.0, 2
         assert self.deviation is not None
         return self.mean, self.deviation, self.n
@@ -122,10 +122,11 @@ def difference(
 def more_seeds(
     candidate: Sample, reference: Sample, margin: float, level: float, *, both: bool = False
 ) -> int | None:
-    """Return how many more seeds would bring p below `level`, if they fall as those before.
+    """Return how many more seeds would bring p below `level`, if they score as those before.
 
-    Means and deviations are taken to stay; a single seed is given the other group's deviation. The
-    candidate gets the seeds, with `both` the reference as many. None where MOST_SEEDS are too few.
+    Means and deviations are assumed to stay the same; a single seed is given the other group's
+    deviation. The candidate gets the seeds, and with `both` the reference as many. None if
+    MOST_SEEDS would not suffice.
     """
     known = [d for d in (candidate.deviation, reference.deviation) if d is not None]
     if not known or candidate.mean - reference.mean + margin >= 0:

@@ -1,8 +1,8 @@
-"""What the laboratory has found: a file of JSON that every stage is entered in as it ends.
+"""The laboratory's results: a JSON file in which every stage is entered when it ends.
 
 `stages` holds a stage's figures by its key, which is a hash of the parameters, code and tokens that
-they depend on; `failures` the reasons of those that failed; `plans` which keys are a plan's runs.
-So a plan that is run again finds what it has, whoever ran it.
+they depend on; `failures` holds why stages failed, and `plans` the keys of each plan's runs. A plan
+that is run again finds the figures that exist, even those of another plan.
 """
 
 from __future__ import annotations

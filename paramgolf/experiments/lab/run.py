@@ -1,8 +1,8 @@
-"""The laboratory at work: runs on their GPUs, figures entered as they come, failures as rows.
+"""The laboratory at work: start the stages of runs on GPUs, and enter figures and failures.
 
-One thread decides and enters; others do no more than wait for the process of a stage. A run holds
-its slot (a GPU, or as many as it takes) from training to quantizing; packing needs no GPU, so that
-the slot goes on with another run meanwhile, and scoring takes whichever slot is free first.
+One thread decides what starts and enters results; the other threads only wait for the process of a
+stage. A run keeps its slot (one GPU, or several) from training to quantizing. Packing needs no GPU,
+so that another run takes the slot meanwhile, and scoring uses whichever slot is free first.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from paramgolf.mirror import Mirror, file_name
 from paramgolf.progress import say
 from paramgolf.shell import output_of
 
-LARGE = "calibrate"  # Hessians, which nobody needs once they are used
+LARGE = "calibrate"  # its Hessians are large, and of no use after quantizing
 
 
 def runs_of(
@@ -201,7 +201,7 @@ class Laboratory:
         with ThreadPoolExecutor(2 * len(self._bench.slots)) as pool:
             try:
                 while self._begin(pool):
-                    # by turns: a signal that another thread receives does not end the waiting
+                    # with a timeout: a signal received by another thread does not end the wait
                     for future in wait(self._running, 0.5, FIRST_COMPLETED).done:
                         self._end(future, pool)
             except BaseException:
@@ -257,7 +257,7 @@ class Laboratory:
         self._running[future] = Task(job, slot, joules)
 
     def _end(self, future: Future[float], pool: Executor) -> None:
-        """Enter what a stage found, or why it failed; its job goes on where it is, if it can."""
+        """Enter a stage's figures or failure; start the job's next stage on the same slot."""
         job, slot, before = self._running.pop(future)
         run, bench, stage, key = job.run, self._bench, job.left[0], job.next_key
         try:

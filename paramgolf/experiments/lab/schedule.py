@@ -1,11 +1,11 @@
-"""Which run a GPU takes next: what has begun first, then seed by seed, variants in turn.
+"""Which run a GPU takes next: first runs that have begun, then new ones, seed by seed.
 
-But the last trainings, one a GPU, go before what has begun: they are the longest pieces of work,
-and if they were left for the end, some GPUs would wait for others.
+The last trainings, one per GPU, are an exception: they start before runs that have begun are
+continued. Training is the longest stage, and at the very end some GPUs would wait for others.
 
-Seeds are paired: all variants of one before those of the next, in alternating order (the first to
-the last, then back), so that a machine that grows hot or slow is nobody's disadvantage. GPUs of one
-machine differ by two percent, so each GPU has each variant as often as the others, where it can.
+All variants of one seed run before those of the next, in alternating order (first to last, then
+back), so that a machine that gets hot or slow puts no variant at a disadvantage. GPUs of one
+machine differ by two percent, so each variant runs equally often on each GPU, as far as possible.
 """
 
 from __future__ import annotations
@@ -75,7 +75,11 @@ class Schedule:
         return chosen
 
     def _fairest(self, slot: str, jobs: Sequence[Job]) -> Job:
-        """Return the job of a round that leaves the other slots, too, what they had least."""
+        """Return the job of a round to run on `slot`, so that every slot gets what it had least.
+
+        The jobs are assigned to this slot and to those that have none of this round yet, with the
+        least total of how often each slot had each variant.
+        """
         served = {job.slot for job in self.jobs if job.round == jobs[0].round}
         others = [other for other in self.slots if other != slot and other not in served]
         times = [[self.had[one, job.run.variant] for job in jobs] for one in (slot, *others)]
