@@ -17,8 +17,8 @@ LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "di
 def decompress(codec: Codec, data: bytes, size: int) -> bytes:
     """Return the `size` bytes that `data` stands for, never holding more than a little above that.
 
-    Data that is damaged, cut short, followed by anything, or stands for another number of bytes is
-    a ParamGolfError.
+    Data that is damaged, truncated, followed by other bytes, or of another decompressed size is a
+    ParamGolfError.
     """
     try:
         if codec == "rans":

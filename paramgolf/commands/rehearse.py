@@ -2,8 +2,8 @@
 
 The run is that of params.yaml, or of a recipe that is named, with changes. It reads data/tokens
 (`dvc repro audit`) and writes to .cache/rehearsal and, where runtime.mirror names a place, to a
-folder of its own there, so that this is tried, too. What the GPU's compilers make is kept for the
-run that follows. Scores of a rehearsal mean nothing. The exit code is 1 where a stage fails.
+folder of its own there, to test that too. Compiled GPU code is kept for the run that follows.
+Scores of a rehearsal mean nothing. The exit code is 1 if a stage fails.
 """
 
 from __future__ import annotations

@@ -84,8 +84,8 @@ def ordered_map(
 def threaded_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
     """Yield function(item) in the order of `items` from a thread a core.
 
-    This is for functions that spend their time in numpy, which holds no lock; they can share
-    arrays. At most two items a thread are under way.
+    This is for functions that spend their time in numpy, which releases the interpreter's lock;
+    they can share arrays. At most two items a thread are under way.
     """
     workers = cores()
     with ThreadPoolExecutor(workers) as pool:

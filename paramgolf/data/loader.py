@@ -17,10 +17,10 @@ Arrangement = Literal["shuffled", "coprime", "sequential"]
 class TrainingWindows:
     """Windows of `length` + 1 tokens; window w of an epoch begins length tokens after window w - 1.
 
-    The arrangement of an epoch is `sequential`, as in the stream; or, from a phase drawn anew each
-    epoch, `shuffled`, a seeded permutation, or `coprime`, a seeded stride that has no divisor in
-    common with the number of windows. Windows cross document bounds. Batches depend on nothing but
-    the seed, so training resumes at any step, on any number of processes.
+    The arrangement of an epoch is `sequential`: as in the stream; `shuffled`: a seeded permutation;
+    or `coprime`: a seeded stride that has no divisor in common with the number of windows. The last
+    two begin each epoch at another random offset. Windows cross document bounds. Batches depend
+    only on the seed, so training can resume at any step, on any number of processes.
     """
 
     def __init__(

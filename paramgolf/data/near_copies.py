@@ -1,16 +1,16 @@
-"""How much of each validation document stands in training, whatever its case, blanks and cuts.
+"""How much of each validation document occurs in the training text, ignoring case and spacing.
 
-What is compared are a text's letters: ASCII letters in small, digits, and all bytes beyond ASCII,
-with nothing between them. Every WINDOW letters in a row are a shingle (Broder 1997, "On the
-resemblance and containment of documents"), and a document's share is that of its shingles that
-stand anywhere in the training text. A shingle is a 64-bit hash
+Only the letters of a text are compared: ASCII letters in lower case, digits, and all bytes beyond
+ASCII, with nothing between them. Every WINDOW consecutive letters are a shingle (Broder 1997, "On
+the resemblance and containment of documents"). A document's share is the share of its shingles that
+occur anywhere in the training text. A shingle is represented by a 64-bit hash
 
     h = sum over i < WINDOW of letter_i B^i  mod 2^64
 
-which running sums give for all places at once, as B is odd and so has an inverse. Of a large
-validation text those shingles are held whose hash lies in the lowest of `every` equal ranges: the
-training text is sampled in the same way, so that a share is measured without bias, in bounded
-memory. docs/legality.md says what this sees and what not.
+which cumulative sums give for all places at once, since B is odd and so has an inverse. Of a large
+validation text only the shingles are kept whose hash lies in the lowest of `every` equal ranges.
+The training text is sampled in the same way, so that shares are measured without bias, in bounded
+memory. docs/legality.md says what this detects and what it does not.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ def overlap(
 ) -> Overlap:
     """Compare the splits by their text, or of published shards by their tokens.
 
-    `val_bytes` are those of the validation text, by which shingles are sampled. Memory holds hashes
+    `val_bytes`, the size of the validation text, sets how shingles are sampled. Memory holds hashes
     of the validation documents and shingles, and some blocks of training text.
     """
     every = max(1, -(-val_bytes // MOST_HELD))

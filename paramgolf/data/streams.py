@@ -1,8 +1,8 @@
-"""Compressed files as streams: read to their end, or refused; nothing is dropped without a word.
+"""Compressed files as streams: read to their end, or refused; nothing is dropped silently.
 
-A file may hold several streams, one behind the other, and .xz zeros between them. What follows the
-last one, and is no stream, is damage: readers that stop there lose documents. One limit of how far
-a file may expand holds for all formats.
+A file may hold several streams, one after another; .xz files may have zeros between them. Other
+bytes after the last stream are an error, because readers that stop there lose documents. One limit
+on how far a file may expand holds for all formats.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from paramgolf.errors import ParamGolfError
 COMPRESSIONS = (".gz", ".xz", ".zst")
 # what a damaged stream is told by; an OSError of the system has a number, one of a library has none
 DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
-# text shrinks to a tenth or so; a file of one repeated line to a thousandth, and a bomb further
+# text compresses about tenfold, a file of one repeated line a thousandfold, and a bomb more
 MAX_EXPANSION = 200
-FREE_BYTES = 64 << 20  # that any file may expand to
+FREE_BYTES = 64 << 20  # any file may expand to this size
 BLOCK_BYTES = 1 << 20
-MEMORY_BYTES = 1 << 29  # that a file's header may ask for; `xz -9` needs an eighth of it
+MEMORY_BYTES = 1 << 29  # the most that a file's header may ask for; `xz -9` needs an eighth of it
 XZ_PADDING = 4  # zeros between streams come in multiples of it
 
 
