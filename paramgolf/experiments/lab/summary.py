@@ -65,6 +65,18 @@ class VariantResult:
         ]
         return statistics.fmean(values) if values else None
 
+    def warnings(self) -> Iterator[str]:
+        """Yield what makes the variant's figures worth less than they look."""
+        passes = max((f.get("passes", 0.0) for f in self.figures.values()), default=0.0)
+        if passes > MOST_PASSES:
+            too_many = f"above {MOST_PASSES} it is learned by heart"
+            yield f"{self.name} read the text {passes:.1f} times: {too_many}"
+        for (seed, replicate), reason in self.failures.items():
+            again = f", run {replicate + 1}" if replicate else ""
+            yield f"{self.name}, seed {seed}{again}, failed: {reason}"
+        if (headroom := self.mean("headroom_bytes")) is not None and headroom < 0:
+            yield f"{self.name} is {-headroom:,.0f} bytes above the limit"
+
     @property
     def furthest(self) -> str | None:
         """The last score that any run has."""
@@ -85,15 +97,7 @@ class Summary:
     def warnings(self) -> Iterator[str]:
         """Yield what makes the figures worth less than they look."""
         for one in self.variants:
-            passes = max((f.get("passes", 0.0) for f in one.figures.values()), default=0.0)
-            if passes > MOST_PASSES:
-                too_many = f"above {MOST_PASSES} it is learned by heart"
-                yield f"{one.name} read the text {passes:.1f} times: {too_many}"
-            for (seed, replicate), reason in one.failures.items():
-                again = f", run {replicate + 1}" if replicate else ""
-                yield f"{one.name}, seed {seed}{again}, failed: {reason}"
-            if (headroom := one.mean("headroom_bytes")) is not None and headroom < 0:
-                yield f"{one.name} is {-headroom:,.0f} bytes above the limit"
+            yield from one.warnings()
         devices = dict.fromkeys(device for one in self.variants for device in one.devices)
         if len(devices) > 1:
             yield f"machines differ: {', '.join(devices)}"
