@@ -32,24 +32,24 @@ from paramgolf.scoring.text import Text
 class Mixture:
     """What the past says of each target, padded with targets for which it says nothing.
 
-    weight, probability: float32 [N + padding], the weight of the n-gram model (0 where its context
+    weight, chance: float32 [N + padding], the weight of the n-gram model (0 where its context
     is unknown) and its probability of the target. hint: int64 [N + padding], the token that `beta`
     favors, or -1.
     """
 
     weight: Tensor | None = None
-    probability: Tensor | None = None
+    chance: Tensor | None = None
     hint: Tensor | None = None
     beta: float = 0.0
 
-    def mixed(self, nats: Tensor, probability: Tensor, index: Tensor) -> Tensor:
-        """Return the network's `nats` of tokens with the n-gram model's `probability` mixed in.
+    def mixed(self, nats: Tensor, chance: Tensor, index: Tensor) -> Tensor:
+        """Return the `nats` of tokens mixed with `chance`, the n-gram model's probability.
 
         `index` holds the numbers of the targets; the shapes broadcast.
         """
         assert self.weight is not None
         weight = self.weight[index]
-        return -torch.log((1 - weight) * torch.exp(-nats) + weight * probability)
+        return -torch.log((1 - weight) * torch.exp(-nats) + weight * chance)
 
     def hinted(self, index: Tensor) -> Tensor:
         """Return the hint of each target of `index`, any token where there is none."""
@@ -89,7 +89,7 @@ def build_mixture(
     tokens = torch.from_numpy(stream).to(device)
     # back-off: the longest context that is known decides, a shorter one only where none was yet
     known = torch.zeros(len(order), dtype=torch.bool, device=device)
-    weight, probability = torch.zeros(2, len(order), device=device)
+    weight, chance = torch.zeros(2, len(order), device=device)
     hint = torch.full((len(order),), -1, device=device)
     longest = max(config.contexts)
     for context in sorted(config.contexts, reverse=True):
@@ -100,7 +100,7 @@ def build_mixture(
         # a longer context that has occurred before predicts the next token better
         share = config.weight * (context / longest) ** config.weight_power
         weight = torch.where(new, share, weight)
-        probability = torch.where(new, past.same / past.total.clamp(min=1), probability)
+        chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
         # of tokens with equal counts the first to reach that count is the hint, so that the choice
         # depends on the past alone
         sure = past.top_count >= config.min_share * past.total
@@ -116,7 +116,7 @@ def build_mixture(
 
     if config.kind == "tilt":
         return Mixture(hint=column(hint, -1), beta=config.beta)
-    return Mixture(weight=column(weight, 0), probability=column(probability, 0))
+    return Mixture(weight=column(weight, 0), chance=column(chance, 0))
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:

@@ -153,8 +153,8 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
         count_followers(stream, primed, primed + 1 + place, scorer.mixing, nats.shape[1])
         for place in places
     ]
-    probability = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
-    return mixture.mixed(nats, probability, index)
+    chance = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
+    return mixture.mixed(nats, chance, index)
 
 
 def count_followers(

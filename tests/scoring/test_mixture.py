@@ -166,7 +166,7 @@ def test_a_primer_counts_as_text_before_the_text_without_a_seam():
                 break
         else:
             expected = 0.0
-        assert found.probability[t - 1] == pytest.approx(expected)
+        assert found.chance[t - 1] == pytest.approx(expected)
         assert (found.weight[t - 1] > 0) == bool(after)
 
 
