@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -67,3 +68,14 @@ def test_a_started_process_has_the_settings_and_keeps_those_of_its_user(start):
     assert {name: found[name] for name in ENVIRONMENT} == ENVIRONMENT
     found = json.loads(output_of("-c", show, OPENBLAS_NUM_THREADS="3").splitlines()[-1])
     assert found["OPENBLAS_NUM_THREADS"] == "3"
+
+
+def test_a_process_that_works_for_another_says_nothing_once_nobody_reads():
+    program = "from paramgolf.process import serve_parent; serve_parent(); input(); print('done')"
+    words = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **words) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")
+        process.stdin.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == -signal.SIGPIPE

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-import signal
 import sys
 
 import brotli
@@ -36,7 +35,7 @@ from paramgolf.codec.rans_model import (
     scaled_classes,
     tables,
 )
-from paramgolf.process import end_with_parent
+from paramgolf.process import serve_parent
 
 SHRINKAGE = 4000  # of a layout that predicts rows
 SCALE_PRIORS = (4, 16, 64, 256, 1024)
@@ -308,8 +307,7 @@ def _supports() -> tuple[np.ndarray, np.ndarray]:
 
 def main() -> None:
     """Encode integers of the shape on the command line, from standard input to standard output."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    serve_parent()
     data = encode(sys.stdin.buffer.read(), tuple(map(int, sys.argv[1:])))
     sys.stdout.buffer.write(data)
 

@@ -18,7 +18,6 @@ import functools
 import itertools
 import json
 import re
-import signal
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +30,7 @@ from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
 from paramgolf.packing.shake import shaken
 from paramgolf.params import load_params
-from paramgolf.process import end_with_parent
+from paramgolf.process import serve_parent
 from paramgolf.runtime_config import ProcessConfig, RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
@@ -264,8 +263,7 @@ def module_name(path: Path) -> str:
 
 def main() -> None:
     """Pack the params and `rans` on standard input; write the content and the part."""
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    serve_parent()
     params, rans = json.load(sys.stdin)
     packed = pack_code(params, rans=rans)
     json.dump([packed.content.decode("latin-1"), asdict(packed.part)], sys.stdout)
