@@ -53,16 +53,6 @@ def end_with_parent() -> None:
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGTERM)
 
 
-def serve_parent() -> None:
-    """Make this a process that works for its parent alone: it ends with it, and says nothing then.
-
-    Ctrl-C is the parent's affair.
-    """
-    end_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # where nobody reads the result any more
-
-
 def keep_freed_memory() -> None:
     """Ask glibc to keep large blocks that are freed, not to map them anew for each tensor.
 

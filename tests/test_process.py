@@ -71,7 +71,7 @@ def test_a_started_process_has_the_settings_and_keeps_those_of_its_user(start):
 
 
 def test_a_process_that_works_for_another_says_nothing_once_nobody_reads():
-    program = "from paramgolf.process import serve_parent; serve_parent(); input(); print('done')"
+    program = "from paramgolf.apart import serve_parent; serve_parent(); input(); print('done')"
     words = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **words) as process:
         process.stdout.close()

@@ -15,6 +15,7 @@ import sys
 import brotli
 import numpy as np
 
+from paramgolf.apart import serve_parent
 from paramgolf.codec.rans import HEADER, LOWER_BOUND, predictable
 from paramgolf.codec.rans_model import (
     AVERAGE_SHIFT,
@@ -35,7 +36,6 @@ from paramgolf.codec.rans_model import (
     scaled_classes,
     tables,
 )
-from paramgolf.process import serve_parent
 
 SHRINKAGE = 4000  # of a layout that predicts rows
 SCALE_PRIORS = (4, 16, 64, 256, 1024)

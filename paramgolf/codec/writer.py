@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import lzma
-import subprocess
-import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -15,6 +13,7 @@ from typing import Any, Literal
 import brotli
 from torch import Tensor
 
+from paramgolf.apart import run_apart
 from paramgolf.codec import rans_writer
 from paramgolf.codec.byte_ledger import Kind, Part, apportion
 from paramgolf.codec.codecs import LZMA_FILTERS, Codec, shuffle
@@ -186,10 +185,8 @@ def compress(codec: Codec, raw: bytes, shape: tuple[int, ...] = ()) -> bytes:
 
 
 def _encode_apart(raw: bytes, shape: tuple[int, ...]) -> bytes:
-    command = [sys.executable, "-m", rans_writer.__name__, *map(str, shape)]
-    done = subprocess.run(command, input=raw, stdout=subprocess.PIPE)
-    # this process may have the memory for which that one was killed; any other fault shows again
-    return rans_writer.encode(raw, shape) if done.returncode else done.stdout
+    data = run_apart(rans_writer.__name__, *map(str, shape), data=raw)
+    return rans_writer.encode(raw, shape) if data is None else data
 
 
 def _stream_entry(stream: Stream, codec: Codec, data: bytes) -> StreamEntry:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from paramgolf.apart import run_apart
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.writer import CANDIDATES, Memo, encode
@@ -73,13 +72,9 @@ class Packer:
 
 
 def _pack_apart(params: dict[str, Any], *, rans: bool) -> PackedCode:
-    """Return what `pack_code` does, by a process beside which this one can work: it takes seconds.
-
-    A fault of that process is told by this one, which tries itself.
-    """
-    command, words = [sys.executable, "-m", code.__name__], json.dumps([params, rans])
-    done = subprocess.run(command, input=words.encode(), stdout=subprocess.PIPE)
-    if done.returncode:
+    """Return what `pack_code` does, which takes seconds, by a process of its own."""
+    data = run_apart(code.__name__, data=json.dumps([params, rans]).encode())
+    if data is None:
         return pack_code(params, rans=rans)
-    content, part = json.loads(done.stdout)
+    content, part = json.loads(data)
     return PackedCode(content.encode("latin-1"), Part(**part))

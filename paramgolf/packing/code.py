@@ -26,11 +26,11 @@ from typing import Any, TypeVar
 import brotli
 from python_minifier import minify
 
+from paramgolf.apart import serve_parent
 from paramgolf.codec.byte_ledger import Part, apportion
 from paramgolf.imports import closure
 from paramgolf.packing.shake import shaken
 from paramgolf.params import load_params
-from paramgolf.process import serve_parent
 from paramgolf.runtime_config import ProcessConfig, RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.training.config import TrainConfig
