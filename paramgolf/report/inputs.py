@@ -15,7 +15,7 @@ from paramgolf.model.shapes import MATRICES
 from paramgolf.packing.script import read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.schema import Fault, Foreign, Natural, Range, parse
-from paramgolf.training_log import LOG, LOG_FIX, of_event
+from paramgolf.training_log import LARGEST, LOG, LOG_FIX, of_event
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.recorded import check_recorded
 
@@ -25,7 +25,7 @@ PACKAGE = Path("artifacts/package/package.json")
 ERRORS_FIX = "make it again with `dvc repro -f -s quantize`"
 PACKAGE_FIX = "make it again with `dvc repro -f -s package`"
 SCRIPT = Path("artifacts/package/train_gpt.py")
-Drawn = Annotated[float, Range(-1e30, 1e30)]  # its logarithm, in per cent, gives the decimals
+Drawn = Annotated[float, Range(-LARGEST, LARGEST)]  # its logarithm, in per cent, gives the decimals
 SHIPPED = ("model", "train")
 
 
