@@ -18,6 +18,7 @@ from torch import Tensor
 from paramgolf.model.block import Lanes, Pair, low_rank
 from paramgolf.model.operations import norm
 
+NO_TARGET = -1
 IMPOSSIBLE = -1e4  # e^-1e4 is 0, in float64 too; differences of it are numbers, unlike infinity's
 
 
@@ -43,6 +44,13 @@ class Allowed(NamedTuple):
     states: Tensor  # int64 [B, T]
 
 
+class Further(NamedTuple):
+    """What training wants a position's logits to predict beside its target, and how much."""
+
+    targets: Tensor  # int64 [B, T, k]; NO_TARGET where there is none
+    weights: Tensor  # float32 [k], of their losses; that of the target itself is 1
+
+
 class Head(NamedTuple):
     """The weights of the head, in the compute dtype, and its caps."""
 
@@ -52,6 +60,7 @@ class Head(NamedTuple):
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
     allowed: Allowed | None = None
+    further: Further | None = None
 
 
 def head_input(lanes: Lanes, head: Head) -> Tensor:
@@ -104,9 +113,18 @@ def allow(logits: Tensor, allowed: Allowed | None) -> Tensor:
 def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Return the negative log-likelihood of targets [B, T], nats, float32.
 
+    Those of further targets, each times its weight, are added; one that cannot come counts nothing.
     As one compiled function: caps and softmax read the product once, in the compute dtype.
     """
-    return cross_entropy(head_logits(hidden, head), targets)
+    logits = head_logits(hidden, head)
+    nll = cross_entropy(logits, targets)
+    if head.further is None:
+        return nll
+    for further, weight in zip(head.further.targets.unbind(-1), head.further.weights, strict=True):
+        token = further.clamp_min(0)
+        counts = (further != NO_TARGET) & (logits.gather(-1, token[..., None])[..., 0] > IMPOSSIBLE)
+        nll = nll + torch.where(counts, weight * cross_entropy(logits, token), 0.0)
+    return nll
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

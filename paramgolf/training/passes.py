@@ -8,12 +8,14 @@ micro-batches and processes is that of the mean, in any partition.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.cuda_graph import CudaGraphs
+from paramgolf.model.head import Further
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batch, Batches
@@ -23,12 +25,17 @@ from paramgolf.training.state import TrainState
 
 
 class Passes:
-    """Computes the gradient of a run's steps."""
+    """Computes the gradient of a run's steps; `further` makes further targets of a batch."""
 
     def __init__(
-        self, model: ModelConfig, config: TrainConfig, batches: Batches, runtime: Runtime
+        self,
+        model: ModelConfig,
+        config: TrainConfig,
+        batches: Batches,
+        runtime: Runtime,
+        further: Callable[[Tensor], Further] | None = None,
     ) -> None:
-        self._model, self._config = model, config
+        self._model, self._config, self._further = model, config, further
         self._batches, self._runtime = batches, runtime
         self._graphs = CudaGraphs()
 
@@ -74,6 +81,7 @@ class Passes:
             longest=self._config.document_tokens(regime.sizes),
             batch_tokens=regime.sizes.batch_tokens,
             precision=self._config.precision,
+            further=None if self._further is None else self._further(batch.tokens),
         )
 
 
@@ -85,6 +93,7 @@ def backward(
     longest: int | None,
     batch_tokens: int,
     precision: str,
+    further: Further | None = None,
 ) -> Tensor:
     """Add the gradient of a micro-batch; return its share of the mean over `batch_tokens`.
 
@@ -95,7 +104,8 @@ def backward(
         from paramgolf.model.fp8 import with_short_mlp  # see packing/code.py
 
         network = network.with_backend(with_short_mlp(network.backend, batch_tokens))
-    options = Pass(order, document_tokens=longest, segments=batch.segments(longest))
+    segments = batch.segments(longest)
+    options = Pass(order, document_tokens=longest, segments=segments, further=further)
     nll = network.nll(batch.tokens[:, :-1], batch.tokens[:, 1:], options)
     loss = nll.sum() / batch_tokens
     loss.backward()

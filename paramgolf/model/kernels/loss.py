@@ -12,6 +12,10 @@ its largest tensor, by far; caps and softmax as separate kernels would pass over
 With a mask the sum leaves out the tokens that cannot come, which a row of bits tells for each
 position, and their G_j is 0.
 
+Further targets t_k of training, of weights w_k, read the same logits, W = 1 + sum_k w_k:
+    nll = W log(sum_j exp(l_j)) - l_t - sum_k w_k l_{t_k}
+    G_j = (W exp(l_j) / sum_i exp(l_i) - [j = t] - sum_k w_k [j = t_k]) (1 - tanh(z_j / c)^2)
+
 Exponentials are powers of two, as the hardware has them: with p = log2(e), caps and logits are in
 units of 1 / p, and tanh(x) = 1 - 2 / (2^(2 p x) + 1), which is right where the power overflows too.
 """
@@ -46,9 +50,9 @@ def _capped(z, above, below, per_nat: tl.constexpr):
 
 @triton.jit
 def _losses(
-    logits, targets, caps, nll, words, states, vocab, width,
+    logits, targets, caps, nll, words, states, further, weights, vocab, width,
     WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr,
-    NEVER: tl.constexpr,
+    NEVER: tl.constexpr, FURTHER: tl.constexpr,
 ):  # fmt: skip
     """Write a token's nll, float32 [rows], and G over its logits [rows, vocab].
 
@@ -56,7 +60,8 @@ def _losses(
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
     If MASKED, NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any,
-    width], states int64 [rows]; else neither is read.
+    width], states int64 [rows]; else neither is read. FURTHER is how many further targets a token
+    has, by head.Further: further int64 [rows, FURTHER], weights float32 [FURTHER].
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
@@ -71,25 +76,39 @@ def _losses(
     target = tl.load(targets + row).to(tl.int32)
     # l_t, read apart: to pick it out of the row would be a sum over the row
     chosen, _ = _capped(tl.load(here + target).to(tl.float32), above, below, per_nat)
-    z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
-    capped, bent = _capped(z, above, below, per_nat)
-    weights = tl.exp2(capped - top)
-    hit = column == target
+    bits = words
     if MASKED:
-        bits = words + tl.load(states + row) * width
-        can = (tl.load(bits + (column >> 5), mask=live, other=0) >> (column & 31)) & 1
-        weights = tl.where(can > 0, weights, 0.0)
-        hit = hit & (can > 0)
+        bits += tl.load(states + row) * width
         own = (tl.load(bits + (target >> 5)) >> (target & 31)) & 1
         chosen = tl.where(own > 0, chosen, NEVER * per_nat)
-    # beyond the vocabulary z reads 0, whose weight is not 0
+        target = tl.where(own > 0, target, -1)
+    wanted = tl.where(column == target, 1.0, 0.0)
+    all_weights = 1.0
+    for k in tl.static_range(FURTHER):
+        other = tl.load(further + row * FURTHER + k).to(tl.int32)
+        there = other >= 0
+        other = tl.maximum(other, 0)
+        if MASKED:
+            there = there & (((tl.load(bits + (other >> 5)) >> (other & 31)) & 1) > 0)
+        weight = tl.where(there, tl.load(weights + k), 0.0)
+        value, _ = _capped(tl.load(here + other).to(tl.float32), above, below, per_nat)
+        chosen += weight * value
+        wanted += tl.where(column == other, weight, 0.0)
+        all_weights += weight
+    z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
+    capped, bent = _capped(z, above, below, per_nat)
+    powers = tl.exp2(capped - top)
+    if MASKED:
+        can = (tl.load(bits + (column >> 5), mask=live, other=0) >> (column & 31)) & 1
+        powers = tl.where(can > 0, powers, 0.0)
+    # beyond the vocabulary z reads 0, whose power is not 0
     elif not EXACT:
-        weights = tl.where(live, weights, 0.0)
-    total = tl.sum(weights, 0)
-    tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
+        powers = tl.where(live, powers, 0.0)
+    total = tl.sum(powers, 0)
+    tl.store(nll + row, (all_weights * (tl.log2(total) + top) - chosen) / per_nat)
     if GRADIENT:
         # softmax - [j = t], then through the cap
-        gradient = weights * (1.0 / total) - tl.where(hit, 1.0, 0.0)
+        gradient = powers * (all_weights / total) - wanted
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
 
 
@@ -101,6 +120,8 @@ def _nll(
     targets: Tensor,
     words: Tensor | None,
     states: Tensor | None,
+    further: Tensor | None,
+    weights: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     # in the compute dtype, as head_logits has them
@@ -111,10 +132,11 @@ def _nll(
     launch(
         _losses, (rows,),
         logits, targets, caps, nll, targets if words is None else words,
-        targets if states is None else states, len(embedding),
+        targets if states is None else states, targets if further is None else further,
+        caps if weights is None else weights, len(embedding),
         0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
-        MASKED=words is not None, NEVER=IMPOSSIBLE,
+        MASKED=words is not None, NEVER=IMPOSSIBLE, FURTHER=0 if weights is None else len(weights),
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
     # an operator returns tensors; an empty one stands for none
@@ -134,7 +156,7 @@ def _differentiate(ctx, d_nll, _):  # type: ignore[no-untyped-def]
     weight = d_nll[:, None]
     d_hidden = (gradients @ embedding) * weight
     d_embedding = gradients.T @ (hidden * weight).to(hidden.dtype)
-    return d_hidden.to(hidden.dtype), d_embedding, None, None, None, None, None
+    return d_hidden.to(hidden.dtype), d_embedding, *[None] * 7
 
 
 _nll.register_autograd(_differentiate, setup_context=_save)
@@ -153,6 +175,8 @@ def nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     flat = hidden.reshape(-1, hidden.shape[-1])
     words, states = (None, None) if head.allowed is None else head.allowed
     states = None if states is None else states.flatten()
-    given = flat, head.embedding, caps, targets.flatten(), words, states
+    further, weights = (None, None) if head.further is None else head.further
+    further = None if further is None else further.flatten(0, -2)
+    given = flat, head.embedding, caps, targets.flatten(), words, states, further, weights
     losses = _nll(*given, torch.is_grad_enabled())[0]
     return losses.view(targets.shape)  # type: ignore[no-any-return]

@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from paramgolf.model import operations
-from paramgolf.model.head import Allowed, Head, head_nll
+from paramgolf.model.head import Allowed, Further, Head, head_nll
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -169,16 +169,18 @@ def test_nll(fused, dtype, vocab, sides):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50, 1024])
-def test_nll_of_what_a_mask_allows(fused, dtype, vocab):
+@pytest.mark.parametrize("further", [0, 3])
+def test_nll_of_what_a_mask_allows(fused, dtype, vocab, further):
     generator = torch.Generator(GPU).manual_seed(vocab)
     words = torch.randint(
         -(2**31), 2**31, (5, -(-vocab // 32)), generator=generator, device=GPU, dtype=torch.int32
     )
     states, targets = (torch.randint(n, (B, T), device=GPU) for n in (5, vocab))
     allowed = Allowed(words, states)
+    others = Further(*further_targets(vocab)) if further else None
 
     def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed))
+        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed, further=others))
 
     tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
     # half of the targets are forbidden, too: both give them the same score, and no gradient
@@ -188,6 +190,26 @@ def test_nll_of_what_a_mask_allows(fused, dtype, vocab):
     possible = plain[0] < 100
     assert 0.3 < possible.float().mean() < 0.7
     assert ((found[0] - plain[0])[possible].norm() / plain[0][possible].norm()) < BOUNDS[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [50, 8192])
+def test_nll_of_further_targets(fused, dtype, vocab):
+    targets, others = torch.randint(vocab, (B, T), device=GPU), further_targets(vocab)
+
+    def of(function):
+        return lambda h, e: function(h, targets, Head(e, 30.0, further=Further(*others)))
+
+    tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
+    plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
+    for x, y in zip(found, plain, strict=True):
+        assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+
+
+def further_targets(vocab):
+    """Three of each position, one in vocab + 1 of them absent, and their weights."""
+    targets = torch.randint(-1, vocab, (B, T, 3), device=GPU)
+    return targets, torch.tensor([0.5, 0.25, 0.0], device=GPU)
 
 
 def test_caps_that_learn_get_their_gradient(fused):
