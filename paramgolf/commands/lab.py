@@ -1,9 +1,9 @@
 """Train variants of recipes side by side, and say what helps, with an error bar.
 
 PLAN is a YAML file (docs/lab.md, benchmarks/plans): a recipe, a budget, seeds, and variants with
-their changes. Runs are spread over the GPUs; each figure is kept as it comes, and the same command
-goes on where an earlier one was stopped. With --dry-run nothing runs: it says what the plan costs
-and which differences its seeds can show.
+their changes, or factors, each of which half of the runs have. Runs are spread over the GPUs; each
+figure is kept as it comes, and the same command goes on where an earlier one was stopped. With
+--dry-run nothing runs: it says what the plan costs and which differences its seeds can show.
 """
 
 from __future__ import annotations

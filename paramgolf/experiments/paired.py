@@ -82,13 +82,17 @@ def smallest_effect(deviation: float, seeds: int) -> float | None:
     """
     if seeds < 2:
         return None
-    critical = t.ppf((1 + CONFIDENCE) / 2, seeds - 1)
+    return shown_shift(seeds - 1) * deviation * math.sqrt(2 / seeds)
+
+
+def shown_shift(freedom: float) -> float:
+    """Return how many standard errors a mean must be for POWER, by Student's t."""
+    critical = t.ppf((1 + CONFIDENCE) / 2, freedom)
 
     def lack(shift: float) -> float:
-        return float(nct.sf(critical, seeds - 1, shift)) - POWER
+        return float(nct.sf(critical, freedom, shift)) - POWER
 
-    shift = brentq(lack, 0.0, critical + 10.0)
-    return float(shift) * deviation * math.sqrt(2 / seeds)
+    return float(brentq(lack, 0.0, critical + 10.0))
 
 
 def seeds_for(effect: float, deviation: float) -> int | None:
@@ -109,14 +113,14 @@ class Power:
     """What seeds can tell apart: `deviation` of one run, measured with `freedom` or assumed (0)."""
 
     deviation: float
-    freedom: int
+    freedom: float
     seeds: int
     smallest: float | None
     wanted: int | None
 
     def sentence(self) -> str:
         """Say it in a line."""
-        degrees = "1 degree" if self.freedom == 1 else f"{self.freedom} degrees"
+        degrees = "1 degree" if self.freedom == 1 else f"{self.freedom:g} degrees"
         known = f"measured, {degrees} of freedom" if self.freedom else "assumed"
         shown = "one seed shows no difference"
         if self.smallest is not None:
@@ -134,7 +138,7 @@ def power(groups: Sequence[Scores], seeds: int, assumed: float = ASSUMED) -> Pow
     return power_of(deviation, freedom, seeds)
 
 
-def power_of(deviation: float, freedom: int, seeds: int) -> Power:
+def power_of(deviation: float, freedom: float, seeds: int) -> Power:
     """Return what `seeds` pairs tell apart by the deviation of one run; freedom 0: assumed."""
     smallest, wanted = smallest_effect(deviation, seeds), seeds_for(WANTED, deviation)
     return Power(deviation, freedom, seeds, smallest, wanted)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from paramgolf.experiments.lab.screening import Effect
 from paramgolf.experiments.lab.show import budget_of, tables
 from paramgolf.experiments.lab.summary import Summary
+from paramgolf.experiments.paired import Paired
 from paramgolf.files import write_text
 from paramgolf.report import pictures
 from paramgolf.report.html import template
@@ -18,17 +20,21 @@ def write_lab_page(summary: Summary, path: Path) -> None:
 
 def render_lab_page(summary: Summary) -> str:
     """Return the page; variants may lack figures."""
-    found = [
+    plan, screening = summary.plan, summary.screening
+    found: list[tuple[str, Paired | Effect]] = [
         (one.name, one.differences[summary.score])
         for one in summary.variants[1:]
         if summary.score in one.differences
     ]
+    if screening is not None:
+        found = [*screening.score.effects.items()]
     return template("lab.html").render(
-        plan=summary.plan,
-        variants=summary.plan["variants"],
+        plan=plan,
+        tried=plan["variants"] if screening is None else plan["factors"],
+        kind="variant" if screening is None else "factor",
         budget=budget_of(summary),
-        power=summary.power.sentence(),
+        told=[summary.power.sentence(), *(screening.notes() if screening else ())],
         warnings=[*summary.warnings()],
-        differences=pictures.paired_differences(found, summary.score) if found else None,
+        differences=pictures.differences(found, summary.score) if found else None,
         tables=tables(summary),
     )

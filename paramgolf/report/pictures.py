@@ -20,7 +20,9 @@ from paramgolf.report.scores import SCORES, Score
 from paramgolf.report.views import ErrorGrid
 
 if TYPE_CHECKING:
-    from paramgolf.experiments.paired import Paired  # imports scipy, which a run's page can spare
+    # which import scipy, which a run's page can spare
+    from paramgolf.experiments.lab.screening import Effect
+    from paramgolf.experiments.paired import Paired
 
 Points = Sequence[tuple[float, float]]
 CURVE_POINTS = 400  # more could not be seen
@@ -217,8 +219,8 @@ def compared(result: Mapping[str, Any]) -> Picture:
     return picture(draw, f"{result['score']} of each run.", height=1.2 + 0.5 * len(labels))
 
 
-def paired_differences(found: Sequence[tuple[str, Paired]], score: str) -> Picture:
-    """Return each variant's mean difference as a dot, its 95 % interval as a line."""
+def differences(found: Sequence[tuple[str, Paired | Effect]], score: str) -> Picture:
+    """Return each variant's or factor's mean difference as a dot, its 95 % interval as a line."""
     shown = [f"{name} {signed(pair.mean)}" for name, pair in found]
 
     def draw(figure: Figure) -> None:

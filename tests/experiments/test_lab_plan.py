@@ -44,7 +44,7 @@ def test_plans_of_the_project_are_sound(path):
         ({"seeds": [-1]}, "`seeds.0` must lie in 0..4294967295, found -1"),
         ({"gpus": 0}, "`gpus` must lie in 1..1024, found 0"),
         ({"goal": "done"}, "`goal` must be one of trained, packed, scored, adapted, found 'done'"),
-        ({"variants": []}, "`variants` must name at least one"),
+        ({"variants": []}, "`variants` or `factors` must be given, and not both"),
         ({"variants": [{"name": "a"}, {"name": "a"}]}, "found twice: a"),
         ({"variants": [{"name": "a", "chages": []}]}, "did you mean `variants.0.changes`?"),
         ({"variants": [{"name": "a|b"}]}, "`variants.0.name` must be a name of at most 80"),

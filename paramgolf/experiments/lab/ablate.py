@@ -60,7 +60,9 @@ def ablation(plan: Plan, recipe: str) -> Ablation:
     if not found:
         raise ParamGolfError(f"recipe `{recipe}` has no part", where=RECIPES, found=f"from: {base}")
     whole = Variant(name=recipe, reason="whole")
-    made = dataclasses.replace(plan, name=f"ablate-{recipe}", recipe=recipe, variants=(whole,))
+    made = dataclasses.replace(
+        plan, name=f"ablate-{recipe}", recipe=recipe, variants=(whole,), factors=(), runs=None
+    )
     variants, impossible = [whole], {}
     for part in found:
         variant = _without(made, part, changed, back)

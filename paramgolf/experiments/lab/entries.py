@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from paramgolf.experiments.lab.screening import ORDERS
 from paramgolf.experiments.lab.summary import METRICS
 from paramgolf.schema import Fault, Foreign, Natural, NaturalFloat, Positive
 
@@ -52,12 +53,22 @@ class Failed(Foreign):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnteredVariant(Foreign):
-    """A variant of a plan."""
+class EnteredFactor(Foreign):
+    """A factor of a screening."""
 
     name: str
     reason: str
     predicted: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnteredVariant(Foreign):
+    """A variant of a plan; of a run of a screening, the factors that are on."""
+
+    name: str
+    reason: str
+    predicted: float | None
+    factors: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +77,7 @@ class EnteredPlan(Foreign):
 
     name: str
     variants: tuple[EnteredVariant, ...]
+    factors: tuple[EnteredFactor, ...] = ()
     seeds: tuple[int, ...]
     seconds: NaturalFloat | None
     tokens: Natural | None
@@ -78,6 +90,12 @@ class EnteredPlan(Foreign):
             yield "variants", "must name at least one"
         if self.seconds is None and self.tokens is None:
             yield "seconds", "or `tokens` must be given"
+        if self.factors and len(self.variants) not in ORDERS:
+            yield "variants", f"must be as many as a design has runs, found {len(self.variants)}"
+        known = {factor.name for factor in self.factors}
+        for i, variant in enumerate(self.variants):
+            if unknown := {*variant.factors} - known:
+                yield f"variants.{i}.factors", f"must be of the plan, found {min(unknown)}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,15 @@ as `paramgolf use` checks them, before anything runs.
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lab.screening import MOST_FACTORS, ORDERS, design, order_of
 from paramgolf.experiments.paired import ASSUMED
 from paramgolf.params import read_yaml
 from paramgolf.recipes import Assignment, build, compose, merge, read_assignment
@@ -36,6 +39,8 @@ STAGES: dict[Goal, tuple[str, ...]] = {
     "scored": ("train", "calibrate", "quantize", "package", "packed", "eval_sliding"),
     "adapted": ("train", "calibrate", "quantize", "package", "packed", "eval_sliding", "eval_ttt"),
 }
+# of each pair a plan has one; which one, it may say otherwise than the plan that it is from
+EITHER = ("seconds", "tokens"), ("variants", "factors")
 PUBLISHED_STEPS = 5000  # about what the records take in their 600 s
 Name = Annotated[str, Spelling(r"[\w][\w .,:;+=()#'/&%-]{0,79}", "a name of at most 80 characters")]
 FileName = Annotated[str, Spelling(r"[\w][\w-]{0,63}", "letters, digits, - and _, as of a file")]
@@ -52,6 +57,29 @@ class Variant:
     recipe: str | None = None
     changes: tuple[str, ...] = ()
     goal: Goal | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Factor:
+    """What is tried in half of a screening's runs."""
+
+    name: Name
+    changes: tuple[str, ...]
+    reason: str = ""
+    predicted: float | None = None
+    """Bits per byte, runs with it minus runs without, as guessed before they ran."""
+
+    @property
+    def keys(self) -> set[str]:
+        """The keys that it changes."""
+        return {change.partition("=")[0] for change in self.changes}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScreeningRun(Variant):
+    """A run of a screening, a variant with the changes of all `factors` that are on."""
+
+    factors: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,14 +101,20 @@ class Text:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Variants, and what they have in common; the first variant is what others are held against."""
+    """Variants, and what they have in common; the first variant is what others are held against.
+
+    With `factors` the variants are the runs of a screening, which `screened` makes of them.
+    """
 
     name: FileName
     recipe: str
     text: Text
-    variants: tuple[Variant, ...]
     seeds: tuple[Seed, ...]
     """One training of each variant a seed; a seed that comes twice is run twice."""
+    variants: tuple[Variant, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    runs: Annotated[int, Range(1, ORDERS[-1])] | None = None
+    """Of the factors and a seed, at least; None: as few as there can be."""
     seconds: PositiveFloat | None = None
     """Of each training."""
     tokens: Positive | None = None
@@ -99,11 +133,20 @@ class Plan:
         """Yield what is wrong with the fields together."""
         if (self.seconds is None) == (self.tokens is None):
             yield "seconds", "or `tokens` must be given, and not both"
-        if not self.variants:
-            yield "variants", "must name at least one"
-        names = [variant.name for variant in self.variants]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            yield "variants", f"must have different names, found twice: {', '.join(twice)}"
+        if bool(self.variants) == bool(self.factors):
+            yield "variants", "or `factors` must be given, and not both"
+        for field, named in (("variants", self.variants), ("factors", self.factors)):
+            names = [one.name for one in named]
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                yield field, f"must have different names, found twice: {', '.join(twice)}"
+        if self.runs is not None and not self.factors:
+            yield "runs", "is of a plan with `factors`"
+        if len(self.factors) > MOST_FACTORS:
+            yield "factors", f"must be at most {MOST_FACTORS}, found {len(self.factors)}"
+        for one, other in itertools.combinations(self.factors, 2):
+            for key in sorted(one.keys & other.keys):
+                both = f"`{one.name}` and `{other.name}`"
+                yield "factors", f"must each have keys of its own, found {key} in {both}"
         if not self.seeds:
             yield "seeds", "must name at least one"
 
@@ -114,10 +157,15 @@ class Plan:
     def chosen(self, only: Sequence[str] | None) -> tuple[Variant, ...]:
         """Return the variants of these names, and the first, which they are held against.
 
-        None: all of them. A name that no variant has is an error.
+        None: all of them. A name that no variant has is an error, and so is a part of a screening.
         """
         if only is None:
             return self.variants
+        if self.factors:
+            fix = "leave out --only: what has run already is not run again"
+            raise ParamGolfError(
+                "a plan with factors is run and shown whole: an effect is of all runs", fix=fix
+            )
         names = [variant.name for variant in self.variants]
         if unknown := [name for name in only if name not in names]:
             expected, found = f"one of: {'; '.join(names)}", "; ".join(unknown)
@@ -142,8 +190,24 @@ def read_plan(path: Path) -> Plan:
         seen.append(other)
         below = read_yaml(file)
         below.pop("name", None)  # under which the results have that plan
-        content = merge(below, content)
-    return parse(Plan, content, "", where=path, of="the plan", fix="see docs/lab.md")
+        said = {key for pair in EITHER if not content.keys().isdisjoint(pair) for key in pair}
+        content = merge({k: v for k, v in below.items() if k not in said}, content)
+    return screened(parse(Plan, content, "", where=path, of="the plan", fix="see docs/lab.md"))
+
+
+def screened(plan: Plan) -> Plan:
+    """Return a plan that has factors with the runs of their design; others as they are."""
+    if not plan.factors:
+        return plan
+    runs = []
+    order = order_of(len(plan.factors), plan.runs or 0)
+    for number, columns in enumerate(design(order), start=1):
+        # unused columns come last
+        on = [one for one, is_on in zip(plan.factors, columns, strict=False) if is_on]
+        changes = tuple(change for one in on for change in one.changes)
+        names = tuple(one.name for one in on)
+        runs.append(ScreeningRun(name=f"screen {number:02}", changes=changes, factors=names))
+    return dataclasses.replace(plan, variants=tuple(runs))
 
 
 def _beside(path: Path, other: object) -> Path:
@@ -158,8 +222,11 @@ def _beside(path: Path, other: object) -> Path:
 def contents(plan: Plan, changes: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Return the parameters of each variant by its name, with the first seed.
 
-    `changes` come last, as of the command line. One ParamGolfError lists the variants at fault.
+    `changes` come last, as of the command line. One ParamGolfError lists the variants at fault, or
+    the factors: those that no recipe could have alone, or that change nothing.
     """
+    if plan.factors:
+        _check_factors(plan, changes)
     found, faults = {}, []
     for variant in plan.variants:
         try:
@@ -169,6 +236,19 @@ def contents(plan: Plan, changes: Sequence[str] = ()) -> dict[str, dict[str, Any
     if faults:
         raise ParamGolfError("\n".join(faults), where=f"plan {plan.name}")
     return found
+
+
+def _check_factors(plan: Plan, changes: Sequence[str]) -> None:
+    plain, faults = _content(plan, Variant(name=plan.name), changes), []
+    for factor in plan.factors:
+        try:
+            alone = Variant(name=factor.name, changes=factor.changes)
+            if _content(plan, alone, changes) == plain:
+                faults.append(f"factor `{factor.name}` changes nothing")
+        except ParamGolfError as error:
+            faults.append(f"factor `{factor.name}`: {error}")
+    if faults:
+        raise ParamGolfError("\n".join(faults), where=f"plan {plan.name}")
 
 
 def _content(plan: Plan, variant: Variant, changes: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from paramgolf.experiments.lab.cost import Cost, cost, training_tokens
 from paramgolf.experiments.lab.plan import Plan, contents
 from paramgolf.experiments.lab.records import Run
 from paramgolf.experiments.lab.run import Bench, Laboratory, only_one, runs_of, take_tokens, unmade
+from paramgolf.experiments.lab.screening import ScreenPower, screen_power
 from paramgolf.experiments.lab.show import markdown
 from paramgolf.experiments.lab.stages import ROOT
 from paramgolf.experiments.lab.summary import MOST_PASSES, rows, summarize
@@ -32,7 +33,7 @@ class Forecast:
     """What a plan would cost and could tell, before it runs."""
 
     cost: Cost
-    power: Power
+    power: Power | ScreenPower
     warnings: Sequence[str]
 
 
@@ -72,34 +73,39 @@ class Session:
         told = self._power()
         return Forecast(total, told, [*self._warnings(made, told)])
 
-    def _power(self) -> Power:
-        """Return what this plan's seeds tell apart, by the deviation that its runs have shown."""
+    def _power(self) -> Power | ScreenPower:
+        """Return what this plan tells apart, by the deviation that its runs have shown."""
         content, plan = self.bench.records.content, self.plan
-        deviation, freedom = plan.deviation, 0
+        deviation, freedom, seeds = plan.deviation, 0.0, len(set(plan.seeds))
         if plan.name in content["plans"]:
             known = summarize(content, plan.name).power
             if known.freedom:
                 deviation, freedom = known.deviation, known.freedom
-        return power_of(deviation, freedom, len(set(plan.seeds)))
+        if plan.factors:
+            order = len(plan.variants)
+            return screen_power(order, len(plan.factors), seeds, deviation, freedom)
+        return power_of(deviation, freedom, seeds)
 
     def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
         runs = runs_of(self.plan, self.contents, made, self.bench.stages)
         return [self.bench.records.of_any_code(run) for run in runs] if self._any_code else runs
 
-    def _warnings(self, made: Mapping[str, Made | None], told: Power) -> list[str]:
-        found = []
-        for variant in self.plan.chosen(self._chosen):
-            text = made[variant.name]
+    def _warnings(
+        self, made: Mapping[str, Made | None], told: Power | ScreenPower
+    ) -> Iterator[str]:
+        variants = [*map(self.plan.variant, self._chosen)]
+        for name in self._chosen:
+            text = made[name]
             passes = 0.0
             if text is not None:
-                tokens = training_tokens(self.contents[variant.name], self.plan.gpus)
+                tokens = training_tokens(self.contents[name], self.plan.gpus)
                 passes = tokens / text.train_tokens
             if passes > MOST_PASSES:
-                found.append(f"{variant.name} would read its text about {passes:.1f} times")
-            effect = variant.predicted
+                yield f"{name} would read its text about {passes:.1f} times"
+        for tried in self.plan.factors or variants:
+            effect = tried.predicted
             if effect and told.smallest is not None and abs(effect) < told.smallest:
-                found.append(f"{variant.name} is predicted {effect:+.4f}: too little to be shown")
-        return found
+                yield f"{tried.name} is predicted {effect:+.4f}: too little to be shown"
 
     def work(
         self,

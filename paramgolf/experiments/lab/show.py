@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from paramgolf.estimate.devices import GIB
+from paramgolf.experiments.lab.screening import Effect, Screening
 from paramgolf.experiments.lab.summary import SCORES, Summary, VariantResult
+from paramgolf.experiments.paired import Paired
 from paramgolf.experiments.show import Table, markdown_table
 
 # heading: figure, and how it is written
@@ -22,13 +24,21 @@ NONE = "-"
 
 
 def tables(summary: Summary) -> list[Table]:
-    """Return a row a variant in each of: scores, differences from the first variant, and costs."""
+    """Return a row a variant in each of: scores, differences from the first variant, and costs.
+
+    Of a screening there is a row a factor, its effects, in the place of differences.
+    """
     scores = [s for s in SCORES if any(one.mean(s) is not None for one in summary.variants)]
-    first, *others = summary.variants
     scored = [
         (one.name, _count(one), *(_mean_score(one, score) for score in scores))
         for one in summary.variants
     ]
+    if (found := summary.screening) is not None:
+        scored = [(*row, found.numbers(row[0])) for row in scored]
+        headings = "run", "seeds", *scores, "factors that are on"
+        runs = Table("bits per byte", headings, scored)
+        return [runs, _effects(found, summary.score), _costs(summary)]
+    first, *others = summary.variants
     made = [Table("bits per byte", ("variant", "runs", *scores), scored)]
     if others:
         rows = [row for one in others for row in _differences(one)]
@@ -50,12 +60,33 @@ def _costs(summary: Summary) -> Table:
     return Table("costs: means; GiB, kJ and tokens are of training", ("variant", *shown), rows)
 
 
+def _effects(found: Screening, score: str) -> Table:
+    rows = []
+    for number, factor in enumerate(found.factors, start=1):
+        name = factor["name"]
+        effects = (
+            _interval(found.score.effects.get(name), ".4f"),
+            _number(factor["predicted"], "{:+.4f}"),
+            _interval(found.speed.get(name), ".2f"),
+        )
+        rows.append((f"{number} {name}", *effects))
+    headings = "factor", score, "predicted", "speed, %"
+    return Table("effects: runs with a factor minus runs without it, ± 95 %", headings, rows)
+
+
+def _interval(found: Paired | Effect | None, form: str) -> str:
+    """Return a difference, ± half of its interval where there is one."""
+    if found is None:
+        return NONE
+    reach = "" if found.high is None else f" ± {found.high - found.mean:{form}}"
+    return f"{found.mean:+{form}}{reach}"
+
+
 def _differences(one: VariantResult) -> Iterator[tuple[str, ...]]:
     """Yield a row for each score of which there are pairs: their mean, and ± half its interval."""
     name, predicted = one.name, _number(one.predicted, "{:+.4f}")
     for score, found in one.differences.items():
-        reach = "" if found.high is None else f" ± {found.high - found.mean:.4f}"
-        difference = f"{found.mean:+.4f}{reach}"
+        difference = _interval(found, ".4f")
         yield name, score, difference, str(found.n), _number(found.p, "{:.2g}"), predicted
         name = predicted = ""
     if not one.differences:
@@ -92,6 +123,8 @@ def notes(summary: Summary) -> Iterator[str]:
     """Yield what the tables are of, what they can tell apart, and what to beware of."""
     yield f"each training has {budget_of(summary)}"
     yield f"{summary.score}: {summary.power.sentence()}"
+    if summary.screening is not None:
+        yield from summary.screening.notes()
     yield from summary.warnings()
 
 
@@ -106,8 +139,11 @@ def budget_of(summary: Summary) -> str:
 
 
 def markdown(summary: Summary) -> str:
-    """Return the tables in Markdown, with the reason of each variant below them."""
+    """Return the tables in Markdown, with the reason of each variant or factor below them."""
     parts = [f"# {summary.plan['name']}", *map(markdown_table, tables(summary))]
     parts.append("\n".join(f"- {note}" for note in notes(summary)))
-    reasons = [f"- {one.name}: {one.reason}" for one in summary.variants if one.reason]
+    tried = [(one.name, one.reason) for one in summary.variants]
+    if summary.screening is not None:
+        tried = [(one["name"], one["reason"]) for one in summary.screening.factors]
+    reasons = [f"- {name}: {reason}" for name, reason in tried if reason]
     return "\n\n".join([*parts, *(["\n".join(reasons)] if reasons else [])]) + "\n"

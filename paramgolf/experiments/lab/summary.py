@@ -7,9 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from paramgolf.experiments.lab.screening import Screening, ScreenPower, screening
 from paramgolf.experiments.paired import Paired, Power, Scores, paired, power
 
 MOST_PASSES = 4  # over the text; beyond, a network learns it by heart
+SPEED = "tokens_per_second"
 SCORES = {"trained": "train", "packed": "packed", "sliding": "eval_sliding", "adapted": "eval_ttt"}
 # figure: the stage's metric that it is
 METRICS = {
@@ -17,7 +19,7 @@ METRICS = {
     "parameters": ("train", "parameters"),
     "steps": ("train", "steps"),
     "tokens": ("train", "tokens"),
-    "tokens_per_second": ("train", "tokens_per_second"),
+    SPEED: ("train", "tokens_per_second"),
     "startup_seconds": ("train", "startup_seconds"),
     "peak_memory_bytes": ("train", "peak_memory_bytes"),
     "bytes_total": ("package", "bytes_total"),
@@ -31,7 +33,7 @@ UNITS: dict[str, tuple[str, Better]] = {
     "steps": ("steps", "higher"),
     "tokens": ("tokens", "higher"),
     "passes": ("passes over the text", "lower"),
-    "tokens_per_second": ("tokens/s", "higher"),
+    SPEED: ("tokens/s", "higher"),
     "startup_seconds": ("s", "lower"),
     "peak_memory_bytes": ("bytes", "lower"),
     "bytes_total": ("bytes", "lower"),
@@ -90,9 +92,11 @@ class Summary:
 
     plan: Mapping[str, Any]
     variants: Sequence[VariantResult]
-    power: Power
+    power: Power | ScreenPower
     score: str
-    """The score that the power is of: the furthest that all variants have."""
+    """The score that power and effects are of: the furthest that all variants have."""
+    screening: Screening | None
+    """Of a plan with factors, whose variants are not held against the first."""
 
     def warnings(self) -> Iterator[str]:
         """Yield what makes the figures worth less than they look."""
@@ -116,18 +120,30 @@ def summarize(content: Mapping[str, Any], name: str, only: Sequence[str] | None 
     """
     entry = content["plans"][name]
     plan, reference = entry["plan"], None
+    screens = bool(plan.get("factors"))
     results: list[VariantResult] = []
     for variant in plan["variants"]:
         if only is not None and reference is not None and variant["name"] not in only:
             continue
         runs = [run for run in entry["runs"] if run["variant"] == variant["name"]]
         result = _result(variant, runs, content, entry["texts"][variant["name"]], reference)
-        reference = reference or result
+        reference = None if screens else reference or result
         results.append(result)
-    score = _common_score(results)
+    score, seeds = _common_score(results), len(set(plan["seeds"]))
+    if screens:
+        found = screening(plan, _by_run(results, score), _by_run(results, SPEED), seeds)
+        return Summary(plan, results, found.power, score, found)
     groups = [_scores(one.figures, score) for one in _trained_apart(results, entry["runs"])]
-    seeds = len(set(plan["seeds"]))
-    return Summary(plan, results, power(groups, seeds, plan["deviation"]), score)
+    return Summary(plan, results, power(groups, seeds, plan["deviation"]), score, None)
+
+
+def _by_run(results: Sequence[VariantResult], figure: str) -> dict[tuple[str, int], float]:
+    """Return a figure by variant and seed, the mean where a seed was run again."""
+    return {
+        (one.name, seed): statistics.fmean(values)
+        for one in results
+        for seed, values in _scores(one.figures, figure).items()
+    }
 
 
 def _trained_apart(
@@ -226,19 +242,36 @@ def rows(summary: Summary) -> list[dict[str, Any]]:
         for figure, (unit, better) in UNITS.items():
             if one.mean(figure) is None:
                 continue
-            reference = None if one is first else first.mean(figure, beside=one)
+            alone = one is first or summary.screening is not None
+            reference = None if alone else first.mean(figure, beside=one)
             value = one.mean(figure, beside=None if reference is None else first)
-            found.append(
-                {
-                    "figure": f"{summary.plan['name']}, {one.name}: {figure}",
-                    "value": value,
-                    "unit": unit,
-                    "reference": reference,
-                    "target": None,
-                    "better": better,
-                }
-            )
-    return found
+            name = f"{summary.plan['name']}, {one.name}: {figure}"
+            found.append(_row(name, value, unit, better, reference))
+    return [*found, *_effect_rows(summary)]
+
+
+def _effect_rows(summary: Summary) -> Iterator[dict[str, Any]]:
+    """Yield the effects of factors."""
+    if (found := summary.screening) is None:
+        return
+    for name, effect in found.score.effects.items():
+        figure = f"{summary.plan['name']}, {name}: effect on {summary.score}"
+        yield _row(figure, effect.mean, "bits/byte", "lower")
+    for name, effect in found.speed.items():
+        yield _row(f"{summary.plan['name']}, {name}: effect on speed", effect.mean, "%", "higher")
+
+
+def _row(
+    figure: str, value: float | None, unit: str, better: Better, reference: float | None = None
+) -> dict[str, Any]:
+    return {
+        "figure": figure,
+        "value": value,
+        "unit": unit,
+        "reference": reference,
+        "target": None,
+        "better": better,
+    }
 
 
 def as_json(summary: Summary) -> dict[str, Any]:
@@ -248,11 +281,13 @@ def as_json(summary: Summary) -> dict[str, Any]:
         "score": summary.score,
         "power": asdict(summary.power),
         "warnings": [*summary.warnings()],
+        "effects": None if summary.screening is None else summary.screening.as_json(),
         "variants": [
             {
                 "name": one.name,
                 "reason": one.reason,
                 "predicted": one.predicted,
+                "factors": None if summary.screening is None else summary.screening.on[one.name],
                 "runs": [
                     {"seed": seed, "replicate": replicate, **figures}
                     for (seed, replicate), figures in one.figures.items()
