@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -188,6 +189,24 @@ def device_name(device: torch.device) -> str:
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor of the host to `device`, from memory that the host need not wait for."""
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def start_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
+    """Begin to copy `tensor` to the host; the function returned waits for that copy alone.
+
+    Work queued on the device in between goes on. float64.
+    """
+    host = tensor.to("cpu", non_blocking=True)
+    copied = torch.cuda.Event() if tensor.is_cuda else None
+    if copied is not None:
+        copied.record()
+
+    def wait() -> np.ndarray:
+        if copied is not None:
+            copied.synchronize()
+        return host.double().numpy()
+
+    return wait
 
 
 def synchronize(device: torch.device) -> None:

@@ -19,7 +19,7 @@ from paramgolf.model.backend import share_graphs, uncompiled
 from paramgolf.model.cuda_graph import CudaGraphs
 from paramgolf.model.network import Network, Pass
 from paramgolf.progress import say
-from paramgolf.runtime import send
+from paramgolf.runtime import send, start_copy
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
@@ -37,7 +37,6 @@ from paramgolf.scoring.scorer import (
     ScoringBatch,
     State,
     lag,
-    start_copy,
 )
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson, SgdTrainer

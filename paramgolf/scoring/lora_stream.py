@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from paramgolf.model.network import Network
-from paramgolf.runtime import send, share
+from paramgolf.runtime import send, share, start_copy
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_adapter import LoraTrainer
-from paramgolf.scoring.scorer import Host, PassShape, Scorer, State, start_copy
+from paramgolf.scoring.scorer import Host, PassShape, Scorer, State
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import cut
 from paramgolf.scoring.text import Text

@@ -20,7 +20,7 @@ from paramgolf.model.attention import BOUNDS_MULTIPLE
 from paramgolf.model.block import Positions
 from paramgolf.model.head import cross_entropy
 from paramgolf.model.network import Network, Pass, segments_of
-from paramgolf.runtime import Runtime, send, share
+from paramgolf.runtime import Runtime, send, share, start_copy
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.text import Text
@@ -251,21 +251,3 @@ def take_rows(tokens: Tensor, starts: np.ndarray, length: int) -> tuple[Tensor, 
     index = first[:, None] + torch.arange(length + 1, device=tokens.device)
     # two gathers, not two views: compiled code tells the strides of a single row apart
     return tokens[index[:, :-1]].long(), tokens[index[:, 1:]].long(), first
-
-
-def start_copy(tensor: torch.Tensor) -> Callable[[], np.ndarray]:
-    """Begin to copy `tensor` to the host; the function returned waits for that copy alone.
-
-    Work queued on the device in between goes on. float64.
-    """
-    host = tensor.to("cpu", non_blocking=True)
-    copied = torch.cuda.Event() if tensor.is_cuda else None
-    if copied is not None:
-        copied.record()
-
-    def wait() -> np.ndarray:
-        if copied is not None:
-            copied.synchronize()
-        return host.double().numpy()
-
-    return wait

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from paramgolf.bits_per_byte import Tally
@@ -19,7 +20,7 @@ from paramgolf.model.config import ModelConfig
 from paramgolf.model.flops import training_flops
 from paramgolf.model.network import Network, Pass
 from paramgolf.progress import Meter, say
-from paramgolf.runtime import Runtime, synchronize
+from paramgolf.runtime import Runtime, start_copy, synchronize
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.log import Log, environment
@@ -109,7 +110,8 @@ class TrainingRun:
         self._checkpoint = Checkpoint("train", key)
         self._log = log(OUT / "log.jsonl", show=runtime.is_main)
         self._startup_seconds = 0.0
-        self._unread: tuple[dict[str, Any], Tensor] | None = None  # a step's record and its loss
+        # a step's record, and its loss once it has been copied
+        self._unread: tuple[dict[str, Any], Callable[[], np.ndarray]] | None = None
         self._shown_loss = ""  # nothing until a loss has been read
 
     @property
@@ -186,13 +188,13 @@ class TrainingRun:
         progress, regime = self.progress, self._regime
         if self._further is not None:
             self._further.weigh(further_weights(self.config, at))
-        loss = self._gradient()
+        loss = start_copy(self._gradient())
         multiplier = self._state.step(at, factor=self.config.batch_rate(regime.sizes))
         progress.step += 1
         progress.tokens += regime.sizes.batch_tokens
         progress.flops += regime.sizes.batch_tokens * self._token_flops()
-        # Reading a loss waits for the device. That of the step before is there already or soon,
-        # while the device works on this step, so it never runs out of work.
+        # Reading a loss waits until its copy is made, and that of the step before was queued before
+        # this step: the device still has all of this one to do, and never runs out of work.
         self._read_loss()
         self._unread = ({"step": progress.step, "lr": multiplier, "tokens": progress.tokens}, loss)
 
@@ -210,7 +212,7 @@ class TrainingRun:
         if self._unread is None:
             return
         (record, loss), self._unread = self._unread, None
-        value = float(loss)
+        value = float(loss())
         self._check_loss(value, f"step {record['step']}")
         self._shown_loss = f" loss {value:.4f}"
         self._log.write({"event": "step", **record, "loss": value, "seconds": self.clock.elapsed})
@@ -233,6 +235,7 @@ class TrainingRun:
         if every and self.progress.step % every == 0:
             self._validate(self.config.validation_tokens)
         if save_every and self.progress.step % save_every == 0:
+            synchronize(self.runtime.device)  # or steps that are still queued would not count
             with self.clock.paused():
                 self._save_checkpoint()
 
