@@ -38,9 +38,10 @@ from tables import Row, device_name, write_results
 from paramgolf.clock import seconds_since_start
 from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.files import sha256_file
+from paramgolf.launch import launch
 from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.recipes import check, compose
-from paramgolf.runtime import launch, processes
+from paramgolf.runtime import processes
 
 RECIPE, STEPS = "best", 200
 SMALL, LARGE = 98_304, 196_608  # tokens a GPU and step
@@ -61,7 +62,7 @@ def measure(count: int) -> dict[str, Any]:
     """Return the seconds of steps and of the start, in this process and `count` - 1 others."""
     params = check(compose(RECIPE), where=RECIPE)
     machine = dataclasses.replace(params.runtime, device="cuda", processes=count)
-    launch(machine)
+    launch(count)
     with processes(machine) as runtime:
         benchmark = StepBenchmark(params, runtime)
         torch.cuda.synchronize()

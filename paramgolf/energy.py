@@ -5,20 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 
-LIBRARY = "libnvidia-ml.so.1"
+from paramgolf.nvml import LIBRARY, open_nvml
 
 
 class EnergyMeter:
     """Reads the counters of GPUs, as CUDA_VISIBLE_DEVICES names them; None without a driver."""
 
     def __init__(self, library: str = LIBRARY) -> None:
-        try:
-            self._nvml: ctypes.CDLL | None = ctypes.CDLL(library)
-        except OSError:
-            self._nvml = None
-        else:
-            if self._nvml.nvmlInit_v2():
-                self._nvml = None
+        self._nvml = open_nvml(library)
 
     def joules(self, devices: Sequence[str]) -> float | None:
         """Return what the GPUs have used together since the driver was loaded."""

@@ -8,7 +8,9 @@ when the process ends, however it ends.
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
+import runpy
 import tempfile
 import time
 from collections.abc import Iterable, Sequence
@@ -18,7 +20,8 @@ from filelock import FileLock, Timeout
 
 from paramgolf.clock import leave_out
 from paramgolf.errors import ParamGolfError
-from paramgolf.process import is_of_torchrun
+from paramgolf.nvml import gpu_count
+from paramgolf.process import is_rank
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -26,34 +29,62 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 POLL_SECONDS = 1.0
 
 
-def take_gpus(config: RuntimeConfig) -> None:
-    """Wait for as many GPUs as the stage starts processes, and let it see no other.
+def take_gpus(config: RuntimeConfig) -> list[str]:
+    """Wait for as many GPUs as the stage starts processes, let it see no other, and return them.
 
     runtime.processes 0 stands for all visible GPUs. Nothing is taken on a CPU, nor by a process of
-    torchrun: its launcher holds the GPUs. The time of waiting counts against no budget.
+    a group: its launcher holds the GPUs. The time of waiting counts against no budget.
     """
-    no_choice = config.device == "cpu" or is_of_torchrun()
+    no_choice = config.device == "cpu" or is_rank()
     devices = [] if no_choice else visible_gpus()
     if not devices:
-        return
+        return []
     before = time.monotonic()
     taken = take(devices, config.processes or len(devices), slot_folder())
     leave_out(time.monotonic() - before)
     os.environ[VISIBLE] = ",".join(taken)
+    return taken
 
 
 def visible_gpus() -> list[str]:
     """Return the GPUs that this process may use, each as CUDA_VISIBLE_DEVICES would name it.
 
     An index counts the machine's GPUs, so all runs must name them in one way: by index or by UUID.
-    torch counts with NVML; CUDA, which would read the variable for good, is not started.
+    CUDA, which would read the variable for good, is not started.
     """
-    import torch  # takes seconds to load, and slots are taken without it
+    value = os.environ.get(VISIBLE)
+    if value == "" or not torch_has_cuda():
+        return []
+    names = None if value is None else [name.strip() for name in value.split(",")]
+    count = _count(names)
+    return [str(i) for i in range(count)] if names is None else names[:count]
 
-    count = torch.cuda.device_count()
-    if VISIBLE not in os.environ:
-        return [str(i) for i in range(count)]
-    return [name.strip() for name in os.environ[VISIBLE].split(",")][:count]
+
+def _count(names: Sequence[str] | None) -> int:
+    """Return how many GPUs CUDA would see of those named, up to the first that is not there.
+
+    NVML tells where they are named by index; what else there is, and no NVML, is left to torch.
+    """
+    total = gpu_count()
+    if total is not None and names is None:
+        return total
+    if total is not None and names and _are_indices(names):
+        return next((i for i, name in enumerate(names) if int(name) >= total), len(names))
+    import torch  # takes a second or more to load
+
+    return torch.cuda.device_count()
+
+
+def _are_indices(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() for name in names) and len({*names}) == len(names)
+
+
+def torch_has_cuda() -> bool:
+    """Tell whether torch is built for CUDA, without loading it."""
+    spec = importlib.util.find_spec("torch")
+    assert spec is not None
+    version = Path(str(spec.origin)).with_name("version.py")
+    return runpy.run_path(str(version))["cuda"] is not None
 
 
 def slot_folder() -> Path:

@@ -22,7 +22,7 @@ from typing import Any
 
 from paramgolf.errors import EXIT_USER_ERROR, ParamGolfError
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
-from paramgolf.process import is_of_torchrun
+from paramgolf.process import is_rank
 from paramgolf.progress import say
 from paramgolf.runtime_config import RuntimeConfig
 
@@ -167,10 +167,10 @@ def file_name(label: str) -> str:
 def mirrored(stage: str) -> Iterator[None]:
     """Copy what a stage writes to runtime.mirror, if that is named, for the length of the block.
 
-    Processes of torchrun leave it to their launcher.
+    Processes of a group leave it to their launcher.
     """
     url = load_params(RuntimeConfig, "runtime").mirror
-    if url is None or is_of_torchrun():
+    if url is None or is_rank():
         yield
         return
     place = f"{url.rstrip('/')}/{run_name(read_yaml(PARAMS_PATH))}"

@@ -19,24 +19,25 @@ import signal
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_NUM_THREADS": "1"}
 
 TORCHRUN_VARIABLE = "TORCHELASTIC_RUN_ID"  # that torchrun leaves to its processes
+GROUP_VARIABLE = "PARAMGOLF_GROUP"  # that paramgolf.launch leaves to its own: a folder they share
 SIGNALLED = 128  # and the signal's number is what a shell reports of a program that it ended
 
 
 def start_process() -> None:
     """Set the environment of this process, but for what its user has set.
 
-    A process that dvc, the laboratory or torchrun started ends with it: these leave a variable. Any
-    other outlives its parent, as under nohup.
+    A process that dvc, the laboratory, torchrun or a stage of several processes started ends with
+    it: these leave a variable. Any other outlives its parent, as under nohup.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if "DVC_ROOT" in os.environ or is_of_torchrun():
+    if "DVC_ROOT" in os.environ or is_rank():
         end_with_parent()
 
 
-def is_of_torchrun() -> bool:
-    """Tell whether torchrun started this process, one of several."""
-    return TORCHRUN_VARIABLE in os.environ
+def is_rank() -> bool:
+    """Tell whether this is one of several processes, of a launcher's: torchrun's or our own."""
+    return TORCHRUN_VARIABLE in os.environ or GROUP_VARIABLE in os.environ
 
 
 def cores() -> int:

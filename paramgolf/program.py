@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from paramgolf.errors import ParamGolfError, exit_on_error
+from paramgolf.launch import tell_launcher
 from paramgolf.process import start_process
 
 INTERRUPTED, CLOSED_PIPE = 130, 141  # what a shell reports of SIGINT and SIGPIPE
@@ -142,10 +143,20 @@ def exit_on_fault() -> Iterator[None]:
         gc.freeze()  # what was imported stays
         gc.enable()
     try:
-        with exit_on_error(), _machine_explained():
+        with exit_on_error(), _told_once(), _machine_explained():
             yield
     except BrokenPipeError:
         raise SystemExit(CLOSED_PIPE) from None
+
+
+@contextlib.contextmanager
+def _told_once() -> Iterator[None]:
+    """Let the launcher tell what is wrong where this is one of its processes."""
+    try:
+        yield
+    except ParamGolfError as error:
+        tell_launcher(error)
+        raise
 
 
 @contextlib.contextmanager

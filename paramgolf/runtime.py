@@ -1,11 +1,9 @@
-"""Where a stage runs: the device, the processes and their collectives, and how they are started."""
+"""Where a stage runs: the device, the processes and their collectives."""
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,9 +14,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from paramgolf.clock import pass_on_start_time
 from paramgolf.errors import ParamGolfError
-from paramgolf.process import SIGNALLED, is_of_torchrun, keep_freed_memory
+from paramgolf.process import GROUP_VARIABLE, is_rank, keep_freed_memory
 from paramgolf.runtime_config import ProcessConfig
 
 PATIENCE = timedelta(hours=1)  # of collectives: others compile, or one works alone; none is dead
@@ -82,53 +79,13 @@ def share(count: int, runtime: Runtime) -> range:
 def resolve_device(config: ProcessConfig) -> str:
     """Return `cpu` or `cuda`; asking for an absent GPU is an error."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        fix = "set runtime.device to auto or cpu, or install a CUDA build of torch"
-        raise ParamGolfError("runtime.device is cuda, but torch sees no GPU", fix=fix)
+        raise ParamGolfError(
+            "runtime.device is cuda, but torch sees no GPU",
+            fix="set runtime.device to auto or cpu, or install a CUDA build of torch",
+        )
     if config.device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return config.device
-
-
-def launch(config: ProcessConfig) -> None:
-    """Start the running script once per process with torchrun, unless torchrun started it already.
-
-    With one process this returns at once and the script goes on. Otherwise it waits for the
-    processes and exits with the code of the one that failed first; they are ended with this one.
-    """
-    if is_of_torchrun():
-        return
-    gpus = torch.cuda.device_count() if resolve_device(config) == "cuda" else 1
-    processes = config.processes or gpus
-    if processes == 1:
-        return
-    pass_on_start_time()
-    # a module goes on by its name: run as a file, its folder would come before the library
-    module = sys.modules["__main__"].__spec__
-    script = ["-m", module.name, *sys.argv[1:]] if module else sys.argv
-    raise SystemExit(_torchrun([f"--nproc-per-node={processes}", *script]))
-
-
-def _torchrun(words: list[str]) -> int:
-    """Run torchrun in this process, which has loaded torch already; return the exit code.
-
-    Its own traceback and table are left out: processes that were not killed have said why they end.
-    """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-
-    logging.disable()
-    try:
-        main(["--standalone", *words])
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            return failure.exitcode
-        print(f"paramgolf: process {rank} was ended by {failure.signal_name()}", file=sys.stderr)
-        return SIGNALLED - failure.exitcode
-    except SignalException as error:
-        return SIGNALLED + int(error.sigval)
-    return 0
 
 
 def _prepare_gpu(device: torch.device) -> None:
@@ -153,10 +110,10 @@ def _fix_orders() -> None:
 
 @contextlib.contextmanager
 def processes(config: ProcessConfig) -> Iterator[Runtime]:
-    """Join the group of processes (one, or those of torchrun) for the length of the block."""
+    """Join the group of processes (one, or those of a launcher) for the length of the block."""
     kind = resolve_device(config)
     rank, local, world = 0, 0, 1
-    if is_of_torchrun():  # or the others are left over from another group
+    if is_rank():  # or the others are left over from another group
         names = "RANK", "LOCAL_RANK", "WORLD_SIZE"
         rank, local, world = (int(os.environ[name]) for name in names)
     device = torch.device(kind, local) if kind == "cuda" else torch.device("cpu")
@@ -174,11 +131,18 @@ def processes(config: ProcessConfig) -> Iterator[Runtime]:
         yield runtime
         return
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE, device_id=device if kind == "cuda" else None)
-    try:
-        yield runtime
-    finally:
-        dist.destroy_process_group()
+    folder = os.environ.get(GROUP_VARIABLE)  # of our launcher; torchrun has an address and a port
+    dist.init_process_group(
+        backend,
+        f"file://{folder}/store" if folder else None,
+        PATIENCE,
+        world,
+        rank,
+        device_id=device if kind == "cuda" else None,
+    )
+    yield runtime
+    # not where it failed: the others would complain of a lost one before they are ended
+    dist.destroy_process_group()
 
 
 def device_name(device: torch.device) -> str:

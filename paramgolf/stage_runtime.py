@@ -1,6 +1,7 @@
 """The processes of a stage: as `runtime` of params.yaml asks, as far as this machine can.
 
-Apart from paramgolf.runtime, because train_gpt.py does without it.
+Apart from paramgolf.runtime, because train_gpt.py does without it, and because a process that only
+starts others need not load torch.
 """
 
 from __future__ import annotations
@@ -10,20 +11,23 @@ import dataclasses
 import os
 import shutil
 from collections.abc import Iterator
-
-import torch
+from typing import TYPE_CHECKING
 
 from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, write_json
 from paramgolf.gpu_slots import take_gpus, visible_gpus
+from paramgolf.launch import launch
 from paramgolf.metrics import METRICS
 from paramgolf.mirror import mirrored
 from paramgolf.params import load_params
-from paramgolf.process import is_of_torchrun
+from paramgolf.process import is_rank
+from paramgolf.program import exit_on_fault
 from paramgolf.progress import say
-from paramgolf.runtime import Runtime, launch, processes, resolve_device
 from paramgolf.runtime_config import RuntimeConfig
+
+if TYPE_CHECKING:
+    from paramgolf.runtime import Runtime
 
 # the variable that names it, and the programs that are looked for without: Triton's, and those of
 # PyTorch's compiler on a CPU
@@ -33,35 +37,49 @@ JOULES_PER_WH = 3600.0
 GROUP = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
 
 
-@contextlib.contextmanager
-def stage_processes(stage: str, *, alone: bool = False) -> Iterator[Runtime]:
-    """Start one process per GPU, with the GPUs taken, and join them for the length of the block.
+def launch_stage(stage: str, *, alone: bool = False) -> None:
+    """Take GPUs and start a process on each, which go on from here; one goes on by itself.
 
-    With `alone` it is one process, whatever runtime.processes says.
-    What `stage` writes meanwhile goes to the mirror too, and its metrics tell its energy.
+    A script calls this before it loads torch. With `alone` it is one process, whatever
+    runtime.processes says. The process that has started others ends here, with them.
     """
     refuse_left_overs()
-    machine = without_compiler(load_params(RuntimeConfig, "runtime"))
+    if is_rank():
+        return
+    machine = load_params(RuntimeConfig, "runtime")
     if alone:
         machine = dataclasses.replace(machine, processes=1)
-    take_gpus(machine)
-    with mirrored(stage), metered(stage, machine):
-        launch(machine)
-        with processes(machine) as runtime:
-            yield runtime
+    count = len(take_gpus(machine)) or machine.processes or 1
+    if count > 1:
+        with exit_on_fault(), mirrored(stage), metered(stage, machine):
+            launch(count)
+
+
+@contextlib.contextmanager
+def stage_processes(stage: str) -> Iterator[Runtime]:
+    """Join the processes of a stage for the length of the block.
+
+    What one process writes meanwhile goes to the mirror too, and its metrics tell its energy; of
+    several, that is left to their launcher.
+    """
+    from paramgolf.runtime import processes  # loads torch
+
+    machine = without_compiler(load_params(RuntimeConfig, "runtime"))
+    with mirrored(stage), metered(stage, machine), processes(machine) as runtime:
+        yield runtime
 
 
 @contextlib.contextmanager
 def metered(stage: str, machine: RuntimeConfig) -> Iterator[None]:
     """Add to the metrics of a stage what its GPUs use in the block: `energy_wh`, null without one.
 
-    The GPUs are those that were taken for it. Processes of torchrun leave it to their launcher,
+    The GPUs are those that were taken for it. Processes of a group leave it to their launcher,
     which ends the block by SystemExit.
     """
-    if is_of_torchrun():
+    if is_rank():
         yield
         return
-    devices = [] if resolve_device(machine) == "cpu" else visible_gpus()
+    devices = [] if machine.device == "cpu" else visible_gpus()
     meter = EnergyMeter()
     before = meter.joules(devices)
     try:
@@ -86,7 +104,7 @@ def refuse_left_overs() -> None:
     One process would train where eight were meant to, or wait for others for ever.
     """
     left = [name for name in GROUP if name in os.environ]
-    if left and not is_of_torchrun():
+    if left and not is_rank():
         raise ParamGolfError(
             "the environment is that of a process of torchrun, but torchrun did not start this one",
             found=", ".join(f"{name}={os.environ[name]}" for name in left),
@@ -96,7 +114,7 @@ def refuse_left_overs() -> None:
 
 def without_compiler(config: RuntimeConfig) -> RuntimeConfig:
     """Return what can run here: without a compiler nothing is compiled, unless it was asked for."""
-    on_gpu = config.device != "cpu" and torch.cuda.device_count() > 0  # CUDA is not started by it
+    on_gpu = config.device != "cpu" and visible_gpus() != []
     asked = [
         f"runtime.{name} is {value}"
         for name, value in (("compile", config.compile), ("kernels", config.kernels))

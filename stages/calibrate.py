@@ -4,10 +4,14 @@ from paramgolf.program import exit_on_fault, start_program
 
 start_program()  # before torch and numpy are loaded
 
+from paramgolf.stage_runtime import launch_stage, stage_processes
+
+if __name__ == "__main__":
+    launch_stage("calibrate")
+
 from paramgolf.params import load_params
 from paramgolf.quant.calibrate import calibrate
 from paramgolf.quant.config import CalibrateConfig
-from paramgolf.stage_runtime import stage_processes
 
 
 def main() -> None:

@@ -4,12 +4,16 @@ from paramgolf.program import exit_on_fault, start_program
 
 start_program()  # before torch and numpy are loaded
 
+from paramgolf.stage_runtime import launch_stage, stage_processes
+
+if __name__ == "__main__":
+    launch_stage("eval_ttt")
+
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.params import load_params
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.evaluation import score_adaptive
 from paramgolf.scoring.stage import PACKAGE_PATH, StageSession
-from paramgolf.stage_runtime import stage_processes
 from paramgolf.verify.config import VerifyConfig
 
 

@@ -4,10 +4,14 @@ from paramgolf.program import exit_on_fault, start_program
 
 start_program()  # before torch and numpy are loaded
 
+from paramgolf.stage_runtime import launch_stage, stage_processes
+
+if __name__ == "__main__":
+    launch_stage("train")
+
 from paramgolf.model.config import ModelConfig
 from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.stage_runtime import stage_processes
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.live import LiveLog
 from paramgolf.training.log import Log

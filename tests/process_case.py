@@ -7,9 +7,11 @@ import functools
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
+from pathlib import Path
 from unittest import mock
 
 import torch
@@ -64,3 +66,20 @@ def joined(rank: int, port: int, world: int = 2) -> Iterator[Runtime]:
     os.environ["TORCHELASTIC_RUN_ID"] = "a test"
     with processes(CPU) as runtime:
         yield runtime
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    while not condition():
+        time.sleep(0.02)
+
+
+def written(path: Path) -> bool:
+    return path.is_file() and path.read_text() != ""
+
+
+def runs(pid: int) -> bool:
+    """Tell whether a process is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

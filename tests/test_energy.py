@@ -59,7 +59,6 @@ def test_without_a_driver_nothing_is_known():
 def test_metrics_tell_the_energy_of_the_stages_gpus(end, driver, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(stage_runtime, "EnergyMeter", lambda: EnergyMeter(driver))
-    monkeypatch.setattr(stage_runtime, "resolve_device", lambda _: "cuda")
     monkeypatch.setattr(stage_runtime, "visible_gpus", lambda: ["2", "3"])
     run("train", end)
     assert read_json("artifacts/metrics/train.json") == {"val_bpb": 1.0, "energy_wh": 7 / 3600}

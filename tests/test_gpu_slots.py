@@ -84,6 +84,12 @@ def runtime(device: str = "auto", processes: int = 1) -> RuntimeConfig:
     return dataclasses.replace(base, device=device, processes=processes)
 
 
+def machine_has(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:
+    """Let the driver tell of so many GPUs (None: nothing), and torch be one that could use them."""
+    monkeypatch.setattr(gpu_slots, "gpu_count", lambda: count)
+    monkeypatch.setattr(gpu_slots, "torch_has_cuda", lambda: True)
+
+
 def test_runs_side_by_side_take_different_gpus(start):
     one, two = start(1), start(2)
     assert sorted(one.taken() + two.taken()) == ["0", "1", "2"]
@@ -131,18 +137,46 @@ def test_more_gpus_than_there_are(tmp_path):
 )
 def test_the_stage_sees_what_it_took(tmp_path, monkeypatch, visible, processes, seen):
     monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path)
-    count = 4 if visible is None else 2
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    machine_has(monkeypatch, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)  # where names are no indices
     if visible is not None:
         monkeypatch.setenv(gpu_slots.VISIBLE, visible)
     gpu_slots.take_gpus(runtime(processes=processes))
     assert os.environ[gpu_slots.VISIBLE] == seen
 
 
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [("", []), ("3, 0", ["3", "0"]), ("1,4,2", ["1"]), ("4", []), ("1,1", ["1"]), ("0,-1", ["0"])],
+)
+def test_gpus_that_are_hidden_or_not_there_are_not_seen(monkeypatch, visible, seen):
+    """By the driver where it can tell, else by torch, of which this would be the answer."""
+    machine_has(monkeypatch, 4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv(gpu_slots.VISIBLE, visible)
+    assert gpu_slots.visible_gpus() == seen
+
+
+def test_without_a_driver_that_tells_torch_is_asked(monkeypatch):
+    machine_has(monkeypatch, None)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert gpu_slots.visible_gpus() == ["0", "1"]
+
+
+def test_whether_torch_can_use_a_gpu_is_told_without_it():
+    assert gpu_slots.torch_has_cuda() == (torch.version.cuda is not None)
+
+
+@pytest.mark.gpu
+def test_the_driver_counts_as_torch_does():
+    command = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    assert len(gpu_slots.visible_gpus()) == int(subprocess.check_output(command))
+
+
 @pytest.mark.parametrize("case", ["no gpu", "cpu", "torchrun"])
 def test_nothing_is_taken_without_need(tmp_path, monkeypatch, case):
     monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path / "slots")
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0 if case == "no gpu" else 2)
+    machine_has(monkeypatch, 0 if case == "no gpu" else 2)
     if case == "torchrun":
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a run")
     gpu_slots.take_gpus(runtime(device="cpu" if case == "cpu" else "auto"))
@@ -152,7 +186,7 @@ def test_nothing_is_taken_without_need(tmp_path, monkeypatch, case):
 
 def test_waiting_counts_against_no_budget(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_slots, "slot_folder", lambda: tmp_path)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    machine_has(monkeypatch, 1)
 
     def slow(*_: object) -> list[str]:
         time.sleep(0.2)

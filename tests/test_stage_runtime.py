@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 from paramgolf import stage_runtime
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
+from paramgolf.packing.entry import launch
 from paramgolf.params import load_params, read_yaml
-from paramgolf.runtime import launch, processes
+from paramgolf.runtime import processes
 from paramgolf.runtime_config import RuntimeConfig
-from paramgolf.stage_runtime import refuse_left_overs, stage_processes, without_compiler
+from paramgolf.stage_runtime import launch_stage, refuse_left_overs, without_compiler
 
 ROOT = Path(__file__).parents[1]
 TORCHRUN = "TORCHELASTIC_RUN_ID"
@@ -56,7 +53,7 @@ def test_train_gpt_takes_no_left_over_variable_for_a_group(monkeypatch):
         assert (runtime.rank, runtime.world) == (0, 1)
 
 
-@pytest.mark.parametrize(("alone", "wanted"), [(True, 1), (False, 3)])
+@pytest.mark.parametrize(("alone", "wanted"), [(True, []), (False, [3])])
 def test_a_stage_may_go_alone_whatever_training_takes(alone, wanted, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     content = read_yaml(ROOT / "recipes/base.yaml")
@@ -64,47 +61,9 @@ def test_a_stage_may_go_alone_whatever_training_takes(alone, wanted, tmp_path, m
     Path("params.yaml").write_text(yaml.safe_dump(content))
     write_json(Path("artifacts/metrics/quantize.json"), {})
     started = []
-    monkeypatch.setattr(stage_runtime, "launch", lambda config: started.append(config.processes))
-    with stage_processes("quantize", alone=alone):
-        assert started == [wanted]
-
-
-# both processes of a group run it, as the process does that starts them
-SCRIPT = """
-import dataclasses, os, sys
-from pathlib import Path
-from paramgolf.params import load_params
-from paramgolf.runtime import launch
-from paramgolf.runtime_config import RuntimeConfig
-config = load_params(RuntimeConfig, "runtime", Path(sys.argv[1]))
-launch(dataclasses.replace(config, device="cpu", processes=2))
-"""
-# each writes its line at once, for both share the stream
-MODULE = r'os.write(1, f"{__spec__.name} {sys.path[0] == sys.argv[2]}\n".encode())'
-FAILING = """
-os.write(2, ("rank " + os.environ["RANK"] + "\\n").encode())
-sys.exit(3 if os.environ["RANK"] == "1" else 0)
-"""
-
-
-def started(folder: Path, content: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run room.measure of a folder as a module, with `content`."""
-    (folder / "room").mkdir()
-    (folder / "room/measure.py").write_text(content)
-    command = [sys.executable, "-m", "room.measure", str(ROOT / "recipes/base.yaml"), *words]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-
-
-def test_torchrun_adds_nothing_to_what_a_failed_process_said(tmp_path):
-    done = started(tmp_path, SCRIPT + FAILING)
-    assert done.returncode == 3
-    assert sorted(done.stderr.splitlines()) == ["rank 0", "rank 1"]
-
-
-def test_a_module_is_started_as_one_in_each_process(tmp_path):
-    done = started(tmp_path, SCRIPT + MODULE, str(tmp_path))
-    assert done.stdout.splitlines() == ["room.measure True"] * 2
+    monkeypatch.setattr(stage_runtime, "launch", started.append)
+    launch_stage("quantize", alone=alone)
+    assert started == wanted
 
 
 @pytest.fixture
@@ -118,7 +77,7 @@ def no_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(stage_runtime, "visible_gpus", lambda: ["0"])
 
 
 def test_without_a_compiler_a_gpu_runs_plain_operations_and_says_so(no_programs, one_gpu, capsys):

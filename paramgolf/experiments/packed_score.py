@@ -10,11 +10,12 @@ from __future__ import annotations
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import write_json
 from paramgolf.gpu_slots import take_gpus
+from paramgolf.launch import launch
 from paramgolf.metrics import METRICS
 from paramgolf.model.network import Pass
 from paramgolf.params import load_params
 from paramgolf.program import exit_on_fault, start_program
-from paramgolf.runtime import launch, processes
+from paramgolf.runtime import processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.evaluation import load_network
 from paramgolf.scoring.stage import PACKAGE_PATH
@@ -29,8 +30,7 @@ def main() -> None:
     machine, train = load_params(RuntimeConfig, "runtime"), load_params(TrainConfig, "train")
     sizes = train.batch_sizes[-1]
     length = sizes.sequence_length
-    take_gpus(machine)
-    launch(machine)
+    launch(len(take_gpus(machine)) or machine.processes or 1)
     with processes(machine) as runtime:
         network, tokens = load_network(PACKAGE_PATH, runtime), open_tokens(TOKENS_PATH)
         score = validate(

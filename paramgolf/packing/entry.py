@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import yaml
 
+from paramgolf.clock import pass_on_start_time
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.errors import ParamGolfError, exit_on_error
 from paramgolf.files import write_json
 from paramgolf.model.config import ModelConfig
-from paramgolf.runtime import Runtime, launch, processes
+from paramgolf.process import SIGNALLED, is_rank
+from paramgolf.runtime import Runtime, processes, resolve_device
 from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
 from paramgolf.scoring.config import SlidingConfig, TttConfig
@@ -68,6 +72,45 @@ def _run(options: argparse.Namespace, params: dict[str, Any]) -> None:
             train(model, parse(TrainConfig, params["train"], "train"), runtime)
         else:
             _score(options, params[options.command], runtime)
+
+
+def launch(config: ProcessConfig) -> None:
+    """Start this program once per process with torchrun, unless torchrun started it already.
+
+    With one process this returns at once and the program goes on. Otherwise it waits for the
+    processes and exits with the code of the one that failed first; they are ended with this one.
+    """
+    if is_rank():
+        return
+    gpus = torch.cuda.device_count() if resolve_device(config) == "cuda" else 1
+    processes = config.processes or gpus
+    if processes == 1:
+        return
+    pass_on_start_time()
+    raise SystemExit(_torchrun([f"--nproc-per-node={processes}", *sys.argv]))
+
+
+def _torchrun(words: list[str]) -> int:
+    """Run torchrun in this process, which has loaded torch already; return the exit code.
+
+    Its own traceback and table are left out: processes that were not killed have said why they end.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import main
+
+    logging.disable()
+    try:
+        main(["--standalone", *words])
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            return failure.exitcode
+        print(f"paramgolf: process {rank} was ended by {failure.signal_name()}", file=sys.stderr)
+        return SIGNALLED - failure.exitcode
+    except SignalException as error:
+        return SIGNALLED + int(error.sigval)
+    return 0
 
 
 def _score(options: argparse.Namespace, defaults: dict[str, Any], runtime: Runtime) -> None:

@@ -20,13 +20,11 @@ from torch import Tensor
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.checkpoint import Checkpoint, resume_key
-from paramgolf.data.manifests import read_tokens_manifest
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.files import atomic_open, write_json
 from paramgolf.metrics import file_hashes
 from paramgolf.progress import say
 from paramgolf.runtime import Runtime
-from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import ScoredText
 from paramgolf.scoring.forecast import Forecast, work_of
@@ -39,22 +37,6 @@ ARTIFACTS = Path("artifacts")
 PACKAGE_PATH = ARTIFACTS / "package" / "model.bin"
 SECONDS = 30.0  # between saves, at least
 SHARE = 0.02  # of the time goes into saving, at most
-# Four GPUs start some 10 s later than one, which reads 20 million tokens meanwhile, if it is an
-# H100. Another five, and they have caught up.
-SHORT = 25_000_000
-DOCUMENT_READS = 5  # of each token of documents as long as the contest's: few exceed a window
-
-
-def sooner_alone(config: SlidingConfig, machine: RuntimeConfig, tokens: Path) -> bool:
-    """Tell whether the text is so short that one process finishes before several would.
-
-    False if the user set the number of processes.
-    """
-    targets = read_tokens_manifest(tokens).val.tokens
-    if config.max_tokens is not None:
-        targets = min(targets, config.max_tokens)
-    by_mode = {"strided": config.window / config.stride, "documents": DOCUMENT_READS, "windowed": 1}
-    return machine.processes == 0 and targets * by_mode[config.mode] < SHORT
 
 
 class StageSession(Session):

@@ -51,13 +51,14 @@ def run(stage: str, refuse: str = "nothing") -> int:
     sys.argv = [f"stages/{stage}.py"]
     code = compile(Path(sys.argv[0]).read_text(), sys.argv[0], "exec")
     try:
-        REFUSALS[refuse]()
-        exec(code, {"__name__": "__main__"})
-    except SystemExit as end:
+        try:
+            REFUSALS[refuse]()
+            exec(code, {"__name__": "__main__"})
+        except Exception:
+            sys.excepthook(*sys.exc_info())
+            return 1
+    except SystemExit as end:  # the hook's, too
         return int(end.code or 0)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        return 1
     return 0
 
 

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from pipeline_case import ROOT, Project
+from process_case import runs, wait_for, written
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(120)]
 
@@ -22,23 +22,6 @@ start_program()
 pathlib.Path("pid").write_text(str(os.getpid()))
 time.sleep(100)
 """
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    while not condition():
-        time.sleep(0.02)
-
-
-def written(path: Path) -> bool:
-    return path.is_file() and path.read_text() != ""
-
-
-def runs(pid: int) -> bool:
-    """Tell whether a process is there, and no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.fixture

@@ -21,12 +21,12 @@ from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime
-from paramgolf.scoring import stage
+from paramgolf.scoring import alone
+from paramgolf.scoring.alone import sooner_alone
 from paramgolf.scoring.stage import (
     SavedEvaluation,
     StageSession,
     document_table,
-    sooner_alone,
     write_documents,
 )
 from paramgolf.scoring.text import Text
@@ -88,14 +88,14 @@ def test_a_short_text_takes_one_process_unless_asked_for_more(
     config = dataclasses.replace(params.eval_sliding, mode=mode, **sizes)
     machine = dataclasses.replace(params.runtime, processes=processes)
     for short in (reads, reads + 1):
-        monkeypatch.setattr(stage, "SHORT", short)
+        monkeypatch.setattr(alone, "SHORT", short)
         assert sooner_alone(config, machine, tmp_path) is (reads < short and processes == 0)
 
 
 def test_all_of_a_text_is_meant_where_no_number_of_tokens_is_set(tmp_path, monkeypatch):
     write_tokens(tmp_path)
     params = check(compose("sample"), where="test")
-    monkeypatch.setattr(stage, "SHORT", 9)
+    monkeypatch.setattr(alone, "SHORT", 9)
     config = dataclasses.replace(params.eval_sliding, mode="windowed", max_tokens=None)
     assert not sooner_alone(config, params.runtime, tmp_path)
 
