@@ -25,7 +25,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.files import file_size, parse_json
 from paramgolf.model.config import OFF, ModelConfig
 from paramgolf.model.shapes import shapes
-from paramgolf.schema import Fault, convert
+from paramgolf.schema import Fault, parse
 
 MAGIC = b"\x89PGOLF\r\n"  # not text, and damaged by anything that translates line ends
 VERSION = 3
@@ -103,12 +103,11 @@ class Header:
 
     def correction_work(self) -> int:
         """Return what low-rank corrections take: multiplications, of which 4 are a unit."""
-        left = [entry for entry in self.tensors if entry.name.endswith(".left")]
-        columns = {
-            entry.name: entry.shape[-1] for entry in self.tensors if entry.name.endswith(".right")
-        }
+        stored = {entry.name: entry.shape for entry in self.tensors}
         sizes = (
-            math.prod(e.shape) * columns.get(e.name.removesuffix("left") + "right", 0) for e in left
+            math.prod(shape) * stored[f"{name.removesuffix('left')}right"][-1]
+            for name, shape in stored.items()
+            if name.endswith(".left")
         )
         return sum(sizes) // 4
 
@@ -274,12 +273,7 @@ def _parse_header(compressed: bytes) -> Header:
         content = parse_json(text.decode(), most=2 * MAX_WEIGHTS)
     except (zlib.error, ValueError) as error:
         raise ParamGolfError("the header is damaged", found=error) from None
-    faults: list[Fault] = []
-    header: Header | None = convert(Header, completed(content), "", faults)
-    if header is None or faults:
-        listing = "; ".join(f"`{name}` {text}" for name, text in faults[:5])
-        raise ParamGolfError("the header is wrong", found=listing)
-    return header
+    return parse(Header, completed(content), "", of="the header")
 
 
 def completed(content: Any) -> Any:

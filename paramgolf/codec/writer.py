@@ -7,8 +7,8 @@ import json
 import lzma
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import brotli
 from torch import Tensor
@@ -24,8 +24,6 @@ from paramgolf.codec.container import (
     PREFIX,
     VERSION,
     Header,
-    StreamEntry,
-    TensorEntry,
     completed,
     refuse_too_much_work,
 )
@@ -34,7 +32,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import OFF
 from paramgolf.process import cores
 from paramgolf.progress import say
-from paramgolf.schema import Fault, convert
+from paramgolf.schema import parse
 
 CANDIDATES: dict[str, tuple[Codec, ...]] = {
     "brotli": ("brotli",),
@@ -44,7 +42,6 @@ CANDIDATES: dict[str, tuple[Codec, ...]] = {
 }
 SMALL = 2**16  # integers; above, rans was always smaller than brotli, in a tenth of its time
 APART = 2**20  # integers; above, rans takes seconds, and each tensor gets a process of its own
-DTYPES: dict[str, Literal["int8", "float16"]] = {"torch.int8": "int8", "torch.float16": "float16"}
 # compressed streams, by codec, shape and the SHA-256 of the raw ones
 Memo = dict[tuple[Codec, tuple[int, ...], bytes], bytes]
 
@@ -81,18 +78,23 @@ def encode(
     codecs = [_codecs(stream, codec, without_rans=without_rans) for stream in streams]
     packed = _compress(streams, codecs, {} if memo is None else memo)
     content = _header_content(streams, packed, tensors, config)
+    # by the decoder's own rules, so that nothing unreadable is written
+    of = "the model, which no decoder would take"
+    fix = "change model.* or quantize.*; docs/container.md says what a decoder checks"
+    header = parse(Header, completed(content), "", of=of, fix=fix)
     try:
-        refuse_too_much_work(_checked(content), [data for _, data in packed])
+        refuse_too_much_work(header, [data for _, data in packed])
     except ParamGolfError:
         if without_rans or all(taken != "rans" for taken, _ in packed):
             raise
         say("package: with codec rans decoding would take too long; going on without it")
         return encode(tensors, config, codec, memo, without_rans=True)
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    header = zlib.compress(text, 9)
-    body = len(header).to_bytes(4, "little") + header + b"".join(data for _, data in packed)
+    compressed = zlib.compress(text, 9)
+    body = len(compressed).to_bytes(4, "little") + compressed
+    body += b"".join(data for _, data in packed)
     prefix = PREFIX.pack(MAGIC, VERSION, hashlib.sha256(body).digest(), 0)[:DIGEST_FROM]
-    sizes = PREFIX.size + len(header), PREFIX.size + len(text)
+    sizes = PREFIX.size + len(compressed), PREFIX.size + len(text)
     parts = [Part("header", "header", *sizes, "zlib", {"header": sizes[0]})]
     for stream, (taken, data) in zip(streams, packed, strict=True):
         parts.append(_part(stream, tensors, taken, len(data)))
@@ -105,16 +107,33 @@ def _header_content(
     tensors: dict[str, Tensor],
     config: dict[str, Any],
 ) -> dict[str, Any]:
-    """Return the header as JSON has it; options of the model that are off are left out."""
+    """Return container.Header as JSON has it; options of the model that are off are left out."""
     # a caller's tuples become lists, so that they compare equal to those of OFF
     model = json.loads(json.dumps(config["model"]))
-    entries = _tensor_entries(streams, tensors, config["quantize"]["bits"])
     return {
         "model": {k: v for k, v in model.items() if k not in OFF or v != OFF[k]},
         "vocab_size": config["vocab_size"],
         "sequence_length": config["sequence_length"],
-        "streams": [asdict(_stream_entry(s, *p)) for s, p in zip(streams, packed, strict=True)],
-        "tensors": [asdict(entry) for entry in entries],
+        "streams": [
+            {
+                "codec": codec,
+                "shuffled": stream.shuffled,
+                "bytes": len(data),
+                "raw_bytes": len(stream.raw),
+            }
+            for stream, (codec, data) in zip(streams, packed, strict=True)
+        ],
+        "tensors": [
+            {
+                "name": name,
+                "dtype": str(tensors[name].dtype).removeprefix("torch."),
+                "shape": list(tensors[name].shape),
+                "bits": _bits(name, config["quantize"]["bits"]),
+                "stream": i,
+            }
+            for i, stream in enumerate(streams)
+            for name in stream.names
+        ],
     }
 
 
@@ -189,28 +208,6 @@ def _encode_apart(raw: bytes, shape: tuple[int, ...]) -> bytes:
     return rans_writer.encode(raw, shape) if data is None else data
 
 
-def _stream_entry(stream: Stream, codec: Codec, data: bytes) -> StreamEntry:
-    return StreamEntry(
-        codec=codec, shuffled=stream.shuffled, bytes=len(data), raw_bytes=len(stream.raw)
-    )
-
-
-def _tensor_entries(
-    streams: list[Stream], tensors: dict[str, Tensor], bits: dict[str, int]
-) -> list[TensorEntry]:
-    return [
-        TensorEntry(
-            name=name,
-            dtype=DTYPES[str(tensors[name].dtype)],
-            shape=tuple(tensors[name].shape),
-            bits=_bits(name, bits),
-            stream=i,
-        )
-        for i, stream in enumerate(streams)
-        for name in stream.names
-    ]
-
-
 def _bits(name: str, bits: dict[str, int]) -> int | None:
     base, _, kind = name.rpartition(".")
     return bits[base] if kind == "integers" else CODE_BITS.get(kind)
@@ -220,16 +217,3 @@ def _part(stream: Stream, tensors: dict[str, Tensor], codec: Codec, size: int) -
     raw = {name: tensors[name].numel() * tensors[name].element_size() for name in stream.names}
     name = stream.name.removesuffix(".integers")
     return Part(name, stream.kind, size, len(stream.raw), codec, apportion(size, raw))
-
-
-def _checked(content: dict[str, Any]) -> Header:
-    """Check the header by the decoder's own rules, so that nothing unreadable is written."""
-    faults: list[Fault] = []
-    header: Header | None = convert(Header, completed(content), "", faults)
-    if header is None or faults:
-        raise ParamGolfError(
-            "no decoder would take this model",
-            found="; ".join(f"`{name}` {text}" for name, text in faults[:5]),
-            fix="change model.* or quantize.*; docs/container.md says what a decoder checks",
-        )
-    return header
