@@ -23,12 +23,12 @@ from paramgolf.submission.about import About
 from paramgolf.submission.collect import SeedRun, collect
 from paramgolf.submission.describe import comparison, submission
 from paramgolf.submission.evaluate import (
-    Workspace,
     command,
     compare_scores,
     effective,
     evaluator_of,
-    score,
+    score_in_folder,
+    score_in_project,
 )
 from paramgolf.submission.missing import missing
 from paramgolf.submission.readme import readme
@@ -111,11 +111,12 @@ def _score(folder: Path, first: SeedRun, scratch: Path, root: Path) -> float:
     """
     stage, tokens = evaluator_of(first.params), scratch / "tokens"
     say(f"submit: scoring model.bin of seed {first.seed} with {stage}")
-    project = Workspace(folder / "model.bin", tokens, scratch / "project", root)
-    compare_scores(project.score(first.params, stage), first.metrics, stage)
+    model, project = folder / "model.bin", scratch / "project"
+    scored = score_in_project(model, tokens, first.params, stage, scratch=project, root=root)
+    compare_scores(scored, first.metrics, stage)
     say("submit: scoring it from inside the folder")
     words = command(first.params, stage, read_script(folder / "train_gpt.py"))
-    by_itself = score(folder, tokens, words, root=root)
+    by_itself = score_in_folder(folder, tokens, words, root=root)
     compare_scores(by_itself, first.metrics, stage)
     val_bpb = float(by_itself["val_bpb"])
     say(f"submit: val_bpb {val_bpb:.8f}, as recorded")

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+from fsspec import AbstractFileSystem
 
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
@@ -33,13 +35,6 @@ NAMES = {
 }
 
 
-class Files(Protocol):
-    """What is used of fsspec's file system."""
-
-    def get_file(self, rpath: str, lpath: str) -> None:
-        """Copy a file of the repository to a path of this machine."""
-
-
 @dataclass(frozen=True, slots=True)
 class SeedRun:
     """A finished run, its files (the keys of NAMES) in `folder`.
@@ -51,7 +46,7 @@ class SeedRun:
     commit: str | None
     folder: Path
     log: TrainingLog
-    repository: Files
+    repository: AbstractFileSystem
 
     @property
     def name(self) -> str:
@@ -87,10 +82,12 @@ def collect(
     sources: Sequence[Source], scratch: Path, root: Path
 ) -> tuple[list[SeedRun], list[str]]:
     """Return the runs whose files are all there, and a line for each fault of a run."""
+    from dvc.api import DVCFileSystem  # a second
+
     runs, faults = [], []
     for i, (source, experiment) in enumerate(zip(sources, read(sources, root), strict=True)):
         own = list(_faults(source, experiment, root))
-        repository = open_repository(source.commit, root)
+        repository = DVCFileSystem(str(root.resolve()), rev=source.commit)
         folder = scratch / str(i)
         own += _copy(repository, folder)
         if own:
@@ -121,15 +118,7 @@ def unfinished_stages(root: Path) -> list[str]:
     return list(parse_object(result.stdout.strip().rpartition("\n")[2], "`dvc status --json`"))
 
 
-def open_repository(commit: str | None, root: Path) -> Files:
-    """Return a commit's files, or the working folder's."""
-    from dvc.api import DVCFileSystem  # a second
-
-    files: Files = DVCFileSystem(str(root.resolve()), rev=commit)
-    return files
-
-
-def _copy(repository: Files, folder: Path) -> list[str]:
+def _copy(repository: AbstractFileSystem, folder: Path) -> list[str]:
     from dvc_data.index import DataIndexDirError  # a folder that is not in the cache
 
     folder.mkdir(parents=True)

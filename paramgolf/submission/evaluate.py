@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,9 @@ def effective(params: Mapping[str, Any], stage: str, script: PackedScript) -> di
     return {"model": frozen["model"], "train": frozen["train"], stage: scoring}
 
 
-def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> dict[str, Any]:
+def score_in_folder(
+    folder: Path, tokens: Path, words: Sequence[str], *, root: Path
+) -> dict[str, Any]:
     """Run train_gpt.py in `folder` on `tokens`, on this machine's devices; return its metrics.
 
     Python's -I keeps the project's modules out of its sight: it has what the folder has.
@@ -69,48 +70,38 @@ def score(folder: Path, tokens: Path, words: Sequence[str], *, root: Path) -> di
     files = ["--data", str(tokens), "--json", str(result)]
     line = [sys.executable, "-I", "train_gpt.py", *words, *files, *_options(runtime, defaults)]
     done = subprocess.run(line, cwd=folder, stdout=subprocess.DEVNULL)
+    _check_exit(done, "train_gpt.py failed in the folder", shlex.join(line))
+    return read_json(result)
+
+
+def score_in_project(
+    model: Path, tokens: Path, params: Mapping[str, Any], stage: str, *, scratch: Path, root: Path
+) -> dict[str, Any]:
+    """Run an evaluator's stage of the project in `root` on a model.bin; return its metrics.
+
+    It runs with a run's parameters on this machine's devices, in a project of its own, the new
+    folder `scratch`: nothing is resumed there, and nothing of the submission runs, whose model is
+    data. It takes its GPUs itself, so this process must not hold any.
+    """
+    package = scratch / "artifacts/package"
+    package.mkdir(parents=True)
+    shutil.copyfile(model, package / "model.bin")
+    (scratch / "data").mkdir()
+    (scratch / "data/tokens").symlink_to(tokens.resolve())
+    runtime = read_yaml(root / PARAMS_PATH)["runtime"]
+    content = yaml.safe_dump({**params, "runtime": runtime}, sort_keys=False)
+    write_text(scratch / PARAMS_PATH, content)
+    script = (root / "stages" / f"{stage}.py").resolve()
+    environment = {**os.environ, "DVC_ROOT": str(scratch)}
+    done = subprocess.run([sys.executable, str(script)], cwd=scratch, env=environment)
+    _check_exit(done, f"{stage} cannot score the model", model)
+    return read_json(scratch / METRICS / f"{stage}.json")
+
+
+def _check_exit(done: subprocess.CompletedProcess[bytes], what: str, where: object) -> None:
     if done.returncode:
         found = f"exit code {done.returncode}; what it said is above"
-        raise ParamGolfError(
-            "train_gpt.py failed in the folder", where=shlex.join(line), found=found
-        )
-    metrics: dict[str, Any] = read_json(result)
-    return metrics
-
-
-@dataclass(frozen=True, slots=True)
-class Workspace:
-    """An empty project in which the evaluator's stage of the project in `root` scores a model.
-
-    Nothing is resumed there, and nothing of the submission runs: its model is data.
-    """
-
-    model: Path
-    tokens: Path
-    folder: Path
-    root: Path
-
-    def score(self, params: Mapping[str, Any], stage: str) -> dict[str, Any]:
-        """Run stage `stage` with a run's parameters on this machine's devices; return its metrics.
-
-        It takes its GPUs itself, so this process must not hold any.
-        """
-        package = self.folder / "artifacts/package"
-        package.mkdir(parents=True)
-        shutil.copyfile(self.model, package / "model.bin")
-        (self.folder / "data").mkdir()
-        (self.folder / "data/tokens").symlink_to(self.tokens.resolve())
-        runtime = read_yaml(self.root / PARAMS_PATH)["runtime"]
-        content = yaml.safe_dump({**params, "runtime": runtime}, sort_keys=False)
-        write_text(self.folder / PARAMS_PATH, content)
-        script = (self.root / "stages" / f"{stage}.py").resolve()
-        environment = {**os.environ, "DVC_ROOT": str(self.folder)}
-        done = subprocess.run([sys.executable, str(script)], cwd=self.folder, env=environment)
-        if done.returncode:
-            found = f"exit code {done.returncode}; what it said is above"
-            raise ParamGolfError(f"{stage} cannot score the model", where=self.model, found=found)
-        metrics: dict[str, Any] = read_json(self.folder / METRICS / f"{stage}.json")
-        return metrics
+        raise ParamGolfError(what, where=where, found=found)
 
 
 def compare_scores(scored: Mapping[str, Any], recorded: Mapping[str, Any], stage: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec import AbstractFileSystem
 from run_files import metrics, write_run
 
 from paramgolf.experiments.read import Experiment
@@ -31,17 +32,11 @@ def said(root: Path, changes: dict[str, Any]) -> list[str]:
         folder = "train" if name == "log.jsonl" else "package"
         (root / name).write_bytes((root / "artifacts" / folder / name).read_bytes())
     (root / "manifest.json").write_text("{}")
-    run = SeedRun(Experiment("one", {}, found), None, root, read_log(root / "log.jsonl"), Nothing())
+    log, repository = read_log(root / "log.jsonl"), AbstractFileSystem()
+    run = SeedRun(Experiment("one", {}, found), None, root, log, repository)
     words = dict.fromkeys(("name", "author", "github_id", "blurb"), "said")
     about = About(**words, track=NON_RECORD, credits={})
     return [line for line in missing([run], about, ROOT) if line.startswith("`one`: metric")]
-
-
-class Nothing:
-    """No file of any repository."""
-
-    def get_file(self, rpath: str, lpath: str) -> None:
-        raise FileNotFoundError(rpath)
 
 
 @pytest.fixture
