@@ -181,7 +181,8 @@ class SplitWriter:
                 found=documents,
                 fix=FIX_RAW,
             )
-        split = ShardSplit(files=tokens.files, tokens=tokens.total, documents=documents)
+        total = sum(file.tokens for file in tokens.files)
+        split = ShardSplit(files=tokens.files, tokens=total, documents=documents)
         if rule is None:
             return split, None
         return split, ByteCounts(files=counts.files, bytes=byte_total, rule=rule)

@@ -111,22 +111,16 @@ def whole_documents(stream: ShardStream) -> Iterator[tuple[int, np.ndarray]]:
 class ShardWriter:
     """Write a sequence of uint16 values into shards STEM_NNNNNN.bin of `capacity` values.
 
-    Used as a context; `files` then is what a manifest says of each shard.
+    Used as a context; `files` then is what a manifest says of each whole shard.
     Values go to the file at once, their count into its header at the end.
     """
 
     def __init__(self, folder: str | Path, stem: str, capacity: int) -> None:
-        self._entries: list[ShardFile] = []
-        self.total = 0
+        self.files: tuple[ShardFile, ...] = ()
         self._folder, self._stem, self._capacity = Path(folder), stem, capacity
         self._stack = contextlib.ExitStack()
         self._file: IO[bytes] | None = None
         self._count = 0
-
-    @property
-    def files(self) -> tuple[ShardFile, ...]:
-        """The shards that are whole."""
-        return tuple(self._entries)
 
     def append(self, values: np.ndarray) -> None:
         """Add uint16 values; full shards are closed."""
@@ -142,7 +136,7 @@ class ShardWriter:
                 self._finish()
 
     def _path(self) -> Path:
-        return self._folder / f"{self._stem}_{len(self._entries):06d}.bin"
+        return self._folder / f"{self._stem}_{len(self.files):06d}.bin"
 
     def _finish(self) -> None:
         if self._file is None:
@@ -151,9 +145,8 @@ class ShardWriter:
         self._file.seek(0)
         self._file.write(header(self._count))
         self._stack.close()
-        entry = ShardFile(name=path.name, tokens=self._count, sha256=sha256_file(path))
-        self._entries.append(entry)
-        self.total += self._count
+        file = ShardFile(name=path.name, tokens=self._count, sha256=sha256_file(path))
+        self.files = (*self.files, file)
         self._file, self._count = None, 0
 
     def __enter__(self) -> ShardWriter:
