@@ -8,7 +8,6 @@ files, documents and tokens; without one the tokenizer is found by its name.
 from __future__ import annotations
 
 import re
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -75,17 +74,12 @@ def fetch_shards(config: HubConfig, folder: Path) -> ShardManifest:
             found=len(variant.shards["train"]),
             fix=f"set data.hub.train_shards to {len(variant.shards['train'])} or less",
         )
-    promises = _promises(repository, variant.folder, config.variant)
-    model = promises.tokenizer or _guess_tokenizer(repository, config.variant)
-    train, val, val_bytes = (
-        _fetch_split(repository, paths, folder)
-        for paths in (
-            variant.shards["train"][: config.train_shards],
-            variant.shards["val"],
-            variant.shards["val_bytes"],
-        )
-    )
-    _check_promises(promises.stats, val, where=f"{config.repository}: {config.variant}")
+    model, promised = _promises(repository, variant.folder, config.variant)
+    model = model or _guess_tokenizer(repository, config.variant)
+    train = _fetch_split(repository, variant.shards["train"][: config.train_shards], folder)
+    val = _fetch_split(repository, variant.shards["val"], folder)
+    val_bytes = _fetch_split(repository, variant.shards["val_bytes"], folder)
+    _check_promises(promised, val, where=f"{config.repository}: {config.variant}")
     link_or_copy(repository.fetch(model), folder / "tokenizer.model")
     return ShardManifest(
         schema=SCHEMA,
@@ -101,7 +95,7 @@ def fetch_shards(config: HubConfig, folder: Path) -> ShardManifest:
             sha256=sha256_file(folder / "tokenizer.model"),
         ),
         train=train,
-        val=replace(val, documents=promises.stats.docs_val),
+        val=replace(val, documents=promised.docs_val),
         val_bytes=val_bytes,
     )
 
@@ -118,34 +112,31 @@ class Variant:
 def find_variant(repository: Repository, name: str) -> Variant:
     """Return the files of a variant; one that lies in two folders, or has gaps, is refused."""
     where = f"{repository.name} at {repository.commit}"
-    numbered: dict[str, dict[str, list[tuple[int, str]]]] = defaultdict(lambda: defaultdict(list))
-    folders: dict[str, set[str]] = defaultdict(set)
-    for path in repository.files:
-        if match := SHARD.fullmatch(path):
-            numbered[match["variant"]][match["split"]].append((int(match["number"]), path))
-            folders[match["variant"]].add(match["folder"])
-    if name not in numbered:
+    shards = [match for path in repository.files if (match := SHARD.fullmatch(path))]
+    own = sorted((m for m in shards if m["variant"] == name), key=lambda m: int(m["number"]))
+    if not own:
+        known = ", ".join(sorted({m["variant"] for m in shards}))
         raise ParamGolfError(
             f"the repository has no variant `{name}`",
             where=where,
-            expected=f"one of: {', '.join(sorted(numbered)) or 'none; it holds no shards'}",
+            expected=f"one of: {known or 'none; it holds no shards'}",
             fix="set data.hub.variant",
         )
-    if len(folders[name]) > 1:  # two shards would go under one name
-        found = ", ".join(sorted(folders[name]))
-        what = f"the variant `{name}` lies in {len(folders[name])} folders"
+    folders = sorted({m["folder"] for m in own})
+    if len(folders) > 1:  # two shards would go under one name
+        what, found = f"the variant `{name}` lies in {len(folders)} folders", ", ".join(folders)
         raise ParamGolfError(what, where=where, found=found, fix=OTHER_REVISION)
-    shards = {}
+    paths = {}
     for split in ("train", "val", "val_bytes"):
-        files = sorted(numbered[name][split])
-        numbers = [number for number, _ in files]
+        files = [m for m in own if m["split"] == split]
+        numbers = [int(m["number"]) for m in files]
         if numbers and numbers != [*range(numbers[0], numbers[0] + len(numbers))]:
             what = f"the {split} shards of `{name}` are not numbered without gaps"
             raise ParamGolfError(what, where=where, found=_shortened(numbers), fix=OTHER_REVISION)
-        shards[split] = [path for _, path in files]
-    if not shards["val"]:
+        paths[split] = [m.string for m in files]
+    if not paths["val"]:
         raise ParamGolfError(f"the variant `{name}` has no validation shards", where=where)
-    return Variant(PurePosixPath(folders[name].pop()), shards)
+    return Variant(PurePosixPath(folders[0]), paths)
 
 
 def _shortened(numbers: Sequence[int]) -> str:
@@ -186,20 +177,17 @@ class RepositoryManifest(Foreign):
     tokenizers: tuple[Model, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Promises:
-    """What the manifest nearest above the shards says of the variant; nothing without one."""
+def _promises(
+    repository: Repository, home: PurePosixPath, variant: str
+) -> tuple[str | None, Stats]:
+    """Return what the manifest nearest above the shards says of a variant; nothing without one.
 
-    tokenizer: str | None
-    """Its path in the repository."""
-    stats: Stats
-
-
-def _promises(repository: Repository, home: PurePosixPath, variant: str) -> Promises:
+    That is its tokenizer's path in the repository, and the numbers of its validation split.
+    """
     above = [str(parent / "manifest.json") for parent in home.parents]
     path = next((path for path in above if path in repository.files), None)
     if path is None:
-        return Promises(None, Stats())
+        return None, Stats()
     where = f"{repository.name} at {repository.commit}: {path}"
     content = read_json(repository.fetch(path), fix=OTHER_REVISION)
     manifest = parse(
@@ -209,7 +197,7 @@ def _promises(repository: Repository, home: PurePosixPath, variant: str) -> Prom
     dataset = named.get(f"fineweb10B_{variant}", Dataset(name=variant))
     models = {model.name: model.model_path for model in manifest.tokenizers}
     model = models.get(dataset.tokenizer_name or "")
-    return Promises(str(PurePosixPath(path).parent / model) if model else None, dataset.stats)
+    return str(PurePosixPath(path).parent / model) if model else None, dataset.stats
 
 
 def _guess_tokenizer(repository: Repository, variant: str) -> str:
