@@ -6,8 +6,8 @@ document: what the tokens decode to, and the raw text where there is one. Rules 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +45,6 @@ OTHER = "other"
 """Anything else by which a text does not come back, an unknown token included."""
 
 
-@dataclass(slots=True)
-class Totals:
-    """Sums over the validation documents."""
-
-    documents: int = 0
-    bytes_raw: int = 0
-    bytes_counted: int = 0
-    normalization: str = NONE
-    """Why texts do not come back as they were, the worst of all documents."""
-
-
 def audit(
     config: AuditConfig, raw: str | Path = RAW_PATH, folder: str | Path = TOKENS_PATH
 ) -> dict[str, Any]:
@@ -72,36 +61,32 @@ def audit(
     path = str(folder / manifest.tokenizer)
     tokenizer = open_tokenizer(TokenizerFile(path, manifest.transform))
     checker = Checker(tokenizer, manifest.val_bytes.rule)
-    texts = _raw_texts(source, raw)
+    texts: Iterator[Document | None] = itertools.repeat(None)
+    if isinstance(source, TextManifest):
+        texts = read_documents(raw / source.val.file)
     total = manifest.val.documents or 0
     for start, ids in track(split_documents(stream), "audit of validation", total=total):
-        counted = counts.read(start, start + len(ids))
-        checker.check(ids, counted, next(texts) if texts else None)
-    totals = checker.totals
-    shared = overlap(tokens, tokenizer, source, raw, totals.bytes_raw)
+        checker.check(ids, counts.read(start, start + len(ids)), next(texts))
+    shared = overlap(tokens, tokenizer, source, raw, checker.bytes_raw)
     _refuse_leak(shared, config.allowed_overlap)
     near_copies = shared.shares > config.near_copy_share  # a share that is NaN is not
     _refuse_near_copies(shared, near_copies, config.allowed_near_copies)
     return {
         **count_forbidden(tokens),
         "documents_train": shared.documents_train,
-        "documents_val": totals.documents,
-        "bytes_val_raw": totals.bytes_raw,
-        "bytes_val_counted": totals.bytes_counted,
-        "bytes_lost": totals.bytes_raw - totals.bytes_counted,
-        "bytes_per_token": totals.bytes_counted / len(stream),
+        "documents_val": checker.documents,
+        "bytes_val_raw": checker.bytes_raw,
+        "bytes_val_counted": checker.bytes_counted,
+        "bytes_lost": checker.bytes_raw - checker.bytes_counted,
+        "bytes_per_token": checker.bytes_counted / len(stream),
         "bytes_scored_rule": manifest.val_bytes.rule,
-        "lossless": totals.normalization == NONE,
+        "lossless": checker.normalization == NONE,
         "near_copies": int(near_copies.sum()),
-        "normalization": totals.normalization,
+        "normalization": checker.normalization,
         "read": read,
         "train_val_overlap": shared.documents,
         "val_shingles_in_train": distribution(shared),
     }
-
-
-def _raw_texts(source: RawManifest, raw: Path) -> Iterator[Document] | None:
-    return read_documents(raw / source.val.file) if isinstance(source, TextManifest) else None
 
 
 def _refuse_leak(shared: Overlap, allowed: int) -> None:
@@ -146,11 +131,13 @@ class Checker:
 
     Nothing here asks the tokenizer how many bytes its tokens stand for: the bytes are those of the
     text. A document that its tokens give back exactly must count as many as it has. Of one that
-    they do not, at most the smaller of raw and decoded text counts.
+    they do not, at most the smaller of raw and decoded text counts. `normalization` tells why texts
+    do not come back as they were, the worst of all documents.
     """
 
     def __init__(self, tokenizer: TextTokenizer, rule: str) -> None:
-        self.totals = Totals()
+        self.documents = self.bytes_raw = self.bytes_counted = 0
+        self.normalization = NONE
         self._tokenizer, self._rule = tokenizer, rule
         self._published_normalization = sentencepiece.SentencePieceNormalizer(
             rule_name=NMT_NFKC,
@@ -165,7 +152,7 @@ class Checker:
         `document` is the raw text; None: what the tokens decode to stands for it.
         """
         decoded = self._tokenizer.decode(tokens)
-        name = f"validation document {self.totals.documents}"
+        name = f"validation document {self.documents}"
         origin = document or Document(name, decoded.decode(errors="replace"))
         again, _ = next(self._tokenizer.encode([origin.text], count_bytes=False))
         same = np.array_equal(again, tokens)
@@ -183,11 +170,11 @@ class Checker:
         exact = self._rule == TABLE_RULE or (self._rule == OFFSETS_RULE and lossless)
         if counted > text_bytes or (exact and counted < text_bytes):
             raise self._false_count(origin.name, tokens, counted, text_bytes)
-        self.totals.documents += 1
-        self.totals.bytes_raw += len(raw) if document else text_bytes
-        self.totals.bytes_counted += counted
-        if not lossless and self.totals.normalization != OTHER:
-            self.totals.normalization = self._normalization(decoded, document)
+        self.documents += 1
+        self.bytes_raw += len(raw) if document else text_bytes
+        self.bytes_counted += counted
+        if not lossless and self.normalization != OTHER:
+            self.normalization = self._normalization(decoded, document)
 
     def _normalization(self, decoded: bytes, document: Document | None) -> str:
         """Name what made a document's tokens give back another text."""
@@ -221,7 +208,7 @@ def check_files(tokens: TokenSet, source: RawManifest) -> None:
         ("train", tokens.train(), manifest.train, source.train.documents),
     ):
         _same(f"the {name} shards are cut", len(stream), split.tokens, "tokens")
-        documents = _count_bos(stream)
+        documents = sum(int(np.count_nonzero(block == BOS)) for block in _blocks(stream, 0))
         what = f"the {name} shards are cut, or BOS is missing before documents (pg#1779)"
         _same(what, documents, split.documents, "documents")
         if promised is not None:
@@ -269,21 +256,14 @@ def count_forbidden(tokens: TokenSet) -> dict[str, Any]:
     if not has_mask(tokens):
         return {"pairs_forbidden": None, "mask_share": None}
     mask = mask_of(tokens)
-    shares, sums = 1 - mask.allowed.mean(1), [0.0]
-    for block in _blocks(tokens.val()):
-        sums.append(float(shares[block[:-1]].sum()))
-    streams = (tokens.val(), tokens.train())
-    pairs = sum(len(mask.forbidden(block)) for stream in streams for block in _blocks(stream))
-    return {"pairs_forbidden": pairs, "mask_share": sum(sums) / max(1, len(tokens.val()) - 1)}
+    shares, val = 1 - mask.allowed.mean(1), tokens.val()
+    total = sum(float(shares[block[:-1]].sum()) for block in _blocks(val, 1))
+    streams = (val, tokens.train())
+    pairs = sum(len(mask.forbidden(block)) for stream in streams for block in _blocks(stream, 1))
+    return {"pairs_forbidden": pairs, "mask_share": total / max(1, len(val) - 1)}
 
 
-def _blocks(stream: ShardStream) -> Iterator[np.ndarray]:
-    """Yield the stream in blocks, each of which begins with the last token of the one before."""
-    for start in range(0, len(stream) - 1, BLOCK_TOKENS):
-        yield stream.read(start, min(start + BLOCK_TOKENS + 1, len(stream)))
-
-
-def _count_bos(stream: ShardStream) -> int:
-    offsets = range(0, len(stream), BLOCK_TOKENS)
-    blocks = (stream.read(start, min(start + BLOCK_TOKENS, len(stream))) for start in offsets)
-    return sum(int(np.count_nonzero(block == BOS)) for block in blocks)
+def _blocks(stream: ShardStream, more: int) -> Iterator[np.ndarray]:
+    """Yield the stream in blocks, each of which ends `more` tokens into the one behind it."""
+    for start in range(0, len(stream) - more, BLOCK_TOKENS):
+        yield stream.read(start, min(start + BLOCK_TOKENS + more, len(stream)))
