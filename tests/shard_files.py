@@ -13,7 +13,6 @@ import numpy as np
 from paramgolf.data.manifests import (
     SCHEMA,
     TABLE_RULE,
-    ByteCounts,
     PublishedTokenizer,
     ShardFile,
     ShardManifest,
@@ -21,7 +20,7 @@ from paramgolf.data.manifests import (
     TokensManifest,
     write_manifest,
 )
-from paramgolf.data.shards import header
+from paramgolf.data.shards import byte_counts, header
 from paramgolf.data.special_tokens import BOS
 from paramgolf.files import sha256_file, write_bytes
 
@@ -51,7 +50,6 @@ def write_token_set(
 ) -> None:
     """Write a folder of tokens as retokenize does, without a tokenizer."""
     counts = write_split(folder, "val_bytes", val_bytes)
-    total = sum(int(values.sum(dtype=np.int64)) for values in val_bytes)
     manifest = TokensManifest(
         schema=SCHEMA,
         vocab_size=vocab_size,
@@ -62,7 +60,7 @@ def write_token_set(
         transform="none",
         train=write_split(folder, "train", train),
         val=write_split(folder, "val", val),
-        val_bytes=ByteCounts(files=counts.files, bytes=total, rule=TABLE_RULE),
+        val_bytes=byte_counts(folder, counts.files, TABLE_RULE),
     )
     write_manifest(folder, manifest)
 

@@ -8,7 +8,6 @@ where they come from the table, or where a sidecar counts spaces that the tokeni
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +22,22 @@ from paramgolf.data.manifests import (
     ShardManifest,
     ShardSplit,
 )
-from paramgolf.data.shards import ShardStream, ShardWriter, read_shard, whole_documents
+from paramgolf.data.shards import ShardStream, ShardWriter, byte_counts, read_shard, whole_documents
 from paramgolf.data.special_tokens import BOS
+from paramgolf.data.tokenizer import TokenizerFile
 from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say, track
 
 
-@dataclass(frozen=True, slots=True)
-class Splits:
-    """What data/tokens holds, as its manifest says it."""
-
-    train: ShardSplit
-    val: ShardSplit
-    val_bytes: ByteCounts
-
-
 def adopt_shards(
-    source: ShardManifest, raw: Path, folder: Path, vocabulary: SentencePieceVocabulary
-) -> Splits:
-    """Put the shards of data/raw into `folder`; return what the manifest says of them."""
-    sidecar = source.val_bytes
+    source: ShardManifest, raw: Path, folder: Path, file: TokenizerFile
+) -> tuple[ShardSplit, ShardSplit, ByteCounts]:
+    """Put the shards of data/raw into `folder`, which holds their tokenizer, `file`.
+
+    Returns what the manifest says of training, of validation, and of the bytes of its tokens.
+    """
+    vocabulary, sidecar = _open_tokenizer(file), source.val_bytes
     if sidecar.files and sidecar.tokens != source.val.tokens:
         raise ParamGolfError(
             "the published byte counts do not fit the validation shards",
@@ -58,15 +52,32 @@ def adopt_shards(
         counts = _link("val_bytes", sidecar, raw, folder)
     else:
         counts = _count_bytes(source, raw, folder, vocabulary)
-    total = _sum(folder, counts)
-    if sidecar.files and (excess := _sum(raw, sidecar.files) - total):
+    if not sidecar.files:
+        return train, val, byte_counts(folder, counts, TABLE_RULE)
+    val_bytes = byte_counts(folder, counts, SIDECAR_RULE)
+    if excess := byte_counts(raw, sidecar.files, SIDECAR_RULE).bytes - val_bytes.bytes:
         say(f"the published byte counts exceed the decoded text by {excess}: taken off")
-    rule = SIDECAR_RULE if sidecar.files else TABLE_RULE
-    return Splits(train, val, ByteCounts(files=counts, bytes=total, rule=rule))
+    return train, val, val_bytes
 
 
-def _sum(folder: Path, files: tuple[ShardFile, ...]) -> int:
-    return sum(int(read_shard(folder / file.name).sum(dtype=np.int64)) for file in files)
+def _open_tokenizer(file: TokenizerFile) -> SentencePieceVocabulary:
+    """Open the tokenizer of published shards; their BOS and case transform must be those stated."""
+    vocabulary = SentencePieceVocabulary(Path(file.path), file.transform)
+    if vocabulary.bos != BOS:
+        raise ParamGolfError(
+            "the published shards have another BOS",
+            expected=f"token {BOS}",
+            found=f"token {vocabulary.bos}",
+            fix="take the documents (data.hub.kind) and this tokenizer as a file",
+        )
+    if file.transform != "caseops" and vocabulary.has_marks:
+        raise ParamGolfError(
+            "the published tokens are those of a case transform (pg#1729)",
+            expected="tokenizer.transform caseops",
+            found=file.transform,
+            fix="set tokenizer.transform to caseops",
+        )
+    return vocabulary
 
 
 def _adopt(

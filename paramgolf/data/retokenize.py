@@ -6,8 +6,6 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-import numpy as np
-
 from paramgolf.data.caseops import transformed
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import RAW_PATH, read_lines
@@ -16,22 +14,21 @@ from paramgolf.data.folders import fresh_folder, locate
 from paramgolf.data.manifests import (
     FIX_RAW,
     SCHEMA,
-    ByteCounts,
     DocumentsFile,
     RawManifest,
+    ShardFile,
     ShardManifest,
     ShardSplit,
     TokensManifest,
     read_raw_manifest,
     write_manifest,
 )
-from paramgolf.data.published import Splits, adopt_shards
-from paramgolf.data.shards import ShardWriter
+from paramgolf.data.published import adopt_shards
+from paramgolf.data.shards import ShardWriter, byte_counts
 from paramgolf.data.special_tokens import BOS, MARKS
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
-from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes
 from paramgolf.progress import say, track
@@ -53,13 +50,12 @@ def retokenize(
     file = _place_tokenizer(config, source, raw, folder)
     tokenizer = open_tokenizer(file)
     if isinstance(source, ShardManifest):
-        splits = adopt_shards(source, raw, folder, _published(file))
+        train, val, val_bytes = adopt_shards(source, raw, folder, file)
     else:
         writer = SplitWriter(file, config.shard_tokens, workers)
-        val, val_bytes = writer.write(raw, source.val, "val", rule=tokenizer.rule)
+        val, counts = writer.write(raw, source.val, "val", count_bytes=True)
         train, _ = writer.write(raw, source.train, "train")
-        assert val_bytes is not None
-        splits = Splits(train, val, val_bytes)
+        val_bytes = byte_counts(folder, counts, tokenizer.rule)
     manifest = TokensManifest(
         schema=SCHEMA,
         vocab_size=tokenizer.size,
@@ -68,9 +64,9 @@ def retokenize(
         tokenizer_sha256=sha256_file(file.path),
         tokenizer_bos=tokenizer.own_bos,
         transform=config.transform,
-        train=splits.train,
-        val=splits.val,
-        val_bytes=splits.val_bytes,
+        train=train,
+        val=val,
+        val_bytes=val_bytes,
     )
     write_manifest(folder, manifest)
     return manifest
@@ -123,26 +119,6 @@ def _take(given: Path, folder: Path, config: TokenizerConfig) -> TokenizerFile:
     return dataclasses.replace(file, path=str(path))
 
 
-def _published(file: TokenizerFile) -> SentencePieceVocabulary:
-    """Open the tokenizer of published shards; their BOS and case transform must be those stated."""
-    vocabulary = SentencePieceVocabulary(Path(file.path), file.transform)
-    if vocabulary.bos != BOS:
-        raise ParamGolfError(
-            "the published shards have another BOS",
-            expected=f"token {BOS}",
-            found=f"token {vocabulary.bos}",
-            fix="take the documents (data.hub.kind) and this tokenizer as a file",
-        )
-    if file.transform != "caseops" and vocabulary.has_marks:
-        raise ParamGolfError(
-            "the published tokens are those of a case transform (pg#1729)",
-            expected="tokenizer.transform caseops",
-            found=file.transform,
-            fix="set tokenizer.transform to caseops",
-        )
-    return vocabulary
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class SplitWriter:
     """Encodes documents by one tokenizer into the shards of the folder that it lies in."""
@@ -152,14 +128,13 @@ class SplitWriter:
     workers: int
 
     def write(
-        self, raw: Path, source: DocumentsFile, name: str, *, rule: str | None = None
-    ) -> tuple[ShardSplit, ByteCounts | None]:
-        """Write the shards of split `name`; with a `rule` of counting, its byte counts too."""
+        self, raw: Path, source: DocumentsFile, name: str, *, count_bytes: bool = False
+    ) -> tuple[ShardSplit, tuple[ShardFile, ...]]:
+        """Write the shards of split `name`; return them, and those of its byte counts if asked."""
         folder = Path(self.tokenizer.path).parent
-        documents = byte_total = 0
-        lines = read_lines(raw / source.file)
+        lines, documents = read_lines(raw / source.file), 0
         encoded = encode_documents(
-            lines, self.tokenizer, workers=self.workers, count_bytes=rule is not None
+            lines, self.tokenizer, workers=self.workers, count_bytes=count_bytes
         )
         with (
             ShardWriter(folder, name, self.shard_tokens) as tokens,
@@ -172,7 +147,6 @@ class SplitWriter:
                 documents += part.documents
                 if part.counts is not None:
                     counts.append(part.counts)
-                    byte_total += int(part.counts.sum(dtype=np.int64))
         if documents != source.documents:
             raise ParamGolfError(
                 "a file of documents is cut short",
@@ -182,7 +156,4 @@ class SplitWriter:
                 fix=FIX_RAW,
             )
         total = sum(file.tokens for file in tokens.files)
-        split = ShardSplit(files=tokens.files, tokens=total, documents=documents)
-        if rule is None:
-            return split, None
-        return split, ByteCounts(files=counts.files, bytes=byte_total, rule=rule)
+        return ShardSplit(files=tokens.files, tokens=total, documents=documents), counts.files

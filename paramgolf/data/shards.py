@@ -15,7 +15,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from paramgolf.data.manifests import ShardFile
+from paramgolf.data.manifests import ByteCounts, ShardFile
 from paramgolf.data.special_tokens import BOS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import atomic_open, file_size, sha256_file
@@ -49,6 +49,13 @@ def read_shard(path: str | Path) -> np.ndarray:
             "a shard is cut short or too long", where=path, expected=expected, found=size, fix=FIX
         )
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(count,))
+
+
+def byte_counts(folder: Path, files: tuple[ShardFile, ...], rule: str) -> ByteCounts:
+    """Return what a manifest says of shards of byte counts, made by `rule`; their sum is read."""
+    shards = (read_shard(folder / file.name) for file in files)
+    total = sum(int(shard.sum(dtype=np.int64)) for shard in shards)
+    return ByteCounts(files=files, bytes=total, rule=rule)
 
 
 class ShardStream:
