@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import functools
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import sentencepiece
 from hypothesis import strategies as st
+from shard_files import write_shard
 
+from paramgolf.data.audit import audit
 from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.config import AuditConfig, TokenizerConfig
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, DocumentsFile, TextManifest, write_manifest
 from paramgolf.data.retokenize import retokenize
+from paramgolf.data.shards import ShardStream
 from paramgolf.data.tokenizer_training import OPTIONS, train_tokenizer
+from paramgolf.errors import ParamGolfError
+from paramgolf.files import read_json, sha256_file, write_json
 
 WORDS = ["the", "of", "and", "in", "to", "a", "is", "that", "for", "it", "as", "was", "with", "be"]
 PUBLISHED = {"normalization_rule_name": "nmt_nfkc", "remove_extra_whitespaces": True}
@@ -93,10 +100,10 @@ def processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     return sentencepiece.SentencePieceProcessor(model_proto=model)
 
 
-def write_raw(folder: Path, val: list[str], train: list[str]) -> Path:
+def write_raw(folder: Path, val: Sequence[str], train: Sequence[str]) -> Path:
     """Write data/raw with the given texts."""
 
-    def write(split: str, texts: list[str]) -> DocumentsFile:
+    def write(split: str, texts: Sequence[str]) -> DocumentsFile:
         documents = (Document(f"{split}:{i}", text) for i, text in enumerate(texts, 1))
         return write_documents(folder / f"{split}.jsonl.zst", documents)
 
@@ -138,3 +145,37 @@ def write_tokens(raw: Path, folder: Path, model: bytes, **changes: Any) -> Path:
     size = processor(model).vocab_size()
     retokenize(config(source="file", path=str(path), vocab_size=size, **changes), 1, raw, folder)
     return folder
+
+
+class Case:
+    """A folder of documents and one of tokens, and ways to break them."""
+
+    def __init__(self, raw: Path, tokens: Path) -> None:
+        self.raw, self.tokens = raw, tokens
+
+    def audit(self, **config: Any) -> dict[str, Any]:
+        return audit(audit_config(**config), self.raw, self.tokens)
+
+    def refuse(self, expected: str) -> None:
+        with pytest.raises(ParamGolfError) as caught:
+            self.audit()
+        assert re.search(expected, str(caught.value)), caught.value
+
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.tokens / "manifest.json")
+
+    def split(self, name: str) -> np.ndarray:
+        stream = ShardStream(
+            [self.tokens / file["name"] for file in self.manifest()[name]["files"]]
+        )
+        return stream.read(0, len(stream))
+
+    def replace(self, name: str, values: np.ndarray, **changes: Any) -> None:
+        """Write other values of a split in one shard, with a manifest that hides it."""
+        path, manifest = self.tokens / f"{name}_000000.bin", self.manifest()
+        write_shard(path, values.astype(np.uint16))
+        file = {"name": path.name, "tokens": len(values), "sha256": sha256_file(path)}
+        manifest[name] |= {"files": [file]} | changes
+        if name != "val_bytes":
+            manifest[name] |= {"tokens": len(values)}
+        write_json(self.tokens / "manifest.json", manifest)

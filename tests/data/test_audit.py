@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,56 +13,34 @@ import sentencepiece
 import token_case
 from shard_files import PublishedShards, write_shard
 
-from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import ByteTable, byte_table
-from paramgolf.data.config import AuditConfig
 from paramgolf.data.manifests import SIDECAR_RULE
 from paramgolf.data.near_copies import SEPARATOR
 from paramgolf.data.overlap import Part, Split, compare
 from paramgolf.data.shards import read_shard
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
-from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file, write_json
+from paramgolf.files import sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
-STRICT = token_case.audit_config()
 Counter = Callable[[ByteTable, np.ndarray], np.ndarray]
 
 
-class Case:
-    """A folder of documents and one of tokens, and ways to break them."""
+class Case(token_case.Case):
+    """Two splits, by default the texts of this module, by a SentencePiece model."""
 
-    def __init__(self, folder: Path, model: bytes | None = None) -> None:
-        self.raw = token_case.write_raw(folder / "raw", VAL, TRAIN)
-        self.tokens = token_case.write_tokens(
-            self.raw, folder / "tokens", model or token_case.trained()
-        )
-
-    def audit(self, config: AuditConfig = STRICT) -> dict[str, Any]:
-        return audit(config, self.raw, self.tokens)
-
-    def refuse(self, expected: str) -> None:
-        with pytest.raises(ParamGolfError) as caught:
-            self.audit()
-        assert re.search(expected, str(caught.value)), caught.value
+    def __init__(
+        self,
+        folder: Path,
+        model: bytes | None = None,
+        val: Sequence[str] = VAL,
+        train: Sequence[str] = TRAIN,
+    ) -> None:
+        raw = token_case.write_raw(folder / "raw", val, train)
+        model = model or token_case.trained()
+        super().__init__(raw, token_case.write_tokens(raw, folder / "tokens", model))
 
     def model(self) -> sentencepiece.SentencePieceProcessor:
         return load_tokenizer(self.tokens / "tokenizer.model")
-
-    def split(self, name: str) -> np.ndarray:
-        files = read_json(self.tokens / "manifest.json")[name]["files"]
-        return np.concatenate([read_shard(self.tokens / file["name"]) for file in files])
-
-    def replace(self, name: str, values: np.ndarray, **changes: Any) -> None:
-        """Write other values of a split in one shard, with a manifest that hides it."""
-        path = self.tokens / f"{name}_000000.bin"
-        write_shard(path, values.astype(np.uint16))
-        manifest = read_json(self.tokens / "manifest.json")
-        file = {"name": path.name, "tokens": len(values), "sha256": sha256_file(path)}
-        manifest[name] |= {"files": [file]} | changes
-        if name != "val_bytes":
-            manifest[name] |= {"tokens": len(values)}
-        write_json(self.tokens / "manifest.json", manifest)
 
     def recount(self, count: Counter) -> None:
         """Count the validation bytes by a false rule."""
@@ -158,9 +134,10 @@ def test_a_control_token_that_counts_is_found(case: Case) -> None:
 
 
 def test_a_tokenizer_without_a_space_piece_is_refused(case: Case) -> None:
-    path, manifest = case.tokens / "tokenizer.model", case.tokens / "manifest.json"
+    path = case.tokens / "tokenizer.model"
     path.write_bytes(token_case.spaceless())
-    write_json(manifest, read_json(manifest) | {"tokenizer_sha256": sha256_file(path)})
+    manifest = case.manifest() | {"tokenizer_sha256": sha256_file(path)}
+    write_json(case.tokens / "manifest.json", manifest)
     case.refuse(r"no piece U\+2581 alone \(pg#897\)")
 
 
@@ -226,7 +203,7 @@ def test_validation_documents_in_another_order_are_refused(case: Case) -> None:
 
 def test_an_exchanged_shard_is_refused(case: Case) -> None:
     counts = case.split("val_bytes")
-    path = read_json(case.tokens / "manifest.json")["val_bytes"]["files"][0]["name"]
+    path = case.manifest()["val_bytes"]["files"][0]["name"]
     size = len(read_shard(case.tokens / path))
     write_shard(case.tokens / path, np.roll(counts, 1)[:size])
     case.refuse("val_bytes_000000.bin is not the file of the manifest")
@@ -249,15 +226,10 @@ def test_a_file_that_is_not_the_manifests_is_refused(case: Case, name: str) -> N
 def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
     # prepared with 10,000 validation documents, the rest of the 50,000 is in training (pg#2127)
     texts = token_case.make_texts(4, 50)
-    raw = token_case.write_raw(tmp_path / "raw", texts, texts[10:] + TRAIN)
-    tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())
-    with pytest.raises(ParamGolfError) as caught:
-        audit(STRICT, raw, tokens)
-    assert "the training text holds validation documents (pg#2127)" in str(caught.value)
-    assert "train:1 (training) = val:11 (validation)" in str(caught.value)
-    assert "found: 40 documents" in str(caught.value)
-    allowing = token_case.audit_config(allowed_overlap=40)
-    metrics = audit(allowing, raw, tokens)
+    case = Case(tmp_path, val=texts, train=texts[10:] + TRAIN)
+    case.refuse(r"the training text holds validation documents \(pg#2127\)")
+    case.refuse(r"train:1 \(training\) = val:11 \(validation\)(.|\n)*found: 40 documents")
+    metrics = case.audit(allowed_overlap=40)
     assert metrics["train_val_overlap"] == metrics["near_copies"] == 40
 
 
@@ -306,19 +278,13 @@ def test_unknown_characters_count_nothing_and_are_a_loss(tmp_path: Path) -> None
 
 
 def test_a_normalisation_that_lengthens_does_not_flatter(tmp_path: Path) -> None:
-    texts = ["\u00bd of the and"] * 1 + VAL  # 1/2 has more bytes than U+00BD
-    raw = token_case.write_raw(tmp_path / "raw", texts, TRAIN)
-    model = token_case.other(**token_case.PUBLISHED)
-    tokens = token_case.write_tokens(raw, tmp_path / "tokens", model)
-    audit(STRICT, raw, tokens)
-    found = read_shard(tokens / "val_bytes_000000.bin")
-    ids = read_shard(tokens / "val_000000.bin")
+    text = "\u00bd of the and"  # 1/2 has more bytes than U+00BD
+    case = Case(tmp_path, token_case.other(**token_case.PUBLISHED), [text, *VAL])
+    case.audit()
+    found, ids = case.split("val_bytes"), case.split("val")
     stop = int(np.flatnonzero(ids == 1)[1])
-    assert (
-        found[:stop].sum()
-        == len(texts[0].encode())
-        < byte_table(load_tokenizer(tokens / "tokenizer.model")).counts(ids[:stop]).sum()
-    )
+    decoded = byte_table(case.model()).counts(ids[:stop]).sum()
+    assert found[:stop].sum() == len(text.encode()) < decoded
 
 
 def published(case: Case, folder: Path) -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import token_case
 from shard_files import PublishedShards
+from token_case import Case
 
 from paramgolf.data import near_copies
-from paramgolf.data.audit import audit
 from paramgolf.data.near_copies import SEPARATOR, WINDOW, Shingles, TokenLetters, letters
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
@@ -83,7 +83,6 @@ def rewrite(text: str, kind: str) -> str:
     return forms[kind]
 
 
-STRICT = token_case.audit_config(allowed_near_copies=0.0)
 KINDS = ["blanks", "case", "CRLF", "cut", "prefix", "joined", "punctuation"]
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
 LONG = " ".join(token_case.make_texts(3, 4))
@@ -92,12 +91,12 @@ LONG = " ".join(token_case.make_texts(3, 4))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_near_copy_is_refused(tmp_path: Path, kind: str) -> None:
     raw = token_case.write_raw(tmp_path / "raw", [*VAL, LONG], [*TRAIN, rewrite(LONG, kind)])
-    tokens = token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained())
+    case = Case(raw, token_case.write_tokens(raw, tmp_path / "tokens", token_case.trained()))
     with pytest.raises(ParamGolfError, match="near copies of validation documents") as caught:
-        audit(STRICT, raw, tokens)
+        case.audit(allowed_near_copies=0.0)
     assert "where: val:13 (validation): training holds" in str(caught.value)
     assert "found: 1 of 13 documents, 7.69%" in str(caught.value)
-    metrics = audit(token_case.audit_config(allowed_near_copies=0.08), raw, tokens)
+    metrics = case.audit(allowed_near_copies=0.08)
     assert (metrics["near_copies"], metrics["train_val_overlap"]) == (1, 0)
     assert 0.5 < metrics["val_shingles_in_train"]["most"] <= 1
 
@@ -114,7 +113,7 @@ def test_a_near_copy_in_published_shards_is_found(tmp_path: Path, transform: str
     for split in ("val", "train", "val_bytes"):
         shards.add(split, [np.empty(0, np.uint16)])
     with pytest.raises(ParamGolfError, match=r"where: token \d+ \(validation\): .* 100% of its"):
-        audit(STRICT, tmp_path / "raw", tokens)
+        Case(tmp_path / "raw", tokens).audit(allowed_near_copies=0.0)
 
 
 def test_letters_of_tokens_are_those_of_their_text(tmp_path: Path) -> None:

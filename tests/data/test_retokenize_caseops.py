@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,21 +10,19 @@ import numpy as np
 import pytest
 import token_case
 from schema_case import faults_of
-from shard_files import PublishedShards, write_shard
+from shard_files import PublishedShards
+from token_case import Case
 
-from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
 from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import ShardStream
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file, write_json
+from paramgolf.files import write_json
 
 VAL, TRAIN = token_case.make_cased_texts(1, 12), token_case.make_cased_texts(2, 40)
 BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = token_case.audit_config()
 MODEL = token_case.processor(token_case.trained_on_case())
 
 
@@ -38,19 +35,13 @@ def config(**changes: Any) -> Any:
     return token_case.config(vocab_size=330, transform="caseops", **changes)
 
 
-def values(folder: Path, split: str) -> np.ndarray:
-    files = read_json(folder / "manifest.json")[split]["files"]
-    stream = ShardStream([folder / file["name"] for file in files])
-    return stream.read(0, len(stream))
-
-
 @pytest.mark.parametrize("transform", ["caseops", "caseops_before_space"])
 def test_a_trained_tokenizer_is_lossless_and_its_bytes_are_proven(
     raw: Path, tmp_path: Path, transform: str
 ) -> None:
     settings = token_case.config(vocab_size=330, transform=transform)
     manifest = retokenize(settings, 1, raw, tmp_path / "tokens")
-    metrics = audit(STRICT, raw, tmp_path / "tokens")
+    metrics = Case(raw, tmp_path / "tokens").audit()
     assert metrics["lossless"]
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
     assert manifest.transform == transform
@@ -66,23 +57,6 @@ def test_the_bytes_do_not_depend_on_the_number_of_workers(raw: Path, tmp_path: P
         retokenize(config(), workers, raw, tmp_path / str(workers))
     for path in (tmp_path / "1").iterdir():
         assert path.read_bytes() == (tmp_path / "2" / path.name).read_bytes(), path.name
-
-
-def recount(folder: Path, count: Callable[[np.ndarray], np.ndarray]) -> None:
-    """Write other validation bytes, with a manifest that hides it."""
-    counts = count(values(folder, "val")).astype(np.uint16)
-    path = folder / "val_bytes_000000.bin"
-    write_shard(path, counts)
-    manifest = read_json(folder / "manifest.json")
-    file = {"name": path.name, "tokens": len(counts), "sha256": sha256_file(path)}
-    manifest["val_bytes"]["files"] = [file]
-    write_json(folder / "manifest.json", manifest)
-
-
-def refuse(raw: Path, folder: Path, expected: str) -> None:
-    with pytest.raises(ParamGolfError) as caught:
-        audit(STRICT, raw, folder)
-    assert re.search(expected, str(caught.value)), caught.value
 
 
 def marks_as_text(ids: np.ndarray) -> np.ndarray:
@@ -105,16 +79,16 @@ def test_a_false_count_is_named(
 ) -> None:
     folder = tmp_path / "tokens"
     token_case.write_tokens(raw, folder, token_case.trained_on_case(), transform="caseops")
-    recount(folder, count)
-    refuse(raw, folder, f"differ from its text: {name}\n  where: val:1\n")
+    case = Case(raw, folder)
+    case.replace("val_bytes", count(case.split("val")))
+    case.refuse(f"differ from its text: {name}\n  where: val:1\n")
 
 
 def test_tokens_of_the_untransformed_text_are_found(raw: Path, tmp_path: Path) -> None:
     folder = tmp_path / "tokens"
-    token_case.write_tokens(raw, folder, token_case.trained_on_case())
-    manifest = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", manifest | {"transform": "caseops"})
-    refuse(raw, folder, "the validation tokens are not those of the validation text")
+    case = Case(raw, token_case.write_tokens(raw, folder, token_case.trained_on_case()))
+    write_json(folder / "manifest.json", case.manifest() | {"transform": "caseops"})
+    case.refuse("the validation tokens are not those of the validation text")
 
 
 def test_a_tokenizer_without_marks_is_refused(raw: Path, tmp_path: Path) -> None:
@@ -163,7 +137,7 @@ def test_published_shards_pass_through(tmp_path: Path, sidecar: bool) -> None:
     published = Published(tmp_path / "raw", sidecar=sidecar)
     folder = tmp_path / "tokens"
     retokenize(config(source="published"), 1, published.folder, folder)
-    metrics = audit(STRICT, published.folder, folder)
+    metrics = Case(published.folder, folder).audit()
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
     assert metrics["lossless"]
     assert metrics["documents_train"] == 40
@@ -176,7 +150,8 @@ def test_a_published_sidecar_that_counts_marks_is_refused(tmp_path: Path) -> Non
     ids = np.concatenate([[1, *MODEL.encode(encode_case(text))] for text in VAL])
     published.add("val_bytes", halves(marks_as_text(ids.astype(np.uint16)).tolist()))
     retokenize(config(source="published"), 1, published.folder, tmp_path / "tokens")
-    refuse(published.folder, tmp_path / "tokens", r"case marks are counted as text \(pg#1729\)")
+    case = Case(published.folder, tmp_path / "tokens")
+    case.refuse(r"case marks are counted as text \(pg#1729\)")
 
 
 def test_published_tokens_of_the_case_transform_must_be_named_so(tmp_path: Path) -> None:

@@ -10,19 +10,14 @@ import pytest
 import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_files import write_shard
 
-from paramgolf.data.audit import audit
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.shards import read_shard
 from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.vocabulary_text import TextVocabulary, Trie, read_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 8), token_case.make_texts(2, 20)
 BYTES = sum(len(text.encode()) for text in VAL)
-STRICT = token_case.audit_config()
 SINGLE = [bytes([byte]) for byte in range(256)]
 WHOLE = [*SINGLE, b"the", b" the", b" o", b"of ", b"\n\n", "語".encode(), b"\xf0\x9f", b"\\x"]
 
@@ -40,14 +35,14 @@ def write(folder: Path, tokens: list[bytes]) -> Path:
     return path
 
 
-def make(folder: Path, tokens: list[bytes], val: list[str] = VAL) -> tuple[Path, Path]:
+def make(folder: Path, tokens: list[bytes], val: list[str] = VAL) -> token_case.Case:
     """Write data/raw and data/tokens with a vocabulary file of `tokens`."""
     raw = token_case.write_raw(folder / "raw", val, TRAIN)
     path = write(folder, tokens)
     size = TextVocabulary(path).size
     config = token_case.config(source="file", path=str(path), vocab_size=size)
     retokenize(config, 1, raw, folder / "tokens")
-    return raw, folder / "tokens"
+    return token_case.Case(raw, folder / "tokens")
 
 
 def test_escapes_and_order_of_lines(tmp_path: Path) -> None:
@@ -120,26 +115,26 @@ def test_a_vocabulary_with_every_byte_is_lossless(folder: Path, text: str) -> No
 
 
 def test_bos_is_token_1_and_changes_places(tmp_path: Path) -> None:
-    _, tokens = make(tmp_path, WHOLE, ["\x01\x00the"])
-    manifest = read_json(tokens / "manifest.json")
+    case = make(tmp_path, WHOLE, ["\x01\x00the"])
+    manifest = case.manifest()
     assert manifest["bos"] == 1
     assert manifest["tokenizer_bos"] == len(WHOLE)
     assert manifest["tokenizer"] == "tokenizer.txt"
     assert manifest["vocab_size"] == len(WHOLE) + 1
-    assert read_shard(tokens / "val_000000.bin").tolist() == [1, len(WHOLE), 0, WHOLE.index(b"the")]
+    assert case.split("val").tolist() == [1, len(WHOLE), 0, WHOLE.index(b"the")]
 
 
 def test_the_audit_proves_the_bytes(tmp_path: Path) -> None:
-    metrics = audit(STRICT, *make(tmp_path, WHOLE))
+    metrics = make(tmp_path, WHOLE).audit()
     assert metrics["lossless"]
     assert metrics["bytes_val_raw"] == metrics["bytes_val_counted"] == BYTES
 
 
 def test_unknown_bytes_count_nothing_and_are_reported(tmp_path: Path) -> None:
     ascii_only = [byte for byte in SINGLE if byte.isascii()]
-    raw, tokens = make(tmp_path, [*ascii_only, b"the"])
-    assert read_json(tokens / "manifest.json")["vocab_size"] == 128 + 1 + 2
-    metrics = audit(STRICT, raw, tokens)
+    case = make(tmp_path, [*ascii_only, b"the"])
+    assert case.manifest()["vocab_size"] == 128 + 1 + 2
+    metrics = case.audit()
     kept = sum(len(text.encode("ascii", "ignore")) for text in VAL)
     assert not metrics["lossless"]
     assert metrics["bytes_val_counted"] == kept < BYTES
@@ -149,18 +144,8 @@ def test_unknown_bytes_count_nothing_and_are_reported(tmp_path: Path) -> None:
 
 def test_bytes_counted_as_replacement_characters_are_named(tmp_path: Path) -> None:
     # 27 byte tokens of a vocabulary counted 3 each: +4.13 % bytes, 1.1266 shown as 1.0819
-    raw, tokens = make(tmp_path, WHOLE)
-    ids = read_shard(tokens / "val_000000.bin").copy()
+    case = make(tmp_path, WHOLE)
     shown = [len(token.decode(errors="replace").encode()) for token in WHOLE] + [0]
     shown[1], shown[len(WHOLE)] = shown[len(WHOLE)], shown[1]  # BOS and token 1 change places
-    path = tokens / "val_bytes_000000.bin"
-    write_shard(path, np.array(shown, dtype=np.uint16)[ids])
-    manifest = read_json(tokens / "manifest.json")
-    manifest["val_bytes"]["files"] = [
-        {"name": path.name, "tokens": len(ids), "sha256": sha256_file(path)}
-    ]
-    manifest["val"]["files"] = manifest["val"]["files"][:1]
-    write_json(tokens / "manifest.json", manifest)
-    expected = r"no whole character are counted as U\+FFFD \(pg#1143\)\n  where: val:1"
-    with pytest.raises(ParamGolfError, match=expected):
-        audit(STRICT, raw, tokens)
+    case.replace("val_bytes", np.array(shown)[case.split("val")])
+    case.refuse(r"no whole character are counted as U\+FFFD \(pg#1143\)\n  where: val:1")
