@@ -18,12 +18,10 @@ import pytest
 import token_case
 import yaml
 from hub_server import COMMIT, NAME, Hub
-from shard_files import write_shard
+from token_case import make_texts
 
-from paramgolf.data.audit import audit
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer_training import train_tokenizer
-from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.data.shards import header
 from paramgolf.files import read_json
 from paramgolf.recipes import compose, merge
 
@@ -32,31 +30,21 @@ BASE = "datasets/datasets/fineweb10B_sp400"
 TRAIN = [f"{BASE}/fineweb_train_{index:06d}.bin" for index in range(3)]
 VAL = f"{BASE}/fineweb_val_000000.bin"
 MODEL = "datasets/tokenizers/fineweb_400_bpe.model"
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "runs", "far"]
-
-
-def make_texts(seed: int, count: int) -> list[str]:
-    rng = np.random.default_rng(seed)
-    return [" ".join(rng.choice(WORDS, 40)) + f" {seed}.{index} é" for index in range(count)]
 
 
 @pytest.fixture(scope="module")
-def published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def published() -> dict[str, bytes]:
     """The files of a repository with two variants, one of them real."""
-    folder = tmp_path_factory.mktemp("published")
-    model_bytes = train_tokenizer(make_texts(0, 200), 320)
-    (folder / "m.model").write_bytes(model_bytes)
-    model = load_tokenizer(folder / "m.model")
+    model = token_case.processor(token_case.trained())
 
     def shard(seed: int, count: int) -> bytes:
-        ids = [[1, *model.encode(text)] for text in make_texts(seed, count)]
-        write_shard(folder / "shard.bin", np.concatenate(ids).astype(np.uint16))
-        return (folder / "shard.bin").read_bytes()
+        ids = [token for text in make_texts(seed, count) for token in (1, *model.encode(text))]
+        return header(len(ids)) + np.array(ids, dtype="<u2").tobytes()
 
     files = {path: shard(index + 1, 30) for index, path in enumerate(TRAIN)}
     return files | {
         VAL: shard(9, 20),
-        MODEL: model_bytes,
+        MODEL: token_case.trained(),
         "datasets/datasets/fineweb10B_sp999/fineweb_val_000000.bin": b"x",
         "datasets/docs_selected.jsonl": documents(make_texts(5, 30)),
     }
@@ -129,7 +117,7 @@ def test_shards_go_all_the_way_to_the_audit(client: Client, published: dict[str,
     written = retokenize(config, 1, raw, tokens)
     assert written.val.documents == 20
     assert (tokens / "train_000001.bin").read_bytes() == published[TRAIN[1]]
-    metrics = audit(token_case.audit_config(), raw, tokens)
+    metrics = token_case.Case(raw, tokens).audit()
     assert metrics["bytes_val_counted"] == sum(len(t.encode()) for t in make_texts(9, 20))
     assert metrics["documents_train"] == 60
     assert metrics["lossless"]

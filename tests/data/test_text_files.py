@@ -17,6 +17,7 @@ import zstandard
 
 from paramgolf.data import streams
 from paramgolf.data.documents import Document, write_documents
+from paramgolf.data.streams import COMPRESSIONS
 from paramgolf.data.text_files import DocumentErrors, read_texts
 from paramgolf.errors import ParamGolfError
 
@@ -59,31 +60,22 @@ def write(name: str, content: bytes) -> None:
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
-def test_jsonl_gives_a_document_a_line(suffix: str) -> None:
-    write(f"a.jsonl{suffix}", COMPRESS[suffix](jsonl(TEXTS)))
-    found = read(f"a.jsonl{suffix}")
-    assert [document.text for document in found] == TEXTS
-    assert [document.name for document in found] == [f"a.jsonl{suffix}:{n}" for n in (1, 2, 3)]
-
-
-@pytest.mark.parametrize("suffix", COMPRESS)
-def test_parquet_gives_a_document_a_row(suffix: str) -> None:
-    write(f"a.parquet{suffix}", COMPRESS[suffix](parquet(TEXTS)))
-    found = read(f"a.parquet{suffix}")
-    assert [document.text for document in found] == TEXTS
-    assert found[2].name == f"a.parquet{suffix}:row 3"
+@pytest.mark.parametrize(
+    ("kind", "content", "place"), [("jsonl", jsonl, ""), ("parquet", parquet, "row ")]
+)
+def test_a_line_or_a_row_is_a_document(
+    kind: str, content: Callable[[list[str]], bytes], place: str, suffix: str
+) -> None:
+    name = f"a.{kind}{suffix}"
+    write(name, COMPRESS[suffix](content(TEXTS)))
+    expected = [Document(f"{name}:{place}{n}", text) for n, text in enumerate(TEXTS, 1)]
+    assert read(name) == expected
 
 
 @pytest.mark.parametrize("suffix", COMPRESS)
 def test_txt_is_one_document(suffix: str) -> None:
     write(f"a.txt{suffix}", COMPRESS[suffix](b"one\n\ntwo\r\n"))
     assert read(f"a.txt{suffix}") == [Document(f"a.txt{suffix}", "one\n\ntwo\r\n")]
-
-
-def test_zstandard_frames_follow_each_other() -> None:
-    frame = COMPRESS[".zst"](jsonl(TEXTS))
-    write("a.jsonl.zst", frame + frame)
-    assert len(read("a.jsonl.zst")) == 6
 
 
 def test_folders_and_globs_come_sorted_and_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,16 +213,6 @@ def test_a_line_without_text_is_a_missing_field(line: bytes) -> None:
         read("a.jsonl")
 
 
-@pytest.mark.parametrize("dictionary", [True, False])
-def test_bad_utf8_in_a_dictionary_of_parquet_is_named_by_row(dictionary: bool) -> None:
-    values = pyarrow.array([b"good", b"\xff", b"last"]).view(pyarrow.string())
-    column = values.dictionary_encode() if dictionary else values
-    pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
-    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2, column `text`"):
-        read("a.parquet")
-    assert len(read("a.parquet", on_error="skip")) == 2
-
-
 @pytest.mark.parametrize(
     "kind", [pyarrow.time64("ns"), pyarrow.int64(), pyarrow.list_(pyarrow.string())]
 )
@@ -247,18 +229,27 @@ def test_half_a_surrogate_pair_is_bad_utf8() -> None:
         read("a.jsonl")
 
 
-@pytest.mark.parametrize("kind", [pyarrow.string(), pyarrow.large_string(), pyarrow.binary()])
-def test_bad_utf8_in_parquet_is_named_by_row(kind: pyarrow.DataType) -> None:
-    raw = pyarrow.array([b"good", b"\xff", b"last"], pyarrow.binary())
-    wide = raw.cast(pyarrow.large_binary())
-    column = wide.view(kind) if kind == pyarrow.large_string() else raw.view(kind)
+NOT_UTF8 = pyarrow.array([b"good", b"\xff", b"last"])
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        NOT_UTF8,
+        NOT_UTF8.view(pyarrow.string()),
+        NOT_UTF8.cast(pyarrow.large_binary()).view(pyarrow.large_string()),
+        NOT_UTF8.view(pyarrow.string()).dictionary_encode(),
+    ],
+    ids=lambda column: str(column.type).partition("<")[0],
+)
+def test_bad_utf8_in_parquet_is_named_by_row(column: pyarrow.Array) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
     with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2, column `text`"):
         read("a.parquet")
     assert [document.text for document in read("a.parquet", on_error="skip")] == ["good", "last"]
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_a_cut_compressed_file_is_damaged_not_short(suffix: str) -> None:
     whole = COMPRESS[suffix](jsonl(f"{index} {index * index}" for index in range(20_000)))
     write(f"a.jsonl{suffix}", whole[: len(whole) // 2])
@@ -266,7 +257,7 @@ def test_a_cut_compressed_file_is_damaged_not_short(suffix: str) -> None:
         read(f"a.jsonl{suffix}", on_error="skip")
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_streams_that_follow_each_other_are_all_read(suffix: str) -> None:
     stream = COMPRESS[suffix](jsonl(TEXTS))
     write(f"a.jsonl{suffix}", stream + stream + stream)
@@ -280,7 +271,7 @@ def test_padding_between_streams_is_passed(suffix: str, zeros: int) -> None:
     assert len(read(f"a.jsonl{suffix}")) == 6
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 @pytest.mark.parametrize("kind", ["junk", "one byte of junk", "a cut stream", "a damaged stream"])
 def test_what_follows_a_stream_and_is_none_is_damage(suffix: str, kind: str) -> None:
     stream = COMPRESS[suffix](jsonl(f"{index} {index * index}" for index in range(2000)))
@@ -301,7 +292,7 @@ def test_xz_padding_of_another_length_is_damage() -> None:
         read("a.jsonl.xz")
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
+@pytest.mark.parametrize("suffix", COMPRESSIONS)
 def test_a_file_that_expands_beyond_measure_is_refused(
     suffix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,8 @@ def packed(content: bytes) -> str:
     "text",
     [
         "",
+        "print('hello')",
+        "PACKED = 3",
         "PACKED = 1 +",
         "PACKED = " + "+".join(["1"] * 50_000),
         "PACKED = a" + ".b" * 50_000,
