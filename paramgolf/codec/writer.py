@@ -145,25 +145,19 @@ def _streams(tensors: dict[str, Tensor]) -> list[Stream]:
     scales = tuple(name for name in names if name.endswith("scales"))
     others = tuple(name for name in names if name not in {*integers, *codes, *scales})
     streams = [
-        Stream(n, "integers", (n,), _raw(tensors[n]), False, tuple(tensors[n].shape))
+        Stream(n, "integers", (n,), _raw(tensors, (n,)), False, tuple(tensors[n].shape))
         for n in integers
     ]
     if codes:
-        raw = b"".join(_raw(tensors[name]) for name in codes)
-        streams.append(Stream("codes", "integers", codes, raw, False))
-    rest: list[tuple[str, Kind, tuple[str, ...]]] = [
-        ("scales", "scales", scales),
-        ("vectors", "float16", others),
-    ]
-    for label, kind, group in rest:
-        raw = b"".join(_raw(tensors[name]) for name in group)
-        streams.append(Stream(label, kind, group, shuffle(raw), True))
+        streams.append(Stream("codes", "integers", codes, _raw(tensors, codes), False))
+    streams.append(Stream("scales", "scales", scales, shuffle(_raw(tensors, scales)), True))
+    streams.append(Stream("vectors", "float16", others, shuffle(_raw(tensors, others)), True))
     return streams
 
 
-def _raw(tensor: Tensor) -> bytes:
-    array = tensor.contiguous().numpy()
-    return array.astype(array.dtype.newbyteorder("<")).tobytes()
+def _raw(tensors: dict[str, Tensor], names: tuple[str, ...]) -> bytes:
+    arrays = (tensors[name].contiguous().numpy() for name in names)
+    return b"".join(array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays)
 
 
 def _codecs(stream: Stream, codec: str, *, without_rans: bool) -> list[Codec]:

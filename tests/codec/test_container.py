@@ -22,7 +22,6 @@ from paramgolf.codec.container import (
     decode,
     dequantized,
     load_package,
-    read_container,
 )
 from paramgolf.codec.writer import compress, encode
 from paramgolf.errors import ParamGolfError
@@ -31,24 +30,32 @@ from paramgolf.model.shapes import shapes
 from paramgolf.schema import parse
 
 CODECS = ("brotli", "lzma")
+# a network of one layer, which has no row of skip weights
+ONE_LAYER = {"layers": 1, "recurrence": (), "parallel": "none", "parallel_start": 0}
+ONE_LAYER |= {"skips": "gated", "skip_rows": None}
+
+
+def come_back(tensors, config, codec="brotli"):
+    """Encode and decode tensors, which must stay what they are; return the bytes and parts."""
+    content, parts = encode(tensors, config, codec)
+    _, stored = decode(content)
+    assert stored.keys() == tensors.keys()
+    assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
+    assert sum(part.bytes for part in parts) == len(content)
+    return content, parts
 
 
 @pytest.mark.parametrize("codec", [*CODECS, "rans", "auto"])
 def test_a_written_model_is_read_back_exactly(model, tmp_path, codec):
     tensors, config = make_quantized(model)
-    content, parts = encode(tensors, config, codec)
+    content, parts = come_back(tensors, config, codec)
     (tmp_path / "model.bin").write_bytes(content)
-    header, stored = read_container(tmp_path / "model.bin")
-    assert stored.keys() == tensors.keys()
-    assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
-    assert header.model == model
     package = load_package(tmp_path / "model.bin")
     assert (package.model, package.vocab_size, package.sequence_length) == (model, VOCAB, LENGTH)
     expected = tensors["up.integers"].float() * tensors["up.scales"].float()[..., None]
     assert torch.equal(package.state["up"], expected)
     assert torch.equal(package.state["q_gain"], tensors["q_gain"].float())
     assert all(tensor.dtype == torch.float32 for tensor in package.state.values())
-    assert sum(part.bytes for part in parts) == len(content)
     for part in parts:
         assert sum(part.shares.values()) == part.bytes
     assert encode(tensors, config, codec)[0] == content
@@ -85,12 +92,8 @@ def add_extras(tensors, config):
 
 def test_finer_groups_and_corrections_round_trip(model):
     tensors, config = add_extras(*make_quantized(model))
-    content, parts = encode(tensors, config, "brotli")
-    _, stored = decode(content)
-    assert stored.keys() == tensors.keys()
-    assert all(torch.equal(stored[n], t) and stored[n].dtype == t.dtype for n, t in tensors.items())
-    assert sum(part.bytes for part in parts) == len(content)
-    state = dequantized(stored)
+    come_back(tensors, config)
+    state = dequantized(tensors)
     plain = tensors["up.integers"].float() * tensors["up.scales"].float()[..., None]
     expected = plain.clone()
     expected[0, :, 16:] /= 4
@@ -163,10 +166,7 @@ def test_steps_change_by_less_than_eight_octaves(model):
 
 
 def test_a_matrix_without_rows_takes_no_extras(tiny_model):
-    model = tiny_model(
-        layers=1, recurrence=(), parallel="none", parallel_start=0, skips="gated", skip_rows=None
-    )
-    tensors, config = make_quantized(model)
+    tensors, config = make_quantized(tiny_model(**ONE_LAYER))
     tensors["skip_weight.integers"] = tensors.pop("skip_weight").to(torch.int8)
     tensors["skip_weight.scales"] = torch.ones(0).half()
     config["quantize"]["bits"]["skip_weight"] = 8
@@ -207,19 +207,13 @@ def test_constant_integers(model, fill):
     for name, tensor in tensors.items():
         if name.endswith(".integers"):
             tensor.fill_(fill)
-    _, stored = decode(encode(tensors, config, "brotli")[0])
-    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+    come_back(tensors, config)
 
 
 def test_empty_tensors(tiny_model):
-    """A network of one layer has no row of skip weights."""
-    model = tiny_model(
-        layers=1, recurrence=(), parallel="none", parallel_start=0, skips="gated", skip_rows=None
-    )
-    tensors, config = make_quantized(model)
+    tensors, config = make_quantized(tiny_model(**ONE_LAYER))
     assert tensors["skip_weight"].numel() == 0
-    _, stored = decode(encode(tensors, config, "brotli")[0])
-    assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
+    come_back(tensors, config)
 
 
 def test_float16_keeps_its_bits(model):
