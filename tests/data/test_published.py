@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import token_case
 from shard_files import PublishedShards
 
-from paramgolf.data.audit import audit
 from paramgolf.data.byte_counts import byte_table
-from paramgolf.data.manifests import SIDECAR_RULE
+from paramgolf.data.manifests import SIDECAR_RULE, TokensManifest
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
-from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
-
-CONFIG = token_case.config(source="published")
 
 
 class Raw(PublishedShards):
@@ -32,10 +29,20 @@ class Raw(PublishedShards):
         self.add("train", np.array_split(train, 3))
         self.add("val_bytes", [])
 
+        self.case = token_case.Case(folder, folder.with_name("tokens"))
+
     def tokens(self, seed: int, count: int) -> np.ndarray:
         texts = token_case.make_texts(seed, count)
         ids = [token for text in texts for token in (1, *self.model.encode(text))]
         return np.array(ids, dtype=np.uint16)
+
+    def retokenize(self, **changes: Any) -> TokensManifest:
+        config = token_case.config(source="published", **changes)
+        return retokenize(config, 1, self.folder, self.case.tokens)
+
+    def refuse(self, expected: str, **changes: Any) -> None:
+        with pytest.raises(ParamGolfError, match=expected):
+            self.retokenize(**changes)
 
 
 @pytest.fixture
@@ -43,48 +50,43 @@ def raw(tmp_path: Path) -> Raw:
     return Raw(tmp_path / "raw")
 
 
-def test_shards_are_linked_and_their_bytes_counted(raw: Raw, tmp_path: Path) -> None:
-    manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
-    found = open_tokens(tmp_path / "tokens")
-    assert found.val().read(0, len(found.val())).tolist() == raw.val.tolist()
-    assert (tmp_path / "tokens/val_000001.bin").stat().st_nlink == 2
+def test_shards_are_linked_and_their_bytes_counted(raw: Raw) -> None:
+    manifest, case = raw.retokenize(), raw.case
+    assert case.split("val").tolist() == raw.val.tolist()
+    assert (case.tokens / "val_000001.bin").stat().st_nlink == 2
     expected = byte_table(raw.model).counts(raw.val)
-    assert found.val_bytes().read(0, len(raw.val)).tolist() == expected.tolist()
+    assert case.split("val_bytes").tolist() == expected.tolist()
     assert manifest.val.documents == 10
     assert manifest.train.documents == 30
-    metrics = audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
     texts = token_case.make_texts(1, 10)
-    assert metrics["bytes_val_counted"] == sum(len(text.encode()) for text in texts)
+    assert case.audit()["bytes_val_counted"] == sum(len(text.encode()) for text in texts)
 
 
-def test_published_byte_counts_are_taken(raw: Raw, tmp_path: Path) -> None:
+def test_published_byte_counts_are_taken(raw: Raw) -> None:
     counts = np.minimum(byte_table(raw.model).counts(raw.val), 1)
     raw.add("val_bytes", np.array_split(counts, 2))
-    manifest = retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    manifest = raw.retokenize()
     assert manifest.val_bytes.rule == SIDECAR_RULE
     assert manifest.val_bytes.bytes == int(counts.sum())
-    found = read_shard(tmp_path / "tokens/val_bytes_000000.bin")
+    found = read_shard(raw.case.tokens / "val_bytes_000000.bin")
     assert found.tolist() == np.array_split(counts, 2)[0].tolist()
 
 
-def test_byte_counts_of_another_length_are_refused(raw: Raw, tmp_path: Path) -> None:
+def test_byte_counts_of_another_length_are_refused(raw: Raw) -> None:
     raw.add("val_bytes", [raw.val[:-1]])
-    with pytest.raises(ParamGolfError, match="byte counts do not fit the validation shards"):
-        retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    raw.refuse("byte counts do not fit the validation shards")
 
 
-def test_a_token_outside_the_vocabulary_is_refused(raw: Raw, tmp_path: Path) -> None:
+def test_a_token_outside_the_vocabulary_is_refused(raw: Raw) -> None:
     raw.add("train", [np.array([1, 320], dtype=np.uint16)])
-    with pytest.raises(ParamGolfError, match=r"does not have(.|\n)*tokens below 320(.|\n)*320"):
-        retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
+    raw.refuse(r"does not have(.|\n)*tokens below 320(.|\n)*320")
 
 
-def test_a_validation_split_below_the_published_number_is_refused(raw: Raw, tmp_path: Path) -> None:
+def test_a_validation_split_below_the_published_number_is_refused(raw: Raw) -> None:
     # a shard of 9.66 M tokens was scored in the place of 40.5 M and nobody saw it (pg#1923)
     raw.add("val", np.array_split(raw.val, 2)[:1], documents=10)
-    retokenize(CONFIG, 1, raw.folder, tmp_path / "tokens")
-    with pytest.raises(ParamGolfError, match="val shards do not hold all documents of the source"):
-        audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
+    raw.retokenize()
+    raw.case.refuse("val shards do not hold all documents of the source")
 
 
 def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
@@ -99,18 +101,13 @@ def test_spaces_that_the_tokenizer_folds_are_taken_off_a_sidecar(
     raw.add("val", [np.array(ids, dtype=np.uint16)], documents=3)
     raw.add("train", [np.array([1, 50], dtype=np.uint16)])
     raw.add("val_bytes", [counts])
-    manifest = retokenize(
-        token_case.config(source="published", vocab_size=330), 1, raw.folder, tmp_path / "tokens"
-    )
+    manifest = raw.retokenize(vocab_size=330)
     decoded = len("the of") + len("and the") + len("in to")
     assert manifest.val_bytes.bytes == decoded
     assert f"exceed the decoded text by {int(counts.sum()) - decoded}" in capsys.readouterr().err
-    metrics = audit(token_case.audit_config(), raw.folder, tmp_path / "tokens")
-    assert metrics["bytes_val_counted"] == decoded
+    assert raw.case.audit()["bytes_val_counted"] == decoded
 
 
-def test_published_shards_with_another_bos_are_refused(raw: Raw, tmp_path: Path) -> None:
+def test_published_shards_with_another_bos_are_refused(raw: Raw) -> None:
     (raw.folder / "tokenizer.model").write_bytes(token_case.other(bos_id=2, eos_id=1))
-    stated = token_case.config(source="published", vocab_size=330)
-    with pytest.raises(ParamGolfError, match=r"another BOS\n  expected: token 1\n  found: token 2"):
-        retokenize(stated, 1, raw.folder, tmp_path / "tokens")
+    raw.refuse(r"another BOS\n  expected: token 1\n  found: token 2", vocab_size=330)
