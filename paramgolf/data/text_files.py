@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ KINDS = (".jsonl", ".txt", ".parquet")
 EXPECTED = f"{', '.join(KINDS)}, plain or followed by {', '.join(COMPRESSIONS)}"
 GLOB_CHARACTERS = frozenset("*?[")
 BATCH_ROWS = 256
+# documents by their places in a file, before they are decoded; None where a field is empty
+Records = Iterator[tuple[str, bytes | None]]
 
 
 @dataclass(slots=True)
@@ -159,17 +161,15 @@ def _known(path: Path) -> Path:
 def read_file(path: Path, name: str, text_field: str, errors: DocumentErrors) -> Iterator[Document]:
     """Yield the documents of one file, named `name` and the line or row."""
     kind = _kind(path)
+    records = {".txt": _txt, ".jsonl": _jsonl, ".parquet": _parquet}[kind]
     try:
-        if kind == ".txt":
-            documents = _read_txt(path, name, errors)
-        else:
-            reader = _read_jsonl if kind == ".jsonl" else _read_parquet
-            documents = reader(path, name, text_field, errors)
-        for document in documents:
-            if document.text.strip():
-                yield document
+        for place, content in records(path, name, text_field):
+            try:
+                text = _text(content, text_field, is_json=kind == ".jsonl")
+            except BadDocumentError as error:
+                errors.note(error.kind, place, error.found)
             else:
-                errors.note("empty document", document.name, repr(document.text[:20]))
+                yield Document(place, text)
     except DAMAGED as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise _unreadable(path, error) from None
@@ -178,46 +178,53 @@ def read_file(path: Path, name: str, text_field: str, errors: DocumentErrors) ->
         raise ParamGolfError("a file is damaged", where=path, found=error, fix=fix) from None
 
 
-def _read_jsonl(
-    path: Path, name: str, text_field: str, errors: DocumentErrors
-) -> Iterator[Document]:
-    """Yield a document for each line; lines of white space are nothing, as JSON Lines has it."""
-    with open_stream(path) as file:
-        for number, line in enumerate(_without_mark(file), 1):
-            place = f"{name}:{number}"
-            if not line.strip():
-                continue
-            text = _decode(line, place, errors)
-            if text is None:
-                continue
-            try:
-                fields = json.loads(text)
-            except ValueError as error:
-                errors.note("not JSON", place, error)
-                continue
-            except RecursionError:
-                errors.note("not JSON", place, "nested too deeply")
-                continue
+class BadDocumentError(Exception):
+    """Why a document cannot be read: the kind of fault, and what was found."""
+
+    def __init__(self, kind: str, found: str) -> None:
+        self.kind, self.found = kind, found
+        super().__init__(kind)
+
+
+def _text(content: bytes | None, text_field: str, *, is_json: bool) -> str:
+    """Return the text of a document: all of `content`, or a field of the object that it holds."""
+    try:
+        value: Any = None if content is None else content.decode()
+        if is_json:
+            fields = json.loads(value)
             value = fields.get(text_field) if isinstance(fields, dict) else None
-            yield from _checked(value, place, text_field, errors)
+        if not isinstance(value, str):
+            found = "none" if value is None else type(value).__name__
+            raise BadDocumentError("missing field", f"field `{text_field}`: {found}")
+        value.encode()  # JSON can spell half a surrogate pair, which UTF-8 cannot hold
+    except UnicodeError as error:
+        raise BadDocumentError("bad UTF-8", str(error)) from None
+    except RecursionError:
+        raise BadDocumentError("not JSON", "nested too deeply") from None
+    except ValueError as error:
+        raise BadDocumentError("not JSON", str(error)) from None
+    if not value.strip():
+        raise BadDocumentError("empty document", repr(value[:20]))
+    return value
 
 
-def _without_mark(lines: Iterable[bytes]) -> Iterator[bytes]:
-    """Take off a byte order mark at the start of a file, which is no part of its text."""
-    for number, line in enumerate(lines):
-        yield line if number else line.removeprefix(codecs.BOM_UTF8)
-
-
-def _read_txt(path: Path, name: str, errors: DocumentErrors) -> Iterator[Document]:
+def _txt(path: Path, name: str, _: str) -> Records:
     with open_stream(path) as file:
-        text = _decode(file.read().removeprefix(codecs.BOM_UTF8), name, errors)
-    if text is not None:
-        yield Document(name, text)
+        content = file.read()
+    yield name, content.removeprefix(codecs.BOM_UTF8)
 
 
-def _read_parquet(
-    path: Path, name: str, text_field: str, errors: DocumentErrors
-) -> Iterator[Document]:
+def _jsonl(path: Path, name: str, _: str) -> Records:
+    """Yield the lines of a file; those of white space are nothing, as JSON Lines has it."""
+    with open_stream(path) as file:
+        for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(codecs.BOM_UTF8)
+            if line.strip():
+                yield f"{name}:{number}", line
+
+
+def _parquet(path: Path, name: str, text_field: str) -> Records:
     with open_stream(path) as file, tempfile.TemporaryFile() as plain:
         if path.suffix.lower() in COMPRESSIONS:
             shutil.copyfileobj(file, plain)  # Parquet is read from its end, so it must be seekable
@@ -228,11 +235,7 @@ def _read_parquet(
         for batch in table.iter_batches(BATCH_ROWS, columns=[text_field]):
             for value in _bytes_of(batch.column(0)):
                 row += 1
-                place = f"{name}:row {row}"
-                column = f"{place}, column `{text_field}`"
-                text = None if value is None else _decode(value, column, errors)
-                if value is None or text is not None:
-                    yield from _checked(text, place, text_field, errors)
+                yield f"{name}:row {row}", value
 
 
 def _check_column(schema: pyarrow.Schema, name: str, path: Path) -> None:
@@ -256,26 +259,3 @@ def _bytes_of(column: pyarrow.Array) -> Iterator[bytes | None]:
         column = column.dictionary_decode()
     large = pyarrow.types.is_large_string(column.type)
     yield from column.cast(pyarrow.large_binary() if large else pyarrow.binary()).to_pylist()
-
-
-def _checked(value: Any, name: str, text_field: str, errors: DocumentErrors) -> Iterator[Document]:
-    """Yield the value if it is a text that UTF-8 can hold; JSON can spell half a surrogate pair."""
-    if not isinstance(value, str):
-        found = "none" if value is None else type(value).__name__
-        errors.note("missing field", name, f"field `{text_field}`: {found}")
-        return
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        errors.note("bad UTF-8", name, error)
-        return
-    yield Document(name, value)
-
-
-def _decode(content: bytes, name: str, errors: DocumentErrors) -> str | None:
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        # the error's own text; its object is the whole document
-        errors.note("bad UTF-8", name, error)
-        return None

@@ -244,7 +244,7 @@ NOT_UTF8 = pyarrow.array([b"good", b"\xff", b"last"])
 )
 def test_bad_utf8_in_parquet_is_named_by_row(column: pyarrow.Array) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
-    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2, column `text`"):
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2\n"):
         read("a.parquet")
     assert [document.text for document in read("a.parquet", on_error="skip")] == ["good", "last"]
 
