@@ -15,7 +15,6 @@ from paramgolf.experiments.compare import compare
 from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import HERE, find
 from paramgolf.files import write_json, write_text
-from paramgolf.packing.script import read_script
 from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.recipes import RECIPES, flatten
@@ -97,7 +96,7 @@ def _fill(folder: Path, runs: Sequence[SeedRun]) -> None:
     folder.mkdir()
     for name in ("model.bin", "train_gpt.py", "params.yaml"):
         shutil.copyfile(runs[0].folder / name, folder / name)
-    packages = requirements(read_script(folder / "train_gpt.py"))
+    packages = requirements(runs[0].script)
     write_text(folder / "requirements.txt", "".join(f"{line}\n" for line in packages))
     for run in runs:
         write_text(folder / f"train_seed{run.seed}.log", training_log(run))
@@ -115,7 +114,7 @@ def _score(folder: Path, first: SeedRun, scratch: Path, root: Path) -> float:
     scored = score_in_project(model, tokens, first.params, stage, scratch=project, root=root)
     compare_scores(scored, first.metrics, stage)
     say("submit: scoring it from inside the folder")
-    words = command(first.params, stage, read_script(folder / "train_gpt.py"))
+    words = command(first.params, stage, first.script)
     by_itself = score_in_folder(folder, tokens, words, root=root)
     compare_scores(by_itself, first.metrics, stage)
     val_bpb = float(by_itself["val_bpb"])
@@ -134,10 +133,9 @@ def _describe(
     root: Path,
 ) -> None:
     """Write submission.json and README.md; `checked` is the folder's own score."""
-    params = runs[0].params
+    params, script = runs[0].params, runs[0].script
     stage = evaluator_of(params)
     base = numbers(read_yaml(root / RECIPES / "base.yaml"))
-    script = read_script(folder / "train_gpt.py")
     content = submission(runs, about, stage, day=day, limits=flatten(base), against=against)
     content["parameters"] = effective(params, stage, script)
     write_json(folder / "submission.json", content)

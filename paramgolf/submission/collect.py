@@ -21,6 +21,7 @@ from paramgolf.experiments.group import SEED
 from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.files import parse_object
+from paramgolf.packing.script import PackedScript, read_script
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.report.inputs import TrainingLog, read_log
 from paramgolf.training_log import LOG
@@ -68,6 +69,11 @@ class SeedRun:
         """The parameters by section."""
         params: dict[str, Any] = numbers(read_yaml(self.folder / "params.yaml"))
         return params
+
+    @property
+    def script(self) -> PackedScript:
+        """What its train_gpt.py holds."""
+        return read_script(self.folder / "train_gpt.py")
 
     def copy_validation(self, folder: Path) -> None:
         """Write the tokens that the run was scored on to `folder`: no training text is there."""

@@ -10,7 +10,6 @@ from typing import Any
 
 from paramgolf.experiments.group import SEED, grouped
 from paramgolf.experiments.read import STAGES
-from paramgolf.packing.script import read_script
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES, flatten, nested
 from paramgolf.schema import Fault, Foreign, Positive, convert
@@ -132,7 +131,7 @@ def _disagreements(runs: Sequence[SeedRun], track: str) -> Iterator[str]:
     seeds = [run.seed for run in runs]
     if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
         yield f"seeds that were named more than once: {', '.join(twice)}"
-    if not one_code([read_script(run.folder / "train_gpt.py") for run in runs]):
+    if not one_code([run.script for run in runs]):
         yield "the runs were made with different code: run them again from one commit"
     if len({(run.folder / "manifest.json").read_bytes() for run in runs}) > 1:
         yield "the runs were scored on different tokens"
