@@ -12,10 +12,10 @@ from pathlib import Path
 PACKAGE = "paramgolf"
 
 
-def imported_modules(tree: ast.Module) -> set[str]:
-    """Return the dotted names of `paramgolf` modules that a module imports anywhere.
+def imported_names(tree: ast.Module) -> set[str]:
+    """Return the dotted names that a module imports anywhere.
 
-    `from paramgolf.a import b` names the module a, and a.b should that be a module.
+    `from a import b` names the module a, and a.b should that be a module.
     """
     names: set[str] = set()
     for node in _statements(tree):
@@ -24,7 +24,12 @@ def imported_modules(tree: ast.Module) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module)
             names.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return {name for name in names if name.split(".")[0] == PACKAGE}
+    return names
+
+
+def imported_modules(tree: ast.Module) -> set[str]:
+    """Return those of the `imported_names` that are of this package."""
+    return {name for name in imported_names(tree) if name.split(".")[0] == PACKAGE}
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:

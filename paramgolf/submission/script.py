@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
 from packaging.version import Version
 
-from paramgolf.imports import PACKAGE
+from paramgolf.imports import PACKAGE, imported_names
 from paramgolf.packing.script import PackedScript
 
 
@@ -21,19 +21,11 @@ def requirements(script: PackedScript) -> list[str]:
     is not installed here: the script runs without it, as Triton's kernels on a CPU.
     """
     distributions = metadata.packages_distributions()
-    names = {name for source in script.sources.values() for name in _imported(source)}
+    imported = (imported_names(ast.parse(source)) for source in script.sources.values())
+    names = {name.partition(".")[0] for names in imported for name in names}
     others = (names - sys.stdlib_module_names - {PACKAGE}) & distributions.keys()
     packages = {distributions[name][0] for name in others}
     return [f"{name}=={Version(metadata.version(name)).public}" for name in sorted(packages)]
-
-
-def _imported(source: str) -> Iterator[str]:
-    """Yield the top-level names of the packages that a source imports."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.partition(".")[0]
 
 
 def one_code(scripts: Sequence[PackedScript]) -> bool:
