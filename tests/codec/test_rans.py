@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.codec.codecs import decompress
-from paramgolf.codec.rans import HEADER, decode
+from paramgolf.codec.rans import HEADER, decode, read_layout
 from paramgolf.codec.rans_model import (
     CLASS_RANGE,
     CLASSES_PER_OCTAVE,
@@ -40,6 +40,19 @@ def gaussian(rows, columns, *, deviation=2.4, spread=0.0, seed=0):
 def entropy_bytes(values):
     _, counts = np.unique(values, return_counts=True)
     return -(counts * np.log2(counts / counts.sum())).sum() / 8
+
+
+def coded(values, shape=None):
+    """Return the data of integers, which must come back exactly."""
+    data = encode(values.tobytes(), shape or values.shape)
+    assert decode(data, values.size) == values.tobytes()
+    return data
+
+
+def plan(values, **layout):
+    """Return the plan of a layout of which the rest is off."""
+    off = dict.fromkeys(("shrinkage", "trellis", "transposed", "row_bytes", "outliers"), 0)
+    return CodingPlan(values, Layout(*values.shape, **(off | layout)))
 
 
 def trellis(blocks, rows, columns):
@@ -81,24 +94,20 @@ def test_gaussian_integers_come_back_exactly(shape, deviation, spread, seed):
 @pytest.mark.parametrize("raw", [b"\0", b"\x80" * 64, b"\x7f" * 64, bytes(range(256)) * 3])
 @pytest.mark.parametrize("columns", [1, 32])
 def test_constant_and_full_range_integers_come_back(raw, columns):
-    shape = (-(-len(raw) // columns), columns)
-    raw = raw.ljust(shape[0] * columns, b"\0")
-    assert decode(encode(raw, shape), len(raw)) == raw
+    rows = -(-len(raw) // columns)
+    coded(np.frombuffer(raw.ljust(rows * columns, b"\0"), np.int8).reshape(rows, columns))
 
 
 def test_outliers_are_kept_beside():
     values = gaussian(256, 32, deviation=1.0)
     values[7, 3], values[100, 30] = 127, -128
-    data = encode(values.tobytes(), values.shape)
-    assert Layout(*HEADER.unpack_from(data)).outliers == 2
-    assert decode(data, values.size) == values.tobytes()
+    assert read_layout(coded(values)).outliers == 2
 
 
 def test_columns_of_unlike_size_choose_how_soon_they_tell_their_own():
     prior = {
-        spread: Layout(*HEADER.unpack_from(encode(x.tobytes(), x.shape))).scale_prior
+        spread: read_layout(coded(gaussian(256, 1024, deviation=4.0, spread=spread))).scale_prior
         for spread in (0.0, 1.0)
-        for x in [gaussian(256, 1024, deviation=4.0, spread=spread)]
     }
     assert prior[1.0] < prior[0.0]
 
@@ -110,23 +119,14 @@ def test_columns_are_planned_at_once_as_they_would_be_row_by_row(is_trellis):
     values = values.reshape(3, 64, 200)
     chosen = np.random.default_rng(0).random(values.shape) < 0.03
     values[chosen] += 16  # 8 in halves: the trellis's parities and states stay
-    layout = Layout(
-        *values.shape,
-        shrinkage=0,
-        scale_prior=4,
-        trellis=int(is_trellis),
-        transposed=0,
-        first_class=20 + 8 * is_trellis,
-        row_bytes=0,
-        outliers=0,
-    )
-    plan = CodingPlan(values, layout)
-    places, shaped = plan.places.copy(), plan.shaped.copy()
+    first_class = 20 + 8 * is_trellis
+    made = plan(values, scale_prior=4, trellis=int(is_trellis), first_class=first_class)
+    places, shaped = made.places.copy(), made.shaped.copy()
     assert (shaped != values).sum() > 50
-    plan._follow()
-    assert (places == plan.places).all()
-    assert (shaped == plan.shaped).all()
-    assert decode(plan.encode(), values.size) == values.tobytes()
+    made._follow()
+    assert (places == made.places).all()
+    assert (shaped == made.shaped).all()
+    assert decode(made.encode(), values.size) == values.tobytes()
 
 
 def test_what_cannot_be_coded_is_not_encodable():
@@ -140,37 +140,26 @@ def test_what_cannot_be_coded_is_not_encodable():
 def test_size_is_near_the_entropy_and_columns_of_unlike_size_pay():
     alike = gaussian(16384, 64)
     brotli = len(compress("brotli", alike.tobytes()))
-    ours = len(encode(alike.tobytes(), alike.shape))
+    ours = len(coded(alike))
     assert ours < 1.01 * entropy_bytes(alike)
     assert ours < brotli
     unlike = gaussian(16384, 64, spread=0.5)
-    assert len(encode(unlike.tobytes(), unlike.shape)) < 0.97 * entropy_bytes(unlike)
+    assert len(coded(unlike)) < 0.97 * entropy_bytes(unlike)
 
 
 def test_a_trellis_is_recognized_and_saves_a_bit_an_integer():
     values = trellis(3, 1024, 64)
     assert follows_trellis(values)
-    data = encode(values.tobytes(), values.shape)
-    assert decode(data, values.size) == values.tobytes()
+    data = coded(values)
     assert abs(len(data) - (entropy_bytes(values) - values.size / 8)) < 0.04 * len(data)
     values[1, 70, 5] ^= 1
     assert not follows_trellis(values)
-    assert decode(encode(values.tobytes(), values.shape), values.size) == values.tobytes()
+    coded(values)
 
 
 def test_rows_of_a_trellis_may_be_predicted():
     values = trellis(4, 40, 64)  # more rows than a panel
-    layout = Layout(
-        *values.shape,
-        shrinkage=50,
-        scale_prior=16,
-        trellis=1,
-        transposed=0,
-        first_class=33,
-        row_bytes=0,
-        outliers=0,
-    )
-    data = CodingPlan(values, layout).encode()
+    data = plan(values, shrinkage=50, scale_prior=16, trellis=1, first_class=33).encode()
     assert decode(data, values.size) == values.tobytes()
 
 
@@ -184,14 +173,13 @@ def test_an_outlier_does_not_lead_a_trellis_astray(outlier):
         states = int(next_states(np.array(states), np.array(column[i] >> 1)))
     values[0, :, 4] = column
     assert follows_trellis(values)
-    assert decode(encode(values.tobytes(), values.shape), values.size) == values.tobytes()
+    coded(values)
 
 
 def test_rows_of_unlike_size_pay():
     values = np.ascontiguousarray(gaussian(512, 256, spread=0.5).T).reshape(2, 128, 512)
-    data = encode(values.tobytes(), values.shape)
-    assert Layout(*HEADER.unpack_from(data)).row_bytes > 0
-    assert decode(data, values.size) == values.tobytes()
+    data = coded(values)
+    assert read_layout(data).row_bytes > 0
     assert len(data) < 0.97 * entropy_bytes(values)
 
 
@@ -199,9 +187,8 @@ def test_rows_of_unlike_size_pay():
 def test_rows_that_go_together_are_predicted(shape):
     values = correlated(8, 32, 1024)
     values = np.ascontiguousarray(values.transpose(0, 2, 1)) if len(shape) == 2 else values
-    data = encode(values.tobytes(), shape)
-    assert Layout(*HEADER.unpack_from(data)).shrinkage > 0
-    assert decode(data, values.size) == values.tobytes()
+    data = coded(values, shape)
+    assert read_layout(data).shrinkage > 0
     assert len(data) < 0.95 * entropy_bytes(values)
 
 
@@ -228,8 +215,7 @@ def test_tables_lie_clear_of_rounding():
 
 def test_a_cautious_encoder_avoids_numbers_near_a_half(monkeypatch):
     values = correlated(8, 16, 128)
-    plain = encode(values.tobytes(), values.shape)
-    shrinkage = Layout(*HEADER.unpack_from(plain)).shrinkage
+    shrinkage = read_layout(coded(values)).shrinkage
     asked, predict = [], Moments.predict
 
     def near(self, row_steps):
@@ -238,9 +224,7 @@ def test_a_cautious_encoder_avoids_numbers_near_a_half(monkeypatch):
         return found, 0.0 if self.layout.shrinkage == shrinkage else distance
 
     monkeypatch.setattr(Moments, "predict", near)
-    data = encode(values.tobytes(), values.shape)
-    assert Layout(*HEADER.unpack_from(data)).shrinkage == shrinkage + 1
-    assert decode(data, values.size) == values.tobytes()
+    assert read_layout(coded(values)).shrinkage == shrinkage + 1
 
 
 def test_every_truncation_and_whatever_follows_is_refused():
