@@ -63,6 +63,11 @@ def test_anything_else_is_one_message(tmp_path: Path, name: str, content: bytes)
     assert "a tokenizer of a format that is not read here" in message_of(path)
 
 
+@pytest.mark.parametrize("name", ["vocab.json", "vocab.txt", "vocab.model"])
+def test_a_file_that_is_not_there_is_one_message(tmp_path: Path, name: str) -> None:
+    assert "there is no tokenizer file" in message_of(tmp_path / name)
+
+
 def test_pieces_that_are_not_utf8_are_one_message(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.model"
     content = token_case.trained()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -285,25 +284,6 @@ def test_one_byte_too_many_or_too_few_is_found(change: int, tmp_path: Path) -> N
     counts[5] += change
     case.replace("val_bytes", counts)
     case.refuse(r"differ from its text\n  where: val:1")
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (None, "there is no tokenizer file"),
-        ("{}", "no tokenizers file"),
-        ("x", "no tokenizers file"),
-    ],
-)
-def test_what_is_no_tokenizer_is_refused(
-    content: str | None, expected: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "t.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(ParamGolfError) as caught:
-        open_tokenizer(TokenizerFile(str(path), "none"))
-    assert re.search(expected, str(caught.value))
 
 
 @pytest.mark.parametrize("tokenizer", [rewriting, words])

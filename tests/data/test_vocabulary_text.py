@@ -71,11 +71,6 @@ def test_what_is_no_vocabulary_is_refused(content: bytes, expected: str, tmp_pat
     assert re.search(expected, str(caught.value)), caught.value
 
 
-def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ParamGolfError, match="there is no tokenizer file"):
-        read_tokens(tmp_path / "v.txt")
-
-
 @given(
     st.lists(st.binary(min_size=1, max_size=4), min_size=1, max_size=9, unique=True),
     st.lists(st.integers(0, 8), max_size=12),
