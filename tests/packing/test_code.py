@@ -100,6 +100,12 @@ def run(*arguments, cwd, environment=None, **options):
     return subprocess.run(command, cwd=cwd, env=environment, **options)
 
 
+def score(folder, tokens, *words, command="eval", **options):
+    """Run the program's evaluation of few targets."""
+    few = ("--device=cpu", "--max-tokens=100", "--stride=16", "--data", tokens)
+    return run("train_gpt.py", command, *few, *words, cwd=folder, **options)
+
+
 @pytest.mark.parametrize(
     ("command", "mode", "mixture", "extra"),
     [
@@ -127,10 +133,10 @@ def test_it_scores_as_the_library_does(
     words += ["--data", tokens_folder, "--device", "cpu", "--json", "out.json"]
     found = run("train_gpt.py", command, *words, cwd=artifact)
     assert found.returncode == 0, found.stderr
-    kind, score = SCORERS[command]
+    kind, evaluate = SCORERS[command]
     config = parse(kind, {**params[command], **changes}, command)
     alone = Runtime(0, 1, torch.device("cpu"))
-    expected = score(artifact / "model.bin", tokens_folder, config, alone).metrics
+    expected = evaluate(artifact / "model.bin", tokens_folder, config, alone).metrics
     written = json.loads((artifact / "out.json").read_text())
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
         assert written[key] == expected[key]
@@ -186,9 +192,7 @@ def test_a_disk_that_is_full_is_one_message(artifact, tokens_folder):
     def refuse_writing():
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 
-    words = ["--device=cpu", "--max-tokens=100", "--stride=16", "--json=out.json"]
-    words += ["--data", tokens_folder]
-    found = run("train_gpt.py", "eval", *words, cwd=artifact, preexec_fn=refuse_writing)
+    found = score(artifact, tokens_folder, "--json=out.json", preexec_fn=refuse_writing)
     assert found.returncode == 2
     assert found.stderr.endswith("paramgolf: [Errno 27] File too large\n")
     assert "Traceback" not in found.stderr
@@ -204,10 +208,9 @@ def test_the_decoder_of_rans_comes_along_where_it_is_needed(
     content, parts = encode(tensors, config, "rans")
     assert "rans" in {part.codec for part in parts}
     (tmp_path / "model.bin").write_bytes(content)
-    options = ["--data", tokens_folder, "--max-tokens", "100", "--stride", "16", "--device", "cpu"]
     for rans in (True, False):
         (tmp_path / "train_gpt.py").write_bytes(pack_code(packed_params, rans=rans).content)
-        found = run("train_gpt.py", "eval", *options, cwd=tmp_path)
+        found = score(tmp_path, tokens_folder)
         refused = "no module paramgolf.codec.rans" in found.stderr
         assert (found.returncode, refused) == ((0, False) if rans else (2, True)), found.stderr
 
@@ -376,19 +379,17 @@ def test_defaults_are_those_of_the_base_recipe(packed_params):
 
 
 def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
-    common = ["--device", "cpu", "--data", tokens_folder, "--stride", "16", "--max-tokens", "100"]
     mixture = "{kind: ngram, contexts: [2], min_count: 1, primer_tokens: 0, "
     mixture += "weight: 0.1, weight_power: 0.0, min_share: 0.8, beta: 1.0}"
-    found = run("train_gpt.py", "eval", *common, f"--mixture={mixture}", cwd=artifact)
+    found = score(artifact, tokens_folder, f"--mixture={mixture}")
     assert (found.returncode, "no module paramgolf.scoring.mixture" in found.stderr) == (2, True)
-    found = run("train_gpt.py", "eval_ttt", *common, "--mode=lora_stream", cwd=artifact)
+    found = score(artifact, tokens_folder, "--mode=lora_stream", command="eval_ttt")
     assert (found.returncode, "unrecognized arguments" in found.stderr) == (2, True)
 
 
 def test_it_scores_another_network_than_its_own(artifact, tokens_folder, tiny_model):
     other = tiny_model(smear="channel")
     (artifact / "model.bin").write_bytes(encode(*make_quantized(other), "brotli")[0])
-    words = ["--device", "cpu", "--data", tokens_folder, "--stride", "16", "--max-tokens", "100"]
-    found = run("train_gpt.py", "eval", *words, cwd=artifact)
+    found = score(artifact, tokens_folder)
     assert found.returncode == 0, found.stderr
     assert json.loads(found.stdout)["tokens_scored"] == 100
