@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import ast
 import functools
-import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
+
+from python_minifier import unparse
 
 Name = tuple[str, str]  # a module, and what it defines at its top
 
@@ -97,48 +98,21 @@ def _needed(module: str, statement: ast.stmt) -> Iterator[Name]:
 
 @functools.cache
 def _text(source: str, places: frozenset[int]) -> str:
-    """Return the statements at `places`; nothing, if they are compiler directives alone.
+    """Return the statements at `places`, minified; nothing, if they are compiler directives alone.
 
-    They stay as they are written, but for neighboring imports, which are joined again.
+    Neighboring imports are joined again.
     """
-    body = [s for place, s in enumerate(_statements(source)) if place in places]
+    body: list[ast.stmt] = []
+    for place, statement in enumerate(_statements(source)):
+        if place not in places:
+            continue
+        match body[-1:], statement:
+            case [ast.ImportFrom(of, names, 0)], ast.ImportFrom(other, [name], 0) if of == other:
+                body[-1] = ast.ImportFrom(of, [*names, name], 0)
+            case [ast.Import(names)], ast.Import([name]):
+                body[-1] = ast.Import([*names, name])
+            case _:
+                body.append(statement)
     if all(isinstance(s, ast.ImportFrom) and s.module == "__future__" for s in body):
         return ""
-    parts: list[str] = []
-    for before, group in itertools.groupby(body, key=_before_names):
-        if before:
-            imported = (s.names for s in group if isinstance(s, ast.ImportFrom | ast.Import))
-            parts.append(before + ",".join(ast.unparse(alias) for (alias,) in imported))
-        else:
-            parts += (_written(source, statement) for statement in group)
-    return "\n".join(parts)
-
-
-def _before_names(statement: ast.stmt) -> str:
-    """Return the words of an import that stand before its names; of another statement nothing."""
-    match statement:
-        case ast.ImportFrom(of, _, level):
-            return f"from {'.' * level}{of or ''} import "
-        case ast.Import():
-            return "import "
-    return ""
-
-
-def _written(source: str, statement: ast.stmt) -> str:
-    """Return a statement's own text, decorators included."""
-    decorators = getattr(statement, "decorator_list", [])
-    lines = [f"@{_segment(source, node)}" for node in decorators]
-    return "\n".join([*lines, _segment(source, statement)])
-
-
-def _segment(source: str, node: ast.stmt | ast.expr) -> str:
-    """Return what ast.get_source_segment does, which takes all of the source apart each time."""
-    lines = list(_lines(source)[node.lineno - 1 : node.end_lineno])
-    lines[-1] = lines[-1][: node.end_col_offset]
-    lines[0] = lines[0][node.col_offset :]
-    return b"\n".join(lines).decode()
-
-
-@functools.cache
-def _lines(source: str) -> tuple[bytes, ...]:
-    return tuple(source.encode().split(b"\n"))
+    return unparse(ast.Module(body, []))

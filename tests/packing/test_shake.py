@@ -51,11 +51,11 @@ def test_what_the_program_uses_is_kept():
     found = shaken(SOURCES, [("app.main", "main")])
     assert {"one", "two"} <= {word.split("(")[0] for word in found["app.tools"].split()}
     for word in (
-        "SCALE: int = 3",
-        "side: Length",
-        "Length, Width",
-        'AREA["square"] =',
+        "SCALE:int=3",
+        "side:Length",
+        "Length,Width",
+        "AREA['square']=",
         "@dataclass\n",
     ):
         assert word in found["app.shapes"]
-    assert "value = two()" in found["app.late"]
+    assert "value=two()" in found["app.late"]
