@@ -20,7 +20,7 @@ from paramgolf.progress import say
 from paramgolf.recipes import RECIPES, flatten
 from paramgolf.submission.about import About
 from paramgolf.submission.collect import SeedRun, collect
-from paramgolf.submission.describe import comparison, submission
+from paramgolf.submission.describe import submission
 from paramgolf.submission.evaluate import (
     command,
     compare_scores,
@@ -85,10 +85,12 @@ def slug(name: str) -> str:
 
 
 def _compared(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str, Any]:
+    """Return what belongs in a submission of its comparison with a record."""
     stage = evaluator_of(runs[0].params)
     names = [run.name for run in runs]
     result = compare(names, against=record, score=f"{stage}.val_bpb", everywhere=False, root=root)
-    return comparison(result)
+    (group,) = result["groups"]
+    return {"against": result["against"], "verdict": group["verdict"], "notes": group["flags"]}
 
 
 def _fill(folder: Path, runs: Sequence[SeedRun]) -> None:

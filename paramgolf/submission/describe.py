@@ -98,9 +98,3 @@ def compliance(runs: Sequence[SeedRun], stage: str, limits: Mapping[str, Any]) -
         "score_first_ttt": kept("R8"),
         "three_seeds": len({run.seed for run in runs}) >= SEEDS,
     }
-
-
-def comparison(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what belongs in a submission of what `paramgolf compare` found."""
-    (group,) = result["groups"]
-    return {"against": result["against"], "verdict": group["verdict"], "notes": group["flags"]}
