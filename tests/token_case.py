@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from shard_files import write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.caseops import MARKS, encode_case
+from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
 from paramgolf.data.config import AuditConfig, TokenizerConfig
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, DocumentsFile, TextManifest, write_manifest
@@ -63,6 +63,19 @@ def make_cased_texts(seed: int, count: int) -> list[str]:
         return form(part)
 
     return [f"{' '.join(word() for _ in range(30))} {seed}.{index}" for index in range(count)]
+
+
+def bytes_without_marks(surfaces: Iterable[str]) -> list[int]:
+    """Bytes of each part of a text by the published rule: a mark counts only behind an ESCAPE."""
+    counts, literal = [], False
+    for surface in surfaces:
+        total = 0
+        for character in surface:
+            if literal or character not in MARKS:
+                total += len(character.encode())
+            literal = character == ESCAPE and not literal
+        counts.append(total)
+    return counts
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from shard_files import PublishedShards
 from token_case import Case
 
 from paramgolf.data.byte_counts import byte_table
-from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
+from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
@@ -120,16 +121,10 @@ class Published(PublishedShards):
 
     @staticmethod
     def sidecar(text: str) -> list[int]:
-        counts, literal, done = [0], False, 0
-        for _, end in MODEL.encode_as_offset_mapping(text)["offsets"]:
-            total = 0
-            surface, done = text[done:end], max(done, end)
-            for character in surface:
-                if literal or character not in MARKS:
-                    total += len(character.encode())
-                literal = character == ESCAPE and not literal
-            counts.append(total)
-        return counts
+        ends = [end for _, end in MODEL.encode_as_offset_mapping(text)["offsets"]]
+        starts = [0, *itertools.accumulate(ends, max)]
+        surfaces = (text[start:end] for start, end in zip(starts, ends, strict=False))
+        return [0, *token_case.bytes_without_marks(surfaces)]
 
 
 @pytest.mark.parametrize("sidecar", [False, True])
