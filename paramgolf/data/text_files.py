@@ -106,15 +106,11 @@ def _expand(pattern: str, bases: Sequence[Path]) -> tuple[Path, list[Path]]:
 
 def _inside(folder: Path) -> list[Path]:
     """Return the files of known kinds below a folder, sorted; links to folders are followed."""
-    known, others = [], 0
-    for path in _walk(folder, ()):
-        if _kind(path) in KINDS:
-            known.append(_known(path))
-        else:
-            others += 1
+    paths = list(_walk(folder, ()))
+    known = [_known(path) for path in paths if _kind(path) in KINDS]
     if not known:
         raise ParamGolfError("a folder holds no text", where=folder, expected=f"files {EXPECTED}")
-    if others:
+    if others := len(paths) - len(known):
         say(f"{folder}: {others} files of other kinds are left alone")
     return sorted(known)
 
