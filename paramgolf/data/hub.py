@@ -102,17 +102,16 @@ class Repository:
             say(f"{path}: {found}; fetching it again")
             _discard(local)
             local = self._download(file)
-            found = _fault(local, file)
-        if not found:
-            return local
-        _discard(local)
-        raise ParamGolfError(
-            "a downloaded file is damaged",
-            where=f"{self.name} at {self.commit}: {path}",
-            expected=f"{file.size} bytes, hash {file.sha256 or file.blob}",
-            found=found,
-            fix="try again later: the hub, or a proxy before it, serves another content",
-        )
+            if found := _fault(local, file):
+                _discard(local)
+                raise ParamGolfError(
+                    "a downloaded file is damaged",
+                    where=f"{self.name} at {self.commit}: {path}",
+                    expected=f"{file.size} bytes, hash {file.sha256 or file.blob}",
+                    found=found,
+                    fix="try again later: the hub, or a proxy before it, serves another content",
+                )
+        return local
 
     def fetch_all(self, paths: Sequence[str]) -> Iterator[Path]:
         """Yield the local copies of files in their order, while AT_ONCE of them are fetched.
