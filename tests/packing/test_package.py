@@ -24,16 +24,22 @@ def project(tmp_path, tiny_model, monkeypatch):
     return tmp_path
 
 
-def read_metrics(root):
-    return json.loads((root / "artifacts/metrics/package.json").read_text())
+@pytest.fixture
+def pack(project, sample):
+    """Package the project's model; return the metrics."""
+
+    def call(training=None, **options):
+        package(make_options(**options), *sections(sample, **training or {}))
+        return json.loads((project / "artifacts/metrics/package.json").read_text())
+
+    return call
 
 
-def test_every_byte_is_accounted_for(project, sample, capsys):
-    package(make_options(), *sections(sample))
-    folder = project / "artifacts/package"
+def test_every_byte_is_accounted_for(project, pack, capsys):
+    metrics, folder = pack(), project / "artifacts/package"
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     assert files.keys() == {"model.bin", "train_gpt.py", "package.json"}
-    ledger, metrics = json.loads(files["package.json"]), read_metrics(project)
+    ledger = json.loads(files["package.json"])
     assert metrics.keys() == KEYS | {"seconds", "read", "wrote"}
     assert {file["path"]: file["sha256"] for file in metrics["wrote"]} == {
         f"artifacts/package/{name}": hashlib.sha256(content).hexdigest()
@@ -60,17 +66,16 @@ def test_every_byte_is_accounted_for(project, sample, capsys):
     assert "does NOT fit" not in capsys.readouterr().err
 
 
-def test_same_input_same_bytes(project, sample):
-    package(make_options(), *sections(sample))
+def test_same_input_same_bytes(project, pack):
+    pack()
     folder = project / "artifacts/package"
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    package(make_options(), *sections(sample))
+    pack()
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
-def test_an_artifact_too_large_is_written_and_explained(project, sample, capsys):
-    package(make_options(limit_bytes=1000), *sections(sample))
-    metrics = read_metrics(project)
+def test_an_artifact_too_large_is_written_and_explained(project, pack, capsys):
+    metrics = pack(limit_bytes=1000)
     assert metrics["fits"] is False
     assert metrics["headroom_bytes"] == 1000 - metrics["bytes_total"] < 0
     assert load_package(project / "artifacts/package/model.bin").vocab_size == 64
@@ -80,24 +85,22 @@ def test_an_artifact_too_large_is_written_and_explained(project, sample, capsys)
     assert "down " in log
 
 
-def test_the_limit_itself_fits(project, sample):
-    package(make_options(), *sections(sample))
-    total = read_metrics(project)["bytes_total"]
-    package(make_options(limit_bytes=total), *sections(sample))
-    assert read_metrics(project)["fits"] is True
-    package(make_options(limit_bytes=total - 1), *sections(sample))
-    assert read_metrics(project)["fits"] is False
+def test_the_limit_itself_fits(pack):
+    total = pack()["bytes_total"]
+    assert pack(limit_bytes=total)["fits"] is True
+    assert pack(limit_bytes=total - 1)["fits"] is False
 
 
-def test_training_parameters_are_in_the_code(project, sample):
-    package(make_options(), *sections(sample))
-    before = (project / "artifacts/package/train_gpt.py").read_bytes()
-    package(make_options(), *sections(sample, matrix_lr=0.5))
-    assert (project / "artifacts/package/train_gpt.py").read_bytes() != before
+def test_training_parameters_are_in_the_code(project, pack):
+    path = project / "artifacts/package/train_gpt.py"
+    pack()
+    before = path.read_bytes()
+    pack({"matrix_lr": 0.5})
+    assert path.read_bytes() != before
 
 
-def test_reading_back_notices_any_difference(project, sample, tiny_model):
-    package(make_options(), *sections(sample))
+def test_reading_back_notices_any_difference(project, pack, tiny_model):
+    pack()
     path = project / "artifacts/package/model.bin"
     tensors, _ = make_quantized(tiny_model())
     check_round_trip(path, tensors)
@@ -125,11 +128,11 @@ def test_a_missing_input_says_what_to_do(tmp_path, sample, monkeypatch):
         ({"quantize": {"bits": {"q": "six"}}}, "`quantize.bits.q` must be a whole number"),
     ],
 )
-def test_a_damaged_description_is_one_message(project, sample, change, message):
+def test_a_damaged_description_is_one_message(project, pack, change, message):
     path = project / "artifacts/quantize/config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(ParamGolfError, match=f"(?s){message}.*config.json.*dvc repro quantize"):
-        package(make_options(), *sections(sample))
+        pack()
 
 
 def test_a_tensor_that_model_bin_does_not_store_is_one_message(
