@@ -113,8 +113,9 @@ def allow(logits: Tensor, allowed: Allowed | None) -> Tensor:
 def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Return the negative log-likelihood of targets [B, T], nats, float32.
 
-    Those of further targets, each times its weight, are added; one that cannot come counts nothing.
-    As one compiled function: caps and softmax read the product once, in the compute dtype.
+    Its gradient is that of the sum with those of further targets, each times its weight; one that
+    cannot come counts nothing. As one compiled function: caps and softmax read the product once, in
+    the compute dtype.
     """
     logits = head_logits(hidden, head)
     nll = cross_entropy(logits, targets)
@@ -123,7 +124,8 @@ def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     for further, weight in zip(head.further.targets.unbind(-1), head.further.weights, strict=True):
         token = further.clamp_min(0)
         counts = (further != NO_TARGET) & (logits.gather(-1, token[..., None])[..., 0] > IMPOSSIBLE)
-        nll = nll + torch.where(counts, weight * cross_entropy(logits, token), 0.0)
+        other = torch.where(counts, weight * cross_entropy(logits, token), 0.0)
+        nll = nll + (other - other.detach())
     return nll
 
 

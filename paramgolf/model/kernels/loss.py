@@ -12,8 +12,8 @@ its largest tensor, by far; caps and softmax as separate kernels would pass over
 With a mask the sum leaves out the tokens that cannot come, which a row of bits tells for each
 position, and their G_j is 0.
 
-Further targets t_k of training, of weights w_k, read the same logits, W = 1 + sum_k w_k:
-    nll = W log(sum_j exp(l_j)) - l_t - sum_k w_k l_{t_k}
+Further targets t_k of training, of weights w_k, read the same logits, and G is that of the sum of
+all losses, with W = 1 + sum_k w_k:
     G_j = (W exp(l_j) / sum_i exp(l_i) - [j = t] - sum_k w_k [j = t_k]) (1 - tanh(z_j / c)^2)
 
 Exponentials are powers of two, as the hardware has them: with p = log2(e), caps and logits are in
@@ -82,19 +82,6 @@ def _losses(
         own = (tl.load(bits + (target >> 5)) >> (target & 31)) & 1
         chosen = tl.where(own > 0, chosen, NEVER * per_nat)
         target = tl.where(own > 0, target, -1)
-    wanted = tl.where(column == target, 1.0, 0.0)
-    all_weights = 1.0
-    for k in tl.static_range(FURTHER):
-        other = tl.load(further + row * FURTHER + k).to(tl.int32)
-        there = other >= 0
-        other = tl.maximum(other, 0)
-        if MASKED:
-            there = there & (((tl.load(bits + (other >> 5)) >> (other & 31)) & 1) > 0)
-        weight = tl.where(there, tl.load(weights + k), 0.0)
-        value, _ = _capped(tl.load(here + other).to(tl.float32), above, below, per_nat)
-        chosen += weight * value
-        wanted += tl.where(column == other, weight, 0.0)
-        all_weights += weight
     z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
     capped, bent = _capped(z, above, below, per_nat)
     powers = tl.exp2(capped - top)
@@ -105,8 +92,19 @@ def _losses(
     elif not EXACT:
         powers = tl.where(live, powers, 0.0)
     total = tl.sum(powers, 0)
-    tl.store(nll + row, (all_weights * (tl.log2(total) + top) - chosen) / per_nat)
+    tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
     if GRADIENT:
+        wanted = tl.where(column == target, 1.0, 0.0)
+        all_weights = 1.0
+        for k in tl.static_range(FURTHER):
+            other = tl.load(further + row * FURTHER + k).to(tl.int32)
+            there = other >= 0
+            if MASKED:
+                word = tl.load(bits + (other >> 5), mask=there, other=0)
+                there = ((word >> (other & 31)) & 1) > 0
+            weight = tl.where(there, tl.load(weights + k), 0.0)
+            wanted += tl.where(column == other, weight, 0.0)
+            all_weights += weight
         # softmax - [j = t], then through the cap
         gradient = powers * (all_weights / total) - wanted
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
