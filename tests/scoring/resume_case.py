@@ -1,6 +1,5 @@
 """The evaluations that are killed and resumed, each in a process of its own."""
 
-import dataclasses
 import os
 import sys
 import time
@@ -8,18 +7,16 @@ from pathlib import Path
 
 import torch
 from process_case import CPU
-from scoring_case import MIXTURE, SLIDING, make_config, make_lora_config
+from scoring_case import make_config, make_lora_config, make_sliding
 
 from paramgolf.runtime import processes
 from paramgolf.scoring import lora_documents, sliding, stage
-from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
 
-TILTED = dataclasses.replace(SLIDING, mixture=MixtureConfig(**{**MIXTURE, "kind": "tilt"}))
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
 CASES = {
-    "strided": (TILTED, score_sliding),
+    "strided": (make_sliding("tilt"), score_sliding),
     "sgd": (make_config(), score_adaptive),
     "lora_stream": (
         make_lora_config("lora_stream", stream={"reset_batches": 3}),

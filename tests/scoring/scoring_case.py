@@ -1,25 +1,20 @@
 """A small live network, a text with documents in it, and one process to score them."""
 
-import dataclasses
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from recipe_case import recipe
 
 from paramgolf.data.token_mask import TokenMask
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
-from paramgolf.params import parse, read_yaml
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.config import (
-    DocumentsConfig,
-    LoraConfig,
-    MixtureConfig,
-    SlidingConfig,
-    StreamConfig,
-    TttConfig,
-)
+from paramgolf.schema import parse
+from paramgolf.scoring.config import MixtureConfig, SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import score_text
@@ -37,58 +32,38 @@ SMALL = {
     "parallel_start": 2,
     "recurrence": [{"at": 0.5, "order": [0, 1, 1, 2]}],
 }
-ADAPTER = {
-    "targets": ("q", "k", "v", "o", "mlp", "head"),
-    "rank": 2,
-    "alpha": 4.0,
-    "seed": 0,
-    "lr": 0.02,
-    "beta1": 0.5,
-    "beta2": 0.9,
-    "eps": 1e-8,
-    "decay": 0.1,
-    "init_std": None,
-    "per_layer": False,
-    "last_layers": None,
-}
-STREAM = {"reset_batches": 0, "learn": "scored", "temperature": 1.0}
-MIXTURE = {
-    "kind": "none",
-    "contexts": (1, 2, 3),
-    "min_count": 1,
-    "primer_tokens": 0,
-    "weight": 0.3,
-    "weight_power": 2.0,
-    "min_share": 0.5,
-    "beta": 1.5,
-}
-DOCUMENTS = {
-    "order": "length",
-    "batch_documents": 4,
-    "chains": 2,
-    "chunk_tokens": 6,
-    "last_window": "fixed",
-    "warm_a": False,
-    "idle_decay": False,
-    "prefix_documents": 0,
-    "phases": 0,
-    "repeat_bos": False,
-}
-SLIDING = SlidingConfig(
-    mode="strided",
-    window=16,
-    stride=4,
-    batch_windows=5,
-    row_windows=2,
-    max_tokens=None,
-    token_mask=False,
-    mixture=MixtureConfig(**MIXTURE),
+BASE = recipe("base")
+ADAPTER = replace(
+    BASE.eval_ttt.adapter, rank=2, alpha=4.0, lr=0.02, beta1=0.5, beta2=0.9, eps=1e-8, decay=0.1
+)
+DOCUMENTS = replace(
+    BASE.eval_ttt.documents, batch_documents=4, chains=2, chunk_tokens=6, prefix_documents=0
+)
+MIXTURE = replace(
+    BASE.eval_sliding.mixture,
+    contexts=(1, 2, 3),
+    weight=0.3,
+    weight_power=2.0,
+    min_share=0.5,
+    beta=1.5,
+)
+SIZES = {"window": WINDOW, "stride": STRIDE, "batch_windows": 5, "mixture": MIXTURE}
+SLIDING = replace(BASE.eval_sliding, row_windows=2, **SIZES)
+TTT = replace(
+    BASE.eval_ttt,
+    chunk_tokens=48,
+    epochs=2,
+    batch_sequences=2,
+    lr=0.02,
+    adapter=ADAPTER,
+    documents=DOCUMENTS,
+    **SIZES,
 )
 
 
 def make_network(**changes) -> Network:
     """Every part of the network is alive: parameters that begin at 0 would hide a leak."""
-    section = {**read_yaml("recipes/base.yaml")["model"], **SMALL, **changes}
+    section = asdict(BASE.model) | SMALL | changes
     network = Network(parse(ModelConfig, section, "model"), VOCAB, seed=3)
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
@@ -135,37 +110,36 @@ def make_mask(text: Text) -> Mask:
     return Mask(words, -1, torch.zeros(0, dtype=torch.int64))
 
 
+def make_mixture(kind: str, **changes) -> MixtureConfig:
+    return replace(MIXTURE, kind=kind, **changes)
+
+
+def make_sliding(kind: str = "none", **changes) -> SlidingConfig:
+    """Make parameters of a sliding window, with a mixture of this kind."""
+    return replace(SLIDING, mixture=make_mixture(kind), **changes)
+
+
 def make_config(**changes) -> TttConfig:
-    fields = {
-        "mode": "sgd",
-        "window": WINDOW,
-        "stride": STRIDE,
-        "batch_windows": 5,
-        "max_tokens": None,
-        "token_mask": False,
-        "chunk_tokens": 48,
-        "epochs": 2,
-        "batch_sequences": 2,
-        "lr": 0.02,
-        "momentum": 0.9,
-        "clip_norm": 1.0,
-        "adapter": LoraConfig(**ADAPTER),
-        "stream": StreamConfig(**STREAM),
-        "documents": DocumentsConfig(**DOCUMENTS),
-        "mixture": MixtureConfig(**MIXTURE),
-    }
-    return TttConfig(**{**fields, **changes})
+    return replace(TTT, **changes)
 
 
 def make_lora_config(mode, adapter=None, documents=None, stream=None, **changes) -> TttConfig:
     """Make parameters of a lora mode, with changes of its parts."""
     return make_config(
         mode=mode,
-        adapter=LoraConfig(**{**ADAPTER, **(adapter or {})}),
-        documents=DocumentsConfig(**{**DOCUMENTS, **(documents or {})}),
-        stream=StreamConfig(**{**STREAM, **(stream or {})}),
+        adapter=replace(ADAPTER, **(adapter or {})),
+        documents=replace(DOCUMENTS, **(documents or {})),
+        stream=replace(TTT.stream, **(stream or {})),
         **changes,
     )
+
+
+def evaluated(
+    network: Network, text: Text, config: SlidingConfig | TttConfig, session: Session | None = None
+) -> Ledger:
+    """Score the text in whichever way the parameters say."""
+    score = score_text if isinstance(config, SlidingConfig) else score_and_adapt
+    return score(network, text, config, session or Session(ALONE))
 
 
 def score_strided(
@@ -178,8 +152,7 @@ def score_strided(
     rows: int = 5,
 ) -> Ledger:
     """Score with weights that stay as they are, by sliding windows over the whole text."""
-    sizes = {"window": window, "stride": stride, "batch_windows": rows}
-    config = dataclasses.replace(SLIDING, **sizes)
+    config = replace(SLIDING, window=window, stride=stride, batch_windows=rows)
     return score_text(network or make_network(), text, config, Session(runtime))
 
 

@@ -1,6 +1,7 @@
 """Documents in batches: each once, cut from the shortest, shared out the same for any processes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from published_case import facts
 from scoring_case import DOCUMENTS, make_text
 
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.config import DocumentsConfig
 from paramgolf.scoring.document_plan import (
     DocumentBatch,
     Phase,
@@ -24,14 +24,10 @@ from paramgolf.scoring.document_plan import (
 from paramgolf.scoring.text import Text, find_documents
 
 
-def documents_config(**changes):
-    return DocumentsConfig(**{**DOCUMENTS, **changes})
-
-
 def plan(lengths, window=16, **changes):
     """The plan for documents of these lengths, one after another."""
     stop = np.cumsum(lengths)
-    return plan_documents(stop - lengths, stop, documents_config(**changes), window)
+    return plan_documents(stop - lengths, stop, replace(DOCUMENTS, **changes), window)
 
 
 def batches_of(items):
@@ -118,7 +114,7 @@ def test_processes_share_all_batches_evenly(changes):
     [(2000, 3, [666, 1333, 2000]), (2500, 3, [833, 1666, 2500]), (50, 1, [50]), (9, 0, [])],
 )
 def test_bounds_of_the_phases_are_the_records(prefix, phases, bounds):
-    assert phase_bounds(documents_config(prefix_documents=prefix, phases=phases)) == bounds
+    assert phase_bounds(replace(DOCUMENTS, prefix_documents=prefix, phases=phases)) == bounds
 
 
 @pytest.mark.parametrize("name", ["pr1855", "pr2135"])
@@ -158,7 +154,7 @@ class TestPublished:
         count, rows = published["documents"], published["batch_documents"]
         sizes = [count % rows] + [rows] * (count // rows)
         changes = {"phases": len(published["documents_trained"]), "prefix_documents": 2500}
-        config = documents_config(chains=published["processes"], **changes)
+        config = replace(DOCUMENTS, chains=published["processes"], **changes)
         phases = place_phases(sizes, list(range(len(sizes))), config)
         scored = [sum(sizes[: batch + 1]) for batch in phases]
         assert scored == published["documents_scored_before_each_phase"]

@@ -10,11 +10,11 @@ import pytest
 from packed_case import write_package, write_tokens
 from scoring_case import (
     ALONE,
-    MIXTURE,
     SLIDING,
     VOCAB,
     make_config,
     make_lora_config,
+    make_sliding,
     make_text,
     score_strided,
 )
@@ -27,7 +27,6 @@ from paramgolf.data.tokenizer_training import OPTIONS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.model.network import Network
-from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
 
@@ -83,8 +82,7 @@ def test_adapters_score_what_the_package_holds(packed):
 
 def test_a_mixture_leaves_the_plain_score_alone(packed):
     folder, network = packed
-    config = dataclasses.replace(SLIDING, mixture=MixtureConfig(**{**MIXTURE, "kind": "ngram"}))
-    metrics = score_sliding(folder / "model.bin", folder, config, ALONE).metrics
+    metrics = score_sliding(folder / "model.bin", folder, make_sliding("ngram"), ALONE).metrics
     assert metrics["val_bpb_plain"] == reference(network, 16)
     assert metrics["val_bpb"] != reference(network, 4)
     assert metrics["seconds_mixture"] > 0
@@ -102,7 +100,7 @@ def test_the_plain_score_runs_the_code_that_is_compiled_for_documents(packed, mo
     monkeypatch.setattr(Network, "nll", nll)
     monkeypatch.setattr("paramgolf.model.backend.compiled", lambda backend: backend)
     folder, network = packed
-    config = dataclasses.replace(SLIDING, mode="documents")
+    config = make_sliding(mode="documents")
     compiled = dataclasses.replace(ALONE, compile=True)
     metrics = score_sliding(folder / "model.bin", folder, config, compiled).metrics
     assert len(shapes) == 1
@@ -133,7 +131,7 @@ def test_a_mask_lowers_the_scores(written, mode):
     def metrics(**changes):
         paths = written / "model.bin", written
         if mode is None:
-            return score_sliding(*paths, dataclasses.replace(SLIDING, **changes), ALONE).metrics
+            return score_sliding(*paths, make_sliding(**changes), ALONE).metrics
         return score_adaptive(*paths, make_lora_config(mode, **changes), ALONE).metrics
 
     masked, plain = metrics(token_mask=True), metrics()
@@ -146,14 +144,14 @@ def test_a_text_that_the_tokenizer_did_not_write_is_refused_with_a_mask(written,
     for name in ("model.bin", "tokenizer.model"):
         (tmp_path / name).write_bytes((written / name).read_bytes())
     write_tokens(tmp_path)  # any tokens
-    config = dataclasses.replace(SLIDING, token_mask=True)
+    config = make_sliding(token_mask=True)
     with pytest.raises(ParamGolfError, match=r"token_mask forbids(.|\n)*of 170 targets"):
         score_sliding(tmp_path / "model.bin", tmp_path, config, ALONE)
 
 
 def test_the_tokenizer_that_a_mask_is_made_of_is_among_the_files_read(written, monkeypatch):
     monkeypatch.chdir(written)
-    config = dataclasses.replace(SLIDING, token_mask=True)
+    config = make_sliding(token_mask=True)
     session = StageSession("eval_sliding", config, ALONE, Path("model.bin"), Path())
     session.finish(score_sliding("model.bin", ".", config, ALONE, session))
     metrics = json.loads(Path("artifacts/metrics/eval_sliding.json").read_text())
@@ -162,7 +160,7 @@ def test_the_tokenizer_that_a_mask_is_made_of_is_among_the_files_read(written, m
 
 def test_max_tokens_is_said_in_the_metrics(packed):
     folder, _ = packed
-    config = dataclasses.replace(SLIDING, max_tokens=100)
+    config = make_sliding(max_tokens=100)
     evaluation = score_sliding(folder / "model.bin", folder, config, ALONE)
     assert evaluation.metrics["tokens_scored"] == len(evaluation.nats) == 100
     whole = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)

@@ -1,10 +1,8 @@
 """Whether an evaluation will end in time: said once the speed is known, and when that changes."""
 
-import dataclasses
-
 import pytest
 from packed_case import write_package
-from scoring_case import ALONE, SLIDING, make_lora_config, make_text
+from scoring_case import ALONE, make_lora_config, make_sliding, make_text
 
 from paramgolf.scoring.document_plan import DocumentBatch, Phase, plan_documents
 from paramgolf.scoring.evaluation import score_sliding
@@ -53,7 +51,7 @@ def test_a_stage_says_so_as_it_begins(tmp_path, monkeypatch, capsys, limit, word
     write_package(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("paramgolf.scoring.sliding.LEAST_PASSES", 1)
-    config = dataclasses.replace(SLIDING, batch_windows=2)
+    config = make_sliding(batch_windows=2)
     session = StageSession(
         "eval_sliding", config, ALONE, tmp_path / "model.bin", tmp_path, limit_seconds=limit
     )

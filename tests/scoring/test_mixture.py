@@ -9,73 +9,42 @@ import pytest
 import torch
 from scoring_case import (
     ALONE,
-    MIXTURE,
-    STRIDE,
     VOCAB,
-    WINDOW,
     echoing_text,
+    evaluated,
     make_config,
     make_lora_config,
+    make_mixture,
     make_network,
+    make_sliding,
     with_token,
 )
 
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import score_and_adapt
-from paramgolf.scoring.ledger import Ledger, LedgerError
+from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
-from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
 
 KINDS = ("ngram", "tilt")
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
 
 
-def mix(kind, **changes):
-    return MixtureConfig(**{**MIXTURE, "kind": kind, **changes})
-
-
-def slide(text, mixture, mode="strided"):
-    config = SlidingConfig(
-        mode=mode,
-        window=WINDOW,
-        stride=STRIDE,
-        row_windows=3,
-        batch_windows=5,
-        max_tokens=None,
-        token_mask=False,
-        mixture=mixture,
-    )
-    ledger = score_text(make_network(), text, config, Session(ALONE))
-    ledger.close()
-    return ledger.nats
+def by_document(**documents):
+    return make_lora_config("lora_documents", None, PHASES | documents, chunk_tokens=16, epochs=1)
 
 
 CASES = {
-    "sgd": lambda mixture: make_config(mixture=mixture),
-    "lora_stream": lambda mixture: make_lora_config("lora_stream", mixture=mixture),
-    "strict": lambda mixture: make_lora_config(
-        "lora_documents",
-        documents={**PHASES, "order": "stream"},
-        mixture=mixture,
-        chunk_tokens=16,
-        epochs=1,
-    ),
-    "length": lambda mixture: make_lora_config(
-        "lora_documents",
-        documents={**PHASES, "warm_a": True},
-        mixture=mixture,
-        chunk_tokens=16,
-        epochs=1,
-    ),
+    "strided": make_sliding(),
+    "documents": make_sliding(mode="documents"),
+    "sgd": make_config(),
+    "lora_stream": make_lora_config("lora_stream"),
+    "strict": by_document(order="stream"),
+    "length": by_document(warm_a=True),
 }
 
 
-def score(text, mixture, case):
-    if case in ("strided", "documents"):
-        return slide(text, mixture, case)
-    ledger = score_and_adapt(make_network(), text, CASES[case](mixture), Session(ALONE))
+def score(text, mixture, case="strided"):
+    config = dataclasses.replace(CASES[case], mixture=mixture)
+    ledger = evaluated(make_network(), text, config)
     assert ledger.close()["score_first"]
     return ledger.nats
 
@@ -83,7 +52,7 @@ def score(text, mixture, case):
 # pg#1499 has one weight for all contexts
 @pytest.mark.parametrize("power", [0, 2])
 def test_ngrams_by_hand(power):
-    text, plain = echoing_text(200), slide(echoing_text(200), mix("none"))
+    text, plain = echoing_text(200), score(echoing_text(200), make_mixture("none"))
     expected = []
     tokens = text.tokens.tolist()
     for t, token in enumerate(tokens[1:], start=1):
@@ -100,8 +69,8 @@ def test_ngrams_by_hand(power):
                 p = (1 - weight) * p + weight * followers[token] / followers.total()
                 break
         expected.append(-math.log(p))
-    mixture = mix("ngram", min_count=2, weight_power=power)
-    np.testing.assert_allclose(slide(text, mixture), expected, atol=1e-5)
+    mixture = make_mixture("ngram", min_count=2, weight_power=power)
+    np.testing.assert_allclose(score(text, mixture), expected, atol=1e-5)
     assert (np.array(expected) != plain).sum() > 20
 
 
@@ -110,8 +79,8 @@ def test_ngrams_by_hand(power):
 @pytest.mark.parametrize("case", ["strided", "lora_stream", "strict"])
 def test_probabilities_over_the_vocabulary_add_up_to_one(kind, case):
     text = echoing_text(50)
-    mixture = mix(kind)
-    moved = np.flatnonzero(score(text, mixture, case) != score(text, mix("none"), case))
+    mixture = make_mixture(kind)
+    moved = np.flatnonzero(score(text, mixture, case) != score(text, make_mixture("none"), case))
     position = moved[moved > 20][0]
     # what follows the position cannot matter, so it is cut off
     total = 0.0
@@ -129,8 +98,8 @@ def test_no_past_score_moves_with_a_future_token(kind, case):
     text = echoing_text(200)
     position = 101
     assert text.tokens[position] != 1
-    before = score(text, mix(kind), case)
-    after = score(with_token(text, position), mix(kind), case)
+    before = score(text, make_mixture(kind), case)
+    after = score(with_token(text, position), make_mixture(kind), case)
     assert (before[: position - 1] == after[: position - 1]).all()
     assert before[position - 1] != after[position - 1]
 
@@ -142,15 +111,15 @@ def test_by_length_the_past_is_what_is_scored_before(kind):
     ranking = np.argsort(start - stop, kind="stable")
     last = ranking[-5]
     position = int(stop[last]) - 1  # a token of a short document that stands early or late
-    before = score(text, mix(kind), "length")
-    after = score(with_token(text, position), mix(kind), "length")
+    before = score(text, make_mixture(kind), "length")
+    after = score(with_token(text, position), make_mixture(kind), "length")
     longer = np.concatenate([np.arange(start[i], stop[i]) for i in ranking[:-5]])
     assert (before[longer] == after[longer]).all()
 
 
 def test_a_primer_counts_as_text_before_the_text_without_a_seam():
     text, primer = echoing_text(120), echoing_text(200).tokens[80:]
-    mixture = mix("ngram", contexts=(1, 2, 3))
+    mixture = make_mixture("ngram", contexts=(1, 2, 3))
     primed = dataclasses.replace(text, primer=primer)
     found = build_mixture(primed, mixture, Ledger(120), padding=1, device=ALONE.device)
     before, tokens = primer.tolist(), text.tokens.tolist()
@@ -172,26 +141,15 @@ def test_a_primer_counts_as_text_before_the_text_without_a_seam():
 
 def test_hints_make_a_text_that_repeats_itself_likelier():
     text = echoing_text(200)
-    plain = slide(text, mix("none")).sum()
-    assert slide(text, mix("tilt", contexts=(2,))).sum() < plain
-    assert slide(text, mix("ngram", contexts=(2,))).sum() < plain
-
-
-def test_hints_in_file_order_with_adaptation_in_another_are_refused():
-    text = echoing_text(200)
-    config = CASES["length"](mix("tilt"))
-    ledger = score_and_adapt(make_network(), text, config, Session(ALONE))
-    assert ledger.close()["score_first"]
-    assert not all(update.own for update in ledger.updates)
-    build_mixture(text, mix("tilt"), ledger, padding=WINDOW, device=ALONE.device)
-    with pytest.raises(LedgerError, match="hints come from text that is not scored yet"):
-        ledger.close()
+    plain = score(text, make_mixture("none")).sum()
+    assert score(text, make_mixture("tilt", contexts=(2,))).sum() < plain
+    assert score(text, make_mixture("ngram", contexts=(2,))).sum() < plain
 
 
 def test_a_tilt_by_hand():
     text = Text(np.array([1, 5, 6, 7, 5, 6, 7, 5], dtype=np.uint16), np.ones(7, dtype=np.uint16), 1)
     mixture = build_mixture(
-        text, mix("tilt", contexts=(1,)), Ledger(7), padding=1, device=ALONE.device
+        text, make_mixture("tilt", contexts=(1,)), Ledger(7), padding=1, device=ALONE.device
     )
     # targets 5 6 7 5 6 7 5: from the second 5 on the token before tells the next
     assert mixture.hint.tolist() == [-1, -1, -1, -1, 6, 7, 5, -1]

@@ -4,25 +4,21 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 from scoring_case import (
     ALONE,
-    MIXTURE,
     STRIDE,
-    WINDOW,
     echoing_text,
+    evaluated,
     make_config,
     make_lora_config,
     make_mask,
+    make_mixture,
     make_network,
+    make_sliding,
 )
 
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import score_and_adapt
-from paramgolf.scoring.mixture import Mixture
 from paramgolf.scoring.probe import PROBED, Probe, count_followers
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_text
 
 CASES = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents", "last_layers")
 
@@ -43,27 +39,13 @@ def probe(case, kind, network=None, **changes):
     """Return what is found, and the scores."""
     text, session = echoing_text(400), Probing(ALONE)
     network = network or make_network()
-    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
     if case in ("strided", "documents", "windowed"):
-        sizes = {
-            "window": WINDOW,
-            "stride": STRIDE,
-            "row_windows": 3,
-            "batch_windows": 5,
-            **changes,
-        }
-        config = SlidingConfig(
-            mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
-        )
-        ledger = score_text(network, text, config, session)
-    elif case == "last_layers":
-        adapter = {"last_layers": 2}
-        config = make_lora_config("lora_documents", adapter, mixture=mixture, batch_windows=3)
-        ledger = score_and_adapt(network, text, config, session)
+        config = make_sliding(kind, mode=case, **changes)
     else:
-        make = make_config if case == "sgd" else make_lora_config
-        config = make(mode=case, mixture=mixture, batch_windows=3, **changes)
-        ledger = score_and_adapt(network, text, config, session)
+        adapter = {"last_layers": 2} if case == "last_layers" else {}
+        mode = case if case != "last_layers" else "lora_documents"
+        config = make_lora_config(mode, adapter, mixture=make_mixture(kind), batch_windows=3)
+    ledger = evaluated(network, text, config, session)
     ledger.close()
     return session.own.found, ledger.nats
 
@@ -94,10 +76,10 @@ def test_a_mask_lowers_every_score(case):
 
 def test_examining_changes_no_score():
     text, config = echoing_text(400), make_config()
-    plain = score_and_adapt(make_network(), text, config, Session(ALONE))
+    plain = evaluated(make_network(), text, config)
     found, nats = probe("sgd", "none")
     assert found["passes"] > 3
-    other = score_and_adapt(make_network(), text, make_config(batch_windows=3), Session(ALONE))
+    other = evaluated(make_network(), text, make_config(batch_windows=3))
     assert (nats == other.nats).all()
     np.testing.assert_allclose(nats, plain.nats, atol=1e-4)
 
@@ -151,29 +133,6 @@ def test_what_all_processes_found_is_one_finding():
 @pytest.mark.parametrize(("at", "primed"), [(1, 0), (5, 0), (9, 4), (12, 4)])
 def test_a_context_longer_than_the_text_counts_nothing(at, primed):
     tokens = np.array([3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3, 4, 3])
-    short, long = (
-        MixtureConfig(**{**MIXTURE, "contexts": contexts}) for contexts in ((1, 2), (1, 2, 2**40))
-    )
+    short, long = (make_mixture("ngram", contexts=some) for some in ((1, 2), (1, 2, 2**40)))
     expected = count_followers(tokens, primed, at, short, 5)
     assert count_followers(tokens, primed, at, long, 5).tolist() == expected.tolist()
-
-
-def test_a_mixture_of_the_target_alone():
-    """A cache that looks up the target: only its probability grows (#779, #886)."""
-    mixed = Mixture.mixed
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Mixture, "mixed", lambda *a: torch.minimum(a[1], mixed(*a)))
-        assert probe("strided", "ngram")[0]["sum_error"] > 0.01
-
-
-def test_an_n_gram_model_that_counts_the_target_itself(monkeypatch):
-    from paramgolf.scoring import mixture
-
-    count = mixture.past_counts
-
-    def counts_itself(tokens, context, **options):
-        past = count(tokens, context, **options)
-        return past._replace(same=past.same + 1, total=past.total + 1)
-
-    monkeypatch.setattr(mixture, "past_counts", counts_itself)
-    assert probe("strided", "ngram")[0]["score_error"] > 0.02

@@ -12,19 +12,15 @@ import numpy as np
 import pytest
 from recipe_case import different, moved, narrow_recipe
 from scoring_case import (
-    ALONE,
-    MIXTURE,
     VOCAB,
     echoing_text,
-    make_config,
+    evaluated,
     make_lora_config,
+    make_mixture,
+    make_sliding,
 )
 
 from paramgolf.model.network import Network
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import score_and_adapt
-from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text, find_documents
 
 WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
@@ -33,24 +29,17 @@ COUNT = 72
 
 
 def score(network: Network, text: Text, way: str, kind: str) -> np.ndarray:
-    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
-    session = Session(ALONE)
     if way in WAYS[:3]:
-        sizes = {"window": 16, "stride": 8, "row_windows": 2, "batch_windows": 8}
-        config = SlidingConfig(
-            mode=way, max_tokens=None, token_mask=False, mixture=mixture, **sizes
-        )
-        ledger = score_text(network, text, config, session)
+        config = make_sliding(kind, mode=way, stride=8, batch_windows=8)
     else:
         documents = {"order": "stream", "batch_documents": 1, "chunk_tokens": 8, "chains": 1}
         documents |= {"phases": 1, "prefix_documents": 1}
         adapter = {}
         if way == "last layers":
             way, adapter["last_layers"] = "lora_documents", 3
-        sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": mixture}
-        lora = make_lora_config(way, adapter, documents, **sizes)
-        config = make_config(mode="sgd", **sizes) if way == "sgd" else lora
-        ledger = score_and_adapt(network, text, config, session)
+        sizes = {"chunk_tokens": 16, "epochs": 1, "stride": 8, "mixture": make_mixture(kind)}
+        config = make_lora_config(way, adapter, documents, **sizes)
+    ledger = evaluated(network, text, config)
     assert ledger.close()["scored_once"]
     return ledger.nats
 

@@ -9,29 +9,29 @@ import pytest
 import torch
 from scoring_case import (
     ALONE,
-    MIXTURE,
-    STRIDE,
     VOCAB,
-    WINDOW,
     echoing_text,
+    evaluated,
     make_config,
     make_lora_config,
+    make_mixture,
     make_network,
+    make_sliding,
 )
 
 from paramgolf.model.backend import Backend, compiled
 from paramgolf.model.network import Network
 from paramgolf.scoring import lora_documents, session
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text
 
 # compile is on, yet the network is not compiled: what is warmed up runs, and can be seen
 WARM = dataclasses.replace(ALONE, compile=True)
 CASES = {
-    **dict.fromkeys(("strided", "documents", "windowed")),
+    **{
+        mode: make_sliding(mode=mode, row_windows=5)
+        for mode in ("strided", "documents", "windowed")
+    },
     "sgd": make_config(chunk_tokens=64, batch_sequences=3),
     "lora_stream": make_lora_config("lora_stream"),
     "lora_documents": make_lora_config(
@@ -47,16 +47,8 @@ CASES = {
 
 
 def score(case, text, runtime, kind="none", network=None):
-    network, config = network or make_network(), CASES[case]
-    mixture = MixtureConfig(**{**MIXTURE, "kind": kind})
-    if config is None:
-        sizes = {"window": WINDOW, "stride": STRIDE, "row_windows": 5, "batch_windows": 5}
-        config = SlidingConfig(
-            mode=case, max_tokens=None, token_mask=False, mixture=mixture, **sizes
-        )
-        return score_text(network, text, config, Session(runtime))
-    config = dataclasses.replace(config, mixture=mixture)
-    return score_and_adapt(network, text, config, Session(runtime))
+    config = dataclasses.replace(CASES[case], mixture=make_mixture(kind))
+    return evaluated(network or make_network(), text, config, Session(runtime))
 
 
 @pytest.fixture

@@ -4,25 +4,19 @@ import numpy as np
 import pytest
 import torch
 from scoring_case import (
-    ALONE,
-    MIXTURE,
     STRIDE,
     VOCAB,
     WINDOW,
+    evaluated,
     make_network,
+    make_sliding,
     make_text,
     score_strided,
     with_token,
 )
 
 from paramgolf.model.network import Pass
-from paramgolf.scoring import sliding
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.ledger import LedgerError
-from paramgolf.scoring.session import Session
-from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import find_documents
-from paramgolf.scoring.windows import ScoringWindows, sliding_windows
 
 
 def slide(text, **options):
@@ -89,51 +83,11 @@ def test_probabilities_add_up_to_one():
     np.testing.assert_allclose(total.numpy(), 1.0, atol=1e-5)
 
 
-def tail_twice(count, length, stride):
-    windows = sliding_windows(count, length, stride)
-    return windows[np.append(np.arange(len(windows)), len(windows) - 1)]
-
-
-def tail_dropped(count, length, stride):
-    return sliding_windows(count, length, stride)[:-1]
-
-
-def stretched(count, length, stride):
-    """Score a target more a window: what a window scored is scored again by the next."""
-    w = sliding_windows(count, length, stride)
-    return ScoringWindows(length, w.start, np.maximum(w.first - 1, 0), w.stop)
-
-
-@pytest.mark.parametrize(
-    ("windows", "message"),
-    [
-        (tail_twice, "scored a second time"),
-        (stretched, "scored a second time"),
-        (tail_dropped, "never scored"),
-    ],
-)
-def test_a_wrong_plan_never_becomes_a_score(monkeypatch, windows, message):
-    monkeypatch.setattr(sliding, "sliding_windows", windows)
-    with pytest.raises(LedgerError, match=message):
-        slide(make_text(70))
-
-
 class TestDocuments:
-    def config(self, **changes):
-        fields = {
-            "mode": "documents",
-            "window": WINDOW,
-            "stride": STRIDE,
-            "row_windows": 3,
-            "max_tokens": None,
-            "token_mask": False,
-        }
-        fields["mixture"] = MixtureConfig(**MIXTURE)
-        return SlidingConfig(**{**fields, "batch_windows": 3, **changes})
-
-    def score(self, text, **changes):
-        config = self.config(**changes)
-        return score_text(make_network(), text, config, Session(ALONE)).nats
+    def score(self, text, rows=3):
+        return evaluated(
+            make_network(), text, make_sliding(mode="documents", batch_windows=rows)
+        ).nats
 
     def test_scores_are_those_of_documents_alone(self):
         network, text = make_network(), make_text(200)
@@ -163,24 +117,15 @@ class TestDocuments:
 
     def test_batches_do_not_change_scores(self):
         text = make_text(200)
-        nats = [self.score(text, batch_windows=n) for n in (1, 7)]
+        nats = [self.score(text, n) for n in (1, 7)]
         np.testing.assert_allclose(*nats, atol=1e-5)
 
 
 class TestWindowed:
     def score(self, text, row_windows, network=None):
-        config = SlidingConfig(
-            mode="windowed",
-            window=WINDOW,
-            stride=1,
-            row_windows=row_windows,
-            batch_windows=2,
-            max_tokens=None,
-            token_mask=False,
-            mixture=MixtureConfig(**MIXTURE),
-        )
-        network = network or make_network()
-        return score_text(network, text, config, Session(ALONE)).nats
+        sizes = {"stride": 1, "row_windows": row_windows, "batch_windows": 2}
+        config = make_sliding(mode="windowed", **sizes)
+        return evaluated(network or make_network(), text, config).nats
 
     @pytest.mark.parametrize("trained", [None, WINDOW])
     def test_one_layer_sees_exactly_the_window(self, trained):

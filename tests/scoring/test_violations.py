@@ -20,21 +20,22 @@ import torch
 from scorers import VOCAB
 from scoring_case import (
     ALONE,
-    MIXTURE,
+    SLIDING,
     STRIDE,
     WINDOW,
     echoing_text,
+    evaluated,
     make_config,
     make_lora_config,
+    make_mixture,
     make_network,
+    make_sliding,
     make_text,
 )
 
 from paramgolf.model import embedding
 from paramgolf.model.network import Network
 from paramgolf.scoring import mixture, sliding
-from paramgolf.scoring.config import MixtureConfig, SlidingConfig
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores
@@ -42,7 +43,7 @@ from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text
-from paramgolf.scoring.windows import sliding_windows, split_chunks
+from paramgolf.scoring.windows import ScoringWindows, sliding_windows, split_chunks
 from paramgolf.verify.rules import RULES, Evidence
 
 Patch = pytest.MonkeyPatch
@@ -99,20 +100,13 @@ def probe(
         plant(patch)
         text, session, seen = echoing_text(400), Session(ALONE), Probe()
         patch.setattr(session, "probe", seen)
-        config = slide_config(kind="ngram", batch_windows=5)
-        evaluation = sliding.score_text(make(), text, config, session)
+        config = make_sliding("ngram")
+        evaluation = evaluated(make(), text, config, session)
         metrics = {"probe": seen.found, "val_loss": float(evaluation.nats.mean())}
         metrics["ledger"] = evaluation.close()
         return verify(eval_sliding=metrics, eval_ttt=metrics)(patch)
 
     return catch
-
-
-def slide_config(kind="none", **changes) -> SlidingConfig:
-    fields = {"mode": "strided", "window": WINDOW, "stride": STRIDE, "row_windows": 3}
-    fields |= {"max_tokens": None, "token_mask": False, "batch_windows": 5}
-    mixing = MixtureConfig(**{**MIXTURE, "kind": kind})
-    return SlidingConfig(**{**fields, "mixture": mixing, **changes})
 
 
 # --- what is planted in this project's own evaluators
@@ -169,19 +163,24 @@ def wrong_plan(change: Callable) -> Callable[[Patch], None]:
     def plant(patch: Patch) -> None:
         plan = sliding_windows
         patch.setattr(sliding, "sliding_windows", lambda *a: change(plan(*a)))
-        session = Session(ALONE)
-        sliding.score_text(make_network(), make_text(70), slide_config(), session).close()
+        evaluated(make_network(), make_text(70), SLIDING).close()
 
     return plant
 
 
+def one_target_more(windows: ScoringWindows) -> ScoringWindows:
+    """Let each window score what the one before has scored last."""
+    first = np.maximum(windows.first - 1, 0)
+    return dataclasses.replace(windows, first=first)
+
+
 def hints_in_file_order(_: Patch) -> None:
     text = echoing_text(200)
-    mixing = MixtureConfig(**{**MIXTURE, "kind": "tilt"})
+    mixing = make_mixture("tilt")
     documents = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
     changes = {"documents": documents, "mixture": mixing, "chunk_tokens": 16, "epochs": 1}
     config = make_lora_config("lora_documents", **changes)
-    found = score_and_adapt(make_network(), text, config, Session(ALONE))
+    found = evaluated(make_network(), text, config)
     found.close()  # legal so far: the counts came in the order of the scores
     mixture.build_mixture(text, mixing, found, padding=WINDOW, device=ALONE.device)
     found.close()
@@ -241,6 +240,7 @@ VIOLATIONS: list[tuple[str, Caught, str]] = [
     ("smear across documents", audited(scorers.Smears(), isolated=True), "documents"),
     ("tail scored twice", ledger(wrong_plan(lambda w: w[np.r_[0 : len(w), -1]])), TWICE),
     ("tail scored twice", audited(scorers.TailTwice()), "coverage"),
+    ("windows that score a target twice", ledger(wrong_plan(one_target_more)), TWICE),
     ("dropped tail", ledger(wrong_plan(lambda w: w[:-1])), MISSING),
     ("dropped tail", audited(scorers.TailDropped()), "coverage"),
     (
@@ -288,9 +288,9 @@ def test_a_smear_across_documents_shows_in_another_document(monkeypatch, smear):
     other[at - 1] = 2 + (other[at - 1] - 1) % (VOCAB - 2)
 
     def later() -> list[np.ndarray]:
-        config = slide_config(mode="documents")
+        config = make_sliding(mode="documents")
         texts = [Text(some, np.ones(59, dtype=np.uint16), 1) for some in (tokens, other)]
-        nats = [sliding.score_text(network, t, config, Session(ALONE)).nats for t in texts]
+        nats = [evaluated(network, t, config).nats for t in texts]
         return [n[at:] for n in nats]
 
     first, second = later()
