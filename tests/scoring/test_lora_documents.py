@@ -31,6 +31,8 @@ WARM = {"warm_a": True, "batch_documents": 2}
 # AdamW's step follows the sign of a gradient above eps: rounding shows unless eps is large
 SMOOTH = {"eps": 1e-3}
 PHASES = {"phases": 2, "prefix_documents": 10, "batch_documents": 2}
+# in all layers; in the last of the order 0, 1, 1, 2, so that those below run once a token
+everywhere = pytest.mark.parametrize("adapter", [{}, {"last_layers": 2, **SMOOTH}])
 
 
 def adapt(text, runtime=ALONE, network=None, documents=None, adapter=None, **changes):
@@ -60,31 +62,39 @@ def test_rate_zero_scores_as_the_unadapted_network():
             np.testing.assert_allclose(nats[begin:end], expected, atol=1e-5)
 
 
-def test_learning_helps_on_documents_that_repeat_themselves():
+@pytest.mark.parametrize("last_layers", [None, 2])
+def test_learning_helps_on_documents_that_repeat_themselves(last_layers):
     document = np.concatenate([[1], np.tile([9, 5, 30, 7, 44, 12], 10)])
     tokens = np.tile(document, 3).astype(np.uint16)
     text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
-    assert adapt(text).nats.sum() < 0.9 * adapt(text, adapter={"lr": 0.0}).nats.sum()
+    learned, fixed = (
+        adapt(text, adapter={"last_layers": last_layers, **rate}) for rate in ({}, {"lr": 0.0})
+    )
+    assert learned.nats.sum() < 0.9 * fixed.nats.sum()
 
 
+@everywhere
 @pytest.mark.parametrize(
     "changes", [{"batch_documents": 1}, {"batch_documents": 32}, {"chains": 5}, {"order": "stream"}]
 )
-def test_neither_batches_nor_chains_nor_order_change_a_document(changes):
+def test_neither_batches_nor_chains_nor_order_change_a_document(changes, adapter):
     text = make_text(200)
-    np.testing.assert_allclose(adapt(text, documents=changes).nats, adapt(text).nats, atol=2e-4)
+    both = (adapt(text, documents=some, adapter=adapter).nats for some in (changes, {}))
+    np.testing.assert_allclose(*both, atol=2e-4)
 
 
+@everywhere
 @pytest.mark.parametrize("documents", [{}, WARM])
-def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents):
+def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents, adapter):
     text = make_text(400)
     documents = {**documents, "batch_documents": 8, "chains": 1}
     with monkeypatch.context() as patch:
         patch.setattr(lora_documents, "FEWEST_ROWS", 1000)
-        whole = adapt(text, documents=documents).nats
+        whole = adapt(text, documents=documents, adapter=adapter).nats
     monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
     monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
-    np.testing.assert_allclose(adapt(text, documents=documents).nats, whole, atol=2e-4)
+    found = adapt(text, documents=documents, adapter=adapter).nats
+    np.testing.assert_allclose(found, whole, atol=2e-4)
 
 
 def test_widths_are_rounded_up_but_never_beyond_the_window():
@@ -99,12 +109,14 @@ def test_the_same_run_gives_the_same_bits(documents):
     assert (adapt(text, documents=documents).nats == adapt(text, documents=documents).nats).all()
 
 
-def test_the_record_of_updates():
+@everywhere
+def test_the_record_of_updates(adapter):
     text = make_text(200)
-    ledger, config = adapt(text), make_lora_config("lora_documents").documents
+    ledger, config = adapt(text, adapter=adapter), make_lora_config("lora_documents").documents
     start, stop = find_documents(text)
     lengths = stop - start
     verdict = ledger.close()
+    assert verdict["scored_once"]
     assert verdict["score_first"]
     # all chunks but a document's last are learned from
     assert verdict["targets_trained"] == (6 * ((lengths - 1) // 6)).sum()
@@ -176,24 +188,30 @@ class TestPhases:
 
 
 class TestCausality:
+    @everywhere
     @pytest.mark.parametrize("documents", [{}, PHASES])
-    @pytest.mark.parametrize("position", [61, 130, 260])
-    def test_in_stream_order_no_past_score_moves_with_a_future_token(self, position, documents):
-        text = make_text(300)
-        assert text.tokens[position] != 1
-        documents = {"order": "stream", **documents}
-        before = adapt(text, documents=documents).nats
-        after = adapt(with_token(text, position), documents=documents).nats
-        assert (before[: position - 1] == after[: position - 1]).all()
-        assert before[position - 1] != after[position - 1]
+    def test_in_stream_order_no_past_score_moves_with_a_future_token(self, documents, adapter):
+        text, documents = make_text(300), {"order": "stream", **documents}
+        before = adapt(text, documents=documents, adapter=adapter).nats
+        start, stop = find_documents(text)
+        # in a window that lower layers read ahead, and in others
+        ahead = int(start[(stop - start).argmax()]) + WINDOW + 2
+        for position in (61, 130, 260, ahead):
+            assert text.tokens[position] != 1
+            changed = with_token(text, position)
+            after = adapt(changed, documents=documents, adapter=adapter).nats
+            assert (before[: position - 1] == after[: position - 1]).all()
+            assert before[position - 1] != after[position - 1]
 
+    @everywhere
     @pytest.mark.parametrize("position", [61, 130])
-    def test_no_past_score_moves_with_the_place_where_a_document_ends(self, position):
+    def test_no_past_score_moves_with_the_place_where_a_document_ends(self, position, adapter):
         text = make_text(200)
         assert text.tokens[position] != 1
-        documents = {"order": "stream"}
-        before = adapt(text, documents=documents).nats
-        after = adapt(with_token(text, position, token=1), documents=documents).nats
+        before, after = (
+            adapt(some, documents={"order": "stream"}, adapter=adapter).nats
+            for some in (text, with_token(text, position, token=1))
+        )
         # other documents share a batch now: the same scores but for rounding
         np.testing.assert_allclose(before[: position - 1], after[: position - 1], atol=2e-4)
 

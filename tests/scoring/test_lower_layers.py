@@ -11,17 +11,16 @@ from scoring_case import (
     make_lora_config,
     make_network,
     make_text,
-    with_token,
 )
 
 from paramgolf.model.network import Midway, Network
-from paramgolf.scoring import lora_documents, lower_layers
+from paramgolf.scoring import lower_layers
 from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_documents import DocumentScorer
 from paramgolf.scoring.lower_layers import LowerLayers
 from paramgolf.scoring.session import Session
-from paramgolf.scoring.text import Text, find_documents
+from paramgolf.scoring.text import find_documents
 
 LAST = 2  # of the order 0, 1, 1, 2
 BLOCK = WINDOW // 4
@@ -141,64 +140,6 @@ def test_what_is_kept_does_not_grow_with_documents():
         kept = lower.at(torch.tensor([max(0, end - WINDOW)] * 3), WINDOW)
         assert kept.x0.shape == (3, WINDOW, 16)
     assert lower.places == WINDOW + BLOCK + 6
-
-
-@pytest.mark.parametrize("changes", [{"batch_documents": 1}, {"chains": 5}, {"order": "stream"}])
-def test_neither_batches_nor_chains_nor_order_change_a_document(changes):
-    text = make_text(200)
-    np.testing.assert_allclose(adapt(text, changes).nats, adapt(text).nats, atol=2e-4)
-
-
-def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch):
-    text, documents = make_text(400), {"batch_documents": 8, "chains": 1}
-    with monkeypatch.context() as patch:
-        patch.setattr(lora_documents, "FEWEST_ROWS", 1000)
-        whole = adapt(text, documents).nats
-    monkeypatch.setattr(lora_documents, "FEWEST_ROWS", 2)
-    monkeypatch.setattr(lora_documents, "WIDTH_STEP", 4)
-    np.testing.assert_allclose(adapt(text, documents).nats, whole, atol=2e-4)
-
-
-def test_each_token_is_scored_once_and_then_learned_from():
-    text = make_text(200)
-    verdict = adapt(text).close()
-    assert verdict["scored_once"]
-    assert verdict["score_first"]
-    start, stop = find_documents(text)
-    assert verdict["targets_trained"] == (6 * ((stop - start - 1) // 6)).sum()
-
-
-def test_learning_helps_on_documents_that_repeat_themselves():
-    document = np.concatenate([[1], np.tile([9, 5, 30, 7, 44, 12], 10)])
-    tokens = np.tile(document, 3).astype(np.uint16)
-    text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
-    gained = {"eps": 1e-8}
-    assert adapt(text, adapter=gained).nats.sum() < 0.9 * adapt(text, adapter={"lr": 0}).nats.sum()
-
-
-class TestCausality:
-    @pytest.mark.parametrize("documents", [{}, PHASES])
-    def test_in_stream_order_no_past_score_moves_with_a_future_token(self, documents):
-        text, documents = make_text(300), {"order": "stream", **documents}
-        before = adapt(text, documents).nats
-        start, stop = find_documents(text)
-        longest = int((stop - start).argmax())
-        # in a window that the lower layers read ahead, and in others
-        within = int(start[longest]) + WINDOW + BLOCK // 2
-        for position in (61, 130, within):
-            assert text.tokens[position] != 1
-            after = adapt(with_token(text, position), documents).nats
-            assert (before[: position - 1] == after[: position - 1]).all()
-            assert before[position - 1] != after[position - 1]
-
-    @pytest.mark.parametrize("position", [61, 130])
-    def test_no_past_score_moves_with_the_place_where_a_document_ends(self, position):
-        text, documents = make_text(200), {"order": "stream"}
-        assert text.tokens[position] != 1
-        before = adapt(text, documents).nats
-        after = adapt(with_token(text, position, token=1), documents).nats
-        # other documents share a batch now: the same scores but for rounding
-        np.testing.assert_allclose(before[: position - 1], after[: position - 1], atol=2e-4)
 
 
 def test_a_pass_that_reads_one_token_ahead_would_be_seen(monkeypatch):
