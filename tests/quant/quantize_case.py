@@ -1,14 +1,17 @@
 """A small trained model, its Hessians and the parameters of quantize."""
 
-import dataclasses
+import json
+from dataclasses import asdict, replace
 
+import safetensors.torch
 import torch
+from recipe_case import recipe
 
-from paramgolf.model.network import Network
-from paramgolf.quant.config import QuantizeConfig
+from paramgolf.model.network import Network, Pass
+from paramgolf.quant.calibrate import HESSIANS_PATH
 from paramgolf.quant.hessian import empty_sums
 from paramgolf.quant.quantize import prepare, solve_model
-from paramgolf.quant.trained import Trained
+from paramgolf.quant.trained import TEXTS, TRAIN_PATH, Trained
 from paramgolf.runtime import Runtime
 
 CPU = torch.device("cpu")
@@ -16,51 +19,17 @@ ALONE = Runtime(0, 1, CPU)
 VOCAB = 64
 
 
+CONFIG = replace(
+    recipe("base").quantize,
+    block_columns=16,
+    group_columns=16,
+    low_rank_group=16,
+    fit_code_bytes=35_000,
+)
+
+
 def make_config(**changes):
-    values = {
-        "method": "gptq",
-        "grid": "sdclip",
-        "embedding_grid": None,
-        "percentile_by": "row",
-        "least_reach": 0.0,
-        "matrix_bits": 6,
-        "mlp_bits": None,
-        "embedding_bits": 8,
-        "attention_clip": 12.85,
-        "mlp_clip": 12.85,
-        "embedding_clip": 20.0,
-        "hessian_clip": 0.0,
-        "balance": 0.0,
-        "column_steps": False,
-        "damping": 0.01,
-        "block_columns": 16,
-        "act_order": True,
-        "dead_inputs": "mean",
-        "row_fallback": True,
-        "embedding_method": None,
-        "high_bits_matrices": None,
-        "low_bits": 5,
-        "recurrent_high": False,
-        "trellis": False,
-        "scale_digits": 10,
-        "vector_digits": 10,
-        "gate_bits": None,
-        "table_bits": None,
-        "table_least_reach": 0.0,
-        "bigram_proj_bits": None,
-        "finer_groups": 0,
-        "group_columns": 16,
-        "low_rank_matrices": 0,
-        "low_rank": 4,
-        "low_rank_group": 16,
-        "low_rank_left_scales": "component",
-        "low_rank_always": False,
-        "adjust_steps": 0,
-        "fit_bytes": None,
-        "fit_code_bytes": 35_000,
-        "fit_codec": "brotli",
-    }
-    return QuantizeConfig(**{**values, **changes})
+    return replace(CONFIG, **changes)
 
 
 def make_trained(model):
@@ -70,7 +39,7 @@ def make_trained(model):
         for name, p in Network(model, VOCAB, seed=0).named_parameters()
     }
     config = {"schema": 1, "vocab_size": VOCAB, "sequence_length": 16, "seed": 7}
-    config["model"] = dataclasses.asdict(model)
+    config["model"] = asdict(model)
     return Trained(model, VOCAB, 16, state, config)
 
 
@@ -89,3 +58,29 @@ def make_hessians(trained):
 def quantize_model(trained, hessians, config):
     """Return the tensors to store and one report per matrix."""
     return solve_model(trained, prepare(trained, hessians, config, CPU), config)
+
+
+def divergence(network, changed, texts):
+    """Kullback-Leibler divergence of the changed network's tokens from the network's, nats each."""
+    options = Pass(order=network.config.orders[-1])
+    with torch.no_grad():
+        right, found = (
+            torch.log_softmax(one.logits(texts, options).double(), -1) for one in (network, changed)
+        )
+    return float((right.exp() * (right - found)).sum(-1).mean())
+
+
+def write_trained(root, trained):
+    """Write a trained model as the stage train does."""
+    folder = root / TRAIN_PATH
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(trained.config))
+    (folder / "model.safetensors").write_bytes(safetensors.torch.save(trained.state))
+
+
+def write_inputs(root, trained, hessians):
+    """Write what the stage quantize reads, a text of 16 tokens among it unless one is given."""
+    write_trained(root, trained)
+    texts = {TEXTS: torch.arange(16).view(1, 16).int()}
+    (root / HESSIANS_PATH).parent.mkdir()
+    (root / HESSIANS_PATH).write_bytes(safetensors.torch.save(texts | hessians))

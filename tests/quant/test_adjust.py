@@ -5,12 +5,20 @@ import dataclasses
 import pytest
 import torch
 from process_case import gloo_pair, run_ranks
-from quantize_case import ALONE, VOCAB, make_config, make_hessians, make_trained, quantize_model
+from quantize_case import (
+    ALONE,
+    VOCAB,
+    divergence,
+    make_config,
+    make_hessians,
+    make_trained,
+    quantize_model,
+)
 from schema_case import faults_of
 
 from paramgolf.codec.container import dequantized
-from paramgolf.model.network import Network, Pass
 from paramgolf.quant.adjust import BETAS, EPSILON, Adam, adjust
+from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.grids import shorten
 
 
@@ -26,16 +34,10 @@ def quantized(tiny_model):
     return trained, config, tensors, texts
 
 
-def divergence(trained, tensors, texts):
-    probabilities = []
-    for state in (trained.state, dequantized(tensors)):
-        network = Network(trained.model, VOCAB)
-        network.load_state_dict(state)
-        with torch.no_grad():
-            logits = network.logits(texts, Pass(order=trained.model.orders[-1]))
-        probabilities.append(torch.log_softmax(logits, -1))
-    right, found = probabilities
-    return float((right.exp() * (right - found)).sum(-1).mean())
+def diverging(trained, tensors, texts):
+    quantized = dataclasses.replace(trained, state=dequantized(tensors))
+    networks = (load_network(one, "trained") for one in (trained, quantized))
+    return divergence(*networks, texts)
 
 
 def test_it_is_the_adam_of_torch():
@@ -57,7 +59,7 @@ def test_it_is_the_adam_of_torch():
 def test_texts_that_were_not_seen_diverge_less(quantized):
     trained, config, tensors, texts = quantized
     found = adjust(trained, tensors, texts[:8], config, ALONE)
-    assert divergence(trained, found, texts[8:]) < 0.97 * divergence(trained, tensors, texts[8:])
+    assert diverging(trained, found, texts[8:]) < 0.97 * diverging(trained, tensors, texts[8:])
 
 
 def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized):

@@ -5,25 +5,19 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from quantize_case import CPU, VOCAB, make_config, make_hessians, make_trained, quantize_model
+from quantize_case import ALONE, CPU, VOCAB, divergence, make_config, quantize_model
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.network import Network, Pass
+from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.gptq import row_errors
+from paramgolf.quant.hessian import gather
 from paramgolf.quant.quantize import prepare
 from paramgolf.quant.scales import MOST_CHANGE, balanced_scales
 from paramgolf.quant.sensitivity import measure
 from paramgolf.quant.trained import FAMILIES, SENSITIVITY, stacked
-from paramgolf.runtime import Runtime
 
-ALONE = Runtime(0, 1, CPU)
 NAMES = [name for names in FAMILIES.values() for name in names]
-
-
-@pytest.fixture
-def trained(tiny_model):
-    return make_trained(tiny_model())
 
 
 def pairs(count, length=16):
@@ -34,23 +28,12 @@ def pairs(count, length=16):
 
 
 def sensitivities(trained, hessians, count=200):
-    network = Network(trained.model, VOCAB)
-    network.load_state_dict(trained.state)
+    network = load_network(trained, "trained")
     return network, measure(network, pairs(count), hessians, ALONE)
 
 
-def divergence(network, changed, text):
-    """Kullback-Leibler divergence of the changed network's tokens from the network's, nats each."""
-    options = Pass(order=network.config.orders[-1])
-    with torch.no_grad():
-        right, wrong = (
-            torch.log_softmax(one.logits(text, options).double(), -1) for one in (network, changed)
-        )
-    return float((right.exp() * (right - wrong)).sum(-1).mean())
-
-
-def test_each_row_has_a_sensitivity_of_at_least_zero(trained):
-    _, found = sensitivities(trained, make_hessians(trained), count=3)
+def test_each_row_has_a_sensitivity_of_at_least_zero(trained, hessians):
+    _, found = sensitivities(trained, hessians, count=3)
     assert found.keys() == {name + SENSITIVITY for name in NAMES}
     for name in NAMES:
         assert found[name + SENSITIVITY].shape == stacked(trained.state[name]).shape[:2]
@@ -58,9 +41,8 @@ def test_each_row_has_a_sensitivity_of_at_least_zero(trained):
         assert (found[name + SENSITIVITY] >= 0).all()
 
 
-def test_ranks_share_the_texts(trained):
+def test_ranks_share_the_texts(trained, hessians):
     """Sums over texts, so that two halves make the whole."""
-    hessians = make_hessians(trained)
     network, whole = sensitivities(trained, hessians, count=4)
     rows = list(pairs(4))
     halves = [measure(network, rows[i : i + 2], hessians, ALONE) for i in (0, 2)]
@@ -72,11 +54,8 @@ def test_ranks_share_the_texts(trained):
 
 def test_the_cost_of_small_errors_is_foreseen(trained):
     """To a factor: inputs and gradients do depend on each other."""
-    from paramgolf.quant.hessian import gather
-
     texts = torch.cat([text for text, _ in pairs(200)])
-    network = Network(trained.model, VOCAB)
-    network.load_state_dict(trained.state)
+    network = load_network(trained, "trained")
     hessians = gather(network, [texts], ALONE)
     _, found = sensitivities(trained, hessians)
     for name, family in {"v": "qkv", "o": "o", "up": "up", "down": "down"}.items():
@@ -84,8 +63,8 @@ def test_the_cost_of_small_errors_is_foreseen(trained):
             trained.state[name].shape, generator=torch.Generator().manual_seed(9)
         )
         expected = (row_errors(errors, hessians[family]) * found[name + SENSITIVITY]).sum()
-        changed = Network(trained.model, VOCAB)
-        changed.load_state_dict({**trained.state, name: trained.state[name] + errors})
+        state = {**trained.state, name: trained.state[name] + errors}
+        changed = load_network(dataclasses.replace(trained, state=state), "trained")
         assert 0.4 < divergence(network, changed, texts) / float(expected) < 2.5, name
 
 
@@ -116,8 +95,7 @@ def test_rows_that_nothing_reads_stay_within_bounds():
     assert found.min() >= 1 / MOST_CHANGE
 
 
-def test_rows_that_matter_get_finer_steps(trained):
-    hessians = make_hessians(trained)
+def test_rows_that_matter_get_finer_steps(trained, hessians):
     for name in NAMES:
         hessians[name + SENSITIVITY] = torch.ones(stacked(trained.state[name]).shape[:2])
     hessians["up" + SENSITIVITY][1] *= 16
@@ -131,9 +109,9 @@ def test_rows_that_matter_get_finer_steps(trained):
     assert gains[1] < 0.3 * min(gains[0], *gains[2:])
 
 
-def test_sensitivities_that_are_missing_are_named(trained):
+def test_sensitivities_that_are_missing_are_named(trained, hessians):
     with pytest.raises(ParamGolfError, match=r"(?s)no sensitivities.*sensitivity_sequences"):
-        prepare(trained, make_hessians(trained), make_config(balance=0.5), CPU)
+        prepare(trained, hessians, make_config(balance=0.5), CPU)
 
 
 def test_bounds_of_the_parameters():

@@ -8,46 +8,34 @@ import pytest
 import safetensors.torch
 import torch
 from process_case import gloo_pair, run_ranks
+from quantize_case import ALONE, VOCAB, make_trained, write_trained
 from torch.overrides import TorchFunctionMode
 
 from paramgolf.data.token_mask import TokenMask
 from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.model.config import ModelConfig, RecurrencePhase
+from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.head import Mask
-from paramgolf.model.network import Network, Pass
+from paramgolf.model.network import Pass
 from paramgolf.model.plan import repeated_layers
-from paramgolf.quant.calibrate import calibrate, collect, generate_texts, window_starts
+from paramgolf.quant.calibrate import (
+    calibrate,
+    collect,
+    generate_texts,
+    load_network,
+    window_starts,
+)
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.hessian import gather, squares
-from paramgolf.quant.trained import TEXTS, Trained
-from paramgolf.runtime import Runtime
-from paramgolf.schema import parse
+from paramgolf.quant.trained import TEXTS
 
-ALONE = Runtime(0, 1, torch.device("cpu"))
-VOCAB, LENGTH = 64, 16
+LENGTH = 16
 
 
 def make_config(**changes):
     values = {"source": "train", "sequences": 6, "batch_sequences": 4, "temperature": 0.8}
     values |= {"first_token": "bos", "rope_follows_length": False, "network": "trained"}
     return CalibrateConfig(**{**values, "seed": 5, "sensitivity_sequences": 0, **changes})
-
-
-def make_trained(model):
-    network = Network(model, VOCAB, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    state = {
-        name: p.detach() + 0.1 * torch.randn(p.shape, generator=generator)
-        for name, p in network.named_parameters()
-    }
-    return Trained(model, VOCAB, LENGTH, state, {"seed": 7})
-
-
-def make_network(trained):
-    network = Network(trained.model, VOCAB)
-    network.load_state_dict(trained.state)
-    return network
 
 
 class Products(TorchFunctionMode):
@@ -84,7 +72,7 @@ class Products(TorchFunctionMode):
 @pytest.mark.parametrize("untied", [False, True])
 def test_hessians_are_the_mean_outer_products_of_the_inputs(tiny_model, untied):
     trained = make_trained(tiny_model(untied_repeats=untied))
-    network = make_network(trained)
+    network = load_network(trained, "trained")
     tokens = torch.randint(VOCAB, (6, LENGTH), generator=torch.Generator().manual_seed(2))
     found = gather(network, [tokens[:4], tokens[4:]], ALONE)
     with Products(trained) as products, torch.no_grad():
@@ -110,7 +98,7 @@ def test_squares_of_bfloat16_are_added_up_in_float32():
 
 def test_layer_0_without_attention_leaves_zeros(tiny_model):
     trained = make_trained(tiny_model(first_attention=False))
-    found = gather(make_network(trained), [torch.ones(1, 8, dtype=torch.int64)], ALONE)
+    found = gather(load_network(trained, "trained"), [torch.ones(1, 8, dtype=torch.int64)], ALONE)
     assert (found["qkv"][0] == 0).all()
     assert found["qkv"][1].abs().sum() > 0
 
@@ -157,7 +145,7 @@ def written(network, numbers, config, *, length=LENGTH):
 
 
 def test_text_may_begin_with_any_token(tiny_model):
-    network = make_network(make_trained(tiny_model()))
+    network = load_network(make_trained(tiny_model()), "trained")
     first = written(network, range(4000), make_config(first_token="random"), length=2)[:, 0]
     counts = torch.bincount(first, minlength=VOCAB)
     assert len(counts) == VOCAB
@@ -187,7 +175,7 @@ def test_the_hessians_may_be_those_of_a_plain_network(tiny_model, tokens_folder)
 
 
 def test_written_text_does_not_depend_on_its_batch(tiny_model):
-    network = make_network(make_trained(tiny_model()))
+    network = load_network(make_trained(tiny_model()), "trained")
     config = make_config(source="generate")
     together = written(network, range(0, 5), config)
     apart = torch.cat([written(network, range(a, b), config) for a, b in ((0, 2), (2, 5))])
@@ -200,7 +188,7 @@ def test_written_text_does_not_depend_on_its_batch(tiny_model):
 
 def test_written_text_follows_the_model(tiny_model):
     """Frequencies of the second token are those of the model after BOS, at the temperature."""
-    network = make_network(make_trained(tiny_model()))
+    network = load_network(make_trained(tiny_model()), "trained")
     config = make_config(source="generate", temperature=0.5)
     text = written(network, range(4000), config, length=2)
     counts = torch.bincount(text[:, 1], minlength=VOCAB) / len(text)
@@ -213,7 +201,7 @@ def test_written_text_follows_the_model(tiny_model):
 
 def test_tokens_of_another_vocabulary_are_refused(tiny_model, tokens_folder):
     trained = make_trained(tiny_model())
-    trained = Trained(trained.model, VOCAB + 1, LENGTH, trained.state, {})
+    trained = replace(trained, vocab_size=VOCAB + 1)
     with pytest.raises(ParamGolfError, match=r"(?s)vocabulary of 65.*found: 64"):
         collect(trained, open_tokens(tokens_folder), make_config(), ALONE)
 
@@ -222,7 +210,7 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
     folder = tokens_folder.parents[1]
     monkeypatch.chdir(folder)
     trained = make_trained(tiny_model())
-    write_trained(folder / "artifacts/train", trained)
+    write_trained(folder, trained)
     calibrate(make_config(), ALONE)
     metrics = json.loads((folder / "artifacts/metrics/calibrate.json").read_text())
     assert metrics.keys() == {"seconds", "tokens", "source"}
@@ -236,24 +224,11 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
     assert path.read_bytes() == before
 
 
-def write_trained(folder, trained):
-    folder.mkdir(parents=True)
-    model = json.loads(json.dumps(trained.model, default=_as_dict))
-    sizes = {"vocab_size": VOCAB, "sequence_length": LENGTH}
-    config = {"schema": 1, "seed": 7, "model": model, **sizes}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "model.safetensors").write_bytes(safetensors.torch.save(trained.state))
-
-
-def _as_dict(value):
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
-
-
 def work(rank, folder, model, changes):
-    trained = make_trained(parse(ModelConfig, model, "model"))
+    trained = make_trained(model)
     tokens = open_tokens(f"{folder}/data/tokens")
     with gloo_pair(rank, folder) as runtime:
-        found, _ = collect(trained, tokens, make_config(**json.loads(changes)), runtime)
+        found, _ = collect(trained, tokens, make_config(**changes), runtime)
     torch.save(found, f"{folder}/{rank}.pt")
 
 
@@ -268,12 +243,10 @@ def work(rank, folder, model, changes):
 def test_two_processes_find_what_one_does(tiny_model, tokens_folder, changes):
     """Sensitivities are those of the first sequences, whichever process has them."""
     folder, model = tokens_folder.parents[1], tiny_model()
-    given = json.dumps({**changes, "batch_sequences": 2})
-    content = json.loads(json.dumps(model, default=_as_dict))
-    run_ranks(work, str(folder), content, given)
+    given = {**changes, "batch_sequences": 2}
+    run_ranks(work, str(folder), model, given)
     first, second = (torch.load(folder / f"{rank}.pt") for rank in (0, 1))
-    config = make_config(**json.loads(given))
-    one, _ = collect(make_trained(model), open_tokens(tokens_folder), config, ALONE)
+    one, _ = collect(make_trained(model), open_tokens(tokens_folder), make_config(**given), ALONE)
     measured = [name for name in one if name.endswith(".sensitivity")]
     assert bool(measured) == (changes["sensitivity_sequences"] > 0)
     assert first.keys() == one.keys()
@@ -292,7 +265,8 @@ def test_recurrence_is_active(tiny_model):
     traces = []
     for each in (model, repeated):
         trained = make_trained(repeated)
-        network = make_network(Trained(each, VOCAB, LENGTH, _fit(trained.state, each), {}))
+        fitting = replace(trained, model=each, state=_fit(trained.state, each))
+        network = load_network(fitting, "trained")
         traces.append(gather(network, [tokens], ALONE)["qkv"][1].trace())
     assert traces[1] > 1.5 * traces[0]
 

@@ -4,18 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from quantize_case import CPU, make_config, make_hessians, make_trained, quantize_model
+from quantize_case import CPU, make_config, make_hessians, quantize_model
 from schema_case import faults_of
 
 from paramgolf.codec.dequantize import eighths, finer_factor
 from paramgolf.quant.quantize import prepare
 from paramgolf.quant.report import stored_bits
 from paramgolf.quant.scales import choose_precisions, column_steps
-
-
-@pytest.fixture
-def trained(tiny_model):
-    return make_trained(tiny_model())
 
 
 @pytest.fixture

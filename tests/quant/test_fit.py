@@ -5,9 +5,8 @@ import json
 import math
 
 import pytest
-import safetensors.torch
 import torch
-from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
+from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained, write_inputs
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
@@ -16,7 +15,6 @@ from paramgolf.packing.code import frozen_params, pack_code
 from paramgolf.packing.package import package
 from paramgolf.quant.fit import BITS_PER_DOUBLING, SLACK_BYTES, artifact_parts, fit
 from paramgolf.quant.quantize import prepare, quantize, solve_model
-from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
 
 
@@ -104,18 +102,7 @@ def test_package_finds_the_bytes_that_the_fit_promised(
     trained, sample, tmp_path, monkeypatch, adjust_steps
 ):
     monkeypatch.chdir(tmp_path)
-    for stage in ("train", "calibrate"):
-        (tmp_path / "artifacts" / stage).mkdir(parents=True)
-    (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
-    for path, tensors in (
-        ("train/model", trained.state),
-        (
-            "calibrate/hessians",
-            make_hessians(trained) | {TEXTS: torch.arange(16).view(1, 16).int()},
-        ),
-    ):
-        content = safetensors.torch.save(tensors)
-        (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
+    write_inputs(tmp_path, trained, make_hessians(trained))
     limit = 120_000
     sections = sample.train, sample.eval_sliding, sample.eval_ttt
     code = pack_code(frozen_params(trained.config["model"], *sections)).part.bytes

@@ -4,8 +4,8 @@ import pytest
 import torch
 from quantize_case import ALONE, VOCAB, make_config, make_trained, quantize_model
 
-from paramgolf.model.network import Network
 from paramgolf.quant import health
+from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.health import MOST_DIVERGENCE, add_health
 from paramgolf.quant.hessian import gather
 
@@ -26,9 +26,7 @@ def texts():
 
 @pytest.fixture
 def hessians(trained, texts):
-    network = Network(trained.model, VOCAB)
-    network.load_state_dict(trained.state)
-    return gather(network, [texts], ALONE)
+    return gather(load_network(trained, "trained"), [texts], ALONE)
 
 
 def tried(trained, hessians, text, **changes):

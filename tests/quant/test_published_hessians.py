@@ -5,14 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from published_case import SYSTEMS, VOCAB, distance, given, shrunk, tensors
+from quantize_case import ALONE
 from torch import Tensor
 
 from paramgolf.quant.calibrate import load_network
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.trained import Trained
-from paramgolf.runtime import Runtime
 
-ALONE = Runtime(0, 1, torch.device("cpu"))
 TOLERANCE = 1e-5
 LENGTH = 64
 

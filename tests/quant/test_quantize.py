@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import safetensors.torch
 import torch
-from quantize_case import ALONE, VOCAB, make_config, quantize_model
+from quantize_case import ALONE, VOCAB, make_config, quantize_model, write_inputs
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError
@@ -159,17 +158,6 @@ def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeyp
     assert metrics["bits_per_weight"] == pytest.approx(bits)
     quantize(make_config(), ALONE)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == files
-
-
-def write_inputs(root, trained, hessians):
-    (root / "artifacts/train").mkdir(parents=True)
-    (root / "artifacts/calibrate").mkdir()
-    (root / "artifacts/train/config.json").write_text(json.dumps(trained.config))
-    weights = safetensors.torch.save(trained.state)
-    (root / "artifacts/train/model.safetensors").write_bytes(weights)
-    texts = {TEXTS: torch.arange(16).view(1, 16).int()}
-    stored = safetensors.torch.save({**texts, **hessians})
-    (root / "artifacts/calibrate/hessians.safetensors").write_bytes(stored)
 
 
 @pytest.mark.parametrize("size", [1e-40, 1e-30, 1e30, 1e37])

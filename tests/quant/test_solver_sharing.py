@@ -5,21 +5,17 @@ from __future__ import annotations
 import json
 import os
 
-import safetensors.torch
-import torch
 from process_case import gloo_pair, run_ranks
-from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained
+from quantize_case import ALONE, CPU, make_config, write_inputs
 
 from paramgolf.quant.quantize import prepare, quantize
 from paramgolf.quant.sharing import deal
-from paramgolf.quant.trained import TEXTS
 
 CONFIG = {"fit_bytes": 100_000, "fit_code_bytes": 40_000}
 
 
-def test_the_largest_families_are_dealt_first(tiny_model):
-    trained = make_trained(tiny_model())
-    families = prepare(trained, make_hessians(trained), make_config(), CPU)
+def test_the_largest_families_are_dealt_first(trained, hessians):
+    families = prepare(trained, hessians, make_config(), CPU)
     sizes = {f.name: sum(w.numel() for w in f.weights.values()) for f in families}
     assert set(deal(families, 1).values()) == {0}
     owner = deal(families, 2)
@@ -35,20 +31,9 @@ def work(rank, folder):
         quantize(make_config(**CONFIG), runtime)
 
 
-def test_two_processes_write_what_one_does(tiny_model, tmp_path, monkeypatch):
-    trained = make_trained(tiny_model())
+def test_two_processes_write_what_one_does(trained, hessians, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for path, tensors in (
-        ("train/model", trained.state),
-        (
-            "calibrate/hessians",
-            {**make_hessians(trained), TEXTS: torch.arange(16).view(1, 16).int()},
-        ),
-    ):
-        (tmp_path / f"artifacts/{path}").parent.mkdir(parents=True)
-        content = safetensors.torch.save(tensors)
-        (tmp_path / f"artifacts/{path}.safetensors").write_bytes(content)
-    (tmp_path / "artifacts/train/config.json").write_text(json.dumps(trained.config))
+    write_inputs(tmp_path, trained, hessians)
     quantize(make_config(**CONFIG), ALONE)
     files = {p: p.read_bytes() for p in (tmp_path / "artifacts/quantize").iterdir()}
     assert len(json.loads(files[tmp_path / "artifacts/quantize/report.json"])["fit"]["trials"]) > 1
