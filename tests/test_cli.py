@@ -9,13 +9,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from paramgolf.cli import COMMANDS, main, parse
+from paramgolf.cli import COMMANDS, parse
 from paramgolf.commands import use
 from paramgolf.commands.completion import SHELLS
 from paramgolf.errors import exit_on_error
@@ -35,33 +36,23 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def code_of(*arguments: str) -> int:
-    """Run a command and return its exit code."""
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
-    return int(caught.value.code or 0)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_an_example(name, capsys):
-    assert code_of(name, "--help") == 0
-    text = capsys.readouterr().out
-    assert f"example:\n  paramgolf {name}" in text
+def test_help_has_an_example(name, command):
+    assert f"example:\n  paramgolf {name}" in command(name, "--help")
 
 
-def test_help_lists_every_command(capsys):
-    assert code_of("--help") == 0
-    text = capsys.readouterr().out
+def test_help_lists_every_command(command):
+    text = command("--help")
     assert all(line in text for line in COMMANDS.values())
 
 
-@pytest.mark.parametrize("command", ["--help", "check", *(f"{name} --help" for name in LIGHT)])
-def test_a_light_command_imports_nothing_heavy(command):
+@pytest.mark.parametrize("words", ["--help", "check", *(f"{name} --help" for name in LIGHT)])
+def test_a_light_command_imports_nothing_heavy(words):
     script = f"""
 import sys
 from paramgolf.cli import main
 try:
-    main({command.split()!r})
+    main({words.split()!r})
 except SystemExit:
     pass
 heavy = {{"torch", "numpy", "dvc", "matplotlib", "scipy", "jinja2"}} & sys.modules.keys()
@@ -109,6 +100,7 @@ BAD = [
     (["recipes", "--frontier", "--differences"], "not allowed with argument --frontier"),
     (["watch", "--folder", "other"], "what to do: cd other && paramgolf watch"),
     (["estimate", "pr9"], "there is no recipe `pr9`"),
+    (["estimate", "sample", "train.sed=1"], "did you mean `train.seed`?"),
     (["estimate"], "there is no file params.yaml"),
     (["rehearse", "train.steps=1"], "there is no file params.yaml"),
     (["profile"], "there is no file params.yaml"),
@@ -129,9 +121,8 @@ BAD = [
 
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
-def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys):
-    assert code_of(*arguments) == 2
-    error = capsys.readouterr().err
+def test_bad_input_is_one_message_and_code_2(arguments, message, project, command):
+    error = command(*arguments, code=2)
     assert message in error
     assert "Traceback" not in error
     assert not (project / "params.yaml").exists()
@@ -140,29 +131,26 @@ def test_bad_input_is_one_message_and_code_2(arguments, message, project, capsys
 @pytest.mark.parametrize(
     "words", [("recipes",), ("use", "sample"), ("estimate", "sample"), ("compare",)]
 )
-def test_outside_a_project_the_remedy_is_its_folder(words, tmp_path, monkeypatch, capsys):
+def test_outside_a_project_the_remedy_is_its_folder(words, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    assert code_of(*words) == 2
-    assert capsys.readouterr().err.endswith("what to do: run in the project's folder\n")
+    assert command(*words, code=2).endswith("what to do: run in the project's folder\n")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_unknown_option_is_one_message_and_code_2(name, project, capsys):
-    assert code_of(name, "--frobnicate") == 2
-    error = capsys.readouterr().err
+def test_an_unknown_option_is_one_message_and_code_2(name, project, command):
+    error = command(name, "--frobnicate", code=2)
     assert error.count("error:") == 1
     assert "--frobnicate" in error or "are required" in error
 
 
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "doctor"])
-def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, capsys):
+def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, command):
     """The doctor's code there is 1: it finds faults."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     words = {name: ["sample"] for name in ("use", "estimate", "rehearse", "profile")}
     words |= {"completion": ["records"], "audit-score": ["scorer.py"], "lab": ["x.yaml"]}
-    assert code_of(name, *words.get(name, [])) == 2
-    error = capsys.readouterr().err
+    error = command(name, *words.get(name, []), code=2)
     assert error.startswith("paramgolf: ")
     assert "Traceback" not in error
 
@@ -172,13 +160,11 @@ def test_changes_may_stand_behind_an_option():
     assert parse(words).assignments == ["train.seed=2", "train.steps=4"]
 
 
-def test_without_a_recipe_the_run_of_params_yaml_is_meant(project, capsys):
+def test_without_a_recipe_the_run_of_params_yaml_is_meant(project, command):
     def estimated(*words: str) -> dict[str, Any]:
-        assert code_of("estimate", *words, "--gpu", "cpu", "--json") == 0
-        return json.loads(capsys.readouterr().out)
+        return json.loads(command("estimate", *words, "--gpu", "cpu", "--json"))
 
-    code_of("use", "sample", "train.steps=30", "model.mlp_hidden=256")
-    capsys.readouterr()
+    command("use", "sample", "train.steps=30", "model.mlp_hidden=256")
     named = estimated("sample", "train.steps=30", "model.mlp_hidden=256")
     own = estimated()
     assert (own.pop("recipe"), own.pop("changes")) == ("params.yaml", [])
@@ -187,45 +173,40 @@ def test_without_a_recipe_the_run_of_params_yaml_is_meant(project, capsys):
     assert changed["changes"] == ["train.steps=40"]
     assert (own["run"]["steps"], changed["run"]["steps"]) == (30, 40)
     (project / "params.yaml").write_text("train.steps: 3")
-    assert code_of("estimate", "train.steps=4") == 2
-    assert "`train.steps` is not a parameter" in capsys.readouterr().err
+    assert "`train.steps` is not a parameter" in command("estimate", "train.steps=4", code=2)
 
 
-def test_use_writes_what_check_accepts_and_prints_the_changes(project, capsys):
-    assert code_of("use", "sample") == 0
-    assert "params.yaml: written anew" in capsys.readouterr().out
-    assert code_of("use", "sample", "train.seed=3", "train.adam_eps=1e-5") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_use_writes_what_check_accepts_and_prints_the_changes(project, command):
+    assert "params.yaml: written anew" in command("use", "sample")
+    changes = ("train.seed=3", "train.adam_eps=1e-5")
+    lines = command("use", "sample", *changes).splitlines()
     assert lines == ["train.seed: 1337 -> 3", "train.adam_eps: 1e-08 -> 1e-05"]
     text = (project / "params.yaml").read_text()
     assert text.startswith("# Written by `paramgolf use sample train.seed=3 train.adam_eps=1e-5`.")
     assert "  # steps; null: until the budget is spent\n  steps: " in text
-    assert code_of("use", "sample", "train.seed=3", "train.adam_eps=1e-5") == 0
-    assert capsys.readouterr().out == "params.yaml: no parameter changed\n"
-    assert code_of("check") == 0
-    assert capsys.readouterr() == ("", "")
+    assert command("use", "sample", *changes) == "params.yaml: no parameter changed\n"
+    assert command("check") == ""
 
 
 @pytest.mark.parametrize("text", ["on", "No", "010", "1:30", "1e5", "null", "2020-01-01", "a: # b"])
-def test_use_writes_a_text_that_is_read_as_this_text(text, project):
-    assert code_of("use", "sample", f"data.text_field='{text}'") == 0
-    assert code_of("check") == 0
+def test_use_writes_a_text_that_is_read_as_this_text(text, project, command):
+    command("use", "sample", f"data.text_field='{text}'")
+    command("check")
     assert read_yaml("params.yaml")["data"]["text_field"] == text
 
 
-def test_use_changes_nothing_when_a_parameter_is_at_fault(project, capsys):
-    code_of("use", "sample")
+def test_use_changes_nothing_when_a_parameter_is_at_fault(project, command):
+    command("use", "sample")
     before = (project / "params.yaml").read_bytes()
-    assert code_of("use", "sample", "model.heads=3", "train.sed=1") == 2
+    error = command("use", "sample", "model.heads=3", "train.sed=1", code=2)
     assert (project / "params.yaml").read_bytes() == before
-    error = capsys.readouterr().err
     assert error.count("\n  - ") == 3
     assert "Traceback" not in error
 
 
-def test_use_replaces_a_file_that_is_no_yaml(project):
+def test_use_replaces_a_file_that_is_no_yaml(project, command):
     (project / "params.yaml").write_text("a: [")
-    assert code_of("use", "sample") == 0
+    command("use", "sample")
     assert read_yaml("params.yaml")["train"]["seed"] == 1337
 
 
@@ -234,10 +215,9 @@ def test_differences_show_what_came_and_went():
     assert lines == ["b: null -> 2", "d: (absent) -> x", "c: [1] -> (absent)"]
 
 
-def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
+def listed(command: Callable[..., str]) -> dict[str, list[str]]:
     """The words of each table's rows by recipe: what it is, what it costs, what ours scored."""
-    assert code_of("recipes") == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = command("recipes").splitlines()
     assert max(map(len, lines)) <= 84
     rows: dict[str, list[str]] = {}
     for words in (line.split() for line in lines if line.strip()):
@@ -245,16 +225,16 @@ def listed(capsys: pytest.CaptureFixture[str]) -> dict[str, list[str]]:
     return rows
 
 
-def test_recipes_are_listed_with_score_size_and_speed(capsys, monkeypatch):
+def test_recipes_are_listed_with_score_size_and_speed(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    rows = listed(capsys)
+    rows = listed(command)
     assert "embedded sample" in rows["sample"][0]
     assert rows["pr1493"][0].startswith("1.0810 SP8192")
     assert rows["pr1493"][1].startswith("35,944,536 35,944,536 15,993,232 ")
     assert rows["pr2135"][1].split()[4] == "820"  # 5,001 steps of 786,432 in 599.5 s on 8 GPUs
 
 
-def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
+def test_recipes_tell_what_was_measured_here_and_what_was_not(project, command):
     figures = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003, "tokens_per_second": 9e5}
     figures |= {"bytes_total": 16_000_001, "headroom_bytes": -1}
     other = {"device": "a GPU", "figures": {"tokens": 1e8, "val_bpb_packed": 1.1}}
@@ -262,7 +242,7 @@ def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
     path = project / "benchmarks/results/recipes.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"runs": runs}))
-    rows = listed(capsys)
+    rows = listed(command)
     _, costs, scores = rows["pr1493"]
     assert costs == "35,944,536 35,944,536 15,993,232 16,000,001* 761 900"
     assert scores == "1.2345 16,000,001*"
@@ -270,7 +250,7 @@ def test_recipes_tell_what_was_measured_here_and_what_was_not(project, capsys):
     assert rows["pr1296"][1].endswith("15,999,533 - 909 -")
 
 
-def test_recipes_name_the_machine_of_the_runs_that_are_shown(project, capsys):
+def test_recipes_name_the_machine_of_the_runs_that_are_shown(project, command):
     figures = {"tokens": 6e7, "val_bpb_packed": 1.2, "lost": 0.003, "tokens_per_second": 9e5}
     figures |= {"bytes_total": 15_000_000, "headroom_bytes": 1_000_000}
     runs = {"pr1493": "this GPU", "pr1493, before its correction": "another GPU"}
@@ -278,39 +258,37 @@ def test_recipes_name_the_machine_of_the_runs_that_are_shown(project, capsys):
     path = project / "benchmarks/results/recipes.json"
     path.parent.mkdir(parents=True)
     path.write_text(json.dumps({"runs": {"recipes": recipes}}))
-    assert code_of("recipes") == 0
-    output = " ".join(capsys.readouterr().out.split())
+    output = " ".join(command("recipes").split())
     assert "text on one this GPU." in output
     assert "another GPU" not in output
 
 
-def test_differences_are_a_table_that_names_what_restores_them(project, capsys):
-    assert code_of("recipes", "--differences") == 0
-    lines = capsys.readouterr().out.splitlines()
+def test_differences_are_a_table_that_names_what_restores_them(project, command):
+    lines = command("recipes", "--differences").splitlines()
     clipped = next(line for line in lines if "train.clip_scope" in line)
     assert clipped.startswith("| pr1204, pr1392, pr1855, pr2135 | each process clips ")
     assert "| `train.clip_scope: process` |" in clipped
 
 
-def test_a_recipe_can_be_used_as_it_was_published(project):
-    assert code_of("use", "pr1855", "train.reserve_seconds=1.0", "fidelity=published") == 0
+def test_a_recipe_can_be_used_as_it_was_published(project, command):
+    command("use", "pr1855", "train.reserve_seconds=1.0", "fidelity=published")
     params = read_yaml("params.yaml")
     assert params["train"]["clip_scope"] == "process"
     assert params["train"]["reserve_seconds"] == 1.0  # what is named wins
 
 
 @pytest.mark.parametrize("words", [("best", "fidelity=published"), ("pr1855", "fidelity=ours")])
-def test_what_was_never_published_cannot_be_restored(words, project, capsys):
-    assert code_of("use", *words) == 2
-    assert "`fidelity` is `published`, for a recipe of a published" in capsys.readouterr().err
+def test_what_was_never_published_cannot_be_restored(words, project, command):
+    error = command("use", *words, code=2)
+    assert "`fidelity` is `published`, for a recipe of a published" in error
 
 
-@pytest.mark.parametrize("command", ["check --help", "recipes", "estimate sample --json"])
-def test_a_reader_that_has_enough_is_no_error(command):
+@pytest.mark.parametrize("words", ["check --help", "recipes", "estimate sample --json"])
+def test_a_reader_that_has_enough_is_no_error(words):
     """As in `paramgolf recipes | head -1`: whatever is printed after that is lost silently."""
     reader, writer = os.pipe()
     os.close(reader)
-    program = [sys.executable, "-m", "paramgolf.cli", *command.split()]
+    program = [sys.executable, "-m", "paramgolf.cli", *words.split()]
     found = subprocess.run(program, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
     os.close(writer)
     assert found.returncode in (0, 1, 141)  # argparse and rich have endings of their own
@@ -338,9 +316,8 @@ def test_params_of_dvc_yaml_are_those_that_the_scripts_read():
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-def test_a_script_for_each_shell_names_every_command(shell, capsys):
-    assert code_of("completion", shell) == 0
-    script = capsys.readouterr().out
+def test_a_script_for_each_shell_names_every_command(shell, command):
+    script = command("completion", shell)
     assert all(name in script for name in COMMANDS)
     assert "paramgolf completion experiments" in script
 
@@ -358,13 +335,12 @@ def test_a_script_for_each_shell_names_every_command(shell, capsys):
         (["submit", "--track", "non"], {"non_record_16mb"}),
     ],
 )
-def test_bash_completes(words, expected, tmp_path, capsys):
+def test_bash_completes(words, expected, tmp_path, command):
     """In a real bash, by the script; `paramgolf` is this tree's."""
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("needs bash")
-    code_of("completion", "bash")
-    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "script").write_text(command("completion", "bash"))
     line = f"""
 paramgolf() {{ {sys.executable} -m paramgolf.cli "$@"; }}
 source {tmp_path}/script
@@ -379,8 +355,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
     assert set(done.stdout.split()) == expected, done.stderr
 
 
-def test_recipes_experiments_and_records_are_listed(capsys, monkeypatch):
+def test_recipes_experiments_and_records_are_listed(command, monkeypatch):
     monkeypatch.chdir(ROOT)
     for what, name in (("recipes", "sample"), ("records", "pr1855"), ("experiments", "workspace")):
-        assert code_of("completion", what) == 0
-        assert name in capsys.readouterr().out.splitlines()
+        assert name in command("completion", what).splitlines()

@@ -316,18 +316,8 @@ def test_an_empty_folder_is_a_fault_in_json_and_exit_code(tmp_path, monkeypatch,
     assert states["torch"] == "ok"
 
 
-def test_the_table_shows_a_remedy_below_its_check(monkeypatch, capsys):
+def test_the_table_shows_a_remedy_below_its_check(monkeypatch, command):
     findings = [Check("a", "ok", "good"), Check("b", "warning", "[x]", "mend [y]")]
     monkeypatch.setattr("paramgolf.commands.doctor.survey", lambda _: findings)
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor"])
-    assert caught.value.code == 0
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    lines = [line.split() for line in command("doctor").splitlines()]
     assert lines == [["ok", "a", "good"], ["warning", "b", "[x]"], ["->", "mend", "[y]"]]
-
-
-def test_bad_input_is_one_message_and_code_2(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", "everything"])
-    assert caught.value.code == 2
-    assert "unrecognized arguments: everything" in capsys.readouterr().err

@@ -13,7 +13,6 @@ import yaml
 from recipe_case import recipe
 from shard_files import write_token_set
 
-from paramgolf.cli import main
 from paramgolf.commands.check import gpus_of_run
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.evaluation import scored_per_second
@@ -105,26 +104,25 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def check_train(folder: Path, **verify: bool) -> int:
+def write_params(folder: Path, **verify: bool) -> None:
     content = compose("pr1493", ROOT / "recipes")
     content["verify"] |= verify
     (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    with pytest.raises(SystemExit) as caught:
-        main(["check", "--stage", "train"])
-    return caught.value.code
 
 
 def test_training_on_two_gpus_is_refused_unless_a_key_or_one_gpu_says_otherwise(
-    project, monkeypatch, capsys
+    project, monkeypatch, command
 ):
-    assert check_train(project) == 2
-    message = capsys.readouterr().err
+    write_params(project)
+    message = command("check", "--stage", "train", code=2)
     assert f"2 x {H100}" in message
     assert "data/tokens holds 100: each is read" in message
     assert "verify.guard_training" in message
-    assert check_train(project, guard_training=False) == 0
+    write_params(project, guard_training=False)
+    command("check", "--stage", "train")
+    write_params(project)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
-    assert check_train(project) == 0
+    command("check", "--stage", "train")
 
 
 def test_the_gpus_of_a_run_are_those_that_its_processes_take(project, monkeypatch):

@@ -83,13 +83,10 @@ def test_only_the_end_of_a_long_log_is_read(project):
         ('{"event": "validation", "step": 3, "val_bpb": "low"}', "`val_bpb` a number in each"),
     ],
 )
-def test_a_line_that_no_training_writes_is_one_message(line, message, project, capsys):
+def test_a_line_that_no_training_writes_is_one_message(line, message, project, command):
     with write_log(project, 2).open("a") as file:
         file.write(f"{line}\n")
-    with pytest.raises(SystemExit) as caught:
-        main(["watch", "--once"])
-    assert caught.value.code == 2
-    error = capsys.readouterr().err
+    error = command("watch", "--once", code=2)
     assert message in error
     assert "log.jsonl" in error
 
@@ -185,17 +182,12 @@ def test_once_and_over_ssh(project, monkeypatch, capfd):
     assert "step 4, loss 5.0000, 2,000 tokens/s" in shown
 
 
-def test_json_and_bad_input(project, capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["watch", "--json"])
-    assert caught.value.code == 0
-    assert json.loads(capsys.readouterr().out)["stage"] is None
+def test_json_and_bad_input(project, command):
+    assert json.loads(command("watch", "--json"))["stage"] is None
     wrong = {"nan": "must be a number above 0", "1e300": "must be at most 86,400 s, not 1e300"}
     for seconds, message in wrong.items():
-        with pytest.raises(SystemExit) as caught:
-            main(["watch", "--every", seconds])
-        assert caught.value.code == 2
-        assert f"argument --every: {message}" in capsys.readouterr().err
+        error = command("watch", "--every", seconds, code=2)
+        assert f"argument --every: {message}" in error
 
 
 def test_an_overdrawn_budget_has_a_sign():

@@ -59,20 +59,6 @@ def test_the_table_names_the_changes_and_what_does_not_fit(run):
     assert "does NOT fit in 140" in " ".join(text.split())
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["pr9"], "there is no recipe `pr9`"),
-        (["sample", "train.sed=1"], "did you mean `train.seed`?"),
-        (["sample", "--gpu", "A100"], "invalid choice: 'A100'"),
-    ],
-)
-def test_bad_input_is_one_message_and_code_2(arguments, message, run):
-    error = run(*arguments, code=2)
-    assert message in error
-    assert "Traceback" not in error
-
-
 def test_an_estimate_needs_no_torch():
     script = "import sys; from paramgolf.cli import main\ntry: main(['estimate', 'sample'])\n"
     script += "except SystemExit: pass\nprint({'torch', 'numpy', 'dvc', 'scipy'} & {*sys.modules})"

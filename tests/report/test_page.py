@@ -7,13 +7,15 @@ import itertools
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from page_check import outside_references, text_of
-from run_files import log_lines, metrics, write_run, write_script
+from run_files import log_lines, metrics, write_run
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.metrics import Metrics
 from paramgolf.report import byte_map, pictures, views
 from paramgolf.report.inputs import Inputs, load_inputs, read_log
 from paramgolf.report.page import draw, render, write_report
@@ -29,6 +31,20 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
 def shown(inputs: Inputs) -> str:
     """Return the page of some inputs."""
     return render(inputs, draw(inputs))
+
+
+def with_metrics(inputs: Inputs, **changes: dict[str, Any]) -> Inputs:
+    """Return the inputs with other metrics, by stage."""
+    by_stage = {stage: found | changes.get(stage, {}) for stage, found in metrics().items()}
+    return dataclasses.replace(inputs, metrics=Metrics(by_stage))
+
+
+def change_params(root: Path, **changes: dict[str, Any]) -> None:
+    """Change params.yaml, by section."""
+    path = root / "params.yaml"
+    params = yaml.safe_load(path.read_text())
+    params |= {section: params[section] | values for section, values in changes.items()}
+    path.write_text(yaml.safe_dump(params))
 
 
 @pytest.fixture(scope="module")
@@ -102,10 +118,7 @@ def test_the_pages_evaluations_name_mode_and_order(tmp_path, page):
     assert "strided, stream order" in page
     assert "sgd, stream order" in page
     write_run(tmp_path)
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["eval_ttt"]["mode"] = "lora_documents"
-    params["eval_ttt"]["documents"]["order"] = "length"
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    change_params(tmp_path, eval_ttt={"mode": "lora_documents"})
     changed = shown(load_inputs(tmp_path))
     assert "lora_documents, length order" in changed
     assert "chunks of 48" in changed
@@ -113,20 +126,15 @@ def test_the_pages_evaluations_name_mode_and_order(tmp_path, page):
 
 def test_network_and_training_are_those_of_the_shipped_program(tmp_path):
     write_run(tmp_path)
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["train"]["matrix_lr"] = 0.0457
-    write_script(tmp_path / "artifacts/package/train_gpt.py", params)
-    assert "matrix_lr 0.0457" in text_of(shown(load_inputs(tmp_path)))
+    change_params(tmp_path, train={"matrix_lr": 0.0457})
+    assert "matrix_lr 0.022" in text_of(shown(load_inputs(tmp_path)))
 
 
 def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs):
     rows = {row.name: row for row in views.timings(inputs)}
     assert rows["Training and calibration"].seconds == 96.5 + 6.25
     assert rows["Training and calibration"].limit_place == 100
-    by_stage = metrics() | {"calibrate": {"seconds": 200.0, "source": "generate"}}
-    changed = dataclasses.replace(
-        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
-    )
+    changed = with_metrics(inputs, calibrate={"seconds": 200.0, "source": "generate"})
     rows = {row.name: row for row in views.timings(changed)}
     assert rows["Training and calibration"].seconds == 96.5
     assert rows["Calibration, on generated text"].limit is None
@@ -135,10 +143,7 @@ def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs
 def test_a_steps_time_is_split_where_it_was_measured(inputs, page):
     assert "A training step" not in page
     split = {"gemm": 60.0, "attention": 25.0, "communication": 0.0, "gaps": 15.0}
-    by_stage = metrics() | {"train": metrics()["train"] | {"time_split_ms": split}}
-    changed = dataclasses.replace(
-        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
-    )
+    changed = with_metrics(inputs, train={"time_split_ms": split})
     assert views.step_split(changed) == [
         ("gemm", 60.0, 60.0),
         ("attention", 25.0, 25.0),
@@ -148,12 +153,7 @@ def test_a_steps_time_is_split_where_it_was_measured(inputs, page):
 
 
 def test_an_artifact_above_the_limit_is_said_to_be(inputs):
-    package = metrics()["package"] | {"limit_bytes": 500_000}
-    by_stage = metrics() | {"package": package}
-    changed = dataclasses.replace(
-        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
-    )
-    text = shown(changed)
+    text = shown(with_metrics(inputs, package={"limit_bytes": 500_000}))
     assert "78,000 bytes over the limit" in text
     assert "15.60 %" in text
 
@@ -252,18 +252,12 @@ def test_a_metric_of_another_kind_is_named(stage, key, value, tmp_path):
 
 def test_limits_of_params_yaml_are_shown(tmp_path):
     write_run(tmp_path)
-    params = yaml.safe_load((tmp_path / "params.yaml").read_text())
-    params["verify"]["eval_seconds"] = 123
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    change_params(tmp_path, verify={"eval_seconds": 123})
     rows = {row.name: row for row in views.timings(load_inputs(tmp_path))}
     assert rows["Adapted evaluation"].limit == 123.0
 
 
 def test_scores_of_different_parts_of_the_text_are_said_not_to_compare(inputs, page):
     assert "do not compare" not in page
-    by_stage = metrics()
-    by_stage["eval_ttt"]["tokens_scored"] = 1000
-    changed = dataclasses.replace(
-        inputs, metrics=dataclasses.replace(inputs.metrics, by_stage=by_stage)
-    )
+    changed = with_metrics(inputs, eval_ttt={"tokens_scored": 1000})
     assert "they score 2,000, 2,000, 2,000 and 1,000 tokens" in shown(changed)
