@@ -7,7 +7,7 @@ from pathlib import Path
 
 from paramgolf.doctor.check import Check, ok, warning
 from paramgolf.doctor.software import Gpu
-from paramgolf.estimate.devices import DEVICES, GIB, Device
+from paramgolf.estimate.devices import DEVICES, GIB, kind_of
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.speed import Machine, Stretch, stretches
 from paramgolf.recipes import Params, check, compose, names
@@ -19,61 +19,51 @@ LONG = 24 * 3600.0
 HERE = "they need GPUs; `paramgolf use sample` runs here"
 
 
-def device_of(gpus: Sequence[Gpu]) -> Device | None:
-    """Return the kind of the machine's devices, or None for a GPU without figures."""
-    if not gpus:
-        return DEVICES["cpu"]
-    return next((DEVICES[kind] for kind in DEVICES if kind in gpus[0].name), None)
-
-
 def check_recipes(gpus: Sequence[Gpu], memory_bytes: int, folder: Path) -> Iterator[Check]:
     """Check each recipe; those that mean nothing here share one line.
 
     `memory_bytes` is the machine's own, for a run without GPU.
     """
-    device, beyond = device_of(gpus), []
+    kind, beyond = kind_of(gpus[0].name) if gpus else "cpu", []
     for name in names(folder):
         title = f"recipe {name}"
-        if device is None:
+        if kind is None:
             yield ok(title, f"time unknown: {gpus[0].name} is not in estimate/devices.py")
             continue
         params = check(compose(name, folder), where=folder / f"{name}.yaml")
-        machine = Machine(device=device, count=max(1, len(gpus)))
-        capacity = gpus[0].memory_bytes if gpus else memory_bytes
-        if _is_beyond(params, machine):
+        machine = Machine(device=DEVICES[kind], count=max(1, len(gpus)))
+        found = check_recipe(title, params, machine, gpus[0].memory_bytes if gpus else memory_bytes)
+        if found is None:
             beyond.append(name)
         else:
-            yield check_recipe(title, params, machine, capacity)
+            yield found
     if beyond:
         share = f"here they see less than {LITTLE_SHARE:.0%} of their tokens, or take over a day"
         yield warning("recipes", f"{', '.join(beyond)}: {share}", HERE)
 
 
-def check_recipe(title: str, params: Params, machine: Machine, capacity: int) -> Check:
-    """Check one recipe on a machine whose devices have `capacity` bytes of memory."""
-    model, train, vocab_size = params.model, params.train, params.tokenizer.vocab_size
-    memory = training_memory(model, train, vocab_size, machine.device, machine.count).total
-    here = stretches(model, train, vocab_size, machine)
-    share = _tokens(here) / _tokens(stretches(model, train, vocab_size, CONTEST))
+def check_recipe(title: str, params: Params, machine: Machine, capacity: int) -> Check | None:
+    """Check one recipe on a machine whose devices have `capacity` bytes of memory.
+
+    None: the machine is too slow for the recipe to mean anything.
+    """
+    run = params.model, params.train, params.tokenizer.vocab_size
+    here = stretches(*run, machine)
+    share = _tokens(here) / _tokens(stretches(*run, CONTEST))
     steps, seconds = sum(part.steps for part in here), sum(part.seconds for part in here)
+    if share < LITTLE_SHARE or seconds > LONG:
+        return None
+    memory = training_memory(*run, machine.device, machine.count).total
     text = f"{steps:,} steps in about {duration(seconds)}"
     if share < 1:
         text += f", {share:.1%} of the tokens of 8 H100"
-    if train.precision == "fp8_mlp" and not machine.device.fused_kernels:
+    if params.train.precision == "fp8_mlp" and not machine.device.fused_kernels:
         text += "; FP8 is imitated, slower than bf16"
         return warning(title, text, "set train.precision to bf16")
     if memory > capacity:
         sizes = f"{memory / GIB:.0f} GiB of memory, {capacity / GIB:.0f} are there"
         return warning(title, f"{text}; needs {sizes}", "lower train.micro_batch_tokens")
     return ok(title, text)
-
-
-def _is_beyond(params: Params, machine: Machine) -> bool:
-    """Tell whether a machine is too slow for a recipe to mean anything."""
-    sizes = params.model, params.train, params.tokenizer.vocab_size
-    here, contest = stretches(*sizes, machine), stretches(*sizes, CONTEST)
-    seconds = sum(part.seconds for part in here)
-    return _tokens(here) < LITTLE_SHARE * _tokens(contest) or seconds > LONG
 
 
 def _tokens(parts: Sequence[Stretch]) -> int:

@@ -6,7 +6,7 @@ artifacts/metrics/train.json is the utilisation of a real run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from paramgolf.model.flops import PEAK_FLOPS
 
@@ -29,26 +29,20 @@ class Device:
 
 
 GIB = 2**30
+H100 = Device(
+    peak_flops=PEAK_FLOPS["H100"],
+    # pr1493 and pr1855 on one H100, benchmarks/results/train_speed.md (the published scripts reach
+    # 27 % on eight)
+    utilisation=0.35,
+    memory_bytes=79 * GIB,
+    compute_bytes=2,
+    fused_kernels=True,
+    shortest_step=0.010,
+)
 DEVICES = {
-    # 35 %: pr1493 and pr1855 on one H100, benchmarks/results/train_speed.md (the published scripts
-    # reach 27 % on eight)
-    "H100": Device(
-        peak_flops=PEAK_FLOPS["H100"],
-        utilisation=0.35,
-        memory_bytes=79 * GIB,
-        compute_bytes=2,
-        fused_kernels=True,
-        shortest_step=0.010,
-    ),
+    "H100": H100,
     # the same arithmetic as an H100, so taken to be as fast
-    "H200": Device(
-        peak_flops=PEAK_FLOPS["H200"],
-        utilisation=0.35,
-        memory_bytes=140 * GIB,
-        compute_bytes=2,
-        fused_kernels=True,
-        shortest_step=0.010,
-    ),
+    "H200": replace(H100, memory_bytes=140 * GIB),
     # two cores with AVX2: the sample trains at 5,900 tokens/s
     "cpu": Device(
         peak_flops=80e9,
@@ -59,3 +53,8 @@ DEVICES = {
         shortest_step=0.0,
     ),
 }
+
+
+def kind_of(name: str) -> str | None:
+    """Return the kind of a GPU by the name that its driver gives it; None: one without figures."""
+    return next((kind for kind in DEVICES if kind in name), None)

@@ -52,5 +52,4 @@ def scored_per_second(
     else:
         passes = ttt_passes(config, len(order))
     flops = passes * forward_flops(model, vocab_size, order, config.window)
-    rate = machine.device.peak_flops * machine.device.utilisation * machine.count
-    return rate / flops if flops else None
+    return machine.rate / flops if flops else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from paramgolf.data.manifests import TokensManifest
-from paramgolf.estimate.devices import DEVICES, GIB
+from paramgolf.estimate.devices import GIB, kind_of
 from paramgolf.estimate.summary import estimate
 from paramgolf.recipes import Params
 
@@ -16,7 +16,7 @@ def objections(params: Params, tokens: TokensManifest, gpus: Sequence[str]) -> I
     Only what is sure: an artifact whose estimate is within its tolerance passes. A kind of GPU
     without figures is not judged.
     """
-    kind = next((kind for kind in DEVICES if kind in gpus[0]), None)
+    kind = kind_of(gpus[0])
     if kind is None:
         return
     found = estimate(

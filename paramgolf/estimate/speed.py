@@ -43,10 +43,14 @@ class Machine:
     device: Device
     count: int
 
+    @property
+    def rate(self) -> float:
+        """Operations a second."""
+        return self.device.peak_flops * self.device.utilisation * self.count
+
     def step_seconds(self, flops: float) -> float:
         """Return the seconds of an optimizer step of `flops` operations."""
-        rate = self.device.peak_flops * self.device.utilisation * self.count
-        return max(flops / rate, self.device.shortest_step)
+        return max(flops / self.rate, self.device.shortest_step)
 
 
 def dollars(gpu_seconds: float, price: float) -> float:

@@ -28,6 +28,7 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
     operations are plain numbers.
     """
     model, vocab_size = params.model, params.tokenizer.vocab_size
+    machine = Machine(device=DEVICES[device], count=count)
     sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
     return {
         "schema": SCHEMA,
@@ -36,18 +37,12 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
         "parameters": {**sizes, "total": sum(sizes.values())},
         "flops_per_token": _flops(params),
         "artifact": _artifact(params, code_bytes),
-        "memory": _memory(params, device, count),
-        "run": _run(params, device, count),
-        "evaluations": _evaluations(params, device, count),
-    }
-
-
-def _evaluations(params: Params, device: str, count: int) -> dict[str, float | None]:
-    machine = Machine(device=DEVICES[device], count=count)
-    model, vocab_size = params.model, params.tokenizer.vocab_size
-    return {
-        "eval_sliding": scored_per_second(model, vocab_size, params.eval_sliding, machine),
-        "eval_ttt": scored_per_second(model, vocab_size, params.eval_ttt, machine),
+        "memory": _memory(params, machine),
+        "run": _run(params, machine),
+        "evaluations": {
+            "eval_sliding": scored_per_second(model, vocab_size, params.eval_sliding, machine),
+            "eval_ttt": scored_per_second(model, vocab_size, params.eval_ttt, machine),
+        },
     }
 
 
@@ -104,10 +99,10 @@ def _fits(headroom: int, tolerance: int) -> str:
     return "yes" if headroom >= 0 else "no"
 
 
-def _memory(params: Params, device: str, count: int) -> dict[str, Any]:
-    kind = DEVICES[device]
-    memory = training_memory(params.model, params.train, params.tokenizer.vocab_size, kind, count)
-    capacity = kind.memory_bytes
+def _memory(params: Params, machine: Machine) -> dict[str, Any]:
+    vocab_size, device = params.tokenizer.vocab_size, machine.device
+    memory = training_memory(params.model, params.train, vocab_size, device, machine.count)
+    capacity = device.memory_bytes
     return {
         **dataclasses.asdict(memory),
         "total": memory.total,
@@ -116,17 +111,14 @@ def _memory(params: Params, device: str, count: int) -> dict[str, Any]:
     }
 
 
-def _run(params: Params, device: str, count: int) -> dict[str, Any]:
-    kind = DEVICES[device]
-    parts = stretches(
-        params.model, params.train, params.tokenizer.vocab_size, Machine(device=kind, count=count)
-    )
+def _run(params: Params, machine: Machine) -> dict[str, Any]:
+    parts = stretches(params.model, params.train, params.tokenizer.vocab_size, machine)
     seconds, tokens = sum(part.seconds for part in parts), sum(part.tokens for part in parts)
     return {
         "steps": sum(part.steps for part in parts),
         "tokens": tokens,
         "train_seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "utilisation": kind.utilisation,
+        "utilisation": machine.device.utilisation,
         "stretches": [dataclasses.asdict(part) for part in parts],
     }
