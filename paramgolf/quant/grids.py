@@ -144,20 +144,16 @@ def _best_percentile(weight_NRC: Tensor, diagonal_NC: Tensor, grid: RowGrid) -> 
     nearest, with s as stored.
     """
     limit = torch.full(weight_NRC.shape[:-1], float(grid.maximum), device=weight_NRC.device)
-    best = error = None
+    best, error = torch.zeros_like(limit), torch.full_like(limit, torch.inf)
     for percentile in _percentiles(weight_NRC.abs(), grid.percentiles):
         reach = percentile.clamp_min(grid.least_reach)
         scale = round_scales(reach / grid.maximum)
         rows = Rows(weight_NRC, scale, limit)
         residual = weight_NRC - rows.dequantize(nearest(rows))
         candidate = (residual.square() * diagonal_NC.unsqueeze(1)).sum(-1)
-        if best is None or error is None:
-            best, error = reach, candidate
-        else:
-            # on a tie the later, wider candidate wins: nothing is clipped where nothing matters
-            best = torch.where(candidate <= error, reach, best)
-            error = torch.minimum(candidate, error)
-    assert best is not None
+        # on a tie the later, wider candidate wins: nothing is clipped where nothing matters
+        best = torch.where(candidate <= error, reach, best)
+        error = torch.minimum(candidate, error)
     return best
 
 
