@@ -76,6 +76,7 @@ def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> 
     return template("compare.html").render(
         warnings=warnings(runs, left_out),
         figures=FIGURES,
+        names=[run.name for run in runs],
         summary=summary(runs),
         differences=differences(runs),
         chains=scored,
@@ -167,18 +168,18 @@ def family_rows(stacks: Sequence[Stack]) -> list[tuple[str, list[int | None]]]:
     return [(family, [each.get(family) for each in sizes]) for family in names]
 
 
-def differences(runs: Sequence[ShownRun]) -> list[tuple[str, list[str]]]:
-    """Return each parameter that is not the same in all runs, and its values."""
+def differences(runs: Sequence[ShownRun]) -> list[tuple[str, ...]]:
+    """Return each parameter that is not the same in all runs, with its values."""
     keys = dict.fromkeys(key for run in runs for key in run.params if not key.startswith(APART))
-    rows = [(key, [as_text(run.params.get(key, "(absent)")) for run in runs]) for key in keys]
-    return [(key, values) for key, values in rows if len(set(values)) > 1]
+    rows = [(key, *(as_text(run.params.get(key, "(absent)")) for run in runs)) for key in keys]
+    return [row for row in rows if len(set(row[1:])) > 1]
 
 
-def all_metrics(runs: Sequence[ShownRun]) -> list[tuple[str, list[str]]]:
-    """Return every metric but lists, and each run's value as text."""
+def all_metrics(runs: Sequence[ShownRun]) -> list[tuple[str, ...]]:
+    """Return every metric but lists, with each run's value as text."""
     keys = sorted({key for run in runs for key in run.metrics})
     plain = [key for key in keys if not any(isinstance(r.metrics.get(key), list) for r in runs)]
-    return [(key, [_figure(run.metrics.get(key)) for run in runs]) for key in plain]
+    return [(key, *(_figure(run.metrics.get(key)) for run in runs)) for key in plain]
 
 
 def _figure(value: Any) -> str:
@@ -194,7 +195,7 @@ def _figure(value: Any) -> str:
 def warnings(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> list[str]:
     """Return what makes the runs hard to compare, and what is missing."""
     texts = [f"{text}." for key, text in COMPARED.items() if _differ(runs, key)]
-    changed = {key for key, _ in differences(runs)}
+    changed = {key for key, *_ in differences(runs)}
     if any(key.startswith("tokenizer.") for key in changed):
         texts.append("the tokenizers differ: nats per token do not compare, bits per byte do.")
     texts += _scoring_warnings(runs)

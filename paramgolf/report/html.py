@@ -19,10 +19,16 @@ def template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
         loader=jinja2.PackageLoader("paramgolf.report"),
     )
-    environment.filters |= {"code": _code, "text": as_text, "signed": signed, "line": color_of}
+    environment.filters |= {"code": _code, "commas": _commas, "line": color_of}
+    environment.filters |= {"signed": signed, "text": as_text}
     return environment.get_template(name)
 
 
 def _code(text: str) -> Markup:
     """Return a text as HTML, with what stands in backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _commas(number: float | None) -> str:
+    """Return a number as 1,234,567, or a dash where there is none."""
+    return "–" if number is None else f"{number:,}"

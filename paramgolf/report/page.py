@@ -38,24 +38,21 @@ def draw(inputs: Inputs) -> dict[str, Picture]:
 
 def render(inputs: Inputs, drawn: Mapping[str, Picture]) -> str:
     """Return the page; the same inputs give the same text."""
-    get = inputs.metrics.get
-    limit_bytes = get("package", "limit_bytes")
+    package = inputs.metrics.by_stage["package"]
     leaves = byte_map.leaves(inputs.parts)
     return template("run.html").render(
-        bpb=get("eval_ttt", "val_bpb"),
+        bpb=inputs.metrics.get("eval_ttt", "val_bpb"),
         facts=_facts(inputs),
         pictures=drawn,
         scores=views.scores(inputs),
         partial=_partial(inputs),
         evaluations=evaluations(inputs.param, inputs.metric),
         validations=inputs.log.validations,
-        bytes_total=get("package", "bytes_total"),
+        package=package,
         family_bytes=byte_map.by_family(leaves),
         leaves=leaves,
         parts=views.byte_parts(inputs),
-        headroom=limit_bytes - get("package", "bytes_total"),
-        limit_bytes=limit_bytes,
-        bytes_note=_bytes_note(inputs),
+        headroom=package["limit_bytes"] - package["bytes_total"],
         timings=views.timings(inputs),
         step_split=views.step_split(inputs),
         environment=inputs.log.environment,
@@ -68,12 +65,13 @@ def _facts(inputs: Inputs) -> list[tuple[str, str, str]]:
     get = inputs.metrics.get
     headroom = get("package", "limit_bytes") - get("package", "bytes_total")
     room = f"{headroom:,} bytes free" if headroom >= 0 else f"{-headroom:,} bytes over the limit"
+    bits = 8 * get("package", "bytes_model") / get("train", "parameters")
     world = get("train", "world_size")
     device = f"{world} x {get('train', 'device')}" if world > 1 else get("train", "device")
     lossless = "tokens give it back exactly" if get("audit", "lossless") else "tokens alter it"
     return [
         ("artifact", f"{get('package', 'bytes_total'):,} B", room),
-        ("parameters", f"{get('train', 'parameters'):,}", f"{_bits(inputs):.2f} bits per weight"),
+        ("parameters", f"{get('train', 'parameters'):,}", f"{bits:.2f} bits per weight"),
         ("training", f"{get('train', 'train_seconds'):,.1f} s", device),
         ("steps", f"{get('train', 'steps'):,}", f"{get('train', 'tokens'):,} tokens"),
         ("validation text", f"{get('audit', 'bytes_val_raw'):,} B", lossless),
@@ -91,14 +89,3 @@ def _partial(inputs: Inputs) -> str | None:
         return None
     counts = f"{trained:,}, {scored[0]:,}, {scored[0]:,} and {scored[1]:,}"
     return f"The rows do not compare: they score {counts} tokens."
-
-
-def _bits(inputs: Inputs) -> float:
-    size = int(inputs.metrics.get("package", "bytes_model"))
-    return 8 * size / int(inputs.metrics.get("train", "parameters"))
-
-
-def _bytes_note(inputs: Inputs) -> str:
-    keys = ("bytes_model", "bytes_code", "bytes_total", "limit_bytes")
-    model, code, total, limit = (inputs.metrics.get("package", key) for key in keys)
-    return f"{model:,} bytes of weights and {code:,} of code, {total:,} of {limit:,} (decimal)."
