@@ -16,6 +16,7 @@ from paramgolf.estimate import entropy, size
 from paramgolf.estimate.summary import BYTES_TOLERANCE
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, TABLES, shapes
+from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.grids import Rows, nearest, row_scales
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.report import stored_bits
@@ -65,6 +66,16 @@ def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
     return hessians
 
 
+def packed(trained: Trained, params: Params, quantize: QuantizeConfig) -> tuple[bytes, dict, list]:
+    """What package writes of a model: model.bin, its parts by name, and the matrices' reports."""
+    hessians = correlated_hessians(trained)
+    families = prepare(trained, hessians, quantize, torch.device("cpu"))
+    tensors, reports = solve_model(trained, families, quantize)
+    config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
+    content, parts = encode(tensors, config, params.package.codec)
+    return content, {part.name: part.bytes for part in parts}, reports
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -88,17 +99,12 @@ def test_bytes_are_what_package_writes(settings, base):
     clips = {key: value for key, value in settings.items() if key != "spread"}
     quantize = dataclasses.replace(base.quantize, **clips)
     trained = gaussian_model(model, settings["spread"])
-    hessians = correlated_hessians(trained)
-    families = prepare(trained, hessians, quantize, torch.device("cpu"))
-    tensors, reports = solve_model(trained, families, quantize)
-    config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
-    content, parts = encode(tensors, config, base.package.codec)
+    content, written, _ = packed(trained, base, quantize)
     rows = {*QUANTIZED, *TABLES, *PROJECTIONS} & trained.state.keys()
     deviations = {name: float(trained.state[name].std(-1).mean()) for name in rows}
     changes = {"model": model, "vocab_size": VOCAB, "quantize": quantize}
     expected = model_bytes(base, **changes, deviations=deviations)
     estimated = expected.parts()
-    written = {part.name: part.bytes for part in parts}
     assert {p.name for p in estimated} - {"finer groups", "low-rank codes"} == {*written} - {
         "codes"
     }
@@ -117,12 +123,7 @@ def test_bytes_of_matrices_of_mixed_bits_are_the_sum_of_their_layers(base):
     changes = {"layers": 4, "width": 256, "mlp_hidden": 768, "rope_dims": 8}
     model = dataclasses.replace(base.model, **changes, parallel_start=2, recurrence=())
     quantize = dataclasses.replace(base.quantize, high_bits_matrices=12, low_bits=5)
-    trained = gaussian_model(model, 0.25)
-    hessians = correlated_hessians(trained)
-    families = prepare(trained, hessians, quantize, torch.device("cpu"))
-    tensors, reports = solve_model(trained, families, quantize)
-    config = {**trained.config, "quantize": {"bits": stored_bits(tensors, reports)}}
-    written = {part.name: part.bytes for part in encode(tensors, config, base.package.codec)[1]}
+    _, written, reports = packed(gaussian_model(model, 0.25), base, quantize)
     expected: dict[str, float] = dict.fromkeys(MATRICES, 0.0)
     of_bits = model_bytes(base, quantize=quantize)
     for report in (report for report in reports if report["name"] in MATRICES):

@@ -1,12 +1,14 @@
 """GPTQ against a column loop in float64, against rounding, and on Hessians that are degenerate."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.codec.dequantize import dequantize, finer_factor
+from paramgolf.codec.dequantize import finer_factor
 from paramgolf.errors import ParamGolfError
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors, solve
 from paramgolf.quant.grids import Rows, nearest, row_scales
@@ -21,20 +23,21 @@ def make_hessian(generator, columns, *, tokens=None):
 
 
 def make_case(seed, *, matrices=2, rows=5, columns=12, bits=4, clip=3.0, tokens=None):
+    """Return rows to be rounded and their Hessians."""
     generator = torch.Generator().manual_seed(seed)
     weight = torch.randn(matrices, rows, columns, generator=generator)
     hessian = torch.stack([make_hessian(generator, columns, tokens=tokens) for _ in weight])
     grid = RowGrid(kind="sdclip", bits=bits, clip=clip)
     scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
-    return weight, hessian, scale, torch.full(scale.shape, float(grid.maximum))
+    return Rows(weight, scale, torch.full(scale.shape, float(grid.maximum))), hessian
 
 
-def brute_force(weight, hessian, scale, maximum, *, damping, act_order, factor=None):
-    """One matrix, in float64: after each column the inverse of what is left, by elimination."""
-    weight, hessian = weight.double().numpy().copy(), hessian.double().numpy().copy()
-    steps = np.ones_like(weight) if factor is None else factor.double().numpy()
-    maxima = np.floor(maximum / steps)
-    steps = steps * scale.double().numpy()[:, None]
+def brute_force(rows, hessian_NCC, i, *, damping, act_order):
+    """Matrix i, in float64: after each column the inverse of what is left, by elimination."""
+    weight, hessian = (x[i].double().numpy().copy() for x in (rows.weight, hessian_NCC))
+    steps = np.ones_like(weight) if rows.factor is None else rows.factor[i].double().numpy()
+    maxima = np.floor(rows.maximum[i, 0].item() / steps)
+    steps = steps * rows.scale[i].double().numpy()[:, None]
     order = np.argsort(-np.diag(hessian), kind="stable") if act_order else np.arange(len(hessian))
     hessian[np.diag_indices_from(hessian)] += damping * np.diag(hessian).mean()
     inverse = np.linalg.inv(hessian[np.ix_(order, order)])
@@ -50,72 +53,60 @@ def brute_force(weight, hessian, scale, maximum, *, damping, act_order, factor=N
     return result
 
 
+def lost(rows, integers, hessian):
+    """What rounding adds to the mean squares of the outputs."""
+    return row_errors(rows.weight - rows.dequantize(integers), hessian).sum()
+
+
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("block_columns", [1, 5, 64])
 @pytest.mark.parametrize("seed", range(3))
 def test_solve_equals_the_column_loop(seed, block_columns, act_order):
-    weight, hessian, scale, maximum = make_case(seed)
+    rows, hessian = make_case(seed)
     factors = factorize(hessian, damping=0.01, act_order=act_order, family="up")
-    found = solve(Rows(weight, scale, maximum), factors, block_columns=block_columns)
-    for i in range(len(weight)):
-        expected = brute_force(
-            weight[i], hessian[i], scale[i], maximum[i, 0].item(), damping=0.01, act_order=act_order
-        )
-        np.testing.assert_array_equal(found[i].numpy(), expected)
+    found = solve(rows, factors, block_columns=block_columns)
+    for i, integers in enumerate(found):
+        expected = brute_force(rows, hessian, i, damping=0.01, act_order=act_order)
+        np.testing.assert_array_equal(integers.numpy(), expected)
 
 
 @pytest.mark.parametrize("act_order", [False, True])
 @pytest.mark.parametrize("seed", range(3))
 def test_steps_of_columns_equal_the_column_loop(seed, act_order):
-    weight, hessian, scale, maximum = make_case(seed)
+    rows, hessian = make_case(seed)
     factors = factorize(hessian, damping=0.01, act_order=act_order, family="up")
     codes = torch.randint(-8, 9, (2, 12), generator=torch.Generator().manual_seed(seed))
-    factor = finer_factor(codes, 12).expand_as(weight)
-    rows = Rows(weight, scale, maximum, factor)
+    rows = replace(rows, factor=finer_factor(codes, 12).expand_as(rows.weight))
     found = solve(rows, factors, block_columns=5)
-    for i in range(len(weight)):
-        expected = brute_force(
-            weight[i],
-            hessian[i],
-            scale[i],
-            maximum[i, 0].item(),
-            damping=0.01,
-            act_order=act_order,
-            factor=factor[i],
-        )
-        np.testing.assert_array_equal(found[i].numpy(), expected)
+    for i, integers in enumerate(found):
+        expected = brute_force(rows, hessian, i, damping=0.01, act_order=act_order)
+        np.testing.assert_array_equal(integers.numpy(), expected)
     best = quantize_rows(rows, hessian, factors, block_columns=5)
-    ours, theirs = (
-        row_errors(weight - rows.dequantize(q), hessian).sum() for q in (best, nearest(rows))
-    )
-    assert ours <= theirs * (1 + 1e-5)
+    assert lost(rows, best, hessian) <= lost(rows, nearest(rows), hessian) * (1 + 1e-5)
 
 
 def test_finer_columns_equal_the_column_loop_on_their_own_grid():
     """Steps of a quarter with four times the reach are a grid of their own for these columns."""
-    weight, hessian, scale, maximum = make_case(4, matrices=1, rows=3)
+    rows, hessian = make_case(4, matrices=1, rows=3)
     factors = factorize(hessian, damping=0.01, act_order=True, family="up")
-    factor = torch.ones_like(weight)
+    factor = torch.ones_like(rows.weight)
     factor[:, :, 4:8] = 0.25
-    found = solve(Rows(weight, scale, maximum, factor), factors, block_columns=5)
-    quarters = torch.full_like(weight, 0.25)
-    everywhere = solve(Rows(weight, scale, maximum, quarters), factors, block_columns=5)
-    alone = solve(Rows(weight, (scale / 4).half(), maximum * 4), factors, block_columns=5)
-    torch.testing.assert_close(everywhere, alone)
+    finer = replace(rows, factor=factor)
+    found = solve(finer, factors, block_columns=5)
+    quarters = replace(rows, factor=torch.full_like(rows.weight, 0.25))
+    fine = replace(rows, scale=(rows.scale / 4).half(), maximum=rows.maximum * 4)
+    torch.testing.assert_close(*(solve(one, factors, block_columns=5) for one in (quarters, fine)))
     assert found[:, :, :4].abs().max() <= 7
     assert 7 < found[:, :, 4:8].abs().max() <= 28
-    finer = Rows(weight, scale, maximum, factor)
-    better = quantize_rows(finer, hessian, factors, block_columns=5)
-    plain = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=5)
-    fine, coarse = (
-        row_errors(weight - dequantize(q, scale) * f, hessian).sum()
-        for q, f in ((better, factor), (plain, 1.0))
-    )
-    assert fine < coarse
+    errors = [
+        lost(one, quantize_rows(one, hessian, factors, block_columns=5), hessian)
+        for one in (finer, rows)
+    ]
+    assert errors[0] < errors[1]
 
 
 def test_factors_invert_the_damped_hessian():
-    _, hessian, _, _ = make_case(0)
+    _, hessian = make_case(0)
     factors = factorize(hessian, damping=0.05, act_order=True, family="o")
     for i, h in enumerate(hessian):
         order = factors.order[i]
@@ -138,61 +129,51 @@ def test_factors_invert_the_damped_hessian():
     act_order=st.booleans(),
 )
 def test_never_worse_than_rounding(seed, rows, columns, bits, clip, tokens, act_order):
-    weight, hessian, scale, maximum = make_case(
-        seed, rows=rows, columns=columns, bits=bits, clip=clip, tokens=tokens
-    )
+    case, hessian = make_case(seed, rows=rows, columns=columns, bits=bits, clip=clip, tokens=tokens)
     factors = factorize(hessian, damping=0.01, act_order=act_order, family="q")
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=8)
-    rounded = nearest(Rows(weight, scale, maximum))
+    found = quantize_rows(case, hessian, factors, block_columns=8)
     assert found.abs().max() <= 2 ** (bits - 1) - 1
     assert torch.equal(found, found.round())
-    for i in range(len(weight)):
-        ours, theirs = (
-            row_errors((weight[i] - dequantize(q[i], scale[i])).double(), hessian[i].double()).sum()
-            for q in (found, rounded)
-        )
-        assert ours <= theirs * (1 + 1e-4) + 1e-9
+    ours, theirs = (
+        row_errors((case.weight - case.dequantize(q)).double(), hessian.double()).sum(1)
+        for q in (found, nearest(case))
+    )
+    assert (ours <= theirs * (1 + 1e-4) + 1e-9).all()
 
 
 def test_compensation_pays_where_inputs_depend_on_each_other():
-    weight, hessian, scale, maximum = make_case(1, rows=64, columns=48, bits=4)
+    rows, hessian = make_case(1, rows=64, columns=48, bits=4)
     factors = factorize(hessian, damping=0.01, act_order=True, family="q")
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=16)
-    rounded = nearest(Rows(weight, scale, maximum))
-    ours, theirs = (
-        row_errors(weight - dequantize(q, scale), hessian).sum() for q in (found, rounded)
-    )
-    assert ours < 0.6 * theirs
+    found = quantize_rows(rows, hessian, factors, block_columns=16)
+    assert lost(rows, found, hessian) < 0.6 * lost(rows, nearest(rows), hessian)
 
 
 def test_members_of_a_family_do_not_disturb_each_other():
-    weight, hessian, scale, maximum = make_case(2)
+    rows, hessian = make_case(2)
     factors = factorize(hessian, damping=0.01, act_order=True, family="qkv")
-    together = solve(Rows(weight, scale, maximum), factors, block_columns=4)
-    alone = solve(Rows(weight[:, :2], scale[:, :2], maximum[:, :2]), factors, block_columns=4)
+    together = solve(rows, factors, block_columns=4)
+    some = Rows(rows.weight[:, :2], rows.scale[:, :2], rows.maximum[:, :2])
+    alone = solve(some, factors, block_columns=4)
     assert torch.equal(together[:, :2], alone)
 
 
 def test_dead_columns_become_zero_and_leave_the_others_alone():
-    weight, hessian, scale, maximum = make_case(3)
+    rows, hessian = make_case(3)
     hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
     factors = factorize(hessian, damping=0.01, act_order=True, family="down")
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
+    found = quantize_rows(rows, hessian, factors, block_columns=4)
     assert factors.dead.sum() == 1
     assert (found[0, :, 4] == 0).all()
     kept = [j for j in range(12) if j != 4]
-    reduced = factorize(hessian[:1, kept][:, :, kept], damping=0.01, act_order=True, family="down")
-    without = quantize_rows(
-        Rows(weight[:1, :, kept], scale[:1], maximum[:1]),
-        hessian[:1, kept][:, :, kept],
-        reduced,
-        block_columns=4,
-    )
+    alive = hessian[:1, kept][:, :, kept]
+    reduced = factorize(alive, damping=0.01, act_order=True, family="down")
+    first = Rows(rows.weight[:1, :, kept], rows.scale[:1], rows.maximum[:1])
+    without = quantize_rows(first, alive, reduced, block_columns=4)
     assert torch.equal(found[:1, :, kept], without)
 
 
 def test_a_dead_column_of_one_damps_as_if_it_were_alive():
-    _, hessian, _, _ = make_case(3, matrices=1)
+    _, hessian = make_case(3, matrices=1)
     hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
     given = {"damping": 0.01, "act_order": False, "family": "down"}
     ours = factorize(hessian, **given)
@@ -206,36 +187,37 @@ def test_a_dead_column_of_one_damps_as_if_it_were_alive():
 
 
 def test_a_matrix_that_nothing_reads_becomes_zero():
-    weight, hessian, scale, maximum = make_case(4)
+    rows, hessian = make_case(4)
     hessian[1] = 0.0
     factors = factorize(hessian, damping=0.01, act_order=True, family="qkv")
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
+    found = quantize_rows(rows, hessian, factors, block_columns=4)
     assert (found[1] == 0).all()
     assert found[0].abs().sum() > 0
 
 
 def test_a_row_of_zeros_stays_zero():
-    weight, hessian, _, maximum = make_case(5)
-    weight[0, 2] = 0.0
+    rows, hessian = make_case(5)
+    rows.weight[0, 2] = 0.0
     grid = RowGrid(kind="sdclip", bits=4, clip=3.0)
-    scale = row_scales(weight, hessian.diagonal(dim1=1, dim2=2), grid)
+    scale = row_scales(rows.weight, hessian.diagonal(dim1=1, dim2=2), grid)
+    rows = replace(rows, scale=scale)
     factors = factorize(hessian, damping=0.01, act_order=True, family="up")
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
+    found = quantize_rows(rows, hessian, factors, block_columns=4)
     assert (found[0, 2] == 0).all()
     assert scale.isfinite().all()
 
 
 def test_a_singular_hessian_is_solved_with_damping_alone(capsys):
-    weight, hessian, scale, maximum = make_case(6, tokens=2)  # rank 2 of 12
+    rows, hessian = make_case(6, tokens=2)  # rank 2 of 12
     factors = factorize(hessian, damping=0.01, act_order=True, family="up")
     assert factors.damping == [0.01, 0.01]
-    found = quantize_rows(Rows(weight, scale, maximum), hessian, factors, block_columns=4)
+    found = quantize_rows(rows, hessian, factors, block_columns=4)
     assert found.isfinite().all()
     assert capsys.readouterr().err == ""
 
 
 def test_the_ladder_climbs_and_names_family_and_layer(capsys):
-    _, hessian, _, _ = make_case(7)
+    _, hessian = make_case(7)
     hessian[1] -= 0.3 * hessian[1].diagonal().mean() * torch.eye(12)  # indefinite
     factors = factorize(hessian, damping=0.01, act_order=False, family="down")
     assert factors.damping[0] == 0.01

@@ -1,5 +1,7 @@
 """LQER: the packed correction against a plain singular value decomposition, and what it gains."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -73,15 +75,9 @@ def test_an_error_of_zeros_stays_zero():
 
 
 def test_the_worst_matrices_are_corrected(trained, hessians):
-    plain_config = make_config(matrix_bits=3, mlp_clip=3.0, attention_clip=3.0)
-    before, old = quantize_model(trained, hessians, plain_config)
-    config = make_config(
-        matrix_bits=3,
-        mlp_clip=3.0,
-        attention_clip=3.0,
-        low_rank_matrices=3,
-        low_rank=8,
-    )
+    config = make_config(matrix_bits=3, mlp_clip=3.0, attention_clip=3.0)
+    before, old = quantize_model(trained, hessians, config)
+    config = replace(config, low_rank_matrices=3, low_rank=8)
     after, new = quantize_model(trained, hessians, config)
     corrected = {(r["name"], r["layer"]) for r in new if r["low_rank"]}
     stack = {"embedding": trained.state["embedding"].unsqueeze(0)}
@@ -105,23 +101,15 @@ def test_the_worst_matrices_are_corrected(trained, hessians):
 
 
 def test_a_correction_that_would_not_help_is_left_out(trained, hessians):
-    config = make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0, low_rank_matrices=25)
+    config = make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0)
+    plain, old = quantize_model(trained, hessians, config)
+    config = replace(config, low_rank_matrices=25)
     tensors, reports = quantize_model(trained, hessians, config)
-    plain, old = quantize_model(
-        trained, hessians, make_config(matrix_bits=8, attention_clip=4.0, mlp_clip=4.0)
-    )
     assert all(
         a["relative_error"] <= b["relative_error"] for a, b in zip(reports, old, strict=True)
     )
     kept = {name for name in tensors if name.endswith(".left")}
     assert kept == {f"{r['name']}.{r['layer']}.left" for r in reports if r["low_rank"]}
     assert plain.keys() <= tensors.keys()
-    config = make_config(
-        matrix_bits=8,
-        attention_clip=4.0,
-        mlp_clip=4.0,
-        low_rank_matrices=25,
-        low_rank_always=True,
-    )
-    _, everywhere = quantize_model(trained, hessians, config)
+    _, everywhere = quantize_model(trained, hessians, replace(config, low_rank_always=True))
     assert all(report["low_rank"] for report in everywhere)
