@@ -37,29 +37,22 @@ COMPARED = {
 
 
 @dataclass(frozen=True, slots=True)
-class SummaryRow:
-    """A run's figures as text, and which of them are the best of all runs; `line`: of its curve."""
+class Shown:
+    """A run as the page shows it.
+
+    Attributes:
+        name: of the run.
+        line: the class of its curve in the style sheet.
+        cells: FIGURES as text, and whether each is the best of all runs.
+        scores: step by step.
+        parts: bytes by family, each with its per cent of the longest bar.
+        total: their sum; None where none are known.
+    """
 
     name: str
     line: str
     cells: Sequence[tuple[str, bool]]
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A run's scores step by step."""
-
-    name: str
-    line: str
     scores: Sequence[Score]
-
-
-@dataclass(frozen=True, slots=True)
-class Stack:
-    """A run's bytes by family, each with its per cent of the longest bar; and the sum."""
-
-    name: str
-    line: str
     parts: Sequence[tuple[str, int, float]]
     total: int | None
 
@@ -71,40 +64,58 @@ def write_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str], path
 
 def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> str:
     """Return the page; a run may lack metrics, its log or its ledger."""
-    bars, scored = stacks(runs), chains(runs)
+    rows = shown(runs)
     limits = {number(run, "package.limit_bytes") for run in runs} - {None}
     return template("compare.html").render(
         warnings=warnings(runs, left_out),
         figures=FIGURES,
+        runs=rows,
         names=[run.name for run in runs],
-        summary=summary(runs),
         differences=differences(runs),
-        chains=scored,
-        changes=_changes(scored),
+        changes=_changes(rows),
         curves=_curves(runs),
-        stacks=bars,
-        family_rows=family_rows(bars),
+        family_rows=family_rows(rows),
         limits=sorted(limits),
         metrics=all_metrics(runs),
     )
 
 
-def summary(runs: Sequence[ShownRun]) -> list[SummaryRow]:
-    """Return FIGURES of each run."""
+def shown(runs: Sequence[ShownRun]) -> list[Shown]:
+    """Return each run as the page shows it."""
+    lowest = _lowest(runs)
+    sizes = [dict(_sizes(run)) for run in runs]
+    longest = max((sum(parts.values()) for parts in sizes), default=0) or 1
+    return [
+        Shown(
+            run.name,
+            line_class(line),
+            [_cell(run, key, form, lowest.get(key)) for _, key, form in FIGURES],
+            _scores(run),
+            [(family, size, 100 * size / longest) for family, size in parts.items()],
+            sum(parts.values()) if parts else None,
+        )
+        for line, (run, parts) in enumerate(zip(runs, sizes, strict=True))
+    ]
+
+
+def _lowest(runs: Sequence[ShownRun]) -> dict[str, float]:
+    """Return the best of each of the first FIGURES, where runs differ."""
     lowest: dict[str, float] = {}
     for _, key, _ in FIGURES[:BEST]:
         values = [v for run in runs if (v := number(run, key)) is not None]
         if len(set(values)) > 1:
             lowest[key] = min(values)
+    return lowest
 
-    def cell(run: ShownRun, key: str, form: str) -> tuple[str, bool]:
-        value = number(run, key)
-        return ("–", False) if value is None else (form.format(value), value == lowest.get(key))
 
-    return [
-        SummaryRow(run.name, line_class(line), [cell(run, key, form) for _, key, form in FIGURES])
-        for line, run in enumerate(runs)
-    ]
+def _cell(run: ShownRun, key: str, form: str, best: float | None) -> tuple[str, bool]:
+    value = number(run, key)
+    return ("–", False) if value is None else (form.format(value), value == best)
+
+
+def _scores(run: ShownRun) -> list[Score]:
+    values = [number(run, f"{stage}.{key}") for _, stage, key in SCORES]
+    return chain(values, notes(run.params.get))
 
 
 def number(run: ShownRun, key: str) -> float | int | None:
@@ -113,21 +124,11 @@ def number(run: ShownRun, key: str) -> float | int | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def chains(runs: Sequence[ShownRun]) -> list[Chain]:
-    """Return every run's scores, step by step."""
-
-    def scores(run: ShownRun) -> list[Score]:
-        values = [number(run, f"{stage}.{key}") for _, stage, key in SCORES]
-        return chain(values, notes(run.params.get))
-
-    return [Chain(run.name, line_class(line), scores(run)) for line, run in enumerate(runs)]
-
-
-def _changes(chains: Sequence[Chain]) -> Picture | None:
-    """Return the picture of all chains, where any run has a score."""
-    if all(score.value is None for each in chains for score in each.scores):
+def _changes(rows: Sequence[Shown]) -> Picture | None:
+    """Return the picture of all runs' scores, where any has one."""
+    if all(score.value is None for row in rows for score in row.scores):
         return None
-    return pictures.changes([(each.name, each.scores) for each in chains])
+    return pictures.changes([(row.name, row.scores) for row in rows])
 
 
 def _curves(runs: Sequence[ShownRun]) -> Picture | None:
@@ -136,22 +137,8 @@ def _curves(runs: Sequence[ShownRun]) -> Picture | None:
     return pictures.overlaid(logs) if logs else None
 
 
-def stacks(runs: Sequence[ShownRun]) -> list[Stack]:
-    """Return each run's bytes by family; weights and code where its ledger is not at hand."""
-    sizes = [dict(_sizes(run)) for run in runs]
-    longest = max((sum(parts.values()) for parts in sizes), default=0) or 1
-    return [
-        Stack(
-            run.name,
-            line_class(line),
-            [(family, size, 100 * size / longest) for family, size in parts.items()],
-            sum(parts.values()) if parts else None,
-        )
-        for line, (run, parts) in enumerate(zip(runs, sizes, strict=True))
-    ]
-
-
 def _sizes(run: ShownRun) -> Iterator[tuple[str, int]]:
+    """Yield a run's bytes by family; weights and code where its ledger is not at hand."""
     if run.parts is not None:
         yield from byte_map.by_family(byte_map.leaves(run.parts)).items()
         return
@@ -160,9 +147,9 @@ def _sizes(run: ShownRun) -> Iterator[tuple[str, int]]:
             yield family, int(size)
 
 
-def family_rows(stacks: Sequence[Stack]) -> list[tuple[str, list[int | None]]]:
+def family_rows(rows: Sequence[Shown]) -> list[tuple[str, list[int | None]]]:
     """Return the bytes of each family in each run."""
-    sizes = [{family: size for family, size, _ in stack.parts} for stack in stacks]
+    sizes = [{family: size for family, size, _ in row.parts} for row in rows]
     order = [*byte_map.FAMILIES, byte_map.OTHER]
     names = sorted({family for each in sizes for family in each}, key=order.index)
     return [(family, [each.get(family) for each in sizes]) for family in names]

@@ -46,11 +46,11 @@ def test_the_page_is_well_formed_and_shows_each_run(page):
 
 
 def test_the_lowest_score_is_marked_and_no_count(runs):
-    base, wide = views.summary(runs)
+    base, wide = views.shown(runs)
     assert [best for _, best in wide.cells[:3]] == [True] * 3
     assert not any(best for _, best in base.cells[:3])
     assert all(not best for row in (base, wide) for _, best in row.cells[4:])
-    (alone,) = views.summary(runs[:1])
+    (alone,) = views.shown(runs[:1])
     assert not any(best for _, best in alone.cells)
 
 
@@ -65,7 +65,7 @@ def test_what_differs_has_a_row_a_run_or_a_row_a_parameter(runs):
 
 
 def test_a_change_that_rounds_to_nothing_is_neither_good_nor_bad():
-    (flat,) = views.chains([made("flat", scores=(1.7702, 1.812701, 1.8127))])
+    (flat,) = views.shown([made("flat", scores=(1.7702, 1.812701, 1.8127))])
     assert [score.trend for score in flat.scores] == ["same", "worse", "same", "better"]
 
 
@@ -81,7 +81,7 @@ def test_curves_of_all_runs_lie_in_one_picture(runs, page):
 
 def test_more_runs_than_colours_are_dashed():
     many = [made(f"run-{i}") for i in range(9)]
-    assert [row.line for row in views.summary(many)][-2:] == ["l7", "l0 dash"]
+    assert [row.line for row in views.shown(many)][-2:] == ["l7", "l0 dash"]
 
 
 @pytest.mark.parametrize("limit", ["16 MB", [16_000_000], {"bytes": 16}, True])
@@ -92,11 +92,11 @@ def test_a_limit_that_is_no_number_is_not_shown(limit):
 
 
 def test_bytes_by_family_add_up(runs):
-    (base, _) = views.stacks(runs)
+    (base, _) = views.shown(runs)
     assert base.total == 578_000
     assert sum(size for _, size, _ in base.parts) == 578_000
     assert sum(width for *_, width in base.parts) == pytest.approx(100)
-    (bare,) = views.stacks([made("bare", parts=None)])
+    (bare,) = views.shown([made("bare", parts=None)])
     assert [(family, size) for family, size, _ in bare.parts] == [
         ("model", 560_000),
         ("code", 18_000),
@@ -123,7 +123,7 @@ def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
 
 def test_a_change_after_a_missing_score_is_from_the_nearest_before():
     kept = {k: v for k, v in flatten(metrics()).items() if k != "eval_sliding.val_bpb"}
-    (bare,) = views.chains([made("bare", metrics=kept)])
+    (bare,) = views.shown([made("bare", metrics=kept)])
     changes = [score.change for score in bare.scores]
     assert changes[0] is None
     assert changes[2] is None
