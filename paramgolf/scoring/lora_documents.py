@@ -31,7 +31,6 @@ from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.lower_layers import LowerLayers
 from paramgolf.scoring.scorer import (
-    Host,
     PassShape,
     Scorer,
     ScoringBatch,
@@ -93,7 +92,7 @@ class DocumentScorer(Scorer):
         warm: by chain, the A that its next full batch begins with (pg#1767).
     """
 
-    def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
+    def __init__(self, network: Network, text: Text, config: TttConfig, session: Session) -> None:
         self.items = plan_documents(*find_documents(text), config.documents, config.window)
         batches = [item for item in self.items if isinstance(item, DocumentBatch)]
         start = np.concatenate([batch.start for batch in batches])

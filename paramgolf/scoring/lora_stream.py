@@ -12,7 +12,7 @@ from paramgolf.runtime import send, share, start_copy
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_adapter import LoraTrainer
-from paramgolf.scoring.scorer import Host, PassShape, Scorer, State
+from paramgolf.scoring.scorer import PassShape, Scorer, State
 from paramgolf.scoring.session import Session
 from paramgolf.scoring.sliding import cut
 from paramgolf.scoring.text import Text
@@ -36,7 +36,7 @@ class StreamScorer(Scorer):
     let it drift. Nothing is learned from the last batch.
     """
 
-    def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
+    def __init__(self, network: Network, text: Text, config: TttConfig, session: Session) -> None:
         super().__init__(
             network.requires_grad_(False),
             text,

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +19,14 @@ from paramgolf.model.attention import BOUNDS_MULTIPLE
 from paramgolf.model.block import Positions
 from paramgolf.model.head import cross_entropy
 from paramgolf.model.network import Network, Pass, segments_of
-from paramgolf.runtime import Runtime, send, share, start_copy
+from paramgolf.runtime import send, share, start_copy
 from paramgolf.scoring.config import MixtureConfig
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import ScoringWindows, add_scores, split_batches
+
+if TYPE_CHECKING:
+    from paramgolf.scoring.session import Session  # which drives scorers
 
 Drawn = TypeVar("Drawn")
 AHEAD = 4  # forward passes launched before a score is waited for, so that the device never waits
@@ -61,18 +63,6 @@ class PassShape(NamedTuple):
     learns: bool = False
 
 
-class Host(Protocol):
-    """What a scorer asks of the session that drives it."""
-
-    runtime: Runtime
-
-    def timed(self, name: str) -> AbstractContextManager[None]:
-        """Add the duration of the block to part `name` of the seconds."""
-
-    def probe(self, scorer: Scorer, batch: ScoringBatch) -> Callable[[Tensor], None] | None:
-        """Look at a batch before it is scored; what is returned is then shown its scores."""
-
-
 class Scorer:
     """A network, its text, the mixture, and the ledger of the scores.
 
@@ -85,7 +75,7 @@ class Scorer:
         self,
         network: Network,
         text: Text,
-        session: Host,
+        session: Session,
         *,
         length: int,
         rows: int,

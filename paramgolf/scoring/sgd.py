@@ -18,7 +18,8 @@ from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime, send, share
 from paramgolf.scoring.config import TttConfig
 from paramgolf.scoring.ledger import find_ranges
-from paramgolf.scoring.scorer import Host, PassShape, Scorer, State
+from paramgolf.scoring.scorer import PassShape, Scorer, State
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import ScoringWindows
 
@@ -126,7 +127,7 @@ class ChunkScorer(Scorer):
     The last chunk is not learned from: nothing is left to score.
     """
 
-    def __init__(self, network: Network, text: Text, config: TttConfig, session: Host) -> None:
+    def __init__(self, network: Network, text: Text, config: TttConfig, session: Session) -> None:
         window, rows = config.window, config.batch_windows
         super().__init__(network, text, session, length=window, rows=rows, mixing=config.mixture)
         self._config = config
