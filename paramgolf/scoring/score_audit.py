@@ -155,6 +155,11 @@ class ScoreAudit:
             )
         return np.argsort(order)
 
+    def _moved(self, tokens: np.ndarray) -> np.ndarray:
+        """Return by how many nats the script scores each target otherwise in other text, [N]."""
+        moved: np.ndarray = np.abs(self._script.score(tokens) - self._nats)
+        return moved
+
     def coverage(self) -> AuditFinding:
         """Judge if there is one finite score for each target, whatever the length."""
         lengths = sorted({1, 2, *self._random.integers(1, len(self._text), 4).tolist()})
@@ -182,7 +187,7 @@ class ScoreAudit:
                 (self._with(target, self._other(target)), f"token {target + 1}"),
                 (self._hide(target), f"all from token {target + 1} on"),
             ):
-                moved = np.where(before, np.abs(self._script.score(tokens) - self._nats), 0.0)
+                moved = np.where(before, self._moved(tokens), 0.0)
                 at = int(moved.argmax())
                 worst.see(moved[at], f"target {at} moved by {moved[at]:.3g} nats with {what}")
         return worst.verdict(f"{2 * len(self._targets)} changes of later text")
@@ -222,7 +227,7 @@ class ScoreAudit:
     def one_pass(self) -> tuple[bool, str]:
         """Judge if a second evaluation gives the same: nothing is kept from the first (C4)."""
         # counts or weights that outlive an evaluation would make the second one better
-        again = np.abs(self._script.score(self._tokens) - self._nats)
+        again = self._moved(self._tokens)
         at = int(again.argmax())
         worst = _Worst(self._settings.tolerance)
         worst.see(again[at], f"target {at} scores {again[at]:.3g} nats otherwise the second time")
@@ -238,9 +243,7 @@ class ScoreAudit:
             return None, "one document alone shows nothing: score more tokens"
         count = min(len(begins), self._settings.targets)
         for begin in self._random.choice(begins, count, replace=False).tolist():
-            moved = np.abs(
-                self._script.score(self._with(begin - 2, self._other(begin - 2))) - self._nats
-            )
+            moved = self._moved(self._with(begin - 2, self._other(begin - 2)))
             moved[:begin] = 0
             at = int(moved.argmax())
             worst.see(moved[at], f"target {at} moved with token {begin - 1}, of another document")
