@@ -97,29 +97,22 @@ def phase_figures(benchmark: Any, phase: int, params: Params, device: str) -> di
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.table import Table
+    from paramgolf.experiments.show import Table, print_tables
 
-    from paramgolf.terminal import Console
-
-    names = list(result["phases"])
-    table = Table("", *(f"{name} order" for name in names))
-    phases = [result["phases"][name] for name in names]
-    table.add_row("tokens a step", *(f"{p['batch_tokens']:,}" for p in phases))
-    table.add_row("sequence length", *(f"{p['sequence_length']:,}" for p in phases))
-    table.add_row("tokens a second", *(f"{p['tokens_per_second']:,.0f}" for p in phases))
-    table.add_row("MFU", *("" if p["mfu"] is None else f"{p['mfu']:.1%}" for p in phases))
-    table.add_row("step, ms", *(f"{p['step_ms']:.1f}" for p in phases), end_section=True)
+    phases = [*result["phases"].values()]
+    rows = [
+        ("tokens a step", *(f"{p['batch_tokens']:,}" for p in phases)),
+        ("sequence length", *(f"{p['sequence_length']:,}" for p in phases)),
+        ("tokens a second", *(f"{p['tokens_per_second']:,.0f}" for p in phases)),
+        ("MFU", *("" if p["mfu"] is None else f"{p['mfu']:.1%}" for p in phases)),
+        ("step, ms", *(f"{p['step_ms']:.1f}" for p in phases)),
+    ]
     for kind in phases[0]["time_split_ms"]:
-        table.add_row(f"{kind}, ms", *(f"{p['time_split_ms'][kind]:.1f}" for p in phases))
-    console = Console()
-    title = " ".join([result["recipe"], *result["changes"]])
-    console.print(
-        f"{title} on {result['device']}, torch {result['torch']}: "
-        f"{result['micro_batch_tokens']:,} tokens a pass",
-        markup=False,
-    )
-    console.print(table)
-    console.print(
-        f"ready after {result['startup_seconds']:.0f} s; at most "
-        f"{result['peak_memory_bytes'] / GIB:.1f} GiB"
-    )
+        rows.append((f"{kind}, ms", *(f"{p['time_split_ms'][kind]:.1f}" for p in phases)))
+    recipe = " ".join([result["recipe"], *result["changes"]])
+    machine = f"{result['device']}, torch {result['torch']}"
+    title = f"{recipe} on {machine}: {result['micro_batch_tokens']:,} tokens a pass"
+    headings = ("", *(f"{name} order" for name in result["phases"]))
+    print_tables([Table(title, headings, rows)], [])
+    memory = f"{result['peak_memory_bytes'] / GIB:.1f} GiB"
+    print(f"ready after {result['startup_seconds']:.0f} s; at most {memory}")

@@ -11,9 +11,10 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.show import Table, print_tables
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.recipes import (
@@ -49,7 +50,7 @@ FRONTIER = (
 AUDITED = {True: "yes", False: "no", None: "unknown"}
 HINT = "paramgolf estimate NAME: what one costs; paramgolf use NAME: write it to params.yaml"
 MARKDOWN = ("recipes", "published", "ours", "why", "restored by", "measured effect")
-Row = Sequence[str]
+Row = tuple[str, ...]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -89,14 +90,18 @@ def print_recipes() -> None:
     records, measured = read_records(), read_measured(MEASURED)
     ordered = sorted(names(RECIPES), key=lambda name: (name.startswith("pr"), name))
     what = [(n, _score(records.get(n)), PREFIX.sub("", describe(n, RECIPES))) for n in ordered]
-    _print_table(SCORES, ("recipe", "FineWeb", "what it is"), what, wrap="what it is")
+    headings = ("recipe", "FineWeb", "what it is")
+    tables = [Table(SCORES, headings, what, figures=False)]
     costs = [_costs(name, records[name], measured.get(name)) for name in ordered if name in records]
     shown = [measured[name] for name in ordered if name in measured]
     title = " ".join([COSTS, *_settings(shown)])
-    _print_table(title, ("recipe", "parameters", "ours", "bytes", "ours", "k/s", "ours"), costs)
+    tables.append(
+        Table(title, ("recipe", "parameters", "ours", "bytes", "ours", "k/s", "ours"), costs)
+    )
     if measured:
         packed = [_packed(name, measured[name]["figures"]) for name in ordered if name in measured]
-        _print_table(OURS, ("recipe", "packed", "bytes"), packed)
+        tables.append(Table(OURS, ("recipe", "packed", "bytes"), packed))
+    print_tables(tables, [])
     print(HINT)
 
 
@@ -118,27 +123,7 @@ def print_frontier(*, audited: bool) -> None:
         for step in steps
     ]
     headings = ("recipe", "date", "BPB", "seeds", "better by", "p", "audited")
-    _print_table(FRONTIER, headings, rows)
-
-
-def _print_table(
-    title: str, headings: Row, rows: Iterable[Row], *, wrap: str | None = None
-) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from paramgolf.terminal import Console
-
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for heading in headings:
-        text = heading in ("recipe", wrap)
-        justify: Literal["left", "right"] = "left" if text else "right"
-        table.add_column(heading, justify=justify, no_wrap=heading != wrap)
-    for row in rows:
-        table.add_row(*row)
-    console = Console(markup=False)
-    console.print(title)
-    console.print(table)
+    print_tables([Table(FRONTIER, headings, rows)], [])
 
 
 def read_measured(path: Path) -> dict[str, Any]:
