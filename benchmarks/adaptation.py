@@ -116,7 +116,7 @@ class Bench:
         ledger = score(session)
         ledger.close()
         bpb = bits_per_byte(ledger.nats.sum(), int(self.text.byte_counts.sum(dtype=np.int64)))
-        parts = session.timing.seconds
+        parts = session.seconds
         seconds = sum(value for part, value in parts.items() if part != "compile")
         gc.collect()  # recorded passes hold memory
         if not self.runtime.is_main:

@@ -137,7 +137,7 @@ class Bench:
         session, before = Session(self.runtime), self.watched.seconds
         ledger = score(self.network(), session)
         ledger.close()
-        seconds, spent = dict(session.timing.seconds), self.watched.seconds - before
+        seconds, spent = dict(session.seconds), self.watched.seconds - before
         self.found[name] = Scored(ledger.nats, seconds, spent)
         parts = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
         say(f"{name}: {self.bpb(name, len(ledger.nats)):.4f} bits per byte, {parts}")

@@ -27,7 +27,7 @@ def main() -> None:
     limits = load_params(VerifyConfig, "verify")
     with stage_processes("eval_sliding") as runtime:
         session = StageSession("eval_sliding", config, runtime, limit_seconds=limits.eval_seconds)
-        session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
+        session.finish(score_sliding(PACKAGE_PATH, TOKENS_PATH, config, session))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def main() -> None:
     limits = load_params(VerifyConfig, "verify")
     with stage_processes("eval_ttt") as runtime:
         session = StageSession("eval_ttt", config, runtime, limit_seconds=limits.eval_seconds)
-        session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, runtime, session))
+        session.finish(score_adaptive(PACKAGE_PATH, TOKENS_PATH, config, session))
 
 
 if __name__ == "__main__":

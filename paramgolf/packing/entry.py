@@ -30,6 +30,7 @@ from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
 from paramgolf.scoring.config import SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import ScoredText, score_adaptive, score_sliding
+from paramgolf.scoring.session import Session
 from paramgolf.training.config import TrainConfig
 from paramgolf.training.run import train
 
@@ -116,7 +117,7 @@ def _torchrun(words: list[str]) -> int:
 def _score(options: argparse.Namespace, defaults: dict[str, Any], runtime: Runtime) -> None:
     kind, score = SCORERS[options.command]
     config: Any = section(kind, defaults, options, options.command)
-    evaluation = score(options.model, options.data, config, runtime)
+    evaluation = score(options.model, options.data, config, Session(runtime))
     if runtime.is_main:
         print(json.dumps(evaluation.metrics, indent=1, sort_keys=True))
         if options.json:

@@ -50,38 +50,27 @@ def build_network(packed: Package, runtime: Runtime) -> Network:
 
 
 def score_sliding(
-    package: str | Path,
-    tokens: str | Path,
-    config: SlidingConfig,
-    runtime: Runtime,
-    session: Session | None = None,
+    package: str | Path, tokens: str | Path, config: SlidingConfig, session: Session
 ) -> ScoredText:
     """Score a packed model on the validation text in folder `tokens`; every process joins in."""
-    session = session or Session(runtime)
     network, text = _load(package, tokens, config, session)
-    sizes, of_documents = (config.window, config.batch_windows), config.mode == "documents"
-    plain = plain_score(network, text, *sizes, session, of_documents=of_documents)
+    plain = plain_score(network, text, config, session)
     ledger = score_text(network, text, config, session)
     return ScoredText(_summary(text, ledger, plain, session), text, ledger.nats)
 
 
 def score_adaptive(
-    package: str | Path,
-    tokens: str | Path,
-    config: TttConfig,
-    runtime: Runtime,
-    session: Session | None = None,
+    package: str | Path, tokens: str | Path, config: TttConfig, session: Session
 ) -> ScoredText:
     """Score a packed model that adapts as it goes; every process joins in.
 
     The metrics' plain score is of the weights as they were packed.
     """
-    session = session or Session(runtime)
     network, text = _load(package, tokens, config, session)
     packed = network
     if config.mode == "lora_documents":  # whose passes would share no graph with the plain score's
         packed = network.with_backend(uncompiled(network.backend))
-    plain = plain_score(packed, text, config.window, config.batch_windows, session)
+    plain = plain_score(packed, text, config, session)
     ledger = score_and_adapt(network, text, config, session)
     metrics = _summary(text, ledger, plain, session)
     metrics |= {"updates": metrics["ledger"]["updates"], "mode": config.mode}
@@ -91,20 +80,13 @@ def score_adaptive(
 
 
 def plain_score(
-    network: Network,
-    text: Text,
-    window: int,
-    rows: int,
-    session: Session,
-    *,
-    of_documents: bool = False,
+    network: Network, text: Text, config: SlidingConfig | TttConfig, session: Session
 ) -> float:
-    """Return bits per byte without overlap, adaptation or mixture, as training validates.
-
-    `of_documents`: compiled passes over documents follow, whose code takes rows for documents.
-    """
+    """Return bits per byte without overlap, adaptation or mixture, as training validates."""
     runtime, options = session.runtime, Pass(network.config.orders[-1])
-    if of_documents and runtime.compile:
+    window, rows = config.window, config.batch_windows
+    if config.mode == "documents" and runtime.compile:
+        # its passes are compiled code that takes rows for documents, and here runs first
         rows_alone = torch.full((rows, window), BOS + 1)
         options = replace(options, document_tokens=window)
         options = with_segments(rows_alone, options, runtime.device)
@@ -147,7 +129,7 @@ def _load(
 ) -> tuple[Network, Text]:
     """Load what an evaluation reads; the clock has run since the command started."""
     # imports and torch's start took so long; the rules count them
-    session.timing.seconds["start"] += seconds_since_start()
+    session.seconds["start"] += seconds_since_start()
     with session.timed("load"):
         network = load_network(package, session.runtime)
         primer = config.mixture.training_tokens

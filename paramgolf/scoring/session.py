@@ -8,7 +8,6 @@ import contextlib
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -20,49 +19,31 @@ from paramgolf.runtime import Runtime, synchronize
 from paramgolf.scoring.scorer import Scorer, ScoringBatch, with_segments
 
 
-class Stopwatch:
-    """Seconds spent in named parts of an evaluation; a part may be entered many times.
+class Session:
+    """What an evaluation runs in. A stage's also saves what is done, and probes some passes.
 
     Attributes:
-        seconds: of each part so far.
+        seconds: of each named part so far; a part may be entered many times.
         before: seconds of a process that was cut off and that this one goes on from.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, runtime: Runtime) -> None:
+        self.runtime = runtime
         self.seconds: defaultdict[str, float] = defaultdict(float)
         self.before = 0.0
 
     @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def timed(self, name: str) -> Iterator[None]:
         """Add the duration of the block to part `name`, the device's work included."""
         start = time.perf_counter()
         yield
-        synchronize(self._device)  # launching is not doing
+        synchronize(self.runtime.device)  # launching is not doing
         self.seconds[name] += time.perf_counter() - start
 
     @property
-    def total(self) -> float:
+    def total_seconds(self) -> float:
         """Seconds since the command started: imports, decompression and compilation are in."""
         return self.before + seconds_since_start()
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The seconds of each part, as `seconds_NAME`, and in all."""
-        parts = {f"seconds_{name}": seconds for name, seconds in self.seconds.items()}
-        return {**parts, "seconds": self.total}
-
-
-class Session:
-    """What an evaluation runs in. A stage's also saves what is done, and probes some passes."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self.runtime = runtime
-        self.timing = Stopwatch(runtime.device)
-
-    def timed(self, name: str) -> AbstractContextManager[None]:
-        """Add the duration of the block to part `name` of the seconds."""
-        return self.timing.part(name)
 
     def run(
         self, scorer: Scorer, items: Sequence[Any], label: str | None = None, *, every: int = 1
@@ -100,8 +81,9 @@ class Session:
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """What the session tells of itself."""
-        return self.timing.metrics
+        """What it tells of itself: the seconds of each part, as `seconds_NAME`, and in all."""
+        parts = {f"seconds_{name}": seconds for name, seconds in self.seconds.items()}
+        return {**parts, "seconds": self.total_seconds}
 
 
 def warm_up(scorer: Scorer, items: Sequence[Any]) -> None:

@@ -67,8 +67,8 @@ class StageSession(Session):
         self._facts: dict[str, float] = {}
         saved = self._saved.state
         if saved is not None:
-            self._facts, self.timing.before = saved["facts"], saved["before"]
-            self.timing.seconds.update(saved["seconds"])
+            self._facts, self.before = saved["facts"], saved["before"]
+            self.seconds.update(saved["seconds"])
             if runtime.is_main:  # it holds what all had found
                 self._probe.found.update(saved["probe"])
 
@@ -88,12 +88,12 @@ class StageSession(Session):
                 say(f"{self._stage}: resumed after {done} parts of the text")
         if self._limit is not None and self.runtime.is_main:
             work = [work_of(item, self._config) for item in items]
-            self._forecast = Forecast(self._limit, work, done, self.timing.total)
+            self._forecast = Forecast(self._limit, work, done, self.total_seconds)
         return done
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:
         """Say whether the time will suffice, save what is done, and choose what to probe next."""
-        if self._forecast and (words := self._forecast.look(done, self.timing.total)):
+        if self._forecast and (words := self._forecast.look(done, self.total_seconds)):
             say(f"{self._stage}: {words}")
         self._probe.plan(done, total)
         self._saved.save(lambda: (self._state(scorer, done), scorer.own_state()))
@@ -107,8 +107,8 @@ class StageSession(Session):
             "done": done,
             "scorer": scorer.state(),
             "facts": self._facts,
-            "before": self.timing.total,
-            "seconds": dict(self.timing.seconds),
+            "before": self.total_seconds,
+            "seconds": dict(self.seconds),
             "probe": self._probe.over(self.runtime),
         }
 
@@ -154,13 +154,9 @@ class SavedEvaluation:
         self._runtime = runtime
         self._shared = Checkpoint(stage, key)
         self._own = [Checkpoint(stage, f"{key}-{runtime.rank}-{turn}") for turn in (0, 1)]
-        self._saves = 0
         self._last, self._wait = time.monotonic(), SECONDS
-        self.state: State | None
-        self.own: State
         self.state, self.own = self._load()
-        if self.state is not None:
-            self._saves = self.state["saves"]
+        self._saves = 0 if self.state is None else self.state["saves"]
 
     def _load(self) -> tuple[State | None, State]:
         """Return the common and the own state; all processes find one, or none does."""

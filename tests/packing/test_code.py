@@ -36,6 +36,7 @@ from paramgolf.recipes import names
 from paramgolf.runtime import Runtime
 from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
+from paramgolf.scoring.session import Session
 
 RECIPES = ROOT / "recipes"
 RANS = "paramgolf.codec.rans"
@@ -135,8 +136,8 @@ def test_it_scores_as_the_library_does(
     assert found.returncode == 0, found.stderr
     kind, evaluate = SCORERS[command]
     config = parse(kind, {**params[command], **changes}, command)
-    alone = Runtime(0, 1, torch.device("cpu"))
-    expected = evaluate(artifact / "model.bin", tokens_folder, config, alone).metrics
+    session = Session(Runtime(0, 1, torch.device("cpu")))
+    expected = evaluate(artifact / "model.bin", tokens_folder, config, session).metrics
     written = json.loads((artifact / "out.json").read_text())
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
         assert written[key] == expected[key]

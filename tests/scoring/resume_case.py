@@ -53,4 +53,4 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     with processes(CPU) as runtime:
         session = Slow("eval", config, runtime, *paths)
         session.pause = pause
-        session.finish(score(*paths, config, runtime, session))
+        session.finish(score(*paths, config, session))

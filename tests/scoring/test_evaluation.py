@@ -1,6 +1,7 @@
 """Both evaluators from model.bin and a folder of tokens to metrics and Parquet."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 
@@ -12,11 +13,11 @@ from scoring_case import (
     ALONE,
     SLIDING,
     VOCAB,
+    evaluated,
     make_config,
     make_lora_config,
     make_sliding,
     make_text,
-    score_strided,
 )
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from shard_files import write_token_set
@@ -27,7 +28,10 @@ from paramgolf.data.tokenizer_training import OPTIONS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.model.network import Network
-from paramgolf.scoring.evaluation import score_adaptive, score_sliding
+from paramgolf.runtime import Runtime
+from paramgolf.scoring.config import SlidingConfig, TttConfig
+from paramgolf.scoring.evaluation import ScoredText, score_adaptive, score_sliding
+from paramgolf.scoring.session import Session
 from paramgolf.scoring.stage import StageSession
 
 
@@ -38,14 +42,20 @@ def packed(tmp_path_factory):
     return folder, write_package(folder)
 
 
+def scored(folder: Path, config: SlidingConfig | TttConfig, runtime: Runtime = ALONE) -> ScoredText:
+    """Score the package in a folder on the tokens in it."""
+    score = score_sliding if isinstance(config, SlidingConfig) else score_adaptive
+    return score(folder / "model.bin", folder, config, Session(runtime))
+
+
 def reference(network: Network, stride: int) -> float:
-    ledger = score_strided(make_text(170), network=network, stride=stride)
+    ledger = evaluated(network, make_text(170), make_sliding(stride=stride))
     return bits_per_byte(ledger.nats.sum(), int(make_text(170).byte_counts.sum()))
 
 
 def test_sliding_scores_what_the_package_holds(packed):
     folder, network = packed
-    metrics = score_sliding(folder / "model.bin", folder, SLIDING, ALONE).metrics
+    metrics = scored(folder, SLIDING).metrics
     assert metrics["val_bpb"] == reference(network, 4)
     assert metrics["val_bpb_plain"] == reference(network, 16)
     assert metrics["val_bpb"] != metrics["val_bpb_plain"]
@@ -59,12 +69,12 @@ def test_sliding_scores_what_the_package_holds(packed):
 
 def test_adaptive_scores_what_the_package_holds(packed):
     folder, network = packed
-    metrics = score_adaptive(folder / "model.bin", folder, make_config(), ALONE).metrics
+    metrics = scored(folder, make_config()).metrics
     assert metrics["val_bpb_plain"] == reference(network, 16)
     assert metrics["updates"] == metrics["ledger"]["updates"] == 12
     assert metrics["ledger"]["score_first"] is True
     assert metrics["seconds_adapt"] > 0
-    frozen = score_adaptive(folder / "model.bin", folder, make_config(mode="none"), ALONE).metrics
+    frozen = scored(folder, make_config(mode="none")).metrics
     assert frozen["val_bpb"] == pytest.approx(reference(network, 4), abs=1e-6)
     assert metrics["val_bpb"] != frozen["val_bpb"]
 
@@ -72,8 +82,7 @@ def test_adaptive_scores_what_the_package_holds(packed):
 def test_adapters_score_what_the_package_holds(packed):
     folder, _ = packed
     for mode in ("lora_stream", "lora_documents"):
-        config = make_lora_config(mode)
-        metrics = score_adaptive(folder / "model.bin", folder, config, ALONE).metrics
+        metrics = scored(folder, make_lora_config(mode)).metrics
         assert metrics["mode"] == mode
         assert metrics["ledger"]["score_first"] is True
         assert metrics["updates"] == metrics["ledger"]["updates"] > 0
@@ -82,7 +91,7 @@ def test_adapters_score_what_the_package_holds(packed):
 
 def test_a_mixture_leaves_the_plain_score_alone(packed):
     folder, network = packed
-    metrics = score_sliding(folder / "model.bin", folder, make_sliding("ngram"), ALONE).metrics
+    metrics = scored(folder, make_sliding("ngram")).metrics
     assert metrics["val_bpb_plain"] == reference(network, 16)
     assert metrics["val_bpb"] != reference(network, 4)
     assert metrics["seconds_mixture"] > 0
@@ -102,10 +111,10 @@ def test_the_plain_score_runs_the_code_that_is_compiled_for_documents(packed, mo
     folder, network = packed
     config = make_sliding(mode="documents")
     compiled = dataclasses.replace(ALONE, compile=True)
-    metrics = score_sliding(folder / "model.bin", folder, config, compiled).metrics
+    metrics = scored(folder, config, compiled).metrics
     assert len(shapes) == 1
     assert metrics["val_bpb_plain"] == pytest.approx(reference(network, 16), abs=1e-6)
-    plain = score_sliding(folder / "model.bin", folder, config, ALONE).metrics
+    plain = scored(folder, config).metrics
     assert metrics["val_bpb"] == pytest.approx(plain["val_bpb"], abs=1e-6)
 
 
@@ -129,10 +138,8 @@ def written(tmp_path_factory):
 @pytest.mark.parametrize("mode", [None, "sgd", "lora_stream", "lora_documents"])
 def test_a_mask_lowers_the_scores(written, mode):
     def metrics(**changes):
-        paths = written / "model.bin", written
-        if mode is None:
-            return score_sliding(*paths, make_sliding(**changes), ALONE).metrics
-        return score_adaptive(*paths, make_lora_config(mode, **changes), ALONE).metrics
+        make = functools.partial(make_lora_config, mode) if mode else make_sliding
+        return scored(written, make(**changes)).metrics
 
     masked, plain = metrics(token_mask=True), metrics()
     for key in ("val_bpb", "val_bpb_plain"):
@@ -146,14 +153,14 @@ def test_a_text_that_the_tokenizer_did_not_write_is_refused_with_a_mask(written,
     write_tokens(tmp_path)  # any tokens
     config = make_sliding(token_mask=True)
     with pytest.raises(ParamGolfError, match=r"token_mask forbids(.|\n)*of 170 targets"):
-        score_sliding(tmp_path / "model.bin", tmp_path, config, ALONE)
+        scored(tmp_path, config)
 
 
 def test_the_tokenizer_that_a_mask_is_made_of_is_among_the_files_read(written, monkeypatch):
     monkeypatch.chdir(written)
     config = make_sliding(token_mask=True)
     session = StageSession("eval_sliding", config, ALONE, Path("model.bin"), Path())
-    session.finish(score_sliding("model.bin", ".", config, ALONE, session))
+    session.finish(score_sliding("model.bin", ".", config, session))
     metrics = json.loads(Path("artifacts/metrics/eval_sliding.json").read_text())
     assert sha256_file("tokenizer.model") in [file["sha256"] for file in metrics["read"]]
 
@@ -161,9 +168,9 @@ def test_the_tokenizer_that_a_mask_is_made_of_is_among_the_files_read(written, m
 def test_max_tokens_is_said_in_the_metrics(packed):
     folder, _ = packed
     config = make_sliding(max_tokens=100)
-    evaluation = score_sliding(folder / "model.bin", folder, config, ALONE)
+    evaluation = scored(folder, config)
     assert evaluation.metrics["tokens_scored"] == len(evaluation.nats) == 100
-    whole = score_sliding(folder / "model.bin", folder, SLIDING, ALONE)
+    whole = scored(folder, SLIDING)
     np.testing.assert_allclose(evaluation.nats, whole.nats[:100], atol=1e-5)
 
 
@@ -175,14 +182,14 @@ def test_a_missing_file_is_one_message(tmp_path, monkeypatch, missing):
     paths = Path("model.bin"), Path()
     session = StageSession("eval_sliding", SLIDING, ALONE, *paths)
     with pytest.raises(ParamGolfError, match=missing):
-        score_sliding(*paths, SLIDING, ALONE, session)
+        score_sliding(*paths, SLIDING, session)
 
 
 def test_files_of_the_stage(packed, tmp_path, monkeypatch):
     folder, _ = packed
     monkeypatch.chdir(tmp_path)
     session = StageSession("eval_sliding", SLIDING, ALONE, folder / "model.bin", folder)
-    evaluation = score_sliding(folder / "model.bin", folder, SLIDING, ALONE, session)
+    evaluation = score_sliding(folder / "model.bin", folder, SLIDING, session)
     session.finish(evaluation)
     metrics = json.loads((tmp_path / "artifacts/metrics/eval_sliding.json").read_text())
     read = {Path(file["path"]): file["sha256"] for file in metrics.pop("read")}

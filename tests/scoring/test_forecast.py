@@ -55,7 +55,7 @@ def test_a_stage_says_so_as_it_begins(tmp_path, monkeypatch, capsys, limit, word
     session = StageSession(
         "eval_sliding", config, ALONE, tmp_path / "model.bin", tmp_path, limit_seconds=limit
     )
-    score_sliding(tmp_path / "model.bin", tmp_path, config, ALONE, session)
+    score_sliding(tmp_path / "model.bin", tmp_path, config, session)
     said = capsys.readouterr().err
     assert said.count("of verify.eval_seconds") == 1
     assert words in said

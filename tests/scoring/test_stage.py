@@ -19,7 +19,6 @@ from scoring_case import make_text
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
-from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import alone
 from paramgolf.scoring.alone import sooner_alone
@@ -80,30 +79,27 @@ def folder(tmp_path):
 )
 @pytest.mark.parametrize("processes", [0, 4])
 def test_a_short_text_takes_one_process_unless_asked_for_more(
-    mode, reads, processes, tmp_path, monkeypatch
+    mode, reads, processes, sample, tmp_path, monkeypatch
 ):
     write_tokens(tmp_path)
-    params = check(compose("sample"), where="test")
     sizes = {"window": 8, "stride": 2, "max_tokens": 8}
-    config = dataclasses.replace(params.eval_sliding, mode=mode, **sizes)
-    machine = dataclasses.replace(params.runtime, processes=processes)
+    config = dataclasses.replace(sample.eval_sliding, mode=mode, **sizes)
+    machine = dataclasses.replace(sample.runtime, processes=processes)
     for short in (reads, reads + 1):
         monkeypatch.setattr(alone, "SHORT", short)
         assert sooner_alone(config, machine, tmp_path) is (reads < short and processes == 0)
 
 
-def test_all_of_a_text_is_meant_where_no_number_of_tokens_is_set(tmp_path, monkeypatch):
+def test_all_of_a_text_is_meant_where_no_number_of_tokens_is_set(sample, tmp_path, monkeypatch):
     write_tokens(tmp_path)
-    params = check(compose("sample"), where="test")
     monkeypatch.setattr(alone, "SHORT", 9)
-    config = dataclasses.replace(params.eval_sliding, mode="windowed", max_tokens=None)
-    assert not sooner_alone(config, params.runtime, tmp_path)
+    config = dataclasses.replace(sample.eval_sliding, mode="windowed", max_tokens=None)
+    assert not sooner_alone(config, sample.runtime, tmp_path)
 
 
-def test_missing_tokens_are_named_before_any_process_starts(tmp_path):
-    params = check(compose("sample"), where="test")
+def test_missing_tokens_are_named_before_any_process_starts(sample, tmp_path):
     with pytest.raises(ParamGolfError, match=r"(?s)no file .*manifest\.json.*dvc repro retokenize"):
-        sooner_alone(params.eval_sliding, params.runtime, tmp_path)
+        sooner_alone(sample.eval_sliding, sample.runtime, tmp_path)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -132,12 +128,11 @@ def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
     assert metrics["ledger"] == expected["ledger"]
 
 
-def test_parts_take_as_long_as_the_slowest_process(folder, monkeypatch):
+def test_parts_take_as_long_as_the_slowest_process(sample, folder, monkeypatch):
     """The main process may wait for another that compiles for longer: that is no lost time."""
-    config = check(compose("sample"), where="sample").eval_sliding
     alone = Runtime(0, 1, torch.device("cpu"))
-    session = StageSession("eval_sliding", config, alone, tokens=folder)
-    session.timing.seconds.update(compile=1.0, score=5.0)
+    session = StageSession("eval_sliding", sample.eval_sliding, alone, tokens=folder)
+    session.seconds.update(compile=1.0, score=5.0)
     other = {"seconds_compile": 20.0, "seconds_score": 4.0, "seconds_adapt": 2.0}
     monkeypatch.setattr(Runtime, "gather", lambda _, value: [value, other])
     monkeypatch.setattr(session._probe, "over", lambda _: {})
