@@ -14,16 +14,14 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # two test processes share two co
 import numpy as np
 import pytest
 import torch
-from recipe_case import TINY_MODEL
+from recipe_case import TINY_MODEL, recipe
 from shard_files import write_token_set
 
 from paramgolf.cli import main
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.config import ModelConfig
-from paramgolf.recipes import Params, check, compose
+from paramgolf.recipes import Params
 from paramgolf.schema import parse
-
-ROOT = Path(__file__).parents[1]
 
 # shells ignore Ctrl-C for what they run in the background, and programs under test would inherit it
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -46,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def sample() -> Params:
     """The sample recipe, checked."""
-    return check(compose("sample", ROOT / "recipes"), where="sample")
+    return recipe("sample")
 
 
 @pytest.fixture

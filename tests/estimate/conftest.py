@@ -1,17 +1,12 @@
 """The recipe that most estimates are of."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
+from recipe_case import recipe
 
-from paramgolf.recipes import Params, check, compose
-
-RECIPES = Path(__file__).parents[2] / "recipes"
+from paramgolf.recipes import Params
 
 
 @pytest.fixture(scope="session")
 def base() -> Params:
     """The parameters of pg#1493."""
-    return check(compose("base", RECIPES), where="base")
+    return recipe("base")

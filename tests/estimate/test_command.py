@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from paramgolf.model.shapes import shapes
-from paramgolf.recipes import check, compose
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +23,7 @@ def run(monkeypatch: pytest.MonkeyPatch, command: Callable[..., str]) -> Callabl
     return functools.partial(command, "estimate")
 
 
-def test_json_holds_the_whole_estimate(run):
+def test_json_holds_the_whole_estimate(run, sample):
     result = json.loads(run("sample", "train.steps=40", "--gpu", "cpu", "--json"))
     assert result["recipe"] == "sample"
     assert result["changes"] == ["train.steps=40"]
@@ -35,8 +34,7 @@ def test_json_holds_the_whole_estimate(run):
     assert result["run"]["steps"] == 40
     assert result["run"]["tokens"] == 40 * 4096
     assert [phase["passes"] for phase in result["flops_per_token"]] == [6, 8]
-    names = {*shapes(check(compose("sample"), where="").model, 1024), "total"}
-    assert result["parameters"].keys() == names
+    assert result["parameters"].keys() == {*shapes(sample.model, 1024), "total"}
 
 
 def test_a_price_gives_dollars(run):

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_case import recipe
 
 from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.memory import training_memory
 from paramgolf.files import read_json
 from paramgolf.model.network import Network
 from paramgolf.model.plan import plan
-from paramgolf.recipes import Params, check, compose
+from paramgolf.recipes import Params
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import MomentumAverage
 from paramgolf.training.state import TrainState
@@ -49,9 +50,9 @@ RUNS = read_json(RESULTS / "recipes.json")["runs"]["recipes"]
 SHAPES = {"best, in pr2135's shape": "pr2135", "h100x1, 120 s": "pr1493"}  # that runs had
 
 
-def expected_bytes(recipe: str, **older: int) -> int:
+def expected_bytes(name: str, **older: int) -> int:
     """Return the memory that a recipe's passes are expected to take."""
-    params = check(compose(recipe, ROOT / "recipes"), where=recipe)
+    params = recipe(name)
     pass_tokens = params.train.micro_batch_tokens
     total = training_memory(params.model, params.train, params.tokenizer.vocab_size, H100, 1).total
     steps = plan(params.model, max(params.model.orders, key=len))
@@ -82,9 +83,9 @@ def test_memory_is_that_of_each_recipe_that_was_trained(name):
     if name in ("pr1392, before its correction", "pr1499, before its correction"):
         pytest.skip("a network of two lanes (pr1392), with another XSA (pr1499)")
     older = {} if "commit" in run else {"none": 2, "single": 1, "merge": 1, "lanes": 1}
-    recipe = SHAPES.get(name, name.partition(",")[0])
+    trained = SHAPES.get(name, name.partition(",")[0])
     measured = run["figures"]["peak_memory_bytes"]
-    assert expected_bytes(recipe, **older) == pytest.approx(measured, rel=0.1)
+    assert expected_bytes(trained, **older) == pytest.approx(measured, rel=0.1)
 
 
 def test_a_pass_that_keeps_less_takes_less(base: Params):

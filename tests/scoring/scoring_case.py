@@ -142,20 +142,6 @@ def evaluated(
     return score(network, text, config, session or Session(ALONE))
 
 
-def score_strided(
-    text: Text,
-    *,
-    network: Network | None = None,
-    runtime: Runtime = ALONE,
-    window: int = WINDOW,
-    stride: int = STRIDE,
-    rows: int = 5,
-) -> Ledger:
-    """Score with weights that stay as they are, by sliding windows over the whole text."""
-    config = replace(SLIDING, window=window, stride=stride, batch_windows=rows)
-    return score_text(network or make_network(), text, config, Session(runtime))
-
-
 def adapt_plainly(network, text, first, last, config, *, layers=None, midway=lambda *_: None):
     """Score one document by itself, with AdamW written out; float32 as the network is.
 

@@ -10,6 +10,7 @@ from scoring_case import (
     STRIDE,
     WINDOW,
     adapt_plainly,
+    evaluated,
     make_lora_config,
     make_network,
     make_text,
@@ -20,7 +21,6 @@ from paramgolf.model.network import Pass
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import lora_documents
 from paramgolf.scoring.document_plan import DocumentBatch, plan_documents
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError, expand_ranges
 from paramgolf.scoring.lora_documents import DocumentScorer
 from paramgolf.scoring.session import Session
@@ -37,7 +37,7 @@ everywhere = pytest.mark.parametrize("adapter", [{}, {"last_layers": 2, **SMOOTH
 
 def adapt(text, runtime=ALONE, network=None, documents=None, adapter=None, **changes):
     config = make_lora_config("lora_documents", adapter, documents, **changes)
-    return score_and_adapt(network or make_network(), text, config, Session(runtime))
+    return evaluated(network or make_network(), text, config, Session(runtime))
 
 
 def test_each_document_scores_as_it_does_in_a_plain_loop():

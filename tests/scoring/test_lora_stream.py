@@ -5,16 +5,16 @@ import pytest
 import torch
 from scoring_case import (
     ALONE,
+    SLIDING,
     STRIDE,
     WINDOW,
+    evaluated,
     make_lora_config,
     make_network,
     make_text,
-    score_strided,
     with_token,
 )
 
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.lora_adapter import LoraTrainer
 from paramgolf.scoring.lora_stream import StreamScorer
@@ -23,9 +23,9 @@ from paramgolf.scoring.text import Text
 from paramgolf.scoring.windows import sliding_windows
 
 
-def adapt(text, runtime=ALONE, network=None, adapter=None, stream=None, **changes):
+def adapt(text, adapter=None, stream=None, **changes):
     config = make_lora_config("lora_stream", adapter, stream=stream, **changes)
-    return score_and_adapt(network or make_network(), text, config, Session(runtime))
+    return evaluated(make_network(), text, config)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_pair_for_each_layer_serves_all_of_its_visits():
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_strided(text)
+    fixed = evaluated(make_network(), text, SLIDING)
     np.testing.assert_allclose(adapt(text, adapter={"lr": 0.0}).nats, fixed.nats, atol=1e-5)
 
 
@@ -97,7 +97,7 @@ def test_the_adapter_begins_anew():
     # 4 batches of 5 windows: 16 targets, then 19 times 4
     assert (always.nats[:92] == anew.nats[:92]).all()
     assert (always.nats[92:] != anew.nats[92:]).mean() > 0.99
-    fixed = score_strided(text)
+    fixed = evaluated(make_network(), text, SLIDING)
     np.testing.assert_allclose(anew.nats[92:112], fixed.nats[92:112], atol=1e-5)
 
 

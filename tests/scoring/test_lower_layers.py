@@ -8,6 +8,7 @@ from scoring_case import (
     VOCAB,
     WINDOW,
     adapt_plainly,
+    evaluated,
     make_lora_config,
     make_network,
     make_text,
@@ -15,7 +16,6 @@ from scoring_case import (
 
 from paramgolf.model.network import Midway, Network
 from paramgolf.scoring import lower_layers
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.lora_documents import DocumentScorer
 from paramgolf.scoring.lower_layers import LowerLayers
@@ -40,7 +40,7 @@ NETWORKS = {
 
 def adapt(text, documents=None, adapter=None, network=None, **changes) -> Ledger:
     config = make_lora_config("lora_documents", {**SMOOTH, **(adapter or {})}, documents, **changes)
-    return score_and_adapt(network or make_network(), text, config, Session(ALONE))
+    return evaluated(network or make_network(), text, config)
 
 
 def plain_lower(

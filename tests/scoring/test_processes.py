@@ -5,15 +5,15 @@ import torch
 from process_case import gloo_pair, run_ranks
 from scoring_case import (
     ALONE,
+    evaluated,
     make_config,
     make_lora_config,
     make_network,
+    make_sliding,
     make_text,
-    score_strided,
 )
 
 from paramgolf.runtime import Runtime
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.session import Session
 
 DOCUMENTS = {"batch_documents": 2, "chains": 3}
@@ -37,11 +37,11 @@ CONFIGS = {
 
 def evaluate(runtime: Runtime) -> dict[str, np.ndarray]:
     network, text = make_network(), make_text(170)
-    fixed = score_strided(text, network=network, runtime=runtime, rows=3)
+    fixed = evaluated(network, text, make_sliding(batch_windows=3), Session(runtime))
     results = {"fixed": fixed.nats}
     for name, config in CONFIGS.items():
         network = make_network()
-        ledger = score_and_adapt(network, text, config, Session(runtime))
+        ledger = evaluated(network, text, config, Session(runtime))
         weights = torch.cat([p.detach().flatten() for p in network.parameters()])
         verdict = np.array(list(ledger.close().values()), dtype=float)
         results |= {

@@ -5,16 +5,16 @@ import pytest
 import torch
 from scoring_case import (
     ALONE,
+    SLIDING,
     WINDOW,
+    evaluated,
     make_config,
     make_network,
     make_text,
-    score_strided,
     with_token,
 )
 
 from paramgolf.model.network import Pass
-from paramgolf.scoring.evaluation import score_and_adapt
 from paramgolf.scoring.ledger import LedgerError
 from paramgolf.scoring.scorer import Scorer
 from paramgolf.scoring.session import Session
@@ -24,12 +24,12 @@ from paramgolf.scoring.text import Text
 
 def adapt(text, runtime, network=None, **changes):
     config = make_config(**changes)
-    return score_and_adapt(network or make_network(), text, config, Session(runtime))
+    return evaluated(network or make_network(), text, config, Session(runtime))
 
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
-    fixed = score_strided(text)
+    fixed = evaluated(make_network(), text, SLIDING)
     np.testing.assert_allclose(adapt(text, ALONE, lr=0.0).nats, fixed.nats, atol=1e-5)
     assert (adapt(text, ALONE, lr=0.0).nats == adapt(text, ALONE, mode="none").nats).all()
 

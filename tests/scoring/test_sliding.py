@@ -11,7 +11,6 @@ from scoring_case import (
     make_network,
     make_sliding,
     make_text,
-    score_strided,
     with_token,
 )
 
@@ -19,8 +18,8 @@ from paramgolf.model.network import Pass
 from paramgolf.scoring.text import find_documents
 
 
-def slide(text, **options):
-    ledger = score_strided(text, **options)
+def slide(text, network=None, **changes):
+    ledger = evaluated(network or make_network(), text, make_sliding(**changes))
     ledger.close()
     return ledger.nats
 
@@ -48,9 +47,9 @@ def test_scores_equal_one_target_at_a_time(count, window, stride):
 
 def test_scores_do_not_depend_on_the_batch():
     text = make_text(150)
-    one = slide(text, rows=1)
+    one = slide(text, batch_windows=1)
     for rows in (2, 7, 64):
-        np.testing.assert_allclose(slide(text, rows=rows), one, atol=1e-5)
+        np.testing.assert_allclose(slide(text, batch_windows=rows), one, atol=1e-5)
 
 
 def test_the_same_call_gives_the_same_bits():
