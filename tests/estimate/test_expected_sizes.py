@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.hessian import gather
 from paramgolf.runtime import Runtime
 
-RECIPES = Path(__file__).parents[2] / "recipes"
 ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB = 64
 FORMS = [

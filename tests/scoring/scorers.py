@@ -21,14 +21,19 @@ class Counts:
             singles[token] += 1
             seen[token] += 1
 
-    def table(self, tokens):
-        return np.stack(list(self.distributions(tokens)))
+    def table(self, tokens, singles=None):
+        return np.stack(list(self.distributions(tokens, singles)))
 
     def score(self, _, tokens):
-        return -np.log(self.table(tokens)[np.arange(len(tokens) - 1), tokens[1:]])
+        return nats(self.table(tokens), tokens)
 
     def probabilities(self, _, tokens, target):
         return self.table(tokens)[target]
+
+
+def nats(table, tokens):
+    """Return the score of each target by the distributions of all, [N, V]."""
+    return -np.log(table[np.arange(len(tokens) - 1), tokens[1:]])
 
 
 class Masked(Counts):
@@ -80,15 +85,14 @@ class LastEpoch(Counts):
     """Goes over the text twice and reports the second time."""
 
     def table(self, tokens):
-        return np.stack(list(self.distributions(tokens, counted(tokens[1:]))))
+        return super().table(tokens, counted(tokens[1:]))
 
 
 class BestOfTwo(Counts):
     """Scores again with what was learned, and keeps the better score of each target."""
 
     def score(self, model, tokens):
-        again = np.stack(list(self.distributions(tokens, counted(tokens[1:]))))
-        second = -np.log(again[np.arange(len(tokens) - 1), tokens[1:]])
+        second = nats(self.table(tokens, counted(tokens[1:])), tokens)
         return np.minimum(super().score(model, tokens), second)
 
 
@@ -96,7 +100,7 @@ class WarmedUp(Counts):
     """Warms up on the text before it is scored."""
 
     def table(self, tokens):
-        return np.stack(list(self.distributions(tokens, counted(tokens))))
+        return super().table(tokens, counted(tokens))
 
 
 class HashedCache(Counts):
@@ -136,16 +140,16 @@ class TailTwice(Counts):
     """The last window overlaps the one before it; both count."""
 
     def score(self, model, tokens):
-        nats = super().score(model, tokens)
-        return np.append(nats, nats[-len(nats) % CHUNK :])
+        scores = super().score(model, tokens)
+        return np.append(scores, scores[-len(scores) % CHUNK :])
 
 
 class TailDropped(Counts):
     """Scores whole windows only."""
 
     def score(self, model, tokens):
-        nats = super().score(model, tokens)
-        return nats[: max(1, len(nats) // CHUNK) * CHUNK]
+        scores = super().score(model, tokens)
+        return scores[: max(1, len(scores) // CHUNK) * CHUNK]
 
 
 class KeepsCounts(Counts):
@@ -156,9 +160,8 @@ class KeepsCounts(Counts):
 
     def score(self, model, tokens):
         kept = model.setdefault("singles", np.ones(VOCAB))
-        table = np.stack(list(self.distributions(tokens, kept)))
         model["singles"] = kept + counted(tokens)
-        return -np.log(table[np.arange(len(tokens) - 1), tokens[1:]])
+        return nats(self.table(tokens, kept), tokens)
 
 
 class Isolated(Counts):
@@ -199,7 +202,7 @@ class ByLength(Counts):
         singles, table = np.ones(VOCAB), np.zeros((len(tokens) - 1, VOCAB))
         for targets in by_length(tokens):
             part = tokens[targets[0] : targets[-1] + 2]
-            table[targets] = np.stack(list(self.distributions(part, singles)))
+            table[targets] = super().table(part, singles)
             singles += np.bincount(part[1:], minlength=VOCAB)
         return table
 
