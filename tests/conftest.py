@@ -49,14 +49,14 @@ def sample() -> Params:
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Run a command of `paramgolf` that ends with `code`; return its output, or else its error."""
+    """Run a command of `paramgolf` that ends with `code`; return its output, or the error of 2."""
 
     def call(*words: str, code: int = 0) -> str:
         with pytest.raises(SystemExit) as ended:
             main([*words])
         captured = capsys.readouterr()
         assert ended.value.code == code, captured.err
-        return captured.err if code else captured.out
+        return captured.err if code == 2 else captured.out
 
     return call
 

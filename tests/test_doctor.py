@@ -16,7 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from paramgolf.cli import main
 from paramgolf.doctor import plans, project, reach, software, storage
 from paramgolf.doctor.check import Check
 from paramgolf.estimate.devices import DEVICES, GIB
@@ -304,12 +303,9 @@ def test_a_duration_is_shown_in_its_largest_unit(seconds, text):
 # the command
 
 
-def test_an_empty_folder_is_a_fault_in_json_and_exit_code(tmp_path, monkeypatch, capsys):
+def test_an_empty_folder_is_a_fault_in_json_and_exit_code(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as caught:
-        main(["doctor", "--json"])
-    assert caught.value.code == 1
-    found = json.loads(capsys.readouterr().out)
+    found = json.loads(command("doctor", "--json", code=1))
     assert found["ok"] is False
     states = {line["name"]: line["state"] for line in found["findings"]}
     assert states["params.yaml"] == "fault"

@@ -1,11 +1,8 @@
 """paramgolf audit-score: honest scorers pass, the command's output, the example of its page."""
 
-import argparse
 import dataclasses
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +10,10 @@ import pytest
 from scorers import VOCAB, ByLength, Counts, CountsBytes, HashedCache, Isolated, Masked
 from scoring_case import echoing_text
 
-from paramgolf.commands import audit_score
 from paramgolf.errors import ParamGolfError
 from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores, load_script
 
-ROOT = Path(__file__).parents[2]
-PAGE = ROOT / "docs/audit-score.md"
+PAGE = Path(__file__).parents[2] / "docs/audit-score.md"
 SETTINGS = AuditSettings(targets=8, tolerance=1e-3, seed=0, isolated=False)
 
 
@@ -82,31 +77,20 @@ def project(tmp_path, tokens_folder, monkeypatch):
     return tmp_path
 
 
-def command(*arguments):
-    line = [sys.executable, "-m", "paramgolf.cli", "audit-score", *arguments]
-    return subprocess.run(line, capture_output=True, text=True, env=None)
-
-
-def test_the_example_of_the_page_passes(project, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    found = command("my_scorer.py", "--tokens", "600")
-    assert found.returncode == 0, found.stderr
-    lines = found.stdout.splitlines()
+def test_the_example_of_the_page_passes(project, command):
+    lines = command("audit-score", "my_scorer.py", "--tokens", "600").splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["C1", "C2", "C3", "C4", "coverage", "bytes"]
     assert lines[-1] == "no rule is broken"
 
 
-def test_counting_before_predicting_is_caught(project, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_counting_before_predicting_is_caught(project, command):
     source = (project / "my_scorer.py").read_text()
     (line,) = re.findall(r"        yield .*\n", source)
     learned = source.replace(line, "").replace(
         "        seen[token] += 1\n", "        seen[token] += 1\n" + line
     )
     (project / "cheat.py").write_text(learned)
-    found = command("cheat.py", "--tokens", "600", "--json")
-    assert found.returncode == 1, found.stderr
-    content = json.loads(found.stdout)
+    content = json.loads(command("audit-score", "cheat.py", "--tokens", "600", "--json", code=1))
     assert content["passed"] is False
     outcome = {rule["rule"]: rule["passed"] for rule in content["rules"]}
     assert outcome["C3"] is False
@@ -131,28 +115,20 @@ def test_one_document_alone_is_not_judged():
 
 
 @pytest.mark.parametrize("words", ["--seed=-1", "--tolerance=nan", "--targets=0"])
-def test_bad_numbers_are_one_message(words):
-    parser = argparse.ArgumentParser()
-    audit_score.configure(parser)
-    with pytest.raises(ParamGolfError, match="nothing to judge by"):
-        audit_score.run(parser.parse_args(["scorer.py", words]))
+def test_bad_numbers_are_one_message(words, command):
+    assert "nothing to judge by" in command("audit-score", "scorer.py", words, code=2)
 
 
-def test_a_text_of_one_target_is_one_message(project, monkeypatch):
-    parser = argparse.ArgumentParser()
-    audit_score.configure(parser)
+def test_a_text_of_one_target_is_one_message(project, monkeypatch, command):
     one = echoing_text(1)
     monkeypatch.setattr("paramgolf.scoring.text.load_text", lambda *_: one)
-    with pytest.raises(ParamGolfError, match="too little text"):
-        audit_score.run(parser.parse_args(["my_scorer.py"]))
+    assert "too little text" in command("audit-score", "my_scorer.py", code=2)
 
 
-def test_tokens_that_are_not_there_are_named_before_the_script_looks_for_them(project):
-    parser = argparse.ArgumentParser()
-    audit_score.configure(parser)
+def test_tokens_that_are_not_there_are_named_before_the_script_looks_for_them(project, command):
     (project / "data/tokens").rename(project / "elsewhere")
-    with pytest.raises(ParamGolfError, match=r"data/tokens(.|\n)*dvc repro retokenize"):
-        audit_score.run(parser.parse_args(["my_scorer.py"]))
+    error = command("audit-score", "my_scorer.py", code=2)
+    assert re.search(r"data/tokens(.|\n)*dvc repro retokenize", error)
 
 
 def test_bad_scripts_are_one_message(project):
