@@ -83,9 +83,8 @@ def factorize(
     diagonal = hessian_NCC.diagonal(dim1=1, dim2=2)
     dead = diagonal <= 0
     # a stable sort, so that equal columns come in the same order on every device
-    order = diagonal.argsort(dim=1, descending=True, stable=True) if act_order else None
-    if order is None:
-        order = torch.arange(diagonal.shape[1], device=diagonal.device).expand_as(diagonal)
+    sizes = diagonal if act_order else torch.zeros_like(diagonal)
+    order = sizes.argsort(dim=1, descending=True, stable=True)
     upper = torch.empty_like(hessian_NCC, dtype=torch.float32)
     used, condition = [], []
     for i, hessian in enumerate(hessian_NCC):
