@@ -17,7 +17,7 @@ from paramgolf.schema import (
     Share,
 )
 
-Bits = Annotated[int, Range(2, 8)]
+BitWidth = Annotated[int, Range(2, 8)]
 Digits = Annotated[int, Range(1, 10)]
 
 # of |w|: candidates of a row's reach (pg#414, pg#1019)
@@ -57,19 +57,19 @@ class QuantizeConfig:
     embedding_grid: Literal["sdclip", "percentile", "absmax"] | None
     percentile_by: Literal["row", "matrix"]
     least_reach: NaturalFloat
-    matrix_bits: Bits
-    mlp_bits: Bits | None
-    embedding_bits: Bits | None
+    matrix_bits: BitWidth
+    mlp_bits: BitWidth | None
+    embedding_bits: BitWidth | None
     high_bits_matrices: Natural | None
-    low_bits: Bits
+    low_bits: BitWidth
     recurrent_high: bool
     trellis: bool
     scale_digits: Digits
     vector_digits: Digits
-    gate_bits: Bits | None
-    table_bits: Bits | None
+    gate_bits: BitWidth | None
+    table_bits: BitWidth | None
     table_least_reach: NaturalFloat
-    bigram_proj_bits: Bits | None
+    bigram_proj_bits: BitWidth | None
     attention_clip: PositiveFloat
     mlp_clip: PositiveFloat
     embedding_clip: PositiveFloat
