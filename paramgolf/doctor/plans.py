@@ -53,7 +53,7 @@ def check_recipe(title: str, params: Params, machine: Machine, capacity: int) ->
     steps, seconds = sum(part.steps for part in here), sum(part.seconds for part in here)
     if share < LITTLE_SHARE or seconds > LONG:
         return None
-    memory = training_memory(*run, machine.device, machine.count).total
+    memory = training_memory(*run, machine).total
     text = f"{steps:,} steps in about {duration(seconds)}"
     if share < 1:
         text += f", {share:.1%} of the tokens of 8 H100"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from paramgolf.estimate.devices import Device
+from paramgolf.estimate.speed import Machine
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.plan import VirtualLayer, plan
 from paramgolf.model.shapes import MATRICES, PROJECTIONS, shapes
@@ -62,16 +62,17 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: ModelConfig, train: TrainConfig, vocab_size: int, device: Device, count: int
+    model: ModelConfig, train: TrainConfig, vocab_size: int, machine: Machine
 ) -> TrainingMemory:
-    """Return the memory of one of `count` devices, in the longest layer order."""
+    """Return the memory of one of a machine's devices, in the longest layer order."""
+    device = machine.device
     sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
     parameters = sum(sizes.values())
     muon_names = MATRICES if train.muon_blocks_only else (*MATRICES, *PROJECTIONS)
     muon = sum(size for name, size in sizes.items() if name in muon_names)
     averages = max(1, len(train.muon_averages))
     copy = device.compute_bytes if device.compute_bytes < FLOAT32 else 0
-    tokens = pass_tokens(train, count)
+    tokens = pass_tokens(train, machine.count)
     each = _fused_bytes if device.fused_kernels else _plain_bytes
     return TrainingMemory(
         weights=(FLOAT32 + copy) * parameters,

@@ -100,9 +100,8 @@ def _fits(headroom: int, tolerance: int) -> str:
 
 
 def _memory(params: Params, machine: Machine) -> dict[str, Any]:
-    vocab_size, device = params.tokenizer.vocab_size, machine.device
-    memory = training_memory(params.model, params.train, vocab_size, device, machine.count)
-    capacity = device.memory_bytes
+    memory = training_memory(params.model, params.train, params.tokenizer.vocab_size, machine)
+    capacity = machine.device.memory_bytes
     return {
         **dataclasses.asdict(memory),
         "total": memory.total,

@@ -11,6 +11,7 @@ from recipe_case import recipe
 
 from paramgolf.estimate.devices import DEVICES, GIB
 from paramgolf.estimate.memory import training_memory
+from paramgolf.estimate.speed import Machine
 from paramgolf.files import read_json
 from paramgolf.model.network import Network
 from paramgolf.model.plan import plan
@@ -21,7 +22,7 @@ from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 1000
-H100 = DEVICES["H100"]
+H100 = Machine(device=DEVICES["H100"], count=1)
 
 
 @pytest.mark.parametrize("blocks_only", [True, False])
@@ -34,7 +35,7 @@ def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model)
     network = Network(model, VOCAB, seed=0)
     state = TrainState(network, train, Runtime(0, 1, torch.device("cpu")))
     state.zero_grad()
-    expected = training_memory(model, train, VOCAB, DEVICES["cpu"], 1)
+    expected = training_memory(model, train, VOCAB, Machine(device=DEVICES["cpu"], count=1))
     parameters = 4 * sum(p.numel() for p in network.parameters())
     assert expected.weights == expected.gradients == expected.average == parameters
     state._adam.step()  # makes the moments
@@ -54,11 +55,11 @@ def expected_bytes(name: str, **older: int) -> int:
     """Return the memory that a recipe's passes are expected to take."""
     params = recipe(name)
     pass_tokens = params.train.micro_batch_tokens
-    total = training_memory(params.model, params.train, params.tokenizer.vocab_size, H100, 1).total
+    total = training_memory(params.model, params.train, params.tokenizer.vocab_size, H100).total
     steps = plan(params.model, max(params.model.orders, key=len))
     kinds = [params.model.parallel if step.parallel else "none" for step in steps]
     widths = sum(older.get(kind, 0) for kind in kinds)
-    return total + pass_tokens * H100.compute_bytes * widths * params.model.width
+    return total + pass_tokens * H100.device.compute_bytes * widths * params.model.width
 
 
 @pytest.mark.parametrize(
@@ -92,7 +93,7 @@ def test_a_pass_that_keeps_less_takes_less(base: Params):
     """Recurrence, XSA and a second lane each cost what their tensors hold."""
     memory = {
         name: training_memory(
-            dataclasses.replace(base.model, **changes), base.train, 8192, H100, 1
+            dataclasses.replace(base.model, **changes), base.train, 8192, H100
         ).activations
         for name, changes in {
             "whole": {},
@@ -108,11 +109,14 @@ def test_a_pass_that_keeps_less_takes_less(base: Params):
 
 def test_fp8_keeps_an_input_transposed_and_signs(base: Params):
     short = dataclasses.replace(base.train, precision="fp8_mlp")
-    plain, found = (training_memory(base.model, t, 8192, H100, 1) for t in (base.train, short))
+    plain, found = (training_memory(base.model, t, 8192, H100) for t in (base.train, short))
     assert found.total - plain.total == 17 * PASS_TOKENS * (512 + 2048 // 8)
 
 
 def test_a_device_holds_its_share_of_a_small_batch(sample):
-    memory = [training_memory(sample.model, sample.train, 1024, DEVICES["H100"], n) for n in (1, 8)]
+    memory = [
+        training_memory(sample.model, sample.train, 1024, dataclasses.replace(H100, count=n))
+        for n in (1, 8)
+    ]
     assert memory[0].activations == 8 * memory[1].activations
     assert memory[1].gradients == memory[0].gradients  # summed in place
