@@ -22,21 +22,20 @@ from paramgolf.scoring.sgd import Lesson, SgdTrainer
 from paramgolf.scoring.text import Text
 
 
-def adapt(text, runtime, network=None, **changes):
-    config = make_config(**changes)
-    return evaluated(network or make_network(), text, config, Session(runtime))
+def adapt(text, network=None, **changes):
+    return evaluated(network or make_network(), text, make_config(**changes))
 
 
 def test_rate_zero_scores_as_the_sliding_window_does():
     text = make_text(170)
     fixed = evaluated(make_network(), text, SLIDING)
-    np.testing.assert_allclose(adapt(text, ALONE, lr=0.0).nats, fixed.nats, atol=1e-5)
-    assert (adapt(text, ALONE, lr=0.0).nats == adapt(text, ALONE, mode="none").nats).all()
+    np.testing.assert_allclose(adapt(text, lr=0.0).nats, fixed.nats, atol=1e-5)
+    assert (adapt(text, lr=0.0).nats == adapt(text, mode="none").nats).all()
 
 
 def test_the_first_chunk_is_scored_before_anything_is_learned():
     text = make_text(170)
-    frozen, adapted = adapt(text, ALONE, mode="none").nats, adapt(text, ALONE).nats
+    frozen, adapted = adapt(text, mode="none").nats, adapt(text).nats
     assert (frozen[:48] == adapted[:48]).all()
     assert (frozen[48:] != adapted[48:]).mean() > 0.99
 
@@ -44,11 +43,11 @@ def test_the_first_chunk_is_scored_before_anything_is_learned():
 def test_learning_helps_on_a_text_that_repeats_itself():
     tokens = np.tile(make_text(24).tokens[:24], 20)
     text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
-    assert adapt(text, ALONE).nats.sum() < 0.9 * adapt(text, ALONE, mode="none").nats.sum()
+    assert adapt(text).nats.sum() < 0.9 * adapt(text, mode="none").nats.sum()
 
 
 def test_the_record_of_updates():
-    ledger = adapt(make_text(170), ALONE)
+    ledger = adapt(make_text(170))
     # 4 chunks of 48 targets, the last not learned from; 3 sequences a chunk, 2 an update, 2 epochs
     assert ledger.close()["updates"] == 3 * 2 * 2
     assert ledger.close()["targets_trained"] == 3 * 48
@@ -62,14 +61,14 @@ def test_the_record_of_updates():
 
 def test_the_same_run_gives_the_same_bits():
     text = make_text(120)
-    assert (adapt(text, ALONE).nats == adapt(text, ALONE).nats).all()
+    assert (adapt(text).nats == adapt(text).nats).all()
 
 
 @pytest.mark.parametrize("position", [47, 49, 60, 100])
 def test_no_past_score_moves_with_a_future_token(position):
     text = make_text(160)
-    before = adapt(text, ALONE).nats
-    after = adapt(with_token(text, position), ALONE).nats
+    before = adapt(text).nats
+    after = adapt(with_token(text, position)).nats
     assert (before[: position - 1] == after[: position - 1]).all()
     # the flipped token was learned from: later chunks all feel it
     assert (before[144:] != after[144:]).all()
@@ -79,12 +78,12 @@ def test_a_text_cut_short_has_the_scores_of_the_whole():
     # the rate follows the number of chunks, so the cut must leave that as it is
     text = make_text(190)
     cut = Text(text.tokens[:161], text.byte_counts[:160], 1)
-    assert (adapt(text, ALONE).nats[:144] == adapt(cut, ALONE).nats[:144]).all()
+    assert (adapt(text).nats[:144] == adapt(cut).nats[:144]).all()
 
 
 def test_every_parameter_learns():
     network, fresh = make_network(), make_network()
-    adapt(make_text(160), ALONE, network)
+    adapt(make_text(160), network)
     reached = {n for n, p in network.named_parameters() if p.grad is not None and p.grad.any()}
     before = dict(fresh.named_parameters())
     moved = {n for n, p in network.named_parameters() if not torch.equal(p, before[n])}
@@ -95,7 +94,7 @@ def test_every_parameter_learns():
 @pytest.mark.parametrize("clip_norm", [0.0, 0.5])
 def test_updates_are_sgd_on_the_mean_loss_of_their_sequences(clip_norm):
     network, text = make_network(), make_text(96)
-    adapt(text, ALONE, network, clip_norm=clip_norm, epochs=1, lr=0.004)
+    adapt(text, network, clip_norm=clip_norm, epochs=1, lr=0.004)
     expected = make_network()
     tokens = torch.from_numpy(text.tokens.astype(np.int64))
     options = Pass(order=expected.config.orders[-1])
@@ -124,7 +123,7 @@ def test_rate_falls_as_a_cosine_over_the_chunks(monkeypatch):
         "step",
         lambda self: (rates.append(self.param_groups[0]["lr"]), step(self))[1],
     )
-    adapt(make_text(48 * 5), ALONE, epochs=1, batch_sequences=3, lr=0.04)
+    adapt(make_text(48 * 5), epochs=1, batch_sequences=3, lr=0.04)
     expected = 0.02 * (1 + np.cos(np.pi * np.arange(4) / 4))
     np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
