@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,10 @@ class StageSession(Session):
         files = [package, *(tokens / name for name in names)]
         # a missing file is reported by the evaluation itself
         self._read = file_hashes(path for path in files if path.is_file())
-        key = evaluation_key(config, runtime, self._read)
+        # all that a score depends on
+        hashes = [file["sha256"] for file in self._read]
+        machine = [runtime.world, runtime.device.type]
+        key = resume_key(dataclasses.asdict(config), hashes, machine)
         self._stage, self._saved, self._probe = stage, SavedEvaluation(stage, key, runtime), Probe()
         self._facts: dict[str, float] = {}
         saved = self._saved.state
@@ -131,14 +134,6 @@ class StageSession(Session):
             metrics = {**evaluation.metrics, "read": self._read, "wrote": file_hashes([path])}
             write_json(ARTIFACTS / "metrics" / f"{self._stage}.json", metrics)
         self._saved.remove()
-
-
-def evaluation_key(
-    config: SlidingConfig | TttConfig, runtime: Runtime, read: Sequence[Mapping[str, str]]
-) -> str:
-    """Return a hash of all that a score depends on; `read` are the files, as metrics name them."""
-    hashes = [file["sha256"] for file in read]
-    return resume_key(dataclasses.asdict(config), hashes, [runtime.world, runtime.device.type])
 
 
 class SavedEvaluation:
