@@ -86,7 +86,7 @@ def plain_score(
     runtime, options = session.runtime, Pass(network.config.orders[-1])
     window, rows = config.window, config.batch_windows
     if config.mode == "documents" and runtime.compile:
-        # its passes are compiled code that takes rows for documents, and here runs first
+        # code that is compiled for documents serves here too, if each row is one
         rows_alone = torch.full((rows, window), BOS + 1)
         options = replace(options, document_tokens=window)
         options = with_segments(rows_alone, options, runtime.device)

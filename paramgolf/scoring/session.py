@@ -24,13 +24,13 @@ class Session:
 
     Attributes:
         seconds: of each named part so far; a part may be entered many times.
-        before: seconds of a process that was cut off and that this one goes on from.
+        seconds_before: of a process that was cut off and that this one goes on from.
     """
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        self.before = 0.0
+        self.seconds_before = 0.0
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -43,7 +43,7 @@ class Session:
     @property
     def total_seconds(self) -> float:
         """Seconds since the command started: imports, decompression and compilation are in."""
-        return self.before + seconds_since_start()
+        return self.seconds_before + seconds_since_start()
 
     def run(
         self, scorer: Scorer, items: Sequence[Any], label: str | None = None, *, every: int = 1

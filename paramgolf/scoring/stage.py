@@ -70,7 +70,7 @@ class StageSession(Session):
         self._facts: dict[str, float] = {}
         saved = self._saved.state
         if saved is not None:
-            self._facts, self.before = saved["facts"], saved["before"]
+            self._facts, self.seconds_before = saved["facts"], saved["before"]
             self.seconds.update(saved["seconds"])
             if runtime.is_main:  # it holds what all had found
                 self._probe.found.update(saved["probe"])
