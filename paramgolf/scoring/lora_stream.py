@@ -51,10 +51,7 @@ class StreamScorer(Scorer):
     def plan(self, windows: ScoringWindows) -> list[ScoringWindows]:
         """Return the windows from one reset to the next; without resets, in parts to be saved."""
         rows, batches = self._config.batch_windows, self._stream.reset_batches
-        if not batches:
-            return cut(windows, rows)
-        size = batches * rows
-        return [windows[begin : begin + size] for begin in range(0, len(windows), size)]
+        return windows.parts(batches * rows) if batches else cut(windows, rows)
 
     def reset(self) -> None:
         """Let the adapter begin anew."""
@@ -62,14 +59,13 @@ class StreamScorer(Scorer):
 
     def run(self, item: ScoringWindows) -> None:
         """Score the windows, and learn from each batch of them."""
-        rows = self._config.batch_windows
         if self._stream.reset_batches:
             self.reset()
         with self.session.timed("score"), self.network.frozen():
-            for begin in range(0, len(item), rows):
+            for batch in item.parts(self._config.batch_windows):
                 # a fresh adapter adds nothing, so there is nothing for the temperature to undo
                 self.temperature = self._stream.temperature if self.trainer.steps else 1.0
-                self.score_and_learn(item[begin : begin + rows])
+                self.score_and_learn(batch)
 
     def state(self) -> State:
         """Add the adapter and its moments."""
@@ -83,11 +79,7 @@ class StreamScorer(Scorer):
     def pass_shapes(self, items: Sequence[ScoringWindows]) -> Iterator[PassShape]:
         """Yield the shapes of the passes that `items` need."""
         rows, window = self._config.batch_windows, self._config.window
-        starts = {
-            self._part(item[begin : begin + rows]).start
-            for item in items
-            for begin in range(0, len(item), rows)
-        }
+        starts = {self._part(batch).start for item in items for batch in item.parts(rows)}
         for start in sorted(starts):
             options = self.trainer.options()
             yield PassShape(self.rows, window, slice(start, None), options, learns=True)

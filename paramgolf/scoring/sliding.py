@@ -34,8 +34,7 @@ def score_text(network: Network, text: Text, config: SlidingConfig, session: Ses
 
 def cut(windows: ScoringWindows, rows: int) -> list[ScoringWindows]:
     """Return the windows in about PARTS parts of whole forward passes, `rows` windows each."""
-    size = rows * max(LEAST_PASSES, -(-len(windows) // (rows * PARTS)))
-    return [windows[begin : begin + size] for begin in range(0, len(windows), size)]
+    return windows.parts(rows * max(LEAST_PASSES, -(-len(windows) // (rows * PARTS))))
 
 
 def plan_windows(

@@ -35,6 +35,10 @@ class ScoringWindows:
     def __getitem__(self, part: slice | np.ndarray) -> ScoringWindows:
         return ScoringWindows(self.length, self.start[part], self.first[part], self.stop[part])
 
+    def parts(self, size: int) -> list[ScoringWindows]:
+        """Return the windows in their order, `size` at a time; the last may be fewer."""
+        return [self[begin : begin + size] for begin in range(0, len(self), size)]
+
     @property
     def offset(self) -> int:
         """How many inputs every window reads before one whose target it scores."""
@@ -114,8 +118,7 @@ def split_batches(windows: ScoringWindows, rows: int) -> Iterator[ScoringWindows
     if offsets.max() > windows.length // 4:
         groups = [windows[offsets == offset] for offset in np.unique(offsets)]
     for group in groups:
-        for begin in range(0, len(group), rows):
-            yield group[begin : begin + rows]
+        yield from group.parts(rows)
 
 
 def add_scores(
