@@ -31,8 +31,8 @@ from tables import Row, write_results
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import load_package
-from paramgolf.data.token_mask import mask_of
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
+from paramgolf.data.tokenizer.token_mask import mask_of
 from paramgolf.model.head import Allowed, Head
 from paramgolf.model.token_mask import masked
 from paramgolf.params import load_params

@@ -29,12 +29,12 @@ import yaml
 import zstandard
 from fuzz_models import NUMBERS, OTHERS
 
-from paramgolf.data.fetch import RepositoryManifest
 from paramgolf.data.manifests import read_raw_manifest, read_tokens_manifest
 from paramgolf.data.shards import ShardStream, header, split_documents
-from paramgolf.data.text_files import DocumentErrors, read_file
-from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
-from paramgolf.data.tokenizer_training import train_tokenizer
+from paramgolf.data.source.fetch import RepositoryManifest
+from paramgolf.data.source.text_files import DocumentErrors, read_file
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.training import train_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.params import read_yaml

@@ -130,7 +130,7 @@ def download(options: argparse.Namespace) -> list[Row]:
 
 def write_repository(folder: Path, shards: int) -> None:
     """Write sparse shards of 100 M tokens, one for validation, and a tokenizer."""
-    from paramgolf.data.tokenizer_training import train_tokenizer
+    from paramgolf.data.tokenizer.training import train_tokenizer
 
     names = [f"train_{index:06d}" for index in range(shards)]
     for index, name in enumerate([*names, "val_000000"]):

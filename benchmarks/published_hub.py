@@ -1,7 +1,7 @@
 """A hub on 127.0.0.1 for benchmarks: `python benchmarks/published_hub.py FOLDER` serves its files.
 
-It speaks what tests/data/hub_server.py speaks, but sends files from disk, by the kernel. The first
-line that it prints is its address.
+It speaks what tests/data/source/hub_server.py speaks, but sends files from disk, by the kernel. The
+first line that it prints is its address.
 """
 
 from __future__ import annotations

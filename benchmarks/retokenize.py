@@ -22,7 +22,7 @@ from tables import Row, write_results
 
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, TextManifest, write_manifest
-from paramgolf.data.text_files import DocumentErrors, read_texts
+from paramgolf.data.source.text_files import DocumentErrors, read_texts
 
 SAMPLE_SECONDS = 0.05
 WORK = """
@@ -30,7 +30,7 @@ import sys
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import read_lines
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
+from paramgolf.data.tokenizer.training import draw_texts, train_tokenizer
 work, raw, size, text_bytes, training_bytes, workers = sys.argv[1:]
 if __name__ == "__main__" and work == "train":
     lines = read_lines(f"{raw}/train.jsonl.zst")

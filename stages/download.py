@@ -5,7 +5,7 @@ from paramgolf.program import exit_on_fault, start_program
 start_program()  # before torch and numpy are loaded
 
 from paramgolf.data.config import DataConfig
-from paramgolf.data.download import download
+from paramgolf.data.source.download import download
 from paramgolf.params import load_params
 
 

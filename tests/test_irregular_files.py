@@ -13,9 +13,9 @@ import pytest
 from paramgolf.codec.container import read_container
 from paramgolf.data.documents import read_documents
 from paramgolf.data.manifests import read_raw_manifest, read_tokens_manifest
-from paramgolf.data.sentencepiece_model import read_model
 from paramgolf.data.shards import read_shard
-from paramgolf.data.text_files import find_files
+from paramgolf.data.source.text_files import find_files
+from paramgolf.data.tokenizer.sentencepiece_model import read_model
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import read_plan
 from paramgolf.files import file_size, sha256_file

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 from shard_files import write_shard
 
 from paramgolf.data.audit import audit
-from paramgolf.data.caseops import ESCAPE, MARKS, encode_case
 from paramgolf.data.config import AuditConfig, TokenizerConfig
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, DocumentsFile, TextManifest, write_manifest
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream
-from paramgolf.data.tokenizer_training import OPTIONS, train_tokenizer
+from paramgolf.data.tokenizer.caseops import ESCAPE, MARKS, encode_case
+from paramgolf.data.tokenizer.training import OPTIONS, train_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 

@@ -27,9 +27,9 @@ from paramgolf.data.manifests import (
 from paramgolf.data.overlap import Overlap, overlap
 from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, split_documents
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.token_mask import has_mask, mask_of
 from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
-from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.token_mask import has_mask, mask_of
 from paramgolf.errors import ParamGolfError
 from paramgolf.metrics import file_hashes
 from paramgolf.progress import track

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from paramgolf.data.documents import parse, read_lines
-from paramgolf.data.encode import batches, threaded_map
 from paramgolf.data.manifests import DocumentsFile, RawManifest, TextManifest
 from paramgolf.data.near_copies import MOST_HELD, SEPARATOR, Shingles, TokenLetters, letters
 from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, whole_documents
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet
-from paramgolf.data.tokenizer import TextTokenizer
+from paramgolf.data.tokenizer.encode import batches, threaded_map
+from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer
 from paramgolf.progress import track
 
 BATCH_BYTES = 1 << 22

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 
-from paramgolf.data.byte_counts import at_most
 from paramgolf.data.folders import link_or_copy
 from paramgolf.data.manifests import (
     SIDECAR_RULE,
@@ -24,8 +23,9 @@ from paramgolf.data.manifests import (
 )
 from paramgolf.data.shards import ShardStream, ShardWriter, byte_counts, read_shard, whole_documents
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.tokenizer import TokenizerFile
-from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
+from paramgolf.data.tokenizer.byte_counts import at_most
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile
+from paramgolf.data.tokenizer.vocabulary_sentencepiece import SentencePieceVocabulary
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say, track
 

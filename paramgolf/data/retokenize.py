@@ -6,10 +6,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from paramgolf.data.caseops import transformed
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.documents import RAW_PATH, read_lines
-from paramgolf.data.encode import encode_documents
 from paramgolf.data.folders import fresh_folder, locate
 from paramgolf.data.manifests import (
     FIX_RAW,
@@ -27,8 +25,10 @@ from paramgolf.data.published import adopt_shards
 from paramgolf.data.shards import ShardWriter, byte_counts
 from paramgolf.data.special_tokens import BOS, MARKS
 from paramgolf.data.token_set import TOKENS_PATH
-from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
-from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
+from paramgolf.data.tokenizer.caseops import transformed
+from paramgolf.data.tokenizer.encode import encode_documents
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.training import draw_texts, train_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_bytes
 from paramgolf.progress import say, track

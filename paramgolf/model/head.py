@@ -1,7 +1,7 @@
 """The tied head: softcapped logits, and the negative log-likelihood of targets.
 
-Of a token that cannot come (paramgolf.data.token_mask) the logit is IMPOSSIBLE, so that it has no
-probability, and the other tokens' sum to one.
+Of a token that cannot come (paramgolf.data.tokenizer.token_mask) the logit is IMPOSSIBLE, so that
+it has no probability, and the other tokens' sum to one.
 
 Shapes: B rows, T tokens, d width, V vocabulary.
 """
@@ -23,7 +23,7 @@ IMPOSSIBLE = -1e4  # e^-1e4 is 0, in float64 too; differences of it are numbers,
 
 
 class Mask(NamedTuple):
-    """data.token_mask.TokenMask on a device: its bits, and the tokens that may be literal."""
+    """TokenMask (data.tokenizer.token_mask) on a device: its bits, and what may be literal."""
 
     words: Tensor  # int32 [V + 1, ceil(V / 32)]; of token v bit v % 32 of word v // 32
     escape: int

@@ -1,12 +1,12 @@
-"""Networks that give no probability to what the tokenizer never writes: data.token_mask."""
+"""Networks that give no probability to what the tokenizer never writes."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 
-from paramgolf.data.token_mask import mask_of
 from paramgolf.data.token_set import TokenSet
+from paramgolf.data.tokenizer.token_mask import mask_of
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network
 

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from paramgolf.data.sentencepiece_model import read_model
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.token_mask import has_mask
 from paramgolf.data.token_set import TokenSet
+from paramgolf.data.tokenizer.sentencepiece_model import read_model
+from paramgolf.data.tokenizer.token_mask import has_mask
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.head import NO_TARGET, Further
 from paramgolf.training.config import TrainConfig

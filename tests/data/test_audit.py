@@ -13,12 +13,12 @@ import sentencepiece
 import token_case
 from shard_files import PublishedShards, write_shard
 
-from paramgolf.data.byte_counts import ByteTable, byte_table
 from paramgolf.data.manifests import SIDECAR_RULE
 from paramgolf.data.near_copies import SEPARATOR
 from paramgolf.data.overlap import Part, Split, compare
 from paramgolf.data.shards import read_shard
-from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.data.tokenizer.byte_counts import ByteTable, byte_table
+from paramgolf.data.tokenizer.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.files import sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)

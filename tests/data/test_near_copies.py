@@ -13,7 +13,7 @@ from token_case import Case
 from paramgolf.data import near_copies
 from paramgolf.data.near_copies import SEPARATOR, WINDOW, Shingles, TokenLetters, letters
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 
 

@@ -10,10 +10,10 @@ import pytest
 import token_case
 from shard_files import PublishedShards
 
-from paramgolf.data.byte_counts import byte_table
 from paramgolf.data.manifests import SIDECAR_RULE, TokensManifest
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import read_shard
+from paramgolf.data.tokenizer.byte_counts import byte_table
 from paramgolf.errors import ParamGolfError
 
 

@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from shard_files import write_shard
 
 from paramgolf import progress
-from paramgolf.data import encode
-from paramgolf.data.encode import batches, ordered_map
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import ShardStream, ShardWriter, split_documents
 from paramgolf.data.token_set import open_tokens
-from paramgolf.data.tokenizer_training import draw_texts, train_tokenizer
-from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.data.tokenizer import encode
+from paramgolf.data.tokenizer.encode import batches, ordered_map
+from paramgolf.data.tokenizer.training import draw_texts, train_tokenizer
+from paramgolf.data.tokenizer.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file, write_json
 
@@ -241,7 +241,7 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = tmp_path / "work.py"
     script.write_text(
         "import time\n"
-        "from paramgolf.data.encode import ordered_map\n"
+        "from paramgolf.data.tokenizer.encode import ordered_map\n"
         "if __name__ == '__main__':\n"
         "    for _ in ordered_map(time.sleep, [0, 0, 60, 60], 2):\n"
         "        print(flush=True)\n"

@@ -14,11 +14,11 @@ from schema_case import faults_of
 from shard_files import PublishedShards
 from token_case import Case
 
-from paramgolf.data.byte_counts import byte_table
-from paramgolf.data.caseops import MARKS, encode_case
 from paramgolf.data.manifests import SIDECAR_RULE, TABLE_RULE
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.data.tokenizer.byte_counts import byte_table
+from paramgolf.data.tokenizer.caseops import MARKS, encode_case
+from paramgolf.data.tokenizer.vocabulary_sentencepiece import load_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 

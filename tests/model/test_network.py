@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.token_mask import TokenMask
+from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.attention import (
     attend_sdpa,

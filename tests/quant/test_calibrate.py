@@ -11,8 +11,8 @@ from process_case import gloo_pair, run_ranks
 from quantize_case import ALONE, VOCAB, make_trained, write_trained
 from torch.overrides import TorchFunctionMode
 
-from paramgolf.data.token_mask import TokenMask
 from paramgolf.data.token_set import open_tokens
+from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.head import Mask

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from recipe_case import recipe
 
-from paramgolf.data.token_mask import TokenMask
+from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.head import Mask

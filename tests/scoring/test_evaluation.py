@@ -24,7 +24,7 @@ from shard_files import write_token_set
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.data.special_tokens import BOS
-from paramgolf.data.tokenizer_training import OPTIONS
+from paramgolf.data.tokenizer.training import OPTIONS
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.model.network import Network

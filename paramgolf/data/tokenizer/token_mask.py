@@ -13,9 +13,9 @@ A merge a + b -> c across the seam is made exactly if the periods of a and b mee
 higher than the least of what is merged in the time that they share.
 
 Besides merges: a character that is no piece is spelt in bytes, and one that is never is; control
-tokens other than BOS do not occur; and the case transform has a grammar (paramgolf.data.caseops). A
-pair is forbidden only where this proves that it cannot occur. What stands behind an ESCAPE is
-literal, so that nothing is known of what follows it.
+tokens other than BOS do not occur; and the case transform has a grammar
+(paramgolf.data.tokenizer.caseops). A pair is forbidden only where this proves that it cannot occur.
+What stands behind an ESCAPE is literal, so that nothing is known of what follows it.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from typing import Literal
 import numpy as np
 import sentencepiece
 
-from paramgolf.data.sentencepiece_model import read_model
 from paramgolf.data.special_tokens import BOS, MARKS, SPACE, Transform
 from paramgolf.data.token_set import TokenSet
+from paramgolf.data.tokenizer.sentencepiece_model import read_model
 from paramgolf.errors import ParamGolfError
 
 # code points by the number of their bytes in UTF-8; surrogates are no characters

@@ -23,7 +23,7 @@ import pyarrow
 import pyarrow.parquet
 
 from paramgolf.data.documents import Document
-from paramgolf.data.streams import COMPRESSIONS, DAMAGED, open_stream
+from paramgolf.data.source.streams import COMPRESSIONS, DAMAGED, open_stream
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from paramgolf.data.config import DataConfig
 from paramgolf.data.documents import RAW_PATH, Document, write_documents
-from paramgolf.data.fetch import fetch_documents, fetch_shards
 from paramgolf.data.folders import fresh_folder
 from paramgolf.data.manifests import SCHEMA, RawManifest, TextManifest, write_manifest
-from paramgolf.data.sample import sample_documents, versions
-from paramgolf.data.text_files import DocumentErrors, read_file, read_texts
+from paramgolf.data.source.fetch import fetch_documents, fetch_shards
+from paramgolf.data.source.sample import sample_documents, versions
+from paramgolf.data.source.text_files import DocumentErrors, read_file, read_texts
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 

@@ -14,7 +14,6 @@ from pathlib import Path, PurePosixPath
 
 from paramgolf.data.config import HubConfig
 from paramgolf.data.folders import link_or_copy
-from paramgolf.data.hub import Repository
 from paramgolf.data.manifests import (
     SCHEMA,
     PublishedFile,
@@ -24,6 +23,7 @@ from paramgolf.data.manifests import (
     ShardSplit,
 )
 from paramgolf.data.shards import read_shard
+from paramgolf.data.source.hub import Repository
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json, sha256_file
 from paramgolf.schema import Foreign, Natural, parse

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Annotated
 
-from paramgolf.data.hub_limits import FIX, bounded_bar, deadline
+from paramgolf.data.source.hub_limits import FIX, bounded_bar, deadline
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.progress import say

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
-from paramgolf.data.vocabulary_text import TextVocabulary, Trie, read_tokens
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.vocabulary_text import TextVocabulary, Trie, read_tokens
 from paramgolf.errors import ParamGolfError
 
 VAL, TRAIN = token_case.make_texts(1, 8), token_case.make_texts(2, 20)

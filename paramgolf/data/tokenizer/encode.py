@@ -17,7 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from paramgolf.data.documents import parse
-from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.process import cores

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from token_case import bytes_without_marks
 
-from paramgolf.data.byte_counts import SPACE, byte_table
-from paramgolf.data.caseops import (
+from paramgolf.data.tokenizer.byte_counts import SPACE, byte_table
+from paramgolf.data.tokenizer.caseops import (
     ALL_CAPS,
     CAP_NEXT,
     ESCAPE,
@@ -24,7 +24,7 @@ from paramgolf.data.caseops import (
     escaped,
     mark_ids,
 )
-from paramgolf.data.tokenizer_training import train_tokenizer
+from paramgolf.data.tokenizer.training import train_tokenizer
 from paramgolf.errors import ParamGolfError
 
 T, A, C, E = TITLE, ALL_CAPS, CAP_NEXT, ESCAPE

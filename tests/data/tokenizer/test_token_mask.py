@@ -11,8 +11,8 @@ import token_case
 from hypothesis import example, given, settings
 
 from paramgolf.data.special_tokens import ALL_CAPS, BOS, CAP_NEXT, ESCAPE, MARKS, SPACE, TITLE
-from paramgolf.data.token_mask import TokenMask, build_mask
-from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.token_mask import TokenMask, build_mask
 from paramgolf.errors import ParamGolfError
 
 KINDS = ["none", "caseops", "caseops_before_space"]

@@ -25,7 +25,7 @@ from paramgolf.data.shards import header
 from paramgolf.files import read_json
 from paramgolf.recipes import compose, merge
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 BASE = "datasets/datasets/fineweb10B_sp400"
 TRAIN = [f"{BASE}/fineweb_train_{index:06d}.bin" for index in range(3)]
 VAL = f"{BASE}/fineweb_val_000000.bin"

@@ -8,18 +8,18 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-from paramgolf.data.byte_counts import byte_table
-from paramgolf.data.caseops import (
+from paramgolf.data.manifests import TABLE_RULE
+from paramgolf.data.special_tokens import MARKS, Transform
+from paramgolf.data.tokenizer.byte_counts import byte_table
+from paramgolf.data.tokenizer.caseops import (
     MARK_BYTES,
     count_marks,
     decode_case,
     mark_ids,
     transformed,
 )
-from paramgolf.data.manifests import TABLE_RULE
-from paramgolf.data.sentencepiece_model import read_model
-from paramgolf.data.special_tokens import MARKS, Transform
-from paramgolf.data.vocabulary_format import refuse_other_formats
+from paramgolf.data.tokenizer.sentencepiece_model import read_model
+from paramgolf.data.tokenizer.vocabulary_format import refuse_other_formats
 
 # what normalizations change: spaces at the ends and in a row, a line's end, a folded character
 PROBE = " a  b\n\u00bd "

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from paramgolf.data.manifests import TABLE_RULE
-from paramgolf.data.vocabulary_format import refuse_other_formats
+from paramgolf.data.tokenizer.vocabulary_format import refuse_other_formats
 from paramgolf.errors import ParamGolfError
 
 _ESCAPE = re.compile(rb"\\(x[0-9A-Fa-f]{2}|[\\nrt]|)")

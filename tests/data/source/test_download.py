@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from paramgolf.data.config import DataConfig
 from paramgolf.data.documents import Document, parse, read_documents, write_documents
-from paramgolf.data.download import download
 from paramgolf.data.manifests import read_raw_manifest
-from paramgolf.data.sample import sample_documents, versions
+from paramgolf.data.source.download import download
+from paramgolf.data.source.sample import sample_documents, versions
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
 from paramgolf.recipes import Params

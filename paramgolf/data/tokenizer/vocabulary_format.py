@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from paramgolf.data.sentencepiece_model import other_format
+from paramgolf.data.tokenizer.sentencepiece_model import other_format
 from paramgolf.errors import ParamGolfError
 
 BEGINNING_BYTES = 1 << 16

@@ -14,9 +14,9 @@ import hub_server
 import pytest
 from hub_server import NAME, Hub
 
-from paramgolf.data import hub as hub_module
-from paramgolf.data.hub import Repository
-from paramgolf.data.hub_limits import deadline
+from paramgolf.data.source import hub as hub_module
+from paramgolf.data.source.hub import Repository
+from paramgolf.data.source.hub_limits import deadline
 from paramgolf.errors import ParamGolfError
 
 FILES = {"docs.jsonl": b'{"text": "a"}\n' * 50, "small.txt": b"x"}

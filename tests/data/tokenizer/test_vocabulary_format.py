@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import token_case
 
-from paramgolf.data.tokenizer import TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.errors import ParamGolfError
 
 TOKENS = ["the", " of", "\n", "\u00e9", "and"]

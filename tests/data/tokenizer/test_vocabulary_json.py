@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from paramgolf.data.byte_counts import SPACE
 from paramgolf.data.retokenize import retokenize
-from paramgolf.data.tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
-from paramgolf.data.vocabulary_json import span_bytes
+from paramgolf.data.tokenizer.byte_counts import SPACE
+from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
+from paramgolf.data.tokenizer.vocabulary_json import span_bytes
 from paramgolf.errors import ParamGolfError
 
 VAL, TRAIN = token_case.make_texts(1, 6), token_case.make_texts(2, 20)

@@ -15,10 +15,10 @@ import pyarrow.parquet
 import pytest
 import zstandard
 
-from paramgolf.data import streams
 from paramgolf.data.documents import Document, write_documents
-from paramgolf.data.streams import COMPRESSIONS
-from paramgolf.data.text_files import DocumentErrors, read_texts
+from paramgolf.data.source import streams
+from paramgolf.data.source.streams import COMPRESSIONS
+from paramgolf.data.source.text_files import DocumentErrors, read_texts
 from paramgolf.errors import ParamGolfError
 
 TEXTS = ["first\ntext", "zweiter Ümlaut 語", "third \u2028 line"]
@@ -173,7 +173,7 @@ def test_an_error_of_the_system_is_not_called_damage(monkeypatch: pytest.MonkeyP
     def refuse(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr("paramgolf.data.text_files.open_stream", refuse)
+    monkeypatch.setattr("paramgolf.data.source.text_files.open_stream", refuse)
     with pytest.raises(ParamGolfError, match=r"cannot be read(.|\n)*Permission denied"):
         read("a.txt")
 

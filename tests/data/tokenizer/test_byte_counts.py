@@ -8,7 +8,7 @@ import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.data.byte_counts import as_counts, at_most, byte_table
+from paramgolf.data.tokenizer.byte_counts import as_counts, at_most, byte_table
 from paramgolf.errors import ParamGolfError
 
 MODELS = {

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from paramgolf.data.byte_counts import at_most
 from paramgolf.data.manifests import OFFSETS_RULE
-from paramgolf.data.sentencepiece_model import other_format
-from paramgolf.data.vocabulary_format import refuse_other_formats
+from paramgolf.data.tokenizer.byte_counts import at_most
+from paramgolf.data.tokenizer.sentencepiece_model import other_format
+from paramgolf.data.tokenizer.vocabulary_format import refuse_other_formats
 from paramgolf.files import read_json
 
 # special tokens that begin a document, in order of preference; without one BOS is added

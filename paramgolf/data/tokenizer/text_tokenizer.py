@@ -13,11 +13,11 @@ from typing import Protocol
 
 import numpy as np
 
-from paramgolf.data.byte_counts import at_most
 from paramgolf.data.special_tokens import BOS, Transform
-from paramgolf.data.vocabulary_json import JsonVocabulary
-from paramgolf.data.vocabulary_sentencepiece import SentencePieceVocabulary
-from paramgolf.data.vocabulary_text import TextVocabulary
+from paramgolf.data.tokenizer.byte_counts import at_most
+from paramgolf.data.tokenizer.vocabulary_json import JsonVocabulary
+from paramgolf.data.tokenizer.vocabulary_sentencepiece import SentencePieceVocabulary
+from paramgolf.data.tokenizer.vocabulary_text import TextVocabulary
 
 Tokens = tuple[np.ndarray, np.ndarray | None]
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from shard_files import write_shard
 
-from paramgolf.data import fetch, hub
 from paramgolf.data.config import HubConfig
-from paramgolf.data.hub import HubFile, Repository
+from paramgolf.data.source import fetch, hub
+from paramgolf.data.source.hub import HubFile, Repository
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 CASEOPS = "sp8192_lossless_caps_caseops_v1_reserved"
 # what stands in the published repositories, apart from the numbers of shards: two with a manifest
 # that names the tokenizers, one without

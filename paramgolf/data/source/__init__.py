@@ -1,0 +1,1 @@
+"""Where text comes from: files, the hub of published data, the embedded sample."""

@@ -1,0 +1,1 @@
+"""Text to tokens: vocabularies, the case transform, the bytes of tokens, which can follow which."""
