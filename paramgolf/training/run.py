@@ -170,10 +170,13 @@ class TrainingRun:
         meter.close()
 
     def _agreed_seconds(self) -> float:
-        """Return the main process's clock, so that all processes end at one step."""
-        if self.config.budget_seconds is None:
-            return self.clock.elapsed
-        return self.runtime.agree(self.clock.elapsed)
+        """Return the main process's clock, so that all processes end at one step.
+
+        A GPU still has the last step to do then, so that the time of a step is added.
+        """
+        queued = self.progress.step_ms[-1:] if self.runtime.device.type == "cuda" else []
+        seconds = self.clock.elapsed + sum(queued) / 1000
+        return seconds if self.config.budget_seconds is None else self.runtime.agree(seconds)
 
     def _enter_regime(self, at: Point) -> None:
         progress, regime = self.progress, regime_at(self.model, self.config, at)
