@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.append(str(Path(__file__).parents[1] / "tests/data"))
+sys.path.append(str(Path(__file__).parents[1] / "tests/data/source"))
 
 from hub_server import COMMIT, Handler, Hub, start
 

@@ -1,9 +1,11 @@
-"""The tables of benchmarks/recipes.py: what is run, what is run again, and how it is compared."""
+"""Benchmarks can be started; benchmarks/recipes.py: what is run, and how it is compared."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +24,14 @@ def modules(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     names = ("projects", "recipe_results", "recipes")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+
+
+def test_every_benchmark_finds_what_it_imports():
+    """They are seldom run; what they import moves."""
+    names = sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py"))
+    command = [sys.executable, "-c", f"import {', '.join(names)}"]
+    done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_schedule_in_steps_becomes_one_in_shares(modules):
