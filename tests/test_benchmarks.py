@@ -65,54 +65,11 @@ def test_steps_are_timed_in_the_order_that_they_ran(modules, tiny_model):
     assert found["step_ms_after"] == pytest.approx(300)
 
 
-TECHNIQUES = {
-    "settings": {"tokens": "1", "device": "a GPU", "torch": "2.11"},
-    "rows": {
-        "common": {
-            "changes": "",
-            "seeds": {str(i): {"val_bpb": v, "val_bpb_packed": v} for i, v in ((1, 2.0), (2, 2.1))},
-        },
-        "no XSA": {
-            "changes": "model.xsa_layers=0",
-            "seeds": {str(i): {"val_bpb": v} for i, v in ((1, 1.99), (2, 2.088))},
-        },
-    },
-}
-
-
-def test_the_older_table_of_techniques_stays_and_says_what_it_is(modules, tmp_path):
-    path = tmp_path / "recipes.json"
-    runs = {"recipes": {}, "techniques": {"all": TECHNIQUES}}
-    path.write_text(json.dumps({"runs": runs}))
-    modules.recipe_results.Results(path).add_recipe("a", {"first_loss": 7.0}, "run a")
-    rows = TECHNIQUES["rows"]
-    assert modules.recipe_results.differences(rows, "no XSA") == pytest.approx([-0.01, -0.012])
-    page = path.with_suffix(".md").read_text()
-    assert "| no XSA | `model.xsa_layers=0` | 2.0390 | -0.0110 ± 0.0014 |" in page
-    assert "A difference of one seed is uncertain by 0.0014" in page
-    assert "No\ndecision rests on it" in page
-
-
-def test_deviations_are_pooled_over_the_rows_of_several_seeds(modules):
-    scores = {
-        "common": (2.0, 2.0, 2.0),
-        "two": (2.1, 2.3),  # variance 0.02, of one degree of freedom
-        "three": (1.9, 2.0, 2.1),  # 0.01, of two
-        "one": (3.0,),
-    }
-    rows = {
-        name: {"seeds": {str(i): {"val_bpb": value} for i, value in enumerate(values)}}
-        for name, values in scores.items()
-    }
-    assert modules.recipe_results.deviation(rows) == pytest.approx((0.04 / 3) ** 0.5)
-    assert modules.recipe_results.deviation({"common": rows["common"]}) is None
-
-
 def test_figures_of_other_recipes_stay(modules, tmp_path):
     path = tmp_path / "recipes.json"
     for name, loss in (("a", 7.0), ("b", 6.5), ("a", 7.25)):
         modules.recipe_results.Results(path).add_recipe(name, {"first_loss": loss}, f"run {name}")
-    found = modules.recipe_results.Results(path).content["recipes"]
+    found = modules.recipe_results.Results(path).recipes
     assert {name: recipe["figures"] for name, recipe in found.items()} == {
         "a": {"first_loss": 7.25},
         "b": {"first_loss": 6.5},
@@ -129,7 +86,7 @@ def test_files_of_results_are_brought_together(modules, tmp_path):
     results = modules.recipe_results.Results(tmp_path / "recipes.json")
     results.add_recipe("b", {"first_loss": 6.0}, "run b")
     results.add_file(other.path)
-    assert {*modules.recipe_results.Results(results.path).content["recipes"]} == {"a", "b"}
+    assert {*modules.recipe_results.Results(results.path).recipes} == {"a", "b"}
     devices = json.loads(results.path.read_text())["device"].split("; ")
     assert len(devices) == 2
     assert "another GPU" in devices
@@ -207,16 +164,3 @@ def test_no_recipe_is_begun_when_time_is_up(modules, monkeypatch, ran, tmp_path)
     with pytest.raises(SystemExit, match="some recipes"):
         call(modules, monkeypatch, tmp_path, "--recipes", "pr1493", "--seconds", "-1")
     assert ran == []
-
-
-def test_what_only_quantises_is_compared_by_what_quantising_loses(modules):
-    rows = {
-        "common": {"seeds": {"1": {"val_bpb": 1.4, "val_bpb_packed": 1.41}}},
-        "trained": {"seeds": {"1": {"val_bpb": 1.5, "val_bpb_packed": 1.53}}},
-        "quantised": {"seeds": {"1": {"val_bpb_packed": 1.44, "lost": 0.03}}},
-    }
-    differences = modules.recipe_results.differences
-    found = {name: differences(rows, name, "val_bpb_packed") for name in rows}
-    assert found["common"] == differences(rows, "quantised") == []
-    assert found["trained"] == pytest.approx([0.12])
-    assert found["quantised"] == pytest.approx([0.02])
