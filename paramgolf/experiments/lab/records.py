@@ -114,10 +114,6 @@ class Records:
         failures = self.content["failures"]
         return next((failures[key] for key in run.keys.values() if key in failures), None)
 
-    def is_done(self, run: Run) -> bool:
-        """Tell whether all figures of a run are here."""
-        return all(key in self.content["stages"] for key in run.keys.values())
-
     def take(self, path: Path) -> None:
         """Take what another file of results holds; where both have a figure, this one's stays."""
         self._fill(_read(path))
