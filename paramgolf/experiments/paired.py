@@ -6,6 +6,7 @@ their mean counts once, and they give no interval and no p.
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -97,15 +98,14 @@ def shown_shift(freedom: float) -> float:
 
 def seeds_for(effect: float, deviation: float) -> int | None:
     """Return how many pairs show an effect of this size, None where MOST_SEEDS would not do."""
-    if deviation <= 0:
-        return 2
-    # start from the number by the normal distribution, which is a little too small
-    reach = (1.959964 + 0.841621) * math.sqrt(2) * deviation / effect
-    for seeds in range(max(2, math.floor(reach**2)), MOST_SEEDS + 1):
+
+    def shows(seeds: int) -> bool:
         smallest = smallest_effect(deviation, seeds)
-        if smallest is not None and smallest <= effect:
-            return seeds
-    return None
+        return smallest is not None and smallest <= effect
+
+    numbers = range(MOST_SEEDS + 1)  # from one on, all show it
+    first = bisect.bisect_left(numbers, True, key=shows)
+    return first if first < len(numbers) else None
 
 
 @dataclass(frozen=True, slots=True)
