@@ -89,10 +89,9 @@ class Scatter:
     freedom: float
     by: str
 
-    @property
-    def critical(self) -> float:
-        """How many standard errors half of a 95 % interval is."""
-        return float(t.ppf((1 + CONFIDENCE) / 2, self.freedom or math.inf))
+    def reach(self, error: float) -> float:
+        """Return half of the 95 % interval of what has an error of so many deviations of a run."""
+        return error * self.deviation * float(t.ppf((1 + CONFIDENCE) / 2, self.freedom or math.inf))
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +126,9 @@ def fit(
         by = f"the residuals (degrees of freedom: {freedom})"
         scatter: Scatter | None = Scatter(deviation, freedom, by)
     else:
-        scatter = _by_contrasts(observed, on, factors) or _assumed(assumed)
+        scatter = _by_contrasts(observed, on, factors)
+        if scatter is None and assumed is not None:
+            scatter = _assumed(assumed)
     effects = {}
     for i, name in enumerate(factors):
         if np.allclose(told[i], np.eye(terms)[i]):
@@ -139,13 +140,12 @@ def _effect(mean: float, error: float, scatter: Scatter | None, n: int) -> Effec
     """Return an effect of `n` runs, whose standard error is `error` deviations of one run."""
     if scatter is None:
         return Effect(mean, None, None, n)
-    reach = scatter.critical * scatter.deviation * error
+    reach = scatter.reach(error)
     return Effect(mean, mean - reach, mean + reach, n)
 
 
-def _assumed(deviation: float | None) -> Scatter | None:
-    by = f"the assumed deviation of one run, {deviation}"
-    return None if deviation is None else Scatter(deviation, 0, by)
+def _assumed(deviation: float) -> Scatter:
+    return Scatter(deviation, 0, f"the assumed deviation of one run, {deviation}")
 
 
 def _by_contrasts(observed: Observed, on: Design, factors: Sequence[str]) -> Scatter | None:
@@ -236,8 +236,8 @@ class Screening:
         if self.score.effects and self.score.scatter is not None:
             yield f"intervals of effects are by {self.score.scatter.by}"
         if self.runs == self.power.runs:
-            known = Scatter(self.assumed, 0, f"the assumed deviation of one run, {self.assumed}")
-            reach = known.critical * known.deviation * 2 / math.sqrt(self.runs)
+            known = _assumed(self.assumed)
+            reach = known.reach(2 / math.sqrt(self.runs))
             yield f"by {known.by}, they would be ± {reach:.4f}"
 
     def as_json(self) -> dict[str, Any]:
