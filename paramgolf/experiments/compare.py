@@ -141,17 +141,16 @@ def _described(reference: Reference | None) -> dict[str, Any] | None:
 
 
 def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str, Any]:
-    own = reference is not None and reference.group is group
     metrics = {name: dataclasses.asdict(values) for name, values in group.summary().items()}
-    other = reference.group if reference is not None else None
-    notes = list(flags(group, None if own else other))
+    other = None if reference is None else reference.group
+    notes = list(flags(group, other))
     verdict = None
-    if reference is not None and not own:
+    if reference is not None and other is not group:
         verdict = difference(
             _scores(group, score),
             reference.scores,
             bytes_per_token=bytes_per_token(group, score),
-            both=reference.group is not None,
+            both=other is not None,
         )
         if reference.record is not None:
             notes += _record_flags(group, reference.scores, reference.record, score)
