@@ -12,6 +12,7 @@ COLUMNS = {
     "train.steps": "steps",
     "package.bytes_total": "bytes",
 }
+NONE = "-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,13 @@ def tables(result: Mapping[str, Any]) -> list[Table]:
 
 def _pairs(pairs: Sequence[Mapping[str, Any] | None]) -> Table:
     rows = [
-        (str(i), str(p["n"]), interval(p), _number(p["p"], "{:.2g}"), p["replicates"])
+        (
+            str(i),
+            str(p["n"]),
+            interval(p["mean"], p["high"], ".5f"),
+            written(p["p"], "{:.2g}"),
+            p["replicates"],
+        )
         for i, p in enumerate(pairs, start=1)
         if p is not None
     ]
@@ -60,14 +67,15 @@ def _pairs(pairs: Sequence[Mapping[str, Any] | None]) -> Table:
     return Table("minus group 1, seed by seed, ± 95 %; p is two-sided", headings, rows)
 
 
-def interval(pair: Mapping[str, Any]) -> str:
-    """Return a mean difference, ± half of its 95 % interval where there is one."""
-    reach = "" if pair["high"] is None else f" ± {pair['high'] - pair['mean']:.5f}"
-    return f"{pair['mean']:+.5f}{reach}"
+def interval(mean: float, high: float | None, form: str) -> str:
+    """Return a mean difference, ± half of its 95 % interval if it has one, whose end is `high`."""
+    reach = "" if high is None else f" ± {high - mean:{form}}"
+    return f"{mean:+{form}}{reach}"
 
 
-def _number(value: float | None, form: str) -> str:
-    return "-" if value is None else form.format(value)
+def written(value: float | None, form: str) -> str:
+    """Return a number as `form.format` writes it, NONE where there is none."""
+    return NONE if value is None else form.format(value)
 
 
 def _verdicts(result: Mapping[str, Any]) -> Table:
@@ -96,8 +104,8 @@ def _verdict(verdict: Mapping[str, Any]) -> Iterator[str]:
     yield f"{verdict['difference_bpb']:+.5f}"
     yield f"{verdict['difference_nats']:+.5f}"
     better, by_margin = verdict["better"], verdict["by_margin"]
-    yield f"{better['t']:.2f}" if better else "-"
-    yield from (f"{test['p']:.2g}" if test else "-" for test in (better, by_margin))
+    yield f"{better['t']:.2f}" if better else NONE
+    yield from (f"{test['p']:.2g}" if test else NONE for test in (better, by_margin))
     for rule in ("record", "progress"):
         yield _rule(verdict[rule], verdict[f"seeds_for_{rule}"])
 
@@ -117,7 +125,7 @@ def figure(score: Mapping[str, Any]) -> str:
 def _column(metric: str, values: Mapping[str, Any] | None) -> str:
     """Return a mean: a score with five decimals, a count without."""
     if values is None:
-        return "-"
+        return NONE
     return f"{values['mean']:,.{5 if metric.endswith('bpb') else 0}f}"
 
 
@@ -144,7 +152,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _full(values: Mapping[str, Any] | None) -> str:
     if values is None:
-        return "-"
+        return NONE
     text = f"{values['mean']:.8g}"
     return text if values["deviation"] is None else f"{text} ± {values['deviation']:.3g}"
 

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from paramgolf.estimate.devices import GIB
 from paramgolf.experiments.lab.screening import Effect, Screening
 from paramgolf.experiments.lab.summary import SCORES, Summary, VariantResult
 from paramgolf.experiments.paired import Paired
-from paramgolf.experiments.show import Table, markdown_table
+from paramgolf.experiments.show import NONE, Table, interval, markdown_table, written
 
-# heading: figure, and how it is written
-COSTS: dict[str, tuple[str, Callable[[float], str]]] = {
-    "M tokens": ("tokens", lambda value: f"{value / 1e6:,.1f}"),
-    "M tokens/s": ("tokens_per_second", lambda value: f"{value / 1e6:.3f}"),
-    "passes": ("passes", "{:.2f}".format),
-    "bytes": ("bytes_total", "{:,.0f}".format),
-    "GiB": ("peak_memory_bytes", lambda value: f"{value / GIB:.1f}"),
-    "kJ": ("train_joules", lambda value: f"{value / 1e3:,.0f}"),
-    "seconds": ("wall_seconds", "{:,.0f}".format),
+# heading: figure, what is written as 1, and how
+COSTS = {
+    "M tokens": ("tokens", 1e6, "{:,.1f}"),
+    "M tokens/s": ("tokens_per_second", 1e6, "{:.3f}"),
+    "passes": ("passes", 1, "{:.2f}"),
+    "bytes": ("bytes_total", 1, "{:,.0f}"),
+    "GiB": ("peak_memory_bytes", GIB, "{:.1f}"),
+    "kJ": ("train_joules", 1e3, "{:,.0f}"),
+    "seconds": ("wall_seconds", 1, "{:,.0f}"),
 }
-NONE = "-"
 
 
 def tables(summary: Summary) -> list[Table]:
@@ -49,15 +48,17 @@ def tables(summary: Summary) -> list[Table]:
 
 def _costs(summary: Summary) -> Table:
     shown = {
-        heading: (figure, form)
-        for heading, (figure, form) in COSTS.items()
-        if any(one.mean(figure) is not None for one in summary.variants)
+        heading: how
+        for heading, how in COSTS.items()
+        if any(one.mean(how[0]) is not None for one in summary.variants)
     }
-    rows = [
-        (one.name, *(_written(one.mean(figure), form) for figure, form in shown.values()))
-        for one in summary.variants
-    ]
+    rows = [(one.name, *(_cost(one, *how) for how in shown.values())) for one in summary.variants]
     return Table("costs: means; GiB, kJ and tokens are of training", ("variant", *shown), rows)
+
+
+def _cost(one: VariantResult, figure: str, unit: float, form: str) -> str:
+    mean = one.mean(figure)
+    return written(None if mean is None else mean / unit, form)
 
 
 def _effects(found: Screening, score: str) -> Table:
@@ -66,7 +67,7 @@ def _effects(found: Screening, score: str) -> Table:
         name = factor["name"]
         effects = (
             _interval(found.score.effects.get(name), ".4f"),
-            _number(factor["predicted"], "{:+.4f}"),
+            written(factor["predicted"], "{:+.4f}"),
             _interval(found.speed.get(name), ".2f"),
         )
         rows.append((f"{number} {name}", *effects))
@@ -75,19 +76,15 @@ def _effects(found: Screening, score: str) -> Table:
 
 
 def _interval(found: Paired | Effect | None, form: str) -> str:
-    """Return a difference, ± half of its interval where there is one."""
-    if found is None:
-        return NONE
-    reach = "" if found.high is None else f" ± {found.high - found.mean:{form}}"
-    return f"{found.mean:+{form}}{reach}"
+    return NONE if found is None else interval(found.mean, found.high, form)
 
 
 def _differences(one: VariantResult) -> Iterator[tuple[str, ...]]:
     """Yield a row for each score of which there are pairs: their mean, and ± half its interval."""
-    name, predicted = one.name, _number(one.predicted, "{:+.4f}")
+    name, predicted = one.name, written(one.predicted, "{:+.4f}")
     for score, found in one.differences.items():
         difference = _interval(found, ".4f")
-        yield name, score, difference, str(found.n), _number(found.p, "{:.2g}"), predicted
+        yield name, score, difference, str(found.n), written(found.p, "{:.2g}"), predicted
         name = predicted = ""
     if not one.differences:
         yield name, NONE, NONE, "0", NONE, predicted
@@ -95,7 +92,7 @@ def _differences(one: VariantResult) -> Iterator[tuple[str, ...]]:
 
 def _mean_score(one: VariantResult, score: str) -> str:
     """Return the mean of a score, and of how many runs where the others have not come so far."""
-    mean = _number(one.mean(score), "{:.4f}")
+    mean = written(one.mean(score), "{:.4f}")
     have = sum(score in figures for figures in one.figures.values())
     return mean if have in (0, _done(one)) else f"{mean} ({have})"
 
@@ -109,14 +106,6 @@ def _count(one: VariantResult) -> str:
     """Return how many runs have a score, and of how many where some have none."""
     done = _done(one)
     return str(done) if done == len(one.figures) else f"{done}/{len(one.figures)}"
-
-
-def _number(value: float | None, form: str) -> str:
-    return _written(value, form.format)
-
-
-def _written(value: float | None, form: Callable[[float], str]) -> str:
-    return NONE if value is None else form(value)
 
 
 def notes(summary: Summary) -> Iterator[str]:
