@@ -27,7 +27,7 @@ import tokenizers
 import torch
 import yaml
 import zstandard
-from fuzz_models import NUMBERS, OTHERS
+from fuzz_models import NUMBERS, OTHERS, a_value
 
 from paramgolf.data.manifests import read_raw_manifest, read_tokens_manifest
 from paramgolf.data.shards import ShardStream, header, split_documents
@@ -97,20 +97,14 @@ def _change_bytes(rng: random.Random, content: bytes) -> bytes:
 
 def _change_values(rng: random.Random, name: str, content: bytes) -> bytes:
     """Put other values into a document of JSON or YAML."""
-    item = document = [yaml.safe_load(content) if name.endswith(".yaml") else json.loads(content)]
+    document = [yaml.safe_load(content) if name.endswith(".yaml") else json.loads(content)]
     for _ in range(rng.choice((1, 1, 2, 5))):
-        item = document
-        while True:
-            key = rng.choice([*item] if isinstance(item, dict) else range(len(item)))
-            inner = item[key]
-            if isinstance(inner, dict | list) and inner and rng.random() < 0.9:
-                item = inner
-                continue
-            near = [inner + 1, -inner, inner * 10**6] if type(inner) is int else []
-            item[key] = rng.choice([*near, rng.choice(NUMBERS), rng.choice(OTHERS), "x" * 10**5])
-            if isinstance(item, dict) and rng.random() < 0.2:
-                item[rng.choice(("", "x", "schema", "y" * 1000))] = item.pop(key)
-            break
+        item, key = a_value(rng, document)
+        old = item[key]
+        near = [old + 1, -old, old * 10**6] if type(old) is int else []
+        item[key] = rng.choice([*near, rng.choice(NUMBERS), rng.choice(OTHERS), "x" * 10**5])
+        if isinstance(item, dict) and rng.random() < 0.2:
+            item[rng.choice(("", "x", "schema", "y" * 1000))] = item.pop(key)
     if name.endswith(".yaml"):
         return yaml.safe_dump(document[0], sort_keys=False).encode()
     return json.dumps(document[0]).encode()

@@ -130,17 +130,22 @@ def sealed(header: Json, streams: bytes) -> bytes:
 def change_values(rng: random.Random, header: Json, streams: bytes) -> bytes:
     """Put other values into the header, wherever they may be."""
     for _ in range(rng.choice((1, 1, 1, 2, 5))):
-        item = header
-        while True:
-            key = rng.choice([*item] if isinstance(item, dict) else range(len(item)))
-            if isinstance(item[key], (dict, list)) and item[key] and rng.random() < 0.9:
-                item = item[key]
-                continue
-            old = item[key]
-            near = [old + 1, old - 1, 2 * old] if type(old) is int else []
-            item[key] = rng.choice([*near, rng.choice(NUMBERS), rng.choice(OTHERS)])
-            break
+        item, key = a_value(rng, header)
+        old = item[key]
+        near = [old + 1, old - 1, 2 * old] if type(old) is int else []
+        item[key] = rng.choice([*near, rng.choice(NUMBERS), rng.choice(OTHERS)])
     return sealed(header, streams)
+
+
+def a_value(rng: random.Random, document: Json) -> tuple[Json, Any]:
+    """Return a mapping or list somewhere in a document, and the key of a value in it."""
+    item = document
+    while True:
+        key = rng.choice([*item] if isinstance(item, dict) else range(len(item)))
+        inner = item[key]
+        if not (isinstance(inner, dict | list) and inner and rng.random() < 0.9):
+            return item, key
+        item = inner
 
 
 def change_text(rng: random.Random, header: Json, streams: bytes) -> bytes:
