@@ -9,11 +9,10 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
+from child import answer_of
 from tables import Row, device_name, write_results
 from torch import Tensor
 from train_speed import FULL
@@ -119,14 +118,9 @@ def whole_steps(recipe: str, precision: str, tokens: int) -> dict[str, float]:
 
 def steps(recipe: str, tokens: int) -> Iterator[Row]:
     """Time whole steps of a recipe in both precisions, each in a process of its own."""
-    command = [sys.executable, __file__, "--recipes", recipe, "--tokens", str(tokens), "--child"]
+    command = [__file__, "--recipes", recipe, "--tokens", str(tokens), "--child"]
     # one after the other: what compiles takes the GPU, too
-    outputs = [
-        subprocess.run([*command, precision], stdout=subprocess.PIPE, text=True, check=True).stdout
-        for precision in PRECISIONS
-    ]
-    long, short = (json.loads(output.splitlines()[-1]) for output in outputs)
-    print(recipe, long, short, flush=True)
+    long, short = [answer_of([*command, precision]) for precision in PRECISIONS]
     for name, value in short.items():
         unit, better = ("GiB", "lower") if name == "memory" else ("tokens/s", "higher")
         figure = f"{recipe}, fp8_mlp, {name}, {tokens:,} tokens a step; reference: bf16"

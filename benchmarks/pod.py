@@ -25,10 +25,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
+from child import measured
 from tables import Row, write_results
 
 from paramgolf.checkpoint import Checkpoint
@@ -42,6 +43,7 @@ from paramgolf.training_log import LOG
 
 RECIPE = "pr1493"
 GIB = 2**30
+DOWNLOAD, RETOKENIZE = (str(ROOT / f"stages/{stage}.py") for stage in ("download", "retokenize"))
 COMMAND = [sys.executable, "-m", "paramgolf.cli"]
 START_SECONDS, WATCHED_SECONDS = 15.0, 60.0
 SHARD_TOKENS, PUBLISHED_VOCABULARY = 100_000_000, 300
@@ -115,8 +117,8 @@ def download(options: argparse.Namespace) -> list[Row]:
                 ("tokenizer.vocab_size", PUBLISHED_VOCABULARY),
             ]
             write_params(root, build(RECIPE, changes))
-            fetched = measured("stages/download.py", root, hubs)
-        taken = measured("stages/retokenize.py", root, {})
+            fetched = measured([DOWNLOAD], root, {**os.environ, **hubs})
+        taken = measured([RETOKENIZE], root)
     name = f"{options.shards} shards of 200 MB in {options.work}"
     rate = total / fetched.seconds / 1e6
     return [
@@ -143,33 +145,6 @@ def write_repository(folder: Path, shards: int) -> None:
     model = folder / "datasets/tokenizers/fineweb_8192_bpe.model"
     model.parent.mkdir(parents=True)
     model.write_bytes(train_tokenizer(texts, PUBLISHED_VOCABULARY))
-
-
-class Measured(NamedTuple):
-    """What a command took: seconds, its largest resident bytes, the processor's seconds."""
-
-    seconds: float
-    memory: int
-    processor: float
-
-
-def measured(script: str, folder: Path, environment: Mapping[str, str]) -> Measured:
-    """Run a stage in a folder; a failure ends the benchmark."""
-    import psutil
-    from retokenize import resident
-
-    command, given = [sys.executable, str(ROOT / script)], {**os.environ, **environment}
-    start, memory, processor = time.perf_counter(), 0, 0.0
-    with subprocess.Popen(command, cwd=folder, env=given, stderr=subprocess.DEVNULL) as child:
-        process = psutil.Process(child.pid)
-        while child.poll() is None:
-            memory = max(memory, resident(process))
-            with contextlib.suppress(psutil.NoSuchProcess):
-                processor = max(processor, sum(process.cpu_times()[:4]))
-            time.sleep(0.05)
-    if child.returncode:
-        raise SystemExit(f"{script} failed")
-    return Measured(time.perf_counter() - start, memory, processor)
 
 
 def mirror(options: argparse.Namespace) -> list[Row]:

@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
+from child import measured
 from tables import Row, write_results
 
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, TextManifest, write_manifest
 from paramgolf.data.source.text_files import DocumentErrors, read_texts
 
-SAMPLE_SECONDS = 0.05
 WORK = """
 import sys
 from paramgolf.data.config import TokenizerConfig
@@ -60,20 +56,20 @@ def main() -> None:
         write_seconds = time.perf_counter() - start
         (Path(folder) / "work.py").write_text(WORK)
         options = [raw, arguments.vocab_size, size, arguments.training_bytes, arguments.workers]
-        train = measure([sys.executable, f"{folder}/work.py", "train", *map(str, options)])
-        before = cpu_seconds()
-        encode = measure([sys.executable, f"{folder}/work.py", "encode", *map(str, options)])
-        encode_cpu = cpu_seconds() - before
+        train, encode = (
+            measured([f"{folder}/work.py", work, *map(str, options)])
+            for work in ("train", "encode")
+        )
     megabytes = size / 1e6
+    a_core = megabytes / encode.processor
+    memory, training_memory = (one.memory / 2**20 for one in (encode, train))
     rows = [
         Row("retokenize, text encoded", megabytes, "MB", None, None, "higher"),
-        Row("retokenize", megabytes / encode[0], "MB/s", None, 5.0, "higher"),
-        Row(
-            "retokenize, for each core it had", megabytes / encode_cpu, "MB/s", None, 2.5, "higher"
-        ),
-        Row("retokenize, memory of all processes", encode[1] / 2**20, "MiB", None, 1024.0, "lower"),
-        Row("training the tokenizer", train[0], "s", None, None, "lower"),
-        Row("training the tokenizer, memory", train[1] / 2**20, "MiB", None, 1024.0, "lower"),
+        Row("retokenize", megabytes / encode.seconds, "MB/s", None, 5.0, "higher"),
+        Row("retokenize, for each core it had", a_core, "MB/s", None, 2.5, "higher"),
+        Row("retokenize, memory of all processes", memory, "MiB", None, 1024.0, "lower"),
+        Row("training the tokenizer", train.seconds, "s", None, None, "lower"),
+        Row("training the tokenizer, memory", training_memory, "MiB", None, 1024.0, "lower"),
         Row("writing data/raw", megabytes / write_seconds, "MB/s", None, None, "higher"),
     ]
     write_results("pipeline", rows, "python benchmarks/retokenize.py CORPUS.jsonl.xz")
@@ -105,35 +101,6 @@ def repeat(corpus: str, size: int) -> Iterator[Document]:
             size -= len(document.text.encode())
             if size <= 0:
                 return
-
-
-def measure(command: list[str]) -> tuple[float, int]:
-    """Run a command; return its seconds and the peak of the resident bytes of all its processes."""
-    start, peak = time.perf_counter(), 0
-    with subprocess.Popen(command) as child:
-        process = psutil.Process(child.pid)
-        while child.poll() is None:
-            peak = max(peak, resident(process))
-            time.sleep(SAMPLE_SECONDS)
-    if child.returncode:
-        raise SystemExit(child.returncode)
-    return time.perf_counter() - start, peak
-
-
-def cpu_seconds() -> float:
-    """Return the processor seconds of all processes that were started here and have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
-
-
-def resident(process: psutil.Process) -> int:
-    total = 0
-    try:
-        for each in (process, *process.children(recursive=True)):
-            total += each.memory_info().rss
-    except psutil.NoSuchProcess:
-        pass  # it ended between the listing and the look
-    return total
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from child import answer_of
 from projects import WORK, Devices, Project, assignments, cut
 from tables import Row, device_name, write_results
 
@@ -77,12 +78,7 @@ def measure(count: int) -> dict[str, Any]:
 
 def measured(count: int, device: str | None) -> dict[str, Any]:
     """Measure in processes of their own, on `device` or on all."""
-    environment = environment_of(WORK, device)
-    command = [sys.executable, __file__, "--child", str(count), "-"]
-    run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    print(count, device, run.stdout.splitlines()[-1], flush=True)
-    found: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
-    return found
+    return answer_of([__file__, "--child", str(count), "-"], environment_of(WORK, device))
 
 
 def speed_rows(count: int) -> list[Row]:

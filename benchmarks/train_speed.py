@@ -15,11 +15,10 @@ import dataclasses
 import itertools
 import json
 import os
-import subprocess
-import sys
 import tempfile
 
 import torch
+from child import answer_of
 from tables import Row, write_results
 
 from paramgolf.clock import seconds_since_start
@@ -60,12 +59,9 @@ def measure(recipe: str, kernels: str, *, whole: bool) -> dict:
 
 def measure_apart(recipe: str, kernels: str, cache: str, *, whole: bool) -> dict:
     """Measure in a process of its own, with `cache` for what is compiled."""
-    command = [sys.executable, __file__, "--child", kernels, "--recipes", recipe]
+    command = [__file__, "--child", kernels, "--recipes", recipe]
     caches = {"TORCHINDUCTOR_CACHE_DIR": f"{cache}/inductor", "TRITON_CACHE_DIR": f"{cache}/triton"}
-    environment = {**os.environ, **caches, "WHOLE": str(int(whole))}
-    run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
-    print(recipe, kernels, run.stdout.splitlines()[-1], flush=True)
-    return json.loads(run.stdout.splitlines()[-1])
+    return answer_of(command, {**os.environ, **caches, "WHOLE": str(int(whole))})
 
 
 def rows_of(recipe: str, found: dict, warm: float | None) -> list[Row]:
