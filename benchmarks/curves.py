@@ -83,7 +83,8 @@ def curve_rows(name: str, losses: list[float], reference: list[float]) -> list[R
 
 def kernel_rows(tokens: Path) -> list[Row]:
     """Compare fused kernels with plain operations."""
-    devices = Devices(torch.cuda.device_count())
+    count = torch.cuda.device_count()
+    devices = Devices(count)
 
     def run(way: tuple[str, str]) -> list[float]:
         rounding, kind = way
@@ -91,7 +92,7 @@ def kernel_rows(tokens: Path) -> list[Row]:
             changes = [rounding, f"runtime.kernels={kind}"]
             return train(tokens, f"{kind}-{rounding}", 98_304, changes, device).losses
 
-    with ThreadPoolExecutor(devices.runs) as pool:
+    with ThreadPoolExecutor(count) as pool:
         curves = list(pool.map(run, itertools.product(ROUNDINGS, KINDS)))
     fused, plain = curves[::2], curves[1::2]
     noise = max(largest(*pair) for of in (fused, plain) for pair in itertools.combinations(of, 2))

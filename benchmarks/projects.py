@@ -58,19 +58,18 @@ def assignments(texts: Iterable[str]) -> list[Assignment]:
 
 
 class Devices:
-    """GPUs that runs take and give back, each of them `jobs` times at once.
+    """GPUs that runs take and give back.
 
     They are the first `count` of those that CUDA_VISIBLE_DEVICES names, or of the machine's.
     """
 
-    def __init__(self, count: int, jobs: int = 1) -> None:
+    def __init__(self, count: int) -> None:
         visible = os.environ.get(VISIBLE)
         names = visible.split(",") if visible else [str(i) for i in range(count)]
         if not 0 < count <= len(names):
             raise SystemExit(f"--gpus {count}, but {VISIBLE} names {len(names)}: {visible}")
-        self.runs = count * jobs
         self._free: queue.Queue[str] = queue.Queue()
-        for name in names[:count] * jobs:
+        for name in names[:count]:
             self._free.put(name.strip())
 
     @contextlib.contextmanager

@@ -88,7 +88,7 @@ def run_recipes(options: argparse.Namespace, results: Results) -> None:
         print(recipe, figures, flush=True)
         return True
 
-    with concurrent.futures.ThreadPoolExecutor(2 * devices.runs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(2 * options.gpus) as pool:
         done = [*pool.map(run, dict.fromkeys(options.recipes))]
     if not all(done):
         sys.exit("some recipes have no figures")
