@@ -106,21 +106,20 @@ def run(options: argparse.Namespace) -> int:
     if not options.show:
         slots = slots_of(devices(options.gpus), gpus_of_a_run(plans))
         bench = Bench(options.work, slots, records, read_stages(), Processes())
-        session, *others = [
+        sessions = [
             Session(one, changes, bench, any_code=options.any_code, only=only[one.name])
             for one in plans
         ]
         if options.dry_run:
-            held = (session, *others)
-            forecasts = {one.plan.name: one.forecast(retry=options.retry) for one in held}
+            forecasts = {one.plan.name: one.forecast(retry=options.retry) for one in sessions}
             print_forecasts(forecasts, options)
             return 0
-        session.work(
+        sessions[0].work(
             command=" ".join(["paramgolf lab", str(options.plan), *changes]),
             retry=options.retry,
             mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
             deadline=None if options.stop_after is None else start + options.stop_after,
-            beside=others,
+            beside=sessions[1:],
         )
     return show(records, only, as_json=options.json)
 

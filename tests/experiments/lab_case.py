@@ -86,5 +86,5 @@ def session_of(
 def work(plan: Plan, folder: Path, processes: Processes, gpus: int = 1, **how: Any) -> dict:
     """Run a plan; return what the file of results holds then."""
     session = session_of(plan, folder, processes, gpus)
-    session.work(**{"command": "test", "retry": False, "mirror": None, "deadline": None} | how)
+    session.work(command="test", **how)
     return Records(folder / "results.json").content

@@ -178,7 +178,7 @@ def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, capsys):
     more = plan_of(tokens, variants=variants, seeds=[1, 2, 3])
     session = session_of(more, tmp_path, processes, only=["five"])
     assert session.forecast().cost.runs == 2
-    session.work(command="", retry=False, mirror=None, deadline=None)
+    session.work(command="")
     found = summarize(Records(tmp_path / "results.json").content, "tiny").variants
     runs = {
         one.name: sum("trained" in figures for figures in one.figures.values()) for one in found
@@ -213,7 +213,7 @@ def test_a_variant_that_is_not_run_keeps_its_figures_where_its_tokens_are_not(
     work(plan, tmp_path, FakeProcesses())
     del here[400]
     session = session_of(plan, tmp_path, FakeProcesses(), only=["base"])
-    session.work(command="", retry=False, mirror=None, deadline=None)
+    session.work(command="")
     found = summarize(Records(tmp_path / "results.json").content, "tiny").variants
     assert [one.furthest for one in found] == ["trained", "trained"]
 
@@ -226,13 +226,13 @@ def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(token
         plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal="packed")
         return Session(plan, (), bench, any_code=any_code)
 
-    processes, how = FakeProcesses(), {"command": "", "retry": False, "mirror": None}
-    session("old", processes).work(**how, deadline=None)
+    processes = FakeProcesses()
+    session("old", processes).work(command="")
     assert len(processes.calls) == 5
-    session("new", processes, any_code=True).work(**how, deadline=None)
+    session("new", processes, any_code=True).work(command="")
     assert len(processes.calls) == 5
     assert session("new", processes).forecast().cost.runs == 1
-    session("new", processes).work(**how, deadline=None)
+    session("new", processes).work(command="")
     assert len(processes.calls) == 10
 
 
@@ -279,7 +279,7 @@ def test_a_plan_beside_another_takes_its_turn_on_the_same_gpus(tokens, tmp_path)
     first = session_of(plan_of(tokens, seeds=[1]), tmp_path, processes, gpus=2)
     longer = plan_of(tokens, name="longer", tokens=4096, seeds=[1], goal="packed")
     second = Session(longer, (), first.bench)
-    first.work(command="", retry=False, mirror=None, deadline=None, beside=[second])
+    first.work(command="", beside=[second])
     content = Records(tmp_path / "results.json").content
     assert Counter(stage for stage, *_ in processes.calls)["train"] == 4
     assert [stage for stage, *_ in processes.calls[:3]] == ["train"] * 3
@@ -400,7 +400,7 @@ def test_one_laboratory_works_in_a_folder_and_on_a_file_of_results(
 def test_what_another_laboratory_wrote_before_the_lock_was_free_is_kept(tokens, tmp_path):
     session = session_of(plan_of(tokens), tmp_path, FakeProcesses())
     work(plan_of(tokens, name="other", tokens=4096), tmp_path, FakeProcesses())
-    session.work(command="", retry=False, mirror=None, deadline=None)
+    session.work(command="")
     content = Records(tmp_path / "results.json").content
     assert {*content["plans"]} == {"tiny", "other"}
     assert len(content["stages"]) == 8

@@ -111,9 +111,9 @@ class Session:
         self,
         *,
         command: str,
-        retry: bool,
-        mirror: Mirror | None,
-        deadline: float | None,
+        retry: bool = False,
+        mirror: Mirror | None = None,
+        deadline: float | None = None,
         beside: Sequence[Session] = (),
     ) -> None:
         """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on.
