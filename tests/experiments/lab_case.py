@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -42,6 +43,11 @@ BASE, SKIPS, SEED, BITS = 1.2, 0.01, 0.002, 0.05
 def plan_of(folder: Path, /, **changes: Any) -> Plan:
     """Return the plan on a folder of tokens, with changes."""
     return parse(Plan, PLAN | {"text": {"tokens": str(folder)}} | changes, "")
+
+
+def write_plan(path: Path, folder: Path, /, **changes: Any) -> None:
+    """Write the plan on a folder of tokens, with changes, to a file."""
+    path.write_text(json.dumps(PLAN | {"text": {"tokens": str(folder)}} | changes))
 
 
 class FakeProcesses(Processes):

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from paramgolf.cli import main
 from paramgolf.experiments.frontier import frontier
 from paramgolf.params import read_yaml
 
@@ -50,14 +49,12 @@ def test_a_published_p_counts_for_the_pair_that_it_was_published_for(monkeypatch
     assert frontier(RECORDS)[-1].p is None
 
 
-def test_the_registry_ends_with_the_best_audited_record(monkeypatch, capsys):
+def test_the_registry_ends_with_the_best_audited_record(monkeypatch, command):
     monkeypatch.chdir(ROOT)
     steps = frontier(read_yaml("recipes/records.yaml"))
     assert [step.name for step in steps][-2:] == ["pr2014", "pr2135"]
     assert steps[-1].p == 0.014
-    with pytest.raises(SystemExit):
-        main(["recipes", "--frontier"])
-    shown = capsys.readouterr().out
+    shown = command("recipes", "--frontier")
     for step in steps:
         assert step.name in shown
     assert "pr2158" not in shown

@@ -8,7 +8,6 @@ import pytest
 import yaml
 from lab_case import PLAN, ROOT, SMALL
 
-from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.ablate import ablation
 from paramgolf.experiments.lab.plan import Plan, contents, read_plan
@@ -116,13 +115,10 @@ def test_a_recipe_without_parts_is_refused(folder):
         ablation(plan(), "pr0")
 
 
-def test_the_printed_plan_is_a_plan(monkeypatch, tmp_path, capsys):
+def test_the_printed_plan_is_a_plan(monkeypatch, tmp_path, command):
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit) as ended:
-        main(["lab", "benchmarks/plans/unit.yaml", "--ablate", "best"])
-    assert ended.value.code == 0
     path = tmp_path / "plan.yaml"
-    path.write_text(capsys.readouterr().out)
+    path.write_text(command("lab", "benchmarks/plans/unit.yaml", "--ablate", "best"))
     found, unit = read_plan(path), read_plan(ROOT / "benchmarks/plans/unit.yaml")
     assert (found.name, found.recipe, found.seeds) == ("ablate-best", "best", unit.seeds)
     assert found.variants[0].name == "best"

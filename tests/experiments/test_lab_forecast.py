@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab_case import PLAN, FakeProcesses, plan_of, session_of, work
+from lab_case import FakeProcesses, plan_of, session_of, work, write_plan
 
-from paramgolf.cli import main
 from paramgolf.experiments.lab.cost import SECONDS
 from paramgolf.experiments.lab.stages import StageError
 from paramgolf.experiments.paired import smallest_effect
@@ -44,22 +43,15 @@ def test_a_forecast_counts_the_failures_that_are_run_again(tokens, tmp_path):
     assert (tmp_path / "results.json").read_bytes() == written
 
 
-def test_several_plans_are_one_document_of_json(tokens, tmp_path, capsys):
+def test_several_plans_are_one_document_of_json(tokens, tmp_path, command):
     paths = [tmp_path / "tiny.json", tmp_path / "other.json"]
     for path in paths:
-        content = PLAN | {"name": path.stem, "text": {"tokens": str(tokens)}}
-        path.write_text(json.dumps(content))
+        write_plan(path, tokens, name=path.stem)
         work(plan_of(tokens, name=path.stem), tmp_path, FakeProcesses())
     one = ["lab", str(paths[0]), "--results", str(tmp_path / "results.json"), "--json"]
     two = [*one, "--beside", str(paths[1])]
     for how in ("--dry-run", "--show"):
-        found = []
-        for words in (one, two):
-            with pytest.raises(SystemExit) as ended:
-                main([*words, how])
-            assert ended.value.code == 0
-            found.append(json.loads(capsys.readouterr().out))
-        alone, both = found
+        alone, both = (json.loads(command(*words, how)) for words in (one, two))
         assert both[0] == alone
         assert [content["plan"] for content in both] == ["tiny", "other"]
 

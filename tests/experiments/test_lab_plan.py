@@ -8,7 +8,6 @@ import pytest
 import yaml
 from lab_case import PLAN, ROOT
 
-from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import Plan, contents, read_plan
 from paramgolf.recipes import build
@@ -149,10 +148,8 @@ def test_a_plan_is_from_one_of_the_same_folder(tmp_path, other):
     assert "name a plan of the same folder" in str(caught.value)
 
 
-def test_plans_beside_each_other_have_names_of_their_own(tmp_path, capsys):
+def test_plans_beside_each_other_have_names_of_their_own(tmp_path, command):
     for name in ("one", "two"):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(PLAN | {"text": TEXT}))
-    with pytest.raises(SystemExit) as ended:
-        main(["lab", str(tmp_path / "one.yaml"), "--beside", str(tmp_path / "two.yaml"), "--show"])
-    assert ended.value.code == 2
-    assert "plans side by side have names of their own" in capsys.readouterr().err
+    words = "lab", str(tmp_path / "one.yaml"), "--beside", str(tmp_path / "two.yaml"), "--show"
+    assert "plans side by side have names of their own" in command(*words, code=2)

@@ -12,9 +12,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work
+from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work, write_plan
 
-from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import Bench, only_one, slots_of
@@ -161,16 +160,14 @@ def test_results_of_another_form_are_refused(tokens, tmp_path, part, key, value,
 
 
 @pytest.mark.parametrize("name", ["out.md", "tiny.html", "out"])
-def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, capsys, name):
+def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, command, name):
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(PLAN | {"text": {"tokens": str(tokens)}}))
-    with pytest.raises(SystemExit) as ended:
-        main(["lab", str(path), "--dry-run", "--results", str(tmp_path / name)])
-    assert ended.value.code == 2
-    assert "results have a name that ends in .json" in capsys.readouterr().err
+    write_plan(path, tokens)
+    words = "lab", str(path), "--dry-run", "--results", str(tmp_path / name)
+    assert "results have a name that ends in .json" in command(*words, code=2)
 
 
-def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, capsys):
+def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, command):
     names = "base", "no skips", "five"
     variants = [*PLAN["variants"], {"name": "five", "changes": ["train.min_lr=0.5"]}]
     plan, processes = plan_of(tokens, variants=variants), FakeProcesses()
@@ -185,16 +182,12 @@ def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, capsys):
     }
     assert runs == dict(zip(names, (3, 2, 3), strict=True))
     path = tmp_path / "plan.json"
-    path.write_text(json.dumps(PLAN | {"text": {"tokens": str(tokens)}, "variants": variants}))
-    words = ["lab", str(path), "--results", str(tmp_path / "results.json"), "--show", "--json"]
+    write_plan(path, tokens, variants=variants)
+    words = "lab", str(path), "--results", str(tmp_path / "results.json"), "--show", "--json"
     for only, expected in (((), names), (("--only", "five"), ("base", "five"))):
-        with pytest.raises(SystemExit):
-            main([*words, *only])
-        shown = json.loads(capsys.readouterr().out)
+        shown = json.loads(command(*words, *only))
         assert tuple(variant["name"] for variant in shown["variants"]) == expected
-    with pytest.raises(SystemExit):
-        main([*words, "--only", "six"])
-    assert "there is no such variant" in capsys.readouterr().err
+    assert "there is no such variant" in command(*words, "--only", "six", code=2)
 
 
 def test_a_variant_that_is_not_run_keeps_its_figures_where_its_tokens_are_not(
@@ -413,27 +406,12 @@ def test_slots_have_as_many_gpus_as_a_run_takes():
         slots_of(["4", "5", "7"], 4)
 
 
-def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, capsys):
-    plan = {
-        "name": "real",
-        "recipe": "sample",
-        "tokens": 2048,
-        "batch_tokens": 512,
-        "seeds": [1],
-        "goal": "trained",
-        "text": {"tokens": str(tokens)},
-        "common": [*plan_of(tokens).common],
-        "variants": [
-            {"name": "base"},
-            {"name": "wild", "changes": ["train.matrix_lr=1.0e+30", "train.token_lr=1.0e+30"]},
-        ],
-    }
+def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, command):
     path = tmp_path / "real.yaml"
-    path.write_text(json.dumps(plan))
-    with pytest.raises(SystemExit) as ended:
-        main(["lab", str(path), "--gpus", "2", "--work", str(tmp_path / "lab"), "--json"])
-    assert ended.value.code == 1
-    base, wild = json.loads(capsys.readouterr().out)["variants"]
+    wild = {"name": "wild", "changes": ["train.matrix_lr=1.0e+30", "train.token_lr=1.0e+30"]}
+    write_plan(path, tokens, name="real", seeds=[1], variants=[{"name": "base"}, wild])
+    words = "lab", str(path), "--gpus", "2", "--work", str(tmp_path / "lab"), "--json"
+    base, wild = json.loads(command(*words, code=1))["variants"]
     assert 0 < base["means"]["trained"] < 20
     assert base["means"]["steps"] == 4
     assert wild["failures"] == ["train: training diverged: the loss is not finite"]
