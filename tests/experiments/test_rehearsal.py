@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from shard_files import write_token_set
 
-from paramgolf.cli import main
 from paramgolf.experiments import rehearsal
 from paramgolf.experiments.lab.stages import Processes, StageError
 from paramgolf.files import write_json
@@ -64,17 +63,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def rehearse(*words: str) -> int:
-    with pytest.raises(SystemExit) as caught:
-        main(["rehearse", *words])
-    return caught.value.code
-
-
-def test_all_stages_run_in_a_folder_of_their_own(project, capsys):
+def test_all_stages_run_in_a_folder_of_their_own(project, command):
     left = project / ".cache/rehearsal/.resume/old"
     left.mkdir(parents=True)
-    assert rehearse("sample", "train.seed=7") == 0
-    shown = capsys.readouterr().out.splitlines()
+    shown = command("rehearse", "sample", "train.seed=7").splitlines()
     assert [line.split()[0] for line in shown[:-1]] == list(rehearsal.STAGES)
     assert shown[0].endswith(
         "5.0 s, 3.0 of them until the first step, 2.0 GiB of memory at the peak"
@@ -85,20 +77,18 @@ def test_all_stages_run_in_a_folder_of_their_own(project, capsys):
     assert not (project / "artifacts").exists()
 
 
-def test_a_stage_that_fails_ends_it(project, monkeypatch, capsys):
+def test_a_stage_that_fails_ends_it(project, monkeypatch, command):
     def fail(self, stage, place, environment):
         raise StageError(stage, "out of memory", killed=False)
 
     monkeypatch.setattr(Processes, "run", fail)
-    assert rehearse("sample", "--json") == 1
-    (found,) = json.loads(capsys.readouterr().out)
+    (found,) = json.loads(command("rehearse", "sample", "--json", code=1))
     assert (found["stage"], found["reason"]) == ("train", "out of memory")
-    assert rehearse("sample") == 1
-    assert "what it said: .cache/rehearsal/train.log" in capsys.readouterr().out
+    shown = command("rehearse", "sample", code=1)
+    assert "what it said: .cache/rehearsal/train.log" in shown
 
 
-def test_tokens_of_another_recipe_are_refused(project, capsys):
-    assert rehearse("pr1493") == 2
-    message = capsys.readouterr().err
+def test_tokens_of_another_recipe_are_refused(project, command):
+    message = command("rehearse", "pr1493", code=2)
     assert "expected: a vocabulary of 8192" in message
     assert "found: 1024" in message
