@@ -44,17 +44,20 @@ def frontier(records: Mapping[str, Mapping[str, Any]], *, audited: bool = True) 
         scores, last = record_sample(record), steps[-1] if steps else None
         if last is None:
             steps.append(Step(name, record, scores, None, None, None, None))
-        elif scores.mean < last.scores.mean:
-            steps.append(_step(name, record, scores, last))
+        elif (improvement := last.scores.mean - scores.mean) > 0:
+            shown = _significance(record, scores, last)
+            steps.append(Step(name, record, scores, last.name, improvement, *shown))
     return steps
 
 
-def _step(name: str, record: Mapping[str, Any], scores: Sample, last: Step) -> Step:
-    improvement, published = last.scores.mean - scores.mean, record.get("published_p")
+def _significance(
+    record: Mapping[str, Any], scores: Sample, last: Step
+) -> tuple[float | None, Literal["computed", "published"] | None]:
+    """Return the p of a record against the one before it, and where it is from."""
     if scores.n > 1 and last.scores.n > 1:
         test = welch(scores, last.scores)
-        p = None if test is None else test.p
-        return Step(name, record, scores, last.name, improvement, p, "computed")
+        return (None if test is None else test.p), "computed"
+    published = record.get("published_p")
     if published is not None and published["against"] == last.name:
-        return Step(name, record, scores, last.name, improvement, published["p"], "published")
-    return Step(name, record, scores, last.name, improvement, None, None)
+        return published["p"], "published"
+    return None, None
