@@ -7,7 +7,6 @@ so that another run takes the slot meanwhile, and scoring uses whichever slot is
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import threading
@@ -19,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from filelock import FileLock, Timeout
 
 from paramgolf.energy import EnergyMeter
 from paramgolf.errors import ParamGolfError
@@ -98,12 +99,12 @@ def only_one(folder: Path, results: Path) -> Iterator[None]:
 @contextmanager
 def _held(lock: Path, what: Path, option: str) -> Iterator[None]:
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            fix = f"wait for it, or name another with {option}"
-            raise ParamGolfError("another laboratory works here", where=what, fix=fix) from None
+    try:
+        held = FileLock(lock, timeout=0).acquire()
+    except Timeout:
+        fix = f"wait for it, or name another with {option}"
+        raise ParamGolfError("another laboratory works here", where=what, fix=fix) from None
+    with held:
         yield
 
 
