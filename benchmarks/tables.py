@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from filelock import FileLock
 
+from paramgolf.experiments.lab.run import commit_of_code
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.process import cores
-from paramgolf.shell import output_of
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -32,9 +32,8 @@ class Row:
 
 def made_by(command: str) -> dict[str, str]:
     """Return what a figure was measured with: command, device, version of torch, commit."""
-    commit = output_of(["git", "rev-parse", "--short", "HEAD"], RESULTS.parent)
     made = {"command": command, "device": device_name(), "torch": torch.__version__}
-    return made | ({} if commit is None else {"commit": commit.strip()})
+    return made | commit_of_code()
 
 
 def device_name() -> str:

@@ -182,7 +182,7 @@ class Laboratory:
     ) -> None:
         self._bench, self._show = bench, show
         self._mirror, self._deadline = mirror, deadline
-        self._energy, self._made = EnergyMeter(), made_by()
+        self._energy, self._made = EnergyMeter(), commit_of_code()
         self._running: dict[Future[float], Task] = {}
         rounds: dict[tuple[int, int], int] = {}
         jobs = []
@@ -297,7 +297,7 @@ class Laboratory:
             mirror.add(f"{label}/log.jsonl", place.folder / "artifacts/train/log.jsonl")
 
 
-def made_by() -> dict[str, str]:
+def commit_of_code() -> dict[str, str]:
     """Return the commit of the code, with + where files differ from it; nothing without Git."""
     commit = output_of(["git", "rev-parse", "--short", "HEAD"], ROOT)
     if commit is None:
