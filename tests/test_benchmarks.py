@@ -34,20 +34,10 @@ def test_every_benchmark_finds_what_it_imports():
     assert done.returncode == 0, done.stderr
 
 
-def test_a_schedule_in_steps_becomes_one_in_shares(modules):
+def test_momentum_settles_in_a_quarter_of_a_cut_schedule(modules):
     changes = modules.projects.assignments([*TEXT, "train.seed=5"])
-    content = modules.projects.cut("pr1204", changes, 60_000_000, 98_304)
-    train, model = content["train"], content["model"]
-    assert (train["steps"], train["budget_seconds"], train["seed"]) == (610, None, 5)
-    assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
-    assert (model["recurrence_unit"], model["recurrence"][0]["at"]) == ("fraction", 0.6)
-    assert train["muon_momentum_steps"] == 152
-
-
-def test_batches_of_later_phases_shrink_with_the_first(modules):
-    content = modules.projects.cut("best", [], 60_000_000, 98_304)
-    sizes = {"at": 0.35, "batch_tokens": 98_304, "sequence_length": 2048}
-    assert content["train"]["curriculum"] == [sizes]
+    train = modules.projects.cut("pr1204", changes, 60_000_000, 98_304)["train"]
+    assert (train["steps"], train["muon_momentum_steps"], train["seed"]) == (610, 152, 5)
 
 
 def test_recipes_run_every_stage_of_a_model(modules):
