@@ -51,17 +51,26 @@ def text(tmp_path: Path, tokens: Path) -> Path:
     return tmp_path / "text"
 
 
+@pytest.fixture
+def maker() -> Maker:
+    return Maker()
+
+
+@pytest.fixture
+def store(tmp_path: Path, text: Path, maker: Maker) -> Tokens:
+    """Where the tokens of TEXT are kept, none so far."""
+    return Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+
+
 def content_of(*changes: str) -> dict:
     """Return the parameters of a variant that is trained on TEXT."""
     content = contents(plan_of(Path("nowhere")), changes)["base"]
     return content | {"data": content["data"] | {"files": [*TEXT.files]}}
 
 
-def test_tokens_are_made_once_for_each_tokenizer(tmp_path, text):
-    maker = Maker()
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
+def test_tokens_are_made_once_for_each_tokenizer(tmp_path, store, maker):
     variants = {"a": (), "b": ("model.skips=none",), "c": ("tokenizer.transform=caseops",)}
-    wanted = [(tokens, content_of(*changes)) for changes in variants.values()]
+    wanted = [(store, content_of(*changes)) for changes in variants.values()]
     made = dict(zip(variants, take_tokens(wanted, maker), strict=True))
     assert maker.sources == ["train", "train"]
     assert made["a"] == made["b"] != made["c"]
@@ -76,7 +85,7 @@ def test_tokens_are_made_once_for_each_tokenizer(tmp_path, text):
     assert len(maker.sources) == 2
 
 
-def test_tokens_of_two_tokenizers_are_made_side_by_side(tmp_path, text, monkeypatch):
+def test_tokens_of_two_tokenizers_are_made_side_by_side(store, maker, monkeypatch):
     together, run = threading.Barrier(2), Maker.run
 
     def meet(maker, stage, *rest):
@@ -84,60 +93,53 @@ def test_tokens_of_two_tokenizers_are_made_side_by_side(tmp_path, text, monkeypa
         return run(maker, stage, *rest)
 
     monkeypatch.setattr(Maker, "run", meet)
-    maker = Maker()
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     changes = ((), ("tokenizer.transform=caseops",))
-    take_tokens([(tokens, content_of(*one)) for one in changes], maker)
+    take_tokens([(store, content_of(*one)) for one in changes], maker)
     assert maker.sources == ["train", "train"]
 
 
-def test_a_tokenizer_that_is_kept_is_taken(tmp_path, text):
+def test_a_tokenizer_that_is_kept_is_taken(tmp_path, store, maker):
     (tmp_path / "kept").mkdir()
     (tmp_path / "kept/sp300.model").write_text("carried here")
-    maker = Maker()
-    Tokens(tmp_path / "made", TEXT, maker, tmp_path).take(content_of())
+    store.take(content_of())
     assert maker.sources == ["file sp300.model"]
     assert (tmp_path / "kept/sp300.model").read_text() == "carried here"
 
 
-def test_another_text_under_the_same_name_is_other_tokens(tmp_path, text):
-    maker = Maker()
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
-    tokens.take(content_of())
+def test_another_text_under_the_same_name_is_other_tokens(text, store):
+    store.take(content_of())
     (text / "train.jsonl").write_text("some more text")
-    assert tokens.find(content_of()) is None
+    assert store.find(content_of()) is None
 
 
 @pytest.mark.parametrize("name", ["text/train.jsonl", "given.model"])
-def test_a_file_that_was_edited_is_other_tokens_though_its_size_is_the_same(tmp_path, text, name):
+def test_a_file_that_was_edited_is_other_tokens_though_its_size_is_the_same(
+    tmp_path, store, maker, name
+):
     (tmp_path / "given.model").write_text("a tokenizer")
-    content, maker = content_of(), Maker()
+    content = content_of()
     content |= {"tokenizer": content["tokenizer"] | {"source": "file", "path": "given.model"}}
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
-    assert tokens.take(content) == tokens.take(content)
+    assert store.take(content) == store.take(content)
     assert len(maker.sources) == 1
     path = tmp_path / name
     path.write_text(path.read_text()[::-1])
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))  # a clock may be coarse
-    assert tokens.find(content) is None
+    assert store.find(content) is None
 
 
 @pytest.mark.parametrize("pattern", ["text", "**/[t]rain.jsonl", "text/train.jsonl"])
-def test_a_file_may_be_named_by_its_folder_or_a_glob(tmp_path, text, pattern):
-    content, maker = content_of(), Maker()
+def test_a_file_may_be_named_by_its_folder_or_a_glob(text, store, pattern):
+    content = content_of()
     content |= {"data": content["data"] | {"files": [pattern]}}
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
-    tokens.take(content)
+    store.take(content)
     (text / "train.jsonl").write_text("some more text")
-    assert tokens.find(content) is None
+    assert store.find(content) is None
 
 
-def test_a_text_that_is_not_there_is_named(tmp_path, text):
-    maker = Maker()
+def test_a_text_that_is_not_there_is_named(text, store, maker):
     (text / "train.jsonl").unlink()
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     with pytest.raises(ParamGolfError, match=r"(?s)text is not here.*where: text/train\.jsonl"):
-        tokens.take(content_of())
+        store.take(content_of())
     assert not maker.sources
 
 
@@ -151,13 +153,11 @@ def test_given_tokens_must_be_those_that_a_variant_needs(tmp_path, tokens):
     assert "expected: tokenizer.vocab_size 300\n  found: 400" in str(caught.value)
 
 
-def test_tokens_that_cannot_be_made_stop_the_plan(tmp_path, text, monkeypatch):
+def test_tokens_that_cannot_be_made_stop_the_plan(store, maker, monkeypatch):
     def fail(*_):
         raise StageError("download", "there is no file", killed=False)
 
     monkeypatch.setattr(Maker, "run", fail)
-    maker = Maker()
-    tokens = Tokens(tmp_path / "made", TEXT, maker, tmp_path)
     with pytest.raises(ParamGolfError, match="cannot be made: download: there is no file"):
-        take_tokens([(tokens, content_of())], maker)
+        take_tokens([(store, content_of())], maker)
     assert maker.stopped.is_set()  # and what is made beside them ends
