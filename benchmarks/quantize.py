@@ -9,11 +9,10 @@ Part loss fits two settings to the same bytes, code included, by our coder: that
 as published, and ours, that of recipe best. The loss is that of the validation text, in windows
 without overlap. A model far smaller than the limit is fitted to the published setting's own size.
 Part brotli fits the published setting by its own coder. Part left_out leaves each technique out of
-ours, part alone adds each to the published setting, part values tries other values in ours, and
-part drift is that of drift.py. As the loss falls as 4^-bits, what a change is worth in bits per
-weight at equal loss is the change of bits + log2(loss) / 2. Parts run in the order in which they
-are named, or side by side, each in a process: their results are joined.
-"""
+ours, part alone adds each to the published setting, and part values tries other values in ours. As
+the loss falls as 4^-bits, what a change is worth in bits per weight at equal loss is the change of
+bits + log2(loss) / 2. Parts run in the order in which they are named, or side by side, each in a
+process: their results are joined. """
 
 from __future__ import annotations
 
@@ -33,7 +32,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from drift import towards_drift
 from quantizer import Bench, Point
 from tables import Row, write_results
 
@@ -189,26 +187,6 @@ def value_rows(bench: Bench) -> Iterator[Row]:
     yield from variant_rows(bench, ("ours", ours), variants)
 
 
-def drift_rows(bench: Bench) -> Iterator[Row]:
-    """Solve ours towards what each layer makes of its inputs in the quantized network."""
-    ours = fits(bench)[1]
-    solution, seconds = bench.solved(ours)
-
-    def work() -> Solution:
-        families, texts = bench.prepared(ours), bench.hessians[TEXTS]
-        return towards_drift(bench.trained, families, solution, texts, ours, bench.runtime)
-
-    found, more = bench.timed(work)
-    plain = replace(ours, adjust_steps=0)
-    points = [
-        ("ours, towards drift", bench.tried(found, ours, seconds + more)),
-        ("ours, towards drift, without adjustment", bench.tried(found, plain, seconds + more)),
-    ]
-    level = bench.point(ours).result().level
-    for name, point in points:
-        yield from point_rows(name, point.result(), level)
-
-
 def variant_rows(bench: Bench, reference: Variant, variants: list[Variant]) -> Iterator[Row]:
     """Measure the reference, and each variant against it."""
     points = [(name, bench.point(setting)) for name, setting in (reference, *variants[:1])]
@@ -319,7 +297,6 @@ WITH_NETWORK: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "gptq": gptq_rows,
     "left_out": left_out_rows,
     "alone": alone_rows,
-    "drift": drift_rows,
     "values": value_rows,
     "brotli": brotli_rows,
     "write": write_rows,
