@@ -12,7 +12,7 @@ Part brotli fits the published setting by its own coder. Part left_out leaves ea
 ours, part alone adds each to the published setting, and part values tries other values in ours. As
 the loss falls as 4^-bits, what a change is worth in bits per weight at equal loss is the change of
 bits + log2(loss) / 2. Parts run in the order in which they are named, or side by side, each in a
-process: their results are joined. """
+process: their results are joined."""
 
 from __future__ import annotations
 
@@ -45,9 +45,7 @@ from paramgolf.params import read_yaml
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import generate_texts
 from paramgolf.quant.config import QuantizeConfig
-from paramgolf.quant.fit import Solution
 from paramgolf.quant.report import entropy_bits, stored_bits
-from paramgolf.quant.trained import TEXTS
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import processes
 from paramgolf.scoring.stage import PACKAGE_PATH
