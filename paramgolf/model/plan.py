@@ -56,18 +56,19 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
     encoder = len(config.encoder(order))
     skips = 0 if config.skips == "none" else min(encoder, config.skip_count)
     lanes = config.parallel not in ("none", "single")
-    runs = repeats = 0  # that take part in skips; of layers that have run before
-    seen: set[int] = set()
+    values = config.value_embedding_layers
     virtual_layers: list[VirtualLayer] = []
     for position, layer in enumerate(order):
         slot = position if config.virtual_scalars else layer
         parallel = config.parallel != "none" and layer >= config.parallel_start
+        seen = set(order[:position])
+        again, repeats = layer in seen, position - len(seen)
+        takes_part = config.repeat_skips or not again
+        # of the runs that take part, those before this one; the decoder's first pops row 0
+        row = (position if config.repeat_skips else len(seen)) - encoder
         # skips may end where the lanes part (pg#1296)
         parted = lanes and any(earlier.parallel for earlier in virtual_layers)
-        again, takes_part = layer in seen, layer not in seen or config.repeat_skips
         dropped = parted and not config.lane_skips
-        row = runs - encoder
-        values = config.value_embedding_layers
         virtual_layers.append(
             VirtualLayer(
                 layer=layer,
@@ -84,8 +85,6 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
                 window=config.window if layer in config.window_layers else None,
             )
         )
-        seen.add(layer)
-        runs, repeats = runs + takes_part, repeats + again
     return tuple(virtual_layers)
 
 
