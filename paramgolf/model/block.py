@@ -187,21 +187,20 @@ def attention_sublayer(n: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
 
     With `part` the output is of its positions [B, k, d]; keys and values are of all.
     """
-    gate = None
+    gate = strength = None
     if kind.head_gate != "none":
-        n, gate = head_gates(n, w, kind)
+        n, gates = head_gates(n, w, kind)
+        gate = at(gates, c.part)
     adapted = adapter_outputs(n, w, c.adapters)
     q, k, v, v_xsa = project_heads(n, w, c, kind, adapted)
     if c.first_values is not None and w.value_lambda is not None:  # pg#1499
         own, first = torch.softmax(w.value_lambda, dim=0)
         v = v_xsa = own * v + first * c.first_values
     y, v_xsa = at(kind.attend(q, k, v, c.segments), c.part), at(v_xsa, c.part)
-    gate = None if gate is None else at(gate, c.part)
-    xsa = kind.xsa in ("projection", "learned")
-    strength = None
     if kind.xsa == "learned":
         assert w.xsa_strength is not None
         strength = torch.tanh(w.xsa_strength.float())
+    xsa = kind.xsa in ("projection", "learned")
     if xsa or gate is not None:
         y = kind.operations.finish_heads(y, v_xsa, gate, xsa=xsa, strength=strength)
     # diag(s) (W y) = (diag(s) W) y: to scale d^2 weights is cheaper than B T d outputs
@@ -327,45 +326,37 @@ def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     return mlp_sublayer(terms, None, w, c, kind, residual=True)[0]
 
 
-# the MLP sublayer of a lane, and of the weights [2, d] that mix it with x0, if it is mixed
-Sublayer = Callable[[Tensor, Tensor | None], Tensor]
-
-
 def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
-    if len(lanes) == 1 and kind.parallel == "lanes":
+    form = kind.parallel
+    if len(lanes) == 1 and form == "lanes":
         lanes = lanes * 2  # before the skip, which lane a alone takes
     lanes = add_skip(lanes, w, c, kind)
     if len(lanes) == 1:
         lanes = lanes * 2
-
-    def mlp(x: Tensor, mix: Tensor | None) -> Tensor:
-        terms, coefficients = ((x,), None) if mix is None else ((x, at(c.x0, c.part)), mix.float())
-        return mlp_sublayer(terms, coefficients, w, c, kind, residual=False)[0]
-
-    merge = kind.parallel == "merge"
     mixed = (lanes[0], c.x0), w.resid_mix.float()
-    u, n = kind.operations.mix_norm(*mixed, w.norm_scale, keep=merge)
+    u, n = kind.operations.mix_norm(*mixed, w.norm_scale, keep=form == "merge")
     y = attention_sublayer(n, w, c, kind)
     a, b = (at(x, c.part) for x in lanes)
-    if merge:
+    if form == "merge":
         b, _ = mlp_sublayer((b,), None, w, c, kind, residual=True)
         return at(u, c.part) + y, b
-    return _sublayers((a, b), y, w, kind.parallel, mlp)
-
-
-def _sublayers(lanes: Lanes, y: Tensor, w: Weights, form: str, mlp: Sublayer) -> Lanes:
-    """Run the MLP after attention's output y, and write both to the lanes."""
-    (a, b), keep, write, route = lanes, w.lane_keep, w.lane_write, w.lane_route
+    keep, write, route = w.lane_keep, w.lane_write, w.lane_route
     if form == "mixed":
         assert route is not None
-        z = mlp(b, w.mlp_mix)
+        z = _mlp_of(b, w.mlp_mix, w, c, kind)
         return a + route[0] * y + route[2] * z, b + route[1] * y + route[3] * z
     assert keep is not None
     assert write is not None
     if form == "routed":  # the MLP sees what attention wrote
         a, b = keep[0] * a + write[0, 0] * y, keep[0] * b + write[0, 1] * y
-        z = mlp(b, w.resid_mix)
+        z = _mlp_of(b, w.resid_mix, w, c, kind)
         return keep[1] * a + write[1, 0] * z, keep[1] * b + write[1, 1] * z
-    z = mlp(b, None)
-    a, b = (keep[i] * x + write[0, i] * y + write[1, i] * z for i, x in enumerate(lanes))
+    z = _mlp_of(b, None, w, c, kind)
+    a, b = (keep[i] * x + write[0, i] * y + write[1, i] * z for i, x in enumerate((a, b)))
     return a, b
+
+
+def _mlp_of(x: Tensor, mix: Tensor | None, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Return the MLP sublayer's output of a lane, mixed with x0 by the weights `mix` [2, d]."""
+    terms, coefficients = ((x,), None) if mix is None else ((x, at(c.x0, c.part)), mix.float())
+    return mlp_sublayer(terms, coefficients, w, c, kind, residual=False)[0]
