@@ -178,7 +178,8 @@ class Network(nn.Module):
         Every pass goes through here: what comes after reads lanes and head alone.
         """
         tensors = self._cast()
-        lanes = self._run_layers(tokens_BT, tensors, options, part)
+        wanted = _indices(part, tokens_BT)
+        lanes = self._run(tokens_BT, tensors, options, len(options.order), wanted).lanes
         adapter = None
         if options.adapters is not None and "head" in options.adapters:
             # the head runs once: of its dimension of virtual layers there is one
@@ -196,10 +197,7 @@ class Network(nn.Module):
 
     def midway(self, tokens_BT: Tensor, order: Order, steps: int) -> Midway:
         """Return what the first `steps` layers of `order` make of tokens, for Pass.midway."""
-        tensors, options = self._cast(), Pass(order)
-        state = self._embedded(tokens_BT, tensors, options)
-        shared = self._shared_context(state.x0, tokens_BT, options)
-        return self._run_steps(state, steps, shared, tensors, options)
+        return self._run(tokens_BT, self._cast(), Pass(order), steps)
 
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
@@ -227,18 +225,6 @@ class Network(nn.Module):
         tensors["qkv"] = torch.cat([tensors.pop("q"), tensors.pop("k"), tensors.pop("v")], dim=1)
         return tensors
 
-    def _run_layers(
-        self, tokens_BT: Tensor, tensors: Tensors, options: Pass, part: Positions | None
-    ) -> Lanes:
-        """Return the output of the last virtual layer at `part`, one lane or two [B, k, d]."""
-        if isinstance(part, slice):  # one type for compiled code
-            span = part.indices(tokens_BT.shape[1])
-            whole = span == (0, tokens_BT.shape[1], 1)
-            part = None if whole else torch.arange(*span, device=tokens_BT.device)
-        state = options.midway or self._embedded(tokens_BT, tensors, options)
-        shared = self._shared_context(state.x0, tokens_BT, options)
-        return self._run_steps(state, len(options.order), shared, tensors, options, part=part).lanes
-
     def _embedded(self, tokens_BT: Tensor, tensors: Tensors, options: Pass) -> Midway:
         """Return the state of a pass before its first layer."""
         smear = self.backend.smear if options.tap is None else smear_and_norm
@@ -248,20 +234,20 @@ class Network(nn.Module):
         values = value_embedding(tokens_BT, tensors, self.config)
         return Midway(0, x0, (x0,), values=values)
 
-    def _run_steps(
+    def _run(
         self,
-        state: Midway,
-        stop: int,
-        shared: Context,
+        tokens_BT: Tensor,
         tensors: Tensors,
         options: Pass,
-        *,
+        stop: int,
         part: Tensor | None = None,
     ) -> Midway:
-        """Run the layers from where `state` stands to the one before `stop` in the order.
+        """Run the layers of the order, from the first or the pass's `midway` to `stop`, exclusive.
 
         What the order's last layer does after attention is done at `part` alone.
         """
+        state = options.midway or self._embedded(tokens_BT, tensors, options)
+        shared = self._shared_context(state, tokens_BT, options)
         # a tap is not called by compiled code
         run = self.backend.block if options.tap is None else block
         rows, span = Rows(tensors, self.config), slice(state.steps, stop)
@@ -271,7 +257,6 @@ class Network(nn.Module):
         copies = FanOut.apply(state.x0, stop - state.steps, self.backend.add)  # type: ignore[no-untyped-call]
         steps = zip(virtual_layers[span], adapters[span], copies, strict=True)
         lanes, skips = state.lanes, list(state.skips)
-        shared = shared._replace(first_values=state.first_values)
         for virtual, adapter, x0_copy in steps:
             weights, kind = rows.of(virtual), self._kind(virtual)
             context = self._layer_context(virtual, shared, state.values, tensors, options)
@@ -292,8 +277,8 @@ class Network(nn.Module):
                 skips.append(tuple(map(distinct, lanes)))
         return Midway(stop, state.x0, lanes, tuple(skips), state.values, shared.first_values)
 
-    def _shared_context(self, x0: Tensor, tokens_BT: Tensor, options: Pass) -> Context:
-        config = self.config
+    def _shared_context(self, state: Midway, tokens_BT: Tensor, options: Pass) -> Context:
+        config, x0 = self.config, state.x0
         longest, length = options.document_tokens, x0.shape[1]
         # no position attends further back than its row, its document or its window
         sight = [n for n in (length, longest, options.window) if n is not None]
@@ -306,7 +291,7 @@ class Network(nn.Module):
             device=x0.device,
         )
         segments = options.segments or segments_of(tokens_BT, options)
-        return Context(x0, cos, sin, segments=segments)
+        return Context(x0, cos, sin, first_values=state.first_values, segments=segments)
 
     def _layer_context(
         self,
@@ -354,6 +339,15 @@ def _values(lanes: Lanes, weights: Weights, context: Context, kind: Kind) -> Ten
     _, n = mix_and_norm(lanes[0], weights, plain, kind)
     adapted = adapter_outputs(n, weights, plain.adapters)
     return project_heads(n, weights, plain, kind, adapted)[2]
+
+
+def _indices(part: Positions | None, tokens_BT: Tensor) -> Tensor | None:
+    """Return positions as int64 [k], one type for compiled code; None for all."""
+    if not isinstance(part, slice):
+        return part
+    length = tokens_BT.shape[1]
+    span = part.indices(length)
+    return None if span == (0, length, 1) else torch.arange(*span, device=tokens_BT.device)
 
 
 def segments_of(
