@@ -19,6 +19,8 @@ to it in place: a sum of two tensors would be three passes over memory instead o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -88,8 +90,21 @@ def _product(
         _finish(right, a_tiles, out_tiles, row, column + N // 2, slope, BACKWARD)
 
 
-def _tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+def tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
+    """Return a matrix as kernels read and write it, by tiles of so many rows and columns."""
     return TensorDescriptor.from_tensor(matrix, [rows, columns])
+
+
+def one_per_processor(out: Tensor, high: int, wide: int) -> Callable[[object], tuple[int]]:
+    """Return the grid of a persistent kernel that writes `out` in tiles [high, wide]."""
+
+    # registers and shared memory leave no room for a second program
+    def programs(_: object) -> tuple[int]:
+        processors = torch.cuda.get_device_properties(out.device).multi_processor_count
+        rows, columns = out.shape
+        return (min(processors, triton.cdiv(rows, high) * triton.cdiv(columns, wide)),)
+
+    return programs
 
 
 def _run(
@@ -98,19 +113,13 @@ def _run(
     rows, inner = x.shape
     columns = out.shape[1]
     w_tile = (TILE["K"], TILE["N"]) if backward else (TILE["N"], TILE["K"])
-
-    # one program per processor: registers and shared memory leave no room for a second
-    def programs(_: object) -> tuple[int]:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
-
     launch(
         _product,
-        programs,
-        _tiles(x, TILE["M"], TILE["K"]),
-        _tiles(w, *w_tile),
-        _tiles(activated, TILE["M"], HALF_TILE),
-        _tiles(out, TILE["M"], HALF_TILE),
+        one_per_processor(out, TILE["M"], TILE["N"]),
+        tiles(x, TILE["M"], TILE["K"]),
+        tiles(w, *w_tile),
+        tiles(activated, TILE["M"], HALF_TILE),
+        tiles(out, TILE["M"], HALF_TILE),
         rows,
         columns,
         inner,

@@ -14,11 +14,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened
 from paramgolf.model.kernels.launch import launch, operator
 from paramgolf.model.kernels.mix_norm import kept, mix_backward, normalize, run_forward, three
+from paramgolf.model.kernels.mlp import one_per_processor, tiles
 from paramgolf.model.torch_internals import short_product
 
 # As in kernels/mlp.py, with entries of half the size: steps along the inner dimension are twice as
@@ -179,29 +179,20 @@ def _shorten(x, out, turned, inverse, rows, columns, M: tl.constexpr, N: tl.cons
     )
 
 
-def _tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
-    return TensorDescriptor.from_tensor(matrix, [rows, columns])
-
-
 def run(
     step: str, x: Tensor, w: Tensor, read: Tensor, out: Tensor, others: tuple[Tensor, Tensor],
     units: tuple[Tensor, Tensor], numbers: tuple[float, float] = (0.0, 0.0),
 ) -> None:  # fmt: skip
     """Launch a step: `others` are out transposed and signs, `numbers` slope and constant."""
     (rows, inner), columns, (turned, words) = x.shape, out.shape[1], others
-
-    def programs(_: object) -> tuple[int]:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
-
     launch(
         _product,
-        programs,
-        _tiles(x, TILE["M"], TILE["K"]),
-        _tiles(w, TILE["N"], TILE["K"]),
-        _tiles(read, TILE["M"], HALF_TILE),
-        _tiles(out, TILE["M"], HALF_TILE),
-        _tiles(turned, HALF_TILE, TILE["M"]),
+        one_per_processor(out, TILE["M"], TILE["N"]),
+        tiles(x, TILE["M"], TILE["K"]),
+        tiles(w, TILE["N"], TILE["K"]),
+        tiles(read, TILE["M"], HALF_TILE),
+        tiles(out, TILE["M"], HALF_TILE),
+        tiles(turned, HALF_TILE, TILE["M"]),
         words,
         *units,
         rows,
