@@ -17,7 +17,7 @@ import reprlib
 import sys
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar, runtime_checkable
 
@@ -146,53 +146,76 @@ def convert(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
 
     `name` is the value's dotted name; it is empty for the root of a file.
     """
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if kind is Any:
         return value
     if dataclasses.is_dataclass(kind):
         return _convert_dataclass(kind, value, name, faults)
-    if origin is Annotated:
-        return _convert_bounded(arguments[0], arguments[1], value, name, faults)
-    if origin is typing.Literal:
-        if type(value) is bool and {"on", "off"} <= {*arguments}:  # as YAML 1.1 reads the two words
-            value = "on" if value else "off"
-        if any(value == one and type(value) is type(one) for one in arguments):
-            return value
-        return _note(name, "one of " + ", ".join(map(str, arguments)), value, faults)
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        words = [a for a in arguments if typing.get_origin(a) is typing.Literal]
-        if any(value in typing.get_args(word) for word in words):
-            return value
-        others = [a for a in arguments if a is not type(None) and a not in words]
-        (inner,) = others or words
-        return convert(inner, value, name, faults)
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            return _note(name, "a list", value, faults)
-        kinds = arguments if arguments[-1] is not ... else [arguments[0]] * len(value)
-        if len(kinds) != len(value):
-            return _note(name, f"a list of {len(kinds)}", value, faults)
-        pairs = enumerate(zip(kinds, value, strict=True))
-        return tuple(convert(inner, item, f"{name}.{i}", faults) for i, (inner, item) in pairs)
-    if origin is dict:
-        if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-            return _note(name, "a mapping", value, faults)
-        return {
-            key: convert(arguments[1], item, _inside(name, key), faults)
-            for key, item in value.items()
-        }
-    return _convert_scalar(kind, value, name, faults)
+    origin = typing.get_origin(kind)
+    if origin is None:
+        return _convert_scalar(kind, value, name, faults)
+    return GENERIC[origin](typing.get_args(kind), value, name, faults)
 
 
-def _convert_bounded(
-    kind: Any, bounds: Range | Spelling, value: Any, name: str, faults: list[Fault]
-) -> Any:
+Arguments = tuple[Any, ...]  # of a generic type
+
+
+def _convert_bounded(arguments: Arguments, value: Any, name: str, faults: list[Fault]) -> Any:
+    """Convert to `Annotated[kind, bounds]`."""
+    kind, bounds = arguments
     converted = convert(kind, value, name, faults)
     if converted is not None and not bounds.admits(converted):
         faults.append((name, f"must {bounds}, found {_shown(value)}"))
     return converted
+
+
+def _convert_word(words: Arguments, value: Any, name: str, faults: list[Fault]) -> Any:
+    """Convert to `Literal[word, ...]`."""
+    if type(value) is bool and {"on", "off"} <= {*words}:  # as YAML 1.1 reads the two words
+        return "on" if value else "off"
+    if any(value == word and type(value) is type(word) for word in words):  # True equals 1
+        return value
+    return _note(name, f"one of {', '.join(map(str, words))}", value, faults)
+
+
+def _convert_union(kinds: Arguments, value: Any, name: str, faults: list[Fault]) -> Any:
+    """Convert to the first type, unless a value is None or a word and the others admit that."""
+    kind, *others = kinds
+    if value is None and type(None) in others:
+        return None
+    if any(value in typing.get_args(other) for other in others):
+        return value
+    return convert(kind, value, name, faults)
+
+
+def _convert_tuple(kinds: Arguments, value: Any, name: str, faults: list[Fault]) -> Any:
+    """Convert a list to `tuple[kind, ...]`, of any length, or to one kind for each item."""
+    if not isinstance(value, list | tuple):
+        return _note(name, "a list", value, faults)
+    if kinds[-1] is ...:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        return _note(name, f"a list of {len(kinds)}", value, faults)
+    pairs = enumerate(zip(kinds, value, strict=True))
+    return tuple(convert(kind, item, f"{name}.{i}", faults) for i, (kind, item) in pairs)
+
+
+def _convert_mapping(arguments: Arguments, value: Any, name: str, faults: list[Fault]) -> Any:
+    """Convert to `dict[str, kind]`."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        return _note(name, "a mapping", value, faults)
+    kind = arguments[1]
+    return {key: convert(kind, item, _inside(name, key), faults) for key, item in value.items()}
+
+
+# by the origin of a generic type
+GENERIC: dict[Any, Callable[[Arguments, Any, str, list[Fault]], Any]] = {
+    Annotated: _convert_bounded,
+    typing.Literal: _convert_word,
+    types.UnionType: _convert_union,
+    typing.Union: _convert_union,
+    tuple: _convert_tuple,
+    dict: _convert_mapping,
+}
 
 
 def _convert_scalar(kind: Any, value: Any, name: str, faults: list[Fault]) -> Any:
