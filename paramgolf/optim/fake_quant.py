@@ -16,7 +16,8 @@ def straight_through(w: Tensor, bits: int) -> Tensor:
 
     The gradient is passed on as if nothing had been rounded (the straight-through estimator).
     """
-    rounded = _round(w, bits)
+    scale = _scale(w, bits)
+    rounded = (w / scale).round() * scale
     # the value is `rounded`; the gradient is that of w alone
     return w + (rounded - w).detach()
 
@@ -31,11 +32,6 @@ def soft_round(w: Tensor, bits: int, sharpness: float) -> Tensor:
     # the grid point below, and how far z is on the way to the next one
     below = z.detach().floor()
     return (below + torch.sigmoid(sharpness * (z - below - 0.5))) * scale
-
-
-def _round(w: Tensor, bits: int) -> Tensor:
-    scale = _scale(w, bits)
-    return (w / scale).round() * scale
 
 
 def _scale(w: Tensor, bits: int) -> Tensor:
