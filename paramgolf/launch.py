@@ -40,11 +40,12 @@ def launch(count: int) -> None:
     pass_on_start_time()
     signal.signal(signal.SIGTERM, _exit_by_signal)
     with tempfile.TemporaryDirectory(prefix="paramgolf-") as folder:
-        shared = {"OMP_NUM_THREADS": "1", **os.environ, GROUP_VARIABLE: folder}
+        shared = {"OMP_NUM_THREADS": "1", **os.environ}
+        shared |= {GROUP_VARIABLE: folder, "WORLD_SIZE": str(count)}
         ranks: list[Process] = []
         try:
             for rank in range(count):
-                ranks.append(_start({**shared, "WORLD_SIZE": str(count)}, str(rank)))
+                ranks.append(_start(shared, str(rank)))
             code = _watch(ranks, Path(folder, FAULT))
         finally:
             _end(ranks)

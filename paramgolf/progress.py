@@ -47,7 +47,7 @@ def _track_in_lines(
         now = time.monotonic()
         if now - last >= LINE_SECONDS:
             last = now
-            print(f"{label}: {done}/{total} in {now - start:.0f} s", file=sys.stderr, flush=True)
+            say(f"{label}: {done}/{total} in {now - start:.0f} s")
 
 
 def say(message: str) -> None:
