@@ -46,6 +46,7 @@ from paramgolf.runtime import Runtime
 # the plain forms, which a CPU runs and every kernel is compared with
 REFERENCE = Operations(mix_norm, split_heads, finish_heads, mlp, head_nll)
 GRAPHS = 64  # of the block: kinds, times shapes of batches, times with gradients or without
+COMPILED = "block", "smear", "nll", "add"  # of a backend, where runtime.compile is on
 PREFERRED = "fa3", "fa4", "sdpa"  # attention, where runtime.attention is auto
 ALIGNED = 8  # channels: rows of bfloat16 in multiples of 16 bytes, as the TMA wants them
 
@@ -158,21 +159,16 @@ def compiled(backend: Backend) -> Backend:
     the fastest code, but for those of documents, so that longer ones need no graphs of their own.
     """
     set_up_compiler(graphs=GRAPHS, dynamic_sources=document_sources())
-    return dataclasses.replace(
-        backend,
-        block=torch.compile(backend.block, dynamic=False),
-        smear=torch.compile(backend.smear, dynamic=False),
-        nll=torch.compile(backend.nll, dynamic=False),
-        add=torch.compile(backend.add, dynamic=False),
-    )
+    forms: dict[str, Any] = {
+        name: torch.compile(getattr(backend, name), dynamic=False) for name in COMPILED
+    }
+    return dataclasses.replace(backend, **forms)
 
 
 def uncompiled(backend: Backend) -> Backend:
     """Return the backend as it was before `compiled`, for passes too few to compile them for."""
     plain = Backend()
-    return dataclasses.replace(
-        backend, block=plain.block, smear=plain.smear, nll=plain.nll, add=plain.add
-    )
+    return dataclasses.replace(backend, **{name: getattr(plain, name) for name in COMPILED})
 
 
 def document_sources() -> str:
