@@ -11,6 +11,8 @@ from paramgolf.model.block import Weights
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.plan import VirtualLayer
 
+BY_SLOT = ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale", "xsa_strength")
+
 
 class Rows:
     """The stacked tensors, taken apart once per pass: the backward of unbind is one stack."""
@@ -31,13 +33,9 @@ class Rows:
     def of(self, virtual: VirtualLayer) -> Weights:
         """Return the weights of a virtual layer."""
         rows = {
-            **dict.fromkeys(("qkv", "o"), virtual.layer),
+            **dict.fromkeys(("qkv", "o", "head_gate", "hidden_gain"), virtual.layer),
             **dict.fromkeys(("up", "down"), virtual.mlp_row),
-            **dict.fromkeys(
-                ("attn_scale", "mlp_scale", "resid_mix", "q_gain", "norm_scale"), virtual.slot
-            ),
-            "xsa_strength": virtual.slot,
-            **dict.fromkeys(("head_gate", "hidden_gain"), virtual.layer),
+            **dict.fromkeys(BY_SLOT, virtual.slot),
         }
         if virtual.layer > 0:  # layer 0 has its values from itself
             rows["value_lambda"] = virtual.layer - 1
