@@ -79,7 +79,7 @@ class Batches:
 
     def read(self, sizes: BatchSizes, consumed: int) -> Iterator[Batch]:
         """Yield this process's micro-batches after `consumed` tokens of training."""
-        length, longest = self.window_tokens(sizes), self._config.document_tokens(sizes)
+        length = self.window_tokens(sizes)
         assert sizes.batch_tokens % length == 0  # or tokens of it would be left out
         offset = -(-consumed // length)
         mine = share(sizes.batch_tokens // length, self._runtime)
@@ -87,14 +87,15 @@ class Batches:
         for first in range(mine.start, mine.stop, rows):
             last = min(first + rows, mine.stop)
             windows = self._windows[length].read(offset + first, offset + last)
-            tokens = torch.from_numpy(windows)
-            yield batch_of(tokens, longest, self._runtime.device, self._bounds[sizes])
+            yield self._batch(torch.from_numpy(windows), sizes)
 
     def random(self, sizes: BatchSizes, vocab_size: int) -> Batch:
         """Return a micro-batch of random tokens, to compile with."""
         shape = (self.rows(sizes), self.window_tokens(sizes) + 1)
         generator = torch.Generator().manual_seed(0)
-        tokens = torch.randint(vocab_size, shape, generator=generator)
+        return self._batch(torch.randint(vocab_size, shape, generator=generator), sizes)
+
+    def _batch(self, tokens: Tensor, sizes: BatchSizes) -> Batch:
         longest = self._config.document_tokens(sizes)
         return batch_of(tokens, longest, self._runtime.device, self._bounds[sizes])
 

@@ -143,7 +143,6 @@ class TrainingRun:
         """Compile and capture what training will run, then start the clock."""
         if self.runtime.compile:
             self._passes.warm_up(self._state)
-        self._state.zero_grad()
         synchronize(self.runtime.device)
         self._startup_seconds = seconds_since_start()
         self.clock = Clock(spent=self.progress.seconds)
