@@ -191,7 +191,8 @@ class TrainState:
         if self._config.average == "ema":
             for decay, names in self._ema_groups().items():
                 update = swa_utils.get_ema_multi_avg_fn(ema_decay(self._config, at.step, decay))
-                update(*([of[n] for n in names] for of in (self.average, self._parameters)), None)
+                averages = [self.average[name] for name in names]
+                update(averages, [self._parameters[name] for name in names], None)
         elif multiplier < self._config.swa_below and at.step % self._config.swa_every == 0:
             averages, weights = list(self.average.values()), list(self._parameters.values())
             swa_utils.get_swa_multi_avg_fn()(averages, weights, self._averaged)
