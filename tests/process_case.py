@@ -29,6 +29,7 @@ CPU = ProcessConfig(
     compile="off",
     deterministic=False,
 )
+ALONE = Runtime(0, 1, torch.device("cpu"))  # the ordinary case: one process
 PRELOADED = ("paramgolf.quant.calibrate", "paramgolf.scoring.evaluation", "paramgolf.training.run")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recipe_case import moved
 
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.backend import REFERENCE
@@ -22,15 +23,6 @@ from paramgolf.model.operations import norm
 
 VOCAB = 64
 ALL = ("q", "k", "v", "o", "mlp", "head")
-
-
-def live_network(config):
-    """No parameter is 0, or it would hide what passes through it."""
-    network = Network(config, VOCAB, seed=1)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
-    return network
 
 
 def live_set(config, order, targets, rows=1):
@@ -52,7 +44,7 @@ def tokens_of(rows, length=12):
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual):
     config = tiny_model(value_residual=value_residual)
-    network, order = live_network(config), config.orders[0]
+    network, order = moved(Network(config, VOCAB, seed=1)), config.orders[0]
     adapters, tokens = live_set(config, order, [name]), tokens_of(1)
     options = Pass(order, adapters=adapters.pairs())
     adapted, plain = network.logits(tokens, options), network.logits(tokens, Pass(order))
@@ -65,7 +57,7 @@ def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual)
 
 def test_an_adapter_of_the_head_is_a_change_of_the_embedding_as_a_head(tiny_model):
     config = tiny_model()
-    network, tokens, order = live_network(config), tokens_of(1), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(1), config.orders[-1]
     adapters, seen = live_set(config, order, ["head"]), []
     network.logits(tokens, Pass(order, tap=lambda name, _, x: seen.append((name, x))))
     hidden = dict(seen)["embedding"]
@@ -110,7 +102,7 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
 )
 def test_an_adapter_row_learns_from_its_own_loss_alone(tiny_model, changes):
     config = tiny_model(**changes)
-    network, tokens, order = live_network(config), tokens_of(3), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(3), config.orders[-1]
     adapters = live_set(config, order, ALL, rows=3)
     loss = network.nll(tokens[:, :-1], tokens[:, 1:], Pass(order, adapters=adapters.pairs()))
     loss.sum(dim=1)[1].backward()
@@ -124,7 +116,7 @@ def test_an_adapter_row_learns_from_its_own_loss_alone(tiny_model, changes):
 
 def test_one_row_serves_the_whole_batch(tiny_model):
     config = tiny_model()
-    network, tokens, order = live_network(config), tokens_of(3), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(3), config.orders[-1]
     adapters = live_set(config, order, ALL)
     options = Pass(order, adapters=adapters.pairs())
     together = network.logits(tokens, options)
@@ -134,7 +126,7 @@ def test_one_row_serves_the_whole_batch(tiny_model):
 
 def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
     config = tiny_model()
-    network, tokens, order = live_network(config), tokens_of(1), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(1), config.orders[-1]
     adapters = live_set(config, order, ["q"])
     assert order[1] == order[3]
     network.logits(tokens, Pass(order, adapters=adapters.pairs())).sum().backward()
@@ -145,7 +137,7 @@ def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
 
 def test_adapters_that_are_fewer_than_the_layers_are_the_last_layers(tiny_model):
     config = tiny_model()
-    network, tokens, order = live_network(config), tokens_of(2), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(2), config.orders[-1]
     adapters = live_set(config, order, ALL)
     with torch.no_grad():
         for name in ALL[:-1]:
@@ -160,7 +152,7 @@ def test_adapters_that_are_fewer_than_the_layers_are_the_last_layers(tiny_model)
 
 def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
     config = tiny_model()
-    network, tokens, order = live_network(config), tokens_of(2), config.orders[-1]
+    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(2), config.orders[-1]
     shapes = adapter_shapes(config, VOCAB, order, ALL)
     fresh = [
         AdapterSet(shapes, rank=3, alpha=6.0, rows=rows, seed=7, device=torch.device("cpu"))

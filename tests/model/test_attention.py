@@ -11,6 +11,7 @@ import types
 
 import pytest
 import torch
+from process_case import ALONE
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.errors import ParamGolfError
@@ -28,7 +29,6 @@ from paramgolf.model.attention import (
 )
 from paramgolf.model.backend import attention_for
 from paramgolf.model.operations import exclusive_self_attention, rotate
-from paramgolf.runtime import Runtime
 
 
 def stand_in(q, k, v, bounds_q, bounds_k, longest_q, longest_k, *, window_size):
@@ -127,9 +127,8 @@ def test_attention_that_sums_in_any_order_is_refused(monkeypatch):
 
 
 def test_the_choice_by_device_package_and_key(monkeypatch):
-    cpu = Runtime(0, 1, torch.device("cpu"))
-    assert attention_for(cpu) is attend_sdpa
-    gpu = dataclasses.replace(cpu, device=torch.device("cuda", 0))
+    assert attention_for(ALONE) is attend_sdpa
+    gpu = dataclasses.replace(ALONE, device=torch.device("cuda", 0))
     backend = "paramgolf.model.backend"
     monkeypatch.setattr(f"{backend}.flash_attention_3", lambda **_: "fa3")
     monkeypatch.setattr(f"{backend}.flash_attention_4", lambda **_: "fa4")
@@ -161,7 +160,7 @@ def test_the_choice_by_device_package_and_key(monkeypatch):
             chosen(key, major)
     monkeypatch.undo()
     with pytest.raises(ParamGolfError, match=r"cudnn, which cannot(.|\n)*device cpu"):
-        attention_for(dataclasses.replace(cpu, attention="cudnn"))
+        attention_for(dataclasses.replace(ALONE, attention="cudnn"))
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from recipe_case import moved
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.tokenizer.token_mask import TokenMask
@@ -49,15 +50,6 @@ EXTRAS = {
         "xsa_form": "own_term",
     },
 }
-
-
-def randomised(network: Network, seed: int = 0) -> Network:
-    """Move every parameter away from its start, so that no path is silent."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return network
 
 
 def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
@@ -129,7 +121,7 @@ def test_first_loss_is_a_uniform_guess_and_all_parameters_learn(tiny_model, para
     last = Pass(config.orders[-1])
     loss = network.nll(batch[:, :-1], batch[:, 1:], last).mean()
     assert abs(loss.item() - math.log(VOCAB)) < 0.05
-    randomised(network).nll(batch[:, :-1], batch[:, 1:], last).mean().backward()
+    moved(network).nll(batch[:, :-1], batch[:, 1:], last).mean().backward()
     silent = {n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()}
     assert not silent
 
@@ -139,7 +131,7 @@ def test_first_loss_is_a_uniform_guess_and_all_parameters_learn(tiny_model, para
 @pytest.mark.parametrize("skips", ["none", "additive", "gated"])
 def test_no_token_sees_the_future(tiny_model, parallel, extras, skips):
     config = tiny_model(parallel=parallel, skips=skips, **EXTRAS[extras])
-    network = randomised(Network(config, VOCAB, seed=1))
+    network = moved(Network(config, VOCAB, seed=1))
     batch = tokens()
     changed = batch.clone()
     changed[:, 15] = (changed[:, 15] + 1) % VOCAB
@@ -154,7 +146,7 @@ def test_no_token_sees_the_future(tiny_model, parallel, extras, skips):
 @pytest.mark.parametrize("smear", ["token", "channel"])
 def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
     config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
-    network = randomised(Network(config, VOCAB, seed=1))
+    network = moved(Network(config, VOCAB, seed=1))
     batch = tokens(rows=1)
     batch[0, 10] = BOS
     changed = batch.clone()
@@ -198,7 +190,7 @@ def sublayers(network: Network, layer: int, x0: torch.Tensor):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_each_parallel_form_is_its_formula(tiny_model, parallel):
     config = tiny_model(parallel=parallel, skips="none", recurrence=())
-    network = randomised(Network(config, VOCAB, seed=2))
+    network = moved(Network(config, VOCAB, seed=2))
     p = dict(network.named_parameters())
     batch = tokens()[:, :-1]
     e = p["embedding"][batch]
@@ -283,7 +275,7 @@ def test_a_repeat_that_goes_half_the_way_is_the_mean_of_before_and_after(tiny_mo
         layers=1, parallel="none", skips="none", repeat_skips=False, repeat_step=0.5,
         recurrence=(RecurrencePhase(at=0.5, order=(0, 0)),),
     )  # fmt: skip
-    network = randomised(Network(config, VOCAB, seed=1))
+    network = moved(Network(config, VOCAB, seed=1))
     whole = Network(dataclasses.replace(config, repeat_step=1.0), VOCAB)
     whole.load_state_dict(network.state_dict())
     network.repeat_step.detach().fill_(0.5)
@@ -301,7 +293,7 @@ def test_a_repeat_that_goes_half_the_way_is_the_mean_of_before_and_after(tiny_mo
 def test_untied_repeats_start_as_their_layers(tiny_model):
     shared = tiny_model(parallel="none")
     untied = dataclasses.replace(shared, untied_repeats=True)
-    one = randomised(Network(shared, VOCAB, seed=1))
+    one = moved(Network(shared, VOCAB, seed=1))
     two = Network(untied, VOCAB, seed=1)
     with torch.no_grad():
         for name, p in one.named_parameters():
@@ -316,7 +308,7 @@ def test_untied_repeats_start_as_their_layers(tiny_model):
 
 def test_probabilities_sum_to_one_and_taps_see_every_product(tiny_model):
     config = tiny_model()
-    network = randomised(Network(config, VOCAB, seed=1))
+    network = moved(Network(config, VOCAB, seed=1))
     seen: list[tuple[str, int]] = []
     options = Pass(config.orders[-1], tap=lambda name, row, x: seen.append((name, row)))
     logits = network.logits(tokens()[:, :-1], options)
@@ -328,7 +320,7 @@ def test_probabilities_sum_to_one_and_taps_see_every_product(tiny_model):
 
 def test_a_mask_takes_tokens_out_of_the_distribution(tiny_model):
     config, escape, mark = tiny_model(), 2, 3
-    network = randomised(Network(config, VOCAB, seed=1))
+    network = moved(Network(config, VOCAB, seed=1))
     batch, options = tokens(), Pass(config.orders[-1])
     batch[0, 5:7], batch[1, :2] = torch.tensor([escape, mark]), torch.tensor([mark, mark])
     allowed = torch.rand(VOCAB + 1, VOCAB, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -357,7 +349,7 @@ def test_a_mask_takes_tokens_out_of_the_distribution(tiny_model):
 @pytest.mark.parametrize("parallel", PARALLEL)
 def test_some_positions_alone_score_and_teach_as_all_do(tiny_model, parallel, extras):
     model = tiny_model(parallel=parallel, **EXTRAS[extras])
-    network, order = randomised(Network(model, VOCAB, seed=1)), model.orders[-1]
+    network, order = moved(Network(model, VOCAB, seed=1)), model.orders[-1]
     shapes = adapter_shapes(model, VOCAB, order, ("q", "k", "v", "o", "mlp", "head"))
     device = torch.device("cpu")
     adapters = AdapterSet(shapes, rank=2, alpha=2.0, rows=2, seed=0, device=device)

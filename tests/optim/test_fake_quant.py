@@ -6,16 +6,14 @@ import dataclasses
 
 import pytest
 import torch
+from process_case import ALONE
 
 from paramgolf.data.token_set import open_tokens
 from paramgolf.model.backend import Backend
 from paramgolf.model.network import Network, Pass
 from paramgolf.optim.fake_quant import soft_round, straight_through
-from paramgolf.runtime import Runtime
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
-
-CPU = Runtime(0, 1, torch.device("cpu"))
 
 
 def weights() -> torch.Tensor:
@@ -50,7 +48,7 @@ def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled
     with torch.no_grad():
         for p in network.parameters():
             p.add_(0.1)
-    state = TrainState(network, config, CPU)
+    state = TrainState(network, config, ALONE)
     tokens = torch.arange(4, 40)[None]
     options = Pass(network.config.orders[0])
     plain = network.logits(tokens, options)
@@ -64,7 +62,7 @@ def test_it_acts_when_the_rate_is_low_and_only_then(tiny_model, sample, compiled
 def test_the_mlp_has_bits_of_its_own(tiny_model, sample, rounding):
     config = dataclasses.replace(sample.train, steps=100, warmdown=1.0, min_lr=0.0, qat_below=0.2)
     config = dataclasses.replace(config, qat_rounding=rounding, qat_bits=5, qat_mlp_bits=3)
-    state, w = TrainState(Network(tiny_model(), 64), config, CPU), weights()
+    state, w = TrainState(Network(tiny_model(), 64), config, ALONE), weights()
     # half way: of the sharpness 1 to 16, in logarithms
     late = state.network_at(point(config, 90, 0.0)).backend.fake_quant
     for name, bits in (("q", 5), ("up", 3), ("down", 3)):
@@ -78,7 +76,7 @@ def test_stochastic_weight_average_is_applied(tiny_model, sample, tokens_folder)
         sample.train, steps=10, warmdown=1.0, average="swa", swa_every=2, swa_below=0.5
     )
     network = Network(tiny_model(), 64, seed=1)
-    state = TrainState(network, config, CPU)
+    state = TrainState(network, config, ALONE)
     taken = []
     for step in range(10):
         state.zero_grad()

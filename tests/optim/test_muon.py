@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_case import joined, run_ranks
+from process_case import ALONE, joined, run_ranks
 from torch import nn
 
 from paramgolf.optim.muon import Muon, Variant
 from paramgolf.optim.orthogonal import NEWTON_SCHULZ, coefficients, orthogonalize
 from paramgolf.runtime import Runtime
 
-CPU = Runtime(0, 1, torch.device("cpu"))
 SHAPES = {"q": (3, 8, 8), "k": (3, 4, 8), "up": (3, 16, 8), "down": (3, 8, 16), "one": (8, 4)}
 
 
@@ -33,7 +32,7 @@ def make(seed: int = 0) -> dict[str, nn.Parameter]:
 def test_update_is_the_formula(normalize_rows, floor):
     parameters = make()
     steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, CPU, normalize_rows=normalize_rows, row_floor=floor)
+    muon = Muon(parameters, steps, ALONE, normalize_rows=normalize_rows, row_floor=floor)
     expected = {}
     for name, p in parameters.items():
         rows = []
@@ -60,7 +59,7 @@ def test_update_is_the_formula(normalize_rows, floor):
 def test_momentum_gathers_gradients():
     parameters = make()
     first = {name: p.grad.clone() for name, p in parameters.items()}
-    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=False)
+    muon = Muon(parameters, coefficients("newton_schulz", 5), ALONE, normalize_rows=False)
     muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     for name, buffer in muon.momentum.items():
@@ -70,8 +69,8 @@ def test_momentum_gathers_gradients():
 def test_momentum_of_two_memories_is_the_mixture_of_two_means():
     """Means of gradients that begin as the mean of the one momentum, at the switch."""
     parameters, steps, momentum = make(), coefficients("newton_schulz", 5), 0.9
-    muon = Muon(parameters, steps, CPU, normalize_rows=False, variant=Variant(averages=2))
-    one = Muon(make(), steps, CPU, normalize_rows=False)
+    muon = Muon(parameters, steps, ALONE, normalize_rows=False, variant=Variant(averages=2))
+    one = Muon(make(), steps, ALONE, normalize_rows=False)
     two_memories = ((0.5, 0.4), (0.98, 0.6))
     generator, means, directions = torch.Generator().manual_seed(1), [0.0, 0.0], {}
     muon._orthogonalize = lambda G: (directions.setdefault(len(directions), G), None)
@@ -97,7 +96,7 @@ def test_momentum_of_two_memories_is_the_mixture_of_two_means():
 def test_gradients_are_taken_to_a_power():
     parameters = make()
     steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, CPU, normalize_rows=False, variant=Variant(gradient_power=0.5))
+    muon = Muon(parameters, steps, ALONE, normalize_rows=False, variant=Variant(gradient_power=0.5))
     muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     grad = parameters["up"].grad
     expected = torch.where(grad < 0, -1, 1) * grad.abs().sqrt()
@@ -108,7 +107,7 @@ def test_cautious_decay_spares_what_the_update_makes_larger():
     moved, decayed = make(), make()
     for parameters, decay in ((moved, 0.0), (decayed, 0.5)):
         steps = coefficients("newton_schulz", 5)
-        muon = Muon(parameters, steps, CPU, normalize_rows=True, variant=Variant(cautious=True))
+        muon = Muon(parameters, steps, ALONE, normalize_rows=True, variant=Variant(cautious=True))
         muon.step(lr=0.1, decay=decay, momentum=0.9, during_gather=nothing)
     for name, before in make().items():
         shrinks = (before - moved[name]) * before > 0
@@ -128,7 +127,7 @@ def test_heads_are_orthogonalized_apart():
         i = int(name[1:])
         p.grad = whole[name[0]].grad[:, 2 * i : 2 * i + 2].clone()
     for parameters, rows in ((whole, {"k": 2, "q": 2}), (parted, {})):
-        muon = Muon(parameters, steps, CPU, normalize_rows=True, variant=Variant(rows=rows))
+        muon = Muon(parameters, steps, ALONE, normalize_rows=True, variant=Variant(rows=rows))
         for _ in range(2):
             muon.step(lr=0.1, decay=0.1, momentum=0.9, during_gather=nothing)
     for name, p in parted.items():
@@ -139,7 +138,7 @@ def test_heads_are_orthogonalized_apart():
 def test_momentum_in_bfloat16_is_rounded():
     parameters = make()
     steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, CPU, normalize_rows=False, dtype=torch.bfloat16)
+    muon = Muon(parameters, steps, ALONE, normalize_rows=False, dtype=torch.bfloat16)
     muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
     assert torch.equal(muon.momentum["q"][0], parameters["q"].grad.bfloat16())
 
@@ -148,7 +147,7 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     parameters = make()
     parameters["k"].grad = None
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    muon = Muon(parameters, coefficients("newton_schulz", 5), CPU, normalize_rows=False)
+    muon = Muon(parameters, coefficients("newton_schulz", 5), ALONE, normalize_rows=False)
     muon.step(lr=0.1, decay=0.5, momentum=0.5, during_gather=nothing)
     assert [name for name, p in parameters.items() if torch.equal(p, before[name])] == ["k"]
 
@@ -173,7 +172,7 @@ def _run_rank(rank: int, port: int, out: Path) -> None:
 def test_two_processes_equal_one(tmp_path, free_port):
     run_ranks(_run_rank, free_port, tmp_path)
     parameters = make()
-    muon = Muon(parameters, coefficients("polar_express", 5), CPU, normalize_rows=True)
+    muon = Muon(parameters, coefficients("polar_express", 5), ALONE, normalize_rows=True)
     for _ in range(3):
         muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
     for rank in range(2):

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from process_case import ALONE
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import open_tokens
@@ -46,7 +47,7 @@ def test_processes_share_one_global_batch(stream, sample, loader):
 
 def test_packed_rows_follow_the_stream_and_know_their_documents(stream, sample):
     config = config_of(sample, loader="documents")
-    batches = Batches(stream, config, Runtime(0, 1, torch.device("cpu")), 128)
+    batches = Batches(stream, config, ALONE, 128)
     sizes = config.batch_sizes[0]
     rows = read(stream, config, sizes, 256)
     assert rows.shape == (2, 129)

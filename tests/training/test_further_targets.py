@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import token_case
 import torch
+from process_case import ALONE
 from recipe_case import moved
 
 from paramgolf.data.special_tokens import BOS
@@ -14,7 +15,6 @@ from paramgolf.data.token_set import open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.head import IMPOSSIBLE, NO_TARGET, Allowed, Further, Head, head_nll
 from paramgolf.model.network import Network
-from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import FurtherTarget
 from paramgolf.training.further_targets import FurtherTargets, ahead, prefixes
@@ -23,7 +23,6 @@ from paramgolf.training.regime import regime_at
 from paramgolf.training.schedule import further_weights, point
 from paramgolf.training.state import TrainState
 
-CPU = Runtime(0, 1, torch.device("cpu"))
 SECOND = FurtherTarget(token="second", weight=0.5, until=0.6)
 THIRD = FurtherTarget(token="third", weight=0.25, until=0.3)
 
@@ -89,14 +88,14 @@ def test_training_passes_see_them_until_their_weights_are_0(
         sample.train, steps=10, further_targets=(SECOND, THIRD), loader="shuffled", **sizes
     )
     regime = regime_at(model, config, point(config, 0, 0.0))
-    targets = FurtherTargets(config, tokens, CPU.device)
+    targets = FurtherTargets(config, tokens, ALONE.device)
     found = []
     for further, weights in ((None, ()), (targets, (0.0, 0.0)), (targets, (0.5, 0.25))):
-        state = TrainState(moved(Network(model, 64, seed=1)), config, CPU)
+        state = TrainState(moved(Network(model, 64, seed=1)), config, ALONE)
         state.zero_grad()
-        batches = Batches(tokens.train(), config, CPU, config.micro_batch_tokens)
+        batches = Batches(tokens.train(), config, ALONE, config.micro_batch_tokens)
         targets.weigh(weights)
-        loss = Passes(model, config, batches, CPU, further).gradient(state.network, regime, 0)
+        loss = Passes(model, config, batches, ALONE, further).gradient(state.network, regime, 0)
         found.append((float(loss), state.network.get_parameter("embedding").grad))
     (loss, gradient), (same_loss, same), (another_loss, another) = found
     assert loss == pytest.approx(same_loss) == pytest.approx(another_loss)
@@ -110,4 +109,4 @@ def test_prefixes_need_pieces(tokens_folder, sample) -> None:
     tokens = open_tokens(tokens_folder)
     manifest = dataclasses.replace(tokens.manifest, tokenizer="tokenizer.json")
     with pytest.raises(ParamGolfError, match=r"`prefix` needs the pieces(.|\n)*tokenizer\.json"):
-        FurtherTargets(config, dataclasses.replace(tokens, manifest=manifest), CPU.device)
+        FurtherTargets(config, dataclasses.replace(tokens, manifest=manifest), ALONE.device)

@@ -17,13 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from process_case import ALONE
 from shard_files import write_token_set
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.files import write_json
 from paramgolf.recipes import Params, check, compose
-from paramgolf.runtime import Runtime
 from paramgolf.training.result import METRICS, OUT
 from paramgolf.training.run import train
 
@@ -62,7 +61,7 @@ def curve_of(sample: Params, folder: Path) -> dict[str, object]:
     before = os.getcwd()
     os.chdir(folder)
     try:
-        train(sample.model, config, Runtime(0, 1, torch.device("cpu")))
+        train(sample.model, config, ALONE)
         records = [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]
         score = json.loads(METRICS.read_text())["val_bpb"]
     finally:

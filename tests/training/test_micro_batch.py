@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from process_case import ALONE
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
@@ -73,9 +74,7 @@ def test_auto_becomes_a_number_on_a_cpu(sample, capsys):
     config = dataclasses.replace(
         sample.train, micro_batch_tokens="auto", batch_tokens=2**16, sequence_length=256
     )
-    chosen = choose_micro_batch(
-        Network(sample.model, 64, seed=1), config, Runtime(0, 1, torch.device("cpu"))
-    )
+    chosen = choose_micro_batch(Network(sample.model, 64, seed=1), config, ALONE)
     assert chosen == CPU_TOKENS
     assert "16,384" in capsys.readouterr().err
 

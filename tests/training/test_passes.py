@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 import torch
+from process_case import ALONE
 from recipe_case import moved
 
 from paramgolf.data.token_set import open_tokens
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Runtime
 from paramgolf.training.batches import Batches
 from paramgolf.training.config import BatchSizes
 from paramgolf.training.passes import Passes
@@ -18,7 +18,6 @@ from paramgolf.training.regime import Regime, regime_at, regimes
 from paramgolf.training.schedule import Point, point
 from paramgolf.training.state import TrainState
 
-CPU = Runtime(0, 1, torch.device("cpu"))
 SIZES = {"batch_tokens": 256, "micro_batch_tokens": 128, "sequence_length": 32}
 
 
@@ -30,11 +29,11 @@ def make(tokens_folder, tiny_model, sample):
         model = tiny_model()
         config = dataclasses.replace(sample.train, steps=10, **{**SIZES, **changes})
         stream = open_tokens(tokens_folder).train()
-        batches = Batches(stream, config, CPU, config.micro_batch_tokens)
-        state = TrainState(Network(model, 64, seed=1), config, CPU)
+        batches = Batches(stream, config, ALONE, config.micro_batch_tokens)
+        state = TrainState(Network(model, 64, seed=1), config, ALONE)
         state.zero_grad()
         regime = regime_at(model, config, point(config, 0, 0.0))
-        return Passes(model, config, batches, CPU), state, regime
+        return Passes(model, config, batches, ALONE), state, regime
 
     return call
 

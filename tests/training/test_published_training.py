@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from process_case import ALONE
 from published_case import (
     DOCUMENT_TOKENS,
     SYSTEMS,
@@ -20,7 +21,6 @@ from published_case import (
 from paramgolf.model.network import Pass
 from paramgolf.model.shapes import MATRICES, TABLES
 from paramgolf.recipes import Params
-from paramgolf.runtime import Runtime
 from paramgolf.training.schedule import Point, lr_multiplier, muon_momentum, point
 from paramgolf.training.state import TrainState
 
@@ -55,7 +55,7 @@ def test_ten_steps_and_the_average_are_the_published_ones(name):
     if "softcaps" in weights:
         weights["softcaps"] = torch.full((2,), 30.0)  # where they begin and stay
     network = network_of(params, weights)
-    state = TrainState(network, params.train, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, params.train, ALONE)
     for step in range(STEPS):
         if step == RECURRENCE_BEGINS:
             state.enter_phase(1)
@@ -91,7 +91,7 @@ def test_late_rounding_of_pr1499_is_the_published_one():
     """The MLP at 5 bits, all other matrices at 6, bigram_proj among them."""
     params, known = shrunk("pr1499"), tensors("pr1499", "qat")
     network = network_of(params, given("pr1499", "network", "weights."))
-    state = TrainState(network, params.train, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, params.train, ALONE)
     above, below = (Point(0, 0.0, share * params.train.warmdown) for share in (0.51, 0.49))
     assert state.network_at(above) is network
     rounded, options = state.network_at(below), Pass(params.model.orders[-1])

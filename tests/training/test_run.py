@@ -20,13 +20,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from process_case import ALONE
 from recipe_case import TINY_MODEL
 
 from paramgolf import progress
 from paramgolf.checkpoint import Checkpoint
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import compose
-from paramgolf.runtime import Runtime
 from paramgolf.training import run
 from paramgolf.training.result import METRICS, OUT
 from paramgolf.training.run import train
@@ -34,7 +34,6 @@ from paramgolf.training.schedule import Point
 from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
-CPU = Runtime(0, 1, torch.device("cpu"))
 TINY_TRAIN = {
     "steps": 80,
     "batch_tokens": 256,
@@ -147,7 +146,7 @@ def trained(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
 
     def run(**changes: object) -> list[dict[str, Any]]:
         config = dataclasses.replace(sample.train, **{**TINY_TRAIN, **changes})
-        train(tiny_model(), config, CPU)
+        train(tiny_model(), config, ALONE)
         return [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]
 
     return run

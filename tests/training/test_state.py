@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from process_case import joined, run_ranks
+from process_case import ALONE, joined, run_ranks
 
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
@@ -39,9 +39,8 @@ def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[s
 
 def test_vectors_may_have_a_second_moment_of_their_own(sample, tiny_model):
     config = dataclasses.replace(sample.train, adam_beta2=0.9, scalar_beta2=0.997)
-    alone = Runtime(0, 1, torch.device("cpu"))
     network = Network(tiny_model(), VOCAB, seed=0)
-    state = TrainState(network, config, alone)
+    state = TrainState(network, config, ALONE)
     names = {id(p): name for name, p in network.named_parameters()}
     found = {
         names[id(p)]: group["betas"][1]
@@ -56,7 +55,7 @@ def test_averages_of_groups_may_have_memories_of_their_own(sample, tiny_model):
     decays = {"ema_decay": 0.9, "token_ema_decay": 0.5, "scalar_ema_decay": None}
     config = dataclasses.replace(sample.train, ema_warmup=False, matrix_lr=0.0, **decays)
     network = Network(tiny_model(), VOCAB, seed=0)
-    state = TrainState(network, config, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, config, ALONE)
     state.zero_grad()
     for average in state.average.values():
         average.zero_()
@@ -72,7 +71,7 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
     plain, network = (Network(model, VOCAB, seed=0) for _ in range(2))
     for one in (plain, network):  # zero at first, and nothing would be seen
         torch.nn.init.normal_(one.get_parameter("o"), generator=torch.Generator().manual_seed(0))
-    state = TrainState(network, config, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, config, ALONE)
     text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
     assert torch.equal(plain.logits(text, options), state.network.logits(text, options))
     for step in range(2):
@@ -102,10 +101,7 @@ def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
     )
     model = tiny_model()
     text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
-    states = [
-        TrainState(Network(model, VOCAB, seed=seed), config, Runtime(0, 1, torch.device("cpu")))
-        for seed in (0, 1)
-    ]
+    states = [TrainState(Network(model, VOCAB, seed=seed), config, ALONE) for seed in (0, 1)]
     for step in range(6):
         if step == 4:  # the momentum has parted
             states[1].load(copy.deepcopy(states[0].state()))
@@ -122,7 +118,7 @@ def test_gradients_stay_in_one_block(sample, tiny_model):
     """One collective sums them, and captured graphs know their addresses."""
     model = tiny_model()
     network = Network(model, VOCAB, seed=0)
-    state = TrainState(network, sample.train, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, sample.train, ALONE)
     text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
     seen = []
     for _ in range(2):
@@ -149,7 +145,7 @@ def test_two_processes_equal_one(clip_norm, scope, sample, tiny_model, tmp_path,
     config = dataclasses.replace(sample.train, steps=10, adam_eps=1e-3, **changes)
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
     run_ranks(_run_rank, free_port, model, config, tmp_path)
-    expected = trained(model, config, Runtime(0, 1, torch.device("cpu")))
+    expected = trained(model, config, ALONE)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         for name, x in expected.items():

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from process_case import ALONE
 
 from paramgolf.data.token_set import open_tokens
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Runtime
 from paramgolf.training.validate import validate
-
-CPU = Runtime(0, 1, torch.device("cpu"))
 
 
 def test_validation_scores_each_token_once_from_its_own_window(tokens_folder, tiny_model):
@@ -19,7 +17,7 @@ def test_validation_scores_each_token_once_from_its_own_window(tokens_folder, ti
     order = Pass(network.config.orders[-1])
     scores = [
         validate(
-            network, tokens.val(), tokens.val_bytes(), order, CPU,
+            network, tokens.val(), tokens.val_bytes(), order, ALONE,
             length=32, batch_windows=batch, max_tokens=None,
         )
         for batch in (1, 7)
