@@ -20,19 +20,29 @@ def nothing() -> None:
     """What there is to do while updates are gathered."""
 
 
-def make(seed: int = 0) -> dict[str, nn.Parameter]:
-    generator = torch.Generator().manual_seed(seed)
+def make() -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
     parameters = {n: nn.Parameter(torch.randn(s, generator=generator)) for n, s in SHAPES.items()}
     for p in parameters.values():
         p.grad = torch.randn(p.shape, generator=generator)
     return parameters
 
 
+def muon_of(parameters: dict[str, nn.Parameter], **options: object) -> Muon:
+    """Return Muon by the Newton-Schulz iteration, in one process."""
+    options = {"normalize_rows": False, **options}
+    return Muon(parameters, coefficients("newton_schulz", 5), ALONE, **options)
+
+
+def take_step(muon: Muon, **rates: object) -> None:
+    """Take a step, which moves no parameter unless it is told its rates."""
+    muon.step(**{"lr": 0.0, "decay": 0.0, "momentum": 0.5, "during_gather": nothing, **rates})
+
+
 @pytest.mark.parametrize(("normalize_rows", "floor"), [(False, 0.0), (True, 0.0), (True, 0.5)])
 def test_update_is_the_formula(normalize_rows, floor):
     parameters = make()
-    steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, ALONE, normalize_rows=normalize_rows, row_floor=floor)
+    muon = muon_of(parameters, normalize_rows=normalize_rows, row_floor=floor)
     expected = {}
     for name, p in parameters.items():
         rows = []
@@ -51,7 +61,7 @@ def test_update_is_the_formula(normalize_rows, floor):
             scale = max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
             rows.append(matrix * (1 - 0.02 * 0.1) - 0.02 * scale * X)
         expected[name] = torch.stack(rows).view(p.shape)
-    muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
+    take_step(muon, lr=0.02, decay=0.1, momentum=0.9)
     for name, p in parameters.items():
         torch.testing.assert_close(p.detach(), expected[name], atol=1e-5, rtol=1e-5)
 
@@ -59,18 +69,18 @@ def test_update_is_the_formula(normalize_rows, floor):
 def test_momentum_gathers_gradients():
     parameters = make()
     first = {name: p.grad.clone() for name, p in parameters.items()}
-    muon = Muon(parameters, coefficients("newton_schulz", 5), ALONE, normalize_rows=False)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    muon = muon_of(parameters)
+    take_step(muon)
+    take_step(muon)
     for name, buffer in muon.momentum.items():
         torch.testing.assert_close(buffer[0].view(first[name].shape), 1.5 * first[name])
 
 
 def test_momentum_of_two_memories_is_the_mixture_of_two_means():
     """Means of gradients that begin as the mean of the one momentum, at the switch."""
-    parameters, steps, momentum = make(), coefficients("newton_schulz", 5), 0.9
-    muon = Muon(parameters, steps, ALONE, normalize_rows=False, variant=Variant(averages=2))
-    one = Muon(make(), steps, ALONE, normalize_rows=False)
+    parameters, momentum = make(), 0.9
+    muon = muon_of(parameters, variant=Variant(averages=2))
+    one = muon_of(make())
     two_memories = ((0.5, 0.4), (0.98, 0.6))
     generator, means, directions = torch.Generator().manual_seed(1), [0.0, 0.0], {}
     muon._orthogonalize = lambda G: (directions.setdefault(len(directions), G), None)
@@ -95,9 +105,8 @@ def test_momentum_of_two_memories_is_the_mixture_of_two_means():
 
 def test_gradients_are_taken_to_a_power():
     parameters = make()
-    steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, ALONE, normalize_rows=False, variant=Variant(gradient_power=0.5))
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    muon = muon_of(parameters, variant=Variant(gradient_power=0.5))
+    take_step(muon)
     grad = parameters["up"].grad
     expected = torch.where(grad < 0, -1, 1) * grad.abs().sqrt()
     torch.testing.assert_close(muon.momentum["up"][0], expected)
@@ -106,9 +115,8 @@ def test_gradients_are_taken_to_a_power():
 def test_cautious_decay_spares_what_the_update_makes_larger():
     moved, decayed = make(), make()
     for parameters, decay in ((moved, 0.0), (decayed, 0.5)):
-        steps = coefficients("newton_schulz", 5)
-        muon = Muon(parameters, steps, ALONE, normalize_rows=True, variant=Variant(cautious=True))
-        muon.step(lr=0.1, decay=decay, momentum=0.9, during_gather=nothing)
+        muon = muon_of(parameters, normalize_rows=True, variant=Variant(cautious=True))
+        take_step(muon, lr=0.1, decay=decay, momentum=0.9)
     for name, before in make().items():
         shrinks = (before - moved[name]) * before > 0
         expected = moved[name] - 0.1 * 0.5 * before * shrinks
@@ -118,7 +126,7 @@ def test_cautious_decay_spares_what_the_update_makes_larger():
 
 def test_heads_are_orthogonalized_apart():
     """As if each block of rows were a parameter of its own."""
-    whole, steps = make(), coefficients("newton_schulz", 5)
+    whole = make()
     parted = {
         f"{name}{i}": nn.Parameter(whole[name].detach()[:, 2 * i : 2 * i + 2].clone())
         for name, i in (("k", 0), ("k", 1), ("q", 0), ("q", 1), ("q", 2), ("q", 3))
@@ -127,9 +135,9 @@ def test_heads_are_orthogonalized_apart():
         i = int(name[1:])
         p.grad = whole[name[0]].grad[:, 2 * i : 2 * i + 2].clone()
     for parameters, rows in ((whole, {"k": 2, "q": 2}), (parted, {})):
-        muon = Muon(parameters, steps, ALONE, normalize_rows=True, variant=Variant(rows=rows))
+        muon = muon_of(parameters, normalize_rows=True, variant=Variant(rows=rows))
         for _ in range(2):
-            muon.step(lr=0.1, decay=0.1, momentum=0.9, during_gather=nothing)
+            take_step(muon, lr=0.1, decay=0.1, momentum=0.9)
     for name, p in parted.items():
         i = int(name[1:])
         torch.testing.assert_close(whole[name[0]][:, 2 * i : 2 * i + 2], p)
@@ -137,9 +145,8 @@ def test_heads_are_orthogonalized_apart():
 
 def test_momentum_in_bfloat16_is_rounded():
     parameters = make()
-    steps = coefficients("newton_schulz", 5)
-    muon = Muon(parameters, steps, ALONE, normalize_rows=False, dtype=torch.bfloat16)
-    muon.step(lr=0.0, decay=0.0, momentum=0.5, during_gather=nothing)
+    muon = muon_of(parameters, dtype=torch.bfloat16)
+    take_step(muon)
     assert torch.equal(muon.momentum["q"][0], parameters["q"].grad.bfloat16())
 
 
@@ -147,8 +154,8 @@ def test_a_parameter_without_a_gradient_is_left_alone():
     parameters = make()
     parameters["k"].grad = None
     before = {name: p.detach().clone() for name, p in parameters.items()}
-    muon = Muon(parameters, coefficients("newton_schulz", 5), ALONE, normalize_rows=False)
-    muon.step(lr=0.1, decay=0.5, momentum=0.5, during_gather=nothing)
+    muon = muon_of(parameters)
+    take_step(muon, lr=0.1, decay=0.5, momentum=0.5)
     assert [name for name, p in parameters.items() if torch.equal(p, before[name])] == ["k"]
 
 
@@ -160,25 +167,25 @@ def test_singular_values_move_near_one(name):
     assert values.max() < 1.4
 
 
+def after_three_steps(runtime: Runtime) -> dict[str, torch.Tensor]:
+    parameters = make()
+    muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalize_rows=True)
+    for _ in range(3):
+        take_step(muon, lr=0.02, decay=0.1, momentum=0.9)
+    return {name: p.detach() for name, p in parameters.items()}
+
+
 def _run_rank(rank: int, port: int, out: Path) -> None:
     with joined(rank, port) as runtime:
-        parameters = make()
-        muon = Muon(parameters, coefficients("polar_express", 5), runtime, normalize_rows=True)
-        for _ in range(3):
-            muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
-        torch.save({n: p.detach() for n, p in parameters.items()}, out / f"{rank}.pt")
+        torch.save(after_three_steps(runtime), out / f"{rank}.pt")
 
 
 def test_two_processes_equal_one(tmp_path, free_port):
     run_ranks(_run_rank, free_port, tmp_path)
-    parameters = make()
-    muon = Muon(parameters, coefficients("polar_express", 5), ALONE, normalize_rows=True)
-    for _ in range(3):
-        muon.step(lr=0.02, decay=0.1, momentum=0.9, during_gather=nothing)
+    expected = after_three_steps(ALONE)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        for name, p in parameters.items():
-            torch.testing.assert_close(found[name], p.detach(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 def test_updates_are_gathered_while_there_is_other_work(monkeypatch):

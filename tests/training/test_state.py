@@ -18,6 +18,7 @@ from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
 VOCAB, STEPS, ROWS = 64, 3, 4
+TEXT = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
 
 
 def trained(model: ModelConfig, config: TrainConfig, runtime: Runtime) -> dict[str, torch.Tensor]:
@@ -72,11 +73,10 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
     for one in (plain, network):  # zero at first, and nothing would be seen
         torch.nn.init.normal_(one.get_parameter("o"), generator=torch.Generator().manual_seed(0))
     state = TrainState(network, config, ALONE)
-    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
-    assert torch.equal(plain.logits(text, options), state.network.logits(text, options))
+    assert torch.equal(plain.logits(TEXT, options), state.network.logits(TEXT, options))
     for step in range(2):
         state.zero_grad()
-        state.network.nll(text[:, :-1], text[:, 1:], options).mean().backward()
+        state.network.nll(TEXT[:, :-1], TEXT[:, 1:], options).mean().backward()
         state.step(point(config, step, 0.0))
     saved = state.state()
     assert saved["weights"].keys() - dict(network.named_parameters()) == {"q_mix", "k_mix", "v_mix"}
@@ -91,7 +91,7 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
             plain.get_parameter(name).copy_(mixed.flatten(1, 2))
     state.load_average()
     for found in (network, state.network):
-        torch.testing.assert_close(found.logits(text, options), plain.logits(text, options))
+        torch.testing.assert_close(found.logits(TEXT, options), plain.logits(TEXT, options))
 
 
 def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
@@ -100,14 +100,13 @@ def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
         sample.train, steps=10, head_mixing=True, muon_averages=averages, muon_averages_at=0.2
     )
     model = tiny_model()
-    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
     states = [TrainState(Network(model, VOCAB, seed=seed), config, ALONE) for seed in (0, 1)]
     for step in range(6):
         if step == 4:  # the momentum has parted
             states[1].load(copy.deepcopy(states[0].state()))
         for state in states[: 1 if step < 4 else 2]:
             state.zero_grad()
-            nll = state.network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[0]))
+            nll = state.network.nll(TEXT[:, :-1], TEXT[:, 1:], Pass(model.orders[0]))
             nll.mean().backward()
             state.step(point(config, step, 0.0))
     first, second = (state.state()["average"] for state in states)
@@ -119,12 +118,11 @@ def test_gradients_stay_in_one_block(sample, tiny_model):
     model = tiny_model()
     network = Network(model, VOCAB, seed=0)
     state = TrainState(network, sample.train, ALONE)
-    text = torch.randint(0, VOCAB, (2, 17), generator=torch.Generator().manual_seed(1))
     seen = []
     for _ in range(2):
         state.zero_grad()
         assert not any(p.grad.any() for p in network.parameters())
-        network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[0])).mean().backward()
+        network.nll(TEXT[:, :-1], TEXT[:, 1:], Pass(model.orders[0])).mean().backward()
         seen.append([(p.grad.data_ptr(), p.grad.sum().item()) for p in network.parameters()])
         network.zero_grad(set_to_none=True)  # as whoever measures memory does
     assert seen[0] == seen[1]
