@@ -42,7 +42,7 @@ from torch import Tensor
 
 from paramgolf.model.attention import Attend, Segments
 from paramgolf.model.gradients import FirstChannels
-from paramgolf.model.operations import Operations, activate
+from paramgolf.model.operations import Mix, Operations, activate
 
 Tap = Callable[[str, Tensor], None]
 Lanes = tuple[Tensor, ...]  # one residual stream [B, T, d], or two: attention's and the MLP's
@@ -243,8 +243,8 @@ def add_skip(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     return tuple(summed)
 
 
-def mix_terms(x: Tensor, w: Weights, c: Context) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Return the terms x, x0 and a skip s of u, and their coefficients, float32 [terms, d].
+def mix_of(x: Tensor, w: Weights, c: Context) -> Mix:
+    """Return the mix of a lane x, of x0 and of a skip s, whose sum is u.
 
     u = r0 add_skip(x, s) + r1 x0 is linear in each channel, so it is one weighted sum of up to
     three terms, which a kernel reads once: with a gate g its coefficients are r0 s(g), r1 and
@@ -260,36 +260,29 @@ def mix_terms(x: Tensor, w: Weights, c: Context) -> tuple[tuple[Tensor, ...], Te
             share = torch.sigmoid(w.skip_gate.float())
             coefficients[0], of_skip = of_x * share, of_skip * (1 - share)
         coefficients.append(of_skip)
-    return terms, torch.stack(coefficients)
+    return Mix(terms, w.norm_scale, torch.stack(coefficients))
 
 
 def mix_and_norm(x: Tensor, w: Weights, c: Context, kind: Kind) -> tuple[Tensor, Tensor]:
     """Return u and its scaled norm n, both [B, T, d], of a lane x."""
-    return kind.operations.mix_norm(*mix_terms(x, w, c), w.norm_scale)
+    return kind.operations.mix_norm(mix_of(x, w, c))
 
 
 def mlp_sublayer(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    w: Weights,
-    c: Context,
-    kind: Kind,
-    *,
-    residual: bool,
+    mix: Mix, w: Weights, c: Context, kind: Kind, *, residual: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return the MLP sublayer's output [B, T, d], and the scaled norm n of the terms' sum u.
+    """Return the MLP sublayer's output [B, T, d], and its input, the norm n of the mix.
 
     The output is down(LeakyReLU(up n)^2), rows of down scaled, and its columns too where hidden
-    channels have gains (pg#1499): weights are cheaper to scale. With `residual` u is added. The sum
-    is part of this function since a kernel adds the product to u in its place.
+    channels have gains (pg#1499): weights are cheaper to scale. With `residual` the mix's sum u is
+    added; u is made by this function since a kernel adds the product to it in its place.
     """
     down = w.mlp_scale[:, None] * w.down
     gained = down if w.hidden_gain is None else down * w.hidden_gain
-    mixed = terms, coefficients, w.norm_scale
     if c.tap is None:
-        y, n = kind.operations.mlp(*mixed, w.up, gained, kind.mlp_slope, residual=residual)
+        y, n = kind.operations.mlp(mix, w.up, gained, kind.mlp_slope, residual=residual)
     else:
-        u, n = kind.operations.mix_norm(*mixed, keep=residual)
+        u, n = kind.operations.mix_norm(mix, keep=residual)
         hidden = activate(linear(n, w.up, "up", c.tap), kind.mlp_slope)
         if w.hidden_gain is not None:  # what down reads: its Hessian is of it
             hidden = hidden * w.hidden_gain
@@ -313,9 +306,9 @@ def block(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
 
 def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
     if kind.parallel == "single" or not kind.attention:
-        terms, coefficients = mix_terms(x, w, c)
-        wanted = tuple(at(term, c.part) for term in terms)
-        y, n = mlp_sublayer(wanted, coefficients, w, c, kind, residual=True)
+        mix = mix_of(x, w, c)
+        wanted = mix._replace(terms=tuple(at(term, c.part) for term in mix.terms))
+        y, n = mlp_sublayer(wanted, w, c, kind, residual=True)
         if not kind.attention:
             return y
         if c.part is not None:  # keys and values are of all positions
@@ -323,7 +316,7 @@ def _one_lane(x: Tensor, w: Weights, c: Context, kind: Kind) -> Tensor:
         return y + attention_sublayer(n, w, c, kind)
     u, n = mix_and_norm(x, w, c, kind)
     terms = at(u, c.part), attention_sublayer(n, w, c, kind)
-    return mlp_sublayer(terms, None, w, c, kind, residual=True)[0]
+    return mlp_sublayer(Mix(terms, w.norm_scale), w, c, kind, residual=True)[0]
 
 
 def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
@@ -333,12 +326,12 @@ def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     lanes = add_skip(lanes, w, c, kind)
     if len(lanes) == 1:
         lanes = lanes * 2
-    mixed = (lanes[0], c.x0), w.resid_mix.float()
-    u, n = kind.operations.mix_norm(*mixed, w.norm_scale, keep=form == "merge")
+    mix = Mix((lanes[0], c.x0), w.norm_scale, w.resid_mix.float())
+    u, n = kind.operations.mix_norm(mix, keep=form == "merge")
     y = attention_sublayer(n, w, c, kind)
     a, b = (at(x, c.part) for x in lanes)
     if form == "merge":
-        b, _ = mlp_sublayer((b,), None, w, c, kind, residual=True)
+        b, _ = mlp_sublayer(Mix((b,), w.norm_scale), w, c, kind, residual=True)
         return at(u, c.part) + y, b
     keep, write, route = w.lane_keep, w.lane_write, w.lane_route
     if form == "mixed":
@@ -356,7 +349,9 @@ def _two_lanes(lanes: Lanes, w: Weights, c: Context, kind: Kind) -> Lanes:
     return a, b
 
 
-def _mlp_of(x: Tensor, mix: Tensor | None, w: Weights, c: Context, kind: Kind) -> Tensor:
-    """Return the MLP sublayer's output of a lane, mixed with x0 by the weights `mix` [2, d]."""
-    terms, coefficients = ((x,), None) if mix is None else ((x, at(c.x0, c.part)), mix.float())
-    return mlp_sublayer(terms, coefficients, w, c, kind, residual=False)[0]
+def _mlp_of(x: Tensor, weights: Tensor | None, w: Weights, c: Context, kind: Kind) -> Tensor:
+    """Return the MLP sublayer's output of a lane, mixed with x0 by `weights` [2, d] if given."""
+    mix = Mix((x,), w.norm_scale)
+    if weights is not None:
+        mix = Mix((x, at(c.x0, c.part)), w.norm_scale, weights.float())
+    return mlp_sublayer(mix, w, c, kind, residual=False)[0]

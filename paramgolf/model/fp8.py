@@ -36,6 +36,7 @@ from torch import Tensor
 
 from paramgolf.model import operations
 from paramgolf.model.backend import Backend
+from paramgolf.model.operations import Mix
 
 E4, E5 = torch.float8_e4m3fn, torch.float8_e5m2
 LARGEST = {E4: 448.0, E5: 57344.0}
@@ -113,19 +114,11 @@ class _Products(torch.autograd.Function):
 
 
 def mlp(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    scale: Tensor,
-    up: Tensor,
-    down: Tensor,
-    slope: float,
-    *,
-    residual: bool,
-    gradient_unit: float,
+    mix: Mix, up: Tensor, down: Tensor, slope: float, *, residual: bool, gradient_unit: float
 ) -> tuple[Tensor, Tensor]:
     """As operations.mlp, with products of short tensors."""
-    u, n = operations.mix_norm(terms, coefficients, scale, keep=residual)
-    a_unit = activation_unit(up, scale)
+    u, n = operations.mix_norm(mix, keep=residual)
+    a_unit = activation_unit(up, mix.scale)
     y: Tensor = _Products.apply(n, up, down, a_unit, slope, gradient_unit)  # type: ignore[no-untyped-call]
     return u + y if residual else y, n
 
@@ -151,10 +144,10 @@ def _mlp_for(batch_tokens: int, fused: bool) -> Callable[..., tuple[Tensor, Tens
         return functools.partial(mlp, gradient_unit=gradient_unit)
     from paramgolf.model.kernels import mlp_fp8  # where there is Triton
 
-    def short_mlp(*given: Any, residual: bool) -> tuple[Tensor, Tensor]:
-        terms, _coefficients, _scale, up, *_ = given
-        sizes = terms[0].numel() // terms[0].shape[-1], *up.shape
+    def short_mlp(mix: Mix, up: Tensor, *others: Any, residual: bool) -> tuple[Tensor, Tensor]:
+        x = mix.terms[0]
+        sizes = x.numel() // x.shape[-1], *up.shape
         function = mlp if any(size % ALIGNED for size in sizes) else mlp_fp8.mlp
-        return function(*given, residual=residual, gradient_unit=gradient_unit)
+        return function(mix, up, *others, residual=residual, gradient_unit=gradient_unit)
 
     return short_mlp

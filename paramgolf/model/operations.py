@@ -27,23 +27,25 @@ class Operations(NamedTuple):
     nll: Callable[..., Tensor]
 
 
+class Mix(NamedTuple):
+    """A sum u = sum_i c_i * x_i of terms, and the scale of its norm, n = scale * RMSNorm(u)."""
+
+    terms: tuple[Tensor, ...]  # x_i [B, T, d]
+    scale: Tensor  # scalar
+    coefficients: Tensor | None = None  # c, float32 [terms, d]: one per channel; None: all are 1
+
+
 def norm(x: Tensor) -> Tensor:
     """Return RMSNorm over the last dimension, without a gain."""
     return F.rms_norm(x, (x.shape[-1],), eps=EPSILON)
 
 
-def mix_norm(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    scale: Tensor,
-    *,
-    keep: bool = True,  # noqa: ARG001
-) -> tuple[Tensor, Tensor]:
-    """Return u = sum_i c_i * x_i of the terms x_i [B, T, d], and n = scale * RMSNorm(u).
+def mix_norm(mix: Mix, *, keep: bool = True) -> tuple[Tensor, Tensor]:  # noqa: ARG001
+    """Return a mix's sum u and its norm n, both [B, T, d].
 
-    `coefficients` c are float32 [terms, d], one per channel; without them the terms are added as
-    they are. Unless `keep`, u is not for use: a kernel need not write it.
+    Unless `keep`, u is not for use: a kernel need not write it.
     """
+    terms, scale, coefficients = mix
     if coefficients is None:
         u = sum(terms[1:], terms[0])
     else:
@@ -117,20 +119,12 @@ def activate(z: Tensor, slope: float) -> Tensor:
 
 
 def mlp(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    scale: Tensor,
-    up: Tensor,
-    down: Tensor,
-    slope: float,
-    *,
-    residual: bool,
+    mix: Mix, up: Tensor, down: Tensor, slope: float, *, residual: bool
 ) -> tuple[Tensor, Tensor]:
-    """Return down(LeakyReLU(up n)^2) [B, T, d], and n, the scaled norm of the terms' sum.
+    """Return down(LeakyReLU(up n)^2) [B, T, d], and n, the norm of the mix.
 
-    The sum is as in `mix_norm`; with `residual` it is added to the result. up is [m, d], down
-    [d, m].
+    With `residual` the mix's sum is added to the result. up is [m, d], down [d, m].
     """
-    u, n = mix_norm(terms, coefficients, scale, keep=residual)
+    u, n = mix_norm(mix, keep=residual)
     y = F.linear(activate(F.linear(n, up), slope), down)
     return u + y if residual else y, n

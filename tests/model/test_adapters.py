@@ -19,7 +19,7 @@ from paramgolf.model.block import (
 )
 from paramgolf.model.head import Head, head_nll
 from paramgolf.model.network import Network, Pass
-from paramgolf.model.operations import norm
+from paramgolf.model.operations import Mix, norm
 
 VOCAB = 64
 ALL = ("q", "k", "v", "o", "mlp", "head")
@@ -91,7 +91,7 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
     difference = attention_sublayer(n, w, with_o, kind) - attention_sublayer(n, w, c, kind)
     torch.testing.assert_close(difference, w.attn_scale * added, atol=1e-4, rtol=1e-4)
     plain, adapted = (
-        mlp_sublayer((x,), None, w, k, kind, residual=False)[0] for k in (c, with_mlp)
+        mlp_sublayer(Mix((x,), w.norm_scale), w, k, kind, residual=False)[0] for k in (c, with_mlp)
     )
     difference = adapted - plain
     torch.testing.assert_close(difference, w.mlp_scale * added, atol=1e-2, rtol=1e-4)

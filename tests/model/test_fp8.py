@@ -20,6 +20,7 @@ from paramgolf.model.fp8 import (
     shortened,
     with_short_mlp,
 )
+from paramgolf.model.operations import Mix
 
 D, M, TOKENS = 64, 144, 512
 # what rounding costs, relative: an entry of e4m3 is off by 2.6 %, one of e5m2 by 5.2 %
@@ -37,7 +38,7 @@ def results(function, slope: float = 0.5, **options: object) -> dict[str, torch.
     leaves = {"x": x, "up": up, "down": down}
     for leaf in leaves.values():
         leaf.requires_grad_()
-    y, _ = function((x,), None, SCALE, up, down, slope, residual=False, **options)
+    y, _ = function(Mix((x,), SCALE), up, down, slope, residual=False, **options)
     (y * drawn(*y.shape, seed=4)).sum().backward()
     return {"y": y.detach(), **{name: leaf.grad for name, leaf in leaves.items()}}
 
@@ -64,10 +65,10 @@ def test_its_derivative_minds_the_slope_of_negative_channels():
 def test_a_residual_is_added_and_the_norm_returned():
     x, up, down = drawn(1, 32, D, seed=1), drawn(M, D, seed=2), drawn(D, M, seed=3)
     both = drawn(2, D, seed=4)
-    given = (x, 2 * x), both, SCALE, up, down, 0.5
+    given = Mix((x, 2 * x), SCALE, both), up, down, 0.5
     whole, n = mlp(*given, residual=True, gradient_unit=1.0)
     part, _ = mlp(*given, residual=False, gradient_unit=1.0)
-    u, expected = operations.mix_norm((x, 2 * x), both, SCALE)
+    u, expected = operations.mix_norm(given[0])
     torch.testing.assert_close(whole, u + part)
     torch.testing.assert_close(n, expected)
 
@@ -109,7 +110,7 @@ def test_gradients_of_any_batch_are_rounded_alike():
     for tokens in (2**10, 2**30):
         short = with_short_mlp(Backend(), tokens).operations.mlp
         leaf = x.clone().requires_grad_()
-        y, _ = short((leaf,), None, SCALE, up, down, 0.5, residual=False)
+        y, _ = short(Mix((leaf,), SCALE), up, down, 0.5, residual=False)
         (y.sum() / tokens).backward()
         found.append(leaf.grad * tokens)
     assert torch.equal(*found)

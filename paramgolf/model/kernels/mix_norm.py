@@ -24,7 +24,7 @@ import triton.language as tl
 from torch import Tensor
 
 from paramgolf.model.kernels.launch import launch, operator
-from paramgolf.model.operations import EPSILON
+from paramgolf.model.operations import EPSILON, Mix
 
 # Four rows of 512 channels in bfloat16 are 4 KiB per term: 32 bytes for each thread of 4 warps, two
 # of the widest loads there are.
@@ -283,14 +283,13 @@ def _differentiate(ctx, d_sums, d_normed, _):  # type: ignore[no-untyped-def]
 mix_forward.register_autograd(_differentiate, setup_context=_save)
 
 
-def three(terms: tuple[Tensor, ...]) -> list[Tensor | None]:
-    """Return one to three terms as the kernels take them."""
-    return [x.contiguous() for x in terms] + [None] * (3 - len(terms))
+def inputs_of(mix: Mix) -> list[Tensor | None]:
+    """Return a mix of one to three terms as the kernels take it: terms, coefficients, scale."""
+    absent = [None] * (3 - len(mix.terms))
+    return [*(x.contiguous() for x in mix.terms), *absent, mix.coefficients, mix.scale]
 
 
-def mix_norm(
-    terms: tuple[Tensor, ...], coefficients: Tensor | None, scale: Tensor, *, keep: bool = True
-) -> tuple[Tensor, Tensor]:
+def mix_norm(mix: Mix, *, keep: bool = True) -> tuple[Tensor, Tensor]:
     """As operations.mix_norm, for one to three terms."""
-    total, n, _ = mix_forward(*three(terms), coefficients, scale, keep)
+    total, n, _ = mix_forward(*inputs_of(mix), keep)
     return total, n

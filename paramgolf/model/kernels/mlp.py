@@ -29,7 +29,8 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.model.kernels.launch import launch, operator
-from paramgolf.model.kernels.mix_norm import kept, mix_backward, mix_forward, three
+from paramgolf.model.kernels.mix_norm import inputs_of, kept, mix_backward, mix_forward
+from paramgolf.model.operations import Mix
 
 # The accumulator of 128 x 256 float32 fills half of the processor's registers (128 of each of 256
 # threads); a larger tile would spill, a smaller one loads more per product. A step of 64 along the
@@ -181,15 +182,8 @@ _mlp.register_autograd(_differentiate, setup_context=_save)
 
 
 def mlp(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    scale: Tensor,
-    up: Tensor,
-    down: Tensor,
-    slope: float,
-    *,
-    residual: bool,
+    mix: Mix, up: Tensor, down: Tensor, slope: float, *, residual: bool
 ) -> tuple[Tensor, Tensor]:
     """As operations.mlp, for bfloat16 and one to three terms."""
-    y, n, *_ = _mlp(*three(terms), coefficients, scale, up, down, slope, residual)
+    y, n, *_ = _mlp(*inputs_of(mix), up, down, slope, residual)
     return y, n

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened
 from paramgolf.model.kernels.launch import launch, operator
-from paramgolf.model.kernels.mix_norm import kept, mix_backward, normalize, run_forward, three
+from paramgolf.model.kernels.mix_norm import inputs_of, kept, mix_backward, normalize, run_forward
 from paramgolf.model.kernels.mlp import one_per_processor, tiles
+from paramgolf.model.operations import Mix
 from paramgolf.model.torch_internals import short_product
 
 # As in kernels/mlp.py, with entries of half the size: steps along the inner dimension are twice as
@@ -294,19 +295,10 @@ _mlp.register_autograd(_differentiate, setup_context=_save)
 
 
 def mlp(
-    terms: tuple[Tensor, ...],
-    coefficients: Tensor | None,
-    scale: Tensor,
-    up: Tensor,
-    down: Tensor,
-    slope: float,
-    *,
-    residual: bool,
-    gradient_unit: float,
+    mix: Mix, up: Tensor, down: Tensor, slope: float, *, residual: bool, gradient_unit: float
 ) -> tuple[Tensor, Tensor]:
     """As fp8.mlp, for bfloat16, one to three terms, and tokens in multiples of 16."""
     # here, where the compiler joins what these do: an operator would launch each alone
-    short = *shortened(up), *shortened(down), activation_unit(up, scale)
-    given = *three(terms), coefficients, scale, up, down, *short
-    y, n, *_ = _mlp(*given, slope, gradient_unit, residual)
+    short = *shortened(up), *shortened(down), activation_unit(up, mix.scale)
+    y, n, *_ = _mlp(*inputs_of(mix), up, down, *short, slope, gradient_unit, residual)
     return y, n

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from paramgolf.model import fp8
+from paramgolf.model.operations import Mix
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -60,8 +61,8 @@ def results(function, case, lanes, coefficients, scale):
     if coefficients is not None:
         coefficients = coefficients.clone().requires_grad_()
         learned.append(coefficients)
-    mixed = tuple(leaves), coefficients, torch.tensor(scale, device=GPU)
-    y, n = function(*mixed, up, down, slope, residual=residual, gradient_unit=UNIT)
+    mix = Mix(tuple(leaves), torch.tensor(scale, device=GPU), coefficients)
+    y, n = function(mix, up, down, slope, residual=residual, gradient_unit=UNIT)
     (y.float() * draw(*y.shape, seed=7).float()).sum().backward()
     return [x.detach().float() for x in (y, n, *(leaf.grad for leaf in learned))]
 

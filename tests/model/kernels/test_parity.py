@@ -14,6 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from paramgolf.model import operations
 from paramgolf.model.head import Allowed, Further, Head, head_nll
+from paramgolf.model.operations import Mix
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 pytestmark = [] if INTERPRETED else [pytest.mark.gpu]
@@ -66,7 +67,7 @@ def test_mix_norm(fused, dtype, width, mixed, count):
     scale = torch.tensor(0.7, device=GPU)
 
     def of(function):
-        return lambda *t: function(t[:count], t[count], scale)
+        return lambda *t: function(Mix(t[:count], scale, t[count]))
 
     tensors = [*lanes, coefficients]
     assert_equal(of(operations.mix_norm), of(fused.mix_norm), tensors, count + 1, BOUNDS[dtype])
@@ -77,7 +78,7 @@ def test_mix_norm_without_the_sum(fused, dtype):
     scale = torch.tensor(0.7, device=GPU)
 
     def of(function):
-        return lambda x, y, c: function((x, y), c, scale, keep=False)[1]
+        return lambda x, y, c: function(Mix((x, y), scale, c), keep=False)[1]
 
     tensors = [draw(B, T, 64, dtype=dtype), draw(B, T, 64, dtype=dtype, seed=1), draw(2, 64)]
     assert_equal(of(operations.mix_norm), of(fused.mix_norm), tensors, 3, BOUNDS[dtype])
@@ -144,7 +145,7 @@ def test_mlp(fused, slope, count, mixed, residual, rows, width, hidden):
     scale = torch.tensor(0.7, device=GPU)
 
     def of(function):
-        return lambda u, d, c, *x: function(x, c, scale, u, d, slope, residual=residual)
+        return lambda u, d, c, *x: function(Mix(x, scale, c), u, d, slope, residual=residual)
 
     tensors = [up, down, coefficients, *lanes]
     assert_equal(of(operations.mlp), of(fused.mlp), tensors, len(tensors), 1.2e-2)
@@ -226,7 +227,7 @@ def test_a_kernel_is_compiled_while_the_compiler_asks_for_shapes(fused):
 
     scale = torch.tensor(0.7, device=GPU)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        fused.mix_norm((torch.empty(2, 3, 40, device=GPU),), None, scale)
+        fused.mix_norm(Mix((torch.empty(2, 3, 40, device=GPU),), scale))
     assert compilations().pending == 1
-    fused.mix_norm((draw(2, 3, 40),), None, scale)
+    fused.mix_norm(Mix((draw(2, 3, 40),), scale))
     assert compilations().pending == 0
