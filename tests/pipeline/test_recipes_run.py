@@ -27,13 +27,15 @@ def shrink(content: dict) -> dict:
     train |= {"steps": 6, "budget_seconds": None, "reserve_seconds": 0.0, "warmdown": 0.7}
     train |= {"warmdown_unit": "fraction", "batch_tokens": 512, "micro_batch_tokens": 256}
     train |= {"sequence_length": 64, "curriculum": [], "validation_tokens": 512}
+    # tokens drawn at random have no tokenizer, which tells the pieces and what can come after what
+    train["further_targets"] = [t for t in train["further_targets"] if t["token"] != "prefix"]
     calibrate = content["calibrate"]
     calibrate |= {"sequences": 6, "batch_sequences": 3}
     calibrate["sensitivity_sequences"] = min(calibrate["sensitivity_sequences"], 6)
     content["quantize"]["adjust_steps"] = min(content["quantize"]["adjust_steps"], 2)
     for stage in ("eval_sliding", "eval_ttt"):
         content[stage] |= {"window": 64, "stride": 32, "batch_windows": 8, "max_tokens": 1500}
-        content[stage]["token_mask"] = False  # tokens drawn at random have no tokenizer
+        content[stage]["token_mask"] = False
     content["eval_ttt"] |= {"chunk_tokens": 512, "epochs": 1, "batch_sequences": 4}
     content["eval_ttt"]["adapter"] |= {"rank": 2}
     content["eval_ttt"]["documents"] |= {
