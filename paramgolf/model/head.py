@@ -44,11 +44,11 @@ class Allowed(NamedTuple):
     states: Tensor  # int64 [B, T]
 
 
-class Further(NamedTuple):
+class Second(NamedTuple):
     """What training wants a position's logits to predict beside its target, and how much."""
 
-    targets: Tensor  # int64 [B, T, k]; NO_TARGET where there is none
-    weights: Tensor  # float32 [k], of their losses; that of the target itself is 1
+    targets: Tensor  # int64 [B, T]; NO_TARGET where there is none
+    weight: Tensor  # float32 scalar, of their loss; that of the target itself is 1
 
 
 class Head(NamedTuple):
@@ -60,7 +60,7 @@ class Head(NamedTuple):
     adapter: Pair | None = None
     lane_merge: Tensor | None = None  # scalar: the first lane's share
     allowed: Allowed | None = None
-    further: Further | None = None
+    second: Second | None = None
 
 
 def head_input(lanes: Lanes, head: Head) -> Tensor:
@@ -113,20 +113,19 @@ def allow(logits: Tensor, allowed: Allowed | None) -> Tensor:
 def head_nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     """Return the negative log-likelihood of targets [B, T], nats, float32.
 
-    Its gradient is that of the sum with those of further targets, each times its weight; one that
-    cannot come counts nothing. As one compiled function: caps and softmax read the product once, in
-    the compute dtype.
+    Its gradient is that of the sum with the second target's, times its weight; one that cannot come
+    counts nothing. As one compiled function: caps and softmax read the product once, in the compute
+    dtype.
     """
     logits = head_logits(hidden, head)
     nll = cross_entropy(logits, targets)
-    if head.further is None:
+    if head.second is None:
         return nll
-    for further, weight in zip(head.further.targets.unbind(-1), head.further.weights, strict=True):
-        token = further.clamp_min(0)
-        counts = (further != NO_TARGET) & (logits.gather(-1, token[..., None])[..., 0] > IMPOSSIBLE)
-        other = torch.where(counts, weight * cross_entropy(logits, token), 0.0)
-        nll = nll + (other - other.detach())
-    return nll
+    second, weight = head.second
+    token = second.clamp_min(0)
+    counts = (second != NO_TARGET) & (logits.gather(-1, token[..., None])[..., 0] > IMPOSSIBLE)
+    other = torch.where(counts, weight * cross_entropy(logits, token), 0.0)
+    return nll + (other - other.detach())
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

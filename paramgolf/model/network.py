@@ -35,7 +35,7 @@ from paramgolf.model.block import (
 from paramgolf.model.config import ModelConfig, Order
 from paramgolf.model.embedding import embed, smear_and_norm, value_embedding
 from paramgolf.model.gradients import FanOut, distinct
-from paramgolf.model.head import Allowed, Further, Head, Mask, head_input, head_logits
+from paramgolf.model.head import Allowed, Head, Mask, Second, head_input, head_logits
 from paramgolf.model.init import initial_parameters
 from paramgolf.model.plan import VirtualLayer, plan, repeated_layers
 from paramgolf.model.rows import Rows
@@ -76,7 +76,7 @@ class Pass:
         window: a position attends to no more than so many, itself among them.
         segments: those of `document_tokens` or `window`, where they were found beforehand.
         midway: what the first layers made of the tokens; None: they run.
-        further: what the loss of training wants predicted beside the targets.
+        second: what the loss of training wants predicted beside the targets.
     """
 
     order: Order
@@ -86,7 +86,7 @@ class Pass:
     window: int | None = None
     segments: Segments | None = None
     midway: Midway | None = None
-    further: Further | None = None
+    second: Second | None = None
 
 
 class Network(nn.Module):
@@ -162,7 +162,7 @@ class Network(nn.Module):
         targets and result are then theirs alone.
         """
         lanes, head = self.final_lanes(tokens_BT, options, part)
-        head = head._replace(further=options.further)
+        head = head._replace(second=options.second)
         return self.backend.nll(lanes, targets_BT, head, self.backend.operations.nll)
 
     def logits(self, tokens_BT: Tensor, options: Pass, *, part: Positions | None = None) -> Tensor:

@@ -151,7 +151,6 @@ def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:
         "paramgolf.model.token_mask": any(
             params[name]["token_mask"] for name in ("train", "eval", "eval_ttt")
         ),
-        "paramgolf.training.further_targets": bool(params["train"]["further_targets"]),
         "paramgolf.scoring.lora_documents": mode == "lora_documents",
         "paramgolf.scoring.lora_stream": mode == "lora_stream",
         "paramgolf.scoring.mixture": mixtures != {"none"},

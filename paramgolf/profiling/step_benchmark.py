@@ -46,6 +46,8 @@ class StepBenchmark:
         self._network = self._state.network
         self._batches: dict[int, Batch] = {}
         self._graphs = CudaGraphs()
+        weight = self.train.second_token_weight
+        self._second_weight = torch.tensor(weight, device=runtime.device) if weight else None
         for phase in (0, -1):
             self._state.zero_grad()
             batch = self._random_batch(phase, vocab_size, runtime.device)
@@ -72,6 +74,7 @@ class StepBenchmark:
             longest=self.train.document_tokens(sizes),
             batch_tokens=sizes.batch_tokens,
             precision=self.train.precision,
+            second_weight=self._second_weight,
         )
 
     def passes(self, phase: int, batch_tokens: int) -> None:

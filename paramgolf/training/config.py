@@ -40,24 +40,13 @@ class MomentumAverage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FurtherTarget:
-    """A token that a position is to predict beside its target, by the same logits."""
-
-    token: Literal["second", "third", "prefix"]
-    """The second or third token from here, or the longest piece that the target begins with."""
-    weight: Share
-    """Of its loss at first, where the target's is 1; it falls linearly."""
-    until: Annotated[float, Range(above=0, most=1)]
-    """The fraction of training at which the weight is 0."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
     """Budget, batch, optimizers and averaging; units and meanings are in recipes/base.yaml."""
 
     seed: Seed
     token_mask: bool
-    further_targets: tuple[FurtherTarget, ...]
+    second_token_weight: Share
+    second_token_until: Annotated[float, Range(above=0, most=1)]
     steps: Positive | None
     budget_seconds: PositiveFloat | None
     reserve_seconds: NaturalFloat

@@ -27,7 +27,7 @@ from paramgolf.training.log import Log, environment
 from paramgolf.training.passes import Passes
 from paramgolf.training.regime import Regime, regime_at
 from paramgolf.training.result import METRICS, OUT, Progress, metrics_of, write_model
-from paramgolf.training.schedule import Point, further_weights, point
+from paramgolf.training.schedule import Point, point, second_token_weight
 from paramgolf.training.state import TrainState
 from paramgolf.training.validate import validate
 
@@ -95,12 +95,7 @@ class TrainingRun:
 
             micro_batch_tokens = choose_micro_batch(self._network, config, runtime)
         self._batches = Batches(tokens.train(), config, runtime, micro_batch_tokens)
-        self._further = None
-        if config.further_targets:
-            from paramgolf.training.further_targets import FurtherTargets  # see packing/code.py
-
-            self._further = FurtherTargets(config, tokens, runtime.device)
-        self._passes = Passes(model, config, self._batches, runtime, self._further)
+        self._passes = Passes(model, config, self._batches, runtime)
         key = resume_key(
             dataclasses.asdict(model),
             dataclasses.asdict(config),
@@ -188,8 +183,7 @@ class TrainingRun:
     def _step(self, at: Point) -> None:
         """Take one step; its loss is read when the next one is under way."""
         progress, regime = self.progress, self._regime
-        if self._further is not None:
-            self._further.weigh(further_weights(self.config, at))
+        self._passes.weigh_second_tokens(second_token_weight(self.config, at))
         loss = start_copy(self._gradient())
         multiplier = self._state.step(at, factor=self.config.batch_rate(regime.sizes))
         progress.step += 1

@@ -7,7 +7,7 @@ With f the share of the budget that is spent, s the steps done and r the steps l
     decay     matrix_decay * (1 - (1 - share) * max(0, f - start) / (1 - start))
     momentum  start + (momentum - start) * min(1, s / steps)
     weights   w + (last - w) * max(0, f - at) / (1 - at), of the averages that momentum consists of
-    further   weight * max(0, 1 - f / until), of a further target
+    second    weight * max(0, 1 - f / until), of the second token's loss
     average   e <- d e + (1 - d) w, d = ema_decay or another group's, with warm-up
               min(d, (1 + s) / (10 + s))
 
@@ -92,12 +92,13 @@ def muon_averages(config: TrainConfig, at: Point) -> tuple[tuple[float, float], 
     ) or ((momentum, 1.0),)
 
 
-def further_weights(config: TrainConfig, at: Point) -> tuple[float, ...]:
-    """Return the weights of further targets: early on their gradients help, at the end they bias.
+def second_token_weight(config: TrainConfig, at: Point) -> float:
+    """Return the weight of the second token's loss.
 
-    Source: github.com/KellerJordan/modded-nanogpt, pull requests 178 and 337.
+    Early on it tells what a text is about; at the end it would pull the logits away from the
+    chances of the next token (github.com/KellerJordan/modded-nanogpt, pull request 178).
     """
-    return tuple(t.weight * max(0.0, 1 - at.fraction / t.until) for t in config.further_targets)
+    return config.second_token_weight * max(0.0, 1 - at.fraction / config.second_token_until)
 
 
 def ema_decay(config: TrainConfig, step: int, decay: float) -> float:

@@ -27,8 +27,8 @@ def shrink(content: dict) -> dict:
     train |= {"steps": 6, "budget_seconds": None, "reserve_seconds": 0.0, "warmdown": 0.7}
     train |= {"warmdown_unit": "fraction", "batch_tokens": 512, "micro_batch_tokens": 256}
     train |= {"sequence_length": 64, "curriculum": [], "validation_tokens": 512}
-    # tokens drawn at random have no tokenizer, which tells the pieces and what can come after what
-    train["further_targets"] = [t for t in train["further_targets"] if t["token"] != "prefix"]
+    # tokens drawn at random have no tokenizer, which tells what can come after what
+    train["token_mask"] = False
     calibrate = content["calibrate"]
     calibrate |= {"sequences": 6, "batch_sequences": 3}
     calibrate["sensitivity_sequences"] = min(calibrate["sensitivity_sequences"], 6)

@@ -12,9 +12,8 @@ its largest tensor, by far; caps and softmax as separate kernels would pass over
 With a mask the sum leaves out the tokens that cannot come, which a row of bits tells for each
 position, and their G_j is 0.
 
-Further targets t_k of training, of weights w_k, read the same logits, and G is that of the sum of
-all losses, with W = 1 + sum_k w_k:
-    G_j = (W exp(l_j) / sum_i exp(l_i) - [j = t] - sum_k w_k [j = t_k]) (1 - tanh(z_j / c)^2)
+A second target t' of training, of weight w', reads the same logits, and G is that of both losses:
+    G_j = ((1 + w') exp(l_j) / sum_i exp(l_i) - [j = t] - w' [j = t']) (1 - tanh(z_j / c)^2)
 
 Exponentials are powers of two, as the hardware has them: with p = log2(e), caps and logits are in
 units of 1 / p, and tanh(x) = 1 - 2 / (2^(2 p x) + 1), which is right where the power overflows too.
@@ -50,9 +49,9 @@ def _capped(z, above, below, per_nat: tl.constexpr):
 
 @triton.jit
 def _losses(
-    logits, targets, caps, nll, words, states, further, weights, vocab, width,
+    logits, targets, caps, nll, words, states, seconds, weight, vocab, width,
     WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr,
-    NEVER: tl.constexpr, FURTHER: tl.constexpr,
+    NEVER: tl.constexpr, SECOND: tl.constexpr,
 ):  # fmt: skip
     """Write a token's nll, float32 [rows], and G over its logits [rows, vocab].
 
@@ -60,8 +59,8 @@ def _losses(
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
     elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
     If MASKED, NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any,
-    width], states int64 [rows]; else neither is read. FURTHER is how many further targets a token
-    has, by head.Further: further int64 [rows, FURTHER], weights float32 [FURTHER].
+    width], states int64 [rows]; else neither is read. If SECOND, a token has a second target, by
+    head.Second: seconds int64 [rows], weight float32 [1]; else neither is read.
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
@@ -95,18 +94,18 @@ def _losses(
     tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
     if GRADIENT:
         wanted = tl.where(column == target, 1.0, 0.0)
-        all_weights = 1.0
-        for k in tl.static_range(FURTHER):
-            other = tl.load(further + row * FURTHER + k).to(tl.int32)
-            there = other >= 0
+        weights = 1.0
+        if SECOND:
+            second = tl.load(seconds + row).to(tl.int32)
+            there = second >= 0
             if MASKED:
-                word = tl.load(bits + (other >> 5), mask=there, other=0)
-                there = ((word >> (other & 31)) & 1) > 0
-            weight = tl.where(there, tl.load(weights + k), 0.0)
-            wanted += tl.where(column == other, weight, 0.0)
-            all_weights += weight
+                word = tl.load(bits + (second >> 5), mask=there, other=0)
+                there = ((word >> (second & 31)) & 1) > 0
+            other = tl.where(there, tl.load(weight), 0.0)
+            wanted += tl.where(column == second, other, 0.0)
+            weights += other
         # softmax - [j = t], then through the cap
-        gradient = powers * (all_weights / total) - wanted
+        gradient = powers * (weights / total) - wanted
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
 
 
@@ -118,8 +117,8 @@ def _nll(
     targets: Tensor,
     words: Tensor | None,
     states: Tensor | None,
-    further: Tensor | None,
-    weights: Tensor | None,
+    seconds: Tensor | None,
+    weight: Tensor | None,
     gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     # in the compute dtype, as head_logits has them
@@ -130,11 +129,10 @@ def _nll(
     launch(
         _losses, (rows,),
         logits, targets, caps, nll, targets if words is None else words,
-        targets if states is None else states, targets if further is None else further,
-        caps if weights is None else weights, len(embedding),
-        0 if words is None else words.shape[1],
+        targets if states is None else states, targets if seconds is None else seconds,
+        caps if weight is None else weight, len(embedding), 0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
-        MASKED=words is not None, NEVER=IMPOSSIBLE, FURTHER=0 if weights is None else len(weights),
+        MASKED=words is not None, NEVER=IMPOSSIBLE, SECOND=seconds is not None,
         num_warps=min(16, max(4, wide // 512)),
     )  # fmt: skip
     # an operator returns tensors; an empty one stands for none
@@ -173,8 +171,8 @@ def nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
     flat = hidden.reshape(-1, hidden.shape[-1])
     words, states = (None, None) if head.allowed is None else head.allowed
     states = None if states is None else states.flatten()
-    further, weights = (None, None) if head.further is None else head.further
-    further = None if further is None else further.flatten(0, -2)
-    given = flat, head.embedding, caps, targets.flatten(), words, states, further, weights
+    seconds, weight = (None, None) if head.second is None else head.second
+    seconds = None if seconds is None else seconds.flatten()
+    given = flat, head.embedding, caps, targets.flatten(), words, states, seconds, weight
     losses = _nll(*given, torch.is_grad_enabled())[0]
     return losses.view(targets.shape)  # type: ignore[no-any-return]

@@ -12,7 +12,7 @@ from recipe_case import narrow_recipe
 
 from paramgolf.model.backend import Backend, fused_operations
 from paramgolf.model.fp8 import with_short_mlp
-from paramgolf.model.head import Allowed, Further, Head
+from paramgolf.model.head import Allowed, Head, Second
 from paramgolf.model.network import Network, Pass
 
 pytestmark = compiles
@@ -40,12 +40,12 @@ def test_kernels_of_recipes_compile(lowered: set[str], name: str) -> None:
     assert {"_losses", "_product"} < lowered
 
 
-@pytest.mark.parametrize("further", [0, 3])
-def test_the_loss_of_what_a_mask_allows_compiles(lowered: set[str], further: int) -> None:
+@pytest.mark.parametrize("with_second", [False, True])
+def test_the_loss_of_what_a_mask_allows_compiles(lowered: set[str], with_second: bool) -> None:
     words = torch.zeros(3, VOCAB // 32, dtype=torch.int32)
     states = torch.zeros(2, 8, dtype=torch.int64)
     hidden, embedding = (torch.zeros(*s, 64, requires_grad=True) for s in ((2, 8), (VOCAB,)))
-    others = Further(torch.zeros(2, 8, further, dtype=torch.int64), torch.zeros(further))
-    head = Head(embedding, 30.0, allowed=Allowed(words, states), further=others)
+    second = Second(states, torch.tensor(0.5)) if with_second else None
+    head = Head(embedding, 30.0, allowed=Allowed(words, states), second=second)
     fused_operations().nll(hidden, states, head).sum().backward()
     assert lowered == {"_losses"}

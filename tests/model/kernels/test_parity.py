@@ -13,7 +13,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 
 from paramgolf.model import operations
-from paramgolf.model.head import Allowed, Further, Head, head_nll
+from paramgolf.model.head import Allowed, Head, Second, head_nll
 from paramgolf.model.operations import Mix
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -170,18 +170,18 @@ def test_nll(fused, dtype, vocab, sides):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50, 1024])
-@pytest.mark.parametrize("further", [0, 3])
-def test_nll_of_what_a_mask_allows(fused, dtype, vocab, further):
+@pytest.mark.parametrize("with_second", [False, True])
+def test_nll_of_what_a_mask_allows(fused, dtype, vocab, with_second):
     generator = torch.Generator(GPU).manual_seed(vocab)
     words = torch.randint(
         -(2**31), 2**31, (5, -(-vocab // 32)), generator=generator, device=GPU, dtype=torch.int32
     )
     states, targets = (torch.randint(n, (B, T), device=GPU) for n in (5, vocab))
     allowed = Allowed(words, states)
-    others = Further(*further_targets(vocab)) if further else None
+    second = second_of(vocab) if with_second else None
 
     def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed, further=others))
+        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed, second=second))
 
     tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
     # half of the targets are forbidden, too: both give them the same score, and no gradient
@@ -195,11 +195,11 @@ def test_nll_of_what_a_mask_allows(fused, dtype, vocab, further):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50, 8192])
-def test_nll_of_further_targets(fused, dtype, vocab):
-    targets, others = torch.randint(vocab, (B, T), device=GPU), further_targets(vocab)
+def test_nll_with_a_second_target(fused, dtype, vocab):
+    targets, second = torch.randint(vocab, (B, T), device=GPU), second_of(vocab)
 
     def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, further=Further(*others)))
+        return lambda h, e: function(h, targets, Head(e, 30.0, second=second))
 
     tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
     plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
@@ -207,10 +207,10 @@ def test_nll_of_further_targets(fused, dtype, vocab):
         assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
 
 
-def further_targets(vocab):
-    """Three of each position, one in vocab + 1 of them absent, and their weights."""
-    targets = torch.randint(-1, vocab, (B, T, 3), device=GPU)
-    return targets, torch.tensor([0.5, 0.25, 0.0], device=GPU)
+def second_of(vocab):
+    """One of each position, one in vocab + 1 of them absent."""
+    targets = torch.randint(-1, vocab, (B, T), device=GPU)
+    return Second(targets, torch.tensor(0.5, device=GPU))
 
 
 def test_caps_that_learn_get_their_gradient(fused):
