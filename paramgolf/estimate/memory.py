@@ -70,15 +70,13 @@ def training_memory(
     parameters = sum(sizes.values())
     muon_names = MATRICES if train.muon_blocks_only else (*MATRICES, *PROJECTIONS)
     muon = sum(size for name, size in sizes.items() if name in muon_names)
-    averages = max(1, len(train.muon_averages))
     copy = device.compute_bytes if device.compute_bytes < FLOAT32 else 0
     tokens = pass_tokens(train, machine.count)
     each = _fused_bytes if device.fused_kernels else _plain_bytes
     return TrainingMemory(
         weights=(FLOAT32 + copy) * parameters,
         gradients=FLOAT32 * parameters,
-        optimizer=averages * DTYPE_BYTES[train.muon_dtype] * muon
-        + 2 * FLOAT32 * (parameters - muon),
+        optimizer=DTYPE_BYTES[train.muon_dtype] * muon + 2 * FLOAT32 * (parameters - muon),
         average=FLOAT32 * parameters,
         activations=tokens * each(model, vocab_size, device.compute_bytes)
         + tokens * _own_term_bytes(model, train, device.compute_bytes)

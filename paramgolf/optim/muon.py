@@ -20,7 +20,7 @@ Source: Keller Jordan et al. (2024), kellerjordan.github.io/posts/muon.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -39,14 +39,10 @@ class Variant(NamedTuple):
     """Where Muon departs from its plain form.
 
     Attributes:
-        averages: of gradients, of which the momentum of each parameter is a sum.
-        gradient_power: to which the entries of gradients are taken, signs kept (pg#1682).
         cautious: decay acts on those entries alone that the update brings nearer to 0.
         rows: so many rows of a parameter at a time are a matrix of their own; 0: all of them.
     """
 
-    averages: int = 1
-    gradient_power: float = 1.0
     cautious: bool = False
     rows: Mapping[str, int] = MappingProxyType({})
 
@@ -58,8 +54,7 @@ class Muon:
     """Optimizer of parameters [n, out, in] or [out, in].
 
     `normalize_rows` divides each row of the direction by its length first; `row_floor` is added to
-    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum, which is
-    [averages, n, out, in].
+    the row's sum of squares (pg#1392). `dtype` is that of gradients and momentum.
 
     All processes hold all momentum and share the iterations. The updates of one group of parameters
     are gathered while the next group is iterated.
@@ -83,37 +78,28 @@ class Muon:
         self._row_floor = row_floor
         self._variant = variant
         self.momentum = {
-            name: torch.zeros(
-                variant.averages, *self._stack(name, p).shape, dtype=dtype, device=p.device
-            )
+            name: torch.zeros_like(self._stack(name, p), dtype=dtype)
             for name, p in self._parameters.items()
         }
 
     @torch.no_grad()
     def step(
-        self,
-        *,
-        lr: float,
-        decay: float,
-        momentum: float,
-        during_gather: Callable[[], object],
-        averages: Sequence[tuple[float, float]] | None = None,
+        self, *, lr: float, decay: float, momentum: float, during_gather: Callable[[], object]
     ) -> None:
         """Update every parameter that has a gradient: p <- (1 - lr decay) p - lr update.
 
-        `averages` are the decay and the weight of each average; None: of the one, `momentum` and 1.
         `during_gather` is called while updates are gathered; it must leave these parameters alone.
         """
         # all groups are under way before the first is waited for
-        begun, averages = [], averages or ((momentum, 1.0),)
+        begun = []
         for names in self._groups():
-            stack = torch.cat([self._direction(name, momentum, averages) for name in names])
+            stack = torch.cat([self._direction(name, momentum) for name in names])
             begun.append((names, *self._orthogonalize(stack)))
         during_gather()
         for names, updates, gathering in begun:
             if gathering:
                 gathering.wait()
-            counts = [self.momentum[name].shape[1] for name in names]
+            counts = [len(self.momentum[name]) for name in names]
             for name, update in zip(names, updates[: sum(counts)].split(counts), strict=True):
                 self._apply(name, update, lr, decay)
 
@@ -131,25 +117,16 @@ class Muon:
         sizes = {n: p.numel() for n, p in self._parameters.items()}
         return sorted(groups.values(), key=lambda names: -sum(sizes[n] for n in names))
 
-    def _direction(
-        self, name: str, momentum: float, averages: Sequence[tuple[float, float]]
-    ) -> Tensor:
+    def _direction(self, name: str, momentum: float) -> Tensor:
         """Return the Nesterov direction [n, rows, cols], rows <= cols, in the compute dtype.
 
-        With the gradient g and one buffer m <- mu m + g it is g + mu m. With several, of decay b
-        and weight w each, it is g + mu sum of w m, with m <- b m + g (1 - b) / (1 - mu): all hold
-        the length that the one has, and with b = mu they are that one.
+        With the gradient g and the buffer m <- mu m + g it is g + mu m.
         """
-        buffers, gradient = self.momentum[name], self._parameters[name].grad
+        buffer, gradient = self.momentum[name], self._parameters[name].grad
         assert gradient is not None
-        grad = self._stack(name, gradient).to(buffers.dtype)
-        if self._variant.gradient_power != 1:
-            grad = grad.sign() * grad.abs().pow_(self._variant.gradient_power)
-        direction = grad
+        grad = self._stack(name, gradient).to(buffer.dtype)
         # a buffer is a sum, not a mean: the iteration divides its length out anyway
-        for buffer, (decay, weight) in zip(buffers, averages, strict=True):
-            buffer.mul_(decay).add_(grad, alpha=(1 - decay) / (1 - momentum))
-            direction = direction.add(buffer, alpha=momentum * weight)
+        direction = grad.add(buffer.mul_(momentum).add_(grad), alpha=momentum)
         if self._normalize_rows:
             length = direction.norm(dim=-1, keepdim=True)
             floor = torch.full_like(length, self._row_floor**0.5)

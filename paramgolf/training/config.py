@@ -18,7 +18,6 @@ from paramgolf.schema import (
 )
 
 BelowOne = Annotated[float, Range(0, below=1)]
-WEIGHT_ERROR = 1e-6  # of a sum of weights: decimal fractions are rounded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +27,6 @@ class BatchSizes:
     at: BelowOne
     batch_tokens: Positive
     sequence_length: Positive
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MomentumAverage:
-    """An average of gradients: its decay per step, and its weights in the momentum."""
-
-    decay: BelowOne
-    weight: Share  # where several averages begin
-    last_weight: Share  # at the end of training
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,13 +63,10 @@ class TrainConfig:
     muon_momentum: BelowOne
     muon_momentum_start: BelowOne
     muon_momentum_steps: Natural
-    muon_averages: tuple[MomentumAverage, ...]
-    muon_averages_at: BelowOne
     muon_iterations: Annotated[int, Range(1, 100)]
     muon_coefficients: Literal["newton_schulz", "polar_express"]
     muon_normalise_rows: bool
     muon_row_floor: NaturalFloat
-    muon_gradient_power: PositiveFloat
     muon_kv_heads: Natural
     muon_dtype: Literal["float32", "bfloat16"]
     muon_blocks_only: bool
@@ -131,10 +118,6 @@ class TrainConfig:
         if self.budget_seconds is not None and self.reserve_seconds >= self.budget_seconds:
             yield "reserve_seconds", "must be below `train.budget_seconds`"
         yield from self._size_faults()
-        for name in ("weight", "last_weight"):
-            total = sum(getattr(average, name) for average in self.muon_averages)
-            if self.muon_averages and abs(total - 1) > WEIGHT_ERROR:
-                yield "muon_averages", f"must have each `{name}` sum to 1, found {total}"
         starts = [phase.at for phase in self.curriculum]
         if starts != sorted(starts):
             yield "curriculum", f"must be in rising order of `at`, found {starts}"

@@ -74,24 +74,6 @@ def muon_momentum(config: TrainConfig, step: int) -> float:
     return config.muon_momentum_start + share * (config.muon_momentum - config.muon_momentum_start)
 
 
-def muon_averages(config: TrainConfig, at: Point) -> tuple[tuple[float, float], ...]:
-    """Return the decay and the weight of each average that Muon's momentum consists of.
-
-    Until `muon_averages_at` all decay alike, by the momentum: they are copies of it, so that the
-    switch changes nothing at once. A momentum of several memories saves 1 to 3 % of the steps
-    (github.com/KellerJordan/modded-nanogpt, pull requests 340 and 357).
-    """
-    momentum, start = muon_momentum(config, at.step), config.muon_averages_at
-    share = max(0.0, (at.fraction - start) / (1 - start))
-    return tuple(
-        (
-            average.decay if at.fraction >= start else momentum,
-            average.weight + share * (average.last_weight - average.weight),
-        )
-        for average in config.muon_averages
-    ) or ((momentum, 1.0),)
-
-
 def second_token_weight(config: TrainConfig, at: Point) -> float:
     """Return the weight of the second token's loss.
 

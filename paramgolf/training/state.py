@@ -24,7 +24,6 @@ from paramgolf.training.schedule import (
     decay_multiplier,
     ema_decay,
     lr_multiplier,
-    muon_averages,
     muon_momentum,
 )
 
@@ -73,8 +72,6 @@ class TrainState:
             row_floor=config.muon_row_floor,
             dtype=getattr(torch, config.muon_dtype),
             variant=Variant(
-                averages=max(1, len(config.muon_averages)),
-                gradient_power=config.muon_gradient_power,
                 cautious=config.cautious_decay,
                 rows=dict.fromkeys(
                     (part.key for part in self._parts if part.name in ("k", "v")),
@@ -151,7 +148,6 @@ class TrainState:
             lr=self._config.matrix_lr * multiplier,
             decay=self._config.matrix_decay * decay_multiplier(self._config, at),
             momentum=muon_momentum(self._config, at.step),
-            averages=muon_averages(self._config, at),
             during_gather=self._adam.step,
         )
         self._update_average(at, multiplier)

@@ -17,7 +17,6 @@ from paramgolf.model.network import Network
 from paramgolf.model.plan import plan
 from paramgolf.recipes import Params
 from paramgolf.runtime import Runtime
-from paramgolf.training.config import MomentumAverage
 from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -28,10 +27,7 @@ H100 = Machine(device=DEVICES["H100"], count=1)
 @pytest.mark.parametrize("blocks_only", [True, False])
 def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model):
     model = tiny_model(value_embedding_layers=(1,), bigram_buckets=64)
-    average = MomentumAverage(decay=0.9, weight=0.5, last_weight=0.5)
-    train = dataclasses.replace(
-        sample.train, muon_blocks_only=blocks_only, muon_averages=(average, average)
-    )
+    train = dataclasses.replace(sample.train, muon_blocks_only=blocks_only)
     network = Network(model, VOCAB, seed=0)
     state = TrainState(network, train, Runtime(0, 1, torch.device("cpu")))
     state.zero_grad()

@@ -6,15 +6,11 @@ import dataclasses
 
 import pytest
 
-from paramgolf.errors import ParamGolfError
-from paramgolf.recipes import compose
-from paramgolf.schema import parse
-from paramgolf.training.config import BatchSizes, MomentumAverage, TrainConfig
+from paramgolf.training.config import BatchSizes
 from paramgolf.training.schedule import (
     decay_multiplier,
     ema_decay,
     lr_multiplier,
-    muon_averages,
     muon_momentum,
     point,
 )
@@ -72,27 +68,6 @@ def test_weight_decay_falls_to_its_share(config):
 def test_momentum_rises_then_stays(config):
     values = [muon_momentum(config, step) for step in (0, 50, 100, 1000)]
     assert values == pytest.approx([0.85, 0.90, 0.95, 0.95])
-
-
-def test_averages_decay_as_the_momentum_until_they_part(config):
-    assert muon_averages(config, point(config, 50, 0.0)) == ((muon_momentum(config, 50), 1.0),)
-    fast, slow = (
-        MomentumAverage(decay=0.5, weight=0.4, last_weight=0.8),
-        MomentumAverage(decay=0.98, weight=0.6, last_weight=0.2),
-    )
-    parted = dataclasses.replace(config, muon_averages=(fast, slow), muon_averages_at=0.6)
-    momentum = muon_momentum(parted, 50)
-    assert muon_averages(parted, point(parted, 50, 0.0)) == ((momentum, 0.4), (momentum, 0.6))
-    averages = muon_averages(parted, point(parted, 80, 0.0))
-    assert averages == (pytest.approx((0.5, 0.6)), pytest.approx((0.98, 0.4)))
-
-
-def test_weights_of_averages_must_sum_to_one():
-    content = compose("sample")["train"]
-    halves = {"decay": 0.9, "weight": 0.5, "last_weight": 0.5}
-    parse(TrainConfig, {**content, "muon_averages": [halves, halves]}, "train")
-    with pytest.raises(ParamGolfError, match=r"muon_averages.*`weight` sum to 1, found 0\.5"):
-        parse(TrainConfig, {**content, "muon_averages": [{**halves, "last_weight": 1.0}]}, "train")
 
 
 def test_average_forgets_its_start_only_with_warmup(config):

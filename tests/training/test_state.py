@@ -13,7 +13,7 @@ from process_case import ALONE, joined, run_ranks
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.network import Network, Pass
 from paramgolf.runtime import Runtime
-from paramgolf.training.config import MomentumAverage, TrainConfig
+from paramgolf.training.config import TrainConfig
 from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
@@ -95,14 +95,11 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
 
 
 def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
-    averages = tuple(MomentumAverage(decay=d, weight=0.5, last_weight=0.5) for d in (0.5, 0.98))
-    config = dataclasses.replace(
-        sample.train, steps=10, head_mixing=True, muon_averages=averages, muon_averages_at=0.2
-    )
+    config = dataclasses.replace(sample.train, steps=10, head_mixing=True)
     model = tiny_model()
     states = [TrainState(Network(model, VOCAB, seed=seed), config, ALONE) for seed in (0, 1)]
     for step in range(6):
-        if step == 4:  # the momentum has parted
+        if step == 4:
             states[1].load(copy.deepcopy(states[0].state()))
         for state in states[: 1 if step < 4 else 2]:
             state.zero_grad()
