@@ -6,9 +6,11 @@ its text is changed, and its scores are compared.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -52,25 +54,43 @@ class AuditFinding:
 
 
 class ScorerScript:
-    """A loaded SCORER.py; its answers as float64 arrays."""
+    """A loaded SCORER.py; its answers as float64 arrays, a ParamGolfError where it fails."""
 
-    def __init__(self, module: ModuleType) -> None:
-        self._module = module
-        self._model = module.load()
+    def __init__(self, module: ModuleType, path: Path = Path("SCORER.py")) -> None:
+        self._module, self._path = module, path
+        with _explained(self._path):
+            self._model = module.load()
 
     def score(self, tokens: np.ndarray) -> np.ndarray:
         """Return the nats that the script gives to the targets of `tokens` [N + 1]."""
-        return np.asarray(self._module.score(self._model, tokens.copy()), dtype=np.float64)
+        with _explained(self._path):
+            return np.asarray(self._module.score(self._model, tokens.copy()), dtype=np.float64)
 
     def probabilities(self, tokens: np.ndarray, target: int) -> np.ndarray:
         """Return the distribution by which `target` is scored, [V]."""
-        given = self._module.probabilities(self._model, tokens.copy(), target)
-        return np.asarray(given, dtype=np.float64)
+        with _explained(self._path):
+            given = self._module.probabilities(self._model, tokens.copy(), target)
+            return np.asarray(given, dtype=np.float64)
 
     def optional(self, name: str, tokens: np.ndarray) -> np.ndarray | None:
         """Return what function `name` says of `tokens`, None where there is no such function."""
         function: Callable[..., Any] | None = getattr(self._module, name, None)
-        return None if function is None else np.asarray(function(self._model, tokens.copy()))
+        with _explained(self._path):
+            return None if function is None else np.asarray(function(self._model, tokens.copy()))
+
+
+@contextlib.contextmanager
+def _explained(script: Path) -> Iterator[None]:
+    """Raise a ParamGolfError for whatever a script raises, at the script's own innermost line."""
+    try:
+        yield
+    except ParamGolfError:
+        raise
+    except (Exception, SystemExit) as error:  # any code may run here
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if Path(f.filename).resolve() == script.resolve()]
+        where = f"{script}:{lines[-1]}" if lines else script
+        raise ParamGolfError("the script fails", where=where, found=repr(error)) from None
 
 
 def load_script(path: Path) -> ScorerScript:
@@ -83,11 +103,12 @@ def load_script(path: Path) -> ScorerScript:
         raise ParamGolfError("not a Python script", where=path, expected="a file SCORER.py")
     module = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(path.resolve().parent))  # where a script finds its own modules
-    try:
-        spec.loader.exec_module(module)
-    except SyntaxError as error:
-        place = f"{error.filename}:{error.lineno}"
-        raise ParamGolfError("the script is not Python", where=place, found=error.msg) from None
+    with _explained(path):
+        try:
+            spec.loader.exec_module(module)
+        except SyntaxError as error:
+            place = f"{error.filename}:{error.lineno}"
+            raise ParamGolfError("the script is not Python", where=place, found=error.msg) from None
     missing = [name for name in NEEDED if not callable(getattr(module, name, None))]
     if missing:
         raise ParamGolfError(
@@ -96,7 +117,7 @@ def load_script(path: Path) -> ScorerScript:
             expected=f"functions {', '.join(NEEDED)}",
             fix="docs/audit-score.md describes them, with an example",
         )
-    return ScorerScript(module)
+    return ScorerScript(module, path)
 
 
 def audit_scores(

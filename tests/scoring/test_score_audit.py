@@ -142,6 +142,23 @@ def test_bad_scripts_are_one_message(project):
         load_script(project / "broken.py")
 
 
+@pytest.mark.parametrize(
+    ("source", "place", "found"),
+    [
+        ("raise SystemExit(3)", 1, r"SystemExit\(3\)"),
+        ("def load(): return 1 / 0", 1, "ZeroDivisionError"),
+        ("def load(): ...\ndef score(_, tokens): return np.mean(tokens)", 2, "NameError"),
+        ("def load(): ...\ndef score(_, tokens): return 'low'", None, "ValueError"),
+    ],
+)
+def test_a_script_that_fails_is_no_verdict(source, place, found, project, command):
+    unused = "\ndef score(*_): ...\n" * ("score" not in source) + "\ndef probabilities(*_): ...\n"
+    (project / "fails.py").write_text(source + unused)
+    error = command("audit-score", "fails.py", code=2)
+    where = "fails.py" if place is None else f"fails.py:{place}"
+    assert re.search(rf"the script fails\n  where: {where}\n  found: {found}", error)
+
+
 def test_the_same_seed_gives_the_same_verdict():
     text = echoing_text(200)
     first, second = (
