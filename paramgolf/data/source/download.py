@@ -44,12 +44,12 @@ def _write_splits(config: DataConfig, folder: Path) -> TextManifest:
     train = write_documents(
         folder / "train.jsonl.zst", itertools.islice(stream, config.max_documents)
     )
+    if errors.skipped:
+        say(f"skipped: {dict(errors.skipped)}")
     for name, split in (("validation", val), ("training", train)):
         if not split.documents:
             raise _too_few(config, name, val.documents + train.documents)
         say(f"{name}: {split.documents} documents, {split.bytes} bytes of text")
-    if errors.skipped:
-        say(f"skipped: {dict(errors.skipped)}")
     return TextManifest(
         schema=SCHEMA,
         kind="documents",
@@ -81,8 +81,8 @@ def _open_source(
 
 
 def _too_few(config: DataConfig, split: str, found: int) -> ParamGolfError:
-    expected = "documents in both splits"
+    expected, fix = "documents in both splits", "give more text"
     if not config.validation_files:
         expected = f"more than data.validation_documents = {config.validation_documents} documents"
-    fix = "lower data.validation_documents, or give more text"
+        fix = "lower data.validation_documents, or give more text (a .txt file is one document)"
     return ParamGolfError(f"no {split} text is left", expected=expected, found=found, fix=fix)

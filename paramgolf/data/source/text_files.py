@@ -31,6 +31,10 @@ KINDS = (".jsonl", ".txt", ".parquet")
 EXPECTED = f"{', '.join(KINDS)}, plain or followed by {', '.join(COMPRESSIONS)}"
 GLOB_CHARACTERS = frozenset("*?[")
 BATCH_ROWS = 256
+MEND = {
+    "missing field": "set data.text_field to the field of the text",
+    "bad UTF-8": "convert the file to UTF-8 (`iconv`)",
+}
 # documents by their places in a file, before they are decoded; None where a field is empty
 Records = Iterator[tuple[str, bytes | None]]
 
@@ -45,7 +49,7 @@ class DocumentErrors:
     def note(self, kind: str, where: str, found: object) -> None:
         """Raise, naming the place, or count the fault under its kind."""
         if self.on_error == "stop":
-            fix = "mend the file, or set data.on_error to skip"
+            fix = f"{MEND.get(kind, 'mend the file')}, or set data.on_error to skip"
             raise ParamGolfError(
                 f"cannot read a document: {kind}", where=where, found=found, fix=fix
             )
@@ -189,6 +193,8 @@ def _text(content: bytes | None, text_field: str, *, is_json: bool) -> str:
         if is_json:
             fields = json.loads(value)
             value = fields.get(text_field) if isinstance(fields, dict) else None
+            if value is None:
+                raise BadDocumentError("missing field", _without(fields, text_field))
         if not isinstance(value, str):
             found = "none" if value is None else type(value).__name__
             raise BadDocumentError("missing field", f"field `{text_field}`: {found}")
@@ -202,6 +208,13 @@ def _text(content: bytes | None, text_field: str, *, is_json: bool) -> str:
     if not value.strip():
         raise BadDocumentError("empty document", repr(value[:20]))
     return value
+
+
+def _without(fields: Any, text_field: str) -> str:
+    """Say what a line of JSON holds in the place of a text."""
+    if not isinstance(fields, dict):
+        return f"a {type(fields).__name__}, no object with a field `{text_field}`"
+    return f"field `{text_field}`: none; fields: {', '.join(fields)}"
 
 
 def _txt(path: Path, name: str, _: str) -> Records:

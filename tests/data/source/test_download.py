@@ -130,6 +130,25 @@ def test_too_few_documents_for_two_splits(sample: Params, tmp_path: Path, count:
         download(config, tmp_path / "raw")
 
 
+def test_one_text_for_two_splits_is_said_to_be_one_document(sample: Params, tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("one\n\ntwo\n")
+    message = r"no training text is left(.|\n)*found: 1\n(.|\n)*a \.txt file is one document"
+    with pytest.raises(ParamGolfError, match=message):
+        download(files_config(sample, str(book)), tmp_path / "raw")
+
+
+def test_what_was_skipped_is_said_where_nothing_is_left(
+    sample: Params, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    names = str(tmp_path / "latin.txt"), corpus(tmp_path, 10)
+    config = files_config(sample, names[1], on_error="skip", validation_files=names[:1])
+    with pytest.raises(ParamGolfError, match=r"no validation text is left(.|\n)*give more text$"):
+        download(config, tmp_path / "raw")
+    assert "skipped: {'bad UTF-8': 1}" in capsys.readouterr().err
+
+
 def test_nothing_of_an_earlier_run_stays(sample: Params, tmp_path: Path) -> None:
     (tmp_path / "raw").mkdir()
     (tmp_path / "raw" / "fineweb_train_000000.bin").write_bytes(b"old")

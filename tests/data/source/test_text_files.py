@@ -206,11 +206,27 @@ def test_a_fault_stops_the_run_or_is_counted(kind: str) -> None:
     assert faults.skipped == {kind: 1}
 
 
-@pytest.mark.parametrize("line", [b"[1]", b"3", b"null", b'{"text": 5}', b'{"text": null}'])
-def test_a_line_without_text_is_a_missing_field(line: bytes) -> None:
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        (b"[1]", "a list, no object"),
+        (b"3", "a int, no object"),
+        (b"null", "a NoneType, no object"),
+        (b'{"text": 5}', "field `text`: int"),
+        (b'{"text": null}', "field `text`: none"),
+        (b'{"id": 1, "content": "x"}', "field `text`: none; fields: id, content"),
+    ],
+)
+def test_a_line_without_text_is_a_missing_field(line: bytes, found: str) -> None:
     write("a.jsonl", line + b"\n")
-    with pytest.raises(ParamGolfError, match="missing field"):
+    with pytest.raises(ParamGolfError, match=f"missing field(.|\n)*{found}(.|\n)*data.text_field"):
         read("a.jsonl")
+
+
+def test_a_text_in_another_encoding_is_told_to_be_converted() -> None:
+    write("a.txt", "café".encode("latin-1"))
+    with pytest.raises(ParamGolfError, match=r"bad UTF-8(.|\n)*iconv(.|\n)*data.on_error to skip"):
+        read("a.txt")
 
 
 @pytest.mark.parametrize(
