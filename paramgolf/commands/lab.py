@@ -21,6 +21,7 @@ from paramgolf.errors import ParamGolfError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from paramgolf.experiments.lab.cost import Cost
     from paramgolf.experiments.lab.plan import Plan
     from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.session import Forecast
@@ -91,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.experiments.lab.session import Session
     from paramgolf.experiments.lab.stages import Processes, read_stages
     from paramgolf.mirror import Mirror
+    from paramgolf.progress import say
 
     start, changes = time.monotonic(), options.assignments
     plan = read_plan(options.plan)
@@ -110,10 +112,12 @@ def run(options: argparse.Namespace) -> int:
             Session(one, changes, bench, any_code=options.any_code, only=only[one.name])
             for one in plans
         ]
+        forecasts = {one.plan.name: one.forecast(retry=options.retry) for one in sessions}
         if options.dry_run:
-            forecasts = {one.plan.name: one.forecast(retry=options.retry) for one in sessions}
             print_forecasts(forecasts, options)
             return 0
+        for name, forecast in forecasts.items():
+            say(f"lab: {left_to_run(name, forecast.cost)}; logs in {options.work / 'stages'}")
         sessions[0].work(
             command=" ".join(["paramgolf lab", str(options.plan), *changes]),
             retry=options.retry,
@@ -188,12 +192,17 @@ def print_forecast(name: str, forecast: Forecast, price: float | None) -> None:
     cost = forecast.cost
     dollars = "" if price is None else f", ${cost.dollars(price):,.2f}"
     known = "as measured before" if cost.measured else "some of them assumed, as on an H100"
-    print(f"{name}: left to run: {cost.runs} runs, {cost.trainings} of them with a training")
+    print(left_to_run(name, cost))
     clock = f"{cost.clock_seconds / 60:,.0f} minutes by the clock"
     print(f"{cost.gpu_seconds:,.0f} GPU-seconds{dollars}, {clock} (beside training {known})")
     print(forecast.power.sentence())
     for warning in forecast.warnings:
         print(f"- {warning}")
+
+
+def left_to_run(name: str, cost: Cost) -> str:
+    """Say which runs of a plan are still to be made."""
+    return f"{name}: left to run: {cost.runs} runs, {cost.trainings} of them with a training"
 
 
 def print_json(contents: Sequence[Mapping[str, Any]]) -> None:

@@ -406,12 +406,15 @@ def test_slots_have_as_many_gpus_as_a_run_takes():
         slots_of(["4", "5", "7"], 4)
 
 
-def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, command):
+def test_stages_run_as_they_are_and_a_diverging_run_says_so(tokens, tmp_path, command, monkeypatch):
+    said = []
+    monkeypatch.setattr("paramgolf.progress.say", said.append)
     path = tmp_path / "real.yaml"
     wild = {"name": "wild", "changes": ["train.matrix_lr=1.0e+30", "train.token_lr=1.0e+30"]}
     write_plan(path, tokens, name="real", seeds=[1], variants=[{"name": "base"}, wild])
     words = "lab", str(path), "--gpus", "2", "--work", str(tmp_path / "lab"), "--json"
     base, wild = json.loads(command(*words, code=1))["variants"]
+    assert said[0].startswith("lab: real: left to run: 2 runs, 2 of them with a training; logs in ")
     assert 0 < base["means"]["trained"] < 20
     assert base["means"]["steps"] == 4
     assert wild["failures"] == ["train: training diverged: the loss is not finite"]

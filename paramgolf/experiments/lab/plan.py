@@ -266,7 +266,10 @@ def assignments(plan: Plan, recipe: str, changes: Sequence[str] = ()) -> list[As
         gpus=plan.gpus,
     )
     own = [("train.seed", plan.seeds[0]), ("runtime.processes", plan.gpus)]
-    changed = map(read_assignment, [*plan.common, *changes])
+    changed = [*map(read_assignment, [*plan.common, *changes])]
+    for (key, _), field in zip(own, ("seeds", "gpus"), strict=True):
+        if key in dict(changed):
+            raise ParamGolfError(f"`{key}` is no change: `{field}` of the plan says it")
     return [*budget, *_text_of(plan.text), *changed, *own]
 
 
