@@ -68,6 +68,15 @@ def start_program() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker() else _end_at_once)
     sys.excepthook = _end_on_fault
+    _refuse_words()
+
+
+def _refuse_words() -> None:
+    """Refuse words behind a stage's script, which would be passed over in silence."""
+    script, *words = sys.argv
+    if words and Path(script).parent.name == "stages":
+        fix = "its parameters stand in params.yaml: `paramgolf use RECIPE section.key=value`"
+        raise ParamGolfError("a stage takes no arguments", found=" ".join(words), fix=fix)
 
 
 def open_streams() -> None:

@@ -53,6 +53,15 @@ def test_a_stage_starts_its_process_before_its_other_imports(path):
     assert ast.unparse(third) == "start_program()"
 
 
+@pytest.mark.parametrize("word", ["--help", "train.steps=5"])
+def test_a_stage_refuses_a_word_that_it_would_not_read(word, tmp_path):
+    command = [sys.executable, str(ROOT / "stages/report.py"), word]
+    settings = without_settings()
+    ended = subprocess.run(command, cwd=tmp_path, env=settings, capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert f"a stage takes no arguments\n  found: {word}\n  what to do:" in ended.stderr
+
+
 @pytest.mark.parametrize(
     "start",
     [

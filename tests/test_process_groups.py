@@ -177,7 +177,7 @@ def launch(count):
     print(count, "torch" in sys.modules)
     raise SystemExit
 stage_runtime.launch, alone.sooner_alone = launch, lambda *_: False
-runpy.run_path(sys.argv[1], run_name="__main__")
+runpy.run_path(sys.argv.pop(), run_name="__main__")
 """
 
 
