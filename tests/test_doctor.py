@@ -158,11 +158,12 @@ def test_the_cache_folder_may_be_elsewhere(tmp_path):
 
 
 def test_parameters_at_fault_are_a_fault(tmp_path):
-    assert "there is no file" in project.check_params(tmp_path).text
+    path = tmp_path / "params.yaml"
+    assert project.check_params(tmp_path).text == f"there is no file {path}"  # the remedy is apart
     text = json.dumps(compose("sample", ROOT / "recipes"))  # JSON is YAML
-    (tmp_path / "params.yaml").write_text(text)
+    path.write_text(text)
     assert project.check_params(tmp_path).state == "ok"
-    (tmp_path / "params.yaml").write_text(text.replace('"seed"', '"sed"'))
+    path.write_text(text.replace('"seed"', '"sed"'))
     assert "`train.sed` is not a parameter" in project.check_params(tmp_path).text
 
 

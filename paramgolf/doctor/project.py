@@ -26,8 +26,9 @@ def check_params(root: Path) -> Check:
     try:
         check(read_yaml(path), where=path)
     except ParamGolfError as error:
-        lines = " ".join(str(error).split())
-        return fault("params.yaml", lines, "mend it, or `paramgolf use sample`")
+        text, _, _ = str(error).partition("\n  what to do:")
+        remedy = "mend it, or `paramgolf use sample`"
+        return fault("params.yaml", " ".join(text.split()), remedy)
     return ok("params.yaml", "valid")
 
 
