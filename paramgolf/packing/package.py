@@ -14,6 +14,7 @@ from torch import Tensor
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig
 from paramgolf.codec.container import read_container
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.metrics import file_hashes
 from paramgolf.packing.artifact import Packer
@@ -92,8 +93,16 @@ def package(
 
 
 def check_round_trip(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Read model.bin from disk; every integer, scale and vector must be as it was."""
-    _, stored = read_container(path)
+    """Read model.bin from disk; every integer, scale and vector must be as it was.
+
+    A ParamGolfError where the file breaks its format, as with integers beyond their bits.
+    """
+    try:
+        _, stored = read_container(path)
+    except ParamGolfError as error:
+        what, where = "what was packed cannot be read back", QUANTIZE_PATH / "model.safetensors"
+        fix = "that file may be damaged: make it again with `dvc repro -f -s quantize`"
+        raise ParamGolfError(what, where=where, found=error, fix=fix) from None
     assert stored.keys() == tensors.keys(), stored.keys() ^ tensors.keys()
     for name, tensor in tensors.items():
         assert stored[name].dtype == tensor.dtype, name

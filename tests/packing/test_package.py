@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from package_case import make_options, make_quantized, sections, write_quantized
+from safetensors.torch import load_file, save_file
 
 from paramgolf.codec.byte_ledger import apportion
 from paramgolf.codec.container import load_package
@@ -111,6 +112,16 @@ def test_reading_back_notices_any_difference(project, pack, tiny_model):
             check_round_trip(path, changed)
     with pytest.raises(AssertionError, match="more"):
         check_round_trip(path, {**tensors, "more": tensors["q_gain"]})
+
+
+def test_integers_beyond_their_bits_are_a_fault_of_the_input(project, pack):
+    path = project / "artifacts/quantize/model.safetensors"
+    tensors = load_file(path)
+    tensors["q.integers"][0, 0, 0] = 127
+    save_file(tensors, path)
+    message = r"cannot be read back\n  where: artifacts/quantize/(.|\n)*range of(.|\n)* -s quantize"
+    with pytest.raises(ParamGolfError, match=message):
+        pack()
 
 
 def test_a_missing_input_says_what_to_do(tmp_path, sample, monkeypatch):
