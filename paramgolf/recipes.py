@@ -109,7 +109,8 @@ def _disagreements(params: Params) -> Iterator[Fault]:
         )
     if fit.fit_bytes is not None:
         if fit.fit_codec != package.codec:
-            yield "quantize.fit_codec", "must be `package.codec`"
+            expected = f"must be `package.codec` ({package.codec})"
+            yield "quantize.fit_codec", f"{expected}, found {fit.fit_codec}"
         if fit.fit_bytes > package.limit_bytes:
             yield "quantize.fit_bytes", "must be at most `package.limit_bytes`"
 
