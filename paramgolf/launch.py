@@ -48,8 +48,25 @@ def launch(count: int) -> None:
                 ranks.append(_start(shared, str(rank)))
             code = _watch(ranks, Path(folder, FAULT))
         finally:
-            _end(ranks)
+            end_groups(ranks, GRACE_SECONDS)
     raise SystemExit(code)
+
+
+def end_groups(leaders: Sequence[Process], grace_seconds: float) -> None:
+    """Ask processes to end, and kill those that do not in time; each must lead a group of its own.
+
+    One that is killed has its group killed with it. All have ended when this returns.
+    """
+    for leader in leaders:
+        leader.terminate()
+    last = time.monotonic() + grace_seconds
+    for leader in leaders:
+        try:
+            leader.wait(max(0.0, last - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError):  # another thread saw its end since
+                os.killpg(leader.pid, signal.SIGKILL)
+            leader.wait()
 
 
 def tell_launcher(error: ParamGolfError) -> None:
@@ -94,16 +111,3 @@ def _watch(ranks: Sequence[Process], fault: Path) -> int:
     name = signal.Signals(-code).name
     print(f"paramgolf: process {codes.index(code)} was ended by {name}", file=sys.stderr)
     return SIGNALLED - code
-
-
-def _end(ranks: Sequence[Process]) -> None:
-    """Ask those that still run to end, and end those that do not."""
-    for rank in ranks:
-        rank.terminate()
-    last = time.monotonic() + GRACE_SECONDS
-    for rank in ranks:
-        try:
-            rank.wait(max(0.0, last - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            rank.kill()
-            rank.wait()

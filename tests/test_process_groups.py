@@ -13,6 +13,7 @@ import pytest
 import yaml
 from process_case import runs, wait_for, written
 
+from paramgolf.launch import end_groups
 from paramgolf.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -22,8 +23,8 @@ import os, signal, sys, time
 from pathlib import Path
 from paramgolf.program import exit_on_fault, start_program
 start_program()
-from paramgolf import launch
 from paramgolf.errors import ParamGolfError
+from paramgolf.launch import launch
 
 def say(text):  # at once, for all share the stream
     os.write(1, f"{text}\\n".encode())
@@ -34,8 +35,7 @@ def join():
     return processes(CPU)
 
 with exit_on_fault():
-    launch.GRACE_SECONDS = float(os.environ.get("GRACE", 60))
-    launch.launch(2)
+    launch(2)
     rank = int(os.environ["RANK"])
     Path(f"rank{rank}").write_text(str(os.getpid()))
     while not (Path("rank0").exists() and Path("rank1").exists()):
@@ -134,16 +134,30 @@ def test_a_killed_launcher_leaves_no_process(start):
     wait_for(lambda: not any(map(runs, found)))
 
 
-def test_a_process_that_does_not_end_when_asked_is_killed(start, monkeypatch):
-    monkeypatch.setenv("GRACE", "0.1")
-    work = (
-        "if rank:\n"
-        "  while not Path('deaf').exists(): time.sleep(0.01)\n"
-        "  sys.exit(3)\n"
-        "signal.signal(signal.SIGTERM, signal.SIG_IGN); Path('deaf').touch()\n"
-        "while True: time.sleep(1)"
+def test_what_ends_when_asked_is_not_killed_and_what_does_not_is_with_its_group(tmp_path):
+    deaf = "trap '' TERM; sleep 60 & echo $! > child; wait"
+    words = (
+        ["sh", "-c", "trap 'exit 3' TERM; touch ready; while :; do sleep 0.01; done"],
+        ["sh", "-c", deaf],
     )
-    assert end(start(work))[0] == 3
+    leaders = [subprocess.Popen(command, cwd=tmp_path, start_new_session=True) for command in words]
+    wait_for(lambda: written(tmp_path / "child") and (tmp_path / "ready").exists())
+    end_groups(leaders, 1.0)
+    assert [leader.returncode for leader in leaders] == [3, -signal.SIGKILL]
+    wait_for(lambda: not runs(int((tmp_path / "child").read_text())))
+
+
+def test_what_ends_just_after_its_time_is_no_error(monkeypatch):
+    process, wait = subprocess.Popen(["sleep", "60"], start_new_session=True), subprocess.Popen.wait
+
+    def wait_too_long(process, timeout=None):
+        wait(process)
+        if timeout is not None:
+            raise subprocess.TimeoutExpired("sleep", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_too_long)
+    end_groups([process], 1.0)
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_what_fails_all_processes_is_told_once(start):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
 import threading
 import time
 
@@ -60,17 +58,3 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     assert len(caught) == 1
     with pytest.raises(StoppedError):
         processes.run("train", place, stages.environment_of(tmp_path, None))
-
-
-def test_a_stage_that_ends_just_after_the_deadline_is_no_error(monkeypatch):
-    processes, wait = Processes(), subprocess.Popen.wait
-    process = subprocess.Popen(["sleep", "60"], start_new_session=True)
-    processes._running.add(process)
-
-    def wait_too_long(process, timeout):
-        wait(process)
-        raise subprocess.TimeoutExpired("sleep", timeout)
-
-    monkeypatch.setattr(subprocess.Popen, "wait", wait_too_long)
-    processes.stop()
-    assert process.returncode == -signal.SIGTERM

@@ -6,7 +6,6 @@ stage that was cut off goes on where it stopped when it is run again in its fold
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import signal
@@ -24,6 +23,7 @@ import yaml
 from paramgolf.experiments.lab.plan import STAGES
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.gpu_slots import VISIBLE
+from paramgolf.launch import end_groups
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.process import SIGNALLED
 from paramgolf.stage_code import stage_hash
@@ -34,7 +34,7 @@ WITHOUT_GPU = ("package",)
 PLAN = Path("dvc.yaml")
 ARTIFACTS = "artifacts/"
 SAFE_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # libyaml's is ten times as fast
-GRACE_SECONDS = 20.0  # to end, once asked to
+GRACE_SECONDS = 20.0  # a stage of several processes gives these half of it
 CAUSES = re.compile(r"paramgolf: |[\w.]*(?:Error|Exception|Interrupt)\b")
 RANK = re.compile(r"^\[rank\d+\]:")
 REASON_LENGTH = 300
@@ -172,15 +172,7 @@ class Processes:
         with self._lock:
             self.stopped.set()
             running = [*self._running]
-        for process in running:
-            process.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for process in running:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(ProcessLookupError):  # it has ended since
-                    os.killpg(process.pid, signal.SIGKILL)
+        end_groups(running, GRACE_SECONDS)
 
 
 def environment_of(folder: Path, devices: str | None) -> dict[str, str]:
