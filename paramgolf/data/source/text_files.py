@@ -165,7 +165,7 @@ def read_file(path: Path, name: str, text_field: str, errors: DocumentErrors) ->
     try:
         for place, content in records(path, name, text_field):
             try:
-                text = _text(content, text_field, is_json=kind == ".jsonl")
+                text = _text(content, kind, text_field)
             except BadDocumentError as error:
                 errors.note(error.kind, place, error.found)
             else:
@@ -186,11 +186,11 @@ class BadDocumentError(Exception):
         super().__init__(kind)
 
 
-def _text(content: bytes | None, text_field: str, *, is_json: bool) -> str:
+def _text(content: bytes | None, kind: str, text_field: str) -> str:
     """Return the text of a document: all of `content`, or a field of the object that it holds."""
     try:
         value: Any = None if content is None else content.decode()
-        if is_json:
+        if kind == ".jsonl":
             fields = json.loads(value)
             value = fields.get(text_field) if isinstance(fields, dict) else None
             if value is None:
@@ -200,7 +200,8 @@ def _text(content: bytes | None, text_field: str, *, is_json: bool) -> str:
             raise BadDocumentError("missing field", f"field `{text_field}`: {found}")
         value.encode()  # JSON can spell half a surrogate pair, which UTF-8 cannot hold
     except UnicodeError as error:
-        raise BadDocumentError("bad UTF-8", str(error)) from None
+        column = f"column `{text_field}`: " if kind == ".parquet" else ""
+        raise BadDocumentError("bad UTF-8", f"{column}{error}") from None
     except RecursionError:
         raise BadDocumentError("not JSON", "nested too deeply") from None
     except ValueError as error:

@@ -258,9 +258,10 @@ NOT_UTF8 = pyarrow.array([b"good", b"\xff", b"last"])
     ],
     ids=lambda column: str(column.type).partition("<")[0],
 )
-def test_bad_utf8_in_parquet_is_named_by_row(column: pyarrow.Array) -> None:
+def test_bad_utf8_in_parquet_is_named_by_row_and_column(column: pyarrow.Array) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"text": column}), "a.parquet")
-    with pytest.raises(ParamGolfError, match=r"bad UTF-8\n  where: a.parquet:row 2\n"):
+    expected = r"bad UTF-8\n  where: a.parquet:row 2\n  found: column `text`: 'utf-8' codec"
+    with pytest.raises(ParamGolfError, match=expected):
         read("a.parquet")
     assert [document.text for document in read("a.parquet", on_error="skip")] == ["good", "last"]
 
