@@ -135,12 +135,13 @@ def test_an_interval_is_by_what_is_assumed_where_runs_are_missing():
     assert {effect.low for effect in fit(scores, on, [*effects]).effects.values()} == {None}
 
 
-def test_intervals_by_residuals_hold_the_effect_in_95_percent_of_cases():
+@pytest.mark.parametrize(("factors", "chances"), [(3, 1000), (11, 150)])
+def test_intervals_by_residuals_hold_the_effect_in_95_percent_of_cases(factors, chances):
     held = []
-    for chance in range(150):
-        on, effects, scores = made_up(11, seeds=2, noise=0.001, chance=chance)
+    for chance in range(chances):
+        on, effects, scores = made_up(factors, seeds=2, noise=0.001, chance=chance)
         found = fit(scores, on, [*effects])
-        assert found.scatter.freedom == 11
+        assert found.scatter.freedom == factors
         held += [one.low < effects[name] < one.high for name, one in found.effects.items()]
     assert 0.93 < np.mean(held) < 0.97
 
