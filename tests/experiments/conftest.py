@@ -11,9 +11,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def tokens(tokens_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of tokens, of a vocabulary that tokenizers may have; the project's folder."""
+def in_the_project(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The project's folder is that of the test."""
     monkeypatch.chdir(ROOT)
+
+
+@pytest.fixture
+def tokens(tokens_folder: Path, in_the_project: None) -> Path:
+    """A folder of tokens, of a vocabulary that tokenizers may have; the project's folder."""
     manifest = tokens_folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"vocab_size": 300}))
     return tokens_folder

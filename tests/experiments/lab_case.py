@@ -40,7 +40,7 @@ PLAN: dict[str, Any] = {
 BASE, SKIPS, SEED, BITS = 1.2, 0.01, 0.002, 0.05
 
 
-def plan_of(folder: Path, /, **changes: Any) -> Plan:
+def plan_of(folder: Path = Path("nowhere"), /, **changes: Any) -> Plan:
     """Return the plan on a folder of tokens, with changes."""
     return parse(Plan, PLAN | {"text": {"tokens": str(folder)}} | changes, "")
 

@@ -6,15 +6,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from lab_case import PLAN, ROOT, SMALL
+from lab_case import ROOT, SMALL, plan_of
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.ablate import ablation
-from paramgolf.experiments.lab.plan import Plan, contents, read_plan
+from paramgolf.experiments.lab.plan import contents, read_plan
 from paramgolf.recipes import RECIPES, flatten
-from paramgolf.schema import parse
-
-TEXT = {"files": ["train.jsonl"], "validation_files": ["val.jsonl"]}
 
 
 @pytest.fixture
@@ -25,10 +22,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / RECIPES).mkdir(exist_ok=True)
         (tmp_path / RECIPES / path.name).write_text(path.read_text())
     return tmp_path / RECIPES
-
-
-def plan(**changes) -> Plan:
-    return parse(Plan, PLAN | {"text": TEXT} | changes, "")
 
 
 def write(folder: Path, name: str, **sections: object) -> None:
@@ -44,7 +37,7 @@ def test_each_part_is_left_out_with_all_others_in_place(folder):
         data={"validation_documents": 7},
         runtime={"workers": 3},
     )
-    found = ablation(plan(), "mine")
+    found = ablation(plan_of(), "mine")
     assert found.impossible == {}
     made = contents(found.plan)
     assert {*made} == {
@@ -63,13 +56,13 @@ def test_what_the_plan_sets_is_no_part(folder):
     curriculum = [{"at": 0.5, "sequence_length": 128, "batch_tokens": 512}]
     train = {"reserve_seconds": 9.0, "batch_tokens": 1024, "min_lr": 0.1, "seed": 3}
     write(folder, "mine", train=train | {"matrix_lr": 0.5, "curriculum": curriculum})
-    found = ablation(plan(common=[*SMALL, "train.min_lr=0.2"]), "mine")
+    found = ablation(plan_of(common=[*SMALL, "train.min_lr=0.2"]), "mine")
     # the curriculum is the recipe's, which the plan only scales
     names = [variant.name for variant in found.plan.variants]
     assert {*names} == {"mine", "without train.matrix_lr", "without train.curriculum"}
     write(folder, "set", train={"min_lr": 0.1})
     with pytest.raises(ParamGolfError, match="recipe `set` has no part"):
-        ablation(plan(common=["train.min_lr=0.2"]), "set")
+        ablation(plan_of(common=["train.min_lr=0.2"]), "set")
 
 
 def test_parameters_that_only_work_together_are_one_part(folder):
@@ -80,7 +73,7 @@ def test_parameters_that_only_work_together_are_one_part(folder):
         calibrate={"sensitivity_sequences": 8},
         package={"codec": "rans"},
     )
-    variants = {v.name: v for v in ablation(plan(), "mine").plan.variants}
+    variants = {v.name: v for v in ablation(plan_of(), "mine").plan.variants}
     assert variants["without calibrate.sensitivity_sequences"].changes == (
         "calibrate.sensitivity_sequences=0",
         "quantize.balance=0.0",
@@ -91,7 +84,7 @@ def test_parameters_that_only_work_together_are_one_part(folder):
 
 def test_a_part_takes_with_it_what_the_fault_names(folder):
     write(folder, "mine", model={"heads": 8, "kv_heads": 8})
-    (one, *others) = ablation(plan(common=[]), "mine").plan.variants[1:]
+    (one, *others) = ablation(plan_of(common=[]), "mine").plan.variants[1:]
     assert {*one.changes} == {"model.heads=4", "model.kv_heads=2"}
     assert [other.name for other in others] == ["without model.kv_heads"]
 
@@ -100,7 +93,7 @@ def test_what_cannot_be_left_out_is_said(folder):
     write(folder, "mine", model={"width": 256, "q_gain": 2.0})
     heads = ("model.heads=64", "model.kv_heads=64", "model.rope_dims=4")  # too many for width 128
     common = [*(one for one in SMALL if "width" not in one), *heads]
-    found = ablation(plan(common=common), "mine")
+    found = ablation(plan_of(common=common), "mine")
     assert [variant.name for variant in found.plan.variants] == ["mine", "without model.q_gain"]
     assert "model.rope_dims" in found.impossible["model.width"]
 
@@ -108,11 +101,11 @@ def test_what_cannot_be_left_out_is_said(folder):
 def test_a_recipe_without_parts_is_refused(folder):
     write(folder, "mine")
     with pytest.raises(ParamGolfError, match="recipe `mine` has no part"):
-        ablation(plan(), "mine")
+        ablation(plan_of(), "mine")
     with pytest.raises(ParamGolfError, match="is from no other"):
-        ablation(plan(), "base")
+        ablation(plan_of(), "base")
     with pytest.raises(ParamGolfError, match="there is no recipe `pr0`"):
-        ablation(plan(), "pr0")
+        ablation(plan_of(), "pr0")
 
 
 def test_the_printed_plan_is_a_plan(monkeypatch, tmp_path, command):

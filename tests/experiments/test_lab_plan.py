@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
-from lab_case import PLAN, ROOT
+from lab_case import PLAN, ROOT, plan_of
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lab.plan import Plan, contents, read_plan
+from paramgolf.experiments.lab.plan import contents, read_plan
+from paramgolf.experiments.lab.screening import MOST_FACTORS
 from paramgolf.recipes import build
-from paramgolf.schema import parse
 
+pytestmark = pytest.mark.usefixtures("in_the_project")
 TEXT = {"files": ["train.jsonl"], "validation_files": ["val.jsonl"]}
 PLANS = sorted((ROOT / "benchmarks/plans").glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
-
-
-def plan(**changes) -> Plan:
-    return parse(Plan, PLAN | {"text": TEXT} | changes, "")
+NO_VARIANTS: dict = {"variants": []}
+FACTORS = [
+    {"name": "one", "changes": ["train.min_lr=0.5", "train.warmdown=0.9"]},
+    {"name": "other", "changes": ["model.skips=none"]},
+]
 
 
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
@@ -50,11 +48,30 @@ def test_plans_of_the_project_are_sound(path):
         ({"name": "../x"}, "`name` must be letters, digits, - and _"),
         ({"text": {}}, "`text.files` or `tokens` must be given, and not both"),
         ({"text": TEXT | {"tokens": "x"}}, "`text.files` or `tokens` must be given, and not both"),
+        ({"factors": FACTORS}, "`variants` or `factors` must be given, and not both"),
+        (
+            {"factors": [*FACTORS, FACTORS[0]]} | NO_VARIANTS,
+            "`factors` must have different names, found twice",
+        ),
+        (
+            {"factors": [*FACTORS, {"name": "last", "changes": ["train.warmdown=0.1"]}]}
+            | NO_VARIANTS,
+            "must each have keys of its own, found train.warmdown in `one` and `last`",
+        ),
+        (
+            {"factors": [{"name": f"f{i}", "changes": []} for i in range(MOST_FACTORS + 1)]}
+            | NO_VARIANTS,
+            "`factors` must be at most 31, found 32",
+        ),
+        ({"runs": 8}, "`runs` is of a plan with `factors`"),
+        ({"factors": FACTORS, "runs": 33} | NO_VARIANTS, "`runs` must lie in 1..32, found 33"),
+        ({"factors": [{"name": "a"}]} | NO_VARIANTS, "`factors.0.changes` is missing"),
+        ({"factors": [FACTORS[0] | {"recipe": "best"}]} | NO_VARIANTS, "`factors.0.recipe` is not"),
     ],
 )
 def test_a_fault_of_a_plan_is_named(changes, message, tmp_path):
     path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(PLAN | {"common": [], "text": TEXT} | changes))
+    path.write_text(json.dumps(PLAN | {"common": [], "text": TEXT} | changes))  # which is YAML
     with pytest.raises(ParamGolfError) as caught:
         read_plan(path)
     assert message in str(caught.value)
@@ -73,7 +90,7 @@ def test_variants_at_fault_come_in_one_message():
         {"name": "three", "changes": ["fidelity=published"]},
     ]
     with pytest.raises(ParamGolfError) as caught:
-        contents(plan(variants=variants))
+        contents(plan_of(variants=variants))
     message = str(caught.value)
     assert "variant `one`: a fault in the parameters\n  - `model.layres` is not" in message
     assert "variant `two`: there is no recipe `pr0`" in message
@@ -87,7 +104,10 @@ def test_a_variant_has_its_recipe_the_budget_and_its_changes_in_this_order():
         {"name": "own", "changes": ["train.budget_seconds=60", "train.min_lr=0.25"]},
     ]
     budget = {"tokens": None, "seconds": 30, "batch_tokens": 196_608, "common": []}
-    found = contents(plan(variants=variants, recipe="best", **budget), ["train.min_lr=0.5"])
+    found = contents(
+        plan_of(text=TEXT, variants=variants, recipe="best", **budget),
+        ["train.min_lr=0.5"],
+    )
     seconds = {name: content["train"]["budget_seconds"] for name, content in found.items()}
     assert seconds == {"base": 30.0, "published": 30.0, "own": 60.0}
     for content in found.values():
@@ -107,7 +127,7 @@ def test_a_variant_has_its_recipe_the_budget_and_its_changes_in_this_order():
 def test_a_schedule_in_steps_becomes_one_in_shares():
     variants = [{"name": "pr1204", "recipe": "pr1204"}]
     budget = {"tokens": 60_000_000, "batch_tokens": 98_304, "common": []}
-    content = contents(plan(variants=variants, **budget))["pr1204"]
+    content = contents(plan_of(variants=variants, **budget))["pr1204"]
     train, model = content["train"], content["model"]
     assert (train["steps"], train["budget_seconds"]) == (610, None)
     assert (train["warmdown_unit"], train["warmdown"]) == ("fraction", 0.7)
@@ -118,7 +138,7 @@ def test_each_gpu_of_a_run_gets_a_part_of_a_step():
     """A row of packed documents is a micro-batch: two rows would leave two of four GPUs idle."""
     variants = [{"name": "pr2135", "recipe": "pr2135"}]
     budget = {"tokens": None, "seconds": 120, "batch_tokens": 196_608, "common": [], "gpus": 4}
-    content = contents(plan(variants=variants, **budget))["pr2135"]
+    content = contents(plan_of(variants=variants, **budget))["pr2135"]
     assert content["train"]["micro_batch_tokens"] == 49_152
     assert content["runtime"]["processes"] == 4
 

@@ -363,7 +363,6 @@ def test_an_interrupted_plan_goes_on(tokens, tmp_path):
 
 def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(tokens, tmp_path):
     plan = plan_of(tokens, goal="packed")
-    processes = FakeProcesses()
     soon = time.monotonic() + 0.5
 
     def before(stage, params):

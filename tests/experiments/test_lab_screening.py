@@ -7,15 +7,13 @@ import json
 import numpy as np
 import pytest
 import yaml
-from lab_case import PLAN, ROOT, SEED, SKIPS, FakeProcesses, plan_of, work
+from lab_case import PLAN, SEED, SKIPS, FakeProcesses, plan_of, work, write_plan
 from scipy.stats import t
 
-from paramgolf.cli import main
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import Plan, contents, read_plan, screened
 from paramgolf.experiments.lab.records import Records
 from paramgolf.experiments.lab.screening import (
-    MOST_FACTORS,
     ORDERS,
     design,
     fit,
@@ -35,11 +33,6 @@ FACTORS = [
     {"name": "higher end", "changes": ["train.min_lr=0.5", "train.warmdown=0.9"]},
     {"name": "slower", "changes": ["train.matrix_lr=0.01"]},
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_the_project(monkeypatch):
-    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -176,39 +169,6 @@ def test_runs_have_the_changes_of_the_factors_that_are_on(tokens):
     assert [one["model"]["skips"] for one in others].count("none") == 2
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (
-            {"variants": [{"name": "a"}], "factors": FACTORS},
-            "`variants` or `factors` must be given, and not both",
-        ),
-        ({"factors": []}, "`variants` or `factors` must be given, and not both"),
-        ({"factors": [*FACTORS, FACTORS[0]]}, "`factors` must have different names, found twice"),
-        (
-            {"factors": [*FACTORS, {"name": "other", "changes": ["train.warmdown=0.1"]}]},
-            "must each have keys of its own, found train.warmdown in `higher end` and `other`",
-        ),
-        (
-            {"factors": [{"name": f"f{i}", "changes": []} for i in range(MOST_FACTORS + 1)]},
-            "`factors` must be at most 31, found 32",
-        ),
-        ({"variants": [{"name": "a"}], "runs": 8}, "`runs` is of a plan with `factors`"),
-        ({"factors": FACTORS, "runs": 33}, "`runs` must lie in 1..32, found 33"),
-        ({"factors": [{"name": "a"}]}, "`factors.0.changes` is missing"),
-        ({"factors": [FACTORS[0] | {"recipe": "best"}]}, "`factors.0.recipe` is not a parameter"),
-    ],
-)
-def test_a_fault_of_factors_is_named(changes, message, tmp_path):
-    path = tmp_path / "plan.yaml"
-    content = {key: value for key, value in PLAN.items() if key != "variants"}
-    text = {"tokens": "x"}
-    path.write_text(json.dumps({**content, "common": [], "text": text} | changes))
-    with pytest.raises(ParamGolfError) as caught:
-        read_plan(path)
-    assert message in str(caught.value)
-
-
 def test_factors_that_change_nothing_or_cannot_be_come_in_one_message(tokens):
     factors = [
         {"name": "as it is", "changes": ["model.skips=gated"]},
@@ -318,27 +278,20 @@ def test_the_page_shows_effects(tokens, tmp_path):
     assert "Differences from" not in page
 
 
-def test_the_command_shows_a_screening_and_refuses_a_part_of_it(tokens, tmp_path, capsys):
-    path, text = tmp_path / "plan.yaml", {"tokens": str(tokens)}
-    content = {key: value for key, value in PLAN.items() if key != "variants"}
-    path.write_text(json.dumps(content | {"text": text, "seeds": [1], "factors": FACTORS}))
+def test_the_command_shows_a_screening_and_refuses_a_part_of_it(tokens, tmp_path, command):
+    path, results = tmp_path / "plan.yaml", tmp_path / "results.json"
+    write_plan(path, tokens, variants=[], seeds=[1], factors=FACTORS)
     work(screening_of(tokens), tmp_path, FakeProcesses())
-    capsys.readouterr()
-    words = ["lab", str(path), "--results", str(tmp_path / "results.json")]
-
-    def said(*more: str) -> str:
-        with pytest.raises(SystemExit):
-            main([*words, *more])
-        return "".join(capsys.readouterr())
-
-    shown = json.loads(said("--show", "--json"))
+    words = "lab", str(path), "--results", str(results)
+    shown = json.loads(command(*words, "--show", "--json"))
     assert shown["effects"]["factors"][0]["score"]["mean"] == pytest.approx(-SKIPS)
     assert shown["variants"][0]["factors"] == []
-    assert "1 no skips" in said("--show")
-    assert "a plan with factors is run and shown whole" in said("--only", "screen 02")
-    told = said("--dry-run")
+    assert "1 no skips" in command(*words, "--show")
+    refusal = "a plan with factors is run and shown whole"
+    assert refusal in command(*words, "--only", "screen 02", code=2)
+    told = command(*words, "--dry-run")
     assert "left to run: 0 runs" in told
     assert "all 4 runs show an effect of" in told
-    ablated = yaml.safe_load(said("--ablate", "pr1493"))
+    ablated = yaml.safe_load(command(*words, "--ablate", "pr1493"))
     assert ablated["tokens"] == PLAN["tokens"]
     assert "factors" not in ablated

@@ -64,7 +64,7 @@ def store(tmp_path: Path, text: Path, maker: Maker) -> Tokens:
 
 def content_of(*changes: str) -> dict:
     """Return the parameters of a variant that is trained on TEXT."""
-    content = contents(plan_of(Path("nowhere")), changes)["base"]
+    content = contents(plan_of(), changes)["base"]
     return content | {"data": content["data"] | {"files": [*TEXT.files]}}
 
 

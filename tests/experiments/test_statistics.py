@@ -45,15 +45,6 @@ def test_the_verdict_on_1855_against_1493_is_as_by_hand():
     assert verdict.difference_nats == pytest.approx(-0.01992 * math.log(2) * 3.727, abs=2e-5)
 
 
-def test_a_worked_example():
-    """Means 2 and 4, variances 1 and 4, n 3 and 4: t = -2 / sqrt(1/3 + 1) = -1.732, at
-    (4/3)^2 / ((1/3)^2 / 2 + 1 / 3) = 32 / 7 degrees of freedom."""
-    found = welch(Sample(3, 2.0, 1.0), Sample(4, 4.0, 2.0))
-    assert found is not None
-    assert found.t == pytest.approx(-math.sqrt(3))
-    assert found.p == pytest.approx(scipy.stats.t.cdf(-math.sqrt(3), 32 / 7))
-
-
 def test_a_margin_asks_for_more_than_being_better():
     """0.0015 bits per byte better is sure, but is 0.0039 nats per token and not 0.005."""
     candidate = sample([1.0792, 1.0793, 1.0794])
