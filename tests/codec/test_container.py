@@ -120,6 +120,7 @@ def test_finer_groups_and_corrections_round_trip(model):
         ({"up.finer": torch.zeros(4, 5, dtype=torch.int8)}, "must hold up.finer"),
         ({"up.finer": torch.zeros(3, 2, dtype=torch.int8)}, "must hold up.finer"),
         ({"up.finer": torch.zeros(0, dtype=torch.int8)}, "must hold up.finer"),
+        ({"up.finer": torch.full((4, 2), -64, dtype=torch.int8)}, "up.finer leaves the range"),
         ({"down.1.left": torch.zeros(32, 65, dtype=torch.int8)}, "must hold down.1.left"),
         ({"down.1.left": torch.zeros(31, 3, dtype=torch.int8)}, "must hold down.1.left"),
         ({"down.1.right_scales": torch.ones(3, 7).half()}, "must hold down.1.right_scales"),
@@ -156,13 +157,6 @@ def test_bits_of_extras_are_fixed(model, name, bits, message):
     entry["bits"] = bits
     with pytest.raises(ParamGolfError, match=message):
         decode(join(header, streams))
-
-
-def test_steps_change_by_less_than_eight_octaves(model):
-    tensors, config = add_extras(*make_quantized(model))
-    tensors["up.finer"][0, 0] = -64
-    with pytest.raises(ParamGolfError, match=r"up\.finer leaves the range"):
-        decode(encode(tensors, config, "brotli")[0])
 
 
 def test_a_matrix_without_rows_takes_no_extras(tiny_model):
@@ -287,27 +281,14 @@ def test_mutations_are_refused(packed):
                 decode(bytes(content))
 
 
-def test_mutations_under_a_right_checksum_do_not_crash(packed):
-    """The checks behind the checksum hold too; what passes them is a file of other weights."""
-    rng = random.Random(1)
-    refused = 0
-    header, streams = split(packed)
-    text = json.dumps(header).encode()
-    for i in range(400):
-        if i % 2:
-            content = bytearray(packed[DIGEST_FROM:])
-            content[rng.randrange(len(content))] = rng.randrange(256)
-            mutant = seal(bytes(content))
-        else:
-            content = bytearray(text)
-            place = rng.randrange(len(content))
-            content[place : place + rng.randrange(3)] = rng.choice((b"9", b"-", b"", b'"', b"]"))
-            mutant = join(bytes(content), streams)
-        try:
-            decode(mutant)
-        except ParamGolfError:
-            refused += 1
-    assert refused > 250
+def test_a_damaged_header_under_a_right_checksum_is_refused(packed):
+    """test_fuzz.py has what else can be damaged behind the checksum."""
+    end = PREFIX.size + int.from_bytes(packed[DIGEST_FROM : PREFIX.size], "little")
+    for place in range(DIGEST_FROM, end, 3):
+        content = bytearray(packed)
+        content[place] ^= 1 << place % 8
+        with pytest.raises(ParamGolfError):
+            decode(seal(bytes(content[DIGEST_FROM:])))
 
 
 def edit(header, path, value):
@@ -421,11 +402,12 @@ def test_header_bytes_that_lie_are_refused(packed):
             decode(seal(length.to_bytes(4, "little") + body))
 
 
-@pytest.mark.parametrize(("kind", "value"), [("scales", 0.0), ("scales", -1.0), ("", "nan")])
-def test_values_that_cannot_be_are_refused(model, kind, value):
+@pytest.mark.parametrize(
+    ("name", "value"), [("q.scales", 0.0), ("q.scales", -1.0), ("q_gain", float("nan"))]
+)
+def test_values_that_cannot_be_are_refused(model, name, value):
     tensors, config = make_quantized(model)
-    name = "q.scales" if kind else "q_gain"
-    tensors[name].view(-1)[0] = float(value)
+    tensors[name].view(-1)[0] = value
     content, _ = encode(tensors, config, "brotli")
     with pytest.raises(ParamGolfError, match=f"{name} holds"):
         decode(content)
