@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import torch
+from process_case import ALONE
 from recipe_case import recipe
 
 from paramgolf.data.tokenizer.token_mask import TokenMask
@@ -11,7 +12,6 @@ from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.config import ModelConfig
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
-from paramgolf.runtime import Runtime
 from paramgolf.schema import parse
 from paramgolf.scoring.config import MixtureConfig, SlidingConfig, TttConfig
 from paramgolf.scoring.evaluation import score_and_adapt
@@ -21,7 +21,6 @@ from paramgolf.scoring.sliding import score_text
 from paramgolf.scoring.text import Text
 
 VOCAB, WINDOW, STRIDE = 61, 16, 4
-ALONE = Runtime(0, 1, torch.device("cpu"))
 SMALL = {
     "layers": 3,
     "width": 16,

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from published_case import facts
-from scoring_case import DOCUMENTS, make_text
+from scoring_case import DOCUMENTS
 
 from paramgolf.runtime import Runtime
 from paramgolf.scoring.document_plan import (
@@ -169,9 +169,3 @@ def test_in_stream_order_a_phase_learns_from_text_before_all_that_is_left():
     for index in phases:
         learned, left = items[index], batches_of(items[index:])
         assert max(learned.stop) <= min(start for batch in left for start in batch.start)
-
-
-def test_the_text_of_the_tests_has_documents():
-    start, stop = find_documents(make_text(300))
-    assert len(start) > 8
-    assert (start[1:] == stop[:-1]).all()

@@ -54,14 +54,6 @@ def test_two_scores_within_one_entry_are_refused():
         Ledger(3).score(0, np.ones(3), np.array([1, 2, 1]))
 
 
-def test_the_score_of_a_later_epoch_is_refused():
-    ledger = Ledger(4)
-    entry(ledger, 0, 4)
-    update(ledger, 0, 4)
-    with pytest.raises(LedgerError, match="scored a second time"):
-        entry(ledger, 0, 4)
-
-
 def test_a_dropped_tail_is_refused():
     ledger = Ledger(10)
     entry(ledger, 0, 8)

@@ -8,15 +8,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from published_case import (
-    FIXTURES,
-    facts,
-    given,
-    network_of,
-    shrunk,
-    slice_sums,
-    tensors,
-)
+from published_case import FIXTURES, facts, given, network_of, shrunk, slice_sums, tensors
 from recipe_case import recipe
 from safetensors import safe_open
 from scoring_case import ALONE

@@ -14,19 +14,15 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.scoring.score_audit import AuditSettings, ScorerScript, audit_scores, load_script
 
 PAGE = Path(__file__).parents[2] / "docs/audit-score.md"
-SETTINGS = AuditSettings(targets=8, tolerance=1e-3, seed=0, isolated=False)
+TEXT = echoing_text(200)
 
 
-def judge(scorer, isolated=False):
-    settings = AuditSettings(8, 1e-3, 0, isolated)
-    return {
-        f.rule: f for f in audit_scores(ScorerScript(scorer), echoing_text(200), VOCAB, settings)
-    }
+def judge(scorer, text=TEXT, *, isolated=False):
+    settings = AuditSettings(targets=8, tolerance=1e-3, seed=0, isolated=isolated)
+    return {f.rule: f for f in audit_scores(ScorerScript(scorer), text, VOCAB, settings)}
 
 
-@pytest.mark.parametrize(
-    "scorer", [Counts(), ByLength(), Isolated(), Masked(echoing_text(200).tokens)]
-)
+@pytest.mark.parametrize("scorer", [Counts(), ByLength(), Isolated(), Masked(TEXT.tokens)])
 def test_honest_scorers_keep_every_rule(scorer):
     findings = judge(scorer, isolated=isinstance(scorer, Isolated))
     assert findings.pop("bytes").passed is None
@@ -41,11 +37,11 @@ def test_a_mask_whose_rest_is_not_renormalized_breaks_the_rule():
             for last, table in zip(tokens[:-1].tolist(), plain, strict=True):
                 yield table * self._allowed[last]
 
-    assert judge(Leaking(echoing_text(200).tokens))["C2"].passed is False
+    assert judge(Leaking(TEXT.tokens))["C2"].passed is False
 
 
 def test_bytes_are_held_against_the_folder():
-    right = echoing_text(200).byte_counts.astype(int)
+    right = TEXT.byte_counts.astype(int)
     assert judge(CountsBytes(right))["bytes"].passed is True
     wrong = right.copy()
     wrong[17] += 1
@@ -105,13 +101,10 @@ def test_an_order_that_is_none_is_one_message(order):
 
 
 def test_one_document_alone_is_not_judged():
-    text = echoing_text(200)
-    tokens = np.where(text.tokens == text.bos, 2, text.tokens)
-    tokens[0] = text.bos
-    settings = AuditSettings(8, 1e-3, 0, isolated=True)
-    alone = dataclasses.replace(text, tokens=tokens)
-    findings = {f.rule: f for f in audit_scores(ScorerScript(Counts()), alone, VOCAB, settings)}
-    assert findings["documents"].passed is None
+    tokens = np.where(TEXT.tokens == TEXT.bos, 2, TEXT.tokens)
+    tokens[0] = TEXT.bos
+    alone = dataclasses.replace(TEXT, tokens=tokens)
+    assert judge(Counts(), alone, isolated=True)["documents"].passed is None
 
 
 @pytest.mark.parametrize("words", ["--seed=-1", "--tolerance=nan", "--targets=0"])
@@ -160,8 +153,4 @@ def test_a_script_that_fails_is_no_verdict(source, place, found, project, comman
 
 
 def test_the_same_seed_gives_the_same_verdict():
-    text = echoing_text(200)
-    first, second = (
-        audit_scores(ScorerScript(HashedCache()), text, VOCAB, SETTINGS) for _ in range(2)
-    )
-    assert first == second
+    assert judge(HashedCache()) == judge(HashedCache())

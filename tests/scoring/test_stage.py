@@ -11,23 +11,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from packed_case import write_package, write_tokens
 from process_case import server
 from resume_case import CASES, evaluate
-from scoring_case import make_text
+from scoring_case import ALONE, make_text
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import alone
 from paramgolf.scoring.alone import sooner_alone
-from paramgolf.scoring.stage import (
-    SavedEvaluation,
-    StageSession,
-    document_table,
-    write_documents,
-)
+from paramgolf.scoring.stage import SavedEvaluation, StageSession, document_table, write_documents
 from paramgolf.scoring.text import Text
 
 
@@ -130,8 +124,7 @@ def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
 
 def test_parts_take_as_long_as_the_slowest_process(sample, folder, monkeypatch):
     """The main process may wait for another that compiles for longer: that is no lost time."""
-    alone = Runtime(0, 1, torch.device("cpu"))
-    session = StageSession("eval_sliding", sample.eval_sliding, alone, tokens=folder)
+    session = StageSession("eval_sliding", sample.eval_sliding, ALONE, tokens=folder)
     session.seconds.update(compile=1.0, score=5.0)
     other = {"seconds_compile": 20.0, "seconds_score": 4.0, "seconds_adapt": 2.0}
     monkeypatch.setattr(Runtime, "gather", lambda _, value: [value, other])
@@ -169,7 +162,7 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
     monkeypatch.delenv("DVC_ROOT", raising=False)
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    saved_evaluation = SavedEvaluation("eval", "key", Runtime(0, 1, torch.device("cpu")))
+    saved_evaluation = SavedEvaluation("eval", "key", ALONE)
     saved = []
 
     def make():
@@ -181,7 +174,7 @@ def test_saves_are_rare_and_cheap(tmp_path, monkeypatch):
         now[0] += 1.0
         saved_evaluation.save(make)
     assert saved == [30.0, 183.0, 336.0, 489.0]  # 3 s of 150 s are 2 %
-    again = SavedEvaluation("eval", "key", Runtime(0, 1, torch.device("cpu")))
+    again = SavedEvaluation("eval", "key", ALONE)
     assert again.state["done"] == 4
     again.remove()
     assert not list(tmp_path.glob(".resume/*"))
@@ -200,26 +193,11 @@ def test_bos_is_counted_with_the_document_it_begins():
     assert table["bpb"][1] == bits_per_byte(13.0, 5)
 
 
-def test_documents_add_up_to_the_text(tmp_path):
-    text = make_text(500)
-    nats = np.random.default_rng(0).random(500)
-    write_documents(tmp_path / "documents.parquet", text, nats)
-    table = pq.read_table(tmp_path / "documents.parquet").to_pydict()
-    assert sum(table["tokens"]) == 500
-    assert sum(table["bytes"]) == text.byte_counts.sum()
-    assert sum(table["nats"]) == pytest.approx(nats.sum(), rel=1e-12)
-
-
 def test_the_file_is_the_same_bytes_each_time(tmp_path):
     contents = []
     for name in ("a", "b"):
         write_documents(tmp_path / name, make_text(100), np.ones(100))
         contents.append((tmp_path / name).read_bytes())
     assert contents[0] == contents[1]
-    assert pq.read_schema(io.BytesIO(contents[0])).names == [
-        "document",
-        "tokens",
-        "bytes",
-        "nats",
-        "bpb",
-    ]
+    names = pq.read_schema(io.BytesIO(contents[0])).names
+    assert names == ["document", "tokens", "bytes", "nats", "bpb"]
