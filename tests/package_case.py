@@ -8,6 +8,7 @@ import torch
 
 from paramgolf.codec.config import PackageConfig
 from paramgolf.model.shapes import shapes
+from paramgolf.packing.code import frozen_params
 
 VOCAB, LENGTH = 64, 32
 QUANTIZED = ("q", "k", "v", "o", "up", "down", "embedding")
@@ -39,7 +40,7 @@ def make_quantized(model, *, seed=0, bits=6):
 
 def write_quantized(root, tensors, config):
     folder = root / "artifacts/quantize"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.safetensors").write_bytes(safetensors.torch.save(tensors))
     (folder / "config.json").write_text(json.dumps(config))
 
@@ -48,3 +49,8 @@ def sections(params, **training):
     """Return the sections that package freezes into the code, those of training with changes."""
     train = dataclasses.replace(params.train, **training)
     return train, params.eval_sliding, params.eval_ttt
+
+
+def frozen(params):
+    """Return the parameters that package freezes into the code of a recipe."""
+    return frozen_params(dataclasses.asdict(params.model), *sections(params))

@@ -4,12 +4,7 @@ import hashlib
 import json
 import zlib
 
-from paramgolf.codec.container import (
-    DIGEST_FROM,
-    MAGIC,
-    PREFIX,
-    VERSION,
-)
+from paramgolf.codec.container import DIGEST_FROM, MAGIC, PREFIX, VERSION
 
 
 def seal(body: bytes) -> bytes:

@@ -11,11 +11,7 @@ import torch
 from container_case import join, split
 from package_case import LENGTH, make_quantized
 
-from paramgolf.codec.container import (
-    MAX_WEIGHTS,
-    MAX_WORK,
-    decode,
-)
+from paramgolf.codec.container import MAX_WEIGHTS, MAX_WORK, decode
 from paramgolf.codec.dequantize import low_rank
 from paramgolf.codec.rans import HEADER, layout_work
 from paramgolf.codec.rans_model import Layout

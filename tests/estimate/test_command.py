@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,12 +53,3 @@ def test_the_table_names_the_changes_and_what_does_not_fit(run):
     assert text.startswith("base train.micro_batch_tokens=786432 on 1 H200\n")
     assert "35,944,536" in text
     assert "does NOT fit in 140" in " ".join(text.split())
-
-
-def test_an_estimate_needs_no_torch():
-    script = "import sys; from paramgolf.cli import main\ntry: main(['estimate', 'sample'])\n"
-    script += "except SystemExit: pass\nprint({'torch', 'numpy', 'dvc', 'scipy'} & {*sys.modules})"
-    found = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert found.stdout.endswith("set()\n")

@@ -5,24 +5,19 @@ import json
 
 import pytest
 import torch
+from package_case import frozen
+from process_case import ALONE
 from recipe_case import recipe
 
 from paramgolf.estimate import size
-from paramgolf.estimate.allocation import (
-    LEARNED,
-    expected_bits,
-    expected_traces,
-    other_allocations,
-)
+from paramgolf.estimate.allocation import LEARNED, expected_bits, expected_traces, other_allocations
 from paramgolf.estimate.summary import estimate
 from paramgolf.model.network import Network
 from paramgolf.model.shapes import MATRICES
-from paramgolf.packing.code import frozen_params, pack_code
+from paramgolf.packing.code import pack_code
 from paramgolf.quant.allocation import layer_bits
 from paramgolf.quant.hessian import gather
-from paramgolf.runtime import Runtime
 
-ALONE = Runtime(0, 1, torch.device("cpu"))
 VOCAB = 64
 FORMS = [
     {},
@@ -80,11 +75,7 @@ def test_every_matrix_has_all_bits_unless_some_are_chosen(tiny_model):
 @pytest.mark.parametrize(("name", "published"), [("pr1204", 15_940_000), ("pr1296", 15_995_000)])
 def test_published_artifacts_are_within_the_tolerance(name, published):
     params = recipe(name)
-    code = pack_code(
-        frozen_params(
-            dataclasses.asdict(params.model), params.train, params.eval_sliding, params.eval_ttt
-        )
-    )
+    code = pack_code(frozen(params))
     found = estimate(params, code_bytes=len(code.content), device="H100", count=8)["artifact"]
     assert abs(found["bytes_total"] - published) < found["tolerance_bytes"] < 0.08 * published
 

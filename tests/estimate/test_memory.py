@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-import torch
+from process_case import ALONE
 from recipe_case import recipe
 
 from paramgolf.estimate.devices import DEVICES, GIB
@@ -16,7 +16,6 @@ from paramgolf.files import read_json
 from paramgolf.model.network import Network
 from paramgolf.model.plan import plan
 from paramgolf.recipes import Params
-from paramgolf.runtime import Runtime
 from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +28,7 @@ def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model)
     model = tiny_model(value_embedding_layers=(1,), bigram_buckets=64)
     train = dataclasses.replace(sample.train, muon_blocks_only=blocks_only)
     network = Network(model, VOCAB, seed=0)
-    state = TrainState(network, train, Runtime(0, 1, torch.device("cpu")))
+    state = TrainState(network, train, ALONE)
     state.zero_grad()
     expected = training_memory(model, train, VOCAB, Machine(device=DEVICES["cpu"], count=1))
     parameters = 4 * sum(p.numel() for p in network.parameters())

@@ -14,7 +14,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from package_case import VOCAB, make_quantized
+from package_case import VOCAB, frozen, make_quantized
+from process_case import ALONE
 from recipe_case import recipe
 
 from paramgolf.codec.writer import encode
@@ -33,7 +34,6 @@ from paramgolf.packing.entry import SCORERS
 from paramgolf.params import read_yaml
 from paramgolf.quant.trellis import best_paths
 from paramgolf.recipes import names
-from paramgolf.runtime import Runtime
 from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
 from paramgolf.scoring.session import Session
@@ -68,12 +68,6 @@ def make_params(sample, tiny_model):
 @pytest.fixture
 def packed_params(make_params):
     return make_params()
-
-
-def recipe_params(name):
-    params = recipe(name)
-    model = dataclasses.asdict(params.model)
-    return params, frozen_params(model, params.train, params.eval_sliding, params.eval_ttt)
 
 
 @functools.cache
@@ -136,7 +130,7 @@ def test_it_scores_as_the_library_does(
     assert found.returncode == 0, found.stderr
     kind, evaluate = SCORERS[command]
     config = parse(kind, {**params[command], **changes}, command)
-    session = Session(Runtime(0, 1, torch.device("cpu")))
+    session = Session(ALONE)
     expected = evaluate(artifact / "model.bin", tokens_folder, config, session).metrics
     written = json.loads((artifact / "out.json").read_text())
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
@@ -256,8 +250,8 @@ def test_shares_of_modules_add_up_to_the_size_of_the_code(packed_params):
 
 @pytest.mark.parametrize("name", names(RECIPES))
 def test_the_fit_leaves_room_for_the_code_of_a_recipe(name):
-    params, frozen = recipe_params(name)
-    assert len(pack_code(frozen, rans=True).content) <= params.quantize.fit_code_bytes
+    params = recipe(name)
+    assert len(pack_code(frozen(params), rans=True).content) <= params.quantize.fit_code_bytes
 
 
 @pytest.mark.parametrize(

@@ -146,15 +146,11 @@ def test_a_damaged_description_is_one_message(project, pack, change, message):
         pack()
 
 
-def test_a_tensor_that_model_bin_does_not_store_is_one_message(
-    tmp_path, tiny_model, sample, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
+def test_a_tensor_that_model_bin_does_not_store_is_one_message(project, pack, tiny_model):
     tensors, config = make_quantized(tiny_model())
-    tensors["q.scales"] = tensors["q.scales"].float()
-    write_quantized(tmp_path, tensors, config)
+    write_quantized(project, tensors | {"q.scales": tensors["q.scales"].float()}, config)
     with pytest.raises(ParamGolfError, match=r"(?s)another type.*q\.scales\n.*float32"):
-        package(make_options(), *sections(sample))
+        pack()
 
 
 @settings(max_examples=100, deadline=None)

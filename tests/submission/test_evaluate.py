@@ -2,36 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from package_case import frozen
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.packing.code import frozen_params
 from paramgolf.packing.entry import SCORERS, parser, section
 from paramgolf.packing.script import PackedScript
 from paramgolf.recipes import build, check, names
 from paramgolf.schema import parse
 from paramgolf.submission.build import slug
-from paramgolf.submission.evaluate import (
-    COMMANDS,
-    command,
-    compare_scores,
-    effective,
-    evaluator_of,
-)
+from paramgolf.submission.evaluate import COMMANDS, command, compare_scores, effective, evaluator_of
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def script_of(params):
     """Return the script that package makes of a recipe, without its modules."""
-    typed = check(params, where="test")
-    model = dataclasses.asdict(typed.model)
-    frozen = frozen_params(model, typed.train, typed.eval_sliding, typed.eval_ttt)
-    return PackedScript(json.loads(json.dumps(frozen)), {})
+    return PackedScript(json.loads(json.dumps(frozen(check(params, where="test")))), {})
 
 
 @pytest.mark.parametrize("stage", COMMANDS)

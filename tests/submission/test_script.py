@@ -8,38 +8,33 @@ import re
 from pathlib import Path
 
 import pytest
+from package_case import frozen
+from recipe_case import recipe
 
-from paramgolf.packing.code import frozen_params, pack_code, program
+from paramgolf.packing.code import pack_code, program
 from paramgolf.packing.script import PackedScript, read_script
-from paramgolf.recipes import check, compose
 from paramgolf.submission.script import one_code, requirements
 
-
-@pytest.fixture(scope="module")
-def frozen():
-    params = check(compose("sample"), where="sample")
-    model = dataclasses.asdict(params.model)
-    return frozen_params(model, params.train, params.eval_sliding, params.eval_ttt)
+FROZEN = frozen(recipe("sample"))
 
 
 @pytest.fixture(scope="module")
-def packed(frozen, tmp_path_factory) -> Path:
+def packed(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("script") / "train_gpt.py"
-    path.write_bytes(pack_code(frozen, rans=True).content)
+    path.write_bytes(pack_code(FROZEN, rans=True).content)
     return path
 
 
-def test_parameters_and_modules_come_back(packed, frozen):
+def test_parameters_and_modules_come_back(packed):
     script = read_script(packed)
-    expected = json.loads(json.dumps(frozen))
-    assert script.params == expected
+    assert script.params == json.loads(json.dumps(FROZEN))
     modules = {name for name, source in script.sources.items() if source}
-    assert modules == {*program(frozen, rans=True)}
+    assert modules == {*program(FROZEN, rans=True)}
 
 
-def test_runs_of_two_seeds_have_one_code(packed, frozen, tmp_path):
+def test_runs_of_two_seeds_have_one_code(packed, tmp_path):
     other = tmp_path / "train_gpt.py"
-    seeded = {**frozen, "train": {**frozen["train"], "seed": 7}}
+    seeded = {**FROZEN, "train": {**FROZEN["train"], "seed": 7}}
     other.write_bytes(pack_code(seeded, rans=True).content)
     assert other.read_bytes() != packed.read_bytes()
     assert one_code([read_script(packed), read_script(other)])
