@@ -70,7 +70,7 @@ def joined(rank: int, port: int, world: int = 2) -> Iterator[Runtime]:
 
 
 def wait_for(condition: Callable[[], object]) -> None:
-    while not condition():
+    while not condition():  # or the test's time runs out
         time.sleep(0.02)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -113,6 +112,7 @@ BAD = [
     (["compare"], "Git cannot read this folder"),
     (["submit"], "`workspace` has no params.yaml"),
     (["submit", "--against", "pr9"], "there is no record `pr9`"),
+    (["submit", "--track", "open"], "invalid choice: 'open'"),
     (["submit", "--credit", "nobody"], "`nobody` credits nobody"),
     (["submit", "--out", "recipes"], "recipes is there already"),
     (["completion"], "the following arguments are required: WHAT"),
@@ -123,9 +123,7 @@ BAD = [
 
 @pytest.mark.parametrize(("arguments", "message"), BAD)
 def test_bad_input_is_one_message_and_code_2(arguments, message, project, command):
-    error = command(*arguments, code=2)
-    assert message in error
-    assert "Traceback" not in error
+    assert message in command(*arguments, code=2)
     assert not (project / "params.yaml").exists()
 
 
@@ -151,9 +149,7 @@ def test_an_empty_folder_is_one_message_and_code_2(name, tmp_path, monkeypatch, 
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     words = {name: ["sample"] for name in ("use", "estimate", "rehearse", "profile")}
     words |= {"completion": ["records"], "audit-score": ["scorer.py"], "lab": ["x.yaml"]}
-    error = command(name, *words.get(name, []), code=2)
-    assert error.startswith("paramgolf: ")
-    assert "Traceback" not in error
+    assert command(name, *words.get(name, []), code=2).startswith("paramgolf: ")
 
 
 def test_changes_may_stand_behind_an_option():
@@ -202,7 +198,6 @@ def test_use_changes_nothing_when_a_parameter_is_at_fault(project, command):
     error = command("use", "sample", "model.heads=3", "train.sed=1", code=2)
     assert (project / "params.yaml").read_bytes() == before
     assert error.count("\n  - ") == 3
-    assert "Traceback" not in error
 
 
 def test_use_replaces_a_file_that_is_no_yaml(project, command):
@@ -235,14 +230,19 @@ def test_recipes_are_listed_with_score_size_and_speed(command, monkeypatch):
     assert rows["pr2135"][1].split()[4] == "820"  # 5,001 steps of 786,432 in 599.5 s on 8 GPUs
 
 
-def test_recipes_tell_what_was_measured_here_and_what_was_not(project, command):
-    figures = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003, "tokens_per_second": 9e5}
-    figures |= {"bytes_total": 16_000_001, "headroom_bytes": -1}
-    other = {"device": "a GPU", "figures": {"tokens": 1e8, "val_bpb_packed": 1.1}}
-    runs = {"recipes": {"h100x1": other, "pr1493": {"device": "a GPU", "figures": figures}}}
+FIGURES = {"tokens": 6e7, "val_bpb_packed": 1.2345, "lost": 0.003, "tokens_per_second": 9e5}
+FIGURES |= {"bytes_total": 16_000_001, "headroom_bytes": -1}
+
+
+def write_results(project: Path, recipes: dict[str, dict[str, Any]]) -> None:
     path = project / "benchmarks/results/recipes.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"runs": runs}))
+    path.write_text(json.dumps({"runs": {"recipes": recipes}}))
+
+
+def test_recipes_tell_what_was_measured_here_and_what_was_not(project, command):
+    other = {"device": "a GPU", "figures": {"tokens": 1e8, "val_bpb_packed": 1.1}}
+    write_results(project, {"h100x1": other, "pr1493": {"device": "a GPU", "figures": FIGURES}})
     rows = listed(command)
     _, costs, scores = rows["pr1493"]
     assert costs == "35,944,536 35,944,536 15,993,232 16,000,001* 761 900"
@@ -252,13 +252,8 @@ def test_recipes_tell_what_was_measured_here_and_what_was_not(project, command):
 
 
 def test_recipes_name_the_machine_of_the_runs_that_are_shown(project, command):
-    figures = {"tokens": 6e7, "val_bpb_packed": 1.2, "lost": 0.003, "tokens_per_second": 9e5}
-    figures |= {"bytes_total": 15_000_000, "headroom_bytes": 1_000_000}
     runs = {"pr1493": "this GPU", "pr1493, before its correction": "another GPU"}
-    recipes = {name: {"device": device, "figures": figures} for name, device in runs.items()}
-    path = project / "benchmarks/results/recipes.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"runs": {"recipes": recipes}}))
+    write_results(project, {n: {"device": d, "figures": FIGURES} for n, d in runs.items()})
     output = " ".join(command("recipes").split())
     assert "text on one this GPU." in output
     assert "another GPU" not in output
@@ -282,18 +277,6 @@ def test_a_recipe_can_be_used_as_it_was_published(project, command):
 def test_what_was_never_published_cannot_be_restored(words, project, command):
     error = command("use", *words, code=2)
     assert "`fidelity` is `published`, for a recipe of a published" in error
-
-
-@pytest.mark.parametrize("words", ["check --help", "recipes", "estimate sample --json"])
-def test_a_reader_that_has_enough_is_no_error(words):
-    """As in `paramgolf recipes | head -1`: whatever is printed after that is lost silently."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    program = [sys.executable, "-m", "paramgolf.cli", *words.split()]
-    found = subprocess.run(program, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
-    os.close(writer)
-    assert found.returncode in (0, 1, 141)  # argparse and rich have endings of their own
-    assert found.stderr == ""
 
 
 def test_params_of_dvc_yaml_are_those_that_the_scripts_read():

@@ -16,15 +16,7 @@ from paramgolf.commands.recipes import markdown
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.params import read_yaml
-from paramgolf.recipes import (
-    build,
-    check,
-    compose,
-    differences,
-    flatten,
-    names,
-    read_assignment,
-)
+from paramgolf.recipes import build, check, compose, differences, flatten, names, read_assignment
 from paramgolf.verify.rules import RULES
 
 ROOT = Path(__file__).parents[1]

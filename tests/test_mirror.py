@@ -6,13 +6,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import fsspec
 import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
+from process_case import wait_for
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.mirror import Mirror, file_name, mirrored, run_name
@@ -91,11 +91,6 @@ def read(system: fsspec.AbstractFileSystem, path: str) -> bytes | None:
         return system.cat_file(path)
     except FileNotFoundError:
         return None
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    while not condition():  # or the test's time runs out
-        threading.Event().wait(0.02)
 
 
 def test_a_copy_that_breaks_off_leaves_the_one_before_it(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
@@ -23,8 +22,3 @@ def test_a_wheel_has_every_template(monkeypatch: pytest.MonkeyPatch):
     built = {Path(path).relative_to(build.build_lib).as_posix() for path in build.get_outputs()}
     assert TEMPLATES
     assert set(TEMPLATES) <= built
-
-
-def test_templates_are_found_as_resources_of_the_package():
-    folder = files("paramgolf.report") / "templates"
-    assert "<h2>" in (folder / "run.html").read_text(encoding="utf-8")

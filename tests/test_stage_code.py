@@ -9,15 +9,7 @@ import yaml
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.imports import closure
-from paramgolf.stage_code import (
-    ALSO,
-    HASHES,
-    SCRIPTS,
-    check_hash,
-    stage_hash,
-    stages,
-    write_hashes,
-)
+from paramgolf.stage_code import ALSO, HASHES, SCRIPTS, check_hash, stage_hash, stages, write_hashes
 
 ROOT = Path(__file__).parents[1]
 FILES = {

@@ -169,14 +169,3 @@ def test_a_script_that_was_changed_is_not_handed_in(sibling):
     sibling.commit("another script")
     error = submit(sibling, "HEAD", *ABOUT, *OPEN_TRACK, code=2)
     assert "`HEAD`: train_gpt.py is not what the run's own code packs to" in error
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["nobody"], "there is no experiment `nobody`"),
-        (["--track", "open"], "invalid choice: 'open'"),
-    ],
-)
-def test_bad_input_is_one_message_and_code_2(words, message, project):
-    assert message in submit(project, *words, code=2)
