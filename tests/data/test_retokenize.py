@@ -272,14 +272,6 @@ def test_shards_hold_what_was_appended(
     assert all(entry.tokens == capacity for entry in writer.files[:-1])
 
 
-def test_a_written_shard_is_that_of_write_shard(tmp_path: Path) -> None:
-    values = np.arange(100, dtype=np.uint16)
-    write_shard(tmp_path / "a.bin", values)
-    with ShardWriter(tmp_path, "b", 100) as writer:
-        writer.append(values)
-    assert (tmp_path / "b_000000.bin").read_bytes() == (tmp_path / "a.bin").read_bytes()
-
-
 def test_a_failed_write_leaves_no_shard(tmp_path: Path) -> None:
     def fail() -> None:
         with ShardWriter(tmp_path, "val", 100) as writer:

@@ -92,11 +92,6 @@ def test_tokens_of_the_untransformed_text_are_found(raw: Path, tmp_path: Path) -
     case.refuse("the validation tokens are not those of the validation text")
 
 
-def test_a_tokenizer_without_marks_is_refused(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(ParamGolfError, match="does not have the case marks"):
-        token_case.write_tokens(raw, tmp_path / "t", token_case.trained(), transform="caseops")
-
-
 def flat(parts: list[list[int]]) -> list[int]:
     return [value for part in parts for value in part]
 

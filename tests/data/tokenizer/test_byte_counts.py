@@ -61,13 +61,6 @@ def test_a_token_of_more_bytes_than_a_shard_can_say_is_refused() -> None:
         as_counts(np.array([1, 2**16]))
 
 
-def test_a_tokenizer_without_a_space_piece_is_refused() -> None:
-    model = token_case.processor(token_case.spaceless())
-    assert len(model.encode("a b")) == 5  # the space has become the 3 bytes of U+2581
-    with pytest.raises(ParamGolfError, match=r"no piece U\+2581 alone \(pg#897\)"):
-        byte_table(model)
-
-
 @given(st.lists(st.integers(0, 9), max_size=20), st.integers(0, 100))
 @settings(max_examples=100, deadline=None)
 def test_at_most_takes_the_excess_off_the_end(counts: list[int], limit: int) -> None:
