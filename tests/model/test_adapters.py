@@ -40,6 +40,11 @@ def tokens_of(rows, length=12):
     return torch.randint(1, VOCAB, (rows, length), generator=torch.Generator().manual_seed(3))
 
 
+def made(config, rows=1):
+    """Return a network, so many rows of tokens, and the last order."""
+    return moved(Network(config, VOCAB, seed=1)), tokens_of(rows), config.orders[-1]
+
+
 @pytest.mark.parametrize("value_residual", [False, True])
 @pytest.mark.parametrize("name", ["q", "k", "v"])
 def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual):
@@ -56,16 +61,15 @@ def test_an_adapter_is_a_change_of_the_weights(tiny_model, name, value_residual)
 
 
 def test_an_adapter_of_the_head_is_a_change_of_the_embedding_as_a_head(tiny_model):
-    config = tiny_model()
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(1), config.orders[-1]
-    adapters, seen = live_set(config, order, ["head"]), []
+    network, tokens, order = made(tiny_model())
+    adapters, seen = live_set(network.config, order, ["head"]), []
     network.logits(tokens, Pass(order, tap=lambda name, _, x: seen.append((name, x))))
     hidden = dict(seen)["embedding"]
     head = (
         network.get_parameter("embedding")
         + 2.0 * adapters.b["head"][0, 0] @ adapters.a["head"][0, 0]
     )
-    expected = config.softcap * torch.tanh(hidden @ head.T / config.softcap)
+    expected = network.config.softcap * torch.tanh(hidden @ head.T / network.config.softcap)
     torch.testing.assert_close(
         network.logits(tokens, Pass(order, adapters=adapters.pairs())), expected
     )
@@ -101,9 +105,8 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
     "changes", [{}, {"parallel": "routed"}, {"parallel": "mixed"}, {"first_attention": False}]
 )
 def test_an_adapter_row_learns_from_its_own_loss_alone(tiny_model, changes):
-    config = tiny_model(**changes)
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(3), config.orders[-1]
-    adapters = live_set(config, order, ALL, rows=3)
+    network, tokens, order = made(tiny_model(**changes), rows=3)
+    adapters = live_set(network.config, order, ALL, rows=3)
     loss = network.nll(tokens[:, :-1], tokens[:, 1:], Pass(order, adapters=adapters.pairs()))
     loss.sum(dim=1)[1].backward()
     for tensor in adapters.parameters():
@@ -115,9 +118,8 @@ def test_an_adapter_row_learns_from_its_own_loss_alone(tiny_model, changes):
 
 
 def test_one_row_serves_the_whole_batch(tiny_model):
-    config = tiny_model()
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(3), config.orders[-1]
-    adapters = live_set(config, order, ALL)
+    network, tokens, order = made(tiny_model(), rows=3)
+    adapters = live_set(network.config, order, ALL)
     options = Pass(order, adapters=adapters.pairs())
     together = network.logits(tokens, options)
     alone = torch.cat([network.logits(row[None], options) for row in tokens])
@@ -125,9 +127,8 @@ def test_one_row_serves_the_whole_batch(tiny_model):
 
 
 def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
-    config = tiny_model()
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(1), config.orders[-1]
-    adapters = live_set(config, order, ["q"])
+    network, tokens, order = made(tiny_model())
+    adapters = live_set(network.config, order, ["q"])
     assert order[1] == order[3]
     network.logits(tokens, Pass(order, adapters=adapters.pairs())).sum().backward()
     gradient = adapters.b["q"].grad[0]
@@ -136,9 +137,8 @@ def test_each_visit_of_a_layer_has_its_own_adapter(tiny_model):
 
 
 def test_adapters_that_are_fewer_than_the_layers_are_the_last_layers(tiny_model):
-    config = tiny_model()
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(2), config.orders[-1]
-    adapters = live_set(config, order, ALL)
+    network, tokens, order = made(tiny_model(), rows=2)
+    adapters = live_set(network.config, order, ALL)
     with torch.no_grad():
         for name in ALL[:-1]:
             adapters.b[name][:, :2] = 0
@@ -151,9 +151,8 @@ def test_adapters_that_are_fewer_than_the_layers_are_the_last_layers(tiny_model)
 
 
 def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
-    config = tiny_model()
-    network, tokens, order = moved(Network(config, VOCAB, seed=1)), tokens_of(2), config.orders[-1]
-    shapes = adapter_shapes(config, VOCAB, order, ALL)
+    network, tokens, order = made(tiny_model(), rows=2)
+    shapes = adapter_shapes(network.config, VOCAB, order, ALL)
     fresh = [
         AdapterSet(shapes, rank=3, alpha=6.0, rows=rows, seed=7, device=torch.device("cpu"))
         for rows in (1, 2)
@@ -162,7 +161,7 @@ def test_a_fresh_set_adds_nothing_and_does_not_depend_on_the_row(tiny_model):
     assert torch.equal(plain, network.logits(tokens, Pass(order, adapters=fresh[1].pairs())))
     for name in ALL:
         assert torch.equal(fresh[0].a[name][0], fresh[1].a[name][1])
-        assert 0.9 < fresh[0].a[name].abs().max() * config.width**0.5 <= 1
+        assert 0.9 < fresh[0].a[name].abs().max() * network.config.width**0.5 <= 1
 
 
 def test_dropped_rows_come_back_fresh_in_the_same_memory(tiny_model):

@@ -12,10 +12,7 @@ from recipe_case import moved
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
-from paramgolf.model.attention import (
-    attend_sdpa,
-    rotary_table,
-)
+from paramgolf.model.attention import attend_sdpa, rotary_table
 from paramgolf.model.config import RecurrencePhase
 from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.gradients import FirstChannels
@@ -59,15 +56,9 @@ def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("changes", "vocab", "expected"),
     [
-        ({}, 8192, 35_944_536),  # pr1493
         ({"skip_rows": 7}, 8192, 35_943_512),  # pr1394
         ({"skip_rows": 7, "parallel": "merge"}, 8192, 35_943_513),  # pr1477
         ({"skip_rows": 5, "value_embedding_layers": (9, 10)}, 4096, 34_401_371),  # pr1218
-        (
-            {"skip_rows": 5, "value_embedding_layers": (9, 10), "parallel": "merge"},
-            4096,
-            34_401_372,
-        ),  # pr1296
         (
             {
                 "mlp_hidden": 1536,
@@ -82,31 +73,10 @@ def tokens(rows: int = 2, length: int = 24) -> torch.Tensor:
             1024,
             27_067_484,
         ),  # pr1019
-        (
-            {
-                "mlp_hidden": 1536,
-                "recurrence": (
-                    RecurrencePhase(at=3000, order=(0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 8, 9, 10)),
-                ),
-                "parallel": "routed",
-                "smear": "channel",
-                "bigram_buckets": 2816,
-                "bigram_dim": 160,
-                "value_embedding_layers": (9, 10),
-                "untied_repeats": True,
-                "virtual_scalars": True,
-            },
-            1024,
-            30_352_046,
-        ),  # pr1204
-        (
-            {"parallel": "lanes", "smear": "token", "head_gate": "sparse"},
-            8192,
-            35_945_671,
-        ),  # pr1855
     ],
 )
 def test_parameter_counts_are_the_published_ones(changes, vocab, expected):
+    """Of systems that are no recipe; test_published_networks.py has those that are."""
     base = check(compose("base"), where="base").model
     assert count(dataclasses.replace(base, **changes), vocab) == expected
 

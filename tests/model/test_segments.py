@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recipe_case import moved
 
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import find_segments
@@ -24,10 +25,7 @@ def test_segments_begin_with_rows_documents_and_pieces():
 @pytest.mark.parametrize("smear", ["none", "token"])
 def test_a_document_scores_the_same_packed_and_alone(tiny_model, smear):
     config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
-    network = Network(config, 64, seed=1)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    network = moved(Network(config, 64, seed=1))
     generator = torch.Generator().manual_seed(3)
     documents = [torch.randint(4, 64, (n,), generator=generator) for n in (9, 5, 12)]
     for document in documents:
@@ -59,12 +57,8 @@ def test_layers_with_a_window_see_no_further(tiny_model):
     everywhere = tiny_model(window_layers=(0, 1, 2, 3), window=4)
     tokens = torch.randint(4, 64, (2, 16), generator=torch.Generator().manual_seed(3))
     order = plain.orders[-1]
-    networks = [Network(c, 64, seed=1) for c in (plain, everywhere, tiny_model(window_layers=(1,)))]
-    for network in networks:
-        with torch.no_grad():
-            for p in network.parameters():
-                generator = torch.Generator().manual_seed(p.numel())
-                p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    models = plain, everywhere, tiny_model(window_layers=(1,))
+    networks = [moved(Network(model, 64, seed=1)) for model in models]
     whole = networks[0].logits(tokens, Pass(order))
     windowed = networks[0].logits(tokens, Pass(order, window=4))
     assert torch.equal(networks[1].logits(tokens, Pass(order)), windowed)
