@@ -12,12 +12,7 @@ from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchSizes
-from paramgolf.training.micro_batch import (
-    CPU_TOKENS,
-    choose_micro_batch,
-    fitting,
-    sequence_counts,
-)
+from paramgolf.training.micro_batch import CPU_TOKENS, choose_micro_batch, fitting, sequence_counts
 
 
 def sized(sample, first, *later, loader="shuffled"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import shutil
 import signal
@@ -156,12 +155,6 @@ def losses_of(records: list[dict[str, Any]]) -> list[float]:
     return [record["loss"] for record in records if record["event"] == "step"]
 
 
-def test_loss_falls_and_the_first_is_a_uniform_guess(trained):
-    losses = losses_of(trained(steps=60))
-    assert abs(losses[0] - math.log(64)) < 0.05
-    assert losses[-1] < losses[0] - 1
-
-
 def test_a_validation_on_a_part_is_told_from_the_last_one(trained, capsys):
     records = trained(validate_every=4, validation_tokens=64, steps=4)
     validations = [record for record in records if record["event"] == "validation"]
@@ -262,9 +255,3 @@ def test_the_log_is_a_new_file_where_a_link_to_the_cache_lay(trained, tmp_path):
     os.link(cached, tmp_path / OUT / "log.jsonl")
     assert losses_of(trained(steps=2))
     assert cached.read_text() == "kept"
-
-
-def test_too_little_text_is_one_message(trained):
-    sizes = dict.fromkeys(("sequence_length", "batch_tokens", "micro_batch_tokens"), 2**15)
-    with pytest.raises(ParamGolfError, match="too little training text for one window"):
-        trained(**sizes)
