@@ -12,10 +12,8 @@ from paramgolf.quant.calibrate import HESSIANS_PATH
 from paramgolf.quant.hessian import empty_sums
 from paramgolf.quant.quantize import prepare, solve_model
 from paramgolf.quant.trained import TEXTS, TRAIN_PATH, Trained
-from paramgolf.runtime import Runtime
 
 CPU = torch.device("cpu")
-ALONE = Runtime(0, 1, CPU)
 VOCAB = 64
 
 

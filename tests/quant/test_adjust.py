@@ -4,9 +4,8 @@ import dataclasses
 
 import pytest
 import torch
-from process_case import gloo_pair, run_ranks
+from process_case import ALONE, gloo_pair, run_ranks
 from quantize_case import (
-    ALONE,
     VOCAB,
     divergence,
     make_config,

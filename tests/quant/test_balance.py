@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from quantize_case import ALONE, CPU, VOCAB, divergence, make_config, quantize_model
+from process_case import ALONE
+from quantize_case import CPU, VOCAB, divergence, make_config, quantize_model
 from schema_case import faults_of
 
 from paramgolf.errors import ParamGolfError

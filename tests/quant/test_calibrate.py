@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from process_case import gloo_pair, run_ranks
-from quantize_case import ALONE, VOCAB, make_trained, write_trained
+from process_case import ALONE, gloo_pair, run_ranks
+from quantize_case import VOCAB, make_trained, write_trained
 from torch.overrides import TorchFunctionMode
 
 from paramgolf.data.token_set import open_tokens

@@ -6,7 +6,8 @@ import math
 
 import pytest
 import torch
-from quantize_case import ALONE, CPU, make_config, make_hessians, make_trained, write_inputs
+from process_case import ALONE
+from quantize_case import CPU, make_config, make_hessians, make_trained, write_inputs
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.codec.config import PackageConfig

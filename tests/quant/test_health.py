@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from quantize_case import ALONE, VOCAB, make_config, make_trained, quantize_model
+from process_case import ALONE
+from quantize_case import VOCAB, make_config, make_trained, quantize_model
 
 from paramgolf.quant import health
 from paramgolf.quant.calibrate import load_network

@@ -42,18 +42,6 @@ def test_codes_stand_for_the_leading_components(seed):
         assert codes["left_scales"][i].item() == pytest.approx(limit, rel=1e-3)
 
 
-def test_decoding_is_the_product_of_the_factors():
-    generator = torch.Generator().manual_seed(0)
-    left = torch.randint(-2, 2, (5, 3), generator=generator, dtype=torch.int8)
-    right = torch.randint(-8, 8, (3, 8), generator=generator, dtype=torch.int8)
-    left_scales = torch.rand(3, generator=generator).half()
-    right_scales = torch.rand(3, 2, generator=generator).half()
-    a = left.double() * left_scales.double()
-    b = right.double() * right_scales.double().repeat_interleave(4, 1)
-    found = low_rank(left, left_scales, right, right_scales)
-    torch.testing.assert_close(found.double(), a @ b, rtol=1e-6, atol=1e-9)
-
-
 def test_a_group_that_does_not_divide_is_the_whole_row():
     codes = factorize_error(low_rank_matrix(0), make_config(low_rank_group=7, low_rank=2))
     assert codes["right_scales"].shape == (2, 1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from process_case import ALONE
 from published_case import SYSTEMS, VOCAB, distance, given, shrunk, tensors
-from quantize_case import ALONE
 from torch import Tensor
 
 from paramgolf.quant.calibrate import load_network

@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from quantize_case import ALONE, VOCAB, make_config, quantize_model, write_inputs
+from process_case import ALONE
+from quantize_case import VOCAB, make_config, quantize_model, write_inputs
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.errors import ParamGolfError

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 
-from process_case import gloo_pair, run_ranks
-from quantize_case import ALONE, CPU, make_config, write_inputs
+from process_case import ALONE, gloo_pair, run_ranks
+from quantize_case import CPU, make_config, write_inputs
 
 from paramgolf.quant.quantize import prepare, quantize
 from paramgolf.quant.sharing import deal
