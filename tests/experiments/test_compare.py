@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from repository_case import Repository
 from scipy import stats
 
 from paramgolf.experiments.paired import power_of
@@ -55,26 +54,15 @@ def files_of(params: Mapping[str, Any], metrics: Mapping[str, Any]) -> dict[str,
     return contents
 
 
-class Project:
+class Project(Repository):
     """A Git repository with a first commit, the working folder of the test."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.git("init", "-q")
-        for key in ("user.name", "user.email"):
-            self.git("config", key, "x")
+        super().__init__(folder)
+        self.begin()
         records = (Path(__file__).parents[2] / "recipes/records.yaml").read_text()
         write_text(folder / "recipes/records.yaml", records)
-        self.git("add", "-A")
-        self.git("commit", "-q", "-m", "start")
-        self.head = self.git("rev-parse", "HEAD").strip()
-
-    def git(self, *words: str, text: str | None = None) -> str:
-        command = ["git", *words]
-        run = subprocess.run(
-            command, cwd=self.folder, input=text, capture_output=True, text=True, check=True
-        )
-        return run.stdout
+        self.commit("start")
 
     def add(
         self, name: str, params: Mapping[str, Any], metrics: Mapping[str, Any], baseline: str = ""
@@ -85,7 +73,7 @@ class Project:
         stream = f"commit {reference}\ncommitter x <x> 0 +0000\ndata 0\n"
         for path, content in files_of(params, metrics).items():
             stream += f"M 100644 inline {path}\ndata {len(content.encode())}\n{content}\n"
-        self.git("fast-import", "--quiet", "--force", text=stream)
+        self.run("git", "fast-import", "--quiet", "--force", text=stream)
 
     def add_seeds(self, name: str, scores: Mapping[int, float], **params: Any) -> None:
         changes = {key.replace("__", "."): value for key, value in params.items()}
@@ -326,7 +314,7 @@ def test_all_has_both_runs_of_one_name_that_began_from_different_commits(project
     project.add("same", {"train.seed": 9}, {}, baseline=earlier)
     project.write({"train.seed": 4}, {})
     commits = [
-        project.git("rev-parse", f"refs/exps/{start[:2]}/{start[2:]}/same").strip()
+        project.run("git", "rev-parse", f"refs/exps/{start[:2]}/{start[2:]}/same").strip()
         for start in (project.head, earlier)
     ]
     shown = str(compared("--all")["groups"])
@@ -339,9 +327,8 @@ def test_all_has_both_runs_of_one_name_that_began_from_different_commits(project
 
 def test_a_commit_is_an_experiment(project, compared):
     project.write({"train.seed": 7}, {})
-    project.git("add", "-A")
-    project.git("commit", "-q", "-m", "a run")
-    project.git("tag", "v1")
+    project.commit("a run")
+    project.run("git", "tag", "v1")
     assert compared("v1")["groups"][0]["seeds"] == [7]
 
 
@@ -350,8 +337,7 @@ def test_a_project_below_the_repositorys_top(project, compared, monkeypatch):
     folder = project.folder / "below"
     for path in [*files_of({}, {}), "recipes/records.yaml"]:
         write_text(folder / path, (project.folder / path).read_text())
-    project.git("add", "below")
-    project.git("commit", "-q", "-m", "a run")
+    project.commit("a run", "below")
     monkeypatch.chdir(folder)
     assert compared("HEAD")["groups"][0]["seeds"] == [7]
 
@@ -371,14 +357,7 @@ def test_experiments_that_dvc_made(project, compared):
     write_text(project.folder / "dvc.yaml", yaml.safe_dump({"stages": {"eval_ttt": stage}}))
     write_text(project.folder / "params.yaml", yaml.safe_dump(PARAMS))
     write_text(project.folder / "artifacts/metrics/.gitignore", "")
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1"}
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "-q"], env=environment, check=True)
-    project.git("add", "-A")
-    project.git("commit", "-q", "-m", "plan")
-    for seed in (11, 12):
-        words = ["exp", "run", "-q", "-n", f"made-{seed}", "-S", f"train.seed={seed}"]
-        subprocess.run([*dvc, *words], env=environment, check=True, capture_output=True)
+    project.make_experiments(11, 12)
     (group,) = compared()["groups"]
     assert (group["experiments"], group["seeds"]) == (["made-11", "made-12"], [11, 12])
     assert group["scores"] == pytest.approx([1.0811, 1.0812])

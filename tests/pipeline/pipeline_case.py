@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import yaml
+from repository_case import Repository
 
 ROOT = Path(__file__).parents[2]
 STAGES = [*yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]]
@@ -48,31 +47,8 @@ SHRUNK = {
 }
 
 
-class Project:
-    """A copy of the project under Git, with the commands a user would type."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        binaries = Path(sys.executable).parent
-        self.environment = {
-            **os.environ,
-            "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
-            "PYTHONPATH": str(folder),
-            "OMP_NUM_THREADS": "1",
-            "DVC_NO_ANALYTICS": "1",
-        }
-
-    def run(self, *command: str, code: int | None = 0) -> str:
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        assert code is None or done.returncode == code, done.stdout[-4000:]
-        return done.stdout
+class Project(Repository):
+    """A copy of the project under Git."""
 
     def set(self, changes: dict) -> None:
         path = self.folder / "params.yaml"
@@ -81,24 +57,10 @@ class Project:
             content[section] |= values
         path.write_text(yaml.safe_dump(content, sort_keys=False))
 
-    def identify(self) -> None:
-        """Tell Git who commits."""
-        self.run("git", "config", "user.name", "test")
-        self.run("git", "config", "user.email", "test@example.com")
-
-    @property
-    def head(self) -> str:
-        """The commit that is checked out."""
-        return self.run("git", "rev-parse", "HEAD").strip()
-
     def would_run(self) -> list[str]:
         """Name the stages that `dvc repro` would run now."""
         output = self.run("dvc", "repro", "--dry")
         return [stage for stage in STAGES if f"Running stage '{stage}'" in output]
-
-    def commit(self, message: str) -> None:
-        self.run("git", "add", "-A")
-        self.run("git", "commit", "-qm", message)
 
     def metrics(self, stage: str) -> dict:
         return json.loads((self.folder / f"artifacts/metrics/{stage}.json").read_text())
@@ -114,8 +76,7 @@ def copy_project(folder: Path) -> Project:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, target)
     made = Project(folder)
-    made.run("git", "init", "-q")
-    made.identify()
+    made.begin()
     made.set(SHRUNK)
     (folder / "dvc.lock").unlink(missing_ok=True)
     return made

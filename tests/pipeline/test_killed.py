@@ -10,8 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from pipeline_case import ROOT, Project
+from pipeline_case import ROOT
 from process_case import runs, wait_for, written
+from repository_case import Repository
 
 pytestmark = [pytest.mark.pipeline, pytest.mark.timeout(120)]
 
@@ -25,12 +26,12 @@ time.sleep(100)
 
 
 @pytest.fixture
-def stage(tmp_path: Path) -> Project:
+def stage(tmp_path: Path) -> Repository:
     """A folder with a script that stands for a long stage."""
     (tmp_path / "stage.py").write_text(STAGE)
-    project = Project(tmp_path)
-    project.environment["PYTHONPATH"] = str(ROOT)
-    return project
+    folder = Repository(tmp_path)
+    folder.environment["PYTHONPATH"] = str(ROOT)
+    return folder
 
 
 @pytest.mark.parametrize("shell", ["/bin/sh", "/bin/bash"])

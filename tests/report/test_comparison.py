@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import yaml
 from page_case import PARAMS, compared_runs, made
 from page_check import outside_references, text_of
+from repository_case import Repository
 from run_files import metrics, write_run
 
 from paramgolf.files import write_text
@@ -165,15 +164,10 @@ def test_text_from_outside_is_escaped():
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Git repository with a run in a commit tagged `first`, and another in the workspace."""
     write_run(tmp_path)
-    for words in (
-        ["init", "-q"],
-        ["config", "user.name", "x"],
-        ["config", "user.email", "x@example.org"],
-        ["add", "params.yaml", "artifacts/metrics"],
-        ["commit", "-q", "-m", "run"],
-        ["tag", "first"],
-    ):
-        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    repository = Repository(tmp_path)
+    repository.begin()
+    repository.commit("run", "params.yaml", "artifacts/metrics")
+    repository.run("git", "tag", "first")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -229,14 +223,7 @@ def test_logs_and_ledgers_of_experiments_come_from_dvcs_cache(project, call):
     stage = {"cmd": f"{sys.executable} make.py", "params": ["train"], "outs": [*outs, metric]}
     write_text(project / "make.py", MAKE)
     write_text(project / "dvc.yaml", yaml.safe_dump({"stages": {"all": stage}}))
-    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "CI": "1"}
-    dvc = [sys.executable, "-m", "dvc"]
-    subprocess.run([*dvc, "init", "-q"], env=environment, check=True)
-    subprocess.run(["git", "add", "-A"], check=True)
-    subprocess.run(["git", "commit", "-q", "-m", "plan"], check=True)
-    for seed in (11, 12):
-        words = ["exp", "run", "-q", "-n", f"made-{seed}", "-S", f"train.seed={seed}"]
-        subprocess.run([*dvc, *words], env=environment, check=True, capture_output=True)
+    Repository(project).make_experiments(11, 12)
     shutil.rmtree(project / "artifacts/train")
     assert "2 runs (made-11, made-12)" in call()
     page = (project / "artifacts/compare.html").read_text()
@@ -277,10 +264,11 @@ def test_an_experiment_that_is_not_there_is_one_message_and_code_2(project, call
 
 
 def test_more_runs_than_lines_are_refused(project, call):
+    repository = Repository(project)
     for i in range(17):
         write_run(project, {"eval_ttt": {"val_bpb": 1.7 + i / 1000}})
-        subprocess.run(["git", "commit", "-qam", f"{i}"], check=True)
-        subprocess.run(["git", "tag", f"t{i}"], check=True)
+        repository.commit(f"{i}", "artifacts/metrics")
+        repository.run("git", "tag", f"t{i}")
     error = call(*(f"t{i}" for i in range(17)), code=2)
     assert "too many runs for one page" in error
     assert "found: 17" in error
