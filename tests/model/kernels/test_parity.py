@@ -151,21 +151,27 @@ def test_mlp(fused, slope, count, mixed, residual, rows, width, hidden):
     assert_equal(of(operations.mlp), of(fused.mlp), tensors, len(tensors), 1.2e-2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocab", [50, 1024, 8192])
-@pytest.mark.parametrize("sides", [None, (20.0, 30.0)])
-def test_nll(fused, dtype, vocab, sides):
+def assert_equal_nll(fused, dtype, vocab, **head):
+    """Compare the losses of a head and their gradients; return what both are, plain and fused."""
     targets = torch.randint(vocab, (B, T), device=GPU)
-    caps = None if sides is None else torch.tensor(sides, device=GPU)
 
     def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, caps))
+        return lambda h, e: function(h, targets, Head(e, 30.0, **head))
 
     tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
     # both see logits of the compute dtype, as the head has them
     plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
     for x, y in zip(found, plain, strict=True):
         assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+    return plain, found
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("vocab", [50, 1024, 8192])
+@pytest.mark.parametrize("sides", [None, (20.0, 30.0)])
+def test_nll(fused, dtype, vocab, sides):
+    caps = None if sides is None else torch.tensor(sides, device=GPU)
+    assert_equal_nll(fused, dtype, vocab, sides=caps)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -176,18 +182,10 @@ def test_nll_of_what_a_mask_allows(fused, dtype, vocab, with_second):
     words = torch.randint(
         -(2**31), 2**31, (5, -(-vocab // 32)), generator=generator, device=GPU, dtype=torch.int32
     )
-    states, targets = (torch.randint(n, (B, T), device=GPU) for n in (5, vocab))
-    allowed = Allowed(words, states)
+    allowed = Allowed(words, torch.randint(5, (B, T), device=GPU))
     second = second_of(vocab) if with_second else None
-
-    def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, allowed=allowed, second=second))
-
-    tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
     # half of the targets are forbidden, too: both give them the same score, and no gradient
-    plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
-    for x, y in zip(found, plain, strict=True):
-        assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+    plain, found = assert_equal_nll(fused, dtype, vocab, allowed=allowed, second=second)
     possible = plain[0] < 100
     assert 0.3 < possible.float().mean() < 0.7
     assert ((found[0] - plain[0])[possible].norm() / plain[0][possible].norm()) < BOUNDS[dtype]
@@ -196,15 +194,7 @@ def test_nll_of_what_a_mask_allows(fused, dtype, vocab, with_second):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("vocab", [50, 8192])
 def test_nll_with_a_second_target(fused, dtype, vocab):
-    targets, second = torch.randint(vocab, (B, T), device=GPU), second_of(vocab)
-
-    def of(function):
-        return lambda h, e: function(h, targets, Head(e, 30.0, second=second))
-
-    tensors = [draw(B, T, 64, dtype=dtype), draw(vocab, 64, dtype=dtype)]
-    plain, found = (run(of(f), tensors, 2) for f in (head_nll, fused.nll))
-    for x, y in zip(found, plain, strict=True):
-        assert ((x - y).norm() / y.norm()).item() < BOUNDS[dtype]
+    assert_equal_nll(fused, dtype, vocab, second=second_of(vocab))
 
 
 def second_of(vocab):
