@@ -134,8 +134,9 @@ def test_a_killed_launcher_leaves_no_process(start):
     wait_for(lambda: not any(map(runs, found)))
 
 
+@pytest.mark.timeout(30)
 def test_what_ends_when_asked_is_not_killed_and_what_does_not_is_with_its_group(tmp_path):
-    deaf = "trap '' TERM; sleep 60 & echo $! > child; wait"
+    deaf = "trap '' TERM; sleep 100 & echo $! > child; wait"
     words = (
         ["sh", "-c", "trap 'exit 3' TERM; touch ready; while :; do sleep 0.01; done"],
         ["sh", "-c", deaf],
