@@ -192,3 +192,13 @@ class Case:
         if name != "val_bytes":
             manifest[name] |= {"tokens": len(values)}
         write_json(self.tokens / "manifest.json", manifest)
+
+
+def tokenized(
+    folder: Path, path: Path, size: int, val: Sequence[str], train: Sequence[str]
+) -> Case:
+    """Write data/raw and data/tokens of texts, by the tokenizer of so many tokens at `path`."""
+    raw = write_raw(folder / "raw", val, train)
+    options = config(source="file", path=str(path), vocab_size=size, shard_tokens=10**6)
+    retokenize(options, 1, raw, folder / "tokens")
+    return Case(raw, folder / "tokens")

@@ -14,7 +14,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from paramgolf.data.retokenize import retokenize
 from paramgolf.data.tokenizer.byte_counts import SPACE
 from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer.vocabulary_json import span_bytes
@@ -111,12 +110,8 @@ def opened(tokenizer: Tokenizer, folder: Path) -> TextTokenizer:
 
 def make(tokenizer: Tokenizer, folder: Path, val: list[str] = VAL) -> token_case.Case:
     """Write data/raw and data/tokens with a tokenizer."""
-    raw = token_case.write_raw(folder / "raw", val, TRAIN)
     size = opened(tokenizer, folder).size
-    path = str(folder / "given.json")
-    config = token_case.config(source="file", path=path, vocab_size=size, shard_tokens=10**6)
-    retokenize(config, 1, raw, folder / "tokens")
-    return token_case.Case(raw, folder / "tokens")
+    return token_case.tokenized(folder, folder / "given.json", size, val, TRAIN)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +119,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("json")
 
 
-TEXT = token_case.mixed_text([*" \nthe of½ﬁÉé語İ1", "<s>", "the"])
+TEXT = token_case.mixed_text([*" \nthe of½ﬁÉé語İ1", "<s>", "</s>", "<pad>", "<unk>", "the"])
 
 
 @pytest.mark.parametrize("kind", [byte_level, byte_fallback])
@@ -137,7 +132,7 @@ def test_lossless_kinds_give_every_byte_back(kind: Callable[[], Tokenizer], fold
         text = text.replace(SPACE, "")  # Llama's kind reads it as a space
         ((tokens, counts),) = tokenizer.encode([text], count_bytes=True)
         assert tokens[0] == 1
-        assert 1 not in tokens[1:]  # not even where the text spells BOS
+        assert 1 not in tokens[1:]  # not even where the text spells BOS, or another special token
         assert counts is not None
         assert counts[0] == 0
         assert counts.sum() == len(text.encode())
@@ -188,16 +183,6 @@ def test_shared_and_skipped_characters(
 ) -> None:
     counts = span_bytes(text, np.array(spans).reshape(-1, 2))
     assert counts.tolist() == expected
-
-
-@pytest.mark.parametrize("kind", [byte_level, byte_fallback])
-def test_special_tokens_in_a_text_are_text(kind: Callable[[], Tokenizer], folder: Path) -> None:
-    tokenizer, text = opened(kind(), folder), "a<s>b</s><pad><unk>"
-    ((tokens, counts),) = tokenizer.encode([text], count_bytes=True)
-    assert 1 not in tokens[1:]
-    assert tokenizer.decode(tokens) == text.encode()
-    assert counts is not None
-    assert counts.sum() == len(text)
 
 
 def test_an_unknown_token_counts_nothing(folder: Path) -> None:

@@ -11,7 +11,6 @@ import token_case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from paramgolf.data.retokenize import retokenize
 from paramgolf.data.tokenizer.text_tokenizer import TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer.vocabulary_text import TextVocabulary, Trie, read_tokens
 from paramgolf.errors import ParamGolfError
@@ -37,12 +36,8 @@ def write(folder: Path, tokens: list[bytes]) -> Path:
 
 def make(folder: Path, tokens: list[bytes], val: list[str] = VAL) -> token_case.Case:
     """Write data/raw and data/tokens with a vocabulary file of `tokens`."""
-    raw = token_case.write_raw(folder / "raw", val, TRAIN)
     path = write(folder, tokens)
-    size = TextVocabulary(path).size
-    config = token_case.config(source="file", path=str(path), vocab_size=size)
-    retokenize(config, 1, raw, folder / "tokens")
-    return token_case.Case(raw, folder / "tokens")
+    return token_case.tokenized(folder, path, TextVocabulary(path).size, val, TRAIN)
 
 
 def test_escapes_and_order_of_lines(tmp_path: Path) -> None:
