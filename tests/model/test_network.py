@@ -9,12 +9,10 @@ import pytest
 import torch
 from recipe_case import moved
 
-from paramgolf.data.special_tokens import BOS
 from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.model.adapters import AdapterSet, adapter_shapes
 from paramgolf.model.attention import attend_sdpa, rotary_table
 from paramgolf.model.config import RecurrencePhase
-from paramgolf.model.embedding import embed, smear_and_norm
 from paramgolf.model.gradients import FirstChannels
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network, Pass
@@ -111,22 +109,6 @@ def test_no_token_sees_the_future(tiny_model, parallel, extras, skips):
             after = network.logits(changed[:, :-1], Pass(order))
         assert torch.equal(before[:, :15], after[:, :15])
         assert not torch.equal(before[:, 15:], after[:, 15:])
-
-
-@pytest.mark.parametrize("smear", ["token", "channel"])
-def test_smearing_and_bigrams_stop_at_the_document(tiny_model, smear):
-    config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
-    network = moved(Network(config, VOCAB, seed=1))
-    batch = tokens(rows=1)
-    batch[0, 10] = BOS
-    changed = batch.clone()
-    changed[0, 9] = 5
-    tensors = dict(network.named_parameters())
-    before, after = (
-        embed(x, tensors, config, bos=BOS, smear=smear_and_norm) for x in (batch, changed)
-    )
-    assert torch.equal(before[:, 10:], after[:, 10:])
-    assert not torch.equal(before[:, 9], after[:, 9])
 
 
 def sublayers(network: Network, layer: int, x0: torch.Tensor):

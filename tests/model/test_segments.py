@@ -22,7 +22,7 @@ def test_segments_begin_with_rows_documents_and_pieces():
     assert bounds[-1] == 20
 
 
-@pytest.mark.parametrize("smear", ["none", "token"])
+@pytest.mark.parametrize("smear", ["none", "token", "channel"])
 def test_a_document_scores_the_same_packed_and_alone(tiny_model, smear):
     config = tiny_model(smear=smear, bigram_buckets=16, bigram_dim=8)
     network = moved(Network(config, 64, seed=1))
