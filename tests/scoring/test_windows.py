@@ -66,12 +66,6 @@ def test_count_of_windows_of_the_published_validation_set():
     assert windows.targets == range(40_540_160)
 
 
-def test_a_text_shorter_than_a_window_is_one_short_window():
-    windows = sliding_windows(5, 16, 4)
-    assert len(windows) == 1
-    assert windows.targets == range(5)
-
-
 @settings(deadline=None, max_examples=60)
 @given(
     lengths=st.lists(st.integers(1, 30), min_size=1, max_size=20),
