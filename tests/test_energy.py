@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import subprocess
-from pathlib import Path
 
 import pytest
+from recipe_case import recipe
 
 from paramgolf import stage_runtime
 from paramgolf.energy import EnergyMeter
 from paramgolf.files import read_json, write_json
-from paramgolf.params import load_params
-from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.stage_runtime import metered
 
-ROOT = Path(__file__).parents[1]
 # GPU n has used 1000 (n + 1) J and uses n + 1 more each time that it is asked; GPU 7 is too old
 DRIVER = r"""
 #include <string.h>
@@ -74,8 +71,7 @@ def test_a_cpu_has_none_and_a_stage_that_failed_no_metrics(tmp_path, monkeypatch
 
 def run(stage: str, code: int | None) -> None:
     """Do a stage's work, which ends by SystemExit(code) if its processes were launched."""
-    machine = load_params(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
-    with contextlib.suppress(SystemExit), metered(stage, machine):
+    with contextlib.suppress(SystemExit), metered(stage, recipe("base").runtime):
         write_json(f"artifacts/metrics/{stage}.json", {"val_bpb": 1.0})
         if code is not None:
             raise SystemExit(code)

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from recipe_case import recipe
 
 from paramgolf import gpu_slots
 from paramgolf.clock import start_time
 from paramgolf.errors import ParamGolfError
-from paramgolf.params import load_params
 from paramgolf.runtime_config import RuntimeConfig
 
 ROOT = Path(__file__).parents[1]
@@ -80,8 +80,7 @@ def own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def runtime(device: str = "auto", processes: int = 1) -> RuntimeConfig:
-    base = load_params(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
-    return dataclasses.replace(base, device=device, processes=processes)
+    return dataclasses.replace(recipe("base").runtime, device=device, processes=processes)
 
 
 def machine_has(monkeypatch: pytest.MonkeyPatch, count: int | None) -> None:

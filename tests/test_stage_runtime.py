@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recipe_case import recipe
 
 from paramgolf import stage_runtime
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_json
 from paramgolf.packing.entry import launch
-from paramgolf.params import load_params, read_yaml
+from paramgolf.params import read_yaml
 from paramgolf.runtime import processes
 from paramgolf.runtime_config import RuntimeConfig
 from paramgolf.stage_runtime import launch_stage, refuse_left_overs, without_compiler
@@ -22,8 +23,7 @@ TORCHRUN = "TORCHELASTIC_RUN_ID"
 
 
 def machine(**changes: object) -> RuntimeConfig:
-    base = load_params(RuntimeConfig, "runtime", ROOT / "recipes/base.yaml")
-    return dataclasses.replace(base, **changes)
+    return dataclasses.replace(recipe("base").runtime, **changes)
 
 
 @pytest.fixture(autouse=True)
