@@ -15,9 +15,9 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-import torch.distributed
 import torch.multiprocessing
 
+from paramgolf.process import GROUP_VARIABLE
 from paramgolf.runtime import Runtime, processes
 from paramgolf.runtime_config import ProcessConfig
 
@@ -50,21 +50,11 @@ def run_ranks(work: Callable[..., None], *arguments: object, world: int = 2) -> 
 
 
 @contextlib.contextmanager
-def gloo_pair(rank: int, folder: str) -> Iterator[Runtime]:
-    """Be one of two CPU processes that find each other through a file in `folder`."""
+def joined(rank: int, folder: str | Path) -> Iterator[Runtime]:
+    """Be one of two processes, as our launcher starts them, that find each other in `folder`."""
     torch.set_num_threads(1)
-    store = f"file://{folder}/store"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    yield Runtime(rank, 2, torch.device("cpu"))
-    torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def joined(rank: int, port: int, world: int = 2) -> Iterator[Runtime]:
-    """Join the others in this process as torchrun would have it, for the length of the block."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_RANK": str(rank)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    os.environ["TORCHELASTIC_RUN_ID"] = "a test"
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+    os.environ[GROUP_VARIABLE] = str(folder)
     with processes(CPU) as runtime:
         yield runtime
 

@@ -139,13 +139,13 @@ def after_three_steps(runtime: Runtime) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in parameters.items()}
 
 
-def _run_rank(rank: int, port: int, out: Path) -> None:
-    with joined(rank, port) as runtime:
-        torch.save(after_three_steps(runtime), out / f"{rank}.pt")
+def _run_rank(rank: int, folder: Path) -> None:
+    with joined(rank, folder) as runtime:
+        torch.save(after_three_steps(runtime), folder / f"{rank}.pt")
 
 
-def test_two_processes_equal_one(tmp_path, free_port):
-    run_ranks(_run_rank, free_port, tmp_path)
+def test_two_processes_equal_one(tmp_path):
+    run_ranks(_run_rank, tmp_path)
     expected = after_three_steps(ALONE)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

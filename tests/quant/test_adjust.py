@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from process_case import ALONE, gloo_pair, run_ranks
+from process_case import ALONE, joined, run_ranks
 from quantize_case import (
     VOCAB,
     divergence,
@@ -78,7 +78,7 @@ def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized
 
 def work(rank, folder, arguments):
     trained, config, tensors, texts = arguments
-    with gloo_pair(rank, folder) as runtime:
+    with joined(rank, folder) as runtime:
         found = adjust(trained, tensors if rank == 0 else {}, texts, config, runtime)
     torch.save(found, f"{folder}/{rank}")
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from process_case import ALONE, gloo_pair, run_ranks
+from process_case import ALONE, joined, run_ranks
 from quantize_case import VOCAB, make_trained, write_trained
 from torch.overrides import TorchFunctionMode
 
@@ -227,7 +227,7 @@ def test_stage_writes_hessians_and_metrics(tiny_model, tokens_folder, monkeypatc
 def work(rank, folder, model, changes):
     trained = make_trained(model)
     tokens = open_tokens(f"{folder}/data/tokens")
-    with gloo_pair(rank, folder) as runtime:
+    with joined(rank, folder) as runtime:
         found, _ = collect(trained, tokens, make_config(**changes), runtime)
     torch.save(found, f"{folder}/{rank}.pt")
 

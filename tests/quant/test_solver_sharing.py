@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from process_case import ALONE, gloo_pair, run_ranks
+from process_case import ALONE, joined, run_ranks
 from quantize_case import CPU, make_config, write_inputs
 
 from paramgolf.quant.quantize import prepare, quantize
@@ -27,7 +27,7 @@ def test_the_largest_families_are_dealt_first(trained, hessians):
 
 def work(rank, folder):
     os.chdir(folder)
-    with gloo_pair(rank, folder) as runtime:
+    with joined(rank, folder) as runtime:
         quantize(make_config(**CONFIG), runtime)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from process_case import gloo_pair, run_ranks
+from process_case import joined, run_ranks
 from scoring_case import (
     ALONE,
     evaluated,
@@ -53,7 +53,7 @@ def evaluate(runtime: Runtime) -> dict[str, np.ndarray]:
 
 
 def work(rank: int, folder: str) -> None:
-    with gloo_pair(rank, folder) as runtime:
+    with joined(rank, folder) as runtime:
         np.savez(f"{folder}/{rank}.npz", **evaluate(runtime))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import tempfile
 import time
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from scoring_case import ALONE, make_text
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.errors import ParamGolfError
+from paramgolf.process import GROUP_VARIABLE
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import alone
 from paramgolf.scoring.alone import sooner_alone
@@ -25,13 +27,12 @@ from paramgolf.scoring.stage import SavedEvaluation, StageSession, document_tabl
 from paramgolf.scoring.text import Text
 
 
-def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1, port: int = 0) -> list:
+def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1) -> list:
     """Start an evaluation in `folder`, one process a rank."""
-    group = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    group = {"WORLD_SIZE": str(world), GROUP_VARIABLE: tempfile.mkdtemp(dir=folder)}
     running = []
     for rank in range(world):
-        own = {"RANK": str(rank), "LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "a test"}
-        environment = group | own if world > 1 else {}
+        environment = group | {"RANK": str(rank), "LOCAL_RANK": "0"} if world > 1 else {}
         arguments = (case, str(folder), pause, environment)
         running.append(server().Process(target=evaluate, args=arguments, daemon=True))
         running[-1].start()
@@ -112,11 +113,11 @@ def test_the_score_is_that_of_an_uninterrupted_evaluation(folder, case):
     assert metrics["seconds"] > metrics["seconds_start"] + metrics["seconds_score"]
 
 
-def test_two_processes_resume_with_what_each_had_learned(folder, free_port):
-    _, whole, expected = finish(folder, "phases", world=2, port=free_port)
+def test_two_processes_resume_with_what_each_had_learned(folder):
+    _, whole, expected = finish(folder, "phases", world=2)
     (folder / "artifacts").rename(folder / "before")
-    kill_once_saved(folder, "phases", world=2, port=free_port)
-    said, nats, metrics = finish(folder, "phases", world=2, port=free_port)
+    kill_once_saved(folder, "phases", world=2)
+    said, nats, metrics = finish(folder, "phases", world=2)
     assert "resumed after" in said
     assert (nats == whole).all()
     assert metrics["ledger"] == expected["ledger"]

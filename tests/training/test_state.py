@@ -127,19 +127,19 @@ def test_gradients_stay_in_one_block(sample, tiny_model):
     assert addresses[-1] - addresses[0] < 4 * sum(p.numel() + 64 for p in network.parameters())
 
 
-def _run_rank(rank: int, port: int, model: ModelConfig, config: TrainConfig, out: Path) -> None:
-    with joined(rank, port) as runtime:
-        torch.save(trained(model, config, runtime), out / f"{rank}.pt")
+def _run_rank(rank: int, folder: Path, model: ModelConfig, config: TrainConfig) -> None:
+    with joined(rank, folder) as runtime:
+        torch.save(trained(model, config, runtime), folder / f"{rank}.pt")
 
 
 @pytest.mark.parametrize(
     ("clip_norm", "scope"), [(0.05, "global"), (0.0, "global"), (0.05, "process")]
 )
-def test_two_processes_equal_one(clip_norm, scope, sample, tiny_model, tmp_path, free_port):
+def test_two_processes_equal_one(clip_norm, scope, sample, tiny_model, tmp_path):
     changes = {"clip_norm": clip_norm, "clip_scope": scope, "head_mixing": True}
     config = dataclasses.replace(sample.train, steps=10, adam_eps=1e-3, **changes)
     model = tiny_model(head_gate="sparse", bigram_buckets=16)
-    run_ranks(_run_rank, free_port, model, config, tmp_path)
+    run_ranks(_run_rank, tmp_path, model, config)
     expected = trained(model, config, ALONE)
     for rank in range(2):
         found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
