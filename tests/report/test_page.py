@@ -177,38 +177,31 @@ def test_long_logs_are_thinned(tmp_path):
     assert len(picture.svg()) < 60_000
 
 
+LOG, LEDGER = "artifacts/train/log.jsonl", "artifacts/package/package.json"
+ERRORS = "artifacts/quantize/report.json"
+STEP = '{{"event": "start"}}\n{{"event": "step", "step": {step}, "loss": {loss}, "lr": 1}}'
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [
-        ("artifacts/train/log.jsonl", None, "there is no file"),
-        ("artifacts/train/log.jsonl", "{", "not JSON\n  where: .*log.jsonl, line 1"),
-        ("artifacts/train/log.jsonl", "[]", "not a JSON object"),
+        (LOG, None, "there is no file"),
+        (LOG, "{", "not JSON\n  where: .*log.jsonl, line 1"),
+        (LOG, "[]", "not a JSON object"),
+        (LOG, STEP.format(step=1, loss='"low"'), "`loss` a number in each `step`"),
+        (LOG, STEP.format(step=1e308, loss=2), "`step` a number in each `step`"),
+        (LOG, '{"event": "step"}', "not a training log"),
+        (LOG, '{"step": 1}', "`event` is missing"),
+        (LOG, '{"event": "start"}\n{"event": "step", "step": 1, "lr": 1}', "`loss` is missing"),
+        (ERRORS, "{}", "`tensors` is missing"),
+        (ERRORS, '{"tensors": [3]}', "`tensors.0` must be a mapping"),
+        (LEDGER, "{}", "`parts` is missing"),
+        (ERRORS, '{"tensors": []}', "`tensors` must hold a matrix"),
+        (LEDGER, '{"parts": []}', "`parts` must share out bytes"),
+        (LEDGER, '{"parts": 3}', "`parts` must be a list, found 3"),
+        (LEDGER, '{"parts": ["a"]}', "`parts.0` must be a mapping"),
         (
-            "artifacts/train/log.jsonl",
-            '{"event": "start"}\n{"event": "step", "step": 1, "loss": "low", "lr": 1}',
-            "`loss` a number in each `step`",
-        ),
-        (
-            "artifacts/train/log.jsonl",
-            '{"event": "start"}\n{"event": "step", "step": 1e308, "loss": 2, "lr": 1}',
-            "`step` a number in each `step`",
-        ),
-        ("artifacts/train/log.jsonl", '{"event": "step"}', "not a training log"),
-        ("artifacts/train/log.jsonl", '{"step": 1}', "`event` is missing"),
-        (
-            "artifacts/train/log.jsonl",
-            '{"event": "start"}\n{"event": "step", "step": 1, "lr": 1}',
-            "`loss` is missing",
-        ),
-        ("artifacts/quantize/report.json", "{}", "`tensors` is missing"),
-        ("artifacts/quantize/report.json", '{"tensors": [3]}', "`tensors.0` must be a mapping"),
-        ("artifacts/package/package.json", "{}", "`parts` is missing"),
-        ("artifacts/quantize/report.json", '{"tensors": []}', "`tensors` must hold a matrix"),
-        ("artifacts/package/package.json", '{"parts": []}', "`parts` must share out bytes"),
-        ("artifacts/package/package.json", '{"parts": 3}', "`parts` must be a list, found 3"),
-        ("artifacts/package/package.json", '{"parts": ["a"]}', "`parts.0` must be a mapping"),
-        (
-            "artifacts/package/package.json",
+            LEDGER,
             '{"parts": [{"name": "q", "kind": "odd", "bytes": -1, "raw_bytes": 1, "codec": null, '
             '"shares": {"q": "many"}}]}',
             "(?s)`parts.0.kind` must be one of .*`parts.0.bytes` must be at least 0.*shares.q` ",
