@@ -16,6 +16,7 @@ from paramgolf.files import read_json
 from paramgolf.model.network import Network
 from paramgolf.model.plan import plan
 from paramgolf.recipes import Params
+from paramgolf.training.schedule import point
 from paramgolf.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
@@ -33,9 +34,10 @@ def test_state_in_memory_is_what_training_holds(blocks_only, sample, tiny_model)
     expected = training_memory(model, train, VOCAB, Machine(device=DEVICES["cpu"], count=1))
     parameters = 4 * sum(p.numel() for p in network.parameters())
     assert expected.weights == expected.gradients == expected.average == parameters
-    state._adam.step()  # makes the moments
-    moments = [t for held in state._adam.state.values() for t in held.values() if t.dim()]
-    held = [*state._muon.momentum.values(), *moments]
+    state.step(point(train, 0, 0.0))  # makes the moments
+    saved = state.state()
+    moments = [t for held in saved["adam"]["state"].values() for t in held.values() if t.dim()]
+    held = [*saved["momentum"].values(), *moments]
     assert expected.optimizer == 4 * sum(t.numel() for t in held)
 
 

@@ -23,6 +23,7 @@ from paramgolf.process import GROUP_VARIABLE
 from paramgolf.runtime import Runtime
 from paramgolf.scoring import alone
 from paramgolf.scoring.alone import sooner_alone
+from paramgolf.scoring.probe import Probe
 from paramgolf.scoring.stage import SavedEvaluation, StageSession, document_table, write_documents
 from paramgolf.scoring.text import Text
 
@@ -129,7 +130,7 @@ def test_parts_take_as_long_as_the_slowest_process(sample, folder, monkeypatch):
     session.seconds.update(compile=1.0, score=5.0)
     other = {"seconds_compile": 20.0, "seconds_score": 4.0, "seconds_adapt": 2.0}
     monkeypatch.setattr(Runtime, "gather", lambda _, value: [value, other])
-    monkeypatch.setattr(session._probe, "over", lambda _: {})
+    monkeypatch.setattr(Probe, "over", lambda *_: {})
     found = session.metrics
     assert [found[part] for part in other] == [20.0, 5.0, 2.0]
 
