@@ -24,6 +24,7 @@ from paramgolf.experiments.lab.stages import StageError, StoppedError
 from paramgolf.experiments.lab.summary import rows, summarize
 from paramgolf.experiments.lab.tokens import Made, Tokens
 from paramgolf.files import write_json
+from paramgolf.mirror import Mirror
 
 PACKED = ["train", "calibrate", "quantize", "package", "packed"]
 
@@ -396,6 +397,15 @@ def test_what_another_laboratory_wrote_before_the_lock_was_free_is_kept(tokens, 
     content = Records(tmp_path / "results.json").content
     assert {*content["plans"]} == {"tiny", "other"}
     assert len(content["stages"]) == 8
+
+
+def test_results_and_logs_of_a_plan_are_copied_to_a_mirror(tokens, tmp_path):
+    mirror = Mirror(str(tmp_path / "there"), "--mirror")
+    work(plan_of(tokens), tmp_path / "here", FakeProcesses(), mirror=mirror)
+    for name in ("results.json", "results.md"):
+        copied = (tmp_path / "there" / name).read_text()
+        assert copied == (tmp_path / "here" / name).read_text()
+    assert (tmp_path / "there/no-skips-seed-2/train.log").read_text() == "train\n"
 
 
 def test_slots_have_as_many_gpus_as_a_run_takes():
