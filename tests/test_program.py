@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,15 @@ def own_hooks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.enable()
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """Let no file grow beyond 1,000 bytes."""
+    """Let no file grow beyond 1,000 bytes, not even one that pytest's report goes to."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def write_to_a_full_disk() -> None:
@@ -106,13 +109,14 @@ def test_libraries_that_have_only_words_for_it_are_understood(error, message):
 
 
 def test_a_checkpoint_that_finds_no_room_is_told_and_the_one_before_stays(
-    small_files, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     """torch.save wraps what Python's file raised in an error of its own."""
     monkeypatch.setenv("DVC_ROOT", str(tmp_path))
     checkpoint = Checkpoint("train", "key")
     write_bytes(checkpoint.path, b"as it was")
-    assert ended(lambda: checkpoint.save({"weights": torch.zeros(10_000)})) == 2
+    with small_files():
+        assert ended(lambda: checkpoint.save({"weights": torch.zeros(10_000)})) == 2
     error = capsys.readouterr().err
     assert error.startswith("paramgolf: File too large")
     assert str(checkpoint.path) in error
