@@ -58,6 +58,7 @@ def venv(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     (packages,) = folder.glob("lib/python*/site-packages")
     (packages / "pip").symlink_to(Path(pip.__file__).parent)
+    (packages / "README.txt").touch()  # pip removes a folder with the last file in it, links unseen
     script = folder / "bin/pip"
     script.write_text(f'#!/bin/sh\nexec {folder}/bin/python -m pip "$@"\n')
     script.chmod(0o755)
