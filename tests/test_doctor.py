@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import http.server
 import json
 import os
@@ -143,7 +144,7 @@ def test_a_hardlink_needs_one_disk(monkeypatch, tmp_path):
         raise OSError("Invalid cross-device link")
 
     monkeypatch.setattr(os, "link", refuse)
-    monkeypatch.setattr(storage, "_reflink", refuse)
+    monkeypatch.setattr(fcntl, "ioctl", refuse)  # by which blocks are shared
     finding = storage.check_links({"cache.type": "reflink,hardlink,copy"}, tmp_path)
     assert "one disk" in finding.remedy
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from paramgolf.doctor.check import Check, fault, ok, warning
@@ -15,7 +13,7 @@ from paramgolf.estimate.devices import GIB
 LITTLE_MEMORY = 4 * GIB  # the sample recipe's stages stay below 2 GiB
 LITTLE_DISK = 20 * GIB  # published shards take 16 GB; the sample's files less than 1 GB
 NO_DISK = GIB
-FICLONE = 0x40049409  # Linux's request to share a file's blocks
+LINKS = ["reflink", "hardlink", "symlink"]  # beside copies
 LINKS_REMEDY = "dvc config cache.type reflink,hardlink,copy"
 
 
@@ -50,11 +48,14 @@ def cache_folder(config: Mapping[str, str], root: Path) -> Path:
     return root / ".dvc" / config.get("cache.dir", "cache")
 
 
+def nearest(folder: Path) -> Path:
+    """Return a folder, or its nearest parent that exists."""
+    return next(path for path in (folder, *folder.parents) if path.exists())
+
+
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of a folder's disk; of its nearest parent where it does not exist."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    """Return the free bytes of the disk where a folder is, or will be."""
+    return shutil.disk_usage(nearest(folder)).free
 
 
 def check_links(config: Mapping[str, str], root: Path) -> Check:
@@ -76,32 +77,13 @@ def check_links(config: Mapping[str, str], root: Path) -> Check:
     return ok("cache links", used)
 
 
-def working_links(cache: Path, root: Path) -> Iterator[str]:
-    """Try which links from `root` to files of `cache` the file systems allow."""
-    while not cache.exists():
-        cache = cache.parent
+def working_links(cache: Path, root: Path) -> list[str]:
+    """Return which links from `root` to files of `cache` the file systems allow, as DVC tries."""
     try:
-        with (
-            tempfile.NamedTemporaryFile(dir=cache, prefix=".doctor.") as source,
-            tempfile.TemporaryDirectory(dir=root, prefix=".doctor.") as folder,
-        ):
-            yield from _tried(Path(source.name), Path(folder))
-    except OSError:
-        return  # neither may be written to: no link works
+        from dvc_objects.fs.generic import test_links
+        from dvc_objects.fs.local import localfs
 
-
-def _tried(source: Path, folder: Path) -> Iterator[str]:
-    with contextlib.suppress(OSError):
-        _reflink(source, folder / "reflink")
-        yield "reflink"
-    for kind, make in (("hardlink", os.link), ("symlink", os.symlink), ("copy", shutil.copyfile)):
-        with contextlib.suppress(OSError):
-            make(source, folder / kind)
-            yield kind
-
-
-def _reflink(source: Path, target: Path) -> None:
-    import fcntl  # POSIX only
-
-    with source.open("rb") as old, target.open("wb") as new:
-        fcntl.ioctl(new.fileno(), FICLONE, old.fileno())
+        found = test_links(LINKS, localfs, str(nearest(cache)), localfs, str(root / "new"))
+    except (ImportError, OSError):
+        return []  # without DVC, or where neither may be written to, no link works
+    return [*found, "copy"]
