@@ -16,7 +16,7 @@ from pathlib import Path
 import pip
 import pytest
 
-from paramgolf.doctor.versions import FLASH_ATTENTION, check_pairs, flash_attention_command
+from paramgolf.doctor.software import FLASH_ATTENTION, flash_attention_command
 
 ROOT = Path(__file__).parents[1]
 TAG = f"cp39-abi3-manylinux_2_17_{platform.machine()}"
@@ -142,18 +142,3 @@ def test_both_locks_and_the_doctor_name_the_same_versions():
         for name in ("requirements.lock", "requirements-gpu.lock")
     )
     assert gpu - pinned == {FLASH_ATTENTION}
-
-
-@pytest.mark.parametrize(
-    ("torch", "capability", "broken"),
-    [
-        ("2.10.0+cu128", (8, 0), True),
-        ("2.10.1", (8, 0), True),
-        ("2.11.0", (8, 0), False),
-        ("2.10.0", (9, 0), False),
-    ],
-)
-def test_a_pair_known_to_be_broken_is_a_fault(torch, capability, broken):
-    found = list(check_pairs(torch, [(9, 0), list(capability)]))
-    assert [check.state for check in found] == ["fault"] * broken
-    assert all(torch in check.text and check.remedy for check in found)

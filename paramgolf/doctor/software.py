@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 import sys
@@ -14,7 +15,6 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from paramgolf.doctor.check import Check, fault, ok, warning
-from paramgolf.doctor.versions import check_pairs, flash_attention_command
 from paramgolf.estimate.devices import GIB
 from paramgolf.files import parse_object
 from paramgolf.gpu_support import flash_attention_obstacle
@@ -22,6 +22,7 @@ from paramgolf.gpu_support import flash_attention_obstacle
 OLDEST_PYTHON = (3, 11)
 OLDEST_GPU = 8  # compute capability of the first GPUs with bfloat16
 GPU_LIBRARIES = ("flash_attn_3", "Triton", "NCCL")
+FLASH_ATTENTION = "flash-attn-3==3.0.0"  # as in requirements-gpu.lock
 INSTALL = "pip install -e . (or `make setup`)"
 
 
@@ -106,7 +107,6 @@ def check_torch(facts: dict[str, Any], driver: Sequence[str]) -> Iterator[Check]
         yield fault("GPU", f"{names}: no bfloat16 before compute capability {OLDEST_GPU}", remedy)
     else:
         yield ok("GPU", names)
-    yield from check_pairs(facts["version"], [gpu.capability for gpu in gpus])
     yield _check_attention(facts["flash_attention"], facts["cuda"], gpus)
     if facts["triton"] is None:
         remedy = "pip install triton, or set runtime.compile to off"
@@ -139,3 +139,14 @@ def _check_attention(problem: str | None, cuda: str, gpus: Sequence[Gpu]) -> Che
         return ok(name, "installed")
     text = f"cannot be imported: {problem}; PyTorch's attention is used instead, a little slower"
     return warning(name, f"{text} (for TORCH_INDEX see docs/pod.md)", flash_attention_command(cuda))
+
+
+def flash_attention_command(cuda: str) -> str:
+    """Return the command that installs FlashAttention-3 for the CUDA that torch was built for.
+
+    A wheel for another CUDA installs, but does not find its libraries. TORCH_INDEX holds the
+    address of PyTorch's package index; where the environment lacks it, the shell fills it in.
+    """
+    index = os.environ.get("TORCH_INDEX", "$TORCH_INDEX")
+    folder = f"{index}/cu{cuda.replace('.', '')}"
+    return f"pip install --force-reinstall --no-deps --index-url {folder} {FLASH_ATTENTION}"
