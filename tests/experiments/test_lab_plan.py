@@ -80,7 +80,7 @@ def test_a_fault_of_a_plan_is_named(changes, message, tmp_path):
 @pytest.mark.parametrize(("key", "field"), [("train.seed", "seeds"), ("runtime.processes", "gpus")])
 def test_a_change_of_what_the_plan_says_itself_is_refused(key, field):
     with pytest.raises(ParamGolfError, match=f"`{key}` is no change: `{field}` of the plan"):
-        contents(plan(), [f"{key}=1"])
+        contents(plan_of(), [f"{key}=1"])
 
 
 def test_variants_at_fault_come_in_one_message():
