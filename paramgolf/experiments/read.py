@@ -10,10 +10,11 @@ with the metrics of the commit that it started from.
 from __future__ import annotations
 
 import fnmatch
+import io
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,11 +117,12 @@ def _resolve(text: str, names: Iterable[str], root: Path) -> str:
 def read(sources: Sequence[Source], root: Path = Path()) -> list[Experiment]:
     """Return the experiments of some sources; a run without parameters is an error."""
     commits = [source.commit for source in sources if source.commit]
-    answers = iter(read_blobs([f"{c}:./{path}" for c in commits for path in FILES], root))
+    answers = _blobs([f"{c}:./{path}" for c in commits for path in FILES], root)
     experiments = []
     for source in sources:
         if source.commit is None:
-            contents = [_read_file(root / path) for path in FILES]
+            paths = [root / path for path in FILES]
+            contents = [path.read_bytes() if path.is_file() else None for path in paths]
         else:
             contents = [next(answers) for _ in FILES]
         experiments.append(parse(source.name, contents))
@@ -143,29 +145,17 @@ def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
     return Experiment(name, flat, values, foreign)
 
 
-def read_blobs(requests: Sequence[str], root: Path) -> list[bytes | None]:
-    """Return the content of each `COMMIT:PATH`, None where there is none, by one git process."""
+def _blobs(requests: Sequence[str], root: Path) -> Iterator[bytes | None]:
+    """Yield the content of each `COMMIT:PATH`, None where there is none, by one git process."""
     if not requests:
-        return []
+        return
     command = ["git", "cat-file", "--batch"]
     text = "".join(f"{request}\n" for request in requests).encode()
-    output = subprocess.run(command, cwd=root, input=text, capture_output=True, check=True).stdout
-    contents: list[bytes | None] = []
-    place = 0
-    for _ in requests:
-        end = output.index(b"\n", place)
-        header, place = output[place:end], end + 1
-        if header.endswith(b" missing"):
-            contents.append(None)
-            continue
-        size = int(header.rpartition(b" ")[2])
-        contents.append(output[place : place + size])
-        place += size + 1
-    return contents
-
-
-def _read_file(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
+    done = subprocess.run(command, cwd=root, input=text, capture_output=True, check=True)
+    output = io.BytesIO(done.stdout)
+    for header in output:
+        size = header.split()[-1]  # a newline follows the content
+        yield None if size == b"missing" else output.read(int(size) + 1)[:-1]
 
 
 def _git(arguments: Sequence[str], root: Path, *, check: bool = True) -> str:
