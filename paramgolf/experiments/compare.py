@@ -128,7 +128,7 @@ def _reference(
     if against is not None and against in records:
         record = records[against]
         return Reference(against, record_sample(record), None, record)
-    return Reference(groups[0].label, _scores(groups[0], score), groups[0])
+    return Reference(groups[0].label, sample(groups[0].values(score)), groups[0])
 
 
 def _described(reference: Reference | None) -> dict[str, Any] | None:
@@ -147,7 +147,7 @@ def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str,
     verdict = None
     if reference is not None and other is not group:
         verdict = difference(
-            _scores(group, score),
+            sample(group.values(score)),
             reference.scores,
             bytes_per_token=bytes_per_token(group, score),
             both=other is not None,
@@ -179,10 +179,6 @@ def _pairs(scores: Sequence[dict[Any, list[float]]]) -> list[dict[str, Any] | No
     return [None if one is None else dataclasses.asdict(one) for one in found]
 
 
-def _scores(group: SeedGroup, score: str) -> Sample:
-    return sample(group.values(score))
-
-
 def bytes_per_token(group: SeedGroup, score: str) -> float:
     """Return the bytes per scored token: the stage's nats per token over its nats per byte."""
     stage = score.partition(".")[0]
@@ -207,10 +203,6 @@ def _record_flags(
         ours = ", ".join(f"{gpus} x {device}" for gpus, device in machines)
         yield f"machine: ours {ours}, the record's {count} x {CONTEST_GPU}"
     scored = group.values("eval_sliding.bytes_scored")  # none of a run that was only trained
-    if others := [value for value in scored if not _near(value)]:
+    # tokenizers cut the end of the contest's text slightly differently
+    if others := [n for n in scored if not math.isclose(n, PUBLISHED_BYTES, rel_tol=1e-3)]:
         yield f"text: scored on {others[0]:,} bytes, the record on {PUBLISHED_BYTES:,}"
-
-
-def _near(value: Any) -> bool:
-    """Tell whether the text is the contest's; tokenizers cut its end slightly differently."""
-    return isinstance(value, int) and abs(value - PUBLISHED_BYTES) < 1e-3 * PUBLISHED_BYTES

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from paramgolf.experiments.statistics import Sample, exact, sample, welch
+from paramgolf.experiments.statistics import Sample, sample, welch
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,9 @@ class Step:
 
 def record_sample(record: Mapping[str, Any]) -> Sample:
     """Return a record's scores; without single ones its mean, taken as exact."""
-    return sample(list(record["seeds"].values())) if "seeds" in record else exact(record["mean"])
+    if "seeds" in record:
+        return sample([*record["seeds"].values()])
+    return Sample(n=0, mean=record["mean"], deviation=None)
 
 
 def frontier(records: Mapping[str, Mapping[str, Any]], *, audited: bool = True) -> list[Step]:

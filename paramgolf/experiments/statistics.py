@@ -73,11 +73,6 @@ def sample(scores: Sequence[float]) -> Sample:
     return Sample(len(scores), statistics.fmean(scores), deviation)
 
 
-def exact(mean: float) -> Sample:
-    """Return a reference of which only the mean is known."""
-    return Sample(0, mean, None)
-
-
 def welch(candidate: Sample, reference: Sample, margin: float = 0.0) -> Welch | None:
     """Test that the candidate's mean lies below the reference's by more than `margin`.
 
