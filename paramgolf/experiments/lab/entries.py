@@ -62,12 +62,9 @@ class EnteredFactor(Foreign):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EnteredVariant(Foreign):
+class EnteredVariant(EnteredFactor):
     """A variant of a plan; of a run of a screening, the factors that are on."""
 
-    name: str
-    reason: str
-    predicted: float | None
     factors: tuple[str, ...] = ()
 
 

@@ -6,6 +6,7 @@ stage that was cut off goes on where it stopped when it is run again in its fold
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +67,7 @@ class Stage:
 
     def values(self, content: Mapping[str, Any]) -> dict[str, Any]:
         """Return the parameters, of a whole file of them, by dotted key or section."""
-        return {name: _value(content, name) for name in self.params}
+        return {name: functools.reduce(getitem, name.split("."), content) for name in self.params}
 
 
 def read_stages(root: Path = ROOT) -> dict[str, Stage]:
@@ -80,12 +82,6 @@ def read_stages(root: Path = ROOT) -> dict[str, Stage]:
         if name == "package":  # `packed` runs what eval_sliding does, on the windows of training
             found["packed"] = Stage(("package",), (), stage_hash("eval_sliding", root))
     return found
-
-
-def _value(content: Mapping[str, Any], key: str) -> Any:
-    for part in key.split("."):
-        content = content[part]
-    return content
 
 
 @dataclass(frozen=True, slots=True)
