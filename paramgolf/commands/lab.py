@@ -221,14 +221,15 @@ def show(records: Records, only: Mapping[str, Sequence[str] | None], *, as_json:
     from paramgolf.experiments.lab.summary import as_json as plain
     from paramgolf.experiments.lab.summary import summarize
     from paramgolf.experiments.show import print_tables
-    from paramgolf.report.lab import write_lab_page  # imports matplotlib
+    from paramgolf.files import write_text
+    from paramgolf.report.lab import render_lab_page  # imports matplotlib
 
     if unknown := [name for name in only if name not in records.content["plans"]]:
         raise ParamGolfError(f"nothing is known of plan `{unknown[0]}` yet", fix="run it first")
     summaries = [summarize(records.content, *one) for one in only.items()]
     for name, summary in zip(only, summaries, strict=True):
         page = records.path.with_name(f"{name}.html")
-        write_lab_page(summarize(records.content, name), page)
+        write_text(page, render_lab_page(summarize(records.content, name)))
         if not as_json:
             print_tables(tables(summary), notes(summary))
             print(page)

@@ -30,11 +30,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Write the page and print where it is."""
-    from paramgolf.report.comparison import write_comparison
+    from paramgolf.files import write_text
+    from paramgolf.report.comparison import render_comparison
     from paramgolf.report.runs import load_runs
 
     runs, left_out = load_runs(options.experiments, everywhere=options.all)
-    write_comparison(runs, left_out, options.out)
+    write_text(options.out, render_comparison(runs, left_out))
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}")
     names = ", ".join(run.name for run in runs)

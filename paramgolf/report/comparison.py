@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from paramgolf.experiments.group import APART
-from paramgolf.files import write_text
 from paramgolf.recipes import as_text
 from paramgolf.report import byte_map, pictures
 from paramgolf.report.drawing import Picture, line_class
@@ -57,13 +55,11 @@ class Shown:
     total: int | None
 
 
-def write_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str], path: Path) -> None:
-    """Write the page; the same runs give the same bytes."""
-    write_text(path, render_comparison(runs, left_out))
-
-
 def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> str:
-    """Return the page; a run may lack metrics, its log or its ledger."""
+    """Return the page; a run may lack metrics, its log or its ledger.
+
+    The same runs give the same text.
+    """
     rows = shown(runs)
     limits = {number(run, "package.limit_bytes") for run in runs} - {None}
     return template("compare.html").render(

@@ -2,24 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from paramgolf.experiments.lab.screening import Effect
 from paramgolf.experiments.lab.show import budget_of, tables
 from paramgolf.experiments.lab.summary import Summary
 from paramgolf.experiments.paired import Paired
-from paramgolf.files import write_text
 from paramgolf.report import pictures
 from paramgolf.report.html import template
 
 
-def write_lab_page(summary: Summary, path: Path) -> None:
-    """Write the page; the same figures give the same bytes."""
-    write_text(path, render_lab_page(summary))
-
-
 def render_lab_page(summary: Summary) -> str:
-    """Return the page; variants may lack figures."""
+    """Return the page; variants may lack figures. The same figures give the same text."""
     plan, screening = summary.plan, summary.screening
     found: list[tuple[str, Paired | Effect]] = [
         (one.name, one.differences[summary.score])
