@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.errors import ParamGolfError
@@ -18,20 +17,15 @@ MOST_RUNS = 16  # the lines of a chart that can be told apart: eight colors, pla
 
 
 @dataclass(frozen=True, slots=True)
-class ShownRun:
-    """A run by its name; `params` and `metrics` by dotted key.
+class ShownRun(Experiment):
+    """A run, its training log, and the parts of its artifact, as package.json has them.
 
-    `log` and `parts` (of package.json) are None where the cache does not hold them, `log` also
-    where it is not whole. `foreign` names the stages that another run made, and why: nothing of
-    them is here.
+    Both are None where another run made them or the cache does not hold them, `log` also where it
+    is not whole.
     """
 
-    name: str
-    params: Mapping[str, Any]
-    metrics: Mapping[str, Any]
-    log: TrainingLog | None
-    parts: Sequence[Part] | None
-    foreign: Mapping[str, str] = field(default_factory=dict)
+    log: TrainingLog | None = None
+    parts: Sequence[Part] | None = None
 
 
 def load_runs(
@@ -79,9 +73,9 @@ def _run(source: Source, experiment: Experiment, root: Path) -> ShownRun:
         name,
         experiment.params,
         experiment.metrics,
+        foreign,
         None if log is None or "train" in foreign else _log(log, name),
         None if package is None or "package" in foreign else _ledger(package, name),
-        foreign,
     )
 
 

@@ -113,7 +113,7 @@ def test_bytes_by_family_add_up(runs):
 )
 def test_a_run_that_lacks_metrics_is_shown_with_what_it_has(missing, runs):
     kept = {key: v for key, v in flatten(metrics()).items() if key not in missing}
-    bare = ShownRun("bare", PARAMS, kept, None, None)
+    bare = ShownRun("bare", PARAMS, kept)
     shown = text_of(render_comparison([*runs, bare], {}))
     assert "no training log at hand of bare" in shown
     assert "–" in shown
