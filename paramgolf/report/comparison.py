@@ -11,7 +11,6 @@ from paramgolf.recipes import as_text
 from paramgolf.report import byte_map, pictures
 from paramgolf.report.drawing import Picture, line_class
 from paramgolf.report.html import template
-from paramgolf.report.inputs import TrainingLog
 from paramgolf.report.runs import ShownRun
 from paramgolf.report.scores import EVALUATORS, SCORES, Score, chain, notes
 
@@ -219,18 +218,11 @@ def _scored_a_part(run: ShownRun, stage: str) -> bool:
     return scored is not None and whole is not None and scored != whole
 
 
-def _shared(runs: Sequence[ShownRun]) -> list[list[str]]:
+def _shared(runs: Sequence[ShownRun]) -> list[tuple[str, ...]]:
     """Return the names of runs whose training logs are the same, those that have such a twin."""
-    groups: list[tuple[TrainingLog, list[str]]] = []
-    for run in runs:
-        if run.log is None:
-            continue
-        twins = next((names for log, names in groups if log == run.log), None)
-        if twins is None:
-            groups.append((run.log, [run.name]))
-        else:
-            twins.append(run.name)
-    return [names for _, names in groups if len(names) > 1]
+    logged = [run for run in runs if run.log is not None]
+    groups = (tuple(other.name for other in logged if other.log == run.log) for run in logged)
+    return [*dict.fromkeys(names for names in groups if len(names) > 1)]
 
 
 def _differ(runs: Sequence[ShownRun], metric: str) -> bool:

@@ -11,7 +11,7 @@ from paramgolf.report import byte_map, pictures, views
 from paramgolf.report.drawing import Picture
 from paramgolf.report.html import template
 from paramgolf.report.inputs import Inputs, load_inputs
-from paramgolf.report.scores import evaluations
+from paramgolf.report.scores import EVALUATORS, evaluation
 from paramgolf.training_log import LOG, of_event
 
 OUT = Path("artifacts/report")
@@ -46,7 +46,7 @@ def render(inputs: Inputs, drawn: Mapping[str, Picture]) -> str:
         pictures=drawn,
         scores=views.scores(inputs),
         partial=_partial(inputs),
-        evaluations=evaluations(inputs.param, inputs.metric),
+        evaluations=[evaluation(stage, inputs.param, inputs.metric) for stage in EVALUATORS],
         validations=inputs.log.validations,
         package=package,
         family_bytes=byte_map.by_family(leaves),

@@ -74,11 +74,6 @@ def notes(params: Lookup) -> list[str]:
     ]
 
 
-def evaluations(params: Lookup, metrics: Lookup) -> list[EvaluationRow]:
-    """Return both evaluations."""
-    return [evaluation(stage, params, metrics) for stage in EVALUATORS]
-
-
 def evaluation(stage: str, params: Lookup, metrics: Lookup) -> EvaluationRow:
     """Return how a stage scored; the order is that in which targets are scored."""
     mode = params(f"{stage}.mode")
