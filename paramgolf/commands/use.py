@@ -12,11 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-
 from paramgolf.arguments import add_recipe
 from paramgolf.commented_yaml import dump_sections, key_comments
 from paramgolf.errors import ParamGolfError
+from paramgolf.experiments.lock import numbers
 from paramgolf.files import read_text, write_text
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_assignment
@@ -57,12 +56,8 @@ def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Iterat
 
 
 def _old_values(path: Path) -> dict[str, Any] | None:
-    """Return what the file held, or None where there was none or it was no YAML mapping.
-
-    Read with YAML 1.2's numbers, as DVC does, or a written 1e-08 would differ from itself.
-    """
+    """Return what the file held, or None where there was none or it was no YAML mapping."""
     try:
-        read_yaml(path)  # what it refuses could be of any kind or size
+        return flatten(numbers(read_yaml(path)))
     except ParamGolfError:
         return None
-    return flatten(YAML(typ="safe", pure=True).load(path))
