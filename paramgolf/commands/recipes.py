@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.show import Table, print_tables
+from paramgolf.experiments.show import Table, markdown_table, print_tables
 from paramgolf.files import read_json
 from paramgolf.model.shapes import count
 from paramgolf.recipes import (
@@ -180,12 +180,12 @@ def _bytes(total: int, limit: int) -> str:
 def markdown(found: Sequence[Difference]) -> str:
     """Return differences as a table in Markdown, the one of docs/recipes.md."""
     every = {recipe for entry in found for recipe in entry.recipes}
-    lines = [MARKDOWN, ["---"] * len(MARKDOWN)]
+    rows = []
     for entry in found:
         keys = "<br>".join(f"`{key}: {_plain(value)}`" for key, value in entry.restore.items())
         recipes = ", ".join(entry.recipes) if {*entry.recipes} != every else "all"
-        lines.append([recipes, entry.theirs, entry.ours, entry.why, keys or NONE, entry.effect])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+        rows.append((recipes, entry.theirs, entry.ours, entry.why, keys or NONE, entry.effect))
+    return markdown_table(Table("", MARKDOWN, rows, figures=False))
 
 
 def _plain(value: Any) -> str:
