@@ -39,16 +39,14 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _show(findings: Sequence[Check]) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from paramgolf.terminal import Console
+    from paramgolf.terminal import Console, facts
 
-    table = Table(box=None, show_header=False, padding=(0, 1, 0, 0))
+    rows = []
     for finding in findings:
         text = Text(finding.text)
         if finding.remedy:
             text.append(f"\n-> {finding.remedy}", style="bold")
-        state = Text(finding.state, style=COLOURS[finding.state])
-        table.add_row(state, Text(finding.name), text)
-    Console().print(table)
+        rows.append((Text(finding.state, style=COLOURS[finding.state]), finding.name, text))
+    Console().print(facts(rows))

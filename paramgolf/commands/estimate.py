@@ -77,26 +77,19 @@ def prices(params: Params, result: dict[str, Any], price: float) -> dict[str, fl
 
 
 def _show(result: dict[str, Any]) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from paramgolf.experiments.show import Table, print_tables
+    from paramgolf.terminal import Console, facts
 
-    from paramgolf.terminal import Console
-
-    console = Console()
-    title = " ".join([result["recipe"], *result["changes"]])
-    console.print(f"{title} on {result['devices']} {result['device']}", markup=False)
-    table = Table("part", "weights", "bits", "bytes", box=SIMPLE_HEAD, title_justify="left")
-    for column in table.columns[1:]:
-        column.justify = "right"
+    recipe = " ".join([result["recipe"], *result["changes"]])
+    rows = []
     for part in result["artifact"]["parts"]:
         bits = "" if part["bits"] is None else f"{part['bits']:.3f}"
-        table.add_row(part["name"], f"{part['weights']:,}", bits, f"{part['bytes']:,}")
-    table.add_row("code", "", "", f"{result['artifact']['bytes_code']:,}")
-    console.print(table)
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
-    for name, value in _facts(result):
-        facts.add_row(name, value)
-    console.print(facts)
+        rows.append((part["name"], f"{part['weights']:,}", bits, f"{part['bytes']:,}"))
+    rows.append(("code", "", "", f"{result['artifact']['bytes_code']:,}"))
+    headings = ("part", "weights", "bits", "bytes")
+    title = f"{recipe} on {result['devices']} {result['device']}"
+    print_tables([Table(title, headings, rows)], [])
+    Console().print(facts(_facts(result)))
 
 
 def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -80,27 +80,17 @@ def over_ssh(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> None:
     from rich.live import Live
 
-    from paramgolf.terminal import Console
+    from paramgolf.terminal import Console, facts
     from paramgolf.watch.state import state
 
     console = Console()
     if options.once:
-        console.print(_table(state(Path(), options.output)))
+        console.print(facts(lines(state(Path(), options.output))))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(_table(state(Path(), options.output)), refresh=True)
+            live.update(facts(lines(state(Path(), options.output))), refresh=True)
             time.sleep(options.every)
-
-
-def _table(state: dict[str, Any]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, value in lines(state):
-        table.add_row(name, Text(value))
-    return table
 
 
 def lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -164,7 +164,7 @@ def print_tables(made: Iterable[Table], notes: Iterable[str]) -> None:
 
     from paramgolf.terminal import Console
 
-    console = Console(markup=False)
+    console = Console()
     for content in made:
         if content.title:
             console.print(content.title)
