@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import read_json, write_text
+from paramgolf.experiments.lab.stages import Place
+from paramgolf.files import read_json
 from paramgolf.gpu_slots import take_gpus
-from paramgolf.metrics import METRICS
 from paramgolf.packing.script import PackedScript, read_script
 from paramgolf.params import PARAMS_PATH, load_params, read_yaml
 from paramgolf.runtime_config import RuntimeConfig
@@ -83,19 +81,16 @@ def score_in_project(
     folder `scratch`: nothing is resumed there, and nothing of the submission runs, whose model is
     data. It takes its GPUs itself, so this process must not hold any.
     """
+    place, runtime = Place(scratch), read_yaml(root / PARAMS_PATH)["runtime"]
+    place.prepare({**params, "runtime": runtime}, tokens, {})
     package = scratch / "artifacts/package"
     package.mkdir(parents=True)
     shutil.copyfile(model, package / "model.bin")
-    (scratch / "data").mkdir()
-    (scratch / "data/tokens").symlink_to(tokens.resolve())
-    runtime = read_yaml(root / PARAMS_PATH)["runtime"]
-    content = yaml.safe_dump({**params, "runtime": runtime}, sort_keys=False)
-    write_text(scratch / PARAMS_PATH, content)
     script = (root / "stages" / f"{stage}.py").resolve()
     environment = {**os.environ, "DVC_ROOT": str(scratch)}
     done = subprocess.run([sys.executable, str(script)], cwd=scratch, env=environment)
     _check_exit(done, f"{stage} cannot score the model", model)
-    return read_json(scratch / METRICS / f"{stage}.json")
+    return place.metrics(stage)
 
 
 def _check_exit(done: subprocess.CompletedProcess[bytes], what: str, where: object) -> None:
