@@ -86,7 +86,7 @@ def slug(name: str) -> str:
 
 def _compared(record: str, runs: Sequence[SeedRun], root: Path) -> dict[str, Any]:
     """Return what belongs in a submission of its comparison with a record."""
-    stage = evaluator_of(runs[0].params)
+    stage = evaluator_of(runs[0].sections)
     names = [run.name for run in runs]
     result = compare(names, against=record, score=f"{stage}.val_bpb", everywhere=False, root=root)
     (group,) = result["groups"]
@@ -110,13 +110,14 @@ def _score(folder: Path, first: SeedRun, scratch: Path, root: Path) -> float:
     Both this and the score of the project's own evaluator must be the one recorded: what the folder
     says of itself proves that it runs, and not what it is worth.
     """
-    stage, tokens = evaluator_of(first.params), scratch / "tokens"
+    params, tokens = first.sections, scratch / "tokens"
+    stage = evaluator_of(params)
     say(f"submit: scoring model.bin of seed {first.seed} with {stage}")
     model, project = folder / "model.bin", scratch / "project"
-    scored = score_in_project(model, tokens, first.params, stage, scratch=project, root=root)
+    scored = score_in_project(model, tokens, params, stage, scratch=project, root=root)
     compare_scores(scored, first.metrics, stage)
     say("submit: scoring it from inside the folder")
-    words = command(first.params, stage, first.script)
+    words = command(params, stage, first.script)
     by_itself = score_in_folder(folder, tokens, words, root=root)
     compare_scores(by_itself, first.metrics, stage)
     val_bpb = float(by_itself["val_bpb"])
@@ -135,10 +136,10 @@ def _describe(
     root: Path,
 ) -> None:
     """Write submission.json and README.md; `checked` is the folder's own score."""
-    params, script = runs[0].params, runs[0].script
+    params, script = runs[0].sections, runs[0].script
     stage = evaluator_of(params)
-    base = numbers(read_yaml(root / RECIPES / "base.yaml"))
-    content = submission(runs, about, stage, day=day, limits=flatten(base), against=against)
+    base = flatten(numbers(read_yaml(root / RECIPES / "base.yaml")))
+    content = submission(runs, about, stage, day=day, limits=base, against=against)
     content["parameters"] = effective(params, stage, script)
     write_json(folder / "submission.json", content)
     words = command(params, stage, script)

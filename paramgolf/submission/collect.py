@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from fsspec import AbstractFileSystem
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.group import SEED
-from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.files import parse_object
 from paramgolf.packing.script import PackedScript, read_script
-from paramgolf.params import PARAMS_PATH, read_yaml
+from paramgolf.params import PARAMS_PATH
+from paramgolf.recipes import nested
 from paramgolf.report.inputs import TrainingLog, read_log
 from paramgolf.training_log import LOG
 
@@ -36,39 +36,27 @@ NAMES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class SeedRun:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedRun(Experiment):
     """A finished run, its files (the keys of NAMES) in `folder`.
 
     `commit` is None for the working folder.
     """
 
-    experiment: Experiment
     commit: str | None
     folder: Path
     log: TrainingLog
     repository: AbstractFileSystem
 
     @property
-    def name(self) -> str:
-        """The experiment's name."""
-        return self.experiment.name
-
-    @property
     def seed(self) -> Any:
         """The training seed."""
-        return self.experiment.params.get(SEED)
+        return self.params.get(SEED)
 
     @property
-    def metrics(self) -> Mapping[str, Any]:
-        """The metrics by dotted key."""
-        return self.experiment.metrics
-
-    @property
-    def params(self) -> dict[str, Any]:
+    def sections(self) -> dict[str, Any]:
         """The parameters by section."""
-        params: dict[str, Any] = numbers(read_yaml(self.folder / "params.yaml"))
-        return params
+        return nested(self.params)
 
     @property
     def script(self) -> PackedScript:
@@ -99,8 +87,16 @@ def collect(
         if own:
             faults += [f"`{source.name}`: {fault}" for fault in own]
         else:
-            log = read_log(folder / "log.jsonl")
-            runs.append(SeedRun(experiment, source.commit, folder, log, repository))
+            run = SeedRun(
+                experiment.name,
+                experiment.params,
+                experiment.metrics,
+                commit=source.commit,
+                folder=folder,
+                log=read_log(folder / "log.jsonl"),
+                repository=repository,
+            )
+            runs.append(run)
     return runs, faults
 
 

@@ -85,7 +85,7 @@ def compliance(runs: Sequence[SeedRun], stage: str, limits: Mapping[str, Any]) -
 
     def kept(rule: str, *keys: str) -> bool:
         held = all(run.metrics[f"verify.rules.{rule}"] != "fail" for run in runs)
-        return held and all(run.experiment.params[k] <= limits[k] for run in runs for k in keys)
+        return held and all(run.params[k] <= limits[k] for run in runs for k in keys)
 
     return {
         "train_under_600s": kept("R2", "verify.train_seconds"),
@@ -94,7 +94,7 @@ def compliance(runs: Sequence[SeedRun], stage: str, limits: Mapping[str, Any]) -
         "no_slot": True,
         "no_pre_quant_ttt": True,
         "no_etlb": True,
-        "no_ngram_cache": runs[0].params[stage]["mixture"]["kind"] == "none",
+        "no_ngram_cache": runs[0].params[f"{stage}.mixture.kind"] == "none",
         "score_first_ttt": kept("R8"),
         "three_seeds": len({run.seed for run in runs}) >= SEEDS,
     }

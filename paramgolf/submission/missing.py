@@ -103,7 +103,7 @@ def _unverified(run: SeedRun) -> Iterator[str]:
 def _other_limits(run: SeedRun, track: str, limits: Mapping[str, Any]) -> Iterator[str]:
     """Limits that verify was told to loosen; those of the contest are in recipes/base.yaml."""
     for key in (*LIMITS, *(LIMITS_OF_RECORD if track == RECORD else ())):
-        used, contest = run.experiment.params.get(key), limits[key]
+        used, contest = run.params.get(key), limits[key]
         if used != contest:
             yield f"{key} must be {json.dumps(contest)}, as the contest's; it was {used}"
 
@@ -124,7 +124,7 @@ def _other_machine(run: SeedRun) -> Iterator[str]:
 
 def _disagreements(runs: Sequence[SeedRun], track: str) -> Iterator[str]:
     """R12: the seeds are of one system, and there are enough of them."""
-    groups = grouped([run.experiment for run in runs])
+    groups = grouped(runs)
     if len(groups) > 1:
         labels = "; ".join(group.label for group in groups)
         yield f"the runs must differ by {SEED} alone, they are {len(groups)} systems: {labels}"

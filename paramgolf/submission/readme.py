@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from paramgolf.recipes import as_text, flatten
+from paramgolf.recipes import as_text
 from paramgolf.submission.collect import SeedRun
 
 TEMPLATE = """\
@@ -53,7 +53,10 @@ def readme(
     base: Mapping[str, Any],
     checked: float,
 ) -> str:
-    """Return the text; `content` is submission.json's, `words` the command that gave `checked`."""
+    """Return the text; `content` is submission.json's, `words` the command that gave `checked`.
+
+    `base` holds the base recipe's parameters by dotted key.
+    """
     deviation = content["val_bpb_std"]
     spread = "" if deviation is None else f" ± {deviation:.5f}"
     count = len(runs)
@@ -123,10 +126,9 @@ def _rules(runs: Sequence[SeedRun]) -> Iterator[str]:
 
 def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
     """Yield a row for each parameter that makes a result and is not the base recipe's."""
-    before = flatten(base)
-    for key, value in flatten(params).items():
-        if value != before.get(key) and not key.startswith("runtime."):
-            yield f"| {key} | {_shown(before.get(key))} | {_shown(value)} |"
+    for key, value in params.items():
+        if value != base.get(key) and not key.startswith("runtime."):
+            yield f"| {key} | {_shown(base.get(key))} | {_shown(value)} |"
 
 
 def _shown(value: Any) -> str:

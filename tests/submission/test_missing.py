@@ -9,7 +9,6 @@ import pytest
 from fsspec import AbstractFileSystem
 from run_files import metrics, write_run
 
-from paramgolf.experiments.read import Experiment
 from paramgolf.recipes import flatten
 from paramgolf.report.inputs import read_log
 from paramgolf.submission.about import NON_RECORD, About
@@ -33,7 +32,7 @@ def said(root: Path, changes: dict[str, Any]) -> list[str]:
         (root / name).write_bytes((root / "artifacts" / folder / name).read_bytes())
     (root / "manifest.json").write_text("{}")
     log, repository = read_log(root / "log.jsonl"), AbstractFileSystem()
-    run = SeedRun(Experiment("one", {}, found), None, root, log, repository)
+    run = SeedRun("one", {}, found, commit=None, folder=root, log=log, repository=repository)
     words = dict.fromkeys(("name", "author", "github_id", "blurb"), "said")
     about = About(**words, track=NON_RECORD, credits={})
     return [line for line in missing([run], about, ROOT) if line.startswith("`one`: metric")]
