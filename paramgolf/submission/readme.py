@@ -6,9 +6,15 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from paramgolf.experiments.show import Table, figure, markdown_table
 from paramgolf.recipes import as_text
 from paramgolf.submission.collect import SeedRun
 
+SCORES = (
+    *("seed", "val_bpb", "val_loss", "steps"),
+    *("ms per step", "training s", "evaluation s", "bytes"),
+)
+CHANGES = ("parameter", "base", "here")
 TEMPLATE = """\
 # {name}
 
@@ -16,9 +22,7 @@ TEMPLATE = """\
 
 **val_bpb {score}**, {seeds}, on {hardware}; the largest artifact has {size:,} bytes.
 
-| seed | val_bpb | val_loss | steps | ms per step | training s | evaluation s | bytes |
-|---:|---:|---:|---:|---:|---:|---:|---:|
-{rows}
+{scores}
 {comparison}
 ## Running it
 
@@ -39,8 +43,6 @@ seed's weights anew; `dvc repro` with `params.yaml` in the project's folder make
 
 ## What differs from the base recipe
 
-| parameter | base | here |
-|---|---|---|
 {changes}
 """
 
@@ -57,17 +59,17 @@ def readme(
 
     `base` holds the base recipe's parameters by dotted key.
     """
-    deviation = content["val_bpb_std"]
-    spread = "" if deviation is None else f" ± {deviation:.5f}"
     count = len(runs)
+    scores = Table("", SCORES, [*_rows(content["seed_results"])])
+    changes = Table("", CHANGES, [*_changes(base, runs[0].params)], figures=False)
     return TEMPLATE.format(
         name=content["name"],
         blurb=content["blurb"],
-        score=f"{content['val_bpb']:.5f}{spread}",
+        score=figure({"mean": content["val_bpb"], "deviation": content["val_bpb_std"]}),
         seeds="1 seed" if count == 1 else f"mean of {count} seeds",
         hardware=content["hardware"],
         size=content["artifact_bytes_max"],
-        rows="\n".join(_rows(content["seed_results"])),
+        scores=markdown_table(scores),
         comparison=_comparison(content.get("comparison")),
         python=runs[0].log.environment["python"],
         command=shlex.join(["python", "train_gpt.py", *words]),
@@ -76,16 +78,15 @@ def readme(
         recorded=next(iter(content["seed_results"].values()))["val_bpb"],
         packages="\n".join(_credits(content["attribution"])),
         rules="\n".join(_rules(runs)),
-        changes="\n".join(_changes(base, runs[0].params)),
+        changes=markdown_table(changes),
     )
 
 
-def _rows(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+def _rows(results: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, ...]]:
     for seed, result in results.items():
-        scores = f"{result['val_bpb']:.5f} | {result['val_loss']:.5f}"
+        scores = (f"{result[key]:.5f}" for key in ("val_bpb", "val_loss"))
         times = (f"{result[key]:.1f}" for key in ("step_avg_ms", "train_time_s", "eval_time_s"))
-        size = f"{result['artifact_bytes']:,}"
-        yield f"| {seed} | {scores} | {result['steps']:,} | {' | '.join(times)} | {size} |"
+        yield seed, *scores, f"{result['steps']:,}", *times, f"{result['artifact_bytes']:,}"
 
 
 def _comparison(comparison: Mapping[str, Any] | None) -> str:
@@ -124,12 +125,8 @@ def _rules(runs: Sequence[SeedRun]) -> Iterator[str]:
             yield from (f"  - seed {seed}: {line}" for seed, line in outcomes.items())
 
 
-def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[str]:
+def _changes(base: Mapping[str, Any], params: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Yield a row for each parameter that makes a result and is not the base recipe's."""
     for key, value in params.items():
         if value != base.get(key) and not key.startswith("runtime."):
-            yield f"| {key} | {_shown(base.get(key))} | {_shown(value)} |"
-
-
-def _shown(value: Any) -> str:
-    return as_text(value).replace("|", "\\|")
+            yield key, as_text(base.get(key)), as_text(value)
