@@ -12,7 +12,7 @@ from typing import Any
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.frontier import record_sample
 from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
-from paramgolf.experiments.paired import paired, power
+from paramgolf.experiments.paired import Scores, paired, power, scores_by_seed
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.experiments.statistics import Sample, difference, sample
 from paramgolf.recipes import RECIPES, read_records, unknown_record
@@ -66,7 +66,10 @@ def compare(
     _check_reference(named, left_out)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
-    by_group = [_by_seed(group, score) for group in groups]
+    by_group = [
+        scores_by_seed((run.params.get(SEED), run.metrics[score]) for run in group.runs)
+        for group in groups
+    ]
     told = power(by_group, max(map(len, by_group))) if by_seed else None
     return {
         "schema": SCHEMA,
@@ -165,15 +168,7 @@ def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str,
     }
 
 
-def _by_seed(group: SeedGroup, score: str) -> dict[Any, list[float]]:
-    """Return a group's scores by seed; a seed that ran twice has two."""
-    found: dict[Any, list[float]] = {}
-    for run in group.runs:
-        found.setdefault(run.params.get(SEED), []).append(run.metrics[score])
-    return found
-
-
-def _pairs(scores: Sequence[dict[Any, list[float]]]) -> list[dict[str, Any] | None]:
+def _pairs(scores: Sequence[Scores]) -> list[dict[str, Any] | None]:
     """Return each group against the first, seed by seed; None for the first, or no equal seeds."""
     found = [None, *(paired(one, scores[0]) for one in scores[1:])]
     return [None if one is None else dataclasses.asdict(one) for one in found]

@@ -9,9 +9,9 @@ from __future__ import annotations
 import bisect
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from scipy.optimize import brentq
 from scipy.stats import nct, t
@@ -24,6 +24,14 @@ MOST_SEEDS = 1000
 
 Scores = Mapping[int, Sequence[float]]
 """Bits per byte by seed; a seed that was run again has several."""
+
+
+def scores_by_seed(scores: Iterable[tuple[Any, float]]) -> Scores:
+    """Gather scores, each with its seed."""
+    found: dict[int, list[float]] = {}
+    for seed, score in scores:
+        found.setdefault(seed, []).append(score)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

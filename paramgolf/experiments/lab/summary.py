@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from paramgolf.experiments.lab.screening import Screening, ScreenPower, screening
-from paramgolf.experiments.paired import Paired, Power, Scores, paired, power
+from paramgolf.experiments.paired import Paired, Power, Scores, paired, power, scores_by_seed
 
 MOST_PASSES = 4  # over the text; beyond, a network learns it by heart
 SPEED = "tokens_per_second"
@@ -220,11 +220,7 @@ def figures_of(stages: Mapping[str, Mapping[str, Any]], text_tokens: int) -> dic
 
 def _scores(figures: Mapping[tuple[int, int], Mapping[str, float]], score: str) -> Scores:
     """Return a score of runs by seed."""
-    found: dict[int, list[float]] = {}
-    for (seed, _), values in figures.items():
-        if score in values:
-            found.setdefault(seed, []).append(values[score])
-    return found
+    return scores_by_seed((seed, one[score]) for (seed, _), one in figures.items() if score in one)
 
 
 def _common_score(results: Sequence[VariantResult]) -> str:
