@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.axes import Axes
@@ -208,7 +209,7 @@ def compared(result: Mapping[str, Any]) -> Picture:
         for place, group in enumerate(result["groups"]):
             values = group["scores"]
             axes.plot(values, [place] * len(values), "o", color=colors()["l0"], alpha=0.7)
-            axes.plot(_mean(values), place, "|", color=colors()["ink"], markersize=18)
+            axes.plot(fmean(values), place, "|", color=colors()["ink"], markersize=18)
         if result["against"] is not None:
             mean = result["against"]["mean"]
             axes.axvline(mean, color=colors()["ink"], linewidth=0.8, linestyle="--")
@@ -241,8 +242,4 @@ def thin(points: Points, limit: int = CURVE_POINTS) -> list[tuple[float, float]]
     """Return at most `limit` points, each the mean of as many neighbors as that takes."""
     size = -(-len(points) // limit)
     groups = [points[i : i + size] for i in range(0, len(points), size)]
-    return [(_mean([a for a, _ in group]), _mean([b for _, b in group])) for group in groups]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+    return [(fmean(a for a, _ in group), fmean(b for _, b in group)) for group in groups]
