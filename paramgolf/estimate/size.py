@@ -86,13 +86,13 @@ class ModelBytes:
         """Return the expected parts of model.bin, in the order of its parameters."""
         parts, rows, others, vector_bits = [], 0, 0, 0.0
         quantize = self.quantize
-        block_bits = expected_bits(self.model, quantize)
+        bits_of = {**expected_bits(self.model, quantize), "embedding": (quantize.embedding_bits,)}
         sizes = shapes(self.model, self.vocab_size)
         for name, shape in sizes.items():
             weights = math.prod(shape)
-            of_layers = block_bits.get(name) or [outer_bits(name, quantize)]
+            of_layers = bits_of.get(name) or (rounded_bits(name, quantize),)
             widths = [width for width in of_layers if width is not None]
-            if not widths:
+            if not widths:  # float16
                 kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
                 each = kind_bits - (DIGITS - quantize.vector_digits)
                 others, vector_bits = others + weights, vector_bits + weights * each
@@ -169,11 +169,6 @@ class ModelBytes:
 
     def _scaled(self, doublings: float) -> ModelBytes:
         return replace(self, quantize=self.quantize.scaled(doublings))
-
-
-def outer_bits(name: str, quantize: QuantizeConfig) -> int | None:
-    """Return the bits of a parameter outside the blocks; None: it is float16."""
-    return quantize.embedding_bits if name == "embedding" else rounded_bits(name, quantize)
 
 
 def trained_deviations(model: ModelConfig, vocab_size: int, train: TrainConfig) -> Deviations:
