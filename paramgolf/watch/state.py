@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from paramgolf.files import read_json
+from paramgolf.metrics import METRICS
 from paramgolf.nvidia_smi import gpus
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import Params, check
@@ -18,7 +19,6 @@ from paramgolf.watch.system import Stage, stage_under_way
 
 SCHEMA = 1
 SILENCE_SECONDS = 60.0  # of a training that is worth a warning; compiling may take as long
-TRAIN_METRICS = Path("artifacts/metrics/train.json")
 EVALUATORS = ("eval_sliding", "eval_ttt")
 
 
@@ -66,7 +66,7 @@ def budgets(
             yield _budget("train.budget_seconds", budget - params.train.reserve_seconds, trained)
         yield _budget("verify.train_seconds", limit, trained)
     elif stage.name == "calibrate" and params.calibrate.source == "train":
-        trained = read_json(root / TRAIN_METRICS)["train_seconds"]
+        trained = read_json(root / METRICS / "train.json")["train_seconds"]
         yield _budget("verify.train_seconds", limit, trained + stage.seconds)
     elif stage.name in EVALUATORS:
         yield _budget("verify.eval_seconds", params.verify.eval_seconds, stage.seconds)
