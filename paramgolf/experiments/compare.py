@@ -97,13 +97,12 @@ def _usable(
     It is an error if no run can be.
     """
     runs = read(sources, root)
-    reasons = [_unusable(run, score) for run in runs]
-    left_out = {run.name: why for run, why in zip(runs, reasons, strict=True) if why}
-    if all(reasons):
+    left_out = {run.name: why for run in runs if (why := _unusable(run, score))}
+    if len(left_out) == len(runs):
         found = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
         fix = "run the pipeline first, or name experiments (`dvc exp show`)"
         raise ParamGolfError("there is nothing to compare", found=found, fix=fix)
-    return [run for run, why in zip(runs, reasons, strict=True) if not why], left_out
+    return [run for run in runs if run.name not in left_out], left_out
 
 
 def _check_reference(named: Sequence[Source], left_out: Mapping[str, str]) -> None:
