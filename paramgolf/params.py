@@ -18,13 +18,15 @@ from paramgolf.schema import parse
 
 PARAMS_PATH = Path("params.yaml")
 MAX_DEPTH = 32
-# as YAML 1.2 has them, which DVC reads: in YAML 1.1 `on` is true, 010 is 8, and 1:30 is 90
+# as YAML 1.2 has them, which DVC reads: in YAML 1.1 `on` is true, 010 is 8, 1:30 is 90, and the
+# 1e-08 that DVC writes a text
 PLAIN = {
     "tag:yaml.org,2002:bool": r"(true|True|TRUE|false|False|FALSE)\Z",
     "tag:yaml.org,2002:int": r"[-+]?(0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)\Z",
     "tag:yaml.org,2002:float": r"""(?x)
-        ([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+][0-9]+)?
-        |\.[0-9][0-9_]*([eE][-+][0-9]+)?
+        ([-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?
+        |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
+        |\.[0-9][0-9_]*([eE][-+]?[0-9]+)?
         |[-+]?\.(inf|Inf|INF)
         |\.(nan|NaN|NAN))\Z""",
 }

@@ -2,8 +2,8 @@
 
 A field's type says what it takes, an `Annotated` type also in which bounds; what fields must be
 together a dataclass says in a method `faults`. A field with a default may be missing. All faults
-are listed in one error. PyYAML reads the `1e-05` that DVC writes as a string; float fields accept
-it.
+are listed in one error. PyYAML, by which train_gpt.py reads its options, takes `1e-05` for a text;
+float fields accept it.
 """
 
 from __future__ import annotations
@@ -245,7 +245,7 @@ def _is_unicode(text: str) -> bool:
 
 
 def is_exponent(value: Any) -> bool:
-    """Tell whether `value` is what PyYAML makes of the 1e-05 that DVC writes: a text."""
+    """Tell whether `value` is what PyYAML by itself makes of 1e-05: a text."""
     return (
         isinstance(value, str) and re.fullmatch(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+", value) is not None
     )

@@ -189,6 +189,12 @@ def test_numbers_and_truths_of_both_versions_are_read():
     assert parse_yaml(text) == expected
 
 
+def test_an_exponent_needs_neither_point_nor_sign():
+    """As DVC writes 1e-08, which YAML 1.1 takes for a text."""
+    assert parse_yaml("[1e-08, -2E5, 1.5e3, .5e1]") == [1e-08, -2e5, 1500.0, 5.0]
+    assert parse_yaml("[1e, e5, 1e5x, 0x1e5]") == ["1e", "e5", "1e5x", 0x1E5]
+
+
 @pytest.mark.parametrize(
     "key", ["train.seed", "eval_ttt.max_tokens", "package.limit_bytes", "tokenizer.training_bytes"]
 )

@@ -15,7 +15,6 @@ from typing import Any
 from paramgolf.arguments import add_recipe
 from paramgolf.commented_yaml import dump_sections, key_comments
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lock import numbers
 from paramgolf.files import read_text, write_text
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.recipes import ABSENT, RECIPES, as_text, build, flatten, read_assignment
@@ -58,6 +57,6 @@ def differences(old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> Iterat
 def _old_values(path: Path) -> dict[str, Any] | None:
     """Return what the file held, or None where there was none or it was no YAML mapping."""
     try:
-        return flatten(numbers(read_yaml(path)))
+        return flatten(read_yaml(path))
     except ParamGolfError:
         return None

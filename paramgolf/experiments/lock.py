@@ -14,7 +14,7 @@ from typing import Any
 
 from paramgolf.params import PARAMS_PATH, parse_mapping
 from paramgolf.recipes import flatten
-from paramgolf.schema import Fault, Foreign, is_exponent, parse
+from paramgolf.schema import Fault, Foreign, parse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,14 +91,5 @@ def foreign_stages(lock: Lock, params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _other_params(stage: LockedStage, params: Mapping[str, Any]) -> Iterator[str]:
-    used = flatten(numbers(stage.params.get(PARAMS_PATH.as_posix(), {})))
+    used = flatten(stage.params.get(PARAMS_PATH.as_posix(), {}))
     yield from (f"another {key}" for key, value in used.items() if params.get(key) != value)
-
-
-def numbers(value: Any) -> Any:
-    """Return parameters with the numbers that DVC writes as 1e-08, for YAML 1.1 a text."""
-    if isinstance(value, Mapping):
-        return {key: numbers(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [numbers(inner) for inner in value]
-    return float(value) if is_exponent(value) else value

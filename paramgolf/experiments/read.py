@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lock import foreign_stages, numbers, read_lock
+from paramgolf.experiments.lock import foreign_stages, read_lock
 from paramgolf.files import parse_object
 from paramgolf.metrics import METRICS
 from paramgolf.metrics import STAGES as MEASURED
@@ -135,7 +135,7 @@ def parse(name: str, contents: Sequence[bytes | None]) -> Experiment:
     if params is None:
         fix = "choose a commit of this project"
         raise ParamGolfError(f"`{name}` has no {PARAMS_PATH}", fix=fix)
-    flat = flatten(numbers(parse_mapping(params, f"{name}: {PARAMS_PATH}")))
+    flat = flatten(parse_mapping(params, f"{name}: {PARAMS_PATH}"))
     foreign = {} if lock is None else foreign_stages(read_lock(lock, f"{name}: {LOCK}"), flat)
     values: dict[str, Any] = {}
     for stage, content in zip(STAGES, metrics, strict=True):

@@ -12,7 +12,6 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.compare import compare
-from paramgolf.experiments.lock import numbers
 from paramgolf.experiments.read import HERE, find
 from paramgolf.files import write_json, write_text
 from paramgolf.params import read_yaml
@@ -138,7 +137,7 @@ def _describe(
     """Write submission.json and README.md; `checked` is the folder's own score."""
     params, script = runs[0].sections, runs[0].script
     stage = evaluator_of(params)
-    base = flatten(numbers(read_yaml(root / RECIPES / "base.yaml")))
+    base = flatten(read_yaml(root / RECIPES / "base.yaml"))
     content = submission(runs, about, stage, day=day, limits=base, against=against)
     content["parameters"] = effective(params, stage, script)
     write_json(folder / "submission.json", content)

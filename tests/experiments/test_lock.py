@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.lock import foreign_stages, numbers, read_lock
+from paramgolf.experiments.lock import foreign_stages, read_lock
 
 PARAMS = {"train.seed": 1, "train.adam_eps": 1e-08, "quantize.bits": 6, "eval.orders": [1e-05]}
 LOCK = """\
@@ -107,11 +107,6 @@ def test_a_stage_that_read_another_output_is_foreign():
     """As after `dvc exp run -S quantize.bits=5 package`: the lock has the new package's hash."""
     lock = LOCK[::-1].replace("cc.dir"[::-1], "ee.dir"[::-1], 1)[::-1]  # the output, which is last
     assert foreign(lock) == {"eval_ttt": "another artifacts/package"}
-
-
-def test_numbers_in_lists_and_sections():
-    text = "a: 1e-08\nb: [1e-3, {c: 2e5}]\nd: 1e\ne: 3\n"
-    assert numbers(yaml.safe_load(text)) == {"a": 1e-08, "b": [1e-3, {"c": 2e5}], "d": "1e", "e": 3}
 
 
 def test_stages_that_depend_on_one_another_are_refused():
