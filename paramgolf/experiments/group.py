@@ -34,18 +34,13 @@ class SeedGroup:
 
     def values(self, metric: str) -> list[float]:
         """Return a metric of each run that has it as a number."""
-        values = (run.metrics.get(metric) for run in self.runs)
-        return [value for value in values if isinstance(value, int | float)]
+        return [value for run in self.runs if (value := run.number(metric)) is not None]
 
     def summary(self) -> dict[str, Sample]:
         """Return a Sample of each numeric metric."""
         names = sorted({name for run in self.runs for name in run.metrics})
         values = {name: self.values(name) for name in names}
-        return {
-            name: sample(list(map(float, of_runs)))
-            for name, of_runs in values.items()
-            if of_runs and not any(isinstance(value, bool) for value in of_runs)
-        }
+        return {name: sample([*map(float, found)]) for name, found in values.items() if found}
 
 
 def grouped(experiments: Sequence[Experiment]) -> list[SeedGroup]:
@@ -126,6 +121,6 @@ def _differences(runs: Sequence[Experiment]) -> Iterator[str]:
         values = {str(v) for run in runs if (v := run.metrics.get(metric)) is not None}
         if len(values) > 1:
             yield f"{what} differ: {', '.join(sorted(values))}"
-    steps = [v for run in runs if isinstance(v := run.metrics.get("train.steps"), int | float)]
+    steps = [n for run in runs if (n := run.number("train.steps")) is not None]
     if steps and max(steps) - min(steps) > STEPS_TOLERANCE * max(steps):
         yield f"steps reached differ: {min(steps):,} to {max(steps):,}"

@@ -49,6 +49,11 @@ class Experiment:
     metrics: Mapping[str, Any]
     foreign: Mapping[str, str] = field(default_factory=dict)
 
+    def number(self, metric: str) -> float | int | None:
+        """Return a metric where the run has it as a number."""
+        value = self.metrics.get(metric)
+        return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
 
 class Source(NamedTuple):
     """Where an experiment is read: a commit, or None for the working folder."""

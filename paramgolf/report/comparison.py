@@ -60,7 +60,7 @@ def render_comparison(runs: Sequence[ShownRun], left_out: Mapping[str, str]) -> 
     The same runs give the same text.
     """
     rows = shown(runs)
-    limits = {number(run, "package.limit_bytes") for run in runs} - {None}
+    limits = {run.number("package.limit_bytes") for run in runs} - {None}
     return template("compare.html").render(
         warnings=warnings(runs, left_out),
         figures=FIGURES,
@@ -97,26 +97,20 @@ def _lowest(runs: Sequence[ShownRun]) -> dict[str, float]:
     """Return the best of each of the first FIGURES, where runs differ."""
     lowest: dict[str, float] = {}
     for _, key, _ in FIGURES[:BEST]:
-        values = [v for run in runs if (v := number(run, key)) is not None]
+        values = [v for run in runs if (v := run.number(key)) is not None]
         if len(set(values)) > 1:
             lowest[key] = min(values)
     return lowest
 
 
 def _cell(run: ShownRun, key: str, form: str, best: float | None) -> tuple[str, bool]:
-    value = number(run, key)
+    value = run.number(key)
     return ("–", False) if value is None else (form.format(value), value == best)
 
 
 def _scores(run: ShownRun) -> list[Score]:
-    values = [number(run, f"{stage}.{key}") for _, stage, key in SCORES]
+    values = [run.number(f"{stage}.{key}") for _, stage, key in SCORES]
     return chain(values, notes(run.params.get))
-
-
-def number(run: ShownRun, key: str) -> float | int | None:
-    """Return a metric where the run has it as a number."""
-    value = run.metrics.get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _changes(rows: Sequence[Shown]) -> Picture | None:
@@ -138,7 +132,7 @@ def _sizes(run: ShownRun) -> Iterator[tuple[str, int]]:
         yield from byte_map.by_family(byte_map.leaves(run.parts)).items()
         return
     for family in (byte_map.OTHER, "code"):
-        if (size := number(run, f"package.bytes_{family}")) is not None:
+        if (size := run.number(f"package.bytes_{family}")) is not None:
             yield family, int(size)
 
 
@@ -213,8 +207,8 @@ def _foreign_warnings(run: ShownRun) -> Iterator[str]:
 
 def _scored_a_part(run: ShownRun, stage: str) -> bool:
     """Tell whether an evaluation left text out, as with `max_tokens`: steps then do not compare."""
-    scored = number(run, f"{stage}.bytes_scored")
-    whole = number(run, "audit.bytes_val_counted")
+    scored = run.number(f"{stage}.bytes_scored")
+    whole = run.number("audit.bytes_val_counted")
     return scored is not None and whole is not None and scored != whole
 
 
