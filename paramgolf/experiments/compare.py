@@ -11,7 +11,7 @@ from typing import Any
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.frontier import record_sample
-from paramgolf.experiments.group import SEED, SeedGroup, flags, grouped
+from paramgolf.experiments.group import SeedGroup, flags, grouped
 from paramgolf.experiments.paired import Scores, paired, power, scores_by_seed
 from paramgolf.experiments.read import Experiment, Source, find, read
 from paramgolf.experiments.statistics import Sample, difference, sample
@@ -66,10 +66,7 @@ def compare(
     _check_reference(named, left_out)
     groups = grouped(scored)
     reference = _reference(groups, against, score, records)
-    by_group = [
-        scores_by_seed((run.params.get(SEED), run.metrics[score]) for run in group.runs)
-        for group in groups
-    ]
+    by_group = [scores_by_seed((r.seed, r.metrics[score]) for r in group.runs) for group in groups]
     told = power(by_group, max(map(len, by_group))) if by_seed else None
     return {
         "schema": SCHEMA,
@@ -159,7 +156,7 @@ def _row(group: SeedGroup, reference: Reference | None, score: str) -> dict[str,
     return {
         "label": group.label,
         "experiments": [run.name for run in group.runs],
-        "seeds": [run.params.get(SEED) for run in group.runs],
+        "seeds": [run.seed for run in group.runs],
         "scores": group.values(score),
         "metrics": metrics,
         "verdict": None if verdict is None else dataclasses.asdict(verdict),

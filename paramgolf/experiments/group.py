@@ -7,11 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from paramgolf.experiments.read import Experiment
+from paramgolf.experiments.read import SEED, Experiment
 from paramgolf.experiments.statistics import Sample, sample
 from paramgolf.recipes import ABSENT, as_text
 
-SEED = "train.seed"
 APART = ("runtime.", "verify.")  # sections that change no result
 LABEL_LENGTH = 60  # more only where two groups would look alike
 STEPS_TOLERANCE = 0.01
@@ -66,7 +65,7 @@ def _apart_from_seed(run: Experiment) -> dict[str, Any]:
 
 
 def _same(one: Experiment, other: Experiment) -> bool:
-    return (one.params.get(SEED), one.metrics) == (other.params.get(SEED), other.metrics)
+    return (one.seed, one.metrics) == (other.seed, other.metrics)
 
 
 def _labels(params: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -106,7 +105,7 @@ def _joined(words: Sequence[str]) -> str:
 def flags(group: SeedGroup, other: SeedGroup | None) -> Iterator[str]:
     """Yield what makes a group's scores, or two groups', hard to compare."""
     yield from _differences([*group.runs, *(other.runs if other is not None else ())])
-    seeds = [run.params.get(SEED) for run in group.runs]
+    seeds = [run.seed for run in group.runs]
     if twice := sorted({str(seed) for seed in seeds if seeds.count(seed) > 1}):
         yield f"seeds run more than once: {', '.join(twice)}"
     if large := [run.name for run in group.runs if run.metrics.get("package.fits") is False]:

@@ -28,6 +28,7 @@ from paramgolf.params import PARAMS_PATH, parse_mapping
 from paramgolf.recipes import flatten
 
 LOCK = "dvc.lock"
+SEED = "train.seed"
 STAGES = (*MEASURED, "verify")  # all that write metrics
 FILES = (
     *(PARAMS_PATH.as_posix(), LOCK),
@@ -48,6 +49,11 @@ class Experiment:
     params: Mapping[str, Any]
     metrics: Mapping[str, Any]
     foreign: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def seed(self) -> Any:
+        """The training seed."""
+        return self.params.get(SEED)
 
     def number(self, metric: str) -> float | int | None:
         """Return a metric where the run has it as a number."""

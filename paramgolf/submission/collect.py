@@ -17,7 +17,6 @@ from fsspec import AbstractFileSystem
 
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.group import SEED
 from paramgolf.experiments.read import Experiment, Source, read
 from paramgolf.files import parse_object
 from paramgolf.packing.script import PackedScript, read_script
@@ -47,11 +46,6 @@ class SeedRun(Experiment):
     folder: Path
     log: TrainingLog
     repository: AbstractFileSystem
-
-    @property
-    def seed(self) -> Any:
-        """The training seed."""
-        return self.params.get(SEED)
 
     @property
     def sections(self) -> dict[str, Any]:

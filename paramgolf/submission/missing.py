@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from paramgolf.experiments.group import SEED, grouped
-from paramgolf.experiments.read import STAGES
+from paramgolf.experiments.group import grouped
+from paramgolf.experiments.read import SEED, STAGES
 from paramgolf.params import read_yaml
 from paramgolf.recipes import RECIPES, flatten, nested
 from paramgolf.schema import Fault, Foreign, Positive, convert
