@@ -169,6 +169,24 @@ def _blobs(requests: Sequence[str], root: Path) -> Iterator[bytes | None]:
         yield None if size == b"missing" else output.read(int(size) + 1)[:-1]
 
 
+def read_outputs(commit: str | None, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:
+    """Yield files that stages wrote, of the working folder or by DVC's cache; None: not at hand."""
+    if commit is None:
+        for path in paths:
+            yield (root / path).read_bytes() if (root / path).is_file() else None
+        return
+    from dvc.api import DVCFileSystem  # 0.4 s, and half a second per commit
+    from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
+
+    files = DVCFileSystem(str(root.resolve()), rev=commit)
+    for path in paths:
+        try:
+            yield bytes(files.read_bytes(path.as_posix()))
+        except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
+            yield None
+
+
 def _git(arguments: Sequence[str], root: Path, *, check: bool = True) -> str:
     try:
         result = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True)

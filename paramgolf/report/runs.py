@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from paramgolf.codec.byte_ledger import Part
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.read import Experiment, Source, find, read
+from paramgolf.experiments.read import Experiment, Source, find, read, read_outputs
 from paramgolf.files import parse_object
 from paramgolf.report.inputs import PACKAGE, TrainingLog, parse_ledger, parse_log
 from paramgolf.training_log import LOG
@@ -68,7 +68,7 @@ def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
 
 def _run(source: Source, experiment: Experiment, root: Path) -> ShownRun:
     name, foreign = experiment.name, experiment.foreign
-    log, package = _contents(source, (LOG, PACKAGE), root)
+    log, package = read_outputs(source.commit, (LOG, PACKAGE), root)
     return ShownRun(
         name,
         experiment.params,
@@ -90,21 +90,3 @@ def _log(content: bytes, name: str) -> TrainingLog | None:
 def _ledger(content: bytes, name: str) -> Sequence[Part]:
     where = f"{name}: {PACKAGE}"
     return parse_ledger(parse_object(content, where), where)
-
-
-def _contents(source: Source, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:
-    """Yield files that stages wrote, from the folder or DVC's cache; None: not at hand."""
-    if source.commit is None:
-        for path in paths:
-            yield (root / path).read_bytes() if (root / path).is_file() else None
-        return
-    from dvc.api import DVCFileSystem  # 0.4 s, and half a second per commit
-    from dvc.exceptions import DvcException
-    from dvc_data.index import DataIndexDirError
-
-    files = DVCFileSystem(str(root.resolve()), rev=source.commit)
-    for path in paths:
-        try:
-            yield bytes(files.read_bytes(path.as_posix()))
-        except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
-            yield None

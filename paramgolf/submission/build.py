@@ -67,7 +67,7 @@ def submit(
             raise ParamGolfError(f"the submission is not complete:{listing}")
         compared = None if against is None else _compared(against, runs, root)
         first = runs[0]
-        first.copy_validation(scratch / "tokens")
+        first.copy_validation(scratch / "tokens", root)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as made:
             folder = Path(made) / target.name

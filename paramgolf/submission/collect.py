@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fsspec import AbstractFileSystem
-
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.errors import ParamGolfError
-from paramgolf.experiments.read import Experiment, Source, read
+from paramgolf.experiments.read import Experiment, Source, read, read_outputs
 from paramgolf.files import parse_object
 from paramgolf.packing.script import PackedScript, read_script
 from paramgolf.params import PARAMS_PATH
@@ -45,7 +43,6 @@ class SeedRun(Experiment):
     commit: str | None
     folder: Path
     log: TrainingLog
-    repository: AbstractFileSystem
 
     @property
     def sections(self) -> dict[str, Any]:
@@ -57,27 +54,24 @@ class SeedRun(Experiment):
         """What its train_gpt.py holds."""
         return read_script(self.folder / "train_gpt.py")
 
-    def copy_validation(self, folder: Path) -> None:
+    def copy_validation(self, folder: Path, root: Path) -> None:
         """Write the tokens that the run was scored on to `folder`: no training text is there."""
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes((self.folder / "manifest.json").read_bytes())
-        tokens = open_tokens(folder)
-        for name in tokens.scored_files:
-            self.repository.get_file((TOKENS_PATH / name).as_posix(), str(folder / name))
+        files = {name: TOKENS_PATH / name for name in open_tokens(folder).scored_files}
+        for fault in _copy(self.commit, files, folder, root):
+            raise ParamGolfError(f"`{self.name}`: {fault}")
 
 
 def collect(
     sources: Sequence[Source], scratch: Path, root: Path
 ) -> tuple[list[SeedRun], list[str]]:
     """Return the runs whose files are all there, and a line for each fault of a run."""
-    from dvc.api import DVCFileSystem  # a second
-
     runs, faults = [], []
     for i, (source, experiment) in enumerate(zip(sources, read(sources, root), strict=True)):
-        own = list(_faults(source, experiment, root))
-        repository = DVCFileSystem(str(root.resolve()), rev=source.commit)
         folder = scratch / str(i)
-        own += _copy(repository, folder)
+        folder.mkdir(parents=True)
+        own = [*_faults(source, experiment, root), *_copy(source.commit, NAMES, folder, root)]
         if own:
             faults += [f"`{source.name}`: {fault}" for fault in own]
         else:
@@ -88,7 +82,6 @@ def collect(
                 commit=source.commit,
                 folder=folder,
                 log=read_log(folder / "log.jsonl"),
-                repository=repository,
             )
             runs.append(run)
     return runs, faults
@@ -114,17 +107,15 @@ def unfinished_stages(root: Path) -> list[str]:
     return list(parse_object(result.stdout.strip().rpartition("\n")[2], "`dvc status --json`"))
 
 
-def _copy(repository: AbstractFileSystem, folder: Path) -> list[str]:
-    from dvc_data.index import DataIndexDirError  # a folder that is not in the cache
-
-    folder.mkdir(parents=True)
+def _copy(commit: str | None, files: Mapping[str, Path], folder: Path, root: Path) -> Iterator[str]:
+    """Copy a run's outputs under the names that `files` gives them; yield what is not at hand."""
     missing = []
-    for name, path in NAMES.items():
-        try:
-            repository.get_file(path.as_posix(), str(folder / name))
-        except (OSError, DataIndexDirError):
+    contents = read_outputs(commit, files.values(), root)
+    for (name, path), content in zip(files.items(), contents, strict=True):
+        if content is None:
             missing.append(path.as_posix())
-    if not missing:
-        return []
-    fix = "`dvc fetch` it where there is a remote, or run it again"
-    return [f"not in DVC's cache: {', '.join(missing)}; {fix}"]
+        else:
+            (folder / name).write_bytes(content)
+    if missing:
+        fix = "`dvc fetch` it where there is a remote, or run it again"
+        yield f"not in DVC's cache: {', '.join(missing)}; {fix}"

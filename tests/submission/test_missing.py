@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fsspec import AbstractFileSystem
 from run_files import metrics, write_run
 
 from paramgolf.recipes import flatten
@@ -31,8 +30,7 @@ def said(root: Path, changes: dict[str, Any]) -> list[str]:
         folder = "train" if name == "log.jsonl" else "package"
         (root / name).write_bytes((root / "artifacts" / folder / name).read_bytes())
     (root / "manifest.json").write_text("{}")
-    log, repository = read_log(root / "log.jsonl"), AbstractFileSystem()
-    run = SeedRun("one", {}, found, commit=None, folder=root, log=log, repository=repository)
+    run = SeedRun("one", {}, found, commit=None, folder=root, log=read_log(root / "log.jsonl"))
     words = dict.fromkeys(("name", "author", "github_id", "blurb"), "said")
     about = About(**words, track=NON_RECORD, credits={})
     return [line for line in missing([run], about, ROOT) if line.startswith("`one`: metric")]
