@@ -84,7 +84,7 @@ def _partial(inputs: Inputs) -> str | None:
         return None
     (last,) = of_event(inputs.log.validations[-1:], "validation", ("tokens_scored",), LOG)
     trained = last["tokens_scored"]
-    scored = [inputs.metrics.get(stage, "tokens_scored") for stage in ("eval_sliding", "eval_ttt")]
+    scored = [inputs.metrics.get(stage, "tokens_scored") for stage in EVALUATORS]
     if {*scored} == {trained}:
         return None
     counts = f"{trained:,}, {scored[0]:,}, {scored[0]:,} and {scored[1]:,}"
