@@ -132,8 +132,7 @@ def read(sources: Sequence[Source], root: Path = Path()) -> list[Experiment]:
     experiments = []
     for source in sources:
         if source.commit is None:
-            paths = [root / path for path in FILES]
-            contents = [path.read_bytes() if path.is_file() else None for path in paths]
+            contents = [_read_file(root / path) for path in FILES]
         else:
             contents = [next(answers) for _ in FILES]
         experiments.append(parse(source.name, contents))
@@ -172,8 +171,7 @@ def _blobs(requests: Sequence[str], root: Path) -> Iterator[bytes | None]:
 def read_outputs(commit: str | None, paths: Iterable[Path], root: Path) -> Iterator[bytes | None]:
     """Yield files that stages wrote, of the working folder or by DVC's cache; None: not at hand."""
     if commit is None:
-        for path in paths:
-            yield (root / path).read_bytes() if (root / path).is_file() else None
+        yield from (_read_file(root / path) for path in paths)
         return
     from dvc.api import DVCFileSystem  # 0.4 s, and half a second per commit
     from dvc.exceptions import DvcException
@@ -185,6 +183,10 @@ def read_outputs(commit: str | None, paths: Iterable[Path], root: Path) -> Itera
             yield bytes(files.read_bytes(path.as_posix()))
         except (OSError, DvcException, DataIndexDirError):  # neither in the cache nor on a remote
             yield None
+
+
+def _read_file(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
 
 
 def _git(arguments: Sequence[str], root: Path, *, check: bool = True) -> str:
