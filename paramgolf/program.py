@@ -68,13 +68,12 @@ def start_program() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
         signal.signal(signal.SIGINT, signal.SIG_IGN if _is_worker() else _end_at_once)
     sys.excepthook = _end_on_fault
-    _refuse_words()
 
 
-def _refuse_words() -> None:
-    """Refuse words behind a stage's script, which would be passed over in silence."""
-    script, *words = sys.argv
-    if words and Path(script).parent.name == "stages":
+def start_stage() -> None:
+    """Prepare the process of a stage; words behind its script, which nothing reads, are refused."""
+    start_program()
+    if words := sys.argv[1:]:
         fix = "its parameters stand in params.yaml: `paramgolf use RECIPE section.key=value`"
         raise ParamGolfError("a stage takes no arguments", found=" ".join(words), fix=fix)
 

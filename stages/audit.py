@@ -1,8 +1,8 @@
 """Count every validation byte twice; prove the splits disjoint: `python stages/audit.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.data.audit import audit
 from paramgolf.data.config import AuditConfig

@@ -1,8 +1,8 @@
 """Gather the Hessians of each matrix's input: `python stages/calibrate.py` (a process per GPU)."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.stage_runtime import launch_stage, stage_processes
 

@@ -1,8 +1,8 @@
 """Hash the code of every stage without its comments: `python stages/code.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.stage_code import write_hashes
 

@@ -1,8 +1,8 @@
 """Fetch or make the text, or fetch published shards: `python stages/download.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.data.config import DataConfig
 from paramgolf.data.source.download import download

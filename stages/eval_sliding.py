@@ -1,8 +1,8 @@
 """Score the packed model by a sliding window: `python stages/eval_sliding.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.params import load_params

@@ -1,8 +1,8 @@
 """Score the packed model while it learns from what is scored: `python stages/eval_ttt.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.stage_runtime import launch_stage, stage_processes
 

@@ -1,8 +1,8 @@
 """Pack the quantized model and its code, and count every byte: `python stages/package.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.codec.config import PackageConfig
 from paramgolf.mirror import mirrored

@@ -1,8 +1,8 @@
 """Quantize the trained weights to integers and scales: `python stages/quantize.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.params import load_params
 from paramgolf.quant.config import QuantizeConfig

@@ -1,8 +1,8 @@
 """Make the report of the whole run: `python stages/report.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.mirror import mirrored
 from paramgolf.report.page import write_report

@@ -1,8 +1,8 @@
 """Make the tokenizer and the token shards: `python stages/retokenize.py`."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.data.config import TokenizerConfig
 from paramgolf.data.retokenize import retokenize

@@ -1,8 +1,8 @@
 """Hold the run against the rules: `python stages/verify.py`; exit code 1 where one is broken."""
 
-from paramgolf.program import exit_on_fault, start_program
+from paramgolf.program import exit_on_fault, start_stage
 
-start_program()  # before torch and numpy are loaded
+start_stage()  # before torch and numpy are loaded
 
 from paramgolf.mirror import mirrored
 from paramgolf.params import load_params

@@ -49,8 +49,8 @@ def test_importing_every_module_leaves_the_environment_as_it_is():
 def test_a_stage_starts_its_process_before_its_other_imports(path):
     first, second, third = ast.parse(path.read_text()).body[:3]
     assert isinstance(first, ast.Expr)  # the docstring
-    assert ast.unparse(second) == "from paramgolf.program import exit_on_fault, start_program"
-    assert ast.unparse(third) == "start_program()"
+    assert ast.unparse(second) == "from paramgolf.program import exit_on_fault, start_stage"
+    assert ast.unparse(third) == "start_stage()"
 
 
 @pytest.mark.parametrize("word", ["--help", "train.steps=5"])

@@ -55,7 +55,7 @@ def test_a_recipe_runs_whole(recipe, tmp_path, tokens_folder, monkeypatch):
     content = shrink(narrow_content(recipe))
     (tmp_path / "params.yaml").write_text(yaml.safe_dump(content))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("paramgolf.program.start_program", lambda: None)
+    monkeypatch.setattr("paramgolf.program.start_stage", lambda: None)
     for stage in MODEL_STAGES:
         runpy.run_path(f"{ROOT}/stages/{stage}.py")["main"]()
     metrics = {
