@@ -63,6 +63,7 @@ BESIDES = (
 PUBLISHED, BEST = "adapted, tilt", ", mask and n-grams"
 TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of ways with the end of BEST, beside PUBLISHED
 DEPTHS = 7, 5, 3  # last layers with adapters, of the 14 of recipe best's order
+EVERY_END = "last 7"  # recipe best's, tried with each of BESIDES
 FIRST = (  # what decides
     PUBLISHED,
     f"last 5{BEST}",
@@ -216,7 +217,7 @@ class Bench:
             f"{name}{end}": (mask, dataclasses.replace(form, mixture=self.mixtures[kind]))
             for name, form in {"adapted": published, **self.last_layers(published)}.items()
             for end, mask, kind in BESIDES
-            if name == "adapted" or end in ("", BEST)
+            if name in ("adapted", EVERY_END) or end in ("", BEST)
         }
         others = {
             "no q and v": adapter(published, targets=WITHOUT_Q_V),

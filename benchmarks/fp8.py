@@ -38,14 +38,14 @@ Works = Mapping[str, Callable[[], object]]
 
 def in_bfloat16(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     """Return the products of a layer, by what they make."""
-    from paramgolf.model.kernels import mlp  # where there is Triton
+    from paramgolf.model.kernels import hidden  # where there is Triton
 
     a, dz = (x.new_empty(len(x), HIDDEN) for _ in range(2))
     y = torch.randn_like(x)
     return {
-        "a": lambda: mlp._run(x, up, a, a, SLOPE, backward=False),
+        "a": lambda: hidden.run(x, up, a, a, SLOPE, backward=False),
         "y": lambda: y.addmm_(a, down.T),
-        "dz": lambda: mlp._run(dy, down, a, dz, SLOPE, backward=True),
+        "dz": lambda: hidden.run(dy, down, a, dz, SLOPE, backward=True),
         "dn": lambda: dz @ up,
         "d up": lambda: dz.T @ x,
         "d down": lambda: dy.T @ a,
@@ -54,26 +54,24 @@ def in_bfloat16(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
 
 def in_fp8(x: Tensor, dy: Tensor, up: Tensor, down: Tensor) -> Works:
     """Return the same, and what shortens dy."""
-    from paramgolf.model.kernels import mlp_fp8 as short  # where there is Triton
+    from paramgolf.model.kernels import hidden, mlp_fp8  # where there is Triton
 
     a = torch.empty(len(x), HIDDEN, dtype=E4, device=x.device)
     a_turned = torch.empty(HIDDEN, len(x), dtype=E4, device=x.device)
     dz, dz_turned = (torch.empty_like(t, dtype=E5) for t in (a, a_turned))
     n_unit, unit = input_unit(WIDTH), 2.0**-8
     n = rounded(x, E4, n_unit)
-    n_turned, (dn, dn_turned) = n.T.contiguous(), short.shorten(dy, unit)
-    words = short.sign_words(x, HIDDEN)
+    n_turned, (dn, dn_turned) = n.T.contiguous(), mlp_fp8.shorten(dy, unit)
+    words = hidden.sign_words(n, HIDDEN)
     up8, down8, y = shortened(up), shortened(down), torch.randn_like(x)
     a_unit, one = activation_unit(up, torch.ones((), device=x.device)), torch.ones_like(up8.unit)
-    a_units, z_units, y_units = (up8.unit, a_unit), (down8.unit, a_unit), (a_unit, down8.unit)
-    made, gradient = (a_turned, words), (dz_turned, words)
+    made = hidden.Short(a_turned, words, (up8.unit, a_unit), n_unit)
+    gradient = hidden.Short(dz_turned, words, (down8.unit, a_unit))
     return {
-        "dy": lambda: short.shorten(dy, unit),
-        "a": lambda: short.run("activate", n, up8.whole, a, a, made, a_units, (SLOPE, n_unit)),
-        "y": lambda: short.run("add", a, down8.whole, y, y, made, y_units),
-        "dz": lambda: short.run(
-            "differentiate", dn, down8.turned, a, dz, gradient, z_units, (SLOPE, 0.0)
-        ),
+        "dy": lambda: mlp_fp8.shorten(dy, unit),
+        "a": lambda: hidden.run(n, up8.whole, a, a, SLOPE, backward=False, short=made),
+        "y": lambda: mlp_fp8.add_product(a, down8.whole, y, (a_unit, down8.unit)),
+        "dz": lambda: hidden.run(dn, down8.turned, a, dz, SLOPE, backward=True, short=gradient),
         "dn": lambda: short_product(dz, up8.turned, one, one, exact=False),
         "d up": lambda: short_product(dz_turned, n_turned, one, one, exact=True),
         "d down": lambda: short_product(dn_turned, a_turned, one, one, exact=True),

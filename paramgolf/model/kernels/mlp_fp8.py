@@ -2,10 +2,9 @@
 
 Hopper multiplies FP8 where both factors have the inner dimension contiguous. Gradients of weights,
 whose inner dimension is tokens, so need transposed copies: what makes a tensor writes both, while
-it is at hand. As in kernels/mlp.py the hidden layer is activated before it is written, and what
-backward keeps is a alone; the sign of z, for which e4m3 has no bit to spare, comes beside it, in
-words of 16 signs. One kernel makes a, dz and the sum of y and the residual stream, other products
-are PyTorch's.
+it is at hand. As in kernels/mlp.py what backward keeps of the hidden layer is a alone; the sign of
+z, for which e4m3 has no bit to spare, comes beside it. kernels/hidden.py makes a and dz; the sum of
+y and the residual stream is made here, other products are PyTorch's.
 """
 
 from __future__ import annotations
@@ -14,19 +13,21 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened
+from paramgolf.model.kernels import hidden
 from paramgolf.model.kernels.launch import launch, operator
 from paramgolf.model.kernels.mix_norm import inputs_of, kept, mix_backward, normalize, run_forward
-from paramgolf.model.kernels.mlp import one_per_processor, tiles
 from paramgolf.model.operations import Mix
 from paramgolf.model.torch_internals import short_product
 
-# As in kernels/mlp.py, with entries of half the size: steps along the inner dimension are twice as
-# long. Tiles are written by halves.
+# The accumulator of 128 x 256 float32 fills half of the processor's registers (128 of each of 256
+# threads); a larger tile would spill, a smaller one loads more per product. A step of 128 along the
+# inner dimension loads (128 + 256) * 128 bytes = 48 KiB; three steps under way are 144 of the 227
+# KiB of shared memory. Tiles are written by halves, for which 32 KiB of the rest are enough.
 TILE = {"M": 128, "N": 256, "K": 128}
-HALF_TILE = TILE["N"] // 2
-WORDS = HALF_TILE // 16  # of 16 signs, for a row of half a tile
+HALF_TILE = TILE["N"] // 2  # columns that are written at once
 SHORTENED = {"M": 32, "N": 128}  # the tile of `_shorten`
 # Tokens that a program normalizes: as many bytes are written at once of a transposed copy, and 32
 # are the least that memory takes whole. 512 channels of them are 32 numbers for each thread.
@@ -46,103 +47,35 @@ def _to_e5(x):
 
 
 @triton.jit
-def _words(at, row, column, rows, halves, M: tl.constexpr, HALF: tl.constexpr):
-    """Return where the words [M, HALF / 16] of half a tile's signs lie, and which are inside.
+def _add_half(product, total_tiles, row, column, factor):
+    """Add half a tile of y to one of the residual stream."""
+    total = total_tiles.load([row, column]).to(tl.float32) + product * factor
+    total_tiles.store([row, column], total.to(tl.bfloat16))
 
-    Bit i of word k is of column i HALF / 16 + k of the half.
+
+@triton.jit
+def _add_product(
+    x_tiles, w_tiles, total_tiles, first, second, rows, columns, inner,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """Add x [rows, inner] times w [columns, inner] transposed to what total_tiles describes.
+
+    There are as many programs as processors, and each takes every num_programs-th tile, the next
+    one's loads overlapping the last one's writes.
     """
-    WORDS: tl.constexpr = HALF // 16
-    line = row + tl.arange(0, M)
-    place = (line.to(tl.int64) * halves + column // HALF) * WORDS
-    return at + place[:, None] + tl.arange(0, WORDS)[None, :], (line < rows)[:, None]
-
-
-@triton.jit
-def _activate(
-    z, out, turned, words, row, column, rows, halves, slope, factor,
-    M: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """Write half a tile of a, also transposed, and its signs, of one of z."""
-    positive = z > 0
-    small = _to_e4(tl.where(positive, 1.0, slope * slope) * z * z * factor)
-    out.store([row, column], small)
-    turned.store([column, row], tl.trans(small))
-    # every eighth column is of one thread, as products leave them: bits meet without a message
-    bits = tl.reshape(positive.to(tl.int32), (M, 16, HALF // 16))
-    word = tl.sum(bits << tl.arange(0, 16)[None, :, None], 1)
-    place, inside = _words(words, row, column, rows, halves, M, HALF)
-    tl.store(place, word.to(tl.int16), mask=inside)
-
-
-@triton.jit
-def _deactivate(
-    da, a_tiles, out, turned, words, row, column, rows, halves, slope, factor,
-    M: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """Write half a tile of dz, also transposed, of one of da, one of a and its signs."""
-    place, inside = _words(words, row, column, rows, halves, M, HALF)
-    word = tl.load(place, mask=inside, other=0).to(tl.int32)
-    bits = (word[:, None, :] >> tl.arange(0, 16)[None, :, None]) & 1
-    positive = tl.reshape(bits, (M, HALF)) == 1
-    root = tl.sqrt(a_tiles.load([row, column]).to(tl.float32))
-    small = _to_e5(da * tl.where(positive, 2.0, -2.0 * slope) * root * factor)
-    out.store([row, column], small)
-    turned.store([column, row], tl.trans(small))
-
-
-@triton.jit
-def _finish(
-    product, read, out, turned, words, row, column, rows, halves, slope, factor,
-    STEP: tl.constexpr, M: tl.constexpr, HALF: tl.constexpr,
-):  # fmt: skip
-    """Write half a tile of what a step of the MLP makes of a product."""
-    if STEP == "activate":
-        _activate(product, out, turned, words, row, column, rows, halves, slope, factor, M, HALF)
-    elif STEP == "differentiate":
-        _deactivate(
-            product, read, out, turned, words, row, column, rows, halves, slope, factor, M, HALF
-        )
-    else:
-        total = read.load([row, column]).to(tl.float32) + product * factor
-        out.store([row, column], total.to(tl.bfloat16))
-
-
-@triton.jit
-def _factor(first, second, constant, STEP: tl.constexpr):
-    """Return what a sum of products of short entries is to be multiplied with, from the units."""
-    a, b = tl.load(first), tl.load(second)
-    if STEP == "activate":  # of up and of a: z^2 in units of a
-        z = a * constant
-        return z * z / b
-    if STEP == "differentiate":  # of down and of a; dy and dz have one unit
-        return a * tl.sqrt(b)
-    return a * b  # of a and of down
-
-
-@triton.jit
-def _product(
-    x_tiles, w_tiles, read, out, turned, words, first, second, rows, columns, inner, slope,
-    constant, STEP: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-):  # fmt: skip
-    """Take x [rows, inner] times w [columns, inner] transposed, as kernels.mlp does it."""
-    factor = _factor(first, second, constant, STEP)
+    factor = tl.load(first) * tl.load(second)
+    # tiles that share rows of x are neighbors, and run at one time: they find x in the cache
     across = tl.cdiv(columns, N)
-    for tile in tl.range(
-        tl.program_id(0), tl.cdiv(rows, M) * across, tl.num_programs(0), flatten=True
-    ):
+    tiles = tl.cdiv(rows, M) * across
+    for tile in tl.range(tl.program_id(0), tiles, tl.num_programs(0), flatten=True):
         row, column = tile // across * M, tile % across * N
-        total = tl.zeros((M, N), tl.float32)
+        sums = tl.zeros((M, N), tl.float32)
         for k in range(tl.cdiv(inner, K)):
-            total = tl.dot(x_tiles.load([row, k * K]), w_tiles.load([column, k * K]).T, total)
-        left, right = tl.split(tl.permute(tl.reshape(total, (M, 2, N // 2)), (0, 2, 1)))
-        _finish(
-            left, read, out, turned, words, row, column, rows, 2 * across, slope, factor, STEP, M,
-            N // 2,
-        )  # fmt: skip
-        _finish(
-            right, read, out, turned, words, row, column + N // 2, rows, 2 * across, slope, factor,
-            STEP, M, N // 2,
-        )  # fmt: skip
+            sums = tl.dot(x_tiles.load([row, k * K]), w_tiles.load([column, k * K]).T, sums)
+        # columns n and n + N / 2 side by side, so that split tells the halves of the tile apart
+        left, right = tl.split(tl.permute(tl.reshape(sums, (M, 2, N // 2)), (0, 2, 1)))
+        _add_half(left, total_tiles, row, column, factor)
+        _add_half(right, total_tiles, row, column + N // 2, factor)
 
 
 @triton.jit
@@ -180,27 +113,25 @@ def _shorten(x, out, turned, inverse, rows, columns, M: tl.constexpr, N: tl.cons
     )
 
 
-def run(
-    step: str, x: Tensor, w: Tensor, read: Tensor, out: Tensor, others: tuple[Tensor, Tensor],
-    units: tuple[Tensor, Tensor], numbers: tuple[float, float] = (0.0, 0.0),
-) -> None:  # fmt: skip
-    """Launch a step: `others` are out transposed and signs, `numbers` slope and constant."""
-    (rows, inner), columns, (turned, words) = x.shape, out.shape[1], others
+def add_product(x: Tensor, w: Tensor, total: Tensor, units: tuple[Tensor, Tensor]) -> None:
+    """Add x [rows, inner] times w [columns, inner] transposed to bfloat16 `total`."""
+    (rows, inner), columns = x.shape, total.shape[1]
+
+    # registers and shared memory leave no room for a second program
+    def programs(_: object) -> tuple[int]:
+        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
+        return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
+
     launch(
-        _product,
-        one_per_processor(out, TILE["M"], TILE["N"]),
-        tiles(x, TILE["M"], TILE["K"]),
-        tiles(w, TILE["N"], TILE["K"]),
-        tiles(read, TILE["M"], HALF_TILE),
-        tiles(out, TILE["M"], HALF_TILE),
-        tiles(turned, HALF_TILE, TILE["M"]),
-        words,
+        _add_product,
+        programs,
+        TensorDescriptor.from_tensor(x, [TILE["M"], TILE["K"]]),
+        TensorDescriptor.from_tensor(w, [TILE["N"], TILE["K"]]),
+        TensorDescriptor.from_tensor(total, [TILE["M"], HALF_TILE]),
         *units,
         rows,
         columns,
         inner,
-        *numbers,
-        STEP=step,
         **TILE,
         num_warps=8,
         num_stages=3,
@@ -216,12 +147,6 @@ def shorten(x: Tensor, unit: float) -> tuple[Tensor, Tensor]:
     return out, turned
 
 
-def sign_words(x: Tensor, columns: int) -> Tensor:
-    """Return room for the signs of a matrix with x's rows and so many columns."""
-    tiles = triton.cdiv(columns, TILE["N"])
-    return x.new_empty(x.shape[0], 2 * tiles * WORDS, dtype=torch.int16)
-
-
 @operator("mlp_fp8")
 def _mlp(
     x: Tensor, y: Tensor | None, z: Tensor | None, coefficients: Tensor | None, scale: Tensor,
@@ -229,20 +154,21 @@ def _mlp(
     down8: Tensor, down_turned: Tensor, down_unit: Tensor, a_unit: Tensor,  # noqa: ARG001
     slope: float, gradient_unit: float, residual: bool,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    width, hidden, n_unit = x.shape[-1], up8.shape[0], input_unit(x.shape[-1])
+    width, wide, n_unit = x.shape[-1], up8.shape[0], input_unit(x.shape[-1])
     rows = x.numel() // width
     n8, n_turned = (x.new_empty(shape, dtype=E4) for shape in ((rows, width), (width, rows)))
     total, n, inverses = run_forward(
         _normalize_short, x, y, z, coefficients, scale, n8, n_turned, 1 / n_unit, keep=residual,
         ROWS=NORMED_ROWS, num_warps=NORMED_WARPS,
     )  # fmt: skip
-    a, a_turned = (n8.new_empty(shape) for shape in ((rows, hidden), (hidden, rows)))
-    words = sign_words(n8, hidden)
-    run("activate", n8, up8, a, a, (a_turned, words), (up_unit, a_unit), (slope, n_unit))
+    a, a_turned = (n8.new_empty(shape) for shape in ((rows, wide), (wide, rows)))
+    words = hidden.sign_words(n8, wide)
+    short = hidden.Short(a_turned, words, (up_unit, a_unit), n_unit)
+    hidden.run(n8, up8, a, a, slope, backward=False, short=short)
     if residual:
         # u + a down^T, written over u
         sums = total.view(n8.shape)
-        run("add", a, down8, sums, sums, (a_turned, words), (a_unit, down_unit))
+        add_product(a, down8, sums, (a_unit, down_unit))
     else:
         total = short_product(a, down8, a_unit, down_unit, exact=False).view(n.shape)
     return total, n, inverses, n_turned, a, a_turned, words
@@ -257,8 +183,8 @@ def _gradients(
     """Return the gradients of n [rows, d], up and down, bfloat16."""
     dy8, dy_turned = shorten(dy, gradient_unit)
     dz, dz_turned = (torch.empty_like(t, dtype=E5) for t in (a, a_turned))
-    units = down_unit, a_unit
-    run("differentiate", dy8, down_turned, a, dz, (dz_turned, words), units, (slope, 0.0))
+    short = hidden.Short(dz_turned, words, (down_unit, a_unit))
+    hidden.run(dy8, down_turned, a, dz, slope, backward=True, short=short)
     unit, n_unit = (
         torch.full_like(a_unit, value) for value in (gradient_unit, input_unit(dy.shape[1]))
     )

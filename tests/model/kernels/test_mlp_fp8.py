@@ -1,4 +1,7 @@
-"""The MLP's kernels for FP8 against its plain form, on a GPU or by Triton's interpreter."""
+"""The MLP's kernels for FP8 against its plain form, on a GPU.
+
+Triton's interpreter runs two of them: it does not know the language of the others.
+"""
 
 from __future__ import annotations
 
@@ -72,10 +75,11 @@ def assert_near(found, expected, bound):
         assert ((x - y).norm() / y.norm()).item() < bound
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("slope", [0.5, 0.0])
 @pytest.mark.parametrize(
-    ("rows", "width", "hidden"), [(48, 64, 144), (304, 128, 512), (16, 16, 16)]
+    ("rows", "width", "hidden"), [(48, 64, 144), (4000, 128, 512), (304, 640, 528), (16, 16, 16)]
 )
 def test_the_same_entries_are_rounded_alike(kernel, slope, residual, rows, width, hidden):
     """Of one term and a scale of 1, n is rounded once in both forms."""
@@ -85,6 +89,7 @@ def test_the_same_entries_are_rounded_alike(kernel, slope, residual, rows, width
     assert_near(found, expected, OF_ONE_N)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(("count", "mixed"), [(2, True), (2, False), (3, True)])
 def test_terms_are_mixed(kernel, count, mixed):
     lanes = [draw(1, 64, 64, seed=i) for i in range(count)]
@@ -100,6 +105,14 @@ def test_a_gradient_is_shortened_and_turned_as_torch_does_it(kernel):
     whole, turned = kernel.shorten(x, 0.25)
     assert torch.equal(whole.float(), fp8.rounded(x, fp8.E5, 0.25).float())
     assert torch.equal(whole.float().T, turned.float())
+
+
+def test_a_product_is_added(kernel):
+    units = torch.tensor(0.5, device=GPU), torch.tensor(0.25, device=GPU)
+    x, w, total = draw(144, 80).to(fp8.E4), draw(272, 80).to(fp8.E4), draw(144, 272)
+    expected = total.float() + 0.125 * x.float() @ w.float().T
+    kernel.add_product(x, w, total, units)
+    assert_near([total.float()], [expected], OF_N)
 
 
 @pytest.mark.gpu

@@ -1,7 +1,7 @@
 """Each fused kernel against its plain form, forward and backward, over odd shapes, on a GPU.
 
-With package triton, TRITON_INTERPRET=1 runs them on a CPU instead: all but the MLP's, which
-descriptors feed, and those that compile.
+With package triton, TRITON_INTERPRET=1 runs them on a CPU instead: all but the MLP's, of which the
+interpreter does not know the language, and those that compile.
 """
 
 from __future__ import annotations
@@ -136,7 +136,9 @@ def test_finish_heads_with_learned_strengths(fused, dtype, gated):
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize(("count", "mixed"), [(1, False), (2, True), (2, False), (3, True)])
 @pytest.mark.parametrize("slope", [0.5, 0.0])
-@pytest.mark.parametrize(("rows", "width", "hidden"), [(37, 64, 136), (300, 512, 2048), (1, 8, 8)])
+@pytest.mark.parametrize(
+    ("rows", "width", "hidden"), [(37, 64, 136), (3000, 512, 2048), (100, 640, 520), (1, 8, 8)]
+)
 def test_mlp(fused, slope, count, mixed, residual, rows, width, hidden):
     up = (draw(hidden, width) / width**0.5).bfloat16()
     down = (draw(width, hidden) / hidden**0.5).bfloat16()
