@@ -14,6 +14,7 @@ cores: while one multiplies, the other one works on its last tile and writes it.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
@@ -37,7 +38,7 @@ from paramgolf.model.kernels.launch import launch
 # is for results. Tensor cores take 64 rows at a time. The result of 64 x 256 is 128 registers of
 # each thread of a group, half of what it can have.
 SLAB = 128 * 1024  # bytes
-ROWS, MOST_COLUMNS = 64, 256
+ROWS, MOST_COLUMNS = 64, 256  # of FP8; half in bfloat16
 PART = 128  # columns that are worked on and written at once
 REGISTERS = 232, 40  # of a thread of the groups and of the loading warp; 65,536 are there
 TYPES = {
@@ -310,7 +311,7 @@ def _hidden_product(
 def columns_at_once(inner: int, step: int, itemsize: int) -> int:
     """Return how many columns of w, of `inner` numbers in steps of `step`, a program can keep."""
     fit: int = SLAB // (triton.cdiv(inner, step) * step * itemsize)
-    return min(MOST_COLUMNS, 1 << fit.bit_length() - 1)
+    return min(MOST_COLUMNS // itemsize, 1 << fit.bit_length() - 1)
 
 
 def sign_words(x: Tensor, columns: int) -> Tensor:
@@ -370,4 +371,8 @@ def tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Return a matrix as kernels read and write it, by tiles of so many rows and columns."""
     shape = [rows, columns]
     layout = gl.NVMMASharedLayout.get_default_for(shape, TYPES[matrix.dtype])
-    return TensorDescriptor.from_tensor(matrix, shape, layout)
+    # its address is asked for, which a tensor that the compiler traces has not
+    unplaced = SimpleNamespace(dtype=matrix.dtype, data_ptr=lambda: 0)
+    made = TensorDescriptor(unplaced, matrix.shape, matrix.stride(), shape, layout)
+    made.base = matrix
+    return made
