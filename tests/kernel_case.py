@@ -13,6 +13,7 @@ compiles = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1" or torch.cuda.is_available(),
     reason="interpreted kernels are not compiled, and a GPU compiles them anyway",
 )
+SHARED_MEMORY = 227 * 1024  # that a kernel can have there
 
 
 class Hopper:
@@ -32,7 +33,9 @@ def compile_launches(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     run, names = triton.JITFunction.run, set()
 
     def compile_it(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        assert "cubin" in run(kernel, *args, grid=grid, warmup=True, **options).asm
+        made = run(kernel, *args, grid=grid, warmup=True, **options)
+        assert "cubin" in made.asm
+        assert made.metadata.shared <= SHARED_MEMORY
         names.add(kernel.fn.__name__)
 
     monkeypatch.setattr(triton.JITFunction, "run", compile_it)

@@ -11,7 +11,7 @@ from kernel_case import compile_launches, compiles
 from recipe_case import narrow_recipe
 
 from paramgolf.model.backend import Backend, fused_operations
-from paramgolf.model.fp8 import with_short_mlp
+from paramgolf.model.fp8 import E4, E5, with_short_mlp
 from paramgolf.model.head import Allowed, Head, Second
 from paramgolf.model.network import Network, Pass
 
@@ -38,6 +38,26 @@ def test_kernels_of_recipes_compile(lowered: set[str], name: str) -> None:
     text = torch.randint(2, VOCAB, (2, 65), generator=torch.Generator().manual_seed(0))
     network.nll(text[:, :-1], text[:, 1:], Pass(model.orders[-1])).mean().backward()
     assert {"_losses", "_hidden_product"} < lowered
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("width", [16, 256, 512, 640, 1536])
+def test_hidden_layers_of_all_widths_fit(lowered: set[str], width: int, backward: bool) -> None:
+    from paramgolf.model.kernels import hidden
+
+    def room(*shape: int, short: bool, gradient: bool = backward) -> torch.Tensor:
+        kind = (E5 if gradient else E4) if short else torch.bfloat16
+        return torch.empty(shape, dtype=kind)
+
+    rows, columns, unit = 304, 528, torch.ones(())
+    for short in (False, True):
+        x, a, out = (room(rows, n, short=short) for n in (width, columns, columns))
+        turned = room(columns, rows, short=True)
+        besides = hidden.Short(turned, hidden.sign_words(x, columns), (unit, unit))
+        shape = (width, columns) if backward and not short else (columns, width)
+        w = room(*shape, short=short, gradient=False)
+        hidden.run(x, w, a, out, 0.5, backward=backward, short=besides if short else None)
+    assert lowered == {"_hidden_product"}
 
 
 @pytest.mark.parametrize("with_second", [False, True])
