@@ -51,14 +51,14 @@ from paramgolf.scoring.text import find_documents, load_text
 RECIPES = Path(__file__).parents[1] / "recipes"
 WITHOUT_Q_V = ("k", "o", "mlp", "head")  # pg#2008
 FIXED = {"documents": "documents", "plain": "strided", "strided": "strided"}  # eval_sliding.mode
-MIXED = {"tilt": "pr2135", "ngram": "best"}  # the recipes whose mixtures are tried
+MIXED = {"tilt": "pr2135", "blend": "best"}  # the recipes whose mixtures are tried
 # what each way is tried with: the name's end, the mask, the kind of mixture
 BESIDES = (
     ("", False, "none"),
     (", tilt", False, "tilt"),
-    (", mask and n-grams", True, "ngram"),
+    (", mask and n-grams", True, "blend"),
     (", mask", True, "none"),
-    (", n-grams", False, "ngram"),
+    (", n-grams", False, "blend"),
 )
 PUBLISHED, BEST = "adapted, tilt", ", mask and n-grams"
 TIMES_GAIN, TIMES_SECONDS = 1.3, 0.7  # of ways with the end of BEST, beside PUBLISHED

@@ -24,12 +24,11 @@ BelowOne = Annotated[float, Range(0, below=1)]
 class MixtureConfig:
     """What counts of the scored text add to the network; see recipes/base.yaml."""
 
-    kind: Literal["none", "ngram", "tilt"]
+    kind: Literal["none", "ngram", "blend", "tilt"]
     contexts: tuple[Positive, ...]
     min_count: Positive
     primer_tokens: Natural
     weight: BelowOne
-    weight_power: NaturalFloat
     min_share: Share
     beta: Annotated[float, Range(0, most=80)]  # float32 holds e^beta
 

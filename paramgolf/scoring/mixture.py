@@ -1,12 +1,14 @@
 """What is mixed into the network's distribution: counts of the text already scored.
 
-Both forms are distributions over the whole vocabulary that are fixed before the target is looked
+All forms are distributions over the whole vocabulary that are fixed before the target is looked
 at, so their probabilities sum to 1:
 
-    ngram  (1 - w) p(v) + w count(v) / total, with w a constant for each length of the context that
-           is known, 0 where none is.
+    ngram  (1 - w) p(v) + w count(v) / total of the longest context that is known, w a constant.
            p and the counts each sum to 1, and so does what is between them. In pg#1499 w depends on
            p(target), and the sum over all targets reached 1.106: that is no distribution.
+    blend  the same for each known context in turn, from the shortest, upon what the shorter ones
+           have made of p: w / (1 - w) = weight c^2 total / (misses + 1/2) for a context of c tokens
+           that came `total` times, `misses` times before another than its most frequent follower.
     tilt   p(v) e^(beta [v = h]) / (1 + p(h) (e^beta - 1)) (pg#1437, pg#2135): the hint h is made
            likelier by e^beta, and the divisor is the new sum, since all but p(h) stay as they were.
 
@@ -16,6 +18,7 @@ Counts see the text in scoring order only.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,25 +90,11 @@ def build_mixture(
     ledger.follow(order)
     stream, primed = counted_stream(text, order)
     tokens = torch.from_numpy(stream).to(device)
-    # back-off: the longest context that is known decides, a shorter one only where none was yet
-    known = torch.zeros(len(order), dtype=torch.bool, device=device)
-    weight, chance = torch.zeros(2, len(order), device=device)
-    hint = torch.full((len(order),), -1, device=device)
-    longest = max(config.contexts)
-    for context in sorted(config.contexts, reverse=True):
+
+    def past(context: int) -> Past:
         counts = past_counts(tokens, context, begins_at=(0, primed))
-        past = Past(*(column[primed + 1 :] for column in counts))
-        # whether a context is known must not depend on the target, so `total` decides, not `same`
-        new = ~known & (past.total >= config.min_count)
-        # a longer context that has occurred before predicts the next token better
-        share = config.weight * (context / longest) ** config.weight_power
-        weight = torch.where(new, share, weight)
-        chance = torch.where(new, past.same / past.total.clamp(min=1), chance)
-        # of tokens with equal counts the first to reach that count is the hint, so that the choice
-        # depends on the past alone
-        sure = past.top_count >= config.min_share * past.total
-        hint = torch.where(new & sure, past.top, hint)
-        known |= new
+        return Past(*(column[primed + 1 :] for column in counts))
+
     targets = torch.from_numpy(order).to(device)
 
     # from the order of scoring to the order of the text, in which batches number their targets
@@ -114,9 +103,49 @@ def build_mixture(
         padded[targets] = values
         return padded
 
-    if config.kind == "tilt":
-        return Mixture(hint=column(hint, -1), beta=config.beta)
+    if config.kind == "blend":
+        weight, chance = _blended(past, config)
+    else:
+        weight, chance, hint = _backed_off(past, config)
+        if config.kind == "tilt":
+            return Mixture(hint=column(hint, -1), beta=config.beta)
     return Mixture(weight=column(weight, 0), chance=column(chance, 0))
+
+
+def _backed_off(
+    past: Callable[[int], Past], config: MixtureConfig
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return weight, chance and hint [N] of the longest context that is known."""
+    longest, *shorter = sorted(config.contexts, reverse=True)
+    counts = past(longest)
+    # whether a context is known must not depend on the target, so `total` decides, not `same`
+    known = counts.total >= config.min_count
+    for context in shorter:
+        # a shorter context only where none was known yet
+        more = past(context)
+        counts = Past(*(torch.where(known, x, y) for x, y in zip(counts, more, strict=True)))
+        known = counts.total >= config.min_count
+    chance = torch.where(known, counts.same / counts.total.clamp(min=1), 0)
+    # of tokens with equal counts the first to reach that count is the hint, so that the choice
+    # depends on the past alone
+    sure = known & (counts.top_count >= config.min_share * counts.total)
+    return config.weight * known, chance, torch.where(sure, counts.top, -1)
+
+
+def _blended(past: Callable[[int], Past], config: MixtureConfig) -> tuple[Tensor, Tensor]:
+    """Return weight and chance [N] of all contexts together."""
+    rest, mixed = torch.ones(()), torch.zeros(())
+    for context in sorted(config.contexts):
+        counts = past(context)
+        misses = counts.total - counts.top_count
+        # a longer one, and one that was rarely followed by something else, is more likely right
+        odds = config.weight * context**2 * counts.total / (misses + 0.5)
+        share = torch.where(counts.total >= config.min_count, odds / (1 + odds), 0)
+        # what this context says goes over what shorter ones have said, and over the network
+        rest = (1 - share) * rest.to(share)
+        mixed = (1 - share) * mixed.to(share) + share * counts.same / counts.total.clamp(min=1)
+    weight = 1 - rest
+    return weight, torch.where(weight > 0, mixed / weight, 0)
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:

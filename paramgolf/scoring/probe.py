@@ -170,6 +170,12 @@ def count_followers(
     for distance in range(1, min(max(mixing.contexts), at - primed) + 1):
         ends = ends[(ends >= primed + distance) | ((ends >= distance) & (ends < primed))]
         ends = ends[tokens[ends - distance] == tokens[at - distance]]
-        if distance in mixing.contexts and len(ends) >= mixing.min_count:
-            found = np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
-    return found
+        if distance not in mixing.contexts or len(ends) < mixing.min_count:
+            continue
+        counts, share = np.bincount(tokens[ends], minlength=vocab_size), 1.0
+        if mixing.kind == "blend":
+            odds = mixing.weight * distance**2 * len(ends) / (len(ends) - counts.max() + 0.5)
+            share = odds / (1 + odds)
+        found = (1 - share) * found + share * counts / len(ends)
+    said: float = found.sum()  # of a blend the rest is the network's
+    return found / said if said else found

@@ -375,7 +375,7 @@ def test_defaults_are_those_of_the_base_recipe(packed_params):
 
 def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
     mixture = "{kind: ngram, contexts: [2], min_count: 1, primer_tokens: 0, "
-    mixture += "weight: 0.1, weight_power: 0.0, min_share: 0.8, beta: 1.0}"
+    mixture += "weight: 0.1, min_share: 0.8, beta: 1.0}"
     found = score(artifact, tokens_folder, f"--mixture={mixture}")
     assert (found.returncode, "no module paramgolf.scoring.mixture" in found.stderr) == (2, True)
     found = score(artifact, tokens_folder, "--mode=lora_stream", command="eval_ttt")

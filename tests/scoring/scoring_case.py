@@ -42,7 +42,6 @@ MIXTURE = replace(
     BASE.eval_sliding.mixture,
     contexts=(1, 2, 3),
     weight=0.3,
-    weight_power=2.0,
     min_share=0.5,
     beta=1.5,
 )

@@ -24,7 +24,7 @@ from paramgolf.scoring.ledger import Ledger
 from paramgolf.scoring.mixture import build_mixture
 from paramgolf.scoring.text import Text, find_documents
 
-KINDS = ("ngram", "tilt")
+KINDS = ("ngram", "blend", "tilt")
 PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1}
 
 
@@ -49,29 +49,47 @@ def score(text, mixture, case="strided"):
     return ledger.nats
 
 
-# pg#1499 has one weight for all contexts
-@pytest.mark.parametrize("power", [0, 2])
-def test_ngrams_by_hand(power):
-    text, plain = echoing_text(200), score(echoing_text(200), make_mixture("none"))
-    expected = []
-    tokens = text.tokens.tolist()
-    for t, token in enumerate(tokens[1:], start=1):
-        p = math.exp(-plain[t - 1])
-        for context in (3, 2, 1):
-            seen = tokens[t - context : t]
-            followers = Counter(
-                tokens[s]
-                for s in range(context, t)
-                if t >= context and tokens[s - context : s] == seen
-            )
-            if followers.total() >= 2:
-                weight = 0.3 * (context / 3) ** power
-                p = (1 - weight) * p + weight * followers[token] / followers.total()
-                break
-        expected.append(-math.log(p))
-    mixture = make_mixture("ngram", min_count=2, weight_power=power)
-    np.testing.assert_allclose(score(text, mixture), expected, atol=1e-5)
-    assert (np.array(expected) != plain).sum() > 20
+def followers(tokens, t, context):
+    """Count what followed the `context` tokens before t earlier in the text."""
+    seen = tokens[t - context : t]
+    before = range(context, t) if t >= context else ()
+    return Counter(tokens[s] for s in before if tokens[s - context : s] == seen)
+
+
+def by_hand(text, blend):
+    """Return the nats of a text by a formula of the network's chance, target and followers."""
+    plain, tokens = score(text, make_mixture("none")), text.tokens.tolist()
+    found = [
+        blend(math.exp(-plain[t - 1]), token, {c: followers(tokens, t, c) for c in (1, 2, 3)})
+        for t, token in enumerate(tokens[1:], start=1)
+    ]
+    assert (np.array(found) != np.exp(-plain)).sum() > 20
+    return -np.log(found)
+
+
+def test_ngrams_by_hand():
+    def backed_off(p, token, after):
+        known = [counts for _, counts in sorted(after.items()) if counts.total() >= 2]
+        return 0.7 * p + 0.3 * known[-1][token] / known[-1].total() if known else p
+
+    text = echoing_text(200)
+    found = score(text, make_mixture("ngram", min_count=2))
+    np.testing.assert_allclose(found, by_hand(text, backed_off), atol=1e-5)
+
+
+def test_a_blend_by_hand():
+    def blended(p, token, after):
+        for context, counts in sorted(after.items()):
+            if counts:
+                misses = counts.total() - max(counts.values())
+                odds = 0.3 * context**2 * counts.total() / (misses + 0.5)
+                p = (p + odds * counts[token] / counts.total()) / (1 + odds)
+        return p
+
+    text = echoing_text(200)
+    found = score(text, make_mixture("blend"))
+    # the rest that is the network's is 1 minus a weight near 1, in float32
+    np.testing.assert_allclose(found, by_hand(text, blended), atol=1e-4)
 
 
 # sgd scores as strided does, and by documents the mixture is the same

@@ -51,7 +51,7 @@ def probe(case, kind, network=None, **changes):
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("kind", ["none", "ngram", "tilt"])
+@pytest.mark.parametrize("kind", ["none", "ngram", "blend", "tilt"])
 @pytest.mark.parametrize("case", CASES)
 def test_every_way_of_scoring_passes_the_probe(case, kind, masked):
     network = make_network()

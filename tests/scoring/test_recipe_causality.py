@@ -24,7 +24,7 @@ from paramgolf.model.network import Network
 from paramgolf.scoring.text import Text, find_documents
 
 WAYS = ("strided", "documents", "windowed", "sgd", "lora_stream", "lora_documents")
-KINDS = ("none", "ngram", "tilt")
+KINDS = ("none", "ngram", "blend", "tilt")
 COUNT = 72
 
 
@@ -55,7 +55,7 @@ def test_no_past_score_moves_with_later_text(recipe, way):
     text = echoing_text(COUNT)
     start, _ = find_documents(text)
     inside, last = COUNT // 2 + 3, int(start[start > COUNT // 2][0])
-    for kind, position in zip(KINDS, (inside, last, last - 1), strict=True):
+    for kind, position in zip(KINDS, (inside, last, inside - 1, last - 1), strict=True):
         tokens = text.tokens.copy()
         later = tokens[position:]
         # documents begin where they did
