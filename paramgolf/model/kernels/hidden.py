@@ -170,12 +170,53 @@ def _load(
 
 @gluon.jit
 def _multiply(
+    room, order, odd, GROUP: gl.constexpr, STEPS: gl.constexpr, STAGES: gl.constexpr,
+    W_TURNED: gl.constexpr, M: gl.constexpr, N: gl.constexpr, WHOLE: gl.constexpr,
+):  # fmt: skip
+    """Return the product [M, N] of the program's `order`-th tile, when it is this group's turn."""
+    x_ring, w_slab, filled, emptied, _, turn = room
+    # That groups take turns also keeps their places in the ring apart: whoever waits for a
+    # barrier's next phase must have seen the one before.
+    mbarrier.wait(turn.index(GROUP), odd ^ (1 - GROUP))
+    total = warpgroup_mma_init(gl.zeros((M, N), gl.float32, WHOLE))
+    for k in gl.static_range(STEPS):
+        step = order * STEPS + k
+        mbarrier.wait(filled.index(step % STAGES), step // STAGES & 1)
+        w = w_slab.index(k)
+        if not W_TURNED:
+            w = w.permute((1, 0))
+        x = x_ring.index(step % STAGES)
+        total = warpgroup_mma(x, w, total, use_acc=k > 0, is_async=True)
+        if k > 0:
+            total = warpgroup_mma_wait(1, deps=(total,))
+            mbarrier.arrive(emptied.index((step - 1) % STAGES))
+    mbarrier.arrive(turn.index(1 - GROUP))
+    product = warpgroup_mma_wait(0, deps=(total,))
+    mbarrier.arrive(emptied.index((order * STEPS + STEPS - 1) % STAGES))
+    return product
+
+
+@gluon.jit
+def _write(
+    result, out_tiles, turned_tiles, row, column, place, turned_place, SHORT: gl.constexpr
+):  # fmt: skip
+    """Begin to write a part of the result by way of its places in shared memory."""
+    place.store(result)
+    if SHORT:
+        turned_place.permute((1, 0)).store(result)
+    fence_async_shared()
+    tma.async_copy_shared_to_global(out_tiles, [row, column], place)
+    if SHORT:
+        tma.async_copy_shared_to_global(turned_tiles, [column, row], turned_place)
+
+
+@gluon.jit
+def _make(
     x_tiles, w_tiles, read_tiles, out_tiles, turned_tiles, signs, room, held, turned, read, rows,
     slope, factor, GROUP: gl.constexpr, STEPS: gl.constexpr, STAGES: gl.constexpr,
     W_TURNED: gl.constexpr, SHORT: gl.constexpr, BACKWARD: gl.constexpr,
 ):  # fmt: skip
     """Make every second tile of the program: those of group 0, or of group 1."""
-    x_ring, w_slab, filled, emptied, loaded, turn = room
     M: gl.constexpr = x_tiles.block_shape[0]
     N: gl.constexpr = w_tiles.block_shape[1 if W_TURNED else 0]
     W: gl.constexpr = out_tiles.block_shape[1]
@@ -187,10 +228,10 @@ def _multiply(
     column = gl.program_id(1) * N
     part, parts = gl.program_id(1) * PARTS, gl.num_programs(1) * PARTS
     program, programs = gl.program_id(0), gl.num_programs(0)
-    mbarrier.wait(loaded, 0)
+    mbarrier.wait(room[4], 0)  # for w
     for order in range(GROUP, gl.cdiv(gl.cdiv(rows, M) - program, programs), 2):
         row = (program + order * programs) * M
-        odd = order // 2 & 1  # whether an odd number of tiles came before
+        odd = order // 2 & 1  # whether the group has made an odd number of tiles
         words = (0, 0)
         if BACKWARD:
             # what is read comes while this group waits and multiplies
@@ -203,24 +244,7 @@ def _multiply(
                 first = _read_signs(signs, row, part, rows, parts, LAYOUT, W)
                 last = _read_signs(signs, row, part + PARTS - 1, rows, parts, LAYOUT, W)
                 words = (first, last)
-        # The groups take turns. That also keeps their places in the ring apart: whoever waits for a
-        # barrier's next phase must have seen the one before.
-        mbarrier.wait(turn.index(GROUP), odd ^ (1 - GROUP))
-        total = warpgroup_mma_init(gl.zeros((M, N), gl.float32, WHOLE))
-        for k in gl.static_range(STEPS):
-            step = order * STEPS + k
-            mbarrier.wait(filled.index(step % STAGES), step // STAGES & 1)
-            w = w_slab.index(k)
-            if not W_TURNED:
-                w = w.permute((1, 0))
-            x = x_ring.index(step % STAGES)
-            total = warpgroup_mma(x, w, total, use_acc=k > 0, is_async=True)
-            if k > 0:
-                total = warpgroup_mma_wait(1, deps=(total,))
-                mbarrier.arrive(emptied.index((step - 1) % STAGES))
-        mbarrier.arrive(turn.index(1 - GROUP))
-        product = warpgroup_mma_wait(0, deps=(total,))
-        mbarrier.arrive(emptied.index((order * STEPS + STEPS - 1) % STAGES))
+        product = _multiply(room, order, odd, GROUP, STEPS, STAGES, W_TURNED, M, N, WHOLE)
         if BACKWARD:
             mbarrier.wait(read, odd)
         # columns n and n + N / 2 side by side, so that split tells the halves of the tile apart
@@ -229,7 +253,7 @@ def _multiply(
             halves = gl.split(gl.permute(gl.reshape(product, (M, 2, W)), (0, 2, 1)))
         for i in gl.static_range(PARTS):
             half = gl.convert_layout(halves[i], LAYOUT, assert_trivial=True)
-            place = held.index(GROUP * HELD + i % HELD)
+            place, at = held.index(GROUP * HELD + i % HELD), column + i * W
             if BACKWARD:
                 result = _differentiate(half, place, words[i], slope, factor, SHORT)
             else:
@@ -237,14 +261,7 @@ def _multiply(
                 if SHORT:
                     _write_signs(half, signs, row, part + i, rows, parts)
             tma.store_wait(0)  # what these places held before has been written
-            place.store(result)
-            if SHORT:
-                turned.index(GROUP).permute((1, 0)).store(result)
-            fence_async_shared()
-            tma.async_copy_shared_to_global(out_tiles, [row, column + i * W], place)
-            if SHORT:
-                at = [column + i * W, row]
-                tma.async_copy_shared_to_global(turned_tiles, at, turned.index(GROUP))
+            _write(result, out_tiles, turned_tiles, row, at, place, turned.index(GROUP), SHORT)
     tma.store_wait(0)
 
 
@@ -293,11 +310,11 @@ def _hidden_product(
     room = x_ring, w_slab, _barriers(STAGES), _barriers(STAGES), once.index(0), _barriers(2)
     gl.warp_specialize(
         [
-            (_multiply, (
+            (_make, (
                 x_tiles, w_tiles, read_tiles, out_tiles, turned_tiles, signs, room, held, turned,
                 read.index(0), rows, slope, factor, 0, STEPS, STAGES, W_TURNED, SHORT, BACKWARD,
             )),
-            (_multiply, (
+            (_make, (
                 x_tiles, w_tiles, read_tiles, out_tiles, turned_tiles, signs, room, held, turned,
                 read.index(1), rows, slope, factor, 1, STEPS, STAGES, W_TURNED, SHORT, BACKWARD,
             )),
