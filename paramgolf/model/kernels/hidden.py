@@ -34,6 +34,10 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from paramgolf.model.kernels.launch import launch
 
+# Triton 3.9 has renamed both
+load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+
 # A processor has 227 KiB of shared memory: 128 are for w, 48 or 64 for x on its way, and the rest
 # is for results. Tensor cores take 64 rows at a time. The result of 64 x 256 is 128 registers of
 # each thread of a group, half of what it can have.
@@ -155,7 +159,7 @@ def _load(
     mbarrier.expect(loaded, STEPS * w_tiles.block_type.nbytes)
     for k in gl.static_range(STEPS):
         at = [k * K, column] if W_TURNED else [column, k * K]
-        tma.async_copy_global_to_shared(w_tiles, at, loaded, w_slab.index(k))
+        load_tile(w_tiles, at, loaded, w_slab.index(k))
     program, programs = gl.program_id(0), gl.num_programs(0)
     for order in range(gl.cdiv(gl.cdiv(rows, M) - program, programs)):
         row = (program + order * programs) * M
@@ -165,7 +169,7 @@ def _load(
             mbarrier.wait(emptied.index(stage), (step // STAGES & 1) ^ 1)
             arrival = filled.index(stage)
             mbarrier.expect(arrival, x_tiles.block_type.nbytes)
-            tma.async_copy_global_to_shared(x_tiles, [row, k * K], arrival, x_ring.index(stage))
+            load_tile(x_tiles, [row, k * K], arrival, x_ring.index(stage))
 
 
 @gluon.jit
@@ -205,9 +209,9 @@ def _write(
     if SHORT:
         turned_place.permute((1, 0)).store(result)
     fence_async_shared()
-    tma.async_copy_shared_to_global(out_tiles, [row, column], place)
+    store_tile(out_tiles, [row, column], place)
     if SHORT:
-        tma.async_copy_shared_to_global(turned_tiles, [column, row], turned_place)
+        store_tile(turned_tiles, [column, row], turned_place)
 
 
 @gluon.jit
@@ -239,7 +243,7 @@ def _make(
             mbarrier.expect(read, PARTS * read_tiles.block_type.nbytes)
             for i in gl.static_range(PARTS):
                 place = held.index(GROUP * HELD + i)
-                tma.async_copy_global_to_shared(read_tiles, [row, column + i * W], read, place)
+                load_tile(read_tiles, [row, column + i * W], read, place)
             if SHORT:
                 first = _read_signs(signs, row, part, rows, parts, LAYOUT, W)
                 last = _read_signs(signs, row, part + PARTS - 1, rows, parts, LAYOUT, W)
