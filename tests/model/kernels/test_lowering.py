@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from kernel_case import compile_launches, compiles
 from recipe_case import narrow_recipe
+from torch._subclasses import FakeTensorMode
 
 from paramgolf.model.backend import Backend, fused_operations
 from paramgolf.model.fp8 import E4, E5, with_short_mlp
 from paramgolf.model.head import Allowed, Head, Second
+from paramgolf.model.kernels.launch import Compilations
 from paramgolf.model.network import Network, Pass
 
 pytestmark = compiles
@@ -40,9 +43,8 @@ def test_kernels_of_recipes_compile(lowered: set[str], name: str) -> None:
     assert {"_losses", "_hidden_product"} < lowered
 
 
-@pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("width", [16, 256, 512, 640, 1536])
-def test_hidden_layers_of_all_widths_fit(lowered: set[str], width: int, backward: bool) -> None:
+def make_hidden_layers(width: int, *, backward: bool) -> None:
+    """Launch what makes a hidden layer, or its gradient, in bfloat16 and in FP8."""
     from paramgolf.model.kernels import hidden
 
     def room(*shape: int, short: bool, gradient: bool = backward) -> torch.Tensor:
@@ -57,6 +59,25 @@ def test_hidden_layers_of_all_widths_fit(lowered: set[str], width: int, backward
         shape = (width, columns) if backward and not short else (columns, width)
         w = room(*shape, short=short, gradient=False)
         hidden.run(x, w, a, out, 0.5, backward=backward, short=besides if short else None)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("width", [16, 256, 512, 640, 1536])
+def test_hidden_layers_of_all_widths_fit(lowered: set[str], width: int, backward: bool) -> None:
+    make_hidden_layers(width, backward=backward)
+    assert lowered == {"_hidden_product"}
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_hidden_layers_that_are_traced_compile(
+    lowered: set[str], monkeypatch: pytest.MonkeyPatch, backward: bool
+) -> None:
+    def begin(_: Compilations, kernel: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        kernel.warmup(*(getattr(x, "dtype", x) for x in args), grid=(1,), **options)
+
+    monkeypatch.setattr(Compilations, "begin", begin)  # as it is, it needs a device
+    with FakeTensorMode():
+        make_hidden_layers(512, backward=backward)
     assert lowered == {"_hidden_product"}
 
 
