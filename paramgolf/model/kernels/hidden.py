@@ -392,7 +392,7 @@ def tiles(matrix: Tensor, rows: int, columns: int) -> TensorDescriptor:
     """Return a matrix as kernels read and write it, by tiles of so many rows and columns."""
     shape = [rows, columns]
     layout = gl.NVMMASharedLayout.get_default_for(shape, TYPES[matrix.dtype])
-    # its address is asked for, which a tensor that the compiler traces has not
+    # Triton 3.6 asks for its address, which a tensor that the compiler traces has not
     unplaced = SimpleNamespace(dtype=matrix.dtype, data_ptr=lambda: 0)
     made = TensorDescriptor(unplaced, matrix.shape, matrix.stride(), shape, layout)
     made.base = matrix
