@@ -33,8 +33,8 @@ def cudnn_attention_obstacle(capability: Sequence[int] | None) -> str | None:
 def fused_kernels_obstacle(capability: Sequence[int] | None, *, triton: bool) -> str | None:
     """Return why the fused kernels of paramgolf.model.kernels cannot serve a device, or None.
 
-    The MLP reads its tiles by the tensor memory accelerator. Hopper was the first to have one; the
-    tiles are chosen for its shared memory, which later GPUs for desktops do not have.
+    The MLP's hidden layer is made by instructions that Hopper's tensor cores have alone, from tiles
+    that are chosen for its shared memory.
     """
     return _not_hopper(capability) or (None if triton else "package triton absent")
 

@@ -32,7 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from paramgolf.model.kernels.launch import launch
+from paramgolf.model.kernels.launch import launch, processors
 
 # Triton 3.9 has renamed both
 load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -44,7 +44,11 @@ store_tile = getattr(tma, "async_store", None) or tma.async_copy_shared_to_globa
 SLAB = 128 * 1024  # bytes
 ROWS, MOST_COLUMNS = 64, 256  # of FP8; half in bfloat16
 PART = 128  # columns that are worked on and written at once
-REGISTERS = 232, 40  # of a thread of the groups and of the loading warp; 65,536 are there
+# Numbers of the inner dimension that are loaded together: 256 bytes, or 128 in bfloat16, which
+# loads x 16 times and so is limited by how soon its places in the ring are free again.
+SHORT_STEP, STEP = 256, 64
+# of a thread of the groups, and of the loading warp: all 65,536 registers are given out
+GROUP_REGISTERS, LOAD_REGISTERS = gl.constexpr(232), gl.constexpr(40)
 TYPES = {
     torch.bfloat16: gl.bfloat16,
     torch.float8_e4m3fn: gl.float8e4nv,
@@ -53,9 +57,10 @@ TYPES = {
 
 
 class Short(NamedTuple):
-    """What FP8 has besides: the result transposed, signs of z, units, and that of x (forward).
+    """What FP8 has besides.
 
-    Of `up` and a forward, of `down` and a backward.
+    turned: room for the result, transposed. signs: those of z, written forward and read backward.
+    units: of `up` and of a forward, of `down` and of a backward; x_unit: of x, forward.
     """
 
     turned: Tensor
@@ -75,9 +80,9 @@ def _as_words(x):
 
 
 @gluon.jit
-def _words(signs, row, part, rows, parts, WORD: gl.constexpr):
+def _words(signs, row, part, rows, parts, M: gl.constexpr, WORD: gl.constexpr):
     """Return where the words [M, 4] of a part's signs lie, and which are inside."""
-    line = row + gl.arange(0, 64, gl.SliceLayout(1, WORD))
+    line = row + gl.arange(0, M, gl.SliceLayout(1, WORD))
     word = gl.arange(0, 4, gl.SliceLayout(0, WORD))
     place = (line.to(gl.int64) * parts + part) * 4
     return signs + place[:, None] + word[None, :], ((line < rows)[:, None]) & (word < 4)[None, :]
@@ -91,12 +96,14 @@ def _bits(WORDS: gl.constexpr, COUNT: gl.constexpr):
 
 
 @gluon.jit
-def _read_signs(signs, row, part, rows, parts, LAYOUT: gl.constexpr, W: gl.constexpr):
-    """Return the words [M, 4] of a part."""
-    shaped = _as_words(gl.zeros((64, W), gl.int32, LAYOUT))
+def _read_signs(
+    signs, row, part, rows, parts, M: gl.constexpr, W: gl.constexpr, LAYOUT: gl.constexpr
+):  # fmt: skip
+    """Return the words [M, 4] of a part [M, W]."""
+    shaped = _as_words(gl.zeros((M, W), gl.int32, LAYOUT))
     SHAPED: gl.constexpr = shaped.type.layout
     WORD: gl.constexpr = gl.SliceLayout(2, SHAPED)
-    place, inside = _words(signs, row, part, rows, parts, WORD)
+    place, inside = _words(signs, row, part, rows, parts, M, WORD)
     return gl.load(place, mask=inside, other=0)
 
 
@@ -107,7 +114,7 @@ def _write_signs(z, signs, row, part, rows, parts):
     SHAPED: gl.constexpr = positive.type.layout
     words = gl.sum(positive * _bits(SHAPED, positive.shape[2]), 2)
     WORD: gl.constexpr = words.type.layout
-    place, inside = _words(signs, row, part, rows, parts, WORD)
+    place, inside = _words(signs, row, part, rows, parts, z.shape[0], WORD)
     gl.store(place, words, mask=inside)
 
 
@@ -232,7 +239,8 @@ def _make(
     column = gl.program_id(1) * N
     part, parts = gl.program_id(1) * PARTS, gl.num_programs(1) * PARTS
     program, programs = gl.program_id(0), gl.num_programs(0)
-    mbarrier.wait(room[4], 0)  # for w
+    _, _, _, _, loaded, _ = room
+    mbarrier.wait(loaded, 0)
     for order in range(GROUP, gl.cdiv(gl.cdiv(rows, M) - program, programs), 2):
         row = (program + order * programs) * M
         odd = order // 2 & 1  # whether the group has made an odd number of tiles
@@ -245,8 +253,10 @@ def _make(
                 place = held.index(GROUP * HELD + i)
                 load_tile(read_tiles, [row, column + i * W], read, place)
             if SHORT:
-                first = _read_signs(signs, row, part, rows, parts, LAYOUT, W)
-                last = _read_signs(signs, row, part + PARTS - 1, rows, parts, LAYOUT, W)
+                first = _read_signs(signs, row, part, rows, parts, M, W, LAYOUT)
+                last = first
+                if PARTS == 2:
+                    last = _read_signs(signs, row, part + 1, rows, parts, M, W, LAYOUT)
                 words = (first, last)
         product = _multiply(room, order, odd, GROUP, STEPS, STAGES, W_TURNED, M, N, WHOLE)
         if BACKWARD:
@@ -282,8 +292,7 @@ def _barriers(COUNT: gl.constexpr):
 def _hidden_product(
     x_tiles, w_tiles, read_tiles, out_tiles, turned_tiles, signs, first_unit, second_unit, x_unit,
     rows, slope, STEPS: gl.constexpr, STAGES: gl.constexpr, W_TURNED: gl.constexpr,
-    SHORT: gl.constexpr, BACKWARD: gl.constexpr, GROUP_REGISTERS: gl.constexpr,
-    LOAD_REGISTERS: gl.constexpr,
+    SHORT: gl.constexpr, BACKWARD: gl.constexpr,
 ):  # fmt: skip
     """Take x [rows, inner] times w: [columns, inner] transposed, or [inner, columns] if W_TURNED.
 
@@ -342,11 +351,6 @@ def sign_words(x: Tensor, columns: int) -> Tensor:
     return x.new_empty(x.shape[0], 4 * parts, dtype=torch.int32)
 
 
-# Numbers of the inner dimension that are loaded together: 256 bytes, or 128 in bfloat16, which
-# loads x 16 times and so is limited by how soon its places in the ring are free again.
-SHORT_STEP, STEP = 256, 64
-
-
 def run(
     x: Tensor, w: Tensor, activated: Tensor, out: Tensor, slope: float, *, backward: bool,
     short: Short | None = None,
@@ -362,9 +366,8 @@ def run(
     w_turned, part = backward and not short, min(wide, PART)
 
     def programs(_: object) -> tuple[int, int]:
-        processors = torch.cuda.get_device_properties(out.device).multi_processor_count
         across = triton.cdiv(columns, wide)
-        return max(1, min(processors // across, triton.cdiv(rows, ROWS))), across
+        return max(1, min(processors(out) // across, triton.cdiv(rows, ROWS))), across
 
     launch(
         _hidden_product,
@@ -382,8 +385,6 @@ def run(
         W_TURNED=w_turned,
         SHORT=short is not None,
         BACKWARD=backward,
-        GROUP_REGISTERS=REGISTERS[0],
-        LOAD_REGISTERS=REGISTERS[1],
         num_warps=4,
     )
 

@@ -79,3 +79,9 @@ def launch(kernel: Any, grid: Any, *args: Any, **options: Any) -> None:
         return
     compilations().wait(kernel)
     kernel[grid](*args, **options)
+
+
+def processors(x: torch.Tensor) -> int:
+    """Return how many multiprocessors the GPU of x has: the programs of a persistent kernel."""
+    count: int = torch.cuda.get_device_properties(x.device).multi_processor_count
+    return count

@@ -17,7 +17,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from paramgolf.model.fp8 import E4, E5, activation_unit, input_unit, shortened
 from paramgolf.model.kernels import hidden
-from paramgolf.model.kernels.launch import launch, operator
+from paramgolf.model.kernels.launch import launch, operator, processors
 from paramgolf.model.kernels.mix_norm import inputs_of, kept, mix_backward, normalize, run_forward
 from paramgolf.model.operations import Mix
 from paramgolf.model.torch_internals import short_product
@@ -119,8 +119,7 @@ def add_product(x: Tensor, w: Tensor, total: Tensor, units: tuple[Tensor, Tensor
 
     # registers and shared memory leave no room for a second program
     def programs(_: object) -> tuple[int]:
-        processors = torch.cuda.get_device_properties(x.device).multi_processor_count
-        return (min(processors, triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
+        return (min(processors(x), triton.cdiv(rows, TILE["M"]) * triton.cdiv(columns, TILE["N"])),)
 
     launch(
         _add_product,
