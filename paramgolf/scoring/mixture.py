@@ -134,7 +134,7 @@ def _backed_off(
 
 def _blended(past: Callable[[int], Past], config: MixtureConfig) -> tuple[Tensor, Tensor]:
     """Return weight and chance [N] of all contexts together."""
-    rest, mixed = torch.ones(()), torch.zeros(())
+    weight, said = torch.zeros(2)
     for context in sorted(config.contexts):
         counts = past(context)
         misses = counts.total - counts.top_count
@@ -142,10 +142,9 @@ def _blended(past: Callable[[int], Past], config: MixtureConfig) -> tuple[Tensor
         odds = config.weight * context**2 * counts.total / (misses + 0.5)
         share = torch.where(counts.total >= config.min_count, odds / (1 + odds), 0)
         # what this context says goes over what shorter ones have said, and over the network
-        rest = (1 - share) * rest.to(share)
-        mixed = (1 - share) * mixed.to(share) + share * counts.same / counts.total.clamp(min=1)
-    weight = 1 - rest
-    return weight, torch.where(weight > 0, mixed / weight, 0)
+        weight = (1 - share) * weight + share
+        said = (1 - share) * said + share * counts.same / counts.total.clamp(min=1)
+    return weight, torch.where(weight > 0, said / weight, 0)
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:
