@@ -57,16 +57,20 @@ def _losses(
 
     targets int64 [rows]; caps float32 [2], of positive and other logits. WIDE is the next power of
     two from vocab, EXACT says that it is vocab. A program holds a whole row in registers, 16 of its
-    elements per thread at the vocabulary of 8,192, so that logits are read once and written once.
+    elements per thread at the vocabulary of 8,192 (32 without gradients, which take registers), so
+    that logits are read once and written once.
     If MASKED, NEVER is the logit of tokens that cannot come, by head.Allowed: words int32 [any,
     width], states int64 [rows]; else neither is read. If SECOND, a token has a second target, by
     head.Second: seconds int64 [rows], weight float32 [1]; else neither is read.
     """
     # 64 bits: rows times vocabulary may exceed 2^31
     row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, WIDE)
+    # as a tile of a word of the mask a row, so that a thread reads a word once for all its logits
+    word, bit = tl.arange(0, WIDE // 32), tl.arange(0, 32)
+    column = word[:, None] * 32 + bit[None, :]
     here = logits + row * vocab
     live = column < (WIDE if EXACT else vocab)
+    z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
     per_nat = 1.4426950408889634
     above, below = tl.load(caps) * per_nat, tl.load(caps + 1) * per_nat
     # No logit is greater than its cap, so the cap serves where softmax subtracts the maximum: no
@@ -81,16 +85,14 @@ def _losses(
         own = (tl.load(bits + (target >> 5)) >> (target & 31)) & 1
         chosen = tl.where(own > 0, chosen, NEVER * per_nat)
         target = tl.where(own > 0, target, -1)
-    z = tl.load(here + column, mask=live, other=0.0).to(tl.float32)
     capped, bent = _capped(z, above, below, per_nat)
     powers = tl.exp2(capped - top)
     if MASKED:
-        can = (tl.load(bits + (column >> 5), mask=live, other=0) >> (column & 31)) & 1
-        powers = tl.where(can > 0, powers, 0.0)
-    # beyond the vocabulary z reads 0, whose power is not 0
-    elif not EXACT:
+        can = tl.load(bits + word, mask=word < width, other=0)[:, None] & (1 << bit)[None, :]
+        powers = tl.where(can != 0, powers, 0.0)
+    if not EXACT:  # beyond the vocabulary z reads 0, whose power is not 0
         powers = tl.where(live, powers, 0.0)
-    total = tl.sum(powers, 0)
+    total = tl.sum(powers)
     tl.store(nll + row, (tl.log2(total) + top - chosen) / per_nat)
     if GRADIENT:
         wanted = tl.where(column == target, 1.0, 0.0)
@@ -99,8 +101,8 @@ def _losses(
             second = tl.load(seconds + row).to(tl.int32)
             there = second >= 0
             if MASKED:
-                word = tl.load(bits + (second >> 5), mask=there, other=0)
-                there = ((word >> (second & 31)) & 1) > 0
+                its_word = tl.load(bits + (second >> 5), mask=there, other=0)
+                there = ((its_word >> (second & 31)) & 1) > 0
             other = tl.where(there, tl.load(weight), 0.0)
             wanted += tl.where(column == second, other, 0.0)
             weights += other
@@ -125,7 +127,7 @@ def _nll(
     logits = F.linear(hidden, embedding)
     rows, _ = hidden.shape  # len would fix what may be a symbol
     nll = hidden.new_empty(rows, dtype=torch.float32)
-    wide = triton.next_power_of_2(len(embedding))
+    wide = max(32, triton.next_power_of_2(len(embedding)))
     launch(
         _losses, (rows,),
         logits, targets, caps, nll, targets if words is None else words,
@@ -133,7 +135,7 @@ def _nll(
         caps if weight is None else weight, len(embedding), 0 if words is None else words.shape[1],
         WIDE=wide, EXACT=wide == len(embedding), GRADIENT=gradient,
         MASKED=words is not None, NEVER=IMPOSSIBLE, SECOND=seconds is not None,
-        num_warps=min(16, max(4, wide // 512)),
+        num_warps=min(16, max(4, wide // (512 if gradient else 1024))),
     )  # fmt: skip
     # an operator returns tensors; an empty one stands for none
     return nll, logits if gradient else logits.new_empty(0)
