@@ -33,6 +33,7 @@ from paramgolf.clock import seconds_since_start
 from paramgolf.codec.container import load_package
 from paramgolf.data.token_set import TOKENS_PATH, open_tokens
 from paramgolf.data.tokenizer.token_mask import mask_of
+from paramgolf.launch import launch
 from paramgolf.model.head import Allowed, Head
 from paramgolf.model.token_mask import masked
 from paramgolf.params import load_params
@@ -212,7 +213,6 @@ class Bench:
         # the longest twentieth, as in the contest
         prefix = max(1, len(find_documents(self.text)[0]) // 20)
         published = self.documents(base, prefix_documents=max(prefix, base.documents.phases))
-        window, gentle = 128 if self.options.small else 3072, {"lr": 7e-5}  # pg#2033
         mixed = {
             f"{name}{end}": (mask, dataclasses.replace(form, mixture=self.mixtures[kind]))
             for name, form in {"adapted": published, **self.last_layers(published)}.items()
@@ -221,9 +221,6 @@ class Bench:
         }
         others = {
             "no q and v": adapter(published, targets=WITHOUT_Q_V),
-            "window 3072": dataclasses.replace(published, window=window),
-            "no q and v, rate 7e-5": adapter(published, targets=WITHOUT_Q_V, **gentle),
-            "rate 7e-5": adapter(published, **gentle),
             "no phases": self.documents(base, phases=0),
             "chunks of 32": self.documents(published, chunk_tokens=32),
         }
@@ -232,11 +229,14 @@ class Bench:
     def last_layers(self, published: TttConfig) -> dict[str, TttConfig]:
         """Return the forms with adapters in the last layers alone."""
         forms = {}
+        window = 128 if self.options.small else 3072
         for depth in DEPTHS:
             form = adapter(published, last_layers=depth)
             forms |= {
                 f"last {depth}": form,
                 f"last {depth}, twice the rate": adapter(form, lr=2 * form.adapter.lr),
+                f"last {depth}, rate 7e-5": adapter(form, lr=7e-5),  # pg#2033
+                f"last {depth}, window 3072": dataclasses.replace(form, window=window),
                 f"last {depth}, chunks of 32": self.documents(form, chunk_tokens=32),
                 f"last {depth}, no q and v": adapter(form, targets=WITHOUT_Q_V),
             }
@@ -303,6 +303,7 @@ def main() -> None:
     words = ("recipe", "tokens", "batch_documents", "chains")
     given = " ".join(f"--{word.replace('_', '-')} {getattr(options, word)}" for word in words)
     options.command = f"python benchmarks/adaptation.py {given}"
+    launch(torch.cuda.device_count() or 1)
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:
         bench = Bench(runtime, options)
         bench.run()
