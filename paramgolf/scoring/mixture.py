@@ -35,24 +35,24 @@ from paramgolf.scoring.text import Text
 class Mixture:
     """What the past says of each target, padded with targets for which it says nothing.
 
-    weight, chance: float32 [N + padding], the weight of the n-gram model (0 where its context
-    is unknown) and its probability of the target. hint: int64 [N + padding], the token that `beta`
-    favors, or -1.
+    left, said: float32 [N + padding], the logarithm of the share that is the network's (0 where no
+    context is known), and what the n-grams give to the target, their share in it. hint: int64
+    [N + padding], the token that `beta` favors, or -1.
     """
 
-    weight: Tensor | None = None
-    chance: Tensor | None = None
+    left: Tensor | None = None
+    said: Tensor | None = None
     hint: Tensor | None = None
     beta: float = 0.0
 
-    def mixed(self, nats: Tensor, chance: Tensor, index: Tensor) -> Tensor:
-        """Return the `nats` of tokens mixed with `chance`, the n-gram model's probability.
+    def mixed(self, nats: Tensor, said: Tensor, index: Tensor) -> Tensor:
+        """Return the `nats` of tokens mixed with what the n-grams have `said` of these.
 
         `index` holds the numbers of the targets; the shapes broadcast.
         """
-        assert self.weight is not None
-        weight = self.weight[index]
-        return -torch.log((1 - weight) * torch.exp(-nats) + weight * chance)
+        assert self.left is not None
+        # by logarithms: after many repetitions less than a float32's last place is the network's
+        return -torch.logaddexp(self.left[index] - nats, torch.log(said))
 
     def hinted(self, index: Tensor) -> Tensor:
         """Return the hint of each target of `index`, any token where there is none."""
@@ -104,18 +104,18 @@ def build_mixture(
         return padded
 
     if config.kind == "blend":
-        weight, chance = _blended(past, config)
+        left, said = _blended(past, config)
     else:
-        weight, chance, hint = _backed_off(past, config)
+        left, said, hint = _backed_off(past, config)
         if config.kind == "tilt":
             return Mixture(hint=column(hint, -1), beta=config.beta)
-    return Mixture(weight=column(weight, 0), chance=column(chance, 0))
+    return Mixture(left=column(left, 0), said=column(said, 0))
 
 
 def _backed_off(
     past: Callable[[int], Past], config: MixtureConfig
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weight, chance and hint [N] of the longest context that is known."""
+    """Return left, said and hint [N] of the longest context that is known."""
     longest, *shorter = sorted(config.contexts, reverse=True)
     counts = past(longest)
     # whether a context is known must not depend on the target, so `total` decides, not `same`
@@ -125,26 +125,27 @@ def _backed_off(
         more = past(context)
         counts = Past(*(torch.where(known, x, y) for x, y in zip(counts, more, strict=True)))
         known = counts.total >= config.min_count
-    chance = torch.where(known, counts.same / counts.total.clamp(min=1), 0)
+    weight = config.weight * known
+    said = weight * counts.same / counts.total.clamp(min=1)
     # of tokens with equal counts the first to reach that count is the hint, so that the choice
     # depends on the past alone
     sure = known & (counts.top_count >= config.min_share * counts.total)
-    return config.weight * known, chance, torch.where(sure, counts.top, -1)
+    return torch.log1p(-weight), said, torch.where(sure, counts.top, -1)
 
 
 def _blended(past: Callable[[int], Past], config: MixtureConfig) -> tuple[Tensor, Tensor]:
-    """Return weight and chance [N] of all contexts together."""
-    weight, said = torch.zeros(2)
+    """Return left and said [N] of all contexts together."""
+    left, said = torch.zeros(2)
     for context in sorted(config.contexts):
         counts = past(context)
         misses = counts.total - counts.top_count
         # a longer one, and one that was rarely followed by something else, is more likely right
         odds = config.weight * context**2 * counts.total / (misses + 0.5)
-        share = torch.where(counts.total >= config.min_count, odds / (1 + odds), 0)
+        odds = torch.where(counts.total >= config.min_count, odds, 0)
         # what this context says goes over what shorter ones have said, and over the network
-        weight = (1 - share) * weight + share
-        said = (1 - share) * said + share * counts.same / counts.total.clamp(min=1)
-    return weight, torch.where(weight > 0, said / weight, 0)
+        said = (said + odds * counts.same / counts.total.clamp(min=1)) / (1 + odds)
+        left = left - torch.log1p(odds)
+    return left, said
 
 
 def counted_stream(text: Text, order: np.ndarray) -> tuple[np.ndarray, int]:

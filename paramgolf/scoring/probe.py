@@ -131,8 +131,8 @@ def interest(scorer: Scorer, index: Tensor) -> Tensor:
         return torch.zeros_like(index)
     if mixture.hint is not None:
         return (mixture.hint[index] >= 0).long()
-    assert mixture.weight is not None
-    return (mixture.weight[index] > 0).long()
+    assert mixture.left is not None
+    return (mixture.left[index] < 0).long()
 
 
 def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
@@ -153,14 +153,14 @@ def distributions(scorer: Scorer, targets: Tensor, logits: Tensor) -> Tensor:
         count_followers(stream, primed, primed + 1 + place, scorer.mixing, nats.shape[1])
         for place in places
     ]
-    chance = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
-    return mixture.mixed(nats, chance, index)
+    said = torch.from_numpy(np.reshape(counts, nats.shape)).to(nats)
+    return mixture.mixed(nats, said, index)
 
 
 def count_followers(
     tokens: np.ndarray, primed: int, at: int, mixing: MixtureConfig, vocab_size: int
 ) -> np.ndarray:
-    """Return what the past of position `at` says of every token, float64 [V], counted through.
+    """Return what n-grams say of every token at position `at`, float64 [V], counted through.
 
     `tokens` and `primed` are as `counted_stream` returns them.
     """
@@ -172,10 +172,11 @@ def count_followers(
         ends = ends[tokens[ends - distance] == tokens[at - distance]]
         if distance not in mixing.contexts or len(ends) < mixing.min_count:
             continue
-        counts, share = np.bincount(tokens[ends], minlength=vocab_size), 1.0
+        said = np.bincount(tokens[ends], minlength=vocab_size) / len(ends)
         if mixing.kind == "blend":
-            odds = mixing.weight * distance**2 * len(ends) / (len(ends) - counts.max() + 0.5)
-            share = odds / (1 + odds)
-        found = (1 - share) * found + share * counts / len(ends)
-    said: float = found.sum()  # of a blend the rest is the network's
-    return found / said if said else found
+            misses = len(ends) * (1 - said.max())
+            odds = mixing.weight * distance**2 * len(ends) / (misses + 0.5)
+            found = (found + odds * said) / (1 + odds)
+        else:  # of the longest context alone
+            found = mixing.weight * said
+    return found

@@ -204,8 +204,8 @@ class Scorer:
             nats = cross_entropy(logits, wanted)
             logits = logits.detach() / self.temperature
             scores = cross_entropy(logits, wanted)
-        if mixture is not None and mixture.chance is not None:
-            scores = mixture.mixed(scores, mixture.chance[batch.numbers], batch.numbers)
+        if mixture is not None and mixture.said is not None:
+            scores = mixture.mixed(scores, mixture.said[batch.numbers], batch.numbers)
         elif mixture is not None and logits is not None:
             of_hint = cross_entropy(logits, mixture.hinted(batch.numbers))
             scores = mixture.tilted(scores, of_hint, wanted, batch.numbers)

@@ -88,8 +88,22 @@ def test_a_blend_by_hand():
 
     text = echoing_text(200)
     found = score(text, make_mixture("blend"))
-    # the rest that is the network's is 1 minus a weight near 1, in float32
-    np.testing.assert_allclose(found, by_hand(text, blended), atol=1e-4)
+    np.testing.assert_allclose(found, by_hand(text, blended), atol=1e-5)
+
+
+def test_a_blend_leaves_the_network_its_share_after_many_repetitions():
+    phrase = [*range(5, 15)]
+    tokens = np.array([1, *300 * phrase, *phrase[:4], 3], dtype=np.uint16)
+    text = Text(tokens, np.ones(len(tokens) - 1, dtype=np.uint16), 1)
+    config = make_mixture("blend", contexts=(1, 2, 3, 4, 6, 8))
+    mixture = build_mixture(text, config, Ledger(len(text)), padding=1, device=ALONE.device)
+    last = torch.tensor([len(text) - 1])
+    # no context has been followed by the last token: it has the network's chance, times its share
+    times = {1: 300, 2: 300, 3: 300, 4: 300, 6: 299, 8: 299}
+    odds = [config.weight * c**2 * n / 0.5 for c, n in times.items()]
+    expected = 2.0 + sum(math.log1p(x) for x in odds)
+    found = mixture.mixed(torch.tensor([2.0]), mixture.said[last], last)
+    assert found.item() == pytest.approx(expected, rel=1e-5)
 
 
 # sgd scores as strided does, and by documents the mixture is the same
@@ -153,8 +167,8 @@ def test_a_primer_counts_as_text_before_the_text_without_a_seam():
                 break
         else:
             expected = 0.0
-        assert found.chance[t - 1] == pytest.approx(expected)
-        assert (found.weight[t - 1] > 0) == bool(after)
+        assert found.said[t - 1] == pytest.approx(mixture.weight * expected)
+        assert (found.left[t - 1] < 0) == bool(after)
 
 
 def test_hints_make_a_text_that_repeats_itself_likelier():
