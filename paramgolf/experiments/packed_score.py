@@ -13,6 +13,7 @@ from paramgolf.gpu_slots import take_gpus
 from paramgolf.launch import launch
 from paramgolf.metrics import METRICS
 from paramgolf.model.network import Pass
+from paramgolf.model.token_mask import masked
 from paramgolf.params import load_params
 from paramgolf.program import exit_on_fault, start_program
 from paramgolf.runtime import processes
@@ -33,6 +34,8 @@ def main() -> None:
     launch(len(take_gpus(machine)) or machine.processes or 1)
     with processes(machine) as runtime:
         network, tokens = load_network(PACKAGE_PATH, runtime), open_tokens(TOKENS_PATH)
+        if train.token_mask:
+            network = masked(network, tokens)
         score = validate(
             network,
             tokens.val(),

@@ -139,9 +139,12 @@ class Network(nn.Module):
         return self.with_backend(backend_for(runtime, self.config))
 
     def with_mask(self, mask: Mask) -> Network:
-        """Return a network that gives no probability to what `mask` forbids; same parameters."""
-        other = self.with_backend(self.backend)
-        other._mask = mask
+        """Return a network that gives no probability to what `mask` forbids; same parameters.
+
+        The mask is moved to the device of the parameters.
+        """
+        other, device = self.with_backend(self.backend), self.get_parameter("embedding").device
+        other._mask = mask._replace(words=mask.words.to(device), marks=mask.marks.to(device))
         return other
 
     def untie_repeats(self) -> None:

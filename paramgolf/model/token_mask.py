@@ -16,9 +16,13 @@ def masked(network: Network, tokens: TokenSet, text: np.ndarray | None = None) -
 
     A `text`, token ids [N + 1], of which the mask forbids a target is a ParamGolfError.
     """
-    mask = mask_of(tokens)
     if text is not None:
-        mask.check(text)
-    device = network.get_parameter("embedding").device
-    words, marks = torch.from_numpy(mask.words), torch.tensor(mask.marks, dtype=torch.int64)
-    return network.with_mask(Mask(words.to(device), mask.escape, marks.to(device)))
+        mask_of(tokens).check(text)
+    return network.with_mask(network_mask(tokens))
+
+
+def network_mask(tokens: TokenSet) -> Mask:
+    """Return the mask of the tokenizer of `tokens` as networks have it, on the CPU."""
+    mask = mask_of(tokens)
+    marks = torch.tensor(mask.marks, dtype=torch.int64)
+    return Mask(torch.from_numpy(mask.words), mask.escape, marks)

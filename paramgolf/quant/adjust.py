@@ -18,7 +18,7 @@ from paramgolf.codec.container import dequantized
 from paramgolf.model.network import Network, Pass
 from paramgolf.model.shapes import FROZEN
 from paramgolf.progress import track
-from paramgolf.quant.calibrate import load_network
+from paramgolf.quant.calibrate import trained_network
 from paramgolf.quant.config import QuantizeConfig
 from paramgolf.quant.divergence import divergence, log_probabilities
 from paramgolf.quant.grids import round_scales, shorten
@@ -46,9 +46,8 @@ def adjust(
     """
     tensors = agreed(tensors, runtime)
     plain = replace(runtime, compile=False)
-    teacher = load_network(trained, "trained").on(plain)
-    state = dequantized(tensors)
-    network = _Logits(load_network(replace(trained, state=state), "trained").on(plain))
+    teacher, state = trained_network(trained, plain), dequantized(tensors)
+    network = _Logits(trained_network(replace(trained, state=state), plain))
     factors = Factors(state, tensors, runtime.device)
     logs = list(factors.logs.values())
     optimizer = Adam(logs)

@@ -24,13 +24,13 @@ from paramgolf.data.token_set import TokenSet, open_tokens
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.model.network import Network
-from paramgolf.model.token_mask import masked
+from paramgolf.model.token_mask import network_mask
 from paramgolf.progress import say, track
 from paramgolf.quant.config import CalibrateConfig
 from paramgolf.quant.generate import generate
 from paramgolf.quant.hessian import gather
 from paramgolf.quant.sensitivity import measure
-from paramgolf.quant.trained import TEXTS, Trained, load_trained
+from paramgolf.quant.trained import MASK, TEXTS, Trained, load_trained
 from paramgolf.runtime import Runtime, synchronize
 
 HESSIANS_PATH = Path("artifacts/calibrate/hessians.safetensors")
@@ -59,13 +59,14 @@ def collect(
     """Return the Hessians, float32 by family, and the number of tokens that they are means over.
 
     The dictionary also holds the texts of all processes, int32 [N, T], on which quantize adjusts
-    and tests its result, and the sensitivities if the config asks for them (see `measure`).
+    and tests its result, the mask of a network that was trained under one, and the sensitivities if
+    the config asks for them (see `measure`).
     """
     _check_vocabulary(trained, tokens)
     runtime = replace(runtime, compile=False)  # compiled code calls no taps
-    network = load_network(trained, "trained").on(runtime)
-    if trained.token_mask:  # it was never taught how unlikely impossible tokens are
-        network = masked(network, tokens)
+    if trained.token_mask:
+        trained = replace(trained, mask=network_mask(tokens))
+    network = trained_network(trained, runtime)
     seed = trained.seed if config.seed is None else config.seed
     length = trained.sequence_length
     if config.source == "train":
@@ -88,6 +89,9 @@ def collect(
     texts[torch.from_numpy(numbers).to(runtime.device)] = texts_NT.int()
     # each row is 0 in all processes but one, so that the sum gathers them
     hessians[TEXTS] = runtime.sum(texts)
+    if trained.mask is not None:
+        fields = trained.mask._asdict().items()
+        hessians |= {MASK + name: torch.as_tensor(value) for name, value in fields}
     return hessians, sequences * length
 
 
@@ -100,6 +104,15 @@ def _check_vocabulary(trained: Trained, tokens: TokenSet) -> None:
             found=tokens.vocab_size,
             fix="dvc repro train",
         )
+
+
+def trained_network(trained: Trained, runtime: Runtime) -> Network:
+    """Return the trained network on this process's device, under the mask it was trained under.
+
+    It never learned how unlikely the tokens are that the mask leaves out.
+    """
+    network = load_network(trained, "trained").on(runtime)
+    return network if trained.mask is None else network.with_mask(trained.mask)
 
 
 def load_network(trained: Trained, kind: Literal["trained", "plain"]) -> Network:

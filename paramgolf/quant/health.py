@@ -16,7 +16,7 @@ from torch import Tensor
 from paramgolf.codec.container import dequantized
 from paramgolf.codec.dequantize import finer_factor
 from paramgolf.progress import say
-from paramgolf.quant.calibrate import load_network
+from paramgolf.quant.calibrate import trained_network
 from paramgolf.quant.divergence import divergence, log_probabilities
 from paramgolf.quant.grids import reached
 from paramgolf.quant.row_grid import largest_integer
@@ -46,7 +46,7 @@ def add_health(
     that of the quantized network's tokens from the trained one's (Kullback-Leibler), nats each.
     """
     state = dequantized(tensors)
-    network = load_network(trained, "trained").on(replace(runtime, compile=False))
+    network = trained_network(trained, replace(runtime, compile=False))
     tried = Tried(trained, state, {report["name"] for report in reports}, runtime.device)
     text_BT = text_T.to(runtime.device).unsqueeze(0)
     right = log_probabilities(network, text_BT, tried.tap)

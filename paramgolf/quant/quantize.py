@@ -9,6 +9,7 @@ error.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
+from paramgolf.model.head import Mask
 from paramgolf.progress import say
 from paramgolf.quant.adjust import adjust
 from paramgolf.quant.allocation import rounded_bits
@@ -34,6 +36,7 @@ from paramgolf.quant.sharing import FamilySolver
 from paramgolf.quant.solved import Family, Solved
 from paramgolf.quant.trained import (
     FAMILIES,
+    MASK,
     SENSITIVITY,
     TEXTS,
     Trained,
@@ -54,6 +57,8 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     trained = load_trained()
     hessians = load_tensors(HESSIANS_PATH, fix="make it with `dvc repro calibrate`")
     start, texts = time.perf_counter(), _texts(hessians, trained.vocab_size)
+    if trained.token_mask:
+        trained = replace(trained, mask=_mask(hessians, trained.vocab_size))
     families = prepare(trained, hessians, config, runtime.device, show=runtime.is_main)
     solve = FamilySolver(families, trained.model, runtime)
     if not runtime.is_main:
@@ -210,6 +215,14 @@ def _texts(hessians: dict[str, Tensor], vocab_size: int) -> Tensor:
             fix=AGAIN,
         )
     return texts
+
+
+def _mask(hessians: dict[str, Tensor], vocab_size: int) -> Mask:
+    """Return the mask that the network was trained under."""
+    shape = vocab_size + 1, -(-vocab_size // 32)
+    words = _checked(hessians, f"{MASK}words", torch.int32, shape)
+    escape, marks = hessians[f"{MASK}escape"], hessians[f"{MASK}marks"]
+    return Mask(words, int(escape), marks)
 
 
 def _sensitivity(

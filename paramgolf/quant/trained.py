@@ -16,6 +16,7 @@ from torch import Tensor
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import file_size
 from paramgolf.model.config import ModelConfig
+from paramgolf.model.head import Mask
 from paramgolf.model.shapes import Shape, shapes
 from paramgolf.schema import Natural, Positive, read_record
 
@@ -32,7 +33,8 @@ FAMILIES = {
     "down": ("down",),
     "embedding": ("embedding",),
 }
-TEXTS = "texts"  # among the Hessians of calibrate: sequences that they saw
+# among the Hessians of calibrate: sequences that they saw, and before the name of a field of Mask
+TEXTS, MASK = "texts", "mask."
 SENSITIVITY = ".sensitivity"  # follows the name of a parameter, among the Hessians of calibrate
 
 
@@ -58,6 +60,7 @@ class Trained:
     sequence_length: int
     state: dict[str, Tensor]
     config: dict[str, Any]  # what config.json says, to be handed on
+    mask: Mask | None = None  # that it was trained under
 
     @property
     def seed(self) -> int:

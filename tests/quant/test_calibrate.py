@@ -285,9 +285,7 @@ def test_a_network_that_learned_with_a_mask_is_measured_with_it(
     allowed[:, 5:9] = True
     words = torch.from_numpy(TokenMask(allowed, -1, ()).words)
     mask = Mask(words, -1, torch.zeros(0, dtype=torch.int64))
-    monkeypatch.setattr(
-        "paramgolf.quant.calibrate.masked", lambda network, _: network.with_mask(mask)
-    )
+    monkeypatch.setattr("paramgolf.quant.calibrate.network_mask", lambda _: mask)
     config = make_config(sensitivity_sequences=2)
     plain, found = (collect(one, tokens, config, ALONE)[0] for one in (trained, learned))
     assert (plain["down"] == found["down"]).all()

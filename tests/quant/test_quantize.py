@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -246,3 +247,25 @@ def test_a_damaged_file_is_named(trained, hessians, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ParamGolfError, match=r"(?s)not a safetensors file.*model\.safetensors"):
         load_trained(tmp_path / "artifacts/train")
+
+
+def test_a_model_of_a_masked_loss_is_judged_under_its_mask(
+    trained, hessians, tmp_path, monkeypatch
+):
+    learned = replace(trained, config={**trained.config, "token_mask": True})
+    allowed = torch.zeros(VOCAB + 1, VOCAB // 32, dtype=torch.int32)
+    allowed[:, 0] = 1 << 7  # one token alone can come: nothing can diverge
+    marks = torch.zeros(0, dtype=torch.int64)
+    mask = {"mask.words": allowed, "mask.escape": torch.tensor(-1), "mask.marks": marks}
+    found = []
+    for name, one, more in (("plain", trained, {}), ("masked", learned, mask)):
+        write_inputs(tmp_path / name, one, {**hessians, **more})
+        monkeypatch.chdir(tmp_path / name)
+        quantize(make_config(adjust_steps=2), ALONE)
+        found.append(json.loads(Path("artifacts/metrics/quantize.json").read_text())["divergence"])
+    assert found[0] > 1e-4
+    assert found[1] == 0
+    write_inputs(tmp_path / "lacks", learned, hessians)
+    monkeypatch.chdir(tmp_path / "lacks")
+    with pytest.raises(ParamGolfError, match=r"(?s)do not fit.*mask\.words"):
+        quantize(make_config(), ALONE)
