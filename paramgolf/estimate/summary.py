@@ -47,11 +47,11 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
 
 
 def _flops(params: Params) -> list[dict[str, Any]]:
-    length = params.train.sequence_length
     phases = []
     for phase, order in enumerate(params.model.orders):
-        flops = training_flops(params.model, params.tokenizer.vocab_size, order, length)
         at = params.model.recurrence[phase - 1].at if phase else 0
+        length = params.train.sizes_at(at).sequence_length
+        flops = training_flops(params.model, params.tokenizer.vocab_size, order, length)
         whole = {"forward": flops / TRAINING_FACTOR, "training": flops}
         phases.append({"at": at, "passes": len(order), **whole})
     return phases

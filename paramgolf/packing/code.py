@@ -118,7 +118,7 @@ def frozen_params(
     what code is needed. The rest are options with the defaults of recipes/base.yaml, the window
     excepted, which is the network's: another stride is another command and not another artifact.
     """
-    window = training.sequence_length
+    window = training.batch_sizes[-1].sequence_length
     machine = load_params(RuntimeConfig, "runtime", ROOT / BASE)
     return {
         "model": model,

@@ -35,6 +35,15 @@ def test_json_holds_the_whole_estimate(run, sample):
     assert result["parameters"].keys() == {*shapes(sample.model, 1024), "total"}
 
 
+def test_each_phase_is_counted_at_its_own_sequence_length(run):
+    apart, alike = (
+        json.loads(run("best", *changes, "--json"))["flops_per_token"]
+        for changes in ((), ("train.sequence_length=2048", "train.curriculum=[]"))
+    )
+    assert apart[0]["training"] < alike[0]["training"]
+    assert apart[1]["training"] == alike[1]["training"]
+
+
 def test_a_price_gives_dollars(run):
     result = json.loads(run("pr1493", "--gpus", "8", "--price", "3", "--json"))
     seconds = result["run"]["train_seconds"]

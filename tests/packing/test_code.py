@@ -373,6 +373,14 @@ def test_defaults_are_those_of_the_base_recipe(packed_params):
         assert parse(kind, defaults[command], section) == expected
 
 
+def test_the_window_is_what_the_network_was_trained_on_last():
+    best = recipe("best")
+    model = dataclasses.asdict(best.model)
+    frozen = frozen_params(model, best.train, best.eval_sliding, best.eval_ttt)
+    assert frozen["train"]["sequence_length"] == 256
+    assert (frozen["eval"]["window"], frozen["eval_ttt"]["window"]) == (2048, 2048)
+
+
 def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
     mixture = "{kind: ngram, contexts: [2], min_count: 1, primer_tokens: 0, "
     mixture += "weight: 0.1, min_share: 0.8, beta: 1.0}"
