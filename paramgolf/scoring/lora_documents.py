@@ -29,7 +29,7 @@ from paramgolf.scoring.document_plan import (
 )
 from paramgolf.scoring.ledger import Ledger, expand_ranges
 from paramgolf.scoring.lora_adapter import LoraTrainer
-from paramgolf.scoring.lower_layers import LowerLayers
+from paramgolf.scoring.lower_layers import LowerLayers, rescales
 from paramgolf.scoring.scorer import (
     PassShape,
     Scorer,
@@ -123,6 +123,8 @@ class DocumentScorer(Scorer):
                 window=config.window,
                 chunk=config.documents.chunk_tokens,
             )
+        # a base that follows a row's length would follow what is added to it as well
+        self._width_step = 1 if rescales(network, config.window) else WIDTH_STEP
         self._graphs = CudaGraphs()
         self._own = own_batches(self.items, config.window, self.runtime)
         self.warm: dict[int, Matrices] = {}
@@ -179,7 +181,11 @@ class DocumentScorer(Scorer):
         window, trainer = self.config.window, self.trainer
         batches = [item for item in items if isinstance(item, DocumentBatch)]
         mine = [batch for batch in batches if batch in self._own]
-        uses = Counter(shape for batch in mine for shape in batch_shapes(batch, self.rows, window))
+        uses = Counter(
+            shape
+            for batch in mine
+            for shape in batch_shapes(batch, self.rows, window, self._width_step)
+        )
         ordered, recorded = sorted(uses, reverse=True), set()
         if self.runtime.device.type == "cuda":
             recorded = {shape for shape in ordered if worth_recording(shape, uses[shape])}
@@ -263,7 +269,7 @@ class DocumentScorer(Scorer):
         if self.config.documents.last_window == "full":
             ends = np.minimum(ends, stop)  # so that a document's end moves the context of its chunk
         rows = np.maximum(np.minimum(ends - width, stop), np.where(first < stop, start, 0))
-        read = round_width(width, window)
+        read = round_width(width, window, self._width_step)
         goes_on = stop > first + size
         if self._lower is not None:
             self._lower.cover(len(start), begin + size)
@@ -355,10 +361,12 @@ def rows_in_use(batch: DocumentBatch, rows: int) -> Iterator[tuple[int, int]]:
         yield begin, rows
 
 
-def batch_shapes(batch: DocumentBatch, rows: int, window: int) -> Iterator[tuple[int, int, int]]:
+def batch_shapes(
+    batch: DocumentBatch, rows: int, window: int, step: int
+) -> Iterator[tuple[int, int, int]]:
     """Yield the rows, the tokens read, and those scored, of each pass over a batch."""
     for begin, used in rows_in_use(batch, rows):
-        yield used, round_width(min(begin + batch.chunk, window), window), batch.chunk
+        yield used, round_width(min(begin + batch.chunk, window), window, step), batch.chunk
 
 
 def worth_recording(shape: tuple[int, int, int], uses: int) -> bool:
@@ -370,6 +378,6 @@ def worth_recording(shape: tuple[int, int, int], uses: int) -> bool:
     return uses * (LAUNCH_SECONDS - rows * read / TOKENS_A_SECOND) > RECORD_SECONDS
 
 
-def round_width(width: int, window: int) -> int:
-    """Return the width of the pass for `width` tokens; the extra ones on the right change none."""
-    return min(-(-width // WIDTH_STEP) * WIDTH_STEP, window)
+def round_width(width: int, window: int, step: int) -> int:
+    """Return the width of the pass for `width` tokens, a multiple of `step` or the window."""
+    return min(-(-width // step) * step, window)

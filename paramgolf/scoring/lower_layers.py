@@ -27,6 +27,12 @@ BLOCKS = 4  # of a window
 ROUND = 64  # tokens: kernels are compiled anew for lengths that are no multiple of 16
 
 
+def rescales(network: Network, window: int) -> bool:
+    """Tell whether the rotary base depends on the length of rows up to `window`."""
+    trained = network.config.rope_trained_length
+    return trained is not None and trained < window
+
+
 class LowerLayers:
     """The first `steps` layers' work for a batch of `rows` documents, a window and a block of each.
 
@@ -43,9 +49,8 @@ class LowerLayers:
         self.places = window + self._block + chunk
         self._start = self._stop = np.zeros(rows, dtype=np.int64)
         self._known = 0  # tokens of each document
-        # the rotary base depends on the length of a row, which other documents must not change
-        trained = network.config.rope_trained_length
-        self._rescales = trained is not None and trained < window
+        # other documents must not change what a row's length decides
+        self._rescales = rescales(network, window)
 
     def begin(self, start: np.ndarray, stop: np.ndarray) -> None:
         """Go on to the documents with the targets start[i]..stop[i], int64 [rows]."""

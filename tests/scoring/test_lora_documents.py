@@ -97,10 +97,18 @@ def test_dropping_rows_and_rounding_widths_change_nothing(monkeypatch, documents
     np.testing.assert_allclose(found, whole, atol=2e-4)
 
 
+def test_no_width_is_rounded_where_a_rows_length_decides_the_rotary_base(monkeypatch):
+    network, found = make_network(rope_trained_length=6), []
+    for step in (1, 256):
+        monkeypatch.setattr(lora_documents, "WIDTH_STEP", step)
+        found.append(adapt(make_text(200), network=network).nats)
+    assert (found[0] == found[1]).all()
+
+
 def test_widths_are_rounded_up_but_never_beyond_the_window():
-    widths = [lora_documents.round_width(width, 2048) for width in (48, 256, 257, 1025, 2048)]
+    widths = [lora_documents.round_width(width, 2048, 256) for width in (48, 256, 257, 1025, 2048)]
     assert widths == [256, 256, 512, 1280, 2048]
-    assert lora_documents.round_width(300, 400) == 400
+    assert lora_documents.round_width(300, 400, 256) == 400
 
 
 @pytest.mark.parametrize("documents", [{}, WARM, PHASES, {**PHASES, "order": "stream"}])
@@ -309,7 +317,7 @@ def test_what_a_pass_was_recorded_with_stays_in_its_place(documents, last_layers
     shapes = {
         shape
         for batch in batches
-        for shape in list(lora_documents.batch_shapes(batch, scorer.rows, WINDOW))[:-1]
+        for shape in list(lora_documents.batch_shapes(batch, scorer.rows, WINDOW, 8))[:-1]
     }
     scorer.record_passes(sorted(shapes, reverse=True))
     for item in scorer.items:
