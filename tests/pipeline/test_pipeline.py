@@ -41,6 +41,15 @@ def test_quantize_bits_rerun_only_quantize_onward(clean):
     assert clean.would_run()[0] == "eval_sliding"
 
 
+def test_what_a_stage_has_made_once_is_not_made_again(clean):
+    clean.set({"quantize": {"matrix_bits": 5}})
+    clean.run("dvc", "repro", "package")
+    clean.run("git", "checkout", "params.yaml")
+    output = clean.run("dvc", "repro", "package")
+    for stage in ("quantize", "package"):
+        assert f"Stage '{stage}' is cached - skipping run" in output
+
+
 @pytest.mark.parametrize(
     ("section", "changes", "first"),
     [
