@@ -68,8 +68,9 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     assert limit is not None
     trials: list[Trial] = []
     best: tuple[int, float, Solution] | None = None
-    doublings, solution = 0.0, solve(config)
+    doublings = 0.0
     for _ in range(MAX_TRIALS):
+        solution = solve(config.scaled(doublings))
         parts = measure(solution)
         total = sum(part.bytes for part in parts)
         trials.append(Trial(2**doublings, total))
@@ -85,7 +86,6 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
         elif doublings >= MOST_DOUBLINGS:
             _refuse(total - limit, parts)
         doublings = _next_doublings(trials, limit - SLACK_BYTES // 2, solution[0])
-        solution = solve(config.scaled(doublings))
     if best is None:
         _refuse(min(trial.bytes_total for trial in trials) - limit, parts)
     total, doublings, solution = best
