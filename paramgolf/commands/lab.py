@@ -64,7 +64,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--beside", type=Path, action="append", default=[], metavar="PLAN", help=beside
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
-    any_code = "count figures that other code has made; without it they are made anew"
+    any_code = "count what other code has found and need not run again; default: make it anew"
     parser.add_argument("--any-code", action="store_true", help=any_code)
     results = "NAME.json to add to, pages go beside it; default: results.json in --work"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)

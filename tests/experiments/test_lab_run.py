@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import threading
 import time
@@ -212,22 +213,63 @@ def test_a_variant_that_is_not_run_keeps_its_figures_where_its_tokens_are_not(
     assert [one.furthest for one in found] == ["trained", "trained"]
 
 
-def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):
-    def session(code: str, processes: FakeProcesses, *, any_code: bool = False) -> Session:
-        changed = {n: dataclasses.replace(s, code=code + s.code) for n, s in STAGES.items()}
-        records = Records(tmp_path / "results.json")
-        bench = Bench(tmp_path, ["0"], records, changed, processes)
-        plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal="packed")
-        return Session(plan, (), bench, any_code=any_code)
+def session_of_code(
+    code: str, tokens: Path, folder: Path, processes: FakeProcesses, goal: str, **how: bool
+) -> Session:
+    """Return a session of one run, whose stages have changed all together."""
+    changed = {n: dataclasses.replace(s, code=code + s.code) for n, s in STAGES.items()}
+    bench = Bench(folder, ["0"], Records(folder / "results.json"), changed, processes)
+    plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal=goal)
+    return Session(plan, (), bench, **how)
 
+
+def work_by_code(
+    code: str, tokens: Path, folder: Path, goal: str, **how: bool
+) -> tuple[list[str], dict[str, dict], dict[str, str]]:
+    """Run it; return the stages that ran, all figures, and the run's keys."""
     processes = FakeProcesses()
-    session("old", processes).work(command="")
-    assert len(processes.calls) == 5
-    session("new", processes, any_code=True).work(command="")
-    assert len(processes.calls) == 5
-    assert session("new", processes).forecast().cost.runs == 1
-    session("new", processes).work(command="")
-    assert len(processes.calls) == 10
+    session_of_code(code, tokens, folder, processes, goal, **how).work(command="")
+    content = Records(folder / "results.json").content
+    keys = content["plans"]["tiny"]["runs"][0]["keys"]
+    return [stage for stage, *_ in processes.calls], content["stages"], keys
+
+
+def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):
+    assert work_by_code("old", tokens, tmp_path, "packed")[0] == PACKED
+    assert work_by_code("new", tokens, tmp_path, "packed", any_code=True)[0] == []
+    session = session_of_code("new", tokens, tmp_path, FakeProcesses(), "packed")
+    assert session.forecast().cost.runs == 1
+    assert work_by_code("new", tokens, tmp_path, "packed")[0] == PACKED
+
+
+def test_a_score_of_what_other_code_made_is_none_of_what_this_code_makes(tokens, tmp_path):
+    _, _, old = work_by_code("old", tokens, tmp_path, "packed")
+    ran, _, mixed = work_by_code("new", tokens, tmp_path, "scored", any_code=True)
+    assert ran == ["eval_sliding"]
+    assert {**mixed, **old} == mixed
+    assert work_by_code("new", tokens, tmp_path, "scored", any_code=True)[0] == []
+    ran, figures, new = work_by_code("new", tokens, tmp_path, "scored")
+    assert ran == [*PACKED, "eval_sliding"]
+    assert not {*new.values()} & {*mixed.values()}
+    assert {*new.values()} | {*mixed.values()} == {*figures}
+
+
+def test_what_must_be_made_again_is_entered_as_made_by_this_code(tokens, tmp_path):
+    """As on another machine, to which the results were taken without what was trained."""
+    _, figures, old = work_by_code("old", tokens, tmp_path, "packed")
+    shutil.rmtree(tmp_path / "stages")
+    ran, after, new = work_by_code("new", tokens, tmp_path, "scored", any_code=True)
+    assert ran == [*PACKED, "eval_sliding"]
+    assert {key: after[key] for key in old.values()} == figures
+    assert not {*new.values()} & {*old.values()}
+    assert work_by_code("new", tokens, tmp_path, "scored")[0] == []
+
+
+def test_a_run_of_any_code_is_of_one_training(tokens, tmp_path):
+    _, _, first = work_by_code("first", tokens, tmp_path, "packed")
+    work_by_code("second", tokens, tmp_path, "trained")
+    ran, _, keys = work_by_code("third", tokens, tmp_path, "packed", any_code=True)
+    assert (ran, keys) == ([], first)
 
 
 def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):

@@ -7,6 +7,7 @@ so that another run takes the slot meanwhile, and scoring uses whichever slot is
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
@@ -124,8 +125,22 @@ class Bench:
 
     def left(self, run: Run) -> list[str]:
         """Return which stages of a run must still run here, none where one has failed."""
-        if self.records.failure(run):
-            return []
+        return [] if self.records.failure(run) else self._due(run)
+
+    def of_any_code(self, run: Run) -> Run:
+        """Return the run with those keys, of figures of any code, that leave least to run.
+
+        A stage that must run has the key of its code as it is, whatever made its inputs.
+        """
+        found, others = self.records.keys_of_any_code(run, self.stages)
+        runs = (dataclasses.replace(run, keys=keys) for keys in found)
+        left = ((one, self._due(one)) for one in runs)
+        allowed = [
+            (one, due) for one, due in left if others.isdisjoint(one.keys[stage] for stage in due)
+        ]
+        return min(allowed, key=lambda pair: len(pair[1]))[0]
+
+    def _due(self, run: Run) -> list[str]:
         recorded = {s for s, key in run.keys.items() if self.records.stage(key) is not None}
         present = {s for s, key in run.keys.items() if self.place(key).is_done}
         return due([*run.keys], self.stages, recorded=recorded, present=present)
@@ -272,8 +287,10 @@ class Laboratory:
             place.mark_done()
             joules = None if before is None or after is None else after - before
             figures = {"stage": stage, "wall_seconds": seconds, "energy_joules": joules}
-            figures |= {"metrics": place.metrics(stage), "alike": run.alike[stage]}
-            bench.records.add_stage(key, {**figures, "gpus": slot, **self._made})
+            inputs = [run.keys[other] for other in bench.stages[stage].depends]
+            figures |= {"alike": run.alike[stage], "before": inputs}
+            figures |= {"metrics": place.metrics(stage), "gpus": slot}
+            bench.records.add_stage(key, {**figures, **self._made})
             self._show(run, stage)
         job.left, job.busy = bench.left(run), False
         if not job.left:

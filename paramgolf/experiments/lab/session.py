@@ -40,8 +40,9 @@ class Forecast:
 class Session:
     """A plan with its parameters, on a bench; `changes` are those of the command line.
 
-    With `any_code`, figures count that other code has made. `only` names the variants that are run,
-    beside the first; None: all. The results have the whole plan in any case.
+    With `any_code`, figures count that other code has made, for stages that need not run again.
+    `only` names the variants that are run, beside the first; None: all. The results have the whole
+    plan in any case.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Session:
 
     def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
         runs = runs_of(self.plan, self.contents, made, self.bench.stages)
-        return [self.bench.records.of_any_code(run) for run in runs] if self._any_code else runs
+        return [*map(self.bench.of_any_code, runs)] if self._any_code else runs
 
     def _warnings(
         self, made: Mapping[str, Made | None], told: Power | ScreenPower
