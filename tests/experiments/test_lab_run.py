@@ -169,6 +169,18 @@ def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, 
     assert "results have a name that ends in .json" in command(*words, code=2)
 
 
+def test_results_that_say_nothing_of_gpus_and_energy_are_gone_on_with(tokens, tmp_path):
+    content = work(plan_of(tokens, seeds=[1]), tmp_path, FakeProcesses())
+    for figures in content["stages"].values():
+        for key in {*figures} - {"stage", "wall_seconds", "metrics"}:
+            del figures[key]
+    write_json(tmp_path / "results.json", content)
+    processes = FakeProcesses()
+    content = work(plan_of(tokens), tmp_path, processes)
+    assert [which for _, which, _ in processes.calls] == ["none 2", "gated 2"]
+    assert summarize(content, "tiny").variants[1].differences["trained"].n == 2
+
+
 def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, command):
     names = "base", "no skips", "five"
     variants = [*PLAN["variants"], {"name": "five", "changes": ["train.min_lr=0.5"]}]

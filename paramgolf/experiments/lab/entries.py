@@ -28,6 +28,7 @@ class Figures(Foreign):
     wall_seconds: NaturalFloat
     metrics: dict[str, Any]
     energy_joules: NaturalFloat | None = None
+    gpus: str | None = None
     alike: str | None = None
     before: tuple[str, ...] = ()
     commit: str | None = None

@@ -210,7 +210,8 @@ class Laboratory:
     def _had(self, jobs: Iterable[Job]) -> Counter[tuple[str, str]]:
         """Count which slot trained which variant, as the records tell."""
         trained = ((job.run, self._bench.records.stage(job.run.keys["train"])) for job in jobs)
-        return Counter((figures["gpus"], run.variant) for run, figures in trained if figures)
+        told = ((run, figures) for run, figures in trained if figures and figures.get("gpus"))
+        return Counter((figures["gpus"], run.variant) for run, figures in told)
 
     def work(self) -> None:
         """Run all that is left; on Ctrl-C stages are ended, and what is done stays done."""
