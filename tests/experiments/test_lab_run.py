@@ -8,13 +8,13 @@ import random
 import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work, write_plan
 
+from paramgolf.clock import Clock
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import Bench, only_one, slots_of
@@ -416,19 +416,22 @@ def test_an_interrupted_plan_goes_on(tokens, tmp_path):
     assert not content["failures"]
 
 
-def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(tokens, tmp_path):
-    plan = plan_of(tokens, goal="packed")
-    soon = time.monotonic() + 0.5
+def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(
+    tokens, tmp_path, command, monkeypatch
+):
+    now, path = [0.0], tmp_path / "plan.json"
 
     def before(stage, params):
-        if stage == "train":
-            time.sleep(max(0.0, soon + 0.1 - time.monotonic()))
+        now[0] += 60.0 * (stage == "train")
 
     processes = FakeProcesses(before)
-    work(plan, tmp_path, processes, deadline=soon)
-    assert [stage for stage, *_ in processes.calls] == PACKED
-    work(plan, tmp_path, processes, deadline=soon)
-    assert [stage for stage, *_ in processes.calls] == PACKED
+    monkeypatch.setattr("paramgolf.experiments.lab.stages.Processes", lambda: processes)
+    monkeypatch.setattr("paramgolf.clock.Clock", lambda: Clock(now=lambda: now[0]))
+    write_plan(path, tokens, goal="packed")
+    for seconds, runs in (("100", 2), ("50", 3)):
+        command("lab", str(path), "--gpus", "1", "--work", str(tmp_path), "--stop-after", seconds)
+        counts = Counter(stage for stage, *_ in processes.calls)
+        assert counts == dict.fromkeys(PACKED, runs)
 
 
 @pytest.mark.parametrize(

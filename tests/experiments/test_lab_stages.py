@@ -86,7 +86,7 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     while not (tmp_path / "train.log").is_file() or not (tmp_path / "train.log").read_text():
         time.sleep(0.02)
     processes.stop()
-    thread.join(20)
+    thread.join()
     assert len(caught) == 1
     with pytest.raises(StoppedError):
         processes.run("train", place, stages.environment_of(tmp_path, None))

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -183,7 +182,7 @@ class Laboratory:
     """A plan's runs on their way.
 
     `show` is called after each stage with the run and its name; stages' logs go to `mirror` too;
-    no training is begun after `deadline`, a time of time.monotonic.
+    no training is begun once it is `late`, as that function tells.
     """
 
     def __init__(
@@ -192,11 +191,11 @@ class Laboratory:
         bench: Bench,
         *,
         show: Callable[[Run, str], None],
+        late: Callable[[], bool],
         mirror: Mirror | None = None,
-        deadline: float | None = None,
     ) -> None:
         self._bench, self._show = bench, show
-        self._mirror, self._deadline = mirror, deadline
+        self._late, self._mirror = late, mirror
         self._energy, self._made = EnergyMeter(), commit_of_code()
         self._running: dict[Future[float], Task] = {}
         rounds: dict[tuple[int, int], int] = {}
@@ -254,8 +253,8 @@ class Laboratory:
         return bool(self._running)
 
     def _update(self, jobs: Iterable[Job]) -> None:
-        """Note which stages each job has left: none after the deadline, if it has not begun."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
+        """Note which stages each job has left: none if it is late and it has not begun."""
+        late = self._late()
         for job in jobs:
             job.left = [] if late and not job.begun else self._bench.left(job.run)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,12 +114,13 @@ class Session:
         command: str,
         retry: bool = False,
         mirror: Mirror | None = None,
-        deadline: float | None = None,
+        late: Callable[[], bool] = lambda: False,
         beside: Sequence[Session] = (),
     ) -> None:
         """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on.
 
-        The runs of sessions `beside`, on the same bench, are spread over its GPUs with these.
+        No training is begun once it is `late`. The runs of sessions `beside`, on the same bench,
+        are spread over its GPUs with these.
         """
         bench, sessions = self.bench, [self, *beside]
         if mirror is not None:
@@ -136,7 +137,7 @@ class Session:
             for one in sessions:
                 texts = {name: next(made) for name in one._chosen}
                 runs += one._begin(texts, command, retry=retry)
-            laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)
+            laboratory = Laboratory(runs, bench, show=self._came, late=late, mirror=mirror)
             try:
                 laboratory.work()
             finally:
