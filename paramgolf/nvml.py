@@ -18,9 +18,9 @@ def open_nvml(library: str = LIBRARY) -> ctypes.CDLL | None:
     return None if nvml.nvmlInit_v2() else nvml
 
 
-def gpu_count(library: str = LIBRARY) -> int | None:
+def gpu_count() -> int | None:
     """Return how many GPUs the machine has, whichever a process may see; None if nobody tells."""
-    nvml, count = open_nvml(library), ctypes.c_uint()
+    nvml, count = open_nvml(), ctypes.c_uint()
     if nvml is None or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)):
         return None
     return count.value

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,7 +63,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--beside", type=Path, action="append", default=[], metavar="PLAN", help=beside
     )
     parser.add_argument("--retry", action="store_true", help="run again what failed by itself")
-    any_code = "count figures that other code has made; without it they are made anew"
+    any_code = "count what other code has found and need not run again; default: make it anew"
     parser.add_argument("--any-code", action="store_true", help=any_code)
     results = "NAME.json to add to, pages go beside it; default: results.json in --work"
     parser.add_argument("--results", type=Path, metavar="FILE", help=results)
@@ -86,6 +85,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Run the plan, or what is left of it; return 1 where a run failed."""
+    from paramgolf.clock import Clock
     from paramgolf.experiments.lab.plan import read_plan
     from paramgolf.experiments.lab.records import Records
     from paramgolf.experiments.lab.run import Bench, slots_of
@@ -94,7 +94,7 @@ def run(options: argparse.Namespace) -> int:
     from paramgolf.mirror import Mirror
     from paramgolf.progress import say
 
-    start, changes = time.monotonic(), options.assignments
+    clock, changes = Clock(), options.assignments
     plan = read_plan(options.plan)
     plan.chosen(options.only)  # which says what is wrong with the names
     if options.ablate is not None:
@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
             command=" ".join(["paramgolf lab", str(options.plan), *changes]),
             retry=options.retry,
             mirror=None if options.mirror is None else Mirror(options.mirror, "--mirror"),
-            deadline=None if options.stop_after is None else start + options.stop_after,
+            late=lambda: options.stop_after is not None and clock.elapsed > options.stop_after,
             beside=sessions[1:],
         )
     return show(records, only, as_json=options.json)

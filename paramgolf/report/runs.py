@@ -29,23 +29,23 @@ class ShownRun(Experiment):
 
 
 def load_runs(
-    wanted: Sequence[str], root: Path = Path(), *, everywhere: bool = False
+    wanted: Sequence[str], *, everywhere: bool = False
 ) -> tuple[list[ShownRun], dict[str, str]]:
     """Return the runs, each once, and why others were left out, by name.
 
     `wanted` is as in `paramgolf.experiments.read.find`. After `dvc exp run` the workspace is the
     same run as the experiment: it counts once.
     """
-    sources = find(wanted, root, everywhere=everywhere)
+    sources = find(wanted, everywhere=everywhere)
     chosen: list[tuple[Source, Experiment]] = []
     left_out: dict[str, str] = {}
-    for source, experiment in zip(sources, read(sources, root), strict=True):
+    for source, experiment in zip(sources, read(sources), strict=True):
         if not experiment.metrics:
             left_out[experiment.name] = "it has no metrics of its own"
         elif not any(_same(experiment, other) for _, other in chosen):
             chosen.append((source, experiment))
     _check_count(chosen, left_out)
-    return [_run(source, experiment, root) for source, experiment in chosen], left_out
+    return [_run(source, experiment) for source, experiment in chosen], left_out
 
 
 def _same(one: Experiment, other: Experiment) -> bool:
@@ -66,9 +66,9 @@ def _check_count(chosen: Sequence[object], left_out: Mapping[str, str]) -> None:
         )
 
 
-def _run(source: Source, experiment: Experiment, root: Path) -> ShownRun:
+def _run(source: Source, experiment: Experiment) -> ShownRun:
     name, foreign = experiment.name, experiment.foreign
-    log, package = read_outputs(source.commit, (LOG, PACKAGE), root)
+    log, package = read_outputs(source.commit, (LOG, PACKAGE), Path())
     return ShownRun(
         name,
         experiment.params,

@@ -89,6 +89,15 @@ def test_a_part_takes_with_it_what_the_fault_names(folder):
     assert [other.name for other in others] == ["without model.kv_heads"]
 
 
+def test_parts_that_need_each_other_are_left_out_once(folder):
+    model = {"width": 96, "heads": 12, "rope_dims": 4}
+    write(folder, "fours", model=model | {"kv_heads": 4}, train={"muon_kv_heads": 4})
+    threes = {"model": {"kv_heads": 3}, "train": {"muon_kv_heads": 3}}
+    write(folder, "threes", **{"from": "fours"}, **threes)
+    (one,) = ablation(plan_of(common=[]), "threes").plan.variants[1:]
+    assert {*one.changes} == {"model.kv_heads=4", "train.muon_kv_heads=4"}
+
+
 def test_what_cannot_be_left_out_is_said(folder):
     write(folder, "mine", model={"width": 256, "q_gain": 2.0})
     heads = ("model.heads=64", "model.kv_heads=64", "model.rope_dims=4")  # too many for width 128

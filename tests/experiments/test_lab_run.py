@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import random
+import shutil
 import signal
 import threading
-import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from lab_case import PLAN, STAGES, FakeProcesses, plan_of, session_of, work, write_plan
 
+from paramgolf.clock import Clock
 from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.records import Records, Run
 from paramgolf.experiments.lab.run import Bench, only_one, slots_of
@@ -168,6 +169,18 @@ def test_results_whose_name_is_that_of_their_page_are_refused(tokens, tmp_path, 
     assert "results have a name that ends in .json" in command(*words, code=2)
 
 
+def test_results_that_say_nothing_of_gpus_and_energy_are_gone_on_with(tokens, tmp_path):
+    content = work(plan_of(tokens, seeds=[1]), tmp_path, FakeProcesses())
+    for figures in content["stages"].values():
+        for key in {*figures} - {"stage", "wall_seconds", "metrics"}:
+            del figures[key]
+    write_json(tmp_path / "results.json", content)
+    processes = FakeProcesses()
+    content = work(plan_of(tokens), tmp_path, processes)
+    assert [which for _, which, _ in processes.calls] == ["none 2", "gated 2"]
+    assert summarize(content, "tiny").variants[1].differences["trained"].n == 2
+
+
 def test_one_variant_is_run_and_the_results_keep_all(tokens, tmp_path, command):
     names = "base", "no skips", "five"
     variants = [*PLAN["variants"], {"name": "five", "changes": ["train.min_lr=0.5"]}]
@@ -212,22 +225,63 @@ def test_a_variant_that_is_not_run_keeps_its_figures_where_its_tokens_are_not(
     assert [one.furthest for one in found] == ["trained", "trained"]
 
 
-def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):
-    def session(code: str, processes: FakeProcesses, *, any_code: bool = False) -> Session:
-        changed = {n: dataclasses.replace(s, code=code + s.code) for n, s in STAGES.items()}
-        records = Records(tmp_path / "results.json")
-        bench = Bench(tmp_path, ["0"], records, changed, processes)
-        plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal="packed")
-        return Session(plan, (), bench, any_code=any_code)
+def session_of_code(
+    code: str, tokens: Path, folder: Path, processes: FakeProcesses, goal: str, **how: bool
+) -> Session:
+    """Return a session of one run, whose stages have changed all together."""
+    changed = {n: dataclasses.replace(s, code=code + s.code) for n, s in STAGES.items()}
+    bench = Bench(folder, ["0"], Records(folder / "results.json"), changed, processes)
+    plan = plan_of(tokens, seeds=[1], variants=[{"name": "base"}], goal=goal)
+    return Session(plan, (), bench, **how)
 
+
+def work_by_code(
+    code: str, tokens: Path, folder: Path, goal: str, **how: bool
+) -> tuple[list[str], dict[str, dict], dict[str, str]]:
+    """Run it; return the stages that ran, all figures, and the run's keys."""
     processes = FakeProcesses()
-    session("old", processes).work(command="")
-    assert len(processes.calls) == 5
-    session("new", processes, any_code=True).work(command="")
-    assert len(processes.calls) == 5
-    assert session("new", processes).forecast().cost.runs == 1
-    session("new", processes).work(command="")
-    assert len(processes.calls) == 10
+    session_of_code(code, tokens, folder, processes, goal, **how).work(command="")
+    content = Records(folder / "results.json").content
+    keys = content["plans"]["tiny"]["runs"][0]["keys"]
+    return [stage for stage, *_ in processes.calls], content["stages"], keys
+
+
+def test_figures_count_for_the_code_that_made_them_unless_any_code_will_do(tokens, tmp_path):
+    assert work_by_code("old", tokens, tmp_path, "packed")[0] == PACKED
+    assert work_by_code("new", tokens, tmp_path, "packed", any_code=True)[0] == []
+    session = session_of_code("new", tokens, tmp_path, FakeProcesses(), "packed")
+    assert session.forecast().cost.runs == 1
+    assert work_by_code("new", tokens, tmp_path, "packed")[0] == PACKED
+
+
+def test_a_score_of_what_other_code_made_is_none_of_what_this_code_makes(tokens, tmp_path):
+    _, _, old = work_by_code("old", tokens, tmp_path, "packed")
+    ran, _, mixed = work_by_code("new", tokens, tmp_path, "scored", any_code=True)
+    assert ran == ["eval_sliding"]
+    assert {**mixed, **old} == mixed
+    assert work_by_code("new", tokens, tmp_path, "scored", any_code=True)[0] == []
+    ran, figures, new = work_by_code("new", tokens, tmp_path, "scored")
+    assert ran == [*PACKED, "eval_sliding"]
+    assert not {*new.values()} & {*mixed.values()}
+    assert {*new.values()} | {*mixed.values()} == {*figures}
+
+
+def test_what_must_be_made_again_is_entered_as_made_by_this_code(tokens, tmp_path):
+    """As on another machine, to which the results were taken without what was trained."""
+    _, figures, old = work_by_code("old", tokens, tmp_path, "packed")
+    shutil.rmtree(tmp_path / "stages")
+    ran, after, new = work_by_code("new", tokens, tmp_path, "scored", any_code=True)
+    assert ran == [*PACKED, "eval_sliding"]
+    assert {key: after[key] for key in old.values()} == figures
+    assert not {*new.values()} & {*old.values()}
+    assert work_by_code("new", tokens, tmp_path, "scored")[0] == []
+
+
+def test_a_run_of_any_code_is_of_one_training(tokens, tmp_path):
+    _, _, first = work_by_code("first", tokens, tmp_path, "packed")
+    work_by_code("second", tokens, tmp_path, "trained")
+    ran, _, keys = work_by_code("third", tokens, tmp_path, "packed", any_code=True)
+    assert (ran, keys) == ([], first)
 
 
 def test_variants_of_the_quantizer_share_a_training(tokens, tmp_path):
@@ -362,19 +416,22 @@ def test_an_interrupted_plan_goes_on(tokens, tmp_path):
     assert not content["failures"]
 
 
-def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(tokens, tmp_path):
-    plan = plan_of(tokens, goal="packed")
-    soon = time.monotonic() + 0.5
+def test_no_training_begins_when_time_is_up_and_what_has_begun_ends(
+    tokens, tmp_path, command, monkeypatch
+):
+    now, path = [0.0], tmp_path / "plan.json"
 
     def before(stage, params):
-        if stage == "train":
-            time.sleep(max(0.0, soon + 0.1 - time.monotonic()))
+        now[0] += 60.0 * (stage == "train")
 
     processes = FakeProcesses(before)
-    work(plan, tmp_path, processes, deadline=soon)
-    assert [stage for stage, *_ in processes.calls] == PACKED
-    work(plan, tmp_path, processes, deadline=soon)
-    assert [stage for stage, *_ in processes.calls] == PACKED
+    monkeypatch.setattr("paramgolf.experiments.lab.stages.Processes", lambda: processes)
+    monkeypatch.setattr("paramgolf.clock.Clock", lambda: Clock(now=lambda: now[0]))
+    write_plan(path, tokens, goal="packed")
+    for seconds, runs in (("100", 2), ("50", 3)):
+        command("lab", str(path), "--gpus", "1", "--work", str(tmp_path), "--stop-after", seconds)
+        counts = Counter(stage for stage, *_ in processes.calls)
+        assert counts == dict.fromkeys(PACKED, runs)
 
 
 @pytest.mark.parametrize(

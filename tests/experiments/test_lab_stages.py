@@ -6,9 +6,10 @@ import threading
 import time
 
 import pytest
+import yaml
 
 from paramgolf.experiments.lab import stages
-from paramgolf.experiments.lab.stages import Processes, StoppedError, failure_of
+from paramgolf.experiments.lab.stages import Processes, StoppedError, failure_of, read_stages
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,37 @@ def test_a_failure_is_said_in_a_line(code, said, expected):
     assert failure_of(code, said) == expected
 
 
+@pytest.mark.parametrize(
+    ("edited", "changed"),
+    [
+        ("paramgolf/experiments/packed_score.py", {"packed"}),
+        ("paramgolf/validate.py", {"packed"}),
+        ("paramgolf/evaluation.py", {"packed", "eval_sliding"}),
+        ("stages/eval_sliding.py", {"eval_sliding"}),
+        ("stages/package.py", {"package"}),
+    ],
+)
+def test_an_edit_changes_the_code_of_the_stages_that_run_it(tmp_path, edited, changed):
+    score = "import paramgolf.evaluation\n"
+    files = {
+        "stages/package.py": "",
+        "paramgolf/packing/entry.py": "",
+        "stages/eval_sliding.py": score,
+        "paramgolf/experiments/packed_score.py": score + "import paramgolf.validate\n",
+        "paramgolf/evaluation.py": "",
+        "paramgolf/validate.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    plan = {name: {"deps": [], "params": []} for name in ("package", "eval_sliding")}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump({"stages": plan}))
+    before = read_stages(tmp_path)
+    (tmp_path / edited).write_text(files[edited] + "answer = 42\n")
+    after = read_stages(tmp_path)
+    assert {name for name in after if after[name].code != before[name].code} == changed
+
+
 def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     script = tmp_path / "stages" / "train.py"
     script.parent.mkdir()
@@ -54,7 +86,7 @@ def test_a_stage_that_is_stopped_ends_at_once(tmp_path, monkeypatch):
     while not (tmp_path / "train.log").is_file() or not (tmp_path / "train.log").read_text():
         time.sleep(0.02)
     processes.stop()
-    thread.join(20)
+    thread.join()
     assert len(caught) == 1
     with pytest.raises(StoppedError):
         processes.run("train", place, stages.environment_of(tmp_path, None))

@@ -63,15 +63,14 @@ def ablation(plan: Plan, recipe: str) -> Ablation:
     made = dataclasses.replace(
         plan, name=f"ablate-{recipe}", recipe=recipe, variants=(whole,), factors=(), runs=None
     )
-    variants, impossible = [whole], {}
+    variants, impossible = {frozenset[str](): whole}, {}
     for part in found:
         variant = _without(made, part, changed, back)
         if isinstance(variant, Variant):
-            if variant not in variants:
-                variants.append(variant)
+            variants.setdefault(frozenset(variant.changes), variant)
         else:
             impossible[", ".join(part)] = variant
-    return Ablation(dataclasses.replace(made, variants=tuple(variants)), impossible)
+    return Ablation(dataclasses.replace(made, variants=tuple(variants.values())), impossible)
 
 
 def _fixed(plan: Plan, recipes: Sequence[str]) -> set[str]:

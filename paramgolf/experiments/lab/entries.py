@@ -19,13 +19,18 @@ TEXTS = ("device", "torch")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures(Foreign):
-    """What a stage found; energy is that of its GPUs, of which a CPU has none."""
+    """What a stage found; energy is that of its GPUs, of which a CPU has none.
+
+    `alike` is the key but for code, `before` has the keys of the stages whose outputs it took.
+    """
 
     stage: str
     wall_seconds: NaturalFloat
     metrics: dict[str, Any]
     energy_joules: NaturalFloat | None = None
+    gpus: str | None = None
     alike: str | None = None
+    before: tuple[str, ...] = ()
     commit: str | None = None
 
     def faults(self) -> Iterator[Fault]:

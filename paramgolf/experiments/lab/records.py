@@ -7,9 +7,9 @@ that is run again finds the figures that exist, even those of another plan.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,13 +63,22 @@ def keys_of(
     """
     keys: dict[str, str] = {}
     for name in wanted:
-        stage = stages[name]
-        before: list[object] = [keys[other] for other in stage.depends]
-        before = before or [*beginning]
-        made = stage.code if code else None
-        what = json.dumps([name, made, stage.values(content), before], sort_keys=True)
-        keys[name] = hashlib.sha256(what.encode()).hexdigest()[:KEY_LENGTH]
+        before = [keys[other] for other in stages[name].depends] or beginning
+        keys[name] = _key(name, stages[name], content, before, code=code)
     return keys
+
+
+def _key(
+    name: str,
+    stage: Stage,
+    content: Mapping[str, Any],
+    before: Sequence[object],
+    *,
+    code: bool = True,
+) -> str:
+    made = stage.code if code else None
+    what = json.dumps([name, made, stage.values(content), [*before]], sort_keys=True)
+    return hashlib.sha256(what.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -103,11 +112,30 @@ class Records:
         found: dict[str, Any] | None = self.content["stages"].get(key)
         return found
 
-    def of_any_code(self, run: Run) -> Run:
-        """Return the run with the keys of figures that are here but for the code that made them."""
-        alike = {one.get("alike"): key for key, one in self.content["stages"].items()}
-        keys = {stage: alike.get(run.alike[stage], key) for stage, key in run.keys.items()}
-        return dataclasses.replace(run, keys=keys)
+    def keys_of_any_code(
+        self, run: Run, stages: Mapping[str, Stage]
+    ) -> tuple[list[dict[str, str]], set[str]]:
+        """Return all that a run's keys can be, and which keys among them are of other code.
+
+        A stage has the key of its code as it is, or that of figures which other code made, if it
+        made them of the outputs of the stages before it that have these keys. The first are those
+        of the code as it is.
+        """
+        figures, alike = self.content["stages"], defaultdict(list)
+        for key, one in figures.items():
+            alike[one.get("alike")].append(key)
+        found: list[dict[str, str]] = [{}]
+        others: set[str] = set()
+        for name, first in run.keys.items():
+            longer = []
+            for keys in found:
+                before = [keys[other] for other in stages[name].depends]
+                own = _key(name, stages[name], run.content, before) if before else first
+                made = [k for k in alike[run.alike[name]] if figures[k].get("before", []) == before]
+                others |= {*made} - {own}
+                longer += [{**keys, name: key} for key in dict.fromkeys([own, *made])]
+            found = longer
+        return found, others
 
     def failure(self, run: Run) -> dict[str, Any] | None:
         """Return why a run cannot be finished, None where nothing is known against it."""

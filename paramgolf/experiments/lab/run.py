@@ -7,10 +7,10 @@ so that another run takes the slot meanwhile, and scoring uses whichever slot is
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
@@ -124,8 +124,22 @@ class Bench:
 
     def left(self, run: Run) -> list[str]:
         """Return which stages of a run must still run here, none where one has failed."""
-        if self.records.failure(run):
-            return []
+        return [] if self.records.failure(run) else self._due(run)
+
+    def of_any_code(self, run: Run) -> Run:
+        """Return the run with those keys, of figures of any code, that leave least to run.
+
+        A stage that must run has the key of its code as it is, whatever made its inputs.
+        """
+        found, others = self.records.keys_of_any_code(run, self.stages)
+        runs = (dataclasses.replace(run, keys=keys) for keys in found)
+        left = ((one, self._due(one)) for one in runs)
+        allowed = [
+            (one, due) for one, due in left if others.isdisjoint(one.keys[stage] for stage in due)
+        ]
+        return min(allowed, key=lambda pair: len(pair[1]))[0]
+
+    def _due(self, run: Run) -> list[str]:
         recorded = {s for s, key in run.keys.items() if self.records.stage(key) is not None}
         present = {s for s, key in run.keys.items() if self.place(key).is_done}
         return due([*run.keys], self.stages, recorded=recorded, present=present)
@@ -168,7 +182,7 @@ class Laboratory:
     """A plan's runs on their way.
 
     `show` is called after each stage with the run and its name; stages' logs go to `mirror` too;
-    no training is begun after `deadline`, a time of time.monotonic.
+    no training is begun once it is `late`, as that function tells.
     """
 
     def __init__(
@@ -177,11 +191,11 @@ class Laboratory:
         bench: Bench,
         *,
         show: Callable[[Run, str], None],
+        late: Callable[[], bool],
         mirror: Mirror | None = None,
-        deadline: float | None = None,
     ) -> None:
         self._bench, self._show = bench, show
-        self._mirror, self._deadline = mirror, deadline
+        self._late, self._mirror = late, mirror
         self._energy, self._made = EnergyMeter(), commit_of_code()
         self._running: dict[Future[float], Task] = {}
         rounds: dict[tuple[int, int], int] = {}
@@ -195,7 +209,8 @@ class Laboratory:
     def _had(self, jobs: Iterable[Job]) -> Counter[tuple[str, str]]:
         """Count which slot trained which variant, as the records tell."""
         trained = ((job.run, self._bench.records.stage(job.run.keys["train"])) for job in jobs)
-        return Counter((figures["gpus"], run.variant) for run, figures in trained if figures)
+        told = ((run, figures) for run, figures in trained if figures and figures.get("gpus"))
+        return Counter((figures["gpus"], run.variant) for run, figures in told)
 
     def work(self) -> None:
         """Run all that is left; on Ctrl-C stages are ended, and what is done stays done."""
@@ -238,8 +253,8 @@ class Laboratory:
         return bool(self._running)
 
     def _update(self, jobs: Iterable[Job]) -> None:
-        """Note which stages each job has left: none after the deadline, if it has not begun."""
-        late = self._deadline is not None and time.monotonic() > self._deadline
+        """Note which stages each job has left: none if it is late and it has not begun."""
+        late = self._late()
         for job in jobs:
             job.left = [] if late and not job.begun else self._bench.left(job.run)
 
@@ -272,8 +287,10 @@ class Laboratory:
             place.mark_done()
             joules = None if before is None or after is None else after - before
             figures = {"stage": stage, "wall_seconds": seconds, "energy_joules": joules}
-            figures |= {"metrics": place.metrics(stage), "alike": run.alike[stage]}
-            bench.records.add_stage(key, {**figures, "gpus": slot, **self._made})
+            inputs = [run.keys[other] for other in bench.stages[stage].depends]
+            figures |= {"alike": run.alike[stage], "before": inputs}
+            figures |= {"metrics": place.metrics(stage), "gpus": slot}
+            bench.records.add_stage(key, {**figures, **self._made})
             self._show(run, stage)
         job.left, job.busy = bench.left(run), False
         if not job.left:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,9 @@ class Forecast:
 class Session:
     """A plan with its parameters, on a bench; `changes` are those of the command line.
 
-    With `any_code`, figures count that other code has made. `only` names the variants that are run,
-    beside the first; None: all. The results have the whole plan in any case.
+    With `any_code`, figures count that other code has made, for stages that need not run again.
+    `only` names the variants that are run, beside the first; None: all. The results have the whole
+    plan in any case.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Session:
 
     def _runs(self, made: Mapping[str, Made | None]) -> list[Run]:
         runs = runs_of(self.plan, self.contents, made, self.bench.stages)
-        return [self.bench.records.of_any_code(run) for run in runs] if self._any_code else runs
+        return [*map(self.bench.of_any_code, runs)] if self._any_code else runs
 
     def _warnings(
         self, made: Mapping[str, Made | None], told: Power | ScreenPower
@@ -113,12 +114,13 @@ class Session:
         command: str,
         retry: bool = False,
         mirror: Mirror | None = None,
-        deadline: float | None = None,
+        late: Callable[[], bool] = lambda: False,
         beside: Sequence[Session] = (),
     ) -> None:
         """Run what is left, and keep the results up to date; Ctrl-C leaves it to be gone on.
 
-        The runs of sessions `beside`, on the same bench, are spread over its GPUs with these.
+        No training is begun once it is `late`. The runs of sessions `beside`, on the same bench,
+        are spread over its GPUs with these.
         """
         bench, sessions = self.bench, [self, *beside]
         if mirror is not None:
@@ -135,7 +137,7 @@ class Session:
             for one in sessions:
                 texts = {name: next(made) for name in one._chosen}
                 runs += one._begin(texts, command, retry=retry)
-            laboratory = Laboratory(runs, bench, show=self._came, mirror=mirror, deadline=deadline)
+            laboratory = Laboratory(runs, bench, show=self._came, late=late, mirror=mirror)
             try:
                 laboratory.work()
             finally:

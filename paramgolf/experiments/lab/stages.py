@@ -22,9 +22,11 @@ from typing import Any
 
 import yaml
 
+from paramgolf.code_hash import code_hash
 from paramgolf.experiments.lab.plan import STAGES
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.gpu_slots import VISIBLE
+from paramgolf.imports import closure
 from paramgolf.launch import end_groups
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.process import SIGNALLED
@@ -79,9 +81,15 @@ def read_stages(root: Path = ROOT) -> dict[str, Stage]:
         outs = (dep.removeprefix(ARTIFACTS) for dep in plan[name]["deps"])
         depends = tuple(out for out in outs if out in names)
         found[name] = Stage(depends, tuple(plan[name]["params"]), stage_hash(name, root))
-        if name == "package":  # `packed` runs what eval_sliding does, on the windows of training
-            found["packed"] = Stage(("package",), (), stage_hash("eval_sliding", root))
+        if name == "package":  # `packed` is no stage of DVC's
+            found["packed"] = Stage(("package",), (), _module_hash(MODULES["packed"], root))
     return found
+
+
+def _module_hash(module: str, root: Path) -> str:
+    script = Path(*module.split(".")).with_suffix(".py")
+    paths = (script, *closure(script, root))
+    return code_hash({path.as_posix(): (root / path).read_text("utf-8") for path in paths})
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,7 +213,7 @@ def figures_of(stages: Mapping[str, Mapping[str, Any]], text_tokens: int) -> dic
     if stages:
         found["wall_seconds"] = sum(record["wall_seconds"] for record in stages.values())
     if "train" in stages:
-        found["train_joules"] = stages["train"]["energy_joules"]
+        found["train_joules"] = stages["train"].get("energy_joules")
         found["passes"] = stages["train"]["metrics"]["tokens"] / text_tokens
     return {name: value for name, value in found.items() if value is not None}
 
