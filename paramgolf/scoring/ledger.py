@@ -6,8 +6,9 @@ been scored. What the ledger refuses never reaches the result, because the resul
 an evaluator that scores a chunk again after it has learned from it, or keeps the better of two
 scores (both were found in submissions), cannot report what it computed.
 
-Scores are entered where they are computed, target by target. Updates are entered before the
-optimizer's step, so that a refused update never changes the weights.
+Scores are entered where they are computed, target by target, and updates in the order in which the
+device makes them. A refused update ends the evaluation; where passes are launched ahead
+(lora_documents), the weights in memory may have made it by then.
 """
 
 from __future__ import annotations
@@ -111,8 +112,8 @@ class Ledger:
     def update(self, start: np.ndarray, stop: np.ndarray, *, own: bool = False) -> None:
         """Enter an update of the weights that learns from the targets start[i]..stop[i].
 
-        Call it before the optimizer's step; a target without a score is a LedgerError. With `own`
-        only this process makes the update, on weights that are its own.
+        It comes after the scores that the device has computed by then; a target without one is a
+        LedgerError. With `own` only this process makes the update, on weights that are its own.
         """
         self._inside(start, stop)
         targets = expand_ranges(start, stop)

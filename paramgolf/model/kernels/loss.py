@@ -48,6 +48,16 @@ def _capped(z, above, below, per_nat: tl.constexpr):
 
 
 @triton.jit
+def _second(second, weight, bits, MASKED: tl.constexpr):
+    """Return a token's second target and its weight, 0 where there is none or it cannot come."""
+    target = tl.load(second).to(tl.int32)
+    there = target >= 0
+    if MASKED:
+        there = ((tl.load(bits + (target >> 5), mask=there, other=0) >> (target & 31)) & 1) > 0
+    return target, tl.where(there, tl.load(weight), 0.0)
+
+
+@triton.jit
 def _losses(
     logits, targets, caps, nll, words, states, seconds, weight, vocab, width,
     WIDE: tl.constexpr, EXACT: tl.constexpr, GRADIENT: tl.constexpr, MASKED: tl.constexpr,
@@ -98,14 +108,9 @@ def _losses(
         wanted = tl.where(column == target, 1.0, 0.0)
         weights = 1.0
         if SECOND:
-            second = tl.load(seconds + row).to(tl.int32)
-            there = second >= 0
-            if MASKED:
-                its_word = tl.load(bits + (second >> 5), mask=there, other=0)
-                there = ((its_word >> (second & 31)) & 1) > 0
-            other = tl.where(there, tl.load(weight), 0.0)
-            wanted += tl.where(column == second, other, 0.0)
-            weights += other
+            second, its_weight = _second(seconds + row, weight, bits, MASKED)
+            wanted += tl.where(column == second, its_weight, 0.0)
+            weights += its_weight
         # softmax - [j = t], then through the cap
         gradient = powers * (weights / total) - wanted
         tl.store(here + column, gradient * (1.0 - bent * bent), mask=live)
