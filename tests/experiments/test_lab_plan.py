@@ -88,12 +88,13 @@ def test_variants_at_fault_come_in_one_message():
         {"name": "one", "changes": ["model.layres=3"]},
         {"name": "two", "recipe": "pr0"},
         {"name": "three", "changes": ["fidelity=published"]},
+        {"name": "four", "recipe": "pr0"},
     ]
     with pytest.raises(ParamGolfError) as caught:
         contents(plan_of(variants=variants))
     message = str(caught.value)
     assert "variant `one`: a fault in the parameters\n  - `model.layres` is not" in message
-    assert "variant `two`: there is no recipe `pr0`" in message
+    assert "variant `two`, `four`: there is no recipe `pr0`" in message
     assert "variant `three`: `fidelity` is `published`" in message
 
 

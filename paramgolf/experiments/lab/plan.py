@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,14 +228,16 @@ def contents(plan: Plan, changes: Sequence[str] = ()) -> dict[str, dict[str, Any
     """
     if plan.factors:
         _check_factors(plan, changes)
-    found, faults = {}, []
+    found, faults = {}, defaultdict[str, list[str]](list)
     for variant in plan.variants:
         try:
             found[variant.name] = _content(plan, variant, changes)
         except ParamGolfError as error:
-            faults.append(f"variant `{variant.name}`: {error}")
+            faults[str(error)].append(f"`{variant.name}`")
     if faults:
-        raise ParamGolfError("\n".join(faults), where=f"plan {plan.name}")
+        # what is wrong with all of them is said once
+        said = [f"variant {', '.join(names)}: {fault}" for fault, names in faults.items()]
+        raise ParamGolfError("\n".join(said), where=f"plan {plan.name}")
     return found
 
 
