@@ -123,9 +123,9 @@ class Mirror:
             if self._copied.get(name) != seen:
                 self._put(path, name)
                 self._copied[name], self.silent = seen, False
-        except FileNotFoundError:
-            return  # not written yet, or swept away with its run
         except Exception as error:  # each kind of place has errors of its own
+            if isinstance(error, FileNotFoundError) and not path.exists():
+                return  # not written yet, or swept away with its run
             self._connected, self.silent = None, True
             self._complain(error)
 

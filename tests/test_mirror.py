@@ -127,6 +127,32 @@ def test_a_place_that_cannot_be_written_costs_one_message_and_is_tried_again(tmp
     assert (tmp_path / "there/log").read_text() == "text"
 
 
+def test_a_place_whose_folder_is_missing_and_cannot_be_made_is_told(tmp_path, capsys):
+    (tmp_path / "log").write_text("text")
+    mirror = mirror_at("/proc/none/there")  # its error is that of a file that is not there
+    mirror.add("log", tmp_path / "log")
+    mirror.add("other", tmp_path / "not written yet")
+    mirror.copy()
+    assert mirror.silent
+    assert capsys.readouterr().err.count("mirror: no copy at") == 1
+
+
+def test_a_file_that_vanishes_while_it_is_copied_is_excused(tmp_path, monkeypatch, capsys):
+    log = tmp_path / "log"
+    log.write_text("text")
+    mirror = mirror_at(tmp_path / "there")
+    mirror.add("log", log)
+    put_file = LocalFileSystem.put_file
+
+    def swept(self, source, target, **options):
+        log.unlink()
+        return put_file(self, source, target, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", swept)
+    mirror.copy()
+    assert not capsys.readouterr().err
+
+
 def test_a_kind_of_place_that_nobody_knows_is_refused():
     with pytest.raises(ParamGolfError, match="--mirror cannot be used"):
         mirror_at("nowhere://x")
