@@ -34,6 +34,8 @@ COPIES = 4  # at a time: a log need not wait for a checkpoint
 SSH_OPTIONS = {"connect_timeout": 20, "keepalive_interval": 10}
 # where a file is there as soon as it is opened; object stores show it once it is whole
 RENAMED = {"file", "local", "ssh", "sftp"}
+# which need no folders; asked for one, they would make the bucket of a mistyped name
+OBJECT_STORES = {"s3", "gs"}
 Seen = tuple[int, int]
 
 
@@ -132,7 +134,8 @@ class Mirror:
     def _put(self, path: Path, name: str) -> None:
         system, root = self._connection()
         target = f"{root}/{name}"
-        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if OBJECT_STORES.isdisjoint(system.protocol):
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
         if RENAMED.isdisjoint(system.protocol):
             system.put_file(str(path), target)
         else:  # a copy that breaks off leaves the one before it whole

@@ -86,6 +86,18 @@ def test_a_bucket_holds_what_was_written_before_the_machine_is_lost(bucket, tmp_
     copying.join()
 
 
+def test_a_bucket_that_does_not_exist_is_told_and_not_made(bucket, tmp_path, capsys):
+    (tmp_path / "log").write_text("text")
+    mirror = mirror_at(bucket.replace("golf", "gulf"))
+    mirror.add("log", tmp_path / "log")
+    mirror.copy()
+    mirror.copy()
+    said = capsys.readouterr().err
+    assert said.count("mirror: no copy at") == said.count("bucket does not exist") == 1
+    there = fsspec.filesystem("s3", skip_instance_cache=True)
+    assert not [name for name in there.ls("") if "gulf" in name]
+
+
 def read(system: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     try:
         return system.cat_file(path)
