@@ -34,6 +34,8 @@ COPIES = 4  # at a time: a log need not wait for a checkpoint
 SSH_OPTIONS = {"connect_timeout": 20, "keepalive_interval": 10}
 # where a file is there as soon as it is opened; object stores show it once it is whole
 RENAMED = {"file", "local", "ssh", "sftp"}
+# which need no folders; asked for one, they would make the bucket of a mistyped name
+OBJECT_STORES = {"s3", "gs"}
 Seen = tuple[int, int]
 
 
@@ -123,16 +125,17 @@ class Mirror:
             if self._copied.get(name) != seen:
                 self._put(path, name)
                 self._copied[name], self.silent = seen, False
-        except FileNotFoundError:
-            return  # not written yet, or swept away with its run
         except Exception as error:  # each kind of place has errors of its own
+            if isinstance(error, FileNotFoundError) and not path.exists():
+                return  # not written yet, or swept away with its run
             self._connected, self.silent = None, True
             self._complain(error)
 
     def _put(self, path: Path, name: str) -> None:
         system, root = self._connection()
         target = f"{root}/{name}"
-        system.makedirs(target.rpartition("/")[0], exist_ok=True)
+        if OBJECT_STORES.isdisjoint(system.protocol):
+            system.makedirs(target.rpartition("/")[0], exist_ok=True)
         if RENAMED.isdisjoint(system.protocol):
             system.put_file(str(path), target)
         else:  # a copy that breaks off leaves the one before it whole

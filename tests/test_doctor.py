@@ -149,6 +149,15 @@ def test_a_hardlink_needs_one_disk(monkeypatch, tmp_path):
     assert "one disk" in finding.remedy
 
 
+@pytest.mark.parametrize("place", ["/proc/none/cache", "file/cache", "file"])
+def test_a_cache_folder_that_cannot_be_made_is_a_fault(place, tmp_path):
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".dvc/file").write_text("no folder")
+    finding = storage.check_links({"cache.dir": place}, tmp_path)
+    assert (finding.state, finding.remedy) == ("fault", "dvc cache dir FOLDER")
+    assert finding.text.endswith(f"{place} cannot be made or written to")
+
+
 def test_the_cache_folder_may_be_elsewhere(tmp_path):
     assert storage.cache_folder({}, tmp_path) == tmp_path / ".dvc/cache"
     assert storage.cache_folder({"cache.dir": "/data/cache"}, tmp_path) == Path("/data/cache")

@@ -86,6 +86,18 @@ def test_a_bucket_holds_what_was_written_before_the_machine_is_lost(bucket, tmp_
     copying.join()
 
 
+def test_a_bucket_that_does_not_exist_is_told_and_not_made(bucket, tmp_path, capsys):
+    (tmp_path / "log").write_text("text")
+    mirror = mirror_at(bucket.replace("golf", "gulf"))
+    mirror.add("log", tmp_path / "log")
+    mirror.copy()
+    mirror.copy()
+    said = capsys.readouterr().err
+    assert said.count("mirror: no copy at") == said.count("bucket does not exist") == 1
+    there = fsspec.filesystem("s3", skip_instance_cache=True)
+    assert not [name for name in there.ls("") if "gulf" in name]
+
+
 def read(system: fsspec.AbstractFileSystem, path: str) -> bytes | None:
     try:
         return system.cat_file(path)
@@ -125,6 +137,32 @@ def test_a_place_that_cannot_be_written_costs_one_message_and_is_tried_again(tmp
     (tmp_path / "there").unlink()
     mirror.copy()
     assert (tmp_path / "there/log").read_text() == "text"
+
+
+def test_a_place_whose_folder_is_missing_and_cannot_be_made_is_told(tmp_path, capsys):
+    (tmp_path / "log").write_text("text")
+    mirror = mirror_at("/proc/none/there")  # its error is that of a file that is not there
+    mirror.add("log", tmp_path / "log")
+    mirror.add("other", tmp_path / "not written yet")
+    mirror.copy()
+    assert mirror.silent
+    assert capsys.readouterr().err.count("mirror: no copy at") == 1
+
+
+def test_a_file_that_vanishes_while_it_is_copied_is_excused(tmp_path, monkeypatch, capsys):
+    log = tmp_path / "log"
+    log.write_text("text")
+    mirror = mirror_at(tmp_path / "there")
+    mirror.add("log", log)
+    put_file = LocalFileSystem.put_file
+
+    def swept(self, source, target, **options):
+        log.unlink()
+        return put_file(self, source, target, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", swept)
+    mirror.copy()
+    assert not capsys.readouterr().err
 
 
 def test_a_kind_of_place_that_nobody_knows_is_refused():

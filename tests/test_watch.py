@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from paramgolf.cli import main
-from paramgolf.commands.watch import clock, lines
+from paramgolf.commands.watch import clock, lines, shown
 from paramgolf.recipes import compose
 from paramgolf.training_log import LOG
 from paramgolf.watch import logs
@@ -188,6 +188,20 @@ def test_json_and_bad_input(project, command):
     for seconds, message in wrong.items():
         error = command("watch", "--every", seconds, code=2)
         assert f"argument --every: {message}" in error
+
+
+@pytest.mark.parametrize("once", ["--once", "--json"])
+def test_a_named_output_must_be_there_where_nothing_waits_for_it(once, project, command):
+    assert "there is no file none/x" in command("watch", "--output", "none/x", once, code=2)
+    assert "none under way" in command("watch", "--once")  # without the default file
+
+
+def test_a_named_output_is_waited_for(project):
+    named = project / "run.log"
+    assert ("output", f"{named} is not there yet") in [*shown(named)]
+    assert "output" not in dict(shown(None))
+    named.write_text("a line\n")
+    assert dict(shown(named))["output"] == "a line"
 
 
 def test_an_overdrawn_budget_has_a_sign():

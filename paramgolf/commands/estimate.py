@@ -111,7 +111,8 @@ def _facts(result: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for part in run["stretches"]:
         size = f"{part['batch_tokens']:,} tokens in sequences of {part['sequence_length']:,}"
         yield "", f"{part['steps']:,} of {1000 * part['step_seconds']:,.1f} ms, {size}"
-    rate = f"{run['tokens_per_second']:,.0f} a second at {run['utilisation']:.0%} of the peak"
+    peak = f"{100 * run['utilisation']:.2g}% of the peak"
+    rate = f"{run['tokens_per_second']:,.0f} a second at {peak}"
     yield "tokens", f"{run['tokens']:,}, {rate}"
     for name, scored in result["evaluations"].items():
         if scored is not None:

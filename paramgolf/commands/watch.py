@@ -33,8 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for programs; once")
     every = "between two looks; default: %(default)s"
     parser.add_argument("--every", type=interval, default=5.0, metavar="SECONDS", help=every)
-    output = "where the run's output is kept; default: %(default)s"
-    parser.add_argument("--output", type=Path, default=OUTPUT, metavar="FILE", help=output)
+    output = f"where the run's output is kept; default: {OUTPUT}, if it is there"
+    parser.add_argument("--output", type=Path, metavar="FILE", help=output)
     host = "watch the run there, over ssh; ssh://USER@HOST:PORT where the port is not 22"
     parser.add_argument("--host", metavar="USER@HOST", help=host)
     folder = f"the project's folder on that host; default: {FOLDER}"
@@ -58,10 +58,13 @@ def run(options: argparse.Namespace) -> int:
             "--folder goes with --host alone", fix=f"cd {options.folder} && paramgolf watch"
         )
     # here: a watch over ssh needs nothing of the project
+    from paramgolf.files import file_size
     from paramgolf.watch.state import state
 
+    if options.output and (options.once or options.json):  # else it is waited for
+        file_size(options.output, fix="name the file that keeps the run's output")
     if options.json:
-        print(json.dumps(state(Path(), options.output), indent=1, sort_keys=True))
+        print(json.dumps(state(Path(), options.output or OUTPUT), indent=1, sort_keys=True))
         return 0
     _show(options)
     return 0
@@ -70,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
 def over_ssh(options: argparse.Namespace) -> int:
     """Run this command on another host, with what is installed there; return ssh's exit code."""
     words = [".venv/bin/paramgolf", "watch", "--every", str(options.every)]
-    words += ["--output", str(options.output)]
+    words += ["--output", str(options.output)] if options.output else []
     words += [f"--{name}" for name in ("once", "json") if getattr(options, name)]
     terminal = [] if options.once or options.json else ["-t"]
     there = f"cd {shlex.quote(options.folder or FOLDER)} && {shlex.join(words)}"
@@ -81,16 +84,24 @@ def _show(options: argparse.Namespace) -> None:
     from rich.live import Live
 
     from paramgolf.terminal import Console, facts
-    from paramgolf.watch.state import state
 
     console = Console()
     if options.once:
-        console.print(facts(lines(state(Path(), options.output))))
+        console.print(facts(shown(options.output)))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            live.update(facts(lines(state(Path(), options.output))), refresh=True)
+            live.update(facts(shown(options.output)), refresh=True)
             time.sleep(options.every)
+
+
+def shown(output: Path | None) -> Iterator[tuple[str, str]]:
+    """Yield what is known now; of a file `output` that the user named, also that it is missing."""
+    from paramgolf.watch.state import state
+
+    yield from lines(state(Path(), output or OUTPUT))
+    if output and not output.exists():
+        yield "output", f"{output} is not there yet"
 
 
 def lines(state: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -49,8 +50,17 @@ def cache_folder(config: Mapping[str, str], root: Path) -> Path:
 
 
 def nearest(folder: Path) -> Path:
-    """Return a folder, or its nearest parent that exists."""
-    return next(path for path in (folder, *folder.parents) if path.exists())
+    """Return a folder, or its nearest parent that exists; a file may be in the way."""
+    return next(path for path in (folder, *folder.parents) if os.path.exists(path))
+
+
+def can_hold_files(folder: Path) -> bool:
+    """Tell whether files can be written to a folder, which may not exist yet."""
+    try:
+        with tempfile.TemporaryFile(dir=nearest(folder)):
+            return True
+    except OSError:
+        return False
 
 
 def free_bytes(folder: Path) -> int:
@@ -60,8 +70,11 @@ def free_bytes(folder: Path) -> int:
 
 def check_links(config: Mapping[str, str], root: Path) -> Check:
     """Check how cached files come into the project: copies take their space twice."""
+    cache = cache_folder(config, root)
+    if not can_hold_files(cache):
+        return fault("cache links", f"{cache} cannot be made or written to", "dvc cache dir FOLDER")
     wanted = config.get("cache.type", "reflink,copy").split(",")
-    working = set(working_links(cache_folder(config, root), root))
+    working = set(working_links(cache, root))
     used = next((kind for kind in wanted if kind in working), "none")
     if used == "copy":
         better = working - {"copy"}

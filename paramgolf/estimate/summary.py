@@ -111,13 +111,20 @@ def _memory(params: Params, machine: Machine) -> dict[str, Any]:
 
 
 def _run(params: Params, machine: Machine) -> dict[str, Any]:
-    parts = stretches(params.model, params.train, params.tokenizer.vocab_size, machine)
+    model, vocab_size = params.model, params.tokenizer.vocab_size
+    parts = stretches(model, params.train, vocab_size, machine)
     seconds, tokens = sum(part.seconds for part in parts), sum(part.tokens for part in parts)
+    flops = sum(
+        part.tokens
+        * training_flops(model, vocab_size, model.orders[part.phase], part.sequence_length)
+        for part in parts
+    )
     return {
         "steps": sum(part.steps for part in parts),
         "tokens": tokens,
         "train_seconds": seconds,
         "tokens_per_second": tokens / seconds,
-        "utilisation": machine.device.utilisation,
+        # that of the device, unless steps are as short as they can be, or FP8 makes them shorter
+        "utilisation": flops / seconds / (machine.device.peak_flops * machine.count),
         "stretches": [dataclasses.asdict(part) for part in parts],
     }

@@ -43,6 +43,7 @@ HELP = {
     "eval": "score model.bin by a sliding window",
     "eval_ttt": "score model.bin while it learns from what is scored",
     "train": f"train on {TOKENS_PATH} into artifacts/train",
+    "source": "unpack the code",  # the loader does that: see packing/code.py
 }
 
 

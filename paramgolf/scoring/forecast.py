@@ -1,4 +1,4 @@
-"""Whether an evaluation will end within its seconds, from the speed of its first part."""
+"""Whether an evaluation will end within its seconds, from the speed of its beginning."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ SHARE = 0.02  # of the work, after which the speed is known well enough to speak
 class Forecast:
     """Projects the seconds of an evaluation in all; speaks first, and when its verdict changes.
 
-    `work` is that of each item, in any unit; `done` of them were done, and `seconds` had passed,
-    when the rest began.
+    `work` is that of each item, in any unit. The speed is counted from the first look on: what was
+    done until then was done before a crash, or was slow, as the first part of a run is.
     """
 
-    def __init__(self, limit: float, work: Sequence[float], done: int, seconds: float) -> None:
-        self._limit, self._begin = limit, seconds
+    def __init__(self, limit: float, work: Sequence[float]) -> None:
+        self._limit = limit
         self._after = np.cumsum([0.0, *work])
-        self._before = self._after[done]
+        self._begin: tuple[int, float] | None = None
         self._fits: bool | None = None
 
     def look(self, done: int, seconds: float) -> str | None:
         """Return what is to be said when `done` items are done after `seconds` in all."""
-        whole, new = self._after[-1], self._after[done] - self._before
+        before, begin = self._begin = self._begin or (done, seconds)
+        whole, new = self._after[-1], self._after[done] - self._after[before]
         if done == len(self._after) - 1 or new < SHARE * whole:
             return None
-        rest = (whole - self._after[done]) * (seconds - self._begin) / new
+        rest = (whole - self._after[done]) * (seconds - begin) / new
         fits = bool(seconds + rest <= self._limit)
         if fits == self._fits:
             return None

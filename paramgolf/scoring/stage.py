@@ -91,7 +91,7 @@ class StageSession(Session):
                 say(f"{self._stage}: resumed after {done} parts of the text")
         if self._limit is not None and self.runtime.is_main:
             work = [work_of(item, self._config) for item in items]
-            self._forecast = Forecast(self._limit, work, done, self.total_seconds)
+            self._forecast = Forecast(self._limit, work)
         return done
 
     def after(self, scorer: Scorer, done: int, total: int) -> None:

@@ -44,6 +44,19 @@ def test_each_phase_is_counted_at_its_own_sequence_length(run):
     assert apart[1]["training"] == alike[1]["training"]
 
 
+@pytest.mark.parametrize(
+    ("words", "share"),
+    [
+        (("pr1493", "--gpus", "8"), "35%"),
+        (("pr1493", "train.precision=fp8_mlp", "--gpus", "8"), "38%"),
+        (("sample", "--gpu", "cpu"), "70%"),
+        (("sample", "--gpus", "8"), "0.05%"),  # steps of 10 ms, the least that one takes
+    ],
+)
+def test_the_share_of_the_peak_is_that_of_the_steps(words, share, run):
+    assert f"a second at {share} of the peak" in run(*words)
+
+
 def test_a_price_gives_dollars(run):
     result = json.loads(run("pr1493", "--gpus", "8", "--price", "3", "--json"))
     seconds = result["run"]["train_seconds"]

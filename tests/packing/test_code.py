@@ -183,6 +183,14 @@ def test_errors_are_one_message(artifact):
     assert "not a model.bin: too short" in found.stderr
 
 
+def test_its_help_and_its_errors_name_every_command(artifact):
+    names = "{eval,eval_ttt,train,source}"
+    assert names in run("train_gpt.py", "--help", cwd=artifact).stdout
+    found = run("train_gpt.py", "sources", cwd=artifact)
+    assert found.returncode == 2
+    assert names in found.stderr
+
+
 def test_a_disk_that_is_full_is_one_message(artifact, tokens_folder):
     def refuse_writing():
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))

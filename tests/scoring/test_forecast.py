@@ -12,27 +12,30 @@ from paramgolf.scoring.text import find_documents
 
 
 def test_it_speaks_when_a_share_is_done_and_when_the_verdict_changes():
-    forecast = Forecast(100.0, [1.0] * 100, 0, 10.0)
-    assert forecast.look(1, 11.0) is None  # too early to tell
-    words = forecast.look(2, 14.0)  # 2 s an item
+    forecast = Forecast(100.0, [1.0] * 100)
+    assert forecast.look(1, 10.0) is None  # the speed counts from here on
+    assert forecast.look(2, 12.0) is None  # too early to tell
+    words = forecast.look(3, 14.0)  # 2 s an item
     assert words == (
-        "2% done after 14 s; at this speed 210 s in all, NOT within the 100 s of "
+        "3% done after 14 s; at this speed 208 s in all, NOT within the 100 s of "
         "verify.eval_seconds"
     )
-    assert forecast.look(3, 16.0) is None  # the same verdict
+    assert forecast.look(4, 16.0) is None  # the same verdict
     later = forecast.look(50, 40.0)
-    assert "70 s in all, within the 100 s" in later
+    assert "71 s in all, within the 100 s" in later
     assert forecast.look(100, 100.0) is None  # it is over
 
 
 def test_items_weigh_what_they_cost():
-    forecast = Forecast(100.0, [90.0, 5.0, 5.0], 0, 0.0)
-    assert "50 s in all, within" in forecast.look(1, 45.0)
+    forecast = Forecast(100.0, [5.0, 90.0, 5.0])
+    assert forecast.look(1, 10.0) is None
+    assert "58 s in all, within" in forecast.look(2, 55.0)
 
 
-def test_what_was_done_before_a_crash_says_nothing_of_the_speed():
-    forecast = Forecast(100.0, [1.0] * 10, 5, 50.0)
-    assert "60 s in all" in forecast.look(6, 52.0)
+def test_the_first_part_after_the_start_or_a_crash_says_nothing_of_the_speed():
+    forecast = Forecast(100.0, [1.0] * 10)
+    assert forecast.look(6, 50.0) is None
+    assert "56 s in all" in forecast.look(7, 51.5)
 
 
 def test_documents_cost_the_tokens_that_are_read():

@@ -103,9 +103,11 @@ def _expand(pattern: str, bases: Sequence[Path]) -> tuple[Path, list[Path]]:
     what = (
         "no file matches a pattern" if GLOB_CHARACTERS & set(pattern) else "there is no such file"
     )
-    places = " and ".join(dict.fromkeys(str(base.resolve()) for base in bases))
-    fix = "mend data.files or data.validation_files; paths are relative to the project's folder"
-    raise ParamGolfError(what, where=pattern, found=f"nothing in {places}", fix=fix)
+    found, fix = None, "mend data.files or data.validation_files"
+    if not os.path.isabs(pattern):
+        places = " and ".join(dict.fromkeys(str(base.resolve()) for base in bases))
+        found, fix = f"nothing in {places}", f"{fix}; paths are relative to the project's folder"
+    raise ParamGolfError(what, where=pattern, found=found, fix=fix)
 
 
 def _inside(folder: Path) -> list[Path]:

@@ -319,7 +319,8 @@ def test_a_file_of_another_content_is_damaged(name: str) -> None:
     ("pattern", "expected"),
     [
         ("none.jsonl", "there is no such file\n  where: none.jsonl"),
-        ("none/*.jsonl", "no file matches a pattern"),
+        ("none/*.jsonl", "no file matches a pattern\n  where: none/*.jsonl\n  found: nothing in /"),
+        ("/none/*.txt", "no file matches a pattern\n  where: /none/*.txt\n  what to do: mend"),
         ("a.csv", "a file of an unknown kind"),
         ("*.csv", "a file of an unknown kind"),
         ("empty", "a folder holds no text"),
