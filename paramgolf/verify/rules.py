@@ -19,7 +19,13 @@ from paramgolf.files import write_json
 from paramgolf.metrics import METRICS, STAGES, Metrics, load_metrics, need
 from paramgolf.params import read_yaml
 from paramgolf.stage_code import HASHES
-from paramgolf.verify.bindings import EVALUATORS, PACKAGE, disagreements, unbound
+from paramgolf.verify.bindings import (
+    EVALUATORS,
+    PACKAGE,
+    disagreements,
+    documents_path,
+    unbound,
+)
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.recorded import check_recorded
 
@@ -50,6 +56,11 @@ class Evidence:
     def get(self, stage: str, key: str) -> Any:
         """Return a metric of a stage."""
         return self.metrics.get(stage, key)
+
+    def read(self, stage: str) -> Sequence[Mapping[str, Any]]:
+        """Return the files that a stage says it read; that it says nothing breaks R15."""
+        files: Sequence[Mapping[str, Any]] = self.metrics.by_stage[stage].get("read", ())
+        return files
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +129,20 @@ def evaluators_read(run: Evidence) -> Verdict:
     for stage in EVALUATORS:
         deps = need(need(run.stages, stage, DVC_YAML), "deps", f"{DVC_YAML}, stage {stage}")
         paths = {os.path.normpath(dep) for dep in deps}  # ./data/tokens is data/tokens
-        data = {path for path in paths if not path.startswith(f"{HASHES}/")}
+        data = paths - {str(HASHES / f"{stage}.sha256")}
+        data |= {_data_of(used["path"]) for used in run.read(stage)}
+        data.discard(str(documents_path(stage)))  # which it wrote, and is named to be bound
         extra += [f"{stage} also reads {dep}" for dep in sorted(data - EVALUATOR_DATA)]
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
         if count := run.get(stage, "train_tokens_read"):
             extra.append(f"{stage} reads {count:,} training tokens")
     return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")
+
+
+def _data_of(path: str) -> str:
+    """Return the folder of an evaluator's data that a file lies in; the file if it is none."""
+    path = os.path.normpath(path)
+    return next((one for one in EVALUATOR_DATA if path.startswith(f"{one}/")), path)
 
 
 def validation_unseen(run: Evidence) -> Verdict:
@@ -142,10 +161,14 @@ def causal(run: Evidence) -> Verdict:
     """R6: a score depends on the package and the text before it."""
     ledger = run.get("eval_ttt", "ledger")
     updates, trained, targets = (ledger[key] for key in ("updates", "targets_trained", "targets"))
-    passed = bool(ledger["score_first"]) and trained <= targets
+    fixed, passed = run.get("eval_sliding", "ledger"), trained <= targets
     reasons = []
+    if fixed["updates"] or fixed["targets_trained"]:
+        passed = False
+        reasons.append(f"eval_sliding learnt from {fixed['targets_trained']:,} targets")
     for stage in EVALUATORS:
         probe = run.get(stage, "probe")
+        passed &= bool(run.get(stage, "ledger")["score_first"])
         passed &= probe["passes"] > 0 and probe["causal_error"] <= CAUSAL_ERROR
         reasons.append(
             f"{stage}: a later token was changed in {probe['passes']} passes, logits before it "
@@ -224,7 +247,7 @@ def _follows(run: Evidence, stage: str) -> bool:
 
 def metrics_bound(run: Evidence) -> Verdict:
     """R15: the figures are of the files on disk, and the scores of their documents."""
-    files = sum(len(run.get(stage, "read")) for stage in ("audit", *EVALUATORS))
+    files = sum(len(run.read(stage)) for stage in ("audit", *EVALUATORS))
     reason = f"{files} files that audit and the evaluators read are those on disk"
     return Verdict(not run.unbound, "; ".join(run.unbound) or reason)
 

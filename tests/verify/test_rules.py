@@ -12,7 +12,7 @@ import yaml
 from run_files import BYTES, PROBE, ROOT, TOKENS, evaluation, write_documents, write_run
 
 from paramgolf.errors import ParamGolfError
-from paramgolf.files import write_json
+from paramgolf.files import sha256_file, write_json
 from paramgolf.verify.config import VerifyConfig
 from paramgolf.verify.rules import RULES, verify
 
@@ -83,6 +83,8 @@ def test_a_run_that_keeps_every_rule(tmp_path, capsys):
         ("R6", {"eval_sliding": {"probe": {**PROBE, "causal_error": 0.02}}}),
         ("R6", {"eval_ttt": {"probe": {**PROBE, "passes": 0}}}),
         ("R6", ledger("eval_ttt", targets_trained=TOKENS)),  # on more than was scored
+        ("R6", ledger("eval_sliding", score_first=False)),
+        ("R6", ledger("eval_sliding", updates=50, targets_trained=100)),  # it never learns
         ("R7", {"eval_sliding": {"val_loss": 0.0}}),
         ("R7", {"eval_ttt": {"probe": {**PROBE, "sum_error": 276.0}}}),  # a hashed cache (#886)
         ("R7", {"eval_ttt": {"probe": {**PROBE, "score_error": 0.1}}}),
@@ -161,12 +163,36 @@ def test_calibration_on_generated_text_is_not_training_time(tmp_path):
     assert outcomes(tmp_path, changes)["R2"] == "pass"
 
 
-def test_an_evaluator_with_another_input_breaks_r4(tmp_path):
+@pytest.mark.parametrize("path", ["artifacts/train", "artifacts/code/weights.bin"])
+def test_an_evaluator_with_another_input_breaks_r4(path, tmp_path):
     write_run(tmp_path)
     plan = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
-    plan["stages"]["eval_ttt"]["deps"].append("artifacts/train")
+    plan["stages"]["eval_ttt"]["deps"].append(path)
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(plan))
-    assert broken(tmp_path)[1]["R4"] == "eval_ttt also reads artifacts/train"
+    assert broken(tmp_path)[1]["R4"] == f"eval_ttt also reads {path}"
+
+
+def test_a_file_that_an_evaluator_read_from_elsewhere_breaks_r4(tmp_path):
+    write_run(tmp_path)
+    weights = tmp_path / "artifacts/train/model.safetensors"
+    weights.parent.mkdir(exist_ok=True)
+    weights.write_bytes(b"all that training left")
+    path = tmp_path / "artifacts/metrics/eval_ttt.json"
+    found = json.loads(path.read_text())
+    found["read"].append(
+        {"path": "artifacts/train/model.safetensors", "sha256": sha256_file(weights)}
+    )
+    write_json(path, found)
+    assert broken(tmp_path)[1]["R4"] == "eval_ttt also reads artifacts/train/model.safetensors"
+
+
+def test_an_evaluator_that_does_not_say_what_it_read_breaks_r15(tmp_path):
+    write_run(tmp_path)
+    path = tmp_path / "artifacts/metrics/eval_ttt.json"
+    found = json.loads(path.read_text())
+    del found["read"]
+    write_json(path, found)
+    assert "eval_ttt does not say which" in broken(tmp_path)[1]["R15"]
 
 
 ANCHORS = """
