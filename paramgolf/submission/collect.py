@@ -22,6 +22,7 @@ from paramgolf.params import PARAMS_PATH
 from paramgolf.recipes import nested
 from paramgolf.report.inputs import TrainingLog, read_log
 from paramgolf.training_log import LOG
+from paramgolf.verify.bindings import EVALUATORS
 
 PACKAGE = Path("artifacts/package")
 NAMES = {
@@ -55,10 +56,17 @@ class SeedRun(Experiment):
         return read_script(self.folder / "train_gpt.py")
 
     def copy_validation(self, folder: Path, root: Path) -> None:
-        """Write the tokens that the run was scored on to `folder`: no training text is there."""
+        """Write the tokens that the run was scored on to `folder`: no training text is there.
+
+        Where an evaluator has a token mask their tokenizer comes with them.
+        """
         folder.mkdir(parents=True)
         (folder / "manifest.json").write_bytes((self.folder / "manifest.json").read_bytes())
-        files = {name: TOKENS_PATH / name for name in open_tokens(folder).scored_files}
+        tokens = open_tokens(folder)
+        names = [*tokens.scored_files]
+        if any(self.sections[stage].get("token_mask") for stage in EVALUATORS):
+            names.append(tokens.manifest.tokenizer)
+        files = {name: TOKENS_PATH / name for name in names}
         for fault in _copy(self.commit, files, folder, root):
             raise ParamGolfError(f"`{self.name}`: {fault}")
 

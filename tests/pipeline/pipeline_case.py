@@ -41,6 +41,7 @@ SHRUNK = {
         "stride": 32,
         "chunk_tokens": 1024,
         "epochs": 1,
+        "token_mask": True,
     },
     "verify": {"enforce": False},
     "runtime": {"device": "cpu", "processes": 1, "workers": 1},
