@@ -31,6 +31,7 @@ from paramgolf.model.head import IMPOSSIBLE, Head, head_nll
 from paramgolf.model.kernels.launch import launch, operator
 
 WIDEST = 65_536  # vocabulary that one program holds in its registers
+HIGHEST = 43  # cap of the logits for which the kernel's powers are numbers
 
 
 @triton.jit
@@ -84,7 +85,7 @@ def _losses(
     per_nat = 1.4426950408889634
     above, below = tl.load(caps) * per_nat, tl.load(caps + 1) * per_nat
     # No logit is greater than its cap, so the cap serves where softmax subtracts the maximum: no
-    # pass to look for it. Powers stay above 2^-126 for caps below 43 (2 * 43 * 1.44 = 124).
+    # pass to look for it. Powers stay above 2^-126 for caps up to HIGHEST (2 * 43 * 1.44 = 124).
     top = tl.maximum(above, below)
     target = tl.load(targets + row).to(tl.int32)
     # l_t, read apart: to pick it out of the row would be a sum over the row
@@ -166,10 +167,14 @@ _nll.register_autograd(_differentiate, setup_context=_save)
 
 
 def nll(hidden: Tensor, targets: Tensor, head: Head) -> Tensor:
-    """As head_nll, which serves where an adapter or learning caps need its gradients."""
+    """As head_nll, which serves where an adapter or learning caps need its gradients.
+
+    So it does for a vocabulary or a cap beyond the kernel's reach.
+    """
     # what the kernel has no gradient for: an adapter's product, and caps that learn
     learning_caps = head.sides is not None and head.sides.requires_grad
-    if head.adapter is not None or learning_caps or len(head.embedding) > WIDEST:
+    beyond = len(head.embedding) > WIDEST or head.softcap > HIGHEST
+    if head.adapter is not None or learning_caps or beyond:
         return head_nll(hidden, targets, head)
     caps = head.sides
     if caps is None:

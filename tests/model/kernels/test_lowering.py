@@ -14,7 +14,7 @@ from torch._subclasses import FakeTensorMode
 
 from paramgolf.model.backend import Backend, fused_operations
 from paramgolf.model.fp8 import E4, E5, with_short_mlp
-from paramgolf.model.head import Allowed, Head, Second
+from paramgolf.model.head import Allowed, Head, Second, head_nll
 from paramgolf.model.kernels.launch import Compilations
 from paramgolf.model.network import Network, Pass
 
@@ -90,3 +90,12 @@ def test_the_loss_of_what_a_mask_allows_compiles(lowered: set[str], with_second:
     head = Head(embedding, 30.0, allowed=Allowed(words, states), second=second)
     fused_operations().nll(hidden, states, head).sum().backward()
     assert lowered == {"_losses"}
+
+
+def test_a_cap_beyond_the_kernels_reach_takes_the_plain_loss(lowered: set[str]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden, embedding = (3 * torch.randn(*s, 64, generator=generator) for s in ((2, 8), (VOCAB,)))
+    head, targets = Head(embedding, 100.0), torch.zeros(2, 8, dtype=torch.int64)
+    found = fused_operations().nll(hidden, targets, head)
+    torch.testing.assert_close(found, head_nll(hidden, targets, head))
+    assert not lowered
