@@ -50,7 +50,8 @@ def run(options: argparse.Namespace) -> int:
     params = check(content, where=title)
     sections = params.train, params.eval_sliding, params.eval_ttt
     frozen = frozen_params(dataclasses.asdict(params.model), *sections)
-    code = pack_code(frozen, rans=params.package.codec == "rans")
+    # of all codecs that `auto` tries ours is the shortest, and needs its decoder
+    code = pack_code(frozen, rans=params.package.codec in ("rans", "auto"))
     code_bytes = len(code.content)
     result = estimate(params, code_bytes=code_bytes, device=options.gpu, count=gpus)
     result = {"recipe": title, "changes": changes, **result}

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from paramgolf.estimate.devices import DEVICES
 from paramgolf.estimate.evaluation import scored_per_second
 from paramgolf.estimate.memory import training_memory
 from paramgolf.estimate.size import ModelBytes, trained_deviations
-from paramgolf.estimate.speed import Machine, stretches
+from paramgolf.estimate.speed import Machine, Stretch, stretches
 from paramgolf.model.flops import TRAINING_FACTOR, training_flops
 from paramgolf.model.shapes import shapes
 from paramgolf.recipes import Params
@@ -29,16 +30,17 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
     """
     model, vocab_size = params.model, params.tokenizer.vocab_size
     machine = Machine(device=DEVICES[device], count=count)
+    parts = stretches(model, params.train, vocab_size, machine)
     sizes = {name: math.prod(shape) for name, shape in shapes(model, vocab_size).items()}
     return {
         "schema": SCHEMA,
         "device": device,
         "devices": count,
         "parameters": {**sizes, "total": sum(sizes.values())},
-        "flops_per_token": _flops(params),
+        "flops_per_token": _flops(params, parts),
         "artifact": _artifact(params, code_bytes),
         "memory": _memory(params, machine),
-        "run": _run(params, machine),
+        "run": _run(params, machine, parts),
         "evaluations": {
             "eval_sliding": scored_per_second(model, vocab_size, params.eval_sliding, machine),
             "eval_ttt": scored_per_second(model, vocab_size, params.eval_ttt, machine),
@@ -46,11 +48,14 @@ def estimate(params: Params, *, code_bytes: int, device: str, count: int) -> dic
     }
 
 
-def _flops(params: Params) -> list[dict[str, Any]]:
+def _flops(params: Params, parts: Sequence[Stretch]) -> list[dict[str, Any]]:
+    """Return the operations of a token in each phase, as it begins."""
+    lengths = {part.phase: part.sequence_length for part in reversed(parts)}
+    last = params.train.batch_sizes[-1].sequence_length  # of a phase that training never reaches
     phases = []
     for phase, order in enumerate(params.model.orders):
         at = params.model.recurrence[phase - 1].at if phase else 0
-        length = params.train.sizes_at(at).sequence_length
+        length = lengths.get(phase, last)
         flops = training_flops(params.model, params.tokenizer.vocab_size, order, length)
         whole = {"forward": flops / TRAINING_FACTOR, "training": flops}
         phases.append({"at": at, "passes": len(order), **whole})
@@ -110,9 +115,8 @@ def _memory(params: Params, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _run(params: Params, machine: Machine) -> dict[str, Any]:
+def _run(params: Params, machine: Machine, parts: Sequence[Stretch]) -> dict[str, Any]:
     model, vocab_size = params.model, params.tokenizer.vocab_size
-    parts = stretches(model, params.train, vocab_size, machine)
     seconds, tokens = sum(part.seconds for part in parts), sum(part.tokens for part in parts)
     flops = sum(
         part.tokens

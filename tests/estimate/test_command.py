@@ -42,6 +42,12 @@ def test_each_phase_is_counted_at_its_own_sequence_length(run):
     )
     assert apart[0]["training"] < alike[0]["training"]
     assert apart[1]["training"] == alike[1]["training"]
+    # pr1204's recurrence begins at a step, long before longer sequences would
+    longer = "train.curriculum=[{at: 0.9, batch_tokens: 786432, sequence_length: 4096}]"
+    plain, found = (
+        json.loads(run("pr1204", *words, "--json"))["flops_per_token"] for words in ((), (longer,))
+    )
+    assert found == plain
 
 
 @pytest.mark.parametrize(
