@@ -26,7 +26,7 @@ from paramgolf.data.manifests import (
 )
 from paramgolf.data.overlap import Overlap, overlap
 from paramgolf.data.shards import BLOCK_TOKENS, ShardStream, split_documents
-from paramgolf.data.special_tokens import BOS
+from paramgolf.data.special_tokens import BOS, SPACE
 from paramgolf.data.token_set import TOKENS_PATH, TokenSet, open_tokens
 from paramgolf.data.tokenizer.text_tokenizer import TextTokenizer, TokenizerFile, open_tokenizer
 from paramgolf.data.tokenizer.token_mask import has_mask, mask_of
@@ -37,12 +37,15 @@ from paramgolf.progress import track
 RETOKENIZE = "make the shards again with `dvc repro -f -s retokenize`"
 
 NONE = "none"
+SPACE_SIGN = "space_sign"
+"""SentencePiece's sign for a space, U+2581, comes back as a space, as from all its models."""
 NMT_NFKC = "nmt_nfkc"
 """The normalization of the published SentencePiece models: it folds spaces and some characters."""
 PUBLISHED = "published"
 """Whatever the publishers of tokens without raw text did to it."""
 OTHER = "other"
 """Anything else by which a text does not come back, an unknown token included."""
+WORSE = (NONE, SPACE_SIGN, NMT_NFKC, PUBLISHED, OTHER)
 
 
 def audit(
@@ -174,14 +177,18 @@ class Checker:
         self.bytes_raw += len(raw) if document else text_bytes
         self.bytes_counted += counted
         if not lossless and self.normalization != OTHER:
-            self.normalization = self._normalization(decoded, document)
+            found = self._normalization(decoded, document)
+            self.normalization = max(found, self.normalization, key=WORSE.index)
 
     def _normalization(self, decoded: bytes, document: Document | None) -> str:
         """Name what made a document's tokens give back another text."""
         if document is None:
             return PUBLISHED
         known = self._published_normalization.Normalize(document.text)
-        return NMT_NFKC if decoded == known.encode() else OTHER
+        for text, name in ((document.text, SPACE_SIGN), (known, NMT_NFKC)):
+            if decoded == text.replace(SPACE, " ").encode():
+                return name
+        return OTHER
 
     def _false_count(
         self, name: str, tokens: np.ndarray, counted: int, expected: int

@@ -21,7 +21,8 @@ from paramgolf.verify.recorded import RECORDED
 from paramgolf.verify.rules import RULES
 
 SEEDS = 3  # of a record
-LIMITS = ("package.limit_bytes", "verify.full_validation", "verify.allow_normalisation")
+# what verify.allow_normalisation lets pass is what the contest's own tokens do to a text
+LIMITS = ("package.limit_bytes", "verify.full_validation")
 LIMITS_OF_RECORD = (
     *("verify.train_seconds", "verify.eval_seconds"),
     *("audit.near_copy_share", "audit.allowed_near_copies"),

@@ -228,8 +228,8 @@ def byte_count(run: Evidence) -> Verdict:
     lossless, normalization = run.get("audit", "lossless"), run.get("audit", "normalization")
     reasons = [f"text has {raw:,} bytes, tokens count {counted:,}, normalization: {normalization}"]
     # any other loss is the entrant's to choose, and could be chosen to make the text easier
-    known = normalization in ("nmt_nfkc", "published")
-    passed = (lossless and raw == counted) or (known and run.limits.allow_normalisation)
+    known = normalization in ("nmt_nfkc", "published") and run.limits.allow_normalisation
+    passed = (lossless and raw == counted) or normalization == "space_sign" or known
     for stage in EVALUATORS:
         scored = run.get(stage, "bytes_scored")
         whole = run.get(stage, "tokens_scored") == run.targets

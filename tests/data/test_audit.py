@@ -267,6 +267,16 @@ def test_a_lossy_tokenizer_is_measured(tmp_path: Path, dummy: bool) -> None:
     assert metrics["bytes_lost"] == raw - smaller
 
 
+@pytest.mark.parametrize("published", [False, True])
+def test_the_sign_for_a_space_comes_back_as_one(tmp_path: Path, published: bool) -> None:
+    text = "the \u2581\u2582\u2583 of the"
+    model = token_case.other(**token_case.PUBLISHED) if published else None
+    metrics = Case(tmp_path, model, [text, *VAL]).audit()
+    assert metrics["normalization"] == ("nmt_nfkc" if published else "space_sign")
+    if not published:
+        assert metrics["bytes_lost"] == 2
+
+
 def test_unknown_characters_count_nothing_and_are_a_loss(tmp_path: Path) -> None:
     """A model without byte fallback: the space behind an unknown character still counts."""
     options = {"byte_fallback": False, "vocab_size": 80, "add_dummy_prefix": True}

@@ -264,6 +264,11 @@ def test_a_published_normalization_is_accepted_where_that_is_said(tmp_path, norm
     assert outcomes(tmp_path, {"audit": audit})["R11"] == "fail"
 
 
+def test_the_sign_for_a_space_breaks_no_rule(tmp_path):
+    audit = {"lossless": False, "normalization": "space_sign", "bytes_val_raw": BYTES + 2}
+    assert outcomes(tmp_path, {"audit": audit})["R11"] == "pass"
+
+
 def test_a_missing_metric_is_named(tmp_path):
     write_run(tmp_path)
     path = tmp_path / "artifacts/metrics/package.json"

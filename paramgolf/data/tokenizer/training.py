@@ -2,7 +2,8 @@
 
 The trainer's options are those of the published tokenizers (BPE, byte fallback, single digits,
 character coverage 0.999, pad/bos/eos/unk = 0..3, no dummy prefix) but for the normalization: the
-published nmt_nfkc rewrites the text, ours is the identity, so that decoding gives every byte back.
+published nmt_nfkc rewrites the text, ours is the identity, so that decoding gives every byte back
+(but for U+2581, SentencePiece's sign for a space, which comes back as a space).
 """
 
 from __future__ import annotations
