@@ -149,12 +149,17 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
+def check_kind(path: Path) -> None:
+    """Refuse a file whose name tells no kind that can be read."""
+    if _kind(path) not in KINDS:
+        raise ParamGolfError("a file of an unknown kind", where=path, expected=EXPECTED)
+
+
 def _known(path: Path) -> Path:
     if not path.exists():
         found = f"a link to {os.readlink(path)}, where nothing is"
         raise ParamGolfError("a link leads nowhere", where=path, found=found)
-    if _kind(path) not in KINDS:
-        raise ParamGolfError("a file of an unknown kind", where=path, expected=EXPECTED)
+    check_kind(path)
     if not path.is_file():  # reading a pipe would wait for a writer
         raise ParamGolfError("not a regular file", where=path)
     return path

@@ -204,6 +204,7 @@ def test_a_false_header_is_refused(client: Client, change: dict[int, int], expec
         ({"repository": "a/b/c"}, "not a repository's name"),
         ({"revision": "v9"}, "no such revision(.|\n)*v9"),
         ({"kind": "documents", "documents_file": "x.jsonl"}, "there is no file x.jsonl"),
+        ({"kind": "documents", "documents_file": "x.csv"}, "of an unknown kind\n  where: x.csv"),
     ],
 )
 def test_what_is_not_there_is_named(client: Client, hub: dict[str, Any], expected: str) -> None:
