@@ -261,6 +261,9 @@ def _check_column(schema: pyarrow.Schema, name: str, path: Path) -> None:
     if name not in schema.names:
         found = f"columns {', '.join(schema.names)}"
         raise ParamGolfError(f"no column `{name}`", where=path, found=found, fix=fix)
+    if schema.names.count(name) > 1:
+        what, fix = f"more than one column `{name}`", "write the table with one column of that name"
+        raise ParamGolfError(what, where=path, found=", ".join(schema.names), fix=fix)
     kind, types = schema.field(name).type, pyarrow.types
     if types.is_dictionary(kind):
         kind = kind.value_type
