@@ -71,16 +71,20 @@ def read_texts(
 def find_files(patterns: Sequence[str]) -> dict[str, Path]:
     """Return the files that `patterns` name, by name; nothing found or an unknown kind is an error.
 
+    A file that is named in several ways, by a link too, comes once, by the first of its names.
     A name is relative to the folder in which the pattern was looked up, so that documents keep
     their names, and data/raw its bytes, when DVC runs the stage elsewhere.
     """
     found: dict[str, Path] = {}
+    known: set[Path] = set()
     bases = [Path(), Path(os.environ.get("DVC_ROOT", "."))]
     for pattern in patterns:
         base, paths = _expand(pattern, bases)
         for path in paths:
-            name = path.relative_to(base) if path.is_relative_to(base) else path
-            found.setdefault(_printable(name), path)
+            if (real := path.resolve()) not in known:
+                known.add(real)
+                name = path.relative_to(base) if path.is_relative_to(base) else path
+                found.setdefault(_printable(name), path)
     return found
 
 

@@ -88,6 +88,14 @@ def test_folders_and_globs_come_sorted_and_once(capsys: pytest.CaptureFixture[st
     assert [document.name for document in read("texts/*.txt", "texts/**/*.txt")] == names
 
 
+def test_a_file_of_several_names_comes_once_by_the_first(here: Path) -> None:
+    write("texts/a.txt", b"a")
+    Path("texts/b.txt").symlink_to("a.txt")
+    patterns = ("texts", str(here / "texts"), "texts/../texts/a.txt", "texts/b.txt")
+    assert read(*patterns) == [Document("texts/a.txt", "a")]
+    assert read(*reversed(patterns)) == [Document("texts/b.txt", "a")]
+
+
 def test_a_field_of_another_name() -> None:
     write("a.jsonl", jsonl(TEXTS, "content"))
     assert [document.text for document in read("a.jsonl", field="content")] == TEXTS
