@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import io
 import json
 import os
 import shutil
 import sys
 from importlib.abc import InspectLoader
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -57,14 +57,26 @@ def sources() -> dict[str, str]:
 
 
 def _source(name: str) -> str | None:
-    """Return a module's source, of a file or packed in train_gpt.py; None where it is no module."""
-    # names of functions are asked for too, and to look in a module would load it
-    parent = sys.modules.get(name.rpartition(".")[0])
-    spec = importlib.util.find_spec(name) if hasattr(parent, "__path__") else None
-    if spec is None:
+    """Return a module's source, of a file or packed in train_gpt.py; None where it is no module.
+
+    Packages hold a docstring alone, and count for none.
+    """
+    spec = _spec(name)
+    if spec is None or spec.submodule_search_locations is not None:
         return None
     assert isinstance(spec.loader, InspectLoader)
     return spec.loader.get_source(name) or ""
+
+
+def _spec(name: str) -> ModuleSpec | None:
+    """Return where a module is, without loading it or what it lies in, as importlib.util would."""
+    if name in sys.modules:
+        return sys.modules[name].__spec__
+    parent = _spec(name.rpartition(".")[0])
+    if parent is None or (places := parent.submodule_search_locations) is None:
+        return None
+    found = (finder.find_spec(name, places) for finder in sys.meta_path)
+    return next((spec for spec in found if spec), None)
 
 
 class _Hashed:

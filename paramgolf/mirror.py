@@ -63,7 +63,8 @@ class Mirror:
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._pool = ThreadPoolExecutor(COPIES, "mirror")
         self._connecting = threading.Lock()
-        self._complained, self.silent = False, True
+        self.failing: set[str] = set()
+        self.silent = True
 
     def add(self, name: str, path: Path) -> None:
         """Copy a file, which need not be there yet, to `name` from now on."""
@@ -125,11 +126,13 @@ class Mirror:
             if self._copied.get(name) != seen:
                 self._put(path, name)
                 self._copied[name], self.silent = seen, False
+            self.failing.discard(name)
         except Exception as error:  # each kind of place has errors of its own
             if isinstance(error, FileNotFoundError) and not path.exists():
+                self.failing.discard(name)
                 return  # not written yet, or swept away with its run
             self._connected, self.silent = None, True
-            self._complain(error)
+            self._complain(name, error)
 
     def _put(self, path: Path, name: str) -> None:
         system, root = self._connection()
@@ -153,9 +156,11 @@ class Mirror:
                 self._connected = made
             return self._connected
 
-    def _complain(self, error: Exception) -> None:
+    def _complain(self, name: str, error: Exception) -> None:
+        """Tell of an error, but where a copy has failed and not come to be since, as was said."""
         with self._lock:
-            known, self._complained = self._complained, True
+            known = bool(self.failing)
+            self.failing.add(name)
         if not known:
             words = f"{type(error).__name__}: {error}".splitlines()[0]
             say(f"mirror: no copy at {self._url}: {words}; it is tried again")
@@ -209,9 +214,9 @@ def main(words: Sequence[str]) -> None:
     sys.stdin.read()
     ended.set()
     worker.join(SILENT_SECONDS if mirror.silent else LAST_SECONDS)
-    if worker.is_alive():
+    if incomplete := worker.is_alive() or bool(mirror.failing):
         say(f"mirror: the last files are not all at {place}")
-    os._exit(EXIT_USER_ERROR if worker.is_alive() else 0)  # a thread that hangs is not waited for
+    os._exit(EXIT_USER_ERROR if incomplete else 0)  # a thread that hangs is not waited for
 
 
 if __name__ == "__main__":

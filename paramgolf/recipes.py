@@ -130,6 +130,9 @@ def compose(name: str, folder: Path = RECIPES) -> dict[str, Any]:
             raise ParamGolfError(f"there is no recipe `{parent}`", where=folder, fix=fix)
         layers[parent] = read_yaml(path)
         parent = layers[parent].pop("from", None)
+        if not isinstance(parent, str | None):
+            fix = "name one recipe in `from`"
+            raise ParamGolfError("`from` is no name", where=path, found=str(parent), fix=fix)
     return functools.reduce(merge, reversed(layers.values()))
 
 

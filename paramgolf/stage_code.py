@@ -17,6 +17,7 @@ from paramgolf.imports import PACKAGE, closure
 
 HASHES = Path("artifacts/code")
 SCRIPTS = Path("stages")
+DATA_SUFFIXES = {".css", ".html"}  # a system's or an editor's stray file reruns nothing
 # what a stage's result is made of beside what its script imports: package packs a whole program
 ALSO = {"package": (Path("paramgolf/packing/entry.py"),)}
 
@@ -71,5 +72,5 @@ def check_hash(stage: str, root: Path = Path()) -> None:
 def _data_files(modules: Iterable[Path], root: Path) -> list[Path]:
     folders = {path.parent for path in modules} - {SCRIPTS, Path(PACKAGE)}
     found = (path for folder in folders for path in (root / folder).rglob("*") if path.is_file())
-    kept = (path for path in found if path.suffix not in {".py", ".pyc"})
+    kept = (path for path in found if path.suffix in DATA_SUFFIXES)
     return sorted({path.relative_to(root) for path in kept})

@@ -70,12 +70,20 @@ def test_the_key_is_of_code_that_is_imported_later_too():
 import sys
 import paramgolf.scoring.stage
 from paramgolf.checkpoint import resume_key, sources
-late = ("paramgolf.scoring.lora_documents", "paramgolf.scoring.lower_layers")
-assert not {*late} & {*sys.modules}
+late = (
+    "paramgolf.data.tokenizer.token_mask",
+    "paramgolf.model.kernels.heads",
+    "paramgolf.scoring.lora_documents",
+    "paramgolf.scoring.lower_layers",
+)
+before = {*sys.modules}
+assert not {*late, "paramgolf.model.kernels"} & before
 assert {*late} < {*sources()}
-before = resume_key()
+assert {*sys.modules} == before
+key = resume_key()
+import paramgolf.model.kernels
 import paramgolf.scoring.lora_documents
-assert resume_key() == before
+assert resume_key() == key
 """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -185,6 +185,15 @@ def test_use_writes_what_check_accepts_and_prints_the_changes(project, command):
     assert command("check") == ""
 
 
+@pytest.mark.parametrize("end", ["\n", "\r", "\x85", "\u2028"])
+def test_use_writes_what_check_accepts_of_a_value_of_several_lines(end, project, command):
+    command("use", "sample", f"data.files=[a,{end}b]")
+    assert command("check") == ""
+    assert read_yaml("params.yaml")["data"]["files"] == ["a", "b"]
+    first = (project / "params.yaml").read_text().split("\n", 1)[0]
+    assert first == "# Written by `paramgolf use sample data.files=[a, b]`."
+
+
 @pytest.mark.parametrize("text", ["on", "No", "010", "1:30", "1e5", "null", "2020-01-01", "a: # b"])
 def test_use_writes_a_text_that_is_read_as_this_text(text, project, command):
     command("use", "sample", f"data.text_field='{text}'")

@@ -139,6 +139,43 @@ def test_a_place_that_cannot_be_written_costs_one_message_and_is_tried_again(tmp
     assert (tmp_path / "there/log").read_text() == "text"
 
 
+def test_a_place_that_fails_again_after_a_copy_is_told_again(tmp_path, monkeypatch, capsys):
+    log, there = tmp_path / "log", tmp_path / "there"
+    mirror = mirror_at(there)
+    mirror.add("log", log)
+    for text in ("one", "two"):
+        log.write_text(text)
+        with monkeypatch.context() as patched:
+            patched.setattr(LocalFileSystem, "put_file", lambda *_, **__: 1 / 0)
+            mirror.copy()
+            mirror.copy()
+        assert capsys.readouterr().err.count("mirror: no copy at") == 1
+        mirror.copy()
+        assert (there / "log").read_text() == text
+
+
+def test_one_file_that_always_fails_is_told_once_though_others_are_copied(
+    tmp_path, monkeypatch, capsys
+):
+    mirror = mirror_at(tmp_path / "there")
+    for name in ("large", "log"):
+        mirror.add(name, tmp_path / name)
+        (tmp_path / name).write_text(name)
+    put_file = LocalFileSystem.put_file
+
+    def full(self, source, target, **options):
+        if "large" in target:
+            raise OSError("no space left")
+        return put_file(self, source, target, **options)
+
+    monkeypatch.setattr(LocalFileSystem, "put_file", full)
+    for step in range(3):
+        (tmp_path / "log").write_text(f"step {step}")
+        mirror.copy()
+        assert (tmp_path / "there/log").read_text() == f"step {step}"
+    assert capsys.readouterr().err.count("mirror: no copy at") == 1
+
+
 def test_a_place_whose_folder_is_missing_and_cannot_be_made_is_told(tmp_path, capsys):
     (tmp_path / "log").write_text("text")
     mirror = mirror_at("/proc/none/there")  # its error is that of a file that is not there
@@ -201,7 +238,8 @@ def test_a_place_that_does_not_answer_ends_no_stage_and_is_told_once(project, ca
     with mirrored("train"):
         for name in ("log.jsonl", "model.safetensors"):
             (project / "artifacts/train" / name).write_text("text")
-    assert capfd.readouterr().err.count("mirror: no copy at") == 1
+    said = capfd.readouterr().err
+    assert said.count("mirror: no copy at") == said.count("the last files are not all at") == 1
 
 
 def test_a_process_of_torchrun_leaves_copying_to_its_launcher(project, monkeypatch):

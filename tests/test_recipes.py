@@ -82,6 +82,7 @@ def test_inheritance_goes_through_every_parent(tmp_path):
     [
         ("from: one", "recipes inherit in a circle\n  where: {}\n  found: one -> one"),
         ("from: missing", "there is no recipe `missing`"),
+        ("from: [base]", "`from` is no name\n  where: {}/one.yaml\n  found: ['base']"),
     ],
 )
 def test_a_bad_parent_is_named(content, message, tmp_path):

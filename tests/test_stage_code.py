@@ -9,7 +9,16 @@ import yaml
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.imports import closure
-from paramgolf.stage_code import ALSO, HASHES, SCRIPTS, check_hash, stage_hash, stages, write_hashes
+from paramgolf.stage_code import (
+    ALSO,
+    DATA_SUFFIXES,
+    HASHES,
+    SCRIPTS,
+    check_hash,
+    stage_hash,
+    stages,
+    write_hashes,
+)
 
 ROOT = Path(__file__).parents[1]
 FILES = {
@@ -20,6 +29,7 @@ FILES = {
     "paramgolf/model/net.py": "def run():\n    from paramgolf.model.deep import x\n",
     "paramgolf/model/deep.py": "x = 1\n",
     "paramgolf/model/page.html": "<p>",
+    "paramgolf/model/style.css": "p {}",
     "paramgolf/packing/entry.py": "import paramgolf.model.deep\n",
     "paramgolf/unused.py": "",
 }
@@ -60,6 +70,7 @@ def test_every_stage_but_code_has_its_file(root):
         ("paramgolf/model/deep.py", "y = 2\n", {"train", "package"}),
         ("paramgolf/model/net.py", "y = 2\n", {"train"}),
         ("paramgolf/model/page.html", "</p>", {"train", "package"}),
+        ("paramgolf/model/style.css", "b {}", {"train", "package"}),
         ("paramgolf/packing/entry.py", "y = 2\n", {"package"}),
         ("paramgolf/unused.py", "y = 2\n", set()),
         ("stages/train.py", "run()\n", {"train"}),
@@ -69,6 +80,18 @@ def test_a_hash_changes_with_what_the_stage_runs(root, file, appended, changed):
     before = {stage: stage_hash(stage, root) for stage in stages(root)}
     (root / file).write_text((root / file).read_text() + appended)
     assert {stage for stage in before if stage_hash(stage, root) != before[stage]} == changed
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "net.py.orig", "net.py~", ".page.html.swp"])
+def test_a_stray_file_changes_no_hash(root, name):
+    (root / "paramgolf/model" / name).write_text("stray")
+    for stage in stages(root):
+        check_hash(stage, root)
+
+
+def test_every_template_counts():
+    templates = ROOT.glob("paramgolf/*/templates/[!.]*")
+    assert {path.suffix for path in templates} == DATA_SUFFIXES
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ def run(options: argparse.Namespace) -> int:
     changes = list(differences(_old_values(PARAMS_PATH), flatten(content)))
     header = " ".join(["Written by `paramgolf use", options.name, *options.assignments]) + "`."
     base = read_text(RECIPES / "base.yaml")
+    header = " ".join(header.splitlines())  # a comment ends with its line
     write_text(PARAMS_PATH, dump_sections(content, key_comments(base), header))
     print("\n".join(changes) if changes else f"{PARAMS_PATH}: no parameter changed")
     return 0

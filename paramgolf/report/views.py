@@ -60,13 +60,16 @@ def timings(inputs: Inputs) -> list[StageTime]:
     get, limits = inputs.metrics.get, inputs.limits
     train = [("training", float(get("train", "train_seconds")))]
     calibration = ("calibration", float(get("calibrate", "seconds")))
+    adjustment = ("adjustment", float(get("quantize", "adjust_seconds")))
+    quantizing = [("quantizing", float(get("quantize", "seconds")) - adjustment[1])]
     rest: list[tuple[str, list[tuple[str, float]], float | None]] = []
     if get("calibrate", "source") == "train":
-        train.append(calibration)
+        train += [calibration, adjustment]  # which reads the text of calibrate: rule R2
     else:
         rest.append(("Calibration, on generated text", [calibration], None))
-    for stage, name in (("quantize", "Quantizing"), ("package", "Packing")):
-        rest.append((name, [(name.lower(), float(get(stage, "seconds")))], None))
+        quantizing.append(adjustment)
+    rest.append(("Quantizing", quantizing, None))
+    rest.append(("Packing", [("packing", float(get("package", "seconds")))], None))
     for stage, name in (("eval_sliding", "Sliding evaluation"), ("eval_ttt", "Adapted evaluation")):
         seconds = float(get(stage, "seconds"))
         rest.append((name, [(name.lower(), seconds)], limits.eval_seconds))

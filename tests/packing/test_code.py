@@ -154,6 +154,18 @@ def test_it_trains_from_its_own_modules(artifact, tokens_folder, make_params, pr
     assert ast.literal_eval(where) == {"train_gpt.py"}
 
 
+def test_the_key_of_a_run_to_resume_is_of_all_packed_modules(artifact, packed_params):
+    """Of those that are imported later too, and of none beside the program."""
+    say = "import train_gpt, paramgolf.training.run as r, paramgolf.checkpoint as c"
+    found = run(
+        "-c", f"import sys; sys.path.insert(0, '.'); {say}; print(*c.sources())", cwd=artifact
+    )
+    assert found.returncode == 0, found.stderr
+    named = {*found.stdout.split()}
+    assert named <= {*program(packed_params)}
+    assert "paramgolf.model.kernels.heads" in named
+
+
 def test_compiled_code_names_documents_as_the_library_does(artifact):
     """Where the sizes of documents vary: names of arguments, which packing could change."""
     assert run("train_gpt.py", "source", "out", cwd=artifact).returncode == 0

@@ -131,12 +131,16 @@ def test_network_and_training_are_those_of_the_shipped_program(tmp_path):
 
 
 def test_calibration_counts_as_training_only_where_it_reads_training_text(inputs):
+    """And so does the adjustment of scales, which reads the same text within quantize."""
+    inputs = with_metrics(inputs, quantize={"adjust_seconds": 1.25})
     rows = {row.name: row for row in views.timings(inputs)}
-    assert rows["Training and calibration"].seconds == 96.5 + 6.25
+    assert rows["Training and calibration"].seconds == 96.5 + 6.25 + 1.25
     assert rows["Training and calibration"].limit_place == 100
+    assert rows["Quantizing"].seconds == 3.5 - 1.25
     changed = with_metrics(inputs, calibrate={"seconds": 200.0, "source": "generate"})
     rows = {row.name: row for row in views.timings(changed)}
     assert rows["Training and calibration"].seconds == 96.5
+    assert rows["Quantizing"].seconds == 3.5
     assert rows["Calibration, on generated text"].limit is None
 
 

@@ -13,7 +13,7 @@ from paramgolf.data.folders import fresh_folder
 from paramgolf.data.manifests import SCHEMA, RawManifest, TextManifest, write_manifest
 from paramgolf.data.source.fetch import fetch_documents, fetch_shards
 from paramgolf.data.source.sample import sample_documents, versions
-from paramgolf.data.source.text_files import DocumentErrors, read_file, read_texts
+from paramgolf.data.source.text_files import DocumentErrors, check_kind, read_file, read_texts
 from paramgolf.errors import ParamGolfError
 from paramgolf.progress import say
 
@@ -70,6 +70,7 @@ def _open_source(
         return sample_documents(), {"versions": versions()}
     if config.source == "files":
         return read_texts(config.files, config.text_field, errors), {"files": config.files}
+    check_kind(Path(config.hub.documents_file))  # before gigabytes are fetched
     fetched = fetch_documents(config.hub)
     documents = read_file(fetched.local, fetched.published.path, config.text_field, errors)
     return documents, {

@@ -20,6 +20,7 @@ from typing import Annotated
 from paramgolf.data.source.hub_limits import FIX, bounded_bar, deadline
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file
+from paramgolf.program import ADVICE, machine_fault
 from paramgolf.progress import say
 from paramgolf.schema import Range, Sha256, Spelling, parse
 
@@ -221,6 +222,8 @@ def explained(where: str) -> Iterator[None]:
     except errors.HFValidationError as error:
         raise ParamGolfError("not a repository's name", where=where, found=error) from None
     except (OSError, http_error) as error:
+        if _is_of_a_file(error):
+            raise
         raise HubUnreachableError(
             "Hugging Face cannot be reached, or broke off",
             where=f"{where} ({constants.ENDPOINT})",
@@ -228,5 +231,16 @@ def explained(where: str) -> Iterator[None]:
             fix="check the network; without one, set data.source to sample or files",
         ) from None
     except Exception as error:  # whatever the client's code makes of a malformed answer
+        if machine_fault(error) is not None:  # as the client for xet tells of a full disk
+            raise
         what, found = "the hub's answer cannot be read", repr(error)[:200]
         raise ParamGolfError(what, where=where, found=found, fix=FIX) from None
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    """Tell whether the disk or the cache's rights are at fault, which the program explains.
+
+    Errors of sockets, TLS and HTTP have classes and numbers of their own.
+    """
+    own = type(error) in (OSError, PermissionError)
+    return own and isinstance(error, OSError) and error.errno in ADVICE

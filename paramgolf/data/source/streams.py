@@ -21,7 +21,17 @@ from paramgolf.errors import ParamGolfError
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 # what a damaged stream is told by; an OSError of the system has a number, one of a library has none
-DAMAGED = (EOFError, OSError, lzma.LZMAError, zlib.error, pyarrow.ArrowInvalid)
+DAMAGED = (
+    EOFError,
+    OSError,
+    lzma.LZMAError,
+    zlib.error,
+    # of Parquet: a footer with one wrong byte can ask for anything, and a name need not be UTF-8
+    pyarrow.ArrowIndexError,
+    pyarrow.ArrowInvalid,
+    pyarrow.ArrowNotImplementedError,
+    UnicodeDecodeError,
+)
 # text compresses about tenfold, a file of one repeated line a thousandfold, and a bomb more
 MAX_EXPANSION = 200
 FREE_BYTES = 64 << 20  # any file may expand to this size

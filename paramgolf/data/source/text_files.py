@@ -71,16 +71,20 @@ def read_texts(
 def find_files(patterns: Sequence[str]) -> dict[str, Path]:
     """Return the files that `patterns` name, by name; nothing found or an unknown kind is an error.
 
+    A file that is named in several ways, by a link too, comes once, by the first of its names.
     A name is relative to the folder in which the pattern was looked up, so that documents keep
     their names, and data/raw its bytes, when DVC runs the stage elsewhere.
     """
     found: dict[str, Path] = {}
+    known: set[Path] = set()
     bases = [Path(), Path(os.environ.get("DVC_ROOT", "."))]
     for pattern in patterns:
         base, paths = _expand(pattern, bases)
         for path in paths:
-            name = path.relative_to(base) if path.is_relative_to(base) else path
-            found.setdefault(_printable(name), path)
+            if (real := path.resolve()) not in known:
+                known.add(real)
+                name = path.relative_to(base) if path.is_relative_to(base) else path
+                found.setdefault(_printable(name), path)
     return found
 
 
@@ -149,12 +153,17 @@ def _kind(path: Path) -> str:
     return Path(path.stem).suffix.lower() if suffix in COMPRESSIONS else suffix
 
 
+def check_kind(path: Path) -> None:
+    """Refuse a file whose name tells no kind that can be read."""
+    if _kind(path) not in KINDS:
+        raise ParamGolfError("a file of an unknown kind", where=path, expected=EXPECTED)
+
+
 def _known(path: Path) -> Path:
     if not path.exists():
         found = f"a link to {os.readlink(path)}, where nothing is"
         raise ParamGolfError("a link leads nowhere", where=path, found=found)
-    if _kind(path) not in KINDS:
-        raise ParamGolfError("a file of an unknown kind", where=path, expected=EXPECTED)
+    check_kind(path)
     if not path.is_file():  # reading a pipe would wait for a writer
         raise ParamGolfError("not a regular file", where=path)
     return path
@@ -256,6 +265,9 @@ def _check_column(schema: pyarrow.Schema, name: str, path: Path) -> None:
     if name not in schema.names:
         found = f"columns {', '.join(schema.names)}"
         raise ParamGolfError(f"no column `{name}`", where=path, found=found, fix=fix)
+    if schema.names.count(name) > 1:
+        what, fix = f"more than one column `{name}`", "write the table with one column of that name"
+        raise ParamGolfError(what, where=path, found=", ".join(schema.names), fix=fix)
     kind, types = schema.field(name).type, pyarrow.types
     if types.is_dictionary(kind):
         kind = kind.value_type

@@ -86,6 +86,8 @@ def load_json(path: Path) -> tokenizers.Tokenizer:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises no narrower class
         raise other_format(path, found=f"no tokenizers file: {error}") from None
+    if not tokenizer.get_vocab_size():
+        raise other_format(path, found="no tokens in it")
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # `<s>` in a text is text, not a BOS

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import socket
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -22,6 +25,7 @@ from token_case import make_texts
 
 from paramgolf.data.retokenize import retokenize
 from paramgolf.data.shards import header
+from paramgolf.data.source.hub import HubUnreachableError, explained
 from paramgolf.files import read_json
 from paramgolf.recipes import compose, merge
 
@@ -29,6 +33,7 @@ ROOT = Path(__file__).parents[3]
 BASE = "datasets/datasets/fineweb10B_sp400"
 TRAIN = [f"{BASE}/fineweb_train_{index:06d}.bin" for index in range(3)]
 VAL = f"{BASE}/fineweb_val_000000.bin"
+FULL = "Data processing error: No space left on device (os error 28)"
 MODEL = "datasets/tokenizers/fineweb_400_bpe.model"
 
 
@@ -58,7 +63,7 @@ class Client:
     """Runs stages/download.py against a hub, in a folder of its own."""
 
     def __init__(self, hub: Hub, folder: Path) -> None:
-        self.hub, self.folder = hub, folder
+        self.hub, self.folder, self.cache = hub, folder, folder / "cache"
         self._server, self.address = hub_server.start(hub)
 
     def stop(self) -> None:
@@ -72,7 +77,7 @@ class Client:
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params))
         environment = os.environ | {
             "HF_ENDPOINT": self.address,
-            "HF_HOME": str(self.folder / "cache"),
+            "HF_HOME": str(self.cache),
             "HF_HUB_ETAG_TIMEOUT": "5",
             "HF_HUB_DOWNLOAD_TIMEOUT": "5",
             "NO_PROXY": "127.0.0.1",
@@ -204,6 +209,7 @@ def test_a_false_header_is_refused(client: Client, change: dict[int, int], expec
         ({"repository": "a/b/c"}, "not a repository's name"),
         ({"revision": "v9"}, "no such revision(.|\n)*v9"),
         ({"kind": "documents", "documents_file": "x.jsonl"}, "there is no file x.jsonl"),
+        ({"kind": "documents", "documents_file": "x.csv"}, "of an unknown kind\n  where: x.csv"),
     ],
 )
 def test_what_is_not_there_is_named(client: Client, hub: dict[str, Any], expected: str) -> None:
@@ -213,6 +219,33 @@ def test_what_is_not_there_is_named(client: Client, hub: dict[str, Any], expecte
 def test_without_network_it_says_so(client: Client) -> None:
     client.address = "http://127.0.0.1:9"
     assert "Hugging Face cannot be reached" in message(client.download())
+
+
+def test_a_cache_that_may_not_be_written_is_no_fault_of_the_network(client: Client) -> None:
+    client.cache = Path("/sys/cache")  # where root may make no folder either
+    found = message(client.download())
+    assert re.search("(denied|not permitted|Read-only file system)\n  where: /sys/cache", found)
+    assert "mend the rights" in found
+    assert "Hugging Face" not in found
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "No space left on device"), MemoryError(), RuntimeError(FULL)]
+)
+def test_what_the_machine_refuses_is_left_to_the_program(error: Exception) -> None:
+    with pytest.raises(type(error)) as caught, explained("somewhere"):
+        raise error
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ssl.SSLError(1, "handshake failed"), socket.gaierror(5, "no address"), TimeoutError("late")],
+)
+def test_an_error_of_a_socket_is_one_of_the_network(error: Exception) -> None:
+    """Its number can be that of an error of a file: of SSL, 1 is none of rights."""
+    with pytest.raises(HubUnreachableError), explained("somewhere"):
+        raise error
 
 
 def manifest(**stats: int) -> bytes:

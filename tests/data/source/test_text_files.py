@@ -88,6 +88,14 @@ def test_folders_and_globs_come_sorted_and_once(capsys: pytest.CaptureFixture[st
     assert [document.name for document in read("texts/*.txt", "texts/**/*.txt")] == names
 
 
+def test_a_file_of_several_names_comes_once_by_the_first(here: Path) -> None:
+    write("texts/a.txt", b"a")
+    Path("texts/b.txt").symlink_to("a.txt")
+    patterns = ("texts", str(here / "texts"), "texts/../texts/a.txt", "texts/b.txt")
+    assert read(*patterns) == [Document("texts/a.txt", "a")]
+    assert read(*reversed(patterns)) == [Document("texts/b.txt", "a")]
+
+
 def test_a_field_of_another_name() -> None:
     write("a.jsonl", jsonl(TEXTS, "content"))
     assert [document.text for document in read("a.jsonl", field="content")] == TEXTS
@@ -331,6 +339,33 @@ def test_what_is_not_text_is_refused(pattern: str, expected: str) -> None:
     Path("empty").mkdir()
     with pytest.raises(ParamGolfError, match=expected.replace("*", r"\*")):
         read(pattern)
+
+
+def test_a_name_in_parquet_that_is_not_utf8_is_damage() -> None:
+    write("a.parquet", parquet(TEXTS).replace(b"\x04text", b"\x04t\xffxt"))
+    with pytest.raises(ParamGolfError, match=r"a file is damaged\n  where: a\.parquet"):
+        read("a.parquet", on_error="skip")
+
+
+@pytest.mark.parametrize("kind", [pyarrow.ArrowIndexError, pyarrow.ArrowNotImplementedError])
+def test_whatever_pyarrow_makes_of_a_damaged_footer_is_damage(
+    kind: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise kind("Integers with less than 8 bits not implemented")
+
+    write("a.parquet", parquet(TEXTS))
+    monkeypatch.setattr("pyarrow.parquet.ParquetFile", refuse)
+    with pytest.raises(ParamGolfError, match=r"a file is damaged(.|\n)*found: Integers"):
+        read("a.parquet", on_error="skip")
+
+
+def test_two_parquet_columns_of_one_name_are_refused() -> None:
+    column = pyarrow.array(TEXTS)
+    table = pyarrow.Table.from_arrays([column, column], ["text", "text"])
+    pyarrow.parquet.write_table(table, "a.parquet")
+    with pytest.raises(ParamGolfError, match=r"more than one column `text`(.|\n)*text, text"):
+        read("a.parquet")
 
 
 def test_a_parquet_column_that_is_not_there_is_named() -> None:

@@ -76,6 +76,13 @@ def test_pieces_that_are_not_utf8_are_one_message(tmp_path: Path) -> None:
     assert "no SentencePiece model" in message_of(path)
 
 
+def test_an_empty_vocabulary_is_one_message(tmp_path: Path) -> None:
+    model = {"type": "BPE", "vocab": {}, "merges": []}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"version": "1.0", "added_tokens": [], "model": model}))
+    assert "found: no tokens in it" in message_of(path)
+
+
 @pytest.mark.parametrize("merge", ["a b", ["a", "b"], [], 5])
 def test_a_merge_without_its_prefix_is_one_message(tmp_path: Path, merge: object) -> None:
     """The library would end the process."""
