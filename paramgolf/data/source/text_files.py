@@ -71,18 +71,19 @@ def read_texts(
 def find_files(patterns: Sequence[str]) -> dict[str, Path]:
     """Return the files that `patterns` name, by name; nothing found or an unknown kind is an error.
 
-    A file that is named in several ways, by a link too, comes once, by the first of its names.
+    A file that is named in several ways comes once, by the first of its names. Links are files of
+    their own: DVC may link those of equal content to one.
     A name is relative to the folder in which the pattern was looked up, so that documents keep
     their names, and data/raw its bytes, when DVC runs the stage elsewhere.
     """
     found: dict[str, Path] = {}
-    known: set[Path] = set()
+    known: set[str] = set()
     bases = [Path(), Path(os.environ.get("DVC_ROOT", "."))]
     for pattern in patterns:
         base, paths = _expand(pattern, bases)
         for path in paths:
-            if (real := path.resolve()) not in known:
-                known.add(real)
+            if (place := os.path.abspath(path)) not in known:
+                known.add(place)
                 name = path.relative_to(base) if path.is_relative_to(base) else path
                 found.setdefault(_printable(name), path)
     return found
