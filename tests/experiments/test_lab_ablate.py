@@ -82,11 +82,21 @@ def test_parameters_that_only_work_together_are_one_part(folder):
     assert {v.goal for n, v in variants.items() if n != "mine"} == {"packed"}  # where they show
 
 
-def test_a_part_takes_with_it_what_the_fault_names(folder):
-    write(folder, "mine", model={"heads": 8, "kv_heads": 8})
-    (one, *others) = ablation(plan_of(common=[]), "mine").plan.variants[1:]
-    assert {*one.changes} == {"model.heads=4", "model.kv_heads=2"}
-    assert [other.name for other in others] == ["without model.kv_heads"]
+def test_heads_are_one_part_and_so_is_a_mixture(folder):
+    mixture = {"kind": "blend", "contexts": [1, 2], "weight": 0.001}
+    write(folder, "mine", model={"heads": 8, "kv_heads": 8}, eval_ttt={"mixture": mixture})
+    found = ablation(plan_of(common=[]), "mine").plan.variants[1:]
+    keys = [{change.partition("=")[0] for change in one.changes} for one in found]
+    assert {"model.heads", "model.kv_heads"} in keys
+    assert {f"eval_ttt.mixture.{key}" for key in mixture} in keys
+    assert len(found) == 2
+
+
+def test_what_the_plan_sets_stays_in_a_part_with_others(folder):
+    write(folder, "mine", quantize={"balance": 0.5}, calibrate={"sensitivity_sequences": 8})
+    plan = plan_of(common=["calibrate.sensitivity_sequences=4"])
+    (one,) = ablation(plan, "mine").plan.variants[1:]
+    assert one.changes == ("quantize.balance=0.0",)
 
 
 def test_parts_that_need_each_other_are_left_out_once(folder):

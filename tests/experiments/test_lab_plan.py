@@ -180,3 +180,16 @@ def test_plans_beside_each_other_have_names_of_their_own(tmp_path, command):
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(PLAN | {"text": TEXT}))
     words = "lab", str(tmp_path / "one.yaml"), "--beside", str(tmp_path / "two.yaml"), "--show"
     assert "plans side by side have names of their own" in command(*words, code=2)
+
+
+def test_a_budget_of_tokens_counts_the_batches_of_each_variant():
+    growing = "train.curriculum=[{at: 0.25, batch_tokens: 8192, sequence_length: 256}]"
+    variants = [
+        {"name": "plain"},
+        {"name": "large", "changes": ["train.batch_tokens=8192"]},
+        {"name": "growing", "changes": [growing]},
+        {"name": "given", "changes": [growing, "train.steps=7"]},
+    ]
+    found = contents(plan_of(variants=variants, tokens=81_920, common=[]))
+    steps = {name: content["train"]["steps"] for name, content in found.items()}
+    assert steps == {"plain": 160, "large": 10, "growing": 13, "given": 7}

@@ -26,6 +26,11 @@ TOGETHER = (
     ("quantize.balance", "calibrate.sensitivity_sequences"),
     ("quantize.matrix_bits", "quantize.attention_clip", "quantize.mlp_clip"),
     ("quantize.embedding_bits", "quantize.embedding_clip"),
+    ("model.heads", "model.kv_heads", "model.rope_dims"),
+    *(
+        tuple(f"{stage}.mixture.{key}" for key in ("kind", "contexts", "min_count", "weight"))
+        for stage in ("eval_sliding", "eval_ttt")
+    ),
 )
 # section: the first goal at which its parameters show; others show in training
 SHOWN: dict[str, Goal] = {
@@ -56,7 +61,8 @@ def ablation(plan: Plan, recipe: str) -> Ablation:
     own = flatten(compose(recipe))
     changed = [k for k in own if own[k] != back.get(k) and k in back and not k.startswith(APART)]
     fixed = _fixed(plan, (recipe, base))
-    found = [part for part in parts(changed) if not fixed.issuperset(part)]
+    changed = [key for key in changed if key not in fixed]
+    found = [*parts(changed)]
     if not found:
         raise ParamGolfError(f"recipe `{recipe}` has no part", where=RECIPES, found=f"from: {base}")
     whole = Variant(name=recipe, reason="whole")

@@ -255,8 +255,21 @@ def _check_factors(plan: Plan, changes: Sequence[str]) -> None:
 
 
 def _content(plan: Plan, variant: Variant, changes: Sequence[str]) -> dict[str, Any]:
-    recipe = variant.recipe or plan.recipe
-    return build(recipe, assignments(plan, recipe, [*variant.changes, *changes]))
+    recipe, own = variant.recipe or plan.recipe, [*variant.changes, *changes]
+    given = assignments(plan, recipe, own)
+    content = build(recipe, given)
+    if plan.tokens is None or "train.steps" in dict(map(read_assignment, [*plan.common, *own])):
+        return content
+    return build(recipe, [*given, ("train.steps", _steps_of(content["train"], plan.tokens))])
+
+
+def _steps_of(train: Mapping[str, Any], tokens: int) -> int:
+    """Return the steps in which batches of these sizes, each for its share, read so many."""
+    sizes = [{"at": 0.0, "batch_tokens": train["batch_tokens"]}, *train["curriculum"], {"at": 1.0}]
+    read = sum(
+        (after["at"] - one["at"]) * one["batch_tokens"] for one, after in itertools.pairwise(sizes)
+    )
+    return max(1, int(tokens / read + 1e-9))
 
 
 def assignments(plan: Plan, recipe: str, changes: Sequence[str] = ()) -> list[Assignment]:

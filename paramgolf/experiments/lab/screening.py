@@ -24,6 +24,7 @@ MOST_FACTORS = ORDERS[-1] - 1
 # degrees of freedom, for an interval by the residuals: it is then expected to be no wider than
 # Lenth's of any design where a quarter of the factors do something
 ENOUGH = 3
+FEWEST_CONTRASTS = 3  # that are not 0, as a design of four runs has
 
 Design = Mapping[str, Collection[str]]
 """The factors that are on, by run."""
@@ -164,6 +165,10 @@ def _by_contrasts(observed: Observed, on: Design, factors: Sequence[str]) -> Sca
         return None  # a design of other code
     y = np.array([statistics.fmean(observed[run, seed] for seed in seeds) for run in on])
     contrasts = (columns - 0.5).T @ y * (4 / order)
+    # exactly 0 is what a factor does to runs that share a training, and tells of no scatter
+    contrasts = contrasts[contrasts != 0]
+    if len(contrasts) < FEWEST_CONTRASTS:
+        return None
     freedom = len(contrasts) / 3
     deviation = pseudo_error(contrasts) * math.sqrt(len(observed)) / 2
     by = (
@@ -237,8 +242,8 @@ class Screening:
             yield f"effects that these runs cannot tell yet: {'; '.join(untold)}"
         if self.score.effects and self.score.scatter is not None:
             yield f"intervals of effects are by {self.score.scatter.by}"
-        if self.runs == self.power.runs:
-            known = _assumed(self.assumed)
+        known = _assumed(self.assumed)
+        if self.runs == self.power.runs and self.score.scatter != known:
             reach = known.reach(2 / math.sqrt(self.runs))
             yield f"by {known.by}, they would be ± {reach:.4f}"
 
