@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from paramgolf.data.token_set import TokenSet
-from paramgolf.data.tokenizer.token_mask import mask_of
+from paramgolf.data.tokenizer.token_mask import TokenMask, mask_of
 from paramgolf.model.head import Mask
 from paramgolf.model.network import Network
 
@@ -16,13 +16,13 @@ def masked(network: Network, tokens: TokenSet, text: np.ndarray | None = None) -
 
     A `text`, token ids [N + 1], of which the mask forbids a target is a ParamGolfError.
     """
-    if text is not None:
-        mask_of(tokens).check(text)
-    return network.with_mask(network_mask(tokens))
-
-
-def network_mask(tokens: TokenSet) -> Mask:
-    """Return the mask of the tokenizer of `tokens` as networks have it, on the CPU."""
     mask = mask_of(tokens)
+    if text is not None:
+        mask.check(text)
+    return network.with_mask(network_mask(mask))
+
+
+def network_mask(mask: TokenMask) -> Mask:
+    """Return a mask as networks have it, on the CPU."""
     marks = torch.tensor(mask.marks, dtype=torch.int64)
     return Mask(torch.from_numpy(mask.words), mask.escape, marks)

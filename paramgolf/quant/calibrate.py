@@ -21,6 +21,7 @@ from torch import Tensor
 from paramgolf.data.shards import ShardStream
 from paramgolf.data.special_tokens import BOS
 from paramgolf.data.token_set import TokenSet, open_tokens
+from paramgolf.data.tokenizer.token_mask import mask_of
 from paramgolf.errors import ParamGolfError
 from paramgolf.files import write_bytes, write_json
 from paramgolf.model.network import Network
@@ -65,7 +66,7 @@ def collect(
     _check_vocabulary(trained, tokens)
     runtime = replace(runtime, compile=False)  # compiled code calls no taps
     if trained.token_mask:
-        trained = replace(trained, mask=network_mask(tokens))
+        trained = replace(trained, mask=network_mask(mask_of(tokens)))
     network = trained_network(trained, runtime)
     seed = trained.seed if config.seed is None else config.seed
     length = trained.sequence_length

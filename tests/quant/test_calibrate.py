@@ -15,7 +15,6 @@ from paramgolf.data.token_set import open_tokens
 from paramgolf.data.tokenizer.token_mask import TokenMask
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.config import RecurrencePhase
-from paramgolf.model.head import Mask
 from paramgolf.model.network import Pass
 from paramgolf.model.plan import repeated_layers
 from paramgolf.quant.calibrate import (
@@ -283,9 +282,8 @@ def test_a_network_that_learned_with_a_mask_is_measured_with_it(
     learned = replace(trained, config={**trained.config, "token_mask": True})
     allowed = np.zeros((VOCAB + 1, VOCAB), dtype=bool)
     allowed[:, 5:9] = True
-    words = torch.from_numpy(TokenMask(allowed, -1, ()).words)
-    mask = Mask(words, -1, torch.zeros(0, dtype=torch.int64))
-    monkeypatch.setattr("paramgolf.quant.calibrate.network_mask", lambda _: mask)
+    mask = TokenMask(allowed, -1, ())
+    monkeypatch.setattr("paramgolf.quant.calibrate.mask_of", lambda _: mask)
     config = make_config(sensitivity_sequences=2)
     plain, found = (collect(one, tokens, config, ALONE)[0] for one in (trained, learned))
     assert (plain["down"] == found["down"]).all()
