@@ -28,12 +28,16 @@ def stages(root: Path = Path()) -> list[str]:
 
 
 def stage_hash(stage: str, root: Path = Path()) -> str:
-    """Return the hash of a stage's script and of all that it imports, SHA-256 in hexadecimal.
+    """Return the hash of a stage's script and of all that it imports, SHA-256 in hexadecimal."""
+    return scripts_hash((SCRIPTS / f"{stage}.py", *ALSO.get(stage, ())), root)
+
+
+def scripts_hash(scripts: Iterable[Path], root: Path = Path()) -> str:
+    """Return the hash of scripts and of all that they import, SHA-256 in hexadecimal.
 
     Files of the package that are no modules (templates) count for whoever imports a module of
     their folder.
     """
-    scripts = (SCRIPTS / f"{stage}.py", *ALSO.get(stage, ()))
     modules = {path for script in scripts for path in (script, *closure(script, root))}
     sources = {path.as_posix(): (root / path).read_text(encoding="utf-8") for path in modules}
     digest = hashlib.sha256(code_hash(sources).encode())

@@ -22,15 +22,13 @@ from typing import Any
 
 import yaml
 
-from paramgolf.code_hash import code_hash
 from paramgolf.experiments.lab.plan import STAGES
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.gpu_slots import VISIBLE
-from paramgolf.imports import closure
 from paramgolf.launch import end_groups
 from paramgolf.params import PARAMS_PATH, read_yaml
 from paramgolf.process import SIGNALLED
-from paramgolf.stage_code import stage_hash
+from paramgolf.stage_code import scripts_hash, stage_hash
 
 ROOT = Path(__file__).resolve().parents[3]
 MODULES = {"packed": "paramgolf.experiments.packed_score"}  # others are scripts of stages/
@@ -82,14 +80,9 @@ def read_stages(root: Path = ROOT) -> dict[str, Stage]:
         depends = tuple(out for out in outs if out in names)
         found[name] = Stage(depends, tuple(plan[name]["params"]), stage_hash(name, root))
         if name == "package":  # `packed` is no stage of DVC's
-            found["packed"] = Stage(("package",), (), _module_hash(MODULES["packed"], root))
+            script = Path(*MODULES["packed"].split(".")).with_suffix(".py")
+            found["packed"] = Stage(("package",), (), scripts_hash([script], root))
     return found
-
-
-def _module_hash(module: str, root: Path) -> str:
-    script = Path(*module.split(".")).with_suffix(".py")
-    paths = (script, *closure(script, root))
-    return code_hash({path.as_posix(): (root / path).read_text("utf-8") for path in paths})
 
 
 @dataclass(frozen=True, slots=True)
