@@ -97,7 +97,10 @@ def as_in_a_block(attend: Attend) -> Attend:
 
 
 def attention_rows() -> list[Row]:
-    """Time each attention, compiled: 32 rows of 2,048 tokens, 8 query and 4 value heads of 64."""
+    """Time each attention, compiled: 32 rows of 2,048 tokens, 8 query and 4 value heads of 64.
+
+    Beside it, with a copy of its key and value for each query head.
+    """
     from triton.testing import do_bench  # where there is a GPU
 
     generator = torch.Generator("cuda").manual_seed(0)
@@ -105,7 +108,8 @@ def attention_rows() -> list[Row]:
         torch.randn(32, 2048, heads, 64, generator=generator, device="cuda").bfloat16()
         for heads in (8, 4, 4)
     )
-    tensors = [x.requires_grad_() for x in (q, k, v)]
+    shared = [x.requires_grad_() for x in (q, k, v)]
+    copied = [q, *(x.detach().repeat_interleave(2, dim=2).requires_grad_() for x in (k, v))]
     # documents of 555 tokens on average
     tokens = torch.randint(0, 555, (32, 2048), generator=generator, device="cuda")
     documents = find_segments(torch.where(tokens == 0, BOS, BOS + 1), BOS, 2048)
@@ -119,12 +123,16 @@ def attention_rows() -> list[Row]:
         torch.compiler.reset()  # each is a graph of its own, and a function has few
         attend = as_in_a_block(attention_for(Runtime(0, 1, q.device, attention=key)))
 
-        def step(attend: Attend = attend, segments: Segments | None = segments) -> None:
-            torch.autograd.grad(attend(*tensors, segments).sum(), tensors)
+        def milliseconds(tensors: list[torch.Tensor]) -> float:
+            def step(attend: Attend = attend, segments: Segments | None = segments) -> None:
+                torch.autograd.grad(attend(*tensors, segments).sum(), tensors)
 
-        milliseconds = do_bench(step, warmup=200, rep=1000)
-        figure = f"attention {key}, {kind}: forward and backward"
-        rows.append(Row(figure, milliseconds, "ms", None, None, "lower"))
+            return do_bench(step, warmup=200, rep=1000)
+
+        figure, by_heads = f"attention {key}, {kind}: forward and backward", milliseconds(shared)
+        rows.append(Row(figure, by_heads, "ms", None, None, "lower"))
+        figure += ", a key for each query head; reference: shared"
+        rows.append(Row(figure, milliseconds(copied), "ms", by_heads, None, "lower"))
     return rows
 
 

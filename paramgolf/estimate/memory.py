@@ -110,8 +110,9 @@ def block_values(model: ModelConfig, layer: VirtualLayer) -> int:
     widths = lanes + entering * (layer.skip_row is not None)
     values = model.mlp_hidden  # the activation; what it was made of is found in it
     if layer.attention:
-        heads = model.width + 2 * model.kv_heads * model.head_dim
-        values += 2 * heads  # the packed projection, and q, k and v as attention reads them
+        kv = 2 * model.kv_heads * model.head_dim
+        values += model.width + kv  # the packed projection
+        values += model.width + layer.kv_copies * kv  # q, k and v as attention reads them
         values += 2 * model.heads  # attention's sums, float32
         widths += 1  # attention's output
         widths += layer.xsa or model.head_gate != "none"  # which the projection does not read

@@ -65,6 +65,7 @@ class Backend:
     Attributes:
         dtype: what parameters are cast to and sublayers compute in.
         attend: causal attention.
+        copy_keys: attention that learns is given a key and a value head for each query head.
         attend_to_others: the same without each position's own term (XSA of pg#1499).
         operations: the operations that have fused kernels.
         block: block.block, or a compiled form.
@@ -77,6 +78,7 @@ class Backend:
 
     dtype: torch.dtype = torch.float32
     attend: Attend = attend_sdpa
+    copy_keys: bool = False
     attend_to_others: Attend = attend_to_others
     operations: Operations = REFERENCE
     block: Callable[..., Lanes] = block
@@ -90,16 +92,20 @@ class Backend:
 def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
     """Return the backend of a network on this process's device, as runtime.* asks."""
     require_known_torch()
+    name = attention_name(runtime)
     backend = Backend(
         dtype=runtime.compute_dtype,
         attend=attention_for(runtime),
+        # FlashAttention-3 adds up the gradients of a shared key in float32 in memory: zeros are
+        # written, heads added to them, and sums read and converted, where copies are but written
+        copy_keys=name == "fa3",
         operations=fused_operations() if _use_fused(runtime, config) else REFERENCE,
     )
     return compiled(backend) if runtime.compile else backend
 
 
-def attention_for(runtime: Runtime) -> Attend:
-    """Return attention on this process's device, as runtime.attention asks.
+def attention_name(runtime: Runtime) -> str:
+    """Return which of `attention_obstacles` serves this process's device, as runtime.attention asks.
 
     auto: FlashAttention-3, or else FlashAttention-4, or else PyTorch's kernels, or else, on a CPU,
     its plain form.
@@ -108,6 +114,12 @@ def attention_for(runtime: Runtime) -> Attend:
     if name == "auto":
         name = next(one for one in PREFERRED if obstacles[one] is None)
     _refuse("attention", name, obstacles[name])
+    return name
+
+
+def attention_for(runtime: Runtime) -> Attend:
+    """Return attention on this process's device, by `attention_name`."""
+    name = attention_name(runtime)
     if name == "sdpa" and runtime.device.type == "cpu":
         return attend_sdpa
     if name in ("fa3", "fa4"):

@@ -54,6 +54,7 @@ class Kind(NamedTuple):
 
     heads: int
     kv_heads: int
+    kv_copies: int  # of each key and value head, which attention gets where it is to learn
     attention: bool
     xsa: str  # a ModelConfig.xsa_form, or "none"
     parallel: str  # a ModelConfig.parallel, or "none" before the parallel part
@@ -166,7 +167,7 @@ def adapter_outputs(n: Tensor, w: Weights, adapters: Adapters | None) -> dict[st
 def project_heads(
     n: Tensor, w: Weights, c: Context, kind: Kind, adapted: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Project a sublayer's input n [B, T, d] to q [B, T, H, D], k and v [B, T, K, D], v twice.
+    """Project a sublayer's input n [B, T, d] to q, k, v and v_xsa, as operations.split_heads does.
 
     q and k are normalized and rotated; the adapters' outputs `adapted` are added first, and a value
     embedding is in both v: attention reads one, XSA the other.
@@ -176,7 +177,8 @@ def project_heads(
         kv = (len(w.qkv) - n.shape[-1]) // 2
         parts = zip("qkv", qkv.split([n.shape[-1], kv, kv], dim=-1), strict=True)
         qkv = torch.cat([y + adapted[name] if name in adapted else y for name, y in parts], dim=-1)
-    q, k, v, v_xsa = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads)
+    copies = kind.kv_copies if torch.is_grad_enabled() else 1
+    q, k, v, v_xsa = kind.operations.split_heads(qkv, w.q_gain, c.cos, c.sin, kind.kv_heads, copies)
     if c.value_embedding is not None:
         v = v_xsa = v + c.value_embedding.view(v.shape)
     return q, k, v, v_xsa

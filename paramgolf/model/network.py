@@ -324,6 +324,7 @@ class Network(nn.Module):
         return Kind(
             config.heads,
             config.kv_heads,
+            virtual.kv_copies if backend.copy_keys else 1,
             attention=virtual.attention,
             xsa=xsa,
             parallel=config.parallel if virtual.parallel else "none",

@@ -56,19 +56,21 @@ def mix_norm(mix: Mix, *, keep: bool = True) -> tuple[Tensor, Tensor]:  # noqa: 
 
 
 def split_heads(
-    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int
+    qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int, copies: int = 1
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return q [B, T, H, D], k and v [B, T, K, D] of a packed projection [B, T, (H + 2K) D].
+    """Return q [B, T, H, D], k, v and v_xsa of a packed projection [B, T, (H + 2K) D].
 
     q and k are normalized, rotated by cos and sin [T, channels / 2]; q is scaled by `gain` [H]. v
-    comes twice, for its two readers: attention, and XSA. A kernel then adds their gradients itself.
+    comes for each of its two readers: v_xsa [B, T, K, D] for XSA, and for attention, with its k,
+    v [B, T, copies K, D], the copies of a head side by side. A kernel adds their gradients itself.
     """
     # q and k have length sqrt(D) after their norm, so `gain` alone sets how sharp attention can be
     B, T, _ = qkv.shape
     H = len(gain)
     heads = qkv.view(B, T, H + 2 * kv_heads, -1)
     q, k, v = heads.split([H, kv_heads, kv_heads], dim=2)
-    return rotate(norm(q), cos, sin) * gain[:, None], rotate(norm(k), cos, sin), v, v
+    k, v_attention = (x.repeat_interleave(copies, dim=2) for x in (rotate(norm(k), cos, sin), v))
+    return rotate(norm(q), cos, sin) * gain[:, None], k, v_attention, v
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class VirtualLayer:
         attention: it has an attention sublayer.
         xsa: its attention is exclusive (operations.exclusive_self_attention).
         value_row: the row of the value embedding's scale, where that embedding is added.
+        kv_copies: how often attention can be given each key and value head, one a query head; once
+            where more is added to the values, which is of their own heads.
         parallel: it lies in the part of the network that runs in a parallel form.
         window: how many positions its attention sees, None: all.
     """
@@ -39,6 +41,7 @@ class VirtualLayer:
     attention: bool
     xsa: bool
     value_row: int | None
+    kv_copies: int
     parallel: bool
     window: int | None
 
@@ -69,6 +72,8 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
         # skips may end where the lanes part (pg#1296)
         parted = lanes and any(earlier.parallel for earlier in virtual_layers)
         dropped = parted and not config.lane_skips
+        value_row = values.index(slot) if slot in values else None
+        apart = value_row is None and not config.value_residual
         virtual_layers.append(
             VirtualLayer(
                 layer=layer,
@@ -80,7 +85,8 @@ def plan(config: ModelConfig, order: Order) -> tuple[VirtualLayer, ...]:
                 attention=config.first_attention or layer > 0,
                 # not by the position in this order: a layer is exclusive in all phases or in none
                 xsa=slot >= config.slots - config.xsa_layers,
-                value_row=values.index(slot) if slot in values else None,
+                value_row=value_row,
+                kv_copies=config.heads // config.kv_heads if apart else 1,
                 parallel=parallel,
                 window=config.window if layer in config.window_layers else None,
             )

@@ -82,7 +82,7 @@ def test_the_o_and_mlp_adapters_read_the_sublayers_input():
         return torch.randn(shape, generator=g)
 
     B, T, d = 2, 5, 8
-    kind = Kind(2, 1, True, False, "none", "none", 1.0, 0.5, lambda q, k, v, s: q * v, REFERENCE)
+    kind = Kind(2, 1, 1, True, False, "none", "none", 1.0, 0.5, lambda q, k, v, s: q * v, REFERENCE)
     qkv = draw(d + 8, d)
     w = Weights(
         qkv, draw(d, d), draw(16, d), draw(d, 16), draw(d), draw(d), draw(2, d), draw(2), draw()

@@ -27,33 +27,38 @@ ITEMS = 16  # pairs (token, value head) of a tile: 2 KiB of a tensor at 64 chann
 
 
 @triton.jit
-def _direction(v, at, live, TINY: tl.constexpr, XSA: tl.constexpr, ITEMS: tl.constexpr):
+def _direction(
+    v, item, channel, live, spacing,
+    TINY: tl.constexpr, XSA: tl.constexpr, ITEMS: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
     """Load a tile of values [ITEMS, D], and return their directions w and 1 / |v|."""
     if XSA:
+        at = item[:, None] * spacing + channel[None, :]
         x = tl.load(v + at, mask=live, other=0.0).to(tl.float32)
         # as torch.nn.functional.normalize has it: a value of 0 has the direction 0
         inverse = 1.0 / tl.maximum(tl.sqrt(tl.sum(x * x, 1)), TINY)
         return x * inverse[:, None], inverse
     # gates alone: no direction is read, and the compiler drops it
-    return tl.zeros((ITEMS, at.shape[1]), tl.float32), tl.zeros((ITEMS,), tl.float32)
+    return tl.zeros((ITEMS, WIDE), tl.float32), tl.zeros((ITEMS,), tl.float32)
 
 
 @triton.jit
 def _forward(
-    y, v, gate, strength, out, items,
+    y, v, gate, strength, out, items, spacing,
     GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, KV_HEADS: tl.constexpr,
     XSA: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
     ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Write `out` for ITEMS values and the GROUP heads of each.
 
-    y and out are [items, GROUP, D], v [items, D], gate [items, GROUP], strength [KV_HEADS, GROUP];
-    an item is a value head at a token. WIDE is the next power of two from D.
+    y and out are [items, GROUP, D], gate [items, GROUP], strength [KV_HEADS, GROUP]; an item is a
+    value head at a token, and begins in v `spacing` entries after the one before. WIDE is the next
+    power of two from D.
     """
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
     live = (item < items)[:, None] & (channel < D)[None, :]
-    unit, _ = _direction(v, item[:, None] * D + channel[None, :], live, TINY, XSA, ITEMS)
+    unit, _ = _direction(v, item, channel, live, spacing, TINY, XSA, ITEMS, WIDE)
     for g in tl.static_range(GROUP):
         # query head g of the group of this value
         at = ((item * GROUP + g) * D)[:, None] + channel[None, :]
@@ -72,17 +77,19 @@ def _forward(
 
 @triton.jit
 def _backward(
-    y, v, gate, strength, d_out, dy, dv, d_gate, d_strength, items,
+    y, v, gate, strength, d_out, dy, dv, d_gate, d_strength, items, spacing,
     GROUP: tl.constexpr, D: tl.constexpr, WIDE: tl.constexpr, KV_HEADS: tl.constexpr,
     XSA: tl.constexpr, GATED: tl.constexpr, LEARNED: tl.constexpr,
     ITEMS: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
-    """Write dy, dv, d_gate and each item's part of ds [items, GROUP]; shapes as in `_forward`."""
+    """Write dy, dv [items, D], d_gate and each item's part of ds [items, GROUP].
+
+    Shapes are those of `_forward`.
+    """
     item = tl.program_id(0) * ITEMS + tl.arange(0, ITEMS)
     channel = tl.arange(0, WIDE)
     live = (item < items)[:, None] & (channel < D)[None, :]
-    value_at = item[:, None] * D + channel[None, :]
-    unit, inverse = _direction(v, value_at, live, TINY, XSA, ITEMS)
+    unit, inverse = _direction(v, item, channel, live, spacing, TINY, XSA, ITEMS, WIDE)
     # dw, of all heads of the group: they are visited by this program, one after another
     d_unit = tl.zeros((ITEMS, WIDE), tl.float32)
     for g in tl.static_range(GROUP):
@@ -111,7 +118,7 @@ def _backward(
     if XSA:
         # the direction's derivative; see the module
         d_value = (d_unit - unit * tl.sum(d_unit * unit, 1)[:, None]) * inverse[:, None]
-        tl.store(dv + value_at, d_value, mask=live)
+        tl.store(dv + item[:, None] * D + channel[None, :], d_value, mask=live)
 
 
 def _launch(kernel, y, v, gate, strength, others, xsa):  # type: ignore[no-untyped-def]
@@ -119,8 +126,8 @@ def _launch(kernel, y, v, gate, strength, others, xsa):  # type: ignore[no-untyp
     launch(
         kernel, (triton.cdiv(items, ITEMS),),
         y, v, y if gate is None else gate, y if strength is None else strength, *others, items,
-        GROUP=y.shape[-2] // v.shape[-2], D=head_dim, WIDE=triton.next_power_of_2(head_dim),
-        KV_HEADS=v.shape[-2], XSA=xsa, GATED=gate is not None, LEARNED=strength is not None,
+        v.stride(-2), GROUP=y.shape[-2] // v.shape[-2], D=head_dim,
+        WIDE=triton.next_power_of_2(head_dim), KV_HEADS=v.shape[-2], XSA=xsa, GATED=gate is not None, LEARNED=strength is not None,
         ITEMS=ITEMS, TINY=TINY,
     )  # fmt: skip
 
@@ -139,7 +146,7 @@ def _finish_heads_backward(
     y: Tensor, v: Tensor, gate: Tensor | None, strength: Tensor | None, d_out: Tensor, xsa: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dy = torch.empty_like(y)
-    dv = torch.empty_like(v) if xsa else v.new_empty(0)
+    dv = v.new_empty(v.shape if xsa else 0)
     d_gate = v.new_empty(0) if gate is None else torch.empty_like(gate)
     parts = v.new_empty(0 if strength is None else y.shape[:-1], dtype=torch.float32)
     _launch(_backward, y, v, gate, strength, (d_out, dy, dv, d_gate, parts), xsa)
@@ -169,5 +176,9 @@ def finish_heads(
     """As operations.finish_heads."""
     gate = None if gate is None else gate.contiguous()
     strength = None if strength is None else strength.contiguous()
-    y, v = y.contiguous(), v.contiguous()
-    return _finish_heads(y, v, gate, strength, xsa)  # type: ignore[no-any-return]
+    _, T, K, _ = v.shape
+    spacing = v.stride(2)
+    # of a head's copies the first is read where it lies, which takes no pass
+    if v.stride() != (T * K * spacing, K * spacing, spacing, 1):
+        v = v.contiguous()
+    return _finish_heads(y.contiguous(), v, gate, strength, xsa)  # type: ignore[no-any-return]

@@ -86,13 +86,14 @@ def test_mix_norm_without_the_sum(fused, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("head_dim", "half"), [(16, 4), (12, 3), (64, 8), (64, 0)])
-def test_split_heads(fused, dtype, head_dim, half):
+@pytest.mark.parametrize("copies", [1, 2, 3])
+def test_split_heads(fused, dtype, copies, head_dim, half):
     angles = 6 * torch.rand(T, half, device=GPU)
     tensors = [draw(B, T, (H + 2 * K) * head_dim, dtype=dtype), draw(H, dtype=dtype)]
     tensors += [angles.cos(), angles.sin()]
 
     def of(function):
-        return lambda *t: function(*t, K)
+        return lambda *t: function(*t, K, copies)
 
     assert_equal(of(operations.split_heads), of(fused.split_heads), tensors, 2, BOUNDS[dtype])
 
@@ -117,6 +118,18 @@ def test_finish_heads(fused, dtype, head_dim, xsa, gated):
     learning = 2 if (xsa and not gated) or not xsa else 3
     plain, found = of(operations.finish_heads), of(fused.finish_heads)
     assert_equal(plain, found, tensors, learning, BOUNDS[dtype])
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(30)])
+def test_finish_heads_reads_values_where_they_lie(fused, part):
+    """The first of a head's two copies, at all positions or at some."""
+    tensors = [draw(B, T, H, 12)[:, part], draw(B, T, 2 * K, 12)]
+
+    def of(function):
+        return lambda y, v: function(y, v[:, part, ::2], None, xsa=True)
+
+    plain, found = of(operations.finish_heads), of(fused.finish_heads)
+    assert_equal(plain, found, tensors, 2, BOUNDS[torch.float32])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
