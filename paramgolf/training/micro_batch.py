@@ -14,6 +14,9 @@ from paramgolf.runtime import Runtime
 from paramgolf.training.config import TrainConfig
 
 SHARE = 0.9  # of the free memory; the rest is for the optimizers' and the libraries' own
+# Passes whose memory is held: the captured graphs share that of one, and beside them the next graph
+# is warmed up, or a pass of rounded weights runs.
+PASSES = 2
 CPU_TOKENS = 16_384  # on a CPU, where more rows per pass gain nothing
 
 
@@ -26,7 +29,7 @@ def choose_micro_batch(network: Network, config: TrainConfig, runtime: Runtime) 
     else:
         free, _ = torch.cuda.mem_get_info(runtime.device)
         fixed, each = _bytes_of(network, length, runtime)
-        tokens = fitting(counts, length, int((SHARE * free - fixed) / each))
+        tokens = fitting(counts, length, int((SHARE * free / PASSES - fixed) / each))
     tokens = int(runtime.agree(tokens))
     if runtime.is_main:
         say(f"train: micro_batch_tokens is {tokens:,}")

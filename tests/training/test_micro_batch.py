@@ -10,6 +10,7 @@ from process_case import ALONE
 
 from paramgolf.errors import ParamGolfError
 from paramgolf.model.network import Network
+from paramgolf.profiling.step_benchmark import StepBenchmark
 from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchSizes
 from paramgolf.training.micro_batch import CPU_TOKENS, choose_micro_batch, fitting, sequence_counts
@@ -75,10 +76,14 @@ def test_auto_becomes_a_number_on_a_cpu(sample, capsys):
 
 
 @pytest.mark.gpu
-def test_what_is_chosen_on_a_gpu_fits(sample):
-    config = dataclasses.replace(
-        sample.train, micro_batch_tokens="auto", batch_tokens=2**16, sequence_length=256
+def test_what_is_chosen_fills_a_gpu_and_can_be_captured(sample):
+    """Of each of two orders of layers a graph is captured, of passes as large as they can be."""
+    free, _ = torch.cuda.mem_get_info()
+    train = dataclasses.replace(
+        sample.train, micro_batch_tokens="auto", batch_tokens=2**24, sequence_length=256
     )
-    runtime = Runtime(0, 1, torch.device("cuda"))
-    network = Network(sample.model, 64, seed=1).to(runtime.device)
-    assert 2**16 % choose_micro_batch(network, config, runtime) == 0
+    params = dataclasses.replace(sample, train=train)
+    benchmark = StepBenchmark(params, Runtime(0, 1, torch.device("cuda")))
+    benchmark.passes(-1, benchmark.micro_batch_tokens)
+    assert 2**24 % benchmark.micro_batch_tokens == 0
+    assert torch.cuda.max_memory_allocated() > free / 4

@@ -41,7 +41,7 @@ def networks(monkeypatch):
         operations = REFERENCE._replace(
             mix_norm=mix_norm, split_heads=split_heads, finish_heads=finish_heads
         )
-        return plain, fused.with_backend(compiled(Backend(operations=operations)))
+        return plain, fused.with_backend(compiled(Backend(operations=operations, copy_keys=True)))
 
     yield make
     torch._dynamo.reset()

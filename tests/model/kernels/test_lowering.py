@@ -35,7 +35,7 @@ def test_kernels_of_recipes_compile(lowered: set[str], name: str) -> None:
     recipe, _, change = name.partition(", ")
     model = narrow_recipe(recipe).model
     model = dataclasses.replace(model, xsa_form="learned") if change == "XSA learned" else model
-    backend = Backend(dtype=torch.bfloat16, operations=fused_operations())
+    backend = Backend(dtype=torch.bfloat16, operations=fused_operations(), copy_keys=True)
     backend = with_short_mlp(backend, 128) if change == "FP8" else backend
     network = Network(model, VOCAB, seed=1).with_backend(backend)
     text = torch.randint(2, VOCAB, (2, 65), generator=torch.Generator().manual_seed(0))
