@@ -92,20 +92,19 @@ class Backend:
 def backend_for(runtime: Runtime, config: ModelConfig) -> Backend:
     """Return the backend of a network on this process's device, as runtime.* asks."""
     require_known_torch()
-    name = attention_name(runtime)
     backend = Backend(
         dtype=runtime.compute_dtype,
         attend=attention_for(runtime),
         # FlashAttention-3 adds up the gradients of a shared key in float32 in memory: zeros are
         # written, heads added to them, and sums read and converted, where copies are but written
-        copy_keys=name == "fa3",
+        copy_keys=attention_name(runtime) == "fa3",
         operations=fused_operations() if _use_fused(runtime, config) else REFERENCE,
     )
     return compiled(backend) if runtime.compile else backend
 
 
 def attention_name(runtime: Runtime) -> str:
-    """Return which of `attention_obstacles` serves this process's device, as runtime.attention asks.
+    """Return the word of the attention that serves this process's device: runtime.attention.
 
     auto: FlashAttention-3, or else FlashAttention-4, or else PyTorch's kernels, or else, on a CPU,
     its plain form.

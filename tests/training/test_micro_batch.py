@@ -15,6 +15,8 @@ from paramgolf.runtime import Runtime
 from paramgolf.training.config import BatchSizes
 from paramgolf.training.micro_batch import CPU_TOKENS, choose_micro_batch, fitting, sequence_counts
 
+MEMORY = 4 * 2**30
+
 
 def sized(sample, first, *later, loader="shuffled"):
     """Return train's parameters with batches of so many tokens, of sequences of 2,048."""
@@ -75,15 +77,27 @@ def test_auto_becomes_a_number_on_a_cpu(sample, capsys):
     assert "16,384" in capsys.readouterr().err
 
 
+@pytest.fixture
+def small_gpu(monkeypatch):
+    """A GPU of MEMORY bytes: other tests may run on it meanwhile."""
+    _, total = torch.cuda.mem_get_info()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    free = MEMORY - torch.cuda.memory_reserved()
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda *_: (free, total))
+    torch.cuda.set_per_process_memory_fraction(MEMORY / total)
+    yield torch.device("cuda")
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 @pytest.mark.gpu
-def test_what_is_chosen_fills_a_gpu_and_can_be_captured(sample):
+def test_what_is_chosen_fills_a_gpu_and_can_be_captured(sample, small_gpu):
     """Of each of two orders of layers a graph is captured, of passes as large as they can be."""
-    free, _ = torch.cuda.mem_get_info()
     train = dataclasses.replace(
         sample.train, micro_batch_tokens="auto", batch_tokens=2**24, sequence_length=256
     )
     params = dataclasses.replace(sample, train=train)
-    benchmark = StepBenchmark(params, Runtime(0, 1, torch.device("cuda")))
+    benchmark = StepBenchmark(params, Runtime(0, 1, small_gpu))
     benchmark.passes(-1, benchmark.micro_batch_tokens)
     assert 2**24 % benchmark.micro_batch_tokens == 0
-    assert torch.cuda.max_memory_allocated() > free / 4
+    assert torch.cuda.max_memory_allocated() > MEMORY / 4

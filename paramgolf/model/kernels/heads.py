@@ -170,8 +170,9 @@ def _split_heads(
     qkv: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, kv_heads: int, copies: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     B, T, width = qkv.shape
-    D, heads = width // (len(gain) + 2 * kv_heads), (len(gain), kv_heads * copies, kv_heads * copies)
-    q, k, v = (qkv.new_empty(B, T, count, D) for count in heads)
+    D = width // (len(gain) + 2 * kv_heads)
+    q = qkv.new_empty(B, T, len(gain), D)
+    k, v = (qkv.new_empty(B, T, kv_heads * copies, D) for _ in range(2))
     _launch(_forward, qkv, gain, cos, sin, kv_heads, copies, q, k, v)
     return q, k, v
 

@@ -127,8 +127,8 @@ def _launch(kernel, y, v, gate, strength, others, xsa):  # type: ignore[no-untyp
         kernel, (triton.cdiv(items, ITEMS),),
         y, v, y if gate is None else gate, y if strength is None else strength, *others, items,
         v.stride(-2), GROUP=y.shape[-2] // v.shape[-2], D=head_dim,
-        WIDE=triton.next_power_of_2(head_dim), KV_HEADS=v.shape[-2], XSA=xsa, GATED=gate is not None, LEARNED=strength is not None,
-        ITEMS=ITEMS, TINY=TINY,
+        WIDE=triton.next_power_of_2(head_dim), KV_HEADS=v.shape[-2], XSA=xsa,
+        GATED=gate is not None, LEARNED=strength is not None, ITEMS=ITEMS, TINY=TINY,
     )  # fmt: skip
 
 
