@@ -1,9 +1,7 @@
 """What train_gpt.py runs: score the packed model, or train it anew, with no project around it.
 
-Its options stand in for params.yaml. The parameters of the network and of training, and the ways of
-the evaluations, were frozen in when the artifact was packed; the other parameters of the
-evaluations are options, so that another window or stride is another command and not another
-artifact.
+Its options stand in for params.yaml. The recipe's parameters were frozen in when the artifact was
+packed; those of the evaluations, the modes excepted, are also options.
 """
 
 from __future__ import annotations
@@ -158,6 +156,12 @@ def _value(text: str) -> Any:
 def section(
     kind: type[Config], defaults: dict[str, Any], options: argparse.Namespace, name: str
 ) -> Config:
-    """Return the parameters `defaults` with what the command line says instead."""
+    """Return the parameters `defaults` with what the command line says instead.
+
+    Of a part that has keys of its own it may name a few.
+    """
     chosen = {key: getattr(options, key, default) for key, default in defaults.items()}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(chosen[key], dict):
+            chosen[key] = default | chosen[key]
     return parse(kind, chosen, name)
