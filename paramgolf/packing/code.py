@@ -87,14 +87,15 @@ class Packed(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 sys.meta_path.insert(0, Packed())
 if __name__ == "__main__":
     sys.excepthook = traceback.print_exception  # unlike the built-in hook, it asks get_source
-    if sys.argv[1:2] == ["source"]:
-        for name, source in filter(lambda item: item[1], SOURCES.items()):
-            path = pathlib.Path(*sys.argv[2:3], *name.split(".")).with_suffix(".py")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source)
-    else:
-        importlib.import_module("paramgolf.process").start_process()
-        importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
+    match sys.argv[1:]:
+        case ["source", folder] if folder[:1] != "-":  # needs no torch
+            for name, source in filter(lambda item: item[1], SOURCES.items()):
+                path = pathlib.Path(folder, *name.split(".")).with_suffix(".py")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(source)
+        case _:
+            importlib.import_module("paramgolf.process").start_process()
+            importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
 """
 
 

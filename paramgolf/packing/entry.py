@@ -41,13 +41,16 @@ HELP = {
     "eval": "score model.bin by a sliding window",
     "eval_ttt": "score model.bin while it learns from what is scored",
     "train": f"train on {TOKENS_PATH} into artifacts/train",
-    "source": "unpack the code",  # the loader does that: see packing/code.py
+    "source": "unpack the code into a folder",  # the loader does that: see packing/code.py
 }
 
 
 def main(params: dict[str, Any]) -> None:
     """Run the command on the command line; `params` are those of packing.code.frozen_params."""
-    options = parser(params).parse_args()
+    program = parser(params)
+    options = program.parse_args()
+    if options.command == "source":  # with a folder for which the loader has no use
+        program.error(f"no folder: {options.folder}")
     with exit_on_error():
         try:
             _run(options, params)
@@ -135,7 +138,10 @@ def parser(params: dict[str, Any]) -> argparse.ArgumentParser:
             command.add_argument("--data", type=Path, default=TOKENS_PATH, help="folder of tokens")
             command.add_argument("--json", type=Path, help="file to write the metrics to")
             _add_options(command, params[name])
-        _add_options(command, params["runtime"])
+        if name == "source":
+            command.add_argument("folder")
+        else:
+            _add_options(command, params["runtime"])
     return program
 
 

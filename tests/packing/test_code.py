@@ -267,6 +267,19 @@ def test_its_help_and_its_errors_name_every_command(artifact):
     assert names in found.stderr
 
 
+@pytest.mark.parametrize("command", ["eval", "eval_ttt", "train", "source"])
+def test_every_command_has_help_and_refuses_what_it_does_not_know(artifact, command):
+    before = {*artifact.iterdir()}
+    found = run("train_gpt.py", command, "--help", cwd=artifact)
+    assert (found.returncode, found.stdout[:6]) == (0, "usage:")
+    for words in (["--nothing=1"], ["folder", "other"], ["folder", "--nothing"], ["--", "-x"]):
+        found = run("train_gpt.py", command, *words, cwd=artifact)
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert found.stderr.count("error: ") == 1
+    assert {*artifact.iterdir()} == before
+
+
 def test_a_disk_that_is_full_is_one_message(artifact, tokens_folder):
     def refuse_writing():
         resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
