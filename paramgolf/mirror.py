@@ -34,8 +34,8 @@ COPIES = 4  # at a time: a log need not wait for a checkpoint
 SSH_OPTIONS = {"connect_timeout": 20, "keepalive_interval": 10}
 # where a file is there as soon as it is opened; object stores show it once it is whole
 RENAMED = {"file", "local", "ssh", "sftp"}
-# which need no folders; asked for one, they would make the bucket of a mistyped name
-OBJECT_STORES = {"s3", "gs"}
+# which need no folders; asked for one, they would make the bucket or container of a mistyped name
+OBJECT_STORES = {"s3", "gs", "abfs", "oss", "oci", "ocilake", "tos"}
 Seen = tuple[int, int]
 
 
@@ -137,13 +137,15 @@ class Mirror:
     def _put(self, path: Path, name: str) -> None:
         system, root = self._connection()
         target = f"{root}/{name}"
-        if OBJECT_STORES.isdisjoint(system.protocol):
+        names = system.protocol
+        protocols = {names} if isinstance(names, str) else {*names}
+        if not protocols & OBJECT_STORES:
             system.makedirs(target.rpartition("/")[0], exist_ok=True)
-        if RENAMED.isdisjoint(system.protocol):
-            system.put_file(str(path), target)
-        else:  # a copy that breaks off leaves the one before it whole
+        if protocols & RENAMED:  # a copy that breaks off leaves the one before it whole
             system.put_file(str(path), f"{target}.part")
             system.mv(f"{target}.part", target)
+        else:
+            system.put_file(str(path), target)
 
     def _connection(self) -> tuple[Any, str]:
         """Return the place's file system and the path there, connected anew after an error."""

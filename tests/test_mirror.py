@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import fsspec
 import pytest
 import yaml
 from fsspec.implementations.local import LocalFileSystem
+from fsspec.implementations.memory import MemoryFileSystem
 from process_case import wait_for
 
 from paramgolf.errors import ParamGolfError
@@ -96,6 +98,38 @@ def test_a_bucket_that_does_not_exist_is_told_and_not_made(bucket, tmp_path, cap
     assert said.count("mirror: no copy at") == said.count("bucket does not exist") == 1
     there = fsspec.filesystem("s3", skip_instance_cache=True)
     assert not [name for name in there.ls("") if "gulf" in name]
+
+
+class Containers(MemoryFileSystem):
+    """As Azure's file system: to make folders makes a container; files are put into none else."""
+
+    protocol = "abfs"
+    store: ClassVar[dict] = {}
+    pseudo_dirs: ClassVar[list] = [""]
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(path.removeprefix("abfs:/"))
+
+    def put_file(self, lpath, rpath, **options):
+        container = self._strip_protocol(rpath).split("/")[1]
+        if not self.isdir(container):
+            raise FileNotFoundError(f"no container {container}")
+        super().put_file(lpath, rpath, **options)
+
+
+def test_a_container_that_does_not_exist_is_told_and_not_made(tmp_path, capsys):
+    fsspec.register_implementation("abfs", Containers, clobber=True)
+    there = fsspec.filesystem("abfs")
+    there.mkdir("/golf")
+    (tmp_path / "log").write_text("text")
+    for container in ("golf", "gulf"):
+        mirror = mirror_at(f"abfs://{container}/runs")
+        mirror.add("log", tmp_path / "log")
+        mirror.copy()
+    assert capsys.readouterr().err.count("no container gulf") == 1
+    assert there.find("/") == ["/golf/runs/log"]
+    assert not there.exists("/gulf")
 
 
 def read(system: fsspec.AbstractFileSystem, path: str) -> bytes | None:

@@ -27,9 +27,15 @@ def expected_bits(
 ) -> Bits:
     """Return the bits that each block matrix is expected to get, by parameter and layer.
 
-    `learned` is the trace of o and of down as a share of that of q and of up.
+    `learned` is the trace of o and of down as a share of that of q and of up. Matrices that no pass
+    reads are left out: quantize makes zeros of them, which cost nothing.
     """
-    return layer_bits(expected_traces(model, learned), model, quantize)
+    traces = expected_traces(model, learned)
+    bits = layer_bits(traces, model, quantize)
+    return {
+        name: tuple(width for width, trace in zip(bits[name], of_layers, strict=True) if trace)
+        for name, of_layers in traces.items()
+    }
 
 
 def other_allocations(model: ModelConfig, quantize: QuantizeConfig) -> Iterator[Bits]:

@@ -4,7 +4,7 @@ Under SDClip a step is clip / m deviations, whatever was trained (pg#1394). What
 the integers follows from their probabilities: brotli is a Huffman code here (within 0.1 % on
 Gaussian integers of 4 to 8 bits), LZMA an adaptive coder that pays for adapting. Trained rows have
 heavier tails than Gaussian ones: their absmax and percentile grids take fewer bits than said here.
-Not counted: what pruning would save (package.prune).
+Not counted: what pruning would save (package.prune), and matrices that no pass reads.
 
 GPTQ rounds weights to which the errors of earlier columns were added, so its integers spread wider
 than rounded weights would. Of int6 that is 0.3 % of the bytes, of int5 1.2 %, of int4 6 %.
@@ -44,9 +44,9 @@ SCALE_BITS = 11.0  # row deviations that differ by a factor of about 1.3
 VECTOR_BITS = 12.5  # trained scales and gains, about 1 or spread like gates
 TABLE_BITS = 13.5  # Gaussian weights of tables and projections
 LEFT_BITS, RIGHT_BITS = 1.4, 3.7  # of a low-rank correction's codes after the codec
-# deviation of a trained matrix's rows, in units of Muon's balance; with it pg#1296 comes out at the
-# published 16.0 MB, and pg#1204 at 15.4 MB, where 15.9 were published
-MUON_BALANCE = 4.9
+# deviation of a trained matrix's rows, in units of Muon's balance; with it pg#1296 comes out at
+# 16.4 MB, where 16.0 were published, and pg#1204 at 15.1 MB, where 15.9 were published
+MUON_BALANCE = 5.2
 TABLE_DEVIATION = 0.25  # of the embedding's rows in the trained sample: 0.22
 DEVIATION_DOUBT = 0.1  # the share by which trained deviations may be off
 
@@ -89,18 +89,18 @@ class ModelBytes:
         bits_of = {**expected_bits(self.model, quantize), "embedding": (quantize.embedding_bits,)}
         sizes = shapes(self.model, self.vocab_size)
         for name, shape in sizes.items():
-            weights = math.prod(shape)
-            of_layers = bits_of.get(name) or (rounded_bits(name, quantize),)
+            of_layers = bits_of.get(name, (rounded_bits(name, quantize),))
             widths = [width for width in of_layers if width is not None]
-            if not widths:  # float16
+            weights = math.prod((len(widths), *shape[1:]) if name in MATRICES else shape)
+            if None in of_layers:  # float16
                 kind_bits = TABLE_BITS if name in (*TABLES, *PROJECTIONS) else VECTOR_BITS
                 each = kind_bits - (DIGITS - quantize.vector_digits)
                 others, vector_bits = others + weights, vector_bits + weights * each
                 continue
             by_width = {width: self.bits_per_weight(name, shape[-1], width) for width in {*widths}}
-            bits = sum(by_width[width] for width in widths) / len(widths)
+            bits = sum(by_width[width] for width in widths) / max(1, len(widths))
             parts.append(ExpectedPart(name, "integers", weights, round(weights * bits / 8), bits))
-            rows += weights // shape[-1]
+            rows += math.prod(shape[:-1])
         parts += _refinements(sizes, quantize)
         scale_bits = SCALE_BITS - (DIGITS - quantize.scale_digits)
         return [

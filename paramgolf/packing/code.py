@@ -19,9 +19,9 @@ import itertools
 import json
 import re
 import sys
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import brotli
 from python_minifier import minify
@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parents[2]  # the folder that holds the package
 ENTRY = Path("paramgolf/packing/entry.py")
 START = "paramgolf.process", "start_process"  # what the loader calls before the entry's main
 TRAINING = "paramgolf.training.config"  # of parameters that are checked when they are frozen in
-BASE = Path("recipes/base.yaml")  # the defaults of the program's options
+BASE = Path("recipes/base.yaml")  # the defaults of the options that tell facts of the machine
 # what else python-minifier would look for in vain, each time in all of the program
 NOT_THERE: dict[str, Any] = dict.fromkeys(
     (
@@ -87,18 +87,16 @@ class Packed(importlib.abc.MetaPathFinder, importlib.abc.ExecutionLoader):
 sys.meta_path.insert(0, Packed())
 if __name__ == "__main__":
     sys.excepthook = traceback.print_exception  # unlike the built-in hook, it asks get_source
-    if sys.argv[1:2] == ["source"]:
-        for name, source in filter(lambda item: item[1], SOURCES.items()):
-            path = pathlib.Path(*sys.argv[2:3], *name.split(".")).with_suffix(".py")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(source)
-    else:
-        importlib.import_module("paramgolf.process").start_process()
-        importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
+    match sys.argv[1:]:
+        case ["source", folder] if folder[:1] != "-":  # needs no torch
+            for name, source in filter(lambda item: item[1], SOURCES.items()):
+                path = pathlib.Path(folder, *name.split(".")).with_suffix(".py")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(source)
+        case _:
+            importlib.import_module("paramgolf.process").start_process()
+            importlib.import_module("@ENTRY@").main(json.loads(PARAMS))
 """
-
-
-Evaluator = TypeVar("Evaluator", SlidingConfig, TttConfig)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,28 +112,17 @@ def frozen_params(
 ) -> dict[str, Any]:
     """Return what the program knows: how to train the network, and its options' defaults.
 
-    Of a recipe's evaluations only `mode`, `mixture.kind` and `token_mask` are taken, which decide
-    what code is needed. The rest are options with the defaults of recipes/base.yaml, the window
-    excepted, which is the network's: another stride is another command and not another artifact.
+    Those are the recipe's, so that without options it scores as the stages do; facts of the machine
+    are those of recipes/base.yaml.
     """
-    window = training.batch_sizes[-1].sequence_length
     machine = load_params(RuntimeConfig, "runtime", ROOT / BASE)
     return {
         "model": model,
         "train": asdict(training),
-        "eval": asdict(_defaults("eval_sliding", sliding, window)),
-        "eval_ttt": asdict(_defaults("eval_ttt", adapt, window)),
+        "eval": asdict(sliding),
+        "eval_ttt": asdict(adapt),
         "runtime": {field.name: getattr(machine, field.name) for field in fields(ProcessConfig)},
     }
-
-
-def _defaults(section: str, chosen: Evaluator, window: int) -> Evaluator:
-    """Return the section of recipes/base.yaml with the mode and mixture that a recipe chose."""
-    base = load_params(type(chosen), section, ROOT / BASE)
-    mixture = replace(base.mixture, kind=chosen.mixture.kind)
-    stride = min(base.stride, window)
-    base = replace(base, mode=chosen.mode, mixture=mixture, token_mask=chosen.token_mask)
-    return replace(base, window=window, stride=stride)
 
 
 def needed_modules(params: dict[str, Any], *, rans: bool) -> dict[str, bool]:

@@ -1,9 +1,7 @@
 """What train_gpt.py runs: score the packed model, or train it anew, with no project around it.
 
-Its options stand in for params.yaml. The parameters of the network and of training, and the ways of
-the evaluations, were frozen in when the artifact was packed; the other parameters of the
-evaluations are options, so that another window or stride is another command and not another
-artifact.
+Its options stand in for params.yaml. The recipe's parameters were frozen in when the artifact was
+packed; those of the evaluations, the modes excepted, are also options.
 """
 
 from __future__ import annotations
@@ -43,13 +41,16 @@ HELP = {
     "eval": "score model.bin by a sliding window",
     "eval_ttt": "score model.bin while it learns from what is scored",
     "train": f"train on {TOKENS_PATH} into artifacts/train",
-    "source": "unpack the code",  # the loader does that: see packing/code.py
+    "source": "unpack the code into a folder",  # the loader does that: see packing/code.py
 }
 
 
 def main(params: dict[str, Any]) -> None:
     """Run the command on the command line; `params` are those of packing.code.frozen_params."""
-    options = parser(params).parse_args()
+    program = parser(params)
+    options = program.parse_args()
+    if options.command == "source":  # with a folder for which the loader has no use
+        program.error(f"no folder: {options.folder}")
     with exit_on_error():
         try:
             _run(options, params)
@@ -137,7 +138,10 @@ def parser(params: dict[str, Any]) -> argparse.ArgumentParser:
             command.add_argument("--data", type=Path, default=TOKENS_PATH, help="folder of tokens")
             command.add_argument("--json", type=Path, help="file to write the metrics to")
             _add_options(command, params[name])
-        _add_options(command, params["runtime"])
+        if name == "source":
+            command.add_argument("folder")
+        else:
+            _add_options(command, params["runtime"])
     return program
 
 
@@ -158,6 +162,12 @@ def _value(text: str) -> Any:
 def section(
     kind: type[Config], defaults: dict[str, Any], options: argparse.Namespace, name: str
 ) -> Config:
-    """Return the parameters `defaults` with what the command line says instead."""
+    """Return the parameters `defaults` with what the command line says instead.
+
+    Of a part that has keys of its own it may name a few.
+    """
     chosen = {key: getattr(options, key, default) for key, default in defaults.items()}
+    for key, default in defaults.items():
+        if isinstance(default, dict) and isinstance(chosen[key], dict):
+            chosen[key] = default | chosen[key]
     return parse(kind, chosen, name)

@@ -79,7 +79,7 @@ def quantize(config: QuantizeConfig, runtime: Runtime) -> None:
     end = time.perf_counter()
     if search is not None and config.adjust_steps:
         _measure_again(search, sum(part.bytes for part in measure((tensors, reports))))
-    divergence = add_health(trained, tensors, reports, texts[0], runtime)
+    divergence = add_health(trained, tensors, reports, texts, runtime)
     write_bytes(OUT_PATH / "model.safetensors", safetensors.torch.save(tensors))
     bits = stored_bits(tensors, reports)
     write_json(OUT_PATH / "config.json", {**trained.config, "quantize": {"bits": bits}})

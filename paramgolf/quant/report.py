@@ -62,15 +62,16 @@ def entropy_bits(integers: Tensor) -> float:
 def summary(reports: list[dict[str, Any]]) -> dict[str, float]:
     """Return entropy bits per weight over all weights, and the mean relative error of the matrices.
 
-    Matrices that no calibration token reached (all columns dead) are left out of the mean error:
-    nothing reads them.
+    Matrices that no calibration token reached (all columns dead) are left out: nothing reads them,
+    and they are stored as zeros.
     """
-    sizes = [math.prod(report["shape"]) for report in reports]
-    bits = sum(size * report["entropy_bits"] for size, report in zip(sizes, reports, strict=True))
-    used = [r["relative_error"] for r in reports if r["dead_columns"] < r["shape"][1]]
+    used = [report for report in reports if report["dead_columns"] < report["shape"][1]]
+    sizes = [math.prod(report["shape"]) for report in used]
+    bits = sum(size * report["entropy_bits"] for size, report in zip(sizes, used, strict=True))
+    errors = sum(report["relative_error"] for report in used)
     return {
-        "bits_per_weight": bits / sum(sizes),
-        "mean_relative_error": sum(used) / len(used) if used else 0.0,
+        "bits_per_weight": bits / sum(sizes) if used else 0.0,
+        "mean_relative_error": errors / len(used) if used else 0.0,
     }
 
 

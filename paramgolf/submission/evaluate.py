@@ -30,7 +30,10 @@ def evaluator_of(params: Mapping[str, Any]) -> str:
 
 
 def command(params: Mapping[str, Any], stage: str, script: PackedScript) -> list[str]:
-    """Return the words after `python train_gpt.py`: options where they are not its defaults."""
+    """Return the words after `python train_gpt.py`: options where they are not its defaults.
+
+    Programs that were packed before these were the recipe's need some.
+    """
     name = COMMANDS[stage]
     return [name, *_options(params[stage], script.params[name])]
 

@@ -192,7 +192,8 @@ class TrainingRun:
         # Reading a loss waits until its copy is made, and that of the step before was queued before
         # this step: the device still has all of this one to do, and never runs out of work.
         self._read_loss()
-        self._unread = ({"step": progress.step, "lr": multiplier, "tokens": progress.tokens}, loss)
+        record = {"step": progress.step, "lr": multiplier, "tokens": progress.tokens}
+        self._unread = {**record, "seconds": self.clock.elapsed}, loss
 
     def _gradient(self) -> Tensor:
         self._state.zero_grad()
@@ -211,7 +212,7 @@ class TrainingRun:
         value = float(loss())
         self._check_loss(value, f"step {record['step']}")
         self._shown_loss = f" loss {value:.4f}"
-        self._log.write({"event": "step", **record, "loss": value, "seconds": self.clock.elapsed})
+        self._log.write({"event": "step", **record, "loss": value})
 
     def _check_loss(self, loss: float, where: str) -> None:
         """Raise ParamGolfError if a loss is not finite."""

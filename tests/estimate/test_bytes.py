@@ -63,6 +63,8 @@ def correlated_hessians(trained: Trained) -> dict[str, torch.Tensor]:
         x = torch.randn(rows, 2 * columns, columns, generator=generator) @ mixing
         scale = {"o": 0.7, "down": 1.3}.get(family, 1) / torch.arange(1, rows + 1)
         hessians[family] = x.mT @ x * (scale / columns)[:, None, None]
+    if not trained.model.first_attention:
+        hessians["qkv"][0] = hessians["o"][0] = 0
     return hessians
 
 
@@ -88,15 +90,18 @@ def packed(trained: Trained, params: Params, quantize: QuantizeConfig) -> tuple[
         | {"low_rank_matrices": 3, "finer_groups": 1},
         {"spread": 0.1, "grid": "percentile", "least_reach": 1.0},
         {"spread": 0.1, "grid": "absmax", "least_reach": 0.5, "table_bits": 8},
+        {"spread": 0.25, "first_attention": False},
     ],
-    ids=["base", "other", "coarse", "rounded", "mixed", "floor", "absmax"],
+    ids=["base", "other", "coarse", "rounded", "mixed", "floor", "absmax", "unread"],
 )
 def test_bytes_are_what_package_writes(settings, base):
     changes = {"layers": 2, "width": 256, "mlp_hidden": 768, "rope_dims": 8}
     changes |= {"parallel_start": 1, "recurrence": (), "bigram_buckets": 512}
     changes |= {"bigram_dim": 64, "head_gate": "dense"}
+    changes |= {"first_attention": settings.get("first_attention", True)}
     model = dataclasses.replace(base.model, **changes)
-    clips = {key: value for key, value in settings.items() if key != "spread"}
+    others = {"spread", "first_attention"}
+    clips = {key: value for key, value in settings.items() if key not in others}
     quantize = dataclasses.replace(base.quantize, **clips)
     trained = gaussian_model(model, settings["spread"])
     content, written, _ = packed(trained, base, quantize)

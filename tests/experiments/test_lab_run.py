@@ -92,7 +92,7 @@ def test_a_changed_parameter_is_another_run_and_a_changed_evaluation_is_no_train
     for change, expected in (
         ("quantize.matrix_bits=5", PACKED[1:]),  # Hessians do not stay
         ("train.min_lr=0.5", PACKED),
-        ("eval_ttt.lr=0.5", []),
+        ("eval_ttt.lr=0.5", ["package", "packed"]),  # it is in train_gpt.py
         ("runtime.workers=3", []),
     ):
         processes = FakeProcesses()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from package_case import VOCAB, frozen, make_quantized
@@ -37,6 +38,7 @@ from paramgolf.recipes import names
 from paramgolf.runtime_config import ProcessConfig
 from paramgolf.schema import parse
 from paramgolf.scoring.session import Session
+from paramgolf.submission.evaluate import score_in_project
 
 RECIPES = ROOT / "recipes"
 RANS = "paramgolf.codec.rans"
@@ -57,10 +59,11 @@ def make_params(sample, tiny_model):
         sizes = {"batch_tokens": 128, "micro_batch_tokens": 64, "sequence_length": 32}
         train = dataclasses.replace(sample.train, steps=2, precision=precision, **sizes)
         mixing = dataclasses.replace(sample.eval_ttt.mixture, kind=mixture)
+        windows = {"window": 32, "stride": 32}
+        sliding = dataclasses.replace(sample.eval_sliding, **windows)
         changes = {"mode": mode, "mixture": mixing, "token_mask": token_mask}
-        adapt = dataclasses.replace(sample.eval_ttt, **changes)
-        model = dataclasses.asdict(tiny_model())
-        return frozen_params(model, train, sample.eval_sliding, adapt)
+        adapt = dataclasses.replace(sample.eval_ttt, **windows, **changes)
+        return frozen_params(dataclasses.asdict(tiny_model()), train, sliding, adapt)
 
     return make
 
@@ -122,12 +125,12 @@ def test_it_scores_as_the_library_does(
     params = make_params(mode, mixture)
     (artifact / "train_gpt.py").write_bytes(pack_code(params).content)
     changes = {"stride": 16, "max_tokens": 1000, **extra}
-    if "documents" in extra:
-        changes["documents"] = params[command]["documents"] | extra["documents"]
     words = [f"--{key.replace('_', '-')}={json.dumps(value)}" for key, value in changes.items()]
     words += ["--data", tokens_folder, "--device", "cpu", "--json", "out.json"]
     found = run("train_gpt.py", command, *words, cwd=artifact)
     assert found.returncode == 0, found.stderr
+    if "documents" in extra:  # what is not named of it stays
+        changes["documents"] = params[command]["documents"] | extra["documents"]
     kind, evaluate = SCORERS[command]
     config = parse(kind, {**params[command], **changes}, command)
     session = Session(ALONE)
@@ -136,6 +139,67 @@ def test_it_scores_as_the_library_does(
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored"):
         assert written[key] == expected[key]
     assert json.loads(found.stdout) == written
+
+
+SLIDING = """
+mode: windowed
+window: 16
+stride: 4
+row_windows: 3
+batch_windows: 2
+max_tokens: 500
+token_mask: false
+mixture: {kind: blend, contexts: [1, 3], min_count: 2, primer_tokens: 100, weight: 0.02,
+          min_share: 0.5, beta: 1.5}
+"""
+TTT = """
+mode: lora_documents
+window: 16
+stride: 4
+batch_windows: 2
+max_tokens: 500
+token_mask: false
+chunk_tokens: 64
+epochs: 2
+batch_sequences: 3
+lr: 0.01
+momentum: 0.5
+clip_norm: 0.5
+adapter: {targets: [v, mlp], rank: 2, alpha: 3.0, seed: 4, init_std: 0.1, per_layer: true,
+          last_layers: 2, lr: 0.01, beta1: 0.5, beta2: 0.9, eps: 1.0e-8, decay: 0.1}
+stream: {reset_batches: 2, learn: window, temperature: 1.1}
+documents: {order: stream, batch_documents: 3, chains: 2, chunk_tokens: 8, last_window: fixed,
+            warm_a: false, idle_decay: false, phases: 2, prefix_documents: 4, repeat_bos: true}
+mixture: {kind: tilt, contexts: [2, 4], min_count: 2, primer_tokens: 100, weight: 0.2,
+          min_share: 0.4, beta: 1.5}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "command", "content"),
+    [("eval_sliding", "eval", SLIDING), ("eval_ttt", "eval_ttt", TTT)],
+)
+def test_without_options_it_scores_as_the_stage_did(
+    artifact, tokens_folder, sample, stage, command, content, tmp_path, monkeypatch
+):
+    """Of a recipe in which hardly an option is that of base.yaml."""
+    values = yaml.safe_load(content)
+    config = parse(SCORERS[command][0], values, stage)
+    params = frozen(dataclasses.replace(sample, **{stage: config}))
+    (artifact / "train_gpt.py").write_bytes(pack_code(params).content)
+    (artifact / "data").mkdir()
+    (artifact / "data/tokens").symlink_to(tokens_folder)
+    found = run("train_gpt.py", command, "--device=cpu", cwd=artifact)
+    assert found.returncode == 0, found.stderr
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    content = {**dataclasses.asdict(sample), stage: values}
+    expected = score_in_project(
+        artifact / "model.bin", tokens_folder, content, stage, scratch=tmp_path / "stage", root=ROOT
+    )
+    scored = json.loads(found.stdout)
+    for key in ("val_bpb", "val_bpb_plain", "tokens_scored", "train_tokens_read"):
+        assert scored[key] == expected[key]
+    assert scored["train_tokens_read"] == 100
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp8_mlp"])
@@ -201,6 +265,19 @@ def test_its_help_and_its_errors_name_every_command(artifact):
     found = run("train_gpt.py", "sources", cwd=artifact)
     assert found.returncode == 2
     assert names in found.stderr
+
+
+@pytest.mark.parametrize("command", ["eval", "eval_ttt", "train", "source"])
+def test_every_command_has_help_and_refuses_what_it_does_not_know(artifact, command):
+    before = {*artifact.iterdir()}
+    found = run("train_gpt.py", command, "--help", cwd=artifact)
+    assert (found.returncode, found.stdout[:6]) == (0, "usage:")
+    for words in (["--nothing=1"], ["folder", "other"], ["folder", "--nothing"], ["--", "-x"]):
+        found = run("train_gpt.py", command, *words, cwd=artifact)
+        assert found.returncode == 2
+        assert "Traceback" not in found.stderr
+        assert found.stderr.count("error: ") == 1
+    assert {*artifact.iterdir()} == before
 
 
 def test_a_disk_that_is_full_is_one_message(artifact, tokens_folder):
@@ -378,33 +455,17 @@ def test_what_only_packing_needs_stays_out(make_params):
         assert f"paramgolf.{absent}" not in modules
 
 
-def test_defaults_are_those_of_the_base_recipe(packed_params):
+def test_facts_of_the_machine_are_those_of_the_base_recipe(packed_params):
     base = read_yaml(RECIPES / "base.yaml")
     defaults = json.loads(json.dumps(packed_params))
     machine = {
         field.name: base["runtime"][field.name] for field in dataclasses.fields(ProcessConfig)
     }
     assert parse(ProcessConfig, defaults["runtime"], "r") == parse(ProcessConfig, machine, "r")
-    for section, (command, (kind, _)) in zip(
-        ("eval_sliding", "eval_ttt"), SCORERS.items(), strict=True
-    ):
-        own = {"mode": packed_params[command]["mode"], "window": 32, "stride": 32}
-        expected = parse(kind, {**base[section], **own}, section)
-        assert parse(kind, defaults[command], section) == expected
-
-
-def test_the_window_is_what_the_network_was_trained_on_last():
-    best = recipe("best")
-    model = dataclasses.asdict(best.model)
-    frozen = frozen_params(model, best.train, best.eval_sliding, best.eval_ttt)
-    assert frozen["train"]["sequence_length"] == 256
-    assert (frozen["eval"]["window"], frozen["eval_ttt"]["window"]) == (2048, 2048)
 
 
 def test_what_the_program_has_no_code_for_is_refused(artifact, tokens_folder):
-    mixture = "{kind: ngram, contexts: [2], min_count: 1, primer_tokens: 0, "
-    mixture += "weight: 0.1, min_share: 0.8, beta: 1.0}"
-    found = score(artifact, tokens_folder, f"--mixture={mixture}")
+    found = score(artifact, tokens_folder, "--mixture={kind: ngram}")
     assert (found.returncode, "no module paramgolf.scoring.mixture" in found.stderr) == (2, True)
     found = score(artifact, tokens_folder, "--mode=lora_stream", command="eval_ttt")
     assert (found.returncode, "unrecognized arguments" in found.stderr) == (2, True)

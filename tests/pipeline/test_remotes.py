@@ -60,7 +60,16 @@ def pushed_and_pulled(remote: dict[str, str], path: Path) -> None:
     assert path.read_bytes() == content
 
 
-def test_a_mirror_over_ssh_has_whole_files_alone(ssh, tmp_path, capsys):
+def test_a_mirror_over_ssh_has_whole_files_alone(ssh, tmp_path, monkeypatch, capsys):
+    from sshfs import SSHFileSystem  # with dvc_ssh, which a machine may lack
+
+    put, targets = SSHFileSystem._put_file, set()
+
+    async def noted(self, source, target, **options):
+        targets.add(Path(target).name)
+        return await put(self, source, target, **options)
+
+    monkeypatch.setattr(SSHFileSystem, "_put_file", noted)
     log = tmp_path / "artifacts/train/log.jsonl"
     log.parent.mkdir(parents=True)
     place = ssh.url.replace("ssh://", f"ssh://{getpass.getuser()}@")
@@ -73,6 +82,7 @@ def test_a_mirror_over_ssh_has_whole_files_alone(ssh, tmp_path, capsys):
         found = [path for path in ssh.folder.rglob("*") if path.is_file()]
         assert found == [ssh.folder / "runs/artifacts/train/log.jsonl"]  # and no part of one
         assert found[0].read_text() == text
+    assert targets == {"log.jsonl.part"}
 
 
 def test_a_run_is_watched_over_ssh(ssh, tmp_path, monkeypatch, capfd):

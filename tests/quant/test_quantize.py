@@ -125,7 +125,7 @@ def test_rows_may_stay_as_gptq_makes_them(trained, hessians):
     assert all(b["error_trace"] <= a["error_trace"] * (1 + 1e-5) for a, b in pairs)
 
 
-def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
+def test_layers_that_nothing_reads_are_left_out_of_the_means(trained, hessians):
     hessians["qkv"][0] = 0.0
     tensors, reports = quantize_model(trained, hessians, make_config())
     assert (tensors["q.integers"][0] == 0).all()
@@ -134,6 +134,11 @@ def test_layers_that_nothing_reads_are_left_out_of_the_mean(trained, hessians):
     assert all(r["output_error"] == 0 and r["entropy_bits"] == 0 for r in unused)
     used = [r["relative_error"] for r in reports if r["dead_columns"] == 0]
     assert summary(reports)["mean_relative_error"] == pytest.approx(np.mean(used))
+    read = [r for r in reports if r["dead_columns"] == 0]
+    sizes = [np.prod(r["shape"]) for r in read]
+    bits = np.average([r["entropy_bits"] for r in read], weights=sizes)
+    assert summary(reports)["bits_per_weight"] == pytest.approx(bits)
+    assert summary(unused) == {"bits_per_weight": 0.0, "mean_relative_error": 0.0}
 
 
 def test_stage_writes_its_files_alike_twice(trained, hessians, tmp_path, monkeypatch):

@@ -27,8 +27,9 @@ def script_of(params):
 @pytest.mark.parametrize("stage", COMMANDS)
 @pytest.mark.parametrize("recipe", [*names(RECIPES), "base"])
 def test_the_options_give_the_recipes_evaluation(recipe, stage):
+    """Also of a program that was packed with another stride."""
     params = build(recipe, folder=RECIPES)
-    script = script_of(params)
+    script = script_of(build(recipe, [(f"{stage}.stride", 16)], folder=RECIPES))
     words = command(params, stage, script)
     kind, _ = SCORERS[words[0]]
     found = section(kind, script.params[words[0]], parser(script.params).parse_args(words), stage)
@@ -48,10 +49,10 @@ def test_what_ran_is_read_back_from_the_shipped_program(stage):
 
 
 def test_defaults_are_not_repeated():
-    params = build("base", folder=RECIPES)
-    assert command(params, "eval_ttt", script_of(params)) == ["eval_ttt"]
     params = build("base", [("eval_sliding.stride", 32)], folder=RECIPES)
-    assert command(params, "eval_sliding", script_of(params)) == ["eval", "--stride=32"]
+    assert command(params, "eval_sliding", script_of(params)) == ["eval"]
+    packed_before = script_of(build("base", folder=RECIPES))
+    assert command(params, "eval_sliding", packed_before) == ["eval", "--stride=32"]
 
 
 def test_the_score_handed_in_is_the_adapted_one_unless_nothing_adapts():

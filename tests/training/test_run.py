@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import shutil
@@ -24,6 +25,7 @@ from recipe_case import TINY_MODEL
 
 from paramgolf import progress
 from paramgolf.checkpoint import Checkpoint
+from paramgolf.clock import Clock
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import compose
 from paramgolf.training import run
@@ -238,6 +240,25 @@ def test_divergence_names_its_place_and_keeps_the_checkpoint(trained, tmp_path, 
     assert where in str(caught.value)
     assert f"last good checkpoint: {kept.relative_to(tmp_path)}" in str(caught.value)
     assert not (tmp_path / OUT / "model.safetensors").exists()
+
+
+def test_the_seconds_of_a_step_are_those_at_its_end(trained, monkeypatch):
+    """By a clock that moves on by one in each step, and in each validation."""
+    now = [0.0]
+
+    def moving(function):
+        def moved(*arguments, **options):
+            now[0] += 1
+            return function(*arguments, **options)
+
+        return moved
+
+    monkeypatch.setattr(run, "Clock", functools.partial(Clock, now=lambda: now[0]))
+    monkeypatch.setattr(TrainState, "step", moving(TrainState.step))
+    monkeypatch.setattr(run, "validate", moving(run.validate))
+    records = [r for r in trained(steps=6, validate_every=3) if r["event"] == "step"]
+    assert [r["seconds"] for r in records] == [1, 2, 3, 4, 5, 6]
+    assert [r["tokens"] for r in records] == [256 * r["seconds"] for r in records]
 
 
 def test_time_budget_ends_training(trained):
