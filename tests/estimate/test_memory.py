@@ -10,7 +10,7 @@ from process_case import ALONE
 from recipe_case import recipe
 
 from paramgolf.estimate.devices import DEVICES, GIB
-from paramgolf.estimate.memory import training_memory
+from paramgolf.estimate.memory import LANE_WIDTHS, training_memory
 from paramgolf.estimate.speed import Machine
 from paramgolf.files import read_json
 from paramgolf.model.network import Network
@@ -45,6 +45,8 @@ RESULTS = ROOT / "benchmarks/results"
 PASS_TOKENS = 98_304  # of everything that was measured
 SPEEDS = {row["figure"]: row["value"] for row in read_json(RESULTS / "train_speed.json")["rows"]}
 RUNS = read_json(RESULTS / "recipes.json")["runs"]["recipes"]
+# widths that passes lacked before attention had a key and value for each query head
+SHARED_KEYS = dict.fromkeys(LANE_WIDTHS, -1)
 SHAPES = {"best, in pr2135's shape": "pr2135", "h100x1, 120 s": "pr1493"}  # that runs had
 
 
@@ -60,27 +62,28 @@ def expected_bytes(name: str, **older: int) -> int:
 
 
 @pytest.mark.parametrize(
-    "figure",
+    ("figure", "older"),
     [
-        "pr1493, peak memory, 98,304 tokens",
-        "pr1855, peak memory, 98,304 tokens",
-        "best, fp8_mlp, memory, 196,608 tokens a step; reference: bf16",
+        ("pr1493, peak memory, 98,304 tokens", {}),
+        ("pr1855, peak memory, 98,304 tokens", SHARED_KEYS),
+        ("best, fp8_mlp, memory, 196,608 tokens a step; reference: bf16", SHARED_KEYS),
+        ("best, fp8_mlp, memory, 786,432 tokens a step; reference: keys shared", {}),
     ],
 )
-def test_memory_is_that_of_a_step_measured_on_a_gpu(figure):
-    expected = expected_bytes(figure.partition(",")[0])
+def test_memory_is_that_of_a_step_measured_on_a_gpu(figure, older):
+    expected = expected_bytes(figure.partition(",")[0], **older)
     assert expected == pytest.approx(SPEEDS[figure] * GIB, rel=0.03)
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_memory_is_that_of_each_recipe_that_was_trained(name):
-    """Runs without a commit are of kernels that kept unmixed lanes beside their norm."""
+    """They shared keys; those without a commit kept unmixed lanes beside their norm."""
     run = RUNS[name]
     if "before the fused kernels" in name:
         pytest.skip("plain operations")
     if name in ("pr1392, before its correction", "pr1499, before its correction"):
         pytest.skip("a network of two lanes (pr1392), with another XSA (pr1499)")
-    older = {} if "commit" in run else {"none": 2, "single": 1, "merge": 1, "lanes": 1}
+    older = SHARED_KEYS if "commit" in run else {"none": 1, "single": 0, "merge": 0, "lanes": 0}
     trained = SHAPES.get(name, name.partition(",")[0])
     measured = run["figures"]["peak_memory_bytes"]
     assert expected_bytes(trained, **older) == pytest.approx(measured, rel=0.1)
