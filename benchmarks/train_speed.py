@@ -19,13 +19,14 @@ import tempfile
 
 import torch
 from child import answer_of
-from tables import Row, write_results
+from tables import Row, need_gpus, write_results
 
 from paramgolf.clock import seconds_since_start
 from paramgolf.data.special_tokens import BOS
 from paramgolf.model.attention import Attend, Segments, find_segments
 from paramgolf.model.backend import attention_for, attention_obstacles
 from paramgolf.profiling.step_benchmark import StepBenchmark
+from paramgolf.program import exit_on_fault
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime, processes
 
@@ -135,15 +136,16 @@ def main() -> None:
     parser.add_argument("--attention", action="store_true", help="time each attention alone")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    need_gpus()
     if options.child:
         whole = os.environ["WHOLE"] == "1"
         print(json.dumps(measure(options.recipes[0], options.child, whole=whole)))
         return
     if options.attention:
-        write_results(
-            "train_speed", attention_rows(), "python benchmarks/train_speed.py --attention"
-        )
+        write_results("train_speed", attention_rows())
         return
+    for recipe in options.recipes:
+        compose(recipe)  # an unknown one is refused before minutes of another
     table: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
         for recipe in options.recipes:
@@ -156,9 +158,9 @@ def main() -> None:
             recipe = options.recipes[0]
             found = measure_apart(recipe, "reference", f"{cache}/plain", whole=True)
             table += rows_of(f"{recipe}, plain operations", found, None)[:4]
-    command = f"python benchmarks/train_speed.py --recipes {' '.join(options.recipes)}"
-    write_results("train_speed", table, command + " --plain" * options.plain)
+    write_results("train_speed", table)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()
