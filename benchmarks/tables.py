@@ -69,7 +69,7 @@ def check_names(names: Iterable[str], known: Iterable[str]) -> None:
 
 
 def write_results(name: str, rows: list[Row], *, show: bool = True) -> None:
-    """Write the figures and print their table; older figures of a name are replaced.
+    """Write the figures and print their table; older ones of a name and device are replaced.
 
     A benchmark of many minutes writes what it has so far, with `show` off; several processes may
     write figures of their own into one file.
@@ -86,7 +86,12 @@ def _join(path: Path, rows: list[Row]) -> str:
     made = made_by(given_command())
     fresh = {row.figure: {**asdict(row), **made} for row in rows}
     content = read_json(path) if path.is_file() else {"rows": []}
-    kept = [fresh.pop(row["figure"], row) for row in content["rows"]]
+
+    def newest(row: dict[str, Any]) -> dict[str, Any]:
+        devices = row.get("device", content.get("device", "")).split("; ")
+        return fresh.pop(row["figure"], row) if made["device"] in devices else row
+
+    kept = [*map(newest, content["rows"])]
     content = {**content, "rows": [*kept, *fresh.values()]}
     write_json(path, content)
     table = markdown(content)

@@ -51,44 +51,47 @@ def test_what_measures_gpus_says_so_without_one(modules, monkeypatch, name, word
 def measure(modules, monkeypatch, tmp_path):
     """Enter figures as a benchmark does that some words started on some machine."""
 
-    def enter(device: str, words: list[str], **figures: float) -> tuple[dict, str]:
+    def enter(device: str, words: list[str], **figures: float) -> tuple[list[dict], str]:
         monkeypatch.setattr(modules.tables, "RESULTS", tmp_path)
         monkeypatch.setattr(modules.tables, "device_name", lambda: device)
         monkeypatch.setattr("sys.argv", ["/a/clone/benchmarks/speed.py", *words])
         rows = [modules.tables.Row(f, v, "s", None, 2.0, "lower") for f, v in figures.items()]
         modules.tables.write_results("speed", rows, show=False)
         content = json.loads((tmp_path / "speed.json").read_text())
-        return {row["figure"]: row for row in content["rows"]}, (tmp_path / "speed.md").read_text()
+        return content["rows"], (tmp_path / "speed.md").read_text()
 
     return enter
 
 
 def test_each_figure_tells_how_it_was_measured(measure):
-    measure("one GPU", ["--steps", "5"], a=1.0, b=1.5, c=1.25)
-    rows, page = measure("another GPU", ["/some/where/tokens", "--fast"], b=0.5)
-    assert [*rows] == ["a", "b", "c"]
-    assert {f: (row["value"], row["device"]) for f, row in rows.items()} == {
-        "a": (1.0, "one GPU"),
-        "b": (0.5, "another GPU"),
-        "c": (1.25, "one GPU"),
-    }
-    assert rows["b"]["command"] == "python benchmarks/speed.py tokens --fast"
+    measure("a GPU", ["--steps", "5"], a=1.0, b=1.5, c=1.25)
+    rows, page = measure("a GPU", ["/some/where/tokens", "--fast"], b=0.5)
+    assert [(row["figure"], row["value"]) for row in rows] == [("a", 1.0), ("b", 0.5), ("c", 1.25)]
+    assert rows[1]["command"] == "python benchmarks/speed.py tokens --fast"
     first, second = page.split("`python benchmarks/speed.py ")[1:]
-    assert first.startswith("--steps 5` on one GPU, torch ")
+    assert first.startswith("--steps 5` on a GPU, torch ")
     assert [line[:3] for line in first.splitlines()[4:6]] == ["| a", "| c"]
-    assert second.startswith("tokens --fast` on another GPU, torch ")
+    assert second.startswith("tokens --fast` on a GPU, torch ")
     assert "| b | 0.5 s |  | <= 2 s |" in second
 
 
+def test_a_figure_of_another_machine_replaces_none(measure):
+    for device, value in (("a GPU", 1.0), ("a laptop", 9.0), ("a GPU", 2.0)):
+        rows, _ = measure(device, [], a=value)
+    assert [(row["device"], row["value"]) for row in rows] == [("a GPU", 2.0), ("a laptop", 9.0)]
+
+
 def test_older_figures_keep_all_that_their_file_tells(measure, tmp_path):
-    row = {"figure": "a", "value": 1.0, "unit": "s", "reference": 3.0, "target": None}
+    row = {"unit": "s", "reference": 3.0, "target": None, "better": "lower", "value": 1.0}
     made = {"command": "run a; run b", "device": "one GPU; another GPU", "torch": "2; 3"}
-    content = {**made, "rows": [{**row, "better": "lower"}]}
+    content = {**made, "rows": [{**row, "figure": "a"}, {**row, "figure": "b"}]}
     (tmp_path / "speed.json").write_text(json.dumps(content))
-    rows, page = measure("a third GPU", [], b=0.5)
-    assert "device" not in rows["a"]
+    rows, page = measure("a laptop", [], a=9.0)
+    assert [row["value"] for row in rows] == [1.0, 1.0, 9.0]
     assert page.startswith("`run a; run b` on one GPU; another GPU, torch 2; 3\n\n| figure ")
-    assert "| a | 1 s | 3 |  |\n\n`python benchmarks/speed.py` on a third GPU" in page
+    assert "| b | 1 s | 3 |  |\n\n`python benchmarks/speed.py` on a laptop" in page
+    rows, _ = measure("another GPU", [], a=2.0)
+    assert [row["value"] for row in rows] == [2.0, 1.0, 9.0]
 
 
 def test_momentum_settles_in_a_quarter_of_a_cut_schedule(modules):
