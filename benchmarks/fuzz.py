@@ -5,8 +5,9 @@
 
 Readers run in processes of their own, whose memory is measured and who are ended after
 LIMIT_SECONDS of the processor. A mutant is refused by a ParamGolfError or read; anything else is a
-fault. The results go to benchmarks/results/fuzz.json; a mutant follows from its number, so that one
-that is at fault can be made again.
+fault, of which the exit code is 1. What comes of all mutants of a target goes to
+benchmarks/results/fuzz.json; a mutant follows from its number, so that one that is at fault can be
+made again.
 """
 
 from __future__ import annotations
@@ -78,13 +79,15 @@ def main() -> None:
     torch.set_num_threads(1)  # threads do not live on in a forked process
     results = read_json(OUT) if OUT.is_file() else {}
     names = [arguments.only] if arguments.only else [*TARGETS]
+    whole = arguments.count is None and arguments.first == 0
     for name in names:
         target = TARGETS[name]
         numbers = range(arguments.first, arguments.first + (arguments.count or target.count))
         for so_far in fuzz(name, target, numbers, arguments.jobs):
             results[name] = so_far | made_by(given_command())
-            write_json(OUT, results)
-            write_text(OUT.with_suffix(".md"), markdown(results))
+            if whole:
+                write_json(OUT, results)
+                write_text(OUT.with_suffix(".md"), markdown(results))
         print(name, json.dumps(results[name]))
     if any(results[name]["faults"] for name in names):
         raise SystemExit(1)

@@ -5,9 +5,10 @@ with other bits; reads the scores from the metrics; times the commands. With --t
 the tests.
 
 Overhead is the whole first run less what its stages spend in their library calls. Each stage's
-script calls the library inside `with exit_on_error():`; a sitecustomize on the clone's PYTHONPATH
-notes the seconds of that block, in the very run that is timed. So the overhead is what surrounds
-them: DVC, hashing, the starts of 22 processes with their imports, and `paramgolf check`.
+script calls the library inside `exit_on_error` of paramgolf/errors.py; a sitecustomize on the
+clone's PYTHONPATH notes the seconds of that block, in the very run that is timed. So the overhead
+is what surrounds them: DVC, hashing, the starts of 22 processes with their imports, and
+`paramgolf check`.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ from recipe_results import FIGURES, PATH, Results
 from paramgolf.arguments import count
 from paramgolf.errors import ParamGolfError
 from paramgolf.program import exit_on_fault
+from paramgolf.recipes import compose
 
 FIRST = ("train", "calibrate", "quantize")
 PACKING = ("package", "packed")
@@ -109,6 +110,8 @@ def main() -> None:
     options = read_options()
     results = Results(options.results)
     if options.recipes:
+        for recipe in options.recipes:
+            compose(recipe)  # an unknown one is refused before others run for long
         run_recipes(options, results)
     for path in options.add:
         results.add_file(path)
