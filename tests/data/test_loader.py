@@ -41,6 +41,16 @@ def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement, 
     assert not np.array_equal(first, second)
 
 
+def test_windows_of_a_coprime_epoch_are_a_stride_apart(stream):
+    strides = {}
+    for arrangement in ("coprime", "shuffled"):
+        windows = TrainingWindows(stream, 8, seed=1, arrangement=arrangement)
+        places = windows.read(0, windows.count)[:, 0] // 8
+        strides[arrangement] = {*(np.diff(places) % windows.count).tolist()}
+    assert len(strides["coprime"]) == 1
+    assert len(strides["shuffled"]) > 10
+
+
 def test_sequential_windows_follow_the_stream(stream):
     windows = TrainingWindows(stream, 16, seed=3, arrangement="sequential")
     assert windows.read(0, 3)[:, 0].tolist() == [0, 16, 32]
