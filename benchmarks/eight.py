@@ -172,6 +172,8 @@ def main() -> None:
     folder = options.folder.resolve()
     if not (folder / "dvc.yaml").is_file():
         parser.error(f"no clone of the project: {folder}")
+    if options.kill and any(folder.glob(CHECKPOINTS)):
+        parser.error("--kill waits for a checkpoint, and one is there already: take a fresh clone")
     need_gpus()
     count = torch.cuda.device_count()
     them, rows = f"{options.recipe}, {count} x {device_name()}", []

@@ -43,6 +43,7 @@ from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import decode, read_container
 from paramgolf.codec.writer import compress, encode
 from paramgolf.data.special_tokens import BOS
+from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.params import read_yaml
 from paramgolf.program import exit_on_fault
@@ -289,7 +290,8 @@ def run_stage(stage: str) -> float:
     """Run a stage in this folder; return its seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / f"stages/{stage}.py")]
-    subprocess.run(command, env=environment_of(ROOT, None), check=True)
+    if code := subprocess.run(command, env=environment_of(ROOT, None)).returncode:
+        raise ParamGolfError(f"stage {stage} ended with {code}")
     return time.perf_counter() - start
 
 
