@@ -16,6 +16,10 @@ With several GPUs visible each way is scored by all of them.
 
 from __future__ import annotations
 
+from paramgolf.process import start_process
+
+start_process()  # before numpy is loaded, whose threads would spin: as in the stages
+
 import argparse
 import dataclasses
 import gc
@@ -26,7 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from tables import Row, write_results
+from tables import Row, check_names, write_results
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.clock import seconds_since_start
@@ -37,6 +41,7 @@ from paramgolf.launch import launch
 from paramgolf.model.head import Allowed, Head
 from paramgolf.model.token_mask import masked
 from paramgolf.params import load_params
+from paramgolf.program import exit_on_fault
 from paramgolf.progress import say
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
@@ -136,7 +141,7 @@ class Bench:
             self.decide(figure)
         for row in self.rows[begin:]:
             say(f"  {row.figure}: {row.value:.5g} {row.unit}")
-        write_results("adaptation", self.rows, self.options.command, show=False)
+        write_results("adaptation", self.rows, show=False)
 
     def decide(self, figure: str) -> None:
         """Add a way's gain and seconds as against those of the way that was published."""
@@ -182,6 +187,7 @@ class Bench:
     def run(self) -> None:
         """Score in every way that is asked for."""
         fixed, forms = self.fixed(), self.forms()
+        check_names(self.ways, {**fixed, **forms})
         targets = self.adapt.adapter.targets
         for index, name in enumerate(self.ways):
             late = seconds_since_start() > self.options.seconds
@@ -260,7 +266,7 @@ class Bench:
             before, after = (self.loss_milliseconds(with_mask=x) for x in (False, True))
             figure = f"mask: loss and gradient of {LOSS_TOKENS:,} tokens"
             self.rows.append(Row(figure, after, "ms", before, None, "lower"))
-        write_results("adaptation", self.rows, self.options.command, show=False)
+        write_results("adaptation", self.rows, show=False)
 
     def loss_milliseconds(self, *, with_mask: bool) -> float:
         """Return the time of the fused loss and its gradient, of which products are a part."""
@@ -300,16 +306,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=230.0, help="begin no way after so many")
     parser.add_argument("--small", action="store_true", help="small windows and adapters, on a CPU")
     options = parser.parse_args()
-    words = ("recipe", "tokens", "batch_documents", "chains")
-    given = " ".join(f"--{word.replace('_', '-')} {getattr(options, word)}" for word in words)
-    options.command = f"python benchmarks/adaptation.py {given}"
     launch(torch.cuda.device_count() or 1)
     with processes(load_params(RuntimeConfig, "runtime")) as runtime:
         bench = Bench(runtime, options)
         bench.run()
         if runtime.is_main:
-            write_results("adaptation", bench.rows, options.command)
+            write_results("adaptation", bench.rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

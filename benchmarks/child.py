@@ -12,13 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from paramgolf.errors import ParamGolfError
+
 SAMPLE_SECONDS = 0.05
 
 
 def answer_of(arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
     """Run a script of Python, and return the JSON that the last line of its output holds."""
     command = [sys.executable, *arguments]
-    run = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if run.returncode:
+        raise ParamGolfError(f"{' '.join(arguments)} ended with {run.returncode}")
     line = run.stdout.splitlines()[-1]
     print(*arguments[1:], line, flush=True)
     return json.loads(line)
@@ -53,7 +57,7 @@ def measured(
                 memory = max(memory, sum(one.memory_info().rss for one in every))
             time.sleep(SAMPLE_SECONDS)
     if child.returncode:
-        raise SystemExit(f"{' '.join(arguments)} ended with {child.returncode}")
+        raise ParamGolfError(f"{' '.join(arguments)} ended with {child.returncode}")
     return Measured(time.perf_counter() - start, memory, _processor_seconds() - before)
 
 

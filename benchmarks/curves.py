@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 from projects import WORK, Devices, Project, assignments, cut
-from tables import Row, device_name, write_results
+from tables import Row, device_name, need_gpus, write_results
 
+from paramgolf.arguments import count
+from paramgolf.program import exit_on_fault
 from paramgolf.recipes import build
 
 STEPS, EVERY = 200, 20
@@ -83,8 +85,8 @@ def curve_rows(name: str, losses: list[float], reference: list[float]) -> list[R
 
 def kernel_rows(tokens: Path) -> list[Row]:
     """Compare fused kernels with plain operations."""
-    count = torch.cuda.device_count()
-    devices = Devices(count)
+    gpus = torch.cuda.device_count()
+    devices = Devices(gpus)
 
     def run(way: tuple[str, str]) -> list[float]:
         rounding, kind = way
@@ -92,7 +94,7 @@ def kernel_rows(tokens: Path) -> list[Row]:
             changes = [rounding, f"runtime.kernels={kind}"]
             return train(tokens, f"{kind}-{rounding}", 98_304, changes, device).losses
 
-    with ThreadPoolExecutor(count) as pool:
+    with ThreadPoolExecutor(gpus) as pool:
         curves = list(pool.map(run, itertools.product(ROUNDINGS, KINDS)))
     fused, plain = curves[::2], curves[1::2]
     noise = max(largest(*pair) for of in (fused, plain) for pair in itertools.combinations(of, 2))
@@ -112,14 +114,14 @@ def kernel_rows(tokens: Path) -> list[Row]:
     ]
 
 
-def gpu_rows(tokens: Path, count: int, *, deterministic: bool) -> list[Row]:
+def gpu_rows(tokens: Path, gpus: int, *, deterministic: bool) -> list[Row]:
     """Compare one GPU with several."""
     order = ["runtime.deterministic=true"] if deterministic else []
     one, several = (
-        train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}", *order]) for n in (1, count)
+        train(tokens, f"gpus-{n}", 196_608, [f"runtime.processes={n}", *order]) for n in (1, gpus)
     )
     speed = several.tokens_per_second / one.tokens_per_second
-    apart, them = largest(several.losses, one.losses), f"{count} x {device_name()}"
+    apart, them = largest(several.losses, one.losses), f"{gpus} x {device_name()}"
     them += ", deterministic" * deterministic
     return [
         *curve_rows(f"{them}, one", several.losses, one.losses),
@@ -131,7 +133,7 @@ def gpu_rows(tokens: Path, count: int, *, deterministic: bool) -> list[Row]:
             None,
             "higher",
         ),
-        Row(f"{them}: times the speed of one", speed, "", None, 0.95 * count, "higher"),
+        Row(f"{them}: times the speed of one", speed, "", None, 0.95 * gpus, "higher"),
         Row(f"{them}: largest difference of the loss", apart, "nats", None, 1e-3, "lower"),
     ]
 
@@ -155,19 +157,22 @@ def main() -> None:
     )
     parser.add_argument("tokens", type=Path, help="folder of shards, as data/tokens")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--gpus", type=int, help="compare one GPU with so many")
+    what.add_argument("--gpus", type=count, help="compare one GPU with so many")
     parser.add_argument("--deterministic", action="store_true", help="with --gpus: in fixed orders")
     what.add_argument("--budget", action="store_true", help=f"train {BUDGET_SECONDS} s")
     options = parser.parse_args()
+    if options.deterministic and not options.gpus:
+        parser.error("--deterministic compares --gpus")
+    need_gpus(options.gpus or 1)
     if options.gpus:
         rows = gpu_rows(options.tokens, options.gpus, deterministic=options.deterministic)
-        argument = f" --gpus {options.gpus}{' --deterministic' * options.deterministic}"
     elif options.budget:
-        rows, argument = budget_rows(options.tokens), " --budget"
+        rows = budget_rows(options.tokens)
     else:
-        rows, argument = kernel_rows(options.tokens), ""
-    write_results("train_speed", rows, f"python benchmarks/curves.py DIR{argument}")
+        rows = kernel_rows(options.tokens)
+    write_results("train_speed", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

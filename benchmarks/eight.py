@@ -32,10 +32,12 @@ import psutil
 import torch
 from projects import WORK, Project
 from several_gpus import AFTER, AFTER_SECONDS
-from tables import Row, device_name, write_results
+from tables import Row, device_name, need_gpus, write_results
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import read_json
 from paramgolf.params import read_yaml
+from paramgolf.program import exit_on_fault
 from paramgolf.verify.bindings import EVALUATORS
 
 RUNNING = "Running stage '"
@@ -168,6 +170,11 @@ def main() -> None:
     parser.add_argument("--kill", action="store_true", help="kill a process of the training, once")
     options = parser.parse_args()
     folder = options.folder.resolve()
+    if not (folder / "dvc.yaml").is_file():
+        parser.error(f"no clone of the project: {folder}")
+    if options.kill and any(folder.glob(CHECKPOINTS)):
+        parser.error("--kill waits for a checkpoint, and one is there already: take a fresh clone")
+    need_gpus()
     count = torch.cuda.device_count()
     them, rows = f"{options.recipe}, {count} x {device_name()}", []
     if options.kill:
@@ -179,19 +186,21 @@ def main() -> None:
         resumed = sum("resumed at step" in line for line in repro.lines)
         rows.append(Row(f"{them}, one killed: runs that went on", resumed, "", None, 1.0, "higher"))
     seconds = repro.seconds()
+    if missing := {"train", *AFTER} - {*seconds}:
+        fix = "take a fresh clone, so that every stage runs"
+        raise ParamGolfError("stages were not run anew", found=", ".join(sorted(missing)), fix=fix)
     for name, value in seconds.items():
         rows.append(Row(f"{them}: {name}, by the clock", value, "s", None, None, "lower"))
     wanted = AFTER_SECONDS if count == 4 else None
     after = sum(seconds[name] for name in AFTER)
     rows.append(Row(f"{them}: from training to the score", after, "s", None, wanted, "lower"))
     rows += metric_rows(folder, them)
-    command = f"python benchmarks/eight.py FOLDER --recipe {options.recipe}"
-    command += " --kill" * options.kill
-    write_results("eight", rows, command)
+    write_results("eight", rows)
     if count > 1:
         rows.append(one_gpu_row(folder, them, count))
-        write_results("eight", rows, command)
+        write_results("eight", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from child import answer_of
-from tables import Row, device_name, write_results
+from tables import Row, device_name, need_gpus, write_results
 from torch import Tensor
 from train_speed import FULL
 
@@ -27,6 +27,7 @@ from paramgolf.model.fp8 import (
 )
 from paramgolf.model.torch_internals import short_product
 from paramgolf.profiling.step_benchmark import StepBenchmark
+from paramgolf.program import exit_on_fault
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import processes
 
@@ -132,17 +133,19 @@ def main() -> None:
     parser.add_argument("--layer", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    need_gpus()
     if options.child:
         recipe, tokens = options.recipes[0], options.tokens
         print(json.dumps(whole_steps(recipe, options.child, tokens)))
         return
-    words = f"--recipes {' '.join(options.recipes)} --tokens {options.tokens}"
-    command = f"python benchmarks/fp8.py {words}"
-    if options.layer:
-        write_results("train_speed", [*products()], command)
     for recipe in options.recipes:
-        write_results("train_speed", [*steps(recipe, options.tokens)], command)
+        compose(recipe)  # an unknown one is refused before minutes of another
+    if options.layer:
+        write_results("train_speed", [*products()])
+    for recipe in options.recipes:
+        write_results("train_speed", [*steps(recipe, options.tokens)])
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -5,8 +5,9 @@
 
 Readers run in processes of their own, whose memory is measured and who are ended after
 LIMIT_SECONDS of the processor. A mutant is refused by a ParamGolfError or read; anything else is a
-fault. The results go to benchmarks/results/fuzz.json; a mutant follows from its number, so that one
-that is at fault can be made again.
+fault, of which the exit code is 1. What comes of all mutants of a target goes to
+benchmarks/results/fuzz.json; a mutant follows from its number, so that one that is at fault can be
+made again.
 """
 
 from __future__ import annotations
@@ -32,10 +33,12 @@ from typing import Any
 import fuzz_files
 import fuzz_models
 import torch
-from tables import made_by
+from tables import given_command, made_by
 
+from paramgolf.arguments import count
 from paramgolf.files import read_json, write_json, write_text
 from paramgolf.process import cores
+from paramgolf.program import exit_on_fault
 from paramgolf.progress import track
 
 OUT = Path(__file__).parent / "results/fuzz.json"
@@ -69,26 +72,34 @@ TARGETS = {"model.bin": Target(10_000, fuzz_models.mutant, fuzz_models.read)} | 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", choices=TARGETS, help="one target")
-    parser.add_argument("--count", type=int, help="mutants of each target")
-    parser.add_argument("--jobs", type=int, default=cores(), help="readers at once")
+    parser.add_argument("--count", type=count, help="mutants of each target")
+    parser.add_argument("--jobs", type=count, default=cores(), help="readers at once")
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # threads do not live on in a forked process
     results = read_json(OUT) if OUT.is_file() else {}
-    for name in [arguments.only] if arguments.only else TARGETS:
+    names = [arguments.only] if arguments.only else [*TARGETS]
+    whole = arguments.count is None and arguments.first == 0
+    for name in names:
         target = TARGETS[name]
         numbers = range(arguments.first, arguments.first + (arguments.count or target.count))
         for so_far in fuzz(name, target, numbers, arguments.jobs):
-            results[name] = so_far | made_by("benchmarks/fuzz.py")
-            write_json(OUT, results)
-            write_text(OUT.with_suffix(".md"), markdown(results))
+            results[name] = so_far | made_by(given_command())
+            if whole:
+                write_json(OUT, results)
+                write_text(OUT.with_suffix(".md"), markdown(results))
         print(name, json.dumps(results[name]))
+    if any(results[name]["faults"] for name in names):
+        raise SystemExit(1)
 
 
 def markdown(results: dict[str, Any]) -> str:
     """Return the table of the results."""
-    devices = "; ".join(dict.fromkeys(found["device"] for found in results.values()))
-    lines = [f"`python benchmarks/fuzz.py` on {devices}, torch {torch.__version__}", ""]
+    devices, versions = (
+        "; ".join(dict.fromkeys(found[key] for found in results.values()))
+        for key in ("device", "torch")
+    )
+    lines = [f"`python benchmarks/fuzz.py` on {devices}, torch {versions}", ""]
     lines += [
         "| file | mutants | outcomes | most seconds | most MiB | faults |",
         "|---|---|---|---|---|---|",
@@ -180,4 +191,5 @@ def peak_bytes() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

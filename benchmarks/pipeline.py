@@ -5,9 +5,10 @@ with other bits; reads the scores from the metrics; times the commands. With --t
 the tests.
 
 Overhead is the whole first run less what its stages spend in their library calls. Each stage's
-script calls the library inside `with exit_on_error():`; a sitecustomize on the clone's PYTHONPATH
-notes the seconds of that block, in the very run that is timed. So the overhead is what surrounds
-them: DVC, hashing, the starts of 22 processes with their imports, and `paramgolf check`.
+script calls the library inside `exit_on_error` of paramgolf/errors.py; a sitecustomize on the
+clone's PYTHONPATH notes the seconds of that block, in the very run that is timed. So the overhead
+is what surrounds them: DVC, hashing, the starts of 22 processes with their imports, and
+`paramgolf check`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from pathlib import Path
 
 import yaml
 from tables import Row, write_results
+
+from paramgolf.program import exit_on_fault
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENTS, SEEDS = 200, 4
@@ -109,7 +112,9 @@ def measure(clone: Clone, scratch: Path) -> list[Row]:
     ran = clone.run("dvc", "repro").count("Running stage")
     nothing = time.perf_counter() - start
     params = clone.folder / "params.yaml"
-    params.write_text(params.read_text().replace("matrix_bits: 6", "matrix_bits: 5"))
+    content = params.read_text()
+    assert "matrix_bits: 6" in content
+    params.write_text(content.replace("matrix_bits: 6", "matrix_bits: 5"))
     requantized = clone.seconds("dvc", "repro")
     return [
         Row("dvc repro, whole, sample", whole, "s", None, 300.0, "lower"),
@@ -184,8 +189,9 @@ def main() -> None:
         subprocess.run(["make", "test"], cwd=ROOT, check=True)
         seconds = time.perf_counter() - start
         rows.append(Row("make test, after installing", seconds, "s", None, 600.0, "lower"))
-    write_results("pipeline", rows, "python benchmarks/pipeline.py --tests")
+    write_results("pipeline", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -16,11 +16,13 @@ from typing import Any
 
 from filelock import FileLock
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.plan import Text, budget_of
 from paramgolf.experiments.lab.stages import (
     ROOT,
     Place,
     Processes,
+    StageError,
     environment_of,
     write_params,
 )
@@ -67,7 +69,7 @@ class Devices:
         visible = os.environ.get(VISIBLE)
         names = visible.split(",") if visible else [str(i) for i in range(count)]
         if not 0 < count <= len(names):
-            raise SystemExit(f"--gpus {count}, but {VISIBLE} names {len(names)}: {visible}")
+            raise ParamGolfError(f"--gpus {count}, but {VISIBLE} names {len(names)}: {visible}")
         self._free: queue.Queue[str] = queue.Queue()
         for name in names[:count]:
             self._free.put(name.strip())
@@ -119,7 +121,11 @@ class Project:
     def run(self, *stages: str) -> None:
         """Run stages; what one says goes to its log."""
         for stage in stages:
-            seconds = self._processes.run(stage, Place(self.folder), self.environment)
+            try:
+                seconds = self._processes.run(stage, Place(self.folder), self.environment)
+            except StageError as error:
+                where = self.folder / f"{stage}.log"
+                raise ParamGolfError(str(error), where=where) from None
             print(f"{self.folder.name}: {stage} {seconds:.0f} s", file=sys.stderr, flush=True)
 
     def metrics(self, stage: str) -> dict[str, Any] | None:

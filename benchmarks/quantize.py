@@ -1,6 +1,5 @@
 """What quantising and packing cost: `python benchmarks/quantize.py [--folder DIR] [--parts ...]`.
 
-OPENBLAS_NUM_THREADS=1 before it, as the stages set it for themselves: else numpy's threads spin.
 Part gptq has rows of its own on a CPU, where few calibrate.sequences do: values cost no time.
 
 Needs a folder in which a recipe was trained: its params.yaml, data/tokens and artifacts/train; only
@@ -15,6 +14,10 @@ bits + log2(loss) / 2. Parts run in the order in which they are named, or side b
 process: their results are joined."""
 
 from __future__ import annotations
+
+from paramgolf.process import start_process
+
+start_process()  # before numpy is loaded, whose threads would spin: as in the stages
 
 import argparse
 import math
@@ -40,8 +43,10 @@ from paramgolf.codec.codecs import shuffle
 from paramgolf.codec.container import decode, read_container
 from paramgolf.codec.writer import compress, encode
 from paramgolf.data.special_tokens import BOS
+from paramgolf.errors import ParamGolfError
 from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.params import read_yaml
+from paramgolf.program import exit_on_fault
 from paramgolf.progress import say
 from paramgolf.quant.calibrate import generate_texts
 from paramgolf.quant.config import QuantizeConfig
@@ -55,7 +60,6 @@ WITHOUT_DEVIATIONS = (
     "import math; from paramgolf.codec import rans_writer; "
     "rans_writer.STEP_NATS = math.inf; rans_writer.main()"
 )
-COMMAND = "OPENBLAS_NUM_THREADS=1 python benchmarks/quantize.py"
 
 PUBLISHED, BEST = (
     check(compose(name, ROOT / "recipes"), where=name).quantize for name in ("pr2135", "best")
@@ -286,7 +290,8 @@ def run_stage(stage: str) -> float:
     """Run a stage in this folder; return its seconds."""
     start = time.perf_counter()
     command = [sys.executable, str(ROOT / f"stages/{stage}.py")]
-    subprocess.run(command, env=environment_of(ROOT, None), check=True)
+    if code := subprocess.run(command, env=environment_of(ROOT, None)).returncode:
+        raise ParamGolfError(f"stage {stage} ended with {code}")
     return time.perf_counter() - start
 
 
@@ -308,6 +313,8 @@ def main() -> None:
     every = [*WITH_NETWORK, *BY_STAGES]
     parser.add_argument("--parts", nargs="+", default=every, choices=every)
     options = parser.parse_args()
+    if not options.folder.is_dir():
+        parser.error(f"no folder {options.folder}")
     os.chdir(options.folder)
     params = check(read_yaml("params.yaml"), where="params.yaml")
     rows: list[Row] = []
@@ -317,7 +324,7 @@ def main() -> None:
         for row in found:
             say(f"{row.figure}: {row.value:,.6g} {row.unit}")
             rows.append(row)
-            write_results("quantize", rows, COMMAND, show=False)
+            write_results("quantize", rows, show=False)
         say(f"quantize: part {part}: {time.perf_counter() - start:.1f} s")
 
     of_network = [part for part in options.parts if part in WITH_NETWORK]
@@ -332,8 +339,9 @@ def main() -> None:
     for part in options.parts:
         if part in BY_STAGES:
             add(part, BY_STAGES[part]())
-    write_results("quantize", rows, COMMAND)
+    write_results("quantize", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -21,7 +21,10 @@ from pathlib import Path
 from projects import WORK, Devices, Project, assignments, cut
 from recipe_results import FIGURES, PATH, Results
 
-from paramgolf.experiments.lab.stages import StageError
+from paramgolf.arguments import count
+from paramgolf.errors import ParamGolfError
+from paramgolf.program import exit_on_fault
+from paramgolf.recipes import compose
 
 FIRST = ("train", "calibrate", "quantize")
 PACKING = ("package", "packed")
@@ -51,7 +54,7 @@ def run_recipe(recipe: str, options: argparse.Namespace, devices: Devices) -> di
         skipped.add("eval_ttt")
     with devices.take() as device:
         if time.monotonic() > options.deadline:
-            raise StageError("train", "not begun, out of time", killed=True)
+            raise ParamGolfError("train: not begun, out of time")
         project = Project(WORK / options.results.stem / recipe, content, device)
         project.take_tokens()
         project.run(*(stage for stage in FIRST if stage not in skipped))
@@ -81,7 +84,7 @@ def run_recipes(options: argparse.Namespace, results: Results) -> None:
     def run(recipe: str) -> bool:
         try:
             figures = run_recipe(recipe, options, devices)
-        except StageError as error:
+        except ParamGolfError as error:
             print(f"{recipe}: {error}", file=sys.stderr, flush=True)
             return False
         results.add_recipe(recipe, figures, command_of(recipe, options))
@@ -107,6 +110,8 @@ def main() -> None:
     options = read_options()
     results = Results(options.results)
     if options.recipes:
+        for recipe in options.recipes:
+            compose(recipe)  # an unknown one is refused before others run for long
         run_recipes(options, results)
     for path in options.add:
         results.add_file(path)
@@ -123,10 +128,10 @@ def read_options() -> argparse.Namespace:
         "--add", nargs="+", type=Path, default=[], metavar="FILE", help="results to take as well"
     )
     parser.add_argument("--set", nargs="*", default=[], metavar="section.key=value")
-    parser.add_argument("--tokens", type=int, default=60_000_000, help="of training")
-    parser.add_argument("--batch-tokens", type=int, default=98_304, help="of a step")
+    parser.add_argument("--tokens", type=count, default=60_000_000, help="of training")
+    parser.add_argument("--batch-tokens", type=count, default=98_304, help="of a step")
     parser.add_argument("--results", type=Path, default=PATH, help="file of JSON to add to")
-    parser.add_argument("--gpus", type=int, default=1, help="that runs are spread over")
+    parser.add_argument("--gpus", type=count, default=1, help="that runs are spread over")
     parser.add_argument("--seconds", type=float, default=1e9, help="after which no run is begun")
     parser.add_argument("--skip", nargs="*", default=[], choices=STAGES)
     parser.add_argument("--plain", action="store_true", help="no overlap, no adaptation")
@@ -136,4 +141,5 @@ def read_options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -17,9 +17,11 @@ from pathlib import Path
 from child import measured
 from tables import Row, write_results
 
+from paramgolf.arguments import count
 from paramgolf.data.documents import Document, write_documents
 from paramgolf.data.manifests import SCHEMA, TextManifest, write_manifest
 from paramgolf.data.source.text_files import DocumentErrors, read_texts
+from paramgolf.program import exit_on_fault
 
 WORK = """
 import sys
@@ -44,7 +46,7 @@ elif __name__ == "__main__":
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpus")
-    parser.add_argument("--megabytes", type=int, default=500, help="10^6 bytes of text")
+    parser.add_argument("--megabytes", type=count, default=500, help="10^6 bytes of text")
     parser.add_argument("--vocab-size", type=int, default=8192)
     parser.add_argument("--training-bytes", type=int, default=100_000_000)
     parser.add_argument("--workers", type=int, default=0, help="0: one a core")
@@ -72,7 +74,7 @@ def main() -> None:
         Row("training the tokenizer, memory", training_memory, "MiB", None, 1024.0, "lower"),
         Row("writing data/raw", megabytes / write_seconds, "MB/s", None, None, "higher"),
     ]
-    write_results("pipeline", rows, "python benchmarks/retokenize.py CORPUS.jsonl.xz")
+    write_results("pipeline", rows)
 
 
 def write_raw(corpus: str, folder: Path, size: int) -> int:
@@ -104,4 +106,5 @@ def repeat(corpus: str, size: int) -> Iterator[Document]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -11,6 +11,10 @@ on eight GPUs, a GPU's share) and #1855.
 
 from __future__ import annotations
 
+from paramgolf.process import start_process
+
+start_process()  # before numpy is loaded, whose threads would spin: as in the stages
+
 import argparse
 import dataclasses
 import functools
@@ -21,13 +25,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tables import Row, write_results
+from tables import Row, check_names, write_results
 
 from paramgolf.bits_per_byte import bits_per_byte
 from paramgolf.codec.container import load_package
 from paramgolf.data.token_set import TOKENS_PATH
 from paramgolf.model.network import Network
 from paramgolf.params import load_params
+from paramgolf.program import exit_on_fault
 from paramgolf.progress import say
 from paramgolf.recipes import Params, check, compose
 from paramgolf.runtime import Runtime, processes, synchronize
@@ -113,8 +118,6 @@ class Bench:
         self.adapt = load_params(TttConfig, "eval_ttt")
         self.watched = Watched()
         self.found: dict[str, Scored] = {}
-        sizes = f"--tokens {options.tokens} --slow-tokens {options.slow_tokens}"
-        self.command = f"python benchmarks/scoring.py {sizes}"
 
     def network(self) -> Network:
         """Build the packed model's network anew."""
@@ -142,7 +145,7 @@ class Bench:
         parts = ", ".join(f"{part} {value:.1f} s" for part, value in seconds.items())
         say(f"{name}: {self.bpb(name, len(ledger.nats)):.4f} bits per byte, {parts}")
         rows = [*way_rows(self), *target_rows(self)]
-        write_results("scoring", rows, self.command, show=False)
+        write_results("scoring", rows, show=False)
 
     def run(self) -> None:
         """Score in every way, or in those asked for."""
@@ -151,6 +154,7 @@ class Bench:
             ways[name] = lambda n, s, c=config: score_text(n, self.text, c, s)
         for name, config in self.adaptive_ways():
             ways[name] = lambda n, s, c=config, t=name: score_and_adapt(n, self.text_of(t), c, s)
+        check_names(self.options.ways or [], ways)
         for name, score in ways.items():
             if name in (self.options.ways or ways):
                 self.measure(name, score)
@@ -293,8 +297,9 @@ def main() -> None:
         bench = Bench(runtime, options)
         bench.run()
         rows = [*way_rows(bench), *target_rows(bench), *table_rows(bench)]
-        write_results("scoring", rows, bench.command)
+        write_results("scoring", rows)
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

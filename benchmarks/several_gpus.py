@@ -34,13 +34,14 @@ from typing import Any
 import torch
 from child import answer_of
 from projects import WORK, Devices, Project, assignments, cut
-from tables import Row, device_name, write_results
+from tables import Row, device_name, need_gpus, write_results
 
 from paramgolf.clock import seconds_since_start
 from paramgolf.experiments.lab.stages import ROOT, environment_of
 from paramgolf.files import sha256_file
 from paramgolf.launch import launch
 from paramgolf.profiling.step_benchmark import StepBenchmark
+from paramgolf.program import exit_on_fault
 from paramgolf.recipes import check, compose
 from paramgolf.runtime import processes
 
@@ -215,6 +216,7 @@ def main() -> None:
     if options.child:
         print(json.dumps(measure(options.child)))
         return
+    need_gpus()
     count, rows = torch.cuda.device_count(), []
     for part in options.parts:
         start = time.monotonic()
@@ -225,9 +227,9 @@ def main() -> None:
         else:
             rows += after_rows(options.tokens, count, options.trained)
         print(f"{part}: {time.monotonic() - start:.0f} s", flush=True)
-        command = f"python benchmarks/several_gpus.py TOKENS --parts {' '.join(options.parts)}"
-        write_results("train_speed", rows, command, show=part == options.parts[-1])
+        write_results("train_speed", rows, show=part == options.parts[-1])
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_fault():
+        main()

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: the sample recipe's parameters and a tiny set of tokens."""
+"""Fixtures that several packages share: the sample recipe's parameters and a tiny set of tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Benchmarks can be started; benchmarks/recipes.py: what is run, and how it is compared."""
+"""Benchmarks can be started; how figures are kept; what benchmarks/recipes.py runs and compares."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from paramgolf.errors import ParamGolfError
 from paramgolf.params import read_yaml
 
 ROOT = Path(__file__).parents[1]
@@ -22,7 +23,8 @@ TEXT = ["data.source=files", "data.files=[some.jsonl]", "tokenizer.source=train"
 def modules(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    names = ("projects", "recipe_results", "recipes")
+    names = ("curves", "fp8", "projects", "recipe_results", "recipes")
+    names += ("several_gpus", "tables", "train_speed")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -32,6 +34,64 @@ def test_every_benchmark_finds_what_it_imports():
     command = [sys.executable, "-c", f"import {', '.join(names)}"]
     done = subprocess.run(command, cwd=ROOT / "benchmarks", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("curves", ["DIR"]), ("fp8", []), ("several_gpus", ["DIR"]), ("train_speed", ["--attention"])],
+)
+def test_what_measures_gpus_says_so_without_one(modules, monkeypatch, name, words):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", *words])
+    with pytest.raises(ParamGolfError, match="this measures GPUs"):
+        getattr(modules, name).main()
+
+
+@pytest.fixture
+def measure(modules, monkeypatch, tmp_path):
+    """Enter figures as a benchmark does that some words started on some machine."""
+
+    def enter(device: str, words: list[str], **figures: float) -> tuple[list[dict], str]:
+        monkeypatch.setattr(modules.tables, "RESULTS", tmp_path)
+        monkeypatch.setattr(modules.tables, "device_name", lambda: device)
+        monkeypatch.setattr("sys.argv", ["/a/clone/benchmarks/speed.py", *words])
+        rows = [modules.tables.Row(f, v, "s", None, 2.0, "lower") for f, v in figures.items()]
+        modules.tables.write_results("speed", rows, show=False)
+        content = json.loads((tmp_path / "speed.json").read_text())
+        return content["rows"], (tmp_path / "speed.md").read_text()
+
+    return enter
+
+
+def test_each_figure_tells_how_it_was_measured(measure):
+    measure("a GPU", ["--steps", "5"], a=1.0, b=1.5, c=1.25)
+    rows, page = measure("a GPU", ["/some/where/tokens", "--fast"], b=0.5)
+    assert [(row["figure"], row["value"]) for row in rows] == [("a", 1.0), ("b", 0.5), ("c", 1.25)]
+    assert rows[1]["command"] == "python benchmarks/speed.py tokens --fast"
+    first, second = page.split("`python benchmarks/speed.py ")[1:]
+    assert first.startswith("--steps 5` on a GPU, torch ")
+    assert [line[:3] for line in first.splitlines()[4:6]] == ["| a", "| c"]
+    assert second.startswith("tokens --fast` on a GPU, torch ")
+    assert "| b | 0.5 s |  | <= 2 s |" in second
+
+
+def test_a_figure_of_another_machine_replaces_none(measure):
+    for device, value in (("a GPU", 1.0), ("a laptop", 9.0), ("a GPU", 2.0)):
+        rows, _ = measure(device, [], a=value)
+    assert [(row["device"], row["value"]) for row in rows] == [("a GPU", 2.0), ("a laptop", 9.0)]
+
+
+def test_older_figures_keep_all_that_their_file_tells(measure, tmp_path):
+    row = {"unit": "s", "reference": 3.0, "target": None, "better": "lower", "value": 1.0}
+    made = {"command": "run a; run b", "device": "one GPU; another GPU", "torch": "2; 3"}
+    content = {**made, "rows": [{**row, "figure": "a"}, {**row, "figure": "b"}]}
+    (tmp_path / "speed.json").write_text(json.dumps(content))
+    rows, page = measure("a laptop", [], a=9.0)
+    assert [row["value"] for row in rows] == [1.0, 1.0, 9.0]
+    assert page.startswith("`run a; run b` on one GPU; another GPU, torch 2; 3\n\n| figure ")
+    assert "| b | 1 s | 3 |  |\n\n`python benchmarks/speed.py` on a laptop" in page
+    rows, _ = measure("another GPU", [], a=2.0)
+    assert [row["value"] for row in rows] == [2.0, 1.0, 9.0]
 
 
 def test_momentum_settles_in_a_quarter_of_a_cut_schedule(modules):
@@ -94,7 +154,7 @@ def test_a_gpu_is_taken_and_given_back(modules, monkeypatch):
             assert [a, b] == ["4", "5"]
         with devices.take() as c:
             assert c == "5"
-    with pytest.raises(SystemExit, match="--gpus 4, but CUDA_VISIBLE_DEVICES names 3"):
+    with pytest.raises(ParamGolfError, match="--gpus 4, but CUDA_VISIBLE_DEVICES names 3"):
         modules.projects.Devices(4)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     with modules.projects.Devices(1).take() as first:

@@ -1,4 +1,4 @@
-"""What README.md and docs/ name exists: files, tests, parameters, commands, metrics, recipes."""
+"""What the pages of documentation name exists: files, tests, parameters, commands, recipes, ..."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ RECIPES = ROOT / "recipes"
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     RECIPES / "README.md",
+    ROOT / "tests/fixtures/README.md",
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 PARAMETERS = flatten(compose("base", RECIPES))
@@ -54,7 +55,9 @@ def page(request: pytest.FixtureRequest) -> str:
 
 
 def test_files_and_tests_that_are_named_exist(page):
-    for text in quoted(page):
+    """In commands, too: `python benchmarks/fuzz.py`."""
+    blocks = " ".join(FENCED.findall(page))
+    for text in " ".join([*quoted(page), blocks]).split():
         if not re.fullmatch(rf"(?:{'|'.join(FOLDERS)})/[\w./-]+(?:::\w+)*", text):
             continue
         path, *words = text.split("::")

@@ -28,15 +28,27 @@ def test_windows_are_a_function_of_seed_and_index(stream):
     assert not np.array_equal(whole[: one.count], other)
 
 
+@pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("arrangement", ["shuffled", "coprime"])
-def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement):
-    windows = TrainingWindows(stream, 16, seed=3, arrangement=arrangement)
+def test_an_epoch_reads_each_window_once_and_epochs_differ(stream, arrangement, seed):
+    windows = TrainingWindows(stream, 8, seed=seed, arrangement=arrangement)
+    assert windows.count == 124  # of many divisors, which a stride must not have
     first, second = (windows.read(e * windows.count, (e + 1) * windows.count) for e in (0, 1))
     for epoch in (first, second):
-        assert np.array_equal(epoch, epoch[:, :1] + np.arange(17))
+        assert np.array_equal(epoch, epoch[:, :1] + np.arange(9))
         assert len(set(epoch[:, 0])) == windows.count
-        assert np.all(np.diff(np.sort(epoch[:, 0])) == 16)
+        assert np.all(np.diff(np.sort(epoch[:, 0])) == 8)
     assert not np.array_equal(first, second)
+
+
+def test_windows_of_a_coprime_epoch_are_a_stride_apart(stream):
+    strides = {}
+    for arrangement in ("coprime", "shuffled"):
+        windows = TrainingWindows(stream, 8, seed=1, arrangement=arrangement)
+        places = windows.read(0, windows.count)[:, 0] // 8
+        strides[arrangement] = {*(np.diff(places) % windows.count).tolist()}
+    assert len(strides["coprime"]) == 1
+    assert len(strides["shuffled"]) > 10
 
 
 def test_sequential_windows_follow_the_stream(stream):

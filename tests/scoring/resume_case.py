@@ -1,8 +1,8 @@
 """The evaluations that are killed and resumed, each in a process of its own."""
 
 import os
+import signal
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -14,12 +14,12 @@ from paramgolf.scoring import lora_documents, sliding, stage
 from paramgolf.scoring.evaluation import score_adaptive, score_sliding
 from paramgolf.scoring.stage import StageSession
 
-PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 2, "warm_a": True}
+PHASES = {"phases": 2, "prefix_documents": 6, "batch_documents": 1, "warm_a": True}
 CASES = {
     "strided": (make_sliding("tilt"), score_sliding),
     "sgd": (make_config(), score_adaptive),
     "lora_stream": (
-        make_lora_config("lora_stream", stream={"reset_batches": 3}),
+        make_lora_config("lora_stream", stream={"reset_batches": 0}),  # what is learned goes on
         score_adaptive,
     ),
     "phases": (
@@ -29,18 +29,19 @@ CASES = {
 }
 
 
-class Slow(StageSession):
-    """Saves after every item, and waits a little, so that there is time to kill it."""
+class Killed(StageSession):
+    """Saves after every item, and is killed once `cut` of them are done."""
 
-    pause = 0.0
+    cut: int | None = None
 
     def after(self, scorer, done, total):
         super().after(scorer, done, total)
-        time.sleep(self.pause)
+        if done == self.cut:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) -> None:
-    """Run a case as its stage does; what it says goes to the file `said`."""
+def evaluate(case: str, folder: str, cut: int | None, environment: dict[str, str]) -> None:
+    """Run a case as its stage does, as far as `cut`; what it says goes to the file `said`."""
     os.chdir(folder)
     os.environ.update(environment)
     os.environ.pop("DVC_ROOT", None)
@@ -51,6 +52,6 @@ def evaluate(case: str, folder: str, pause: float, environment: dict[str, str]) 
     config, score = CASES[case]
     paths = Path("model.bin"), Path()
     with processes(CPU) as runtime:
-        session = Slow("eval", config, runtime, *paths)
-        session.pause = pause
+        session = Killed("eval", config, runtime, *paths)
+        session.cut = cut
         session.finish(score(*paths, config, session))

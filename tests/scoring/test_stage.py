@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import signal
 import tempfile
 import time
 from pathlib import Path
@@ -28,39 +29,32 @@ from paramgolf.scoring.stage import SavedEvaluation, StageSession, document_tabl
 from paramgolf.scoring.text import Text
 
 
-def start(folder: Path, case: str, *, pause: float = 0.0, world: int = 1) -> list:
-    """Start an evaluation in `folder`, one process a rank."""
+def run(folder: Path, case: str, *, cut: int | None = None, world: int = 1) -> list[int]:
+    """Run an evaluation in `folder`, one process a rank; return their exit codes."""
     group = {"WORLD_SIZE": str(world), GROUP_VARIABLE: tempfile.mkdtemp(dir=folder)}
     running = []
     for rank in range(world):
         environment = group | {"RANK": str(rank), "LOCAL_RANK": "0"} if world > 1 else {}
-        arguments = (case, str(folder), pause, environment)
+        arguments = (case, str(folder), cut, environment)
         running.append(server().Process(target=evaluate, args=arguments, daemon=True))
         running[-1].start()
-    return running
-
-
-def finish(folder: Path, case: str, **options) -> tuple[str, np.ndarray, dict]:
-    """Run an evaluation to its end; return what it said, its scores and its metrics."""
-    for process in start(folder, case, **options):
+    for process in running:
         process.join(timeout=120)
-        assert process.exitcode == 0
+    return [process.exitcode for process in running]
+
+
+def finish(folder: Path, case: str, *, world: int = 1) -> tuple[str, np.ndarray, dict]:
+    """Run an evaluation to its end; return what it said, its scores and its metrics."""
+    assert run(folder, case, world=world) == [0] * world
     table = pq.read_table(folder / "artifacts/eval/documents.parquet")
     metrics = json.loads((folder / "artifacts/metrics/eval.json").read_text())
     return (folder / "said").read_text(), np.array(table["nats"]), metrics
 
 
-def kill_once_saved(folder: Path, case: str, file: str = "*", **options) -> None:
-    running = start(folder, case, pause=0.1, **options)
-    deadline = time.monotonic() + 60
-    while not list(folder.glob(f".resume/{file}/state.pt")):
-        assert all(process.is_alive() for process in running)
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(0.15)  # on to a later save
-    for process in running:
-        process.kill()
-        process.join()
+def kill(folder: Path, case: str, *, cut: int = 2, world: int = 1) -> None:
+    """Kill an evaluation once `cut` of its items are done."""
+    assert run(folder, case, cut=cut, world=world) == [-signal.SIGKILL] * world
+    assert list(folder.glob(".resume/*/state.pt"))
     assert not (folder / "artifacts").exists()
 
 
@@ -100,16 +94,20 @@ def test_missing_tokens_are_named_before_any_process_starts(sample, tmp_path):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_score_is_that_of_an_uninterrupted_evaluation(folder, case):
+    # of phases one is done then, and batches that hand their A on to those that follow
+    cut = 7 if case == "phases" else 2
     said, whole, expected = finish(folder, case)
     assert "resumed" not in said
     (folder / "artifacts").rename(folder / "before")
-    kill_once_saved(folder, case)
+    kill(folder, case, cut=cut)
     said, nats, metrics = finish(folder, case)
-    assert "resumed after" in said
+    assert f"resumed after {cut} parts" in said
     assert not list(folder.glob(".resume/*"))
     assert (nats == whole).all()
     for key in ("val_bpb", "val_loss", "val_bpb_plain", "tokens_scored", "bytes_scored", "ledger"):
         assert metrics[key] == expected[key], key
+    # those before the cut count, and each process looks at its first
+    assert metrics["probe"]["passes"] >= expected["probe"]["passes"]
     # the seconds of the process that was killed count
     assert metrics["seconds"] > metrics["seconds_start"] + metrics["seconds_score"]
 
@@ -117,7 +115,7 @@ def test_the_score_is_that_of_an_uninterrupted_evaluation(folder, case):
 def test_two_processes_resume_with_what_each_had_learned(folder):
     _, whole, expected = finish(folder, "phases", world=2)
     (folder / "artifacts").rename(folder / "before")
-    kill_once_saved(folder, "phases", world=2)
+    kill(folder, "phases", world=2)
     said, nats, metrics = finish(folder, "phases", world=2)
     assert "resumed after" in said
     assert (nats == whole).all()
@@ -136,7 +134,7 @@ def test_parts_take_as_long_as_the_slowest_process(sample, folder, monkeypatch):
 
 
 def test_another_evaluation_starts_afresh(folder):
-    kill_once_saved(folder, "sgd")
+    kill(folder, "sgd")
     content = bytearray((folder / "val_bytes_000000.bin").read_bytes())
     content[-2] += 1  # one target stands for one byte more
     (folder / "val_bytes_000000.bin").write_bytes(content)
@@ -148,8 +146,10 @@ def test_another_evaluation_starts_afresh(folder):
 def test_a_damaged_file_is_said_and_the_evaluation_begins_afresh(folder, case, file):
     _, whole, _ = finish(folder, case)
     (folder / "artifacts").rename(folder / "before")
-    kill_once_saved(folder, case, file)
-    for path in folder.glob(f".resume/{file}/state.pt"):
+    kill(folder, case)
+    damaged = list(folder.glob(f".resume/{file}/state.pt"))
+    assert damaged
+    for path in damaged:
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 4  # one bit of a score or a weight
         path.write_bytes(content)

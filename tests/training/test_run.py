@@ -22,10 +22,12 @@ import torch
 import yaml
 from process_case import ALONE
 from recipe_case import TINY_MODEL
+from shard_files import write_shard
 
 from paramgolf import progress
 from paramgolf.checkpoint import Checkpoint
 from paramgolf.clock import Clock
+from paramgolf.data.shards import ShardStream
 from paramgolf.errors import ParamGolfError
 from paramgolf.recipes import compose
 from paramgolf.training import run
@@ -44,6 +46,7 @@ TINY_TRAIN = {
     "validation_tokens": 500,
     "checkpoint_every": 10,
 }
+ROWS_BY_PHASE = {"untied_repeats": True, "virtual_scalars": True}  # that learn from recurrence on
 WILD = {"token_lr": 1e30, "clip_norm": 0.0, "validate_every": 0, "checkpoint_every": 1}
 
 GPU_SIZES = {"width": 256, "heads": 4, "kv_heads": 2, "mlp_hidden": 512}
@@ -58,8 +61,7 @@ def write_params(
     **train: object,
 ) -> None:
     content = compose("sample", ROOT / "recipes")
-    # rows that learn from recurrence on: a run is resumed after it and before it
-    content["model"] |= TINY_MODEL | {"untied_repeats": True, "virtual_scalars": True}
+    content["model"] |= TINY_MODEL | ROWS_BY_PHASE
     content["model"] |= GPU_SIZES if device == "cuda" else {}
     content["train"] |= {**TINY_TRAIN, **train}
     machine = {"processes": processes, "device": device, "deterministic": deterministic}
@@ -147,7 +149,7 @@ def trained(tmp_path, tokens_folder, tiny_model, sample, monkeypatch):
 
     def run(**changes: object) -> list[dict[str, Any]]:
         config = dataclasses.replace(sample.train, **{**TINY_TRAIN, **changes})
-        train(tiny_model(), config, ALONE)
+        train(tiny_model(**ROWS_BY_PHASE), config, ALONE)
         return [json.loads(line) for line in (OUT / "log.jsonl").read_text().splitlines()]
 
     return run
@@ -198,11 +200,12 @@ def test_a_loss_is_read_when_the_next_step_has_been_queued(trained, monkeypatch)
     assert said == [*first, *second, *third, "update", "read 2", "read 3"]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8_mlp"])
+@pytest.mark.parametrize(("precision", "cut"), [("bf16", 10), ("bf16", 20), ("fp8_mlp", 20)])
 def test_one_process_resumes_to_the_bytes_of_an_uninterrupted_run(
-    trained, monkeypatch, capsys, precision
+    trained, monkeypatch, capsys, precision, cut
 ):
-    sizes = {"steps": 30, "validate_every": 12, "checkpoint_every": 10, "precision": precision}
+    """It is cut off before recurrence begins, at step 15, and after that."""
+    sizes = {"steps": 30, "validate_every": 12, "checkpoint_every": cut, "precision": precision}
     whole, save = trained(**sizes), Checkpoint.save
     weights = (OUT / "model.safetensors").read_bytes()
 
@@ -214,14 +217,20 @@ def test_one_process_resumes_to_the_bytes_of_an_uninterrupted_run(
         patched.setattr(Checkpoint, "save", save_and_end)
         with pytest.raises(KeyboardInterrupt):
             trained(**sizes)
-    assert losses_of(trained(**sizes)) == losses_of(whole)
-    assert "resumed at step 10" in capsys.readouterr().err
+    resumed = trained(**sizes)
+    assert losses_of(resumed) == losses_of(whole)
+    assert f"resumed at step {cut}" in capsys.readouterr().err
     assert (OUT / "model.safetensors").read_bytes() == weights
+    seconds = [record["seconds"] for record in resumed if record["event"] == "step"]
+    assert seconds == sorted(seconds)  # those before the cut count
+    assert json.loads(METRICS.read_text())["train_seconds"] >= seconds[-1]
 
 
-def test_changed_parameters_start_afresh(trained, capsys):
+def test_changed_parameters_and_other_tokens_start_afresh(trained, tokens_folder, capsys):
     """A run that ends in a loss that is not finite leaves its checkpoint."""
-    for resumed in (False, True):
+    manifest = tokens_folder / "manifest.json"  # which has the hash of each shard
+    for change, resumed in (("", False), ("", True), ("\n", False)):
+        manifest.write_text(manifest.read_text() + change)
         with pytest.raises(ParamGolfError, match="the loss is not finite"):
             trained(steps=6, **WILD)
         assert ("resumed at step" in capsys.readouterr().err) == resumed
@@ -266,6 +275,36 @@ def test_time_budget_ends_training(trained):
     metrics = json.loads(METRICS.read_text())
     assert metrics["train_seconds"] >= 1.0
     assert metrics["steps"] == len(losses_of(records)) > 0
+
+
+def test_neither_validation_nor_checkpoints_count_as_training_time(trained, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(run, "Clock", functools.partial(Clock, now=lambda: now[0]))
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*given: Any, **options: Any) -> Any:
+            now[0] += seconds
+            return work(*given, **options)
+
+        return slow
+
+    monkeypatch.setattr(run, "validate", taking(100.0, run.validate))
+    monkeypatch.setattr(Checkpoint, "save", taking(100.0, Checkpoint.save))
+    monkeypatch.setattr(TrainState, "step", taking(1.0, TrainState.step))
+    trained(steps=4, validate_every=2, checkpoint_every=2)
+    assert json.loads(METRICS.read_text())["train_seconds"] == 4.0
+
+
+def test_validation_text_changes_nothing_that_is_learned(trained, tokens_folder):
+    scores, learned = [], []
+    for _ in range(2):
+        losses = losses_of(trained(steps=4, validate_every=2, checkpoint_every=0))
+        learned.append((losses, (OUT / "model.safetensors").read_bytes()))
+        scores.append(json.loads(METRICS.read_text())["val_bpb"])
+        val = ShardStream([tokens_folder / "val_000000.bin"])
+        write_shard(tokens_folder / "val_000000.bin", val.read(0, len(val))[::-1])
+    assert scores[0] != scores[1]
+    assert learned[0] == learned[1]
 
 
 def test_the_log_is_a_new_file_where_a_link_to_the_cache_lay(trained, tmp_path):

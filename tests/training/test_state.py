@@ -94,8 +94,10 @@ def test_mixed_heads_are_their_formula_and_fold_into_the_weights(sample, tiny_mo
         torch.testing.assert_close(found.logits(TEXT, options), plain.logits(TEXT, options))
 
 
-def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model):
-    config = dataclasses.replace(sample.train, steps=10, head_mixing=True)
+@pytest.mark.parametrize("average", ["ema", "swa"])
+def test_a_loaded_state_goes_on_as_the_saved_one(sample, tiny_model, average):
+    kinds = {"average": average, "swa_every": 1, "swa_below": 2.0}  # each step is averaged
+    config = dataclasses.replace(sample.train, steps=10, head_mixing=True, **kinds)
     model = tiny_model()
     states = [TrainState(Network(model, VOCAB, seed=seed), config, ALONE) for seed in (0, 1)]
     for step in range(6):

@@ -76,6 +76,7 @@ def test_a_run_that_keeps_every_rule(tmp_path, capsys):
         ("R1", {"package": {"bytes_model": 15_982_001, "bytes_total": 16_000_001}}),
         ("R1", {"package": {"bytes_total": 577_999}}),  # code and weights do not add up to it
         ("R2", {"train": {"train_seconds": 594.0}}),  # 6.25 s of calibration take it over
+        ("R2", {"quantize": {"adjust_seconds": 600.0}}),
         ("R3", {"eval_ttt": {"seconds": 600.5}}),
         ("R3", {"eval_sliding": {"seconds": -40.0}}),  # a start that was given, not measured
         ("R4", {"eval_ttt": {"train_tokens_read": 2_000_000}}),  # n-grams of training text
@@ -172,6 +173,18 @@ def test_an_evaluator_with_another_input_breaks_r4(path, tmp_path):
     assert broken(tmp_path)[1]["R4"] == f"eval_ttt also reads {path}"
 
 
+def test_an_evaluator_without_the_package_breaks_r4(tmp_path):
+    write_run(tmp_path)
+    plan = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
+    plan["stages"]["eval_ttt"]["deps"].remove("artifacts/package")
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(plan))
+    path = tmp_path / "artifacts/metrics/eval_ttt.json"
+    found = json.loads(path.read_text())
+    found["read"] = [file for file in found["read"] if "package" not in file["path"]]
+    write_json(path, found)
+    assert broken(tmp_path)[1]["R4"] == "eval_ttt does not read artifacts/package"
+
+
 def test_a_file_that_an_evaluator_read_from_elsewhere_breaks_r4(tmp_path):
     write_run(tmp_path)
     weights = tmp_path / "artifacts/train/model.safetensors"
@@ -252,6 +265,8 @@ def test_rules_that_do_not_apply(tmp_path):
     assert found.pop("R8") == found.pop("R10") == "not applicable"
     assert set(found.values()) == {"pass"}
     assert outcomes(tmp_path, changes)["R10"] == "fail"
+    metrics |= {"bytes_scored": BYTES + 1, "val_bpb": metrics["val_bpb"] * 3400 / (BYTES + 1)}
+    assert outcomes(tmp_path, changes, full_validation=False)["R11"] == "fail"
 
 
 @pytest.mark.parametrize(
