@@ -85,7 +85,7 @@ def _join(path: Path, rows: list[Row]) -> str:
     """Write the figures beside those that are in the file; return the table of all."""
     made = made_by(given_command())
     fresh = {row.figure: {**asdict(row), **made} for row in rows}
-    content = read_json(path) if path.is_file() else {"rows": []}
+    content = read_json(path) if path.is_file() else {**made, "rows": []}
 
     def newest(row: dict[str, Any]) -> dict[str, Any]:
         devices = row.get("device", content.get("device", "")).split("; ")

@@ -36,7 +36,7 @@ PUBLISHED = {(FULL, 0): 1.00e6, (FULL, 1): 0.65e6, (SMALL, 0): 0.76e6, (SMALL, 1
 OPTIMIZER_MS, STARTUP_SECONDS = 60.0, 195.0  # the same script's
 TIMED = "pr1493"  # the recipe of the published figures
 TARGETS = {
-    TIMED: {(FULL, 0): 1.25e6, (FULL, 1): 0.83e6, (SMALL, 0): 1.17e6},
+    TIMED: {(FULL, 0): 1.30e6, (FULL, 1): 0.86e6, (SMALL, 0): 1.17e6},
     "best": {(FULL, 0): 1.45e6, (FULL, 1): 1.00e6},
 }
 VARIANT_SHARE = 0.93  # of TIMED's targets that others must reach
