@@ -34,7 +34,7 @@ DVC_YAML = Path("dvc.yaml")
 CAUSAL_ERROR = 1e-3  # of a logit; the same kernels see the same shapes, so 0 is usual
 SUM_ERROR = 1e-4  # of probabilities
 SCORE_ERROR = 0.02  # nats, in the mean: products in bfloat16 round otherwise in the compiled head
-EVALUATOR_DATA = {"artifacts/package", "data/tokens"}
+EVALUATOR_DATA = {"artifacts/package/model.bin", "data/tokens"}
 FIX = "docs/legality.md explains the rules; verify.enforce=false records it and no more"
 
 
@@ -124,7 +124,7 @@ def evaluation_time(run: Evidence) -> Verdict:
 
 
 def evaluators_read(run: Evidence) -> Verdict:
-    """R4: the evaluators read the package and the tokens, and nothing else."""
+    """R4: the evaluators read the packed model and the tokens, and nothing else."""
     extra = []
     for stage in EVALUATORS:
         deps = need(need(run.stages, stage, DVC_YAML), "deps", f"{DVC_YAML}, stage {stage}")
@@ -136,7 +136,7 @@ def evaluators_read(run: Evidence) -> Verdict:
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
         if count := run.get(stage, "train_tokens_read"):
             extra.append(f"{stage} reads {count:,} training tokens")
-    return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package, data/tokens")
+    return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package/model.bin, data/tokens")
 
 
 def _data_of(path: str) -> str:

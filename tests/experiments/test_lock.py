@@ -17,11 +17,10 @@ stages:
     - python -m paramgolf.cli check
     - python stages/eval_ttt.py
     deps:
-    - path: artifacts/package
+    - path: artifacts/package/model.bin
       hash: md5
-      md5: cc.dir
+      md5: cc
       size: 57543
-      nfiles: 3
     - path: artifacts/code/eval_ttt.sha256
       hash: md5
       md5: '12'
@@ -67,11 +66,10 @@ stages:
         quantize:
           bits: 6
     outs:
-    - path: artifacts/package
+    - path: artifacts/package/model.bin
       hash: md5
-      md5: cc.dir
+      md5: cc
       size: 57543
-      nfiles: 3
 """
 
 
@@ -105,12 +103,12 @@ def test_a_reason_of_a_stage_and_of_what_it_read_is_told_once():
 
 def test_a_stage_that_read_another_output_is_foreign():
     """As after `dvc exp run -S quantize.bits=5 package`: the lock has the new package's hash."""
-    lock = LOCK[::-1].replace("cc.dir"[::-1], "ee.dir"[::-1], 1)[::-1]  # the output, which is last
-    assert foreign(lock) == {"eval_ttt": "another artifacts/package"}
+    lock = LOCK[::-1].replace("md5: cc"[::-1], "md5: ee"[::-1], 1)[::-1]  # the output, which is last
+    assert foreign(lock) == {"eval_ttt": "another artifacts/package/model.bin"}
 
 
 def test_stages_that_depend_on_one_another_are_refused():
     content = yaml.safe_load(LOCK)
-    content["stages"]["train"]["deps"] = [{"path": "artifacts/package"}]
+    content["stages"]["train"]["deps"] = [{"path": "artifacts/package/model.bin"}]
     with pytest.raises(ParamGolfError, match="depend on one another in a circle"):
         read_lock(yaml.safe_dump(content).encode(), "dvc.lock")

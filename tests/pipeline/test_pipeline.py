@@ -65,6 +65,13 @@ def test_a_parameter_touches_only_what_reads_it(clean, section, changes, first):
     assert clean.would_run()[:1] == first
 
 
+def test_a_variant_of_an_evaluation_leaves_the_other_alone(clean):
+    """train_gpt.py has its parameters; the model stays as it is."""
+    clean.set({"eval_ttt": {"epochs": 2}})
+    clean.run("dvc", "repro", "package")
+    assert "eval_sliding" not in clean.would_run()
+
+
 def edit(project, module, old, new):
     path = project.folder / module
     assert old in path.read_text()

@@ -58,7 +58,7 @@ def test_variants_of_the_quantiser_share_one_training(sibling):
         assert not stages.get("train", False)
     left_out = compared(sibling, *names, "HEAD")["left_out"]  # their scores are those of HEAD
     assert left_out == dict.fromkeys(
-        names, "its eval_ttt was made with another artifacts/package: `dvc repro`"
+        names, "its eval_ttt was made with another artifacts/package/model.bin: `dvc repro`"
     )
     result = compared(sibling, *names, "HEAD", "--score", "train.val_bpb")
     labels = {group["label"]: group for group in result["groups"]}

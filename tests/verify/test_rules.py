@@ -176,13 +176,13 @@ def test_an_evaluator_with_another_input_breaks_r4(path, tmp_path):
 def test_an_evaluator_without_the_package_breaks_r4(tmp_path):
     write_run(tmp_path)
     plan = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
-    plan["stages"]["eval_ttt"]["deps"].remove("artifacts/package")
+    plan["stages"]["eval_ttt"]["deps"].remove("artifacts/package/model.bin")
     (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(plan))
     path = tmp_path / "artifacts/metrics/eval_ttt.json"
     found = json.loads(path.read_text())
     found["read"] = [file for file in found["read"] if "package" not in file["path"]]
     write_json(path, found)
-    assert broken(tmp_path)[1]["R4"] == "eval_ttt does not read artifacts/package"
+    assert broken(tmp_path)[1]["R4"] == "eval_ttt does not read artifacts/package/model.bin"
 
 
 def test_a_file_that_an_evaluator_read_from_elsewhere_breaks_r4(tmp_path):
@@ -213,7 +213,7 @@ stages:
   eval_sliding: &evaluator
     cmd: none
     deps: &data
-      - artifacts/package
+      - artifacts/package/model.bin
       - ./data/tokens
   eval_ttt:
     <<: *evaluator

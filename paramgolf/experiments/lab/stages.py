@@ -76,7 +76,8 @@ def read_stages(root: Path = ROOT) -> dict[str, Stage]:
     names = [name for name in plan if any(name in stages for stages in STAGES.values())]
     found = {}
     for name in names:
-        outs = (dep.removeprefix(ARTIFACTS) for dep in plan[name]["deps"])
+        # the folder below artifacts/ that a dependency is, or lies in
+        outs = (dep.removeprefix(ARTIFACTS).partition("/")[0] for dep in plan[name]["deps"])
         depends = tuple(out for out in outs if out in names)
         found[name] = Stage(depends, tuple(plan[name]["params"]), stage_hash(name, root))
         if name == "package":  # `packed` is no stage of DVC's
