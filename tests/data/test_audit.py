@@ -80,12 +80,16 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
     }
 
 
-def test_pairs_that_the_tokenizer_never_writes_are_counted(case: Case) -> None:
+@pytest.mark.parametrize("block_tokens", [1, 2, 1 << 22])
+def test_pairs_that_the_tokenizer_never_writes_are_counted(
+    case: Case, monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
     model, train = case.model(), case.split("train")
     # the characters of the first merge, apart
     parted = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
     assert len(parted) == 2
     case.replace("train", np.r_[train, parted])
+    monkeypatch.setattr("paramgolf.data.audit.BLOCK_TOKENS", block_tokens)  # one ends in the pair
     assert case.audit()["pairs_forbidden"] == 1
 
 
