@@ -19,6 +19,7 @@ from paramgolf.data.overlap import Part, Split, compare
 from paramgolf.data.shards import read_shard
 from paramgolf.data.tokenizer.byte_counts import ByteTable, byte_table
 from paramgolf.data.tokenizer.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
@@ -54,7 +55,7 @@ def case(tmp_path: Path) -> Case:
 
 def test_a_sound_set_gives_its_figures(case: Case) -> None:
     total = sum(len(text.encode()) for text in VAL)
-    found = case.audit()
+    found = case.audit(allowed_near_copies=0.0)
     read = {Path(file["path"]): file["sha256"] for file in found.pop("read")}
     files = {path for path in case.tokens.parent.glob("*/*") if path.is_file()}
     assert read == {path: sha256_file(path) for path in files}
@@ -233,6 +234,8 @@ def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
     case = Case(tmp_path, val=texts, train=texts[10:] + TRAIN)
     case.refuse(r"the training text holds validation documents \(pg#2127\)")
     case.refuse(r"train:1 \(training\) = val:11 \(validation\)(.|\n)*found: 40 documents")
+    with pytest.raises(ParamGolfError, match=r"at most 39 \(audit.allowed_overlap\)"):
+        case.audit(allowed_overlap=39)
     metrics = case.audit(allowed_overlap=40)
     assert metrics["train_val_overlap"] == metrics["near_copies"] == 40
 
