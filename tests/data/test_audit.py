@@ -43,6 +43,13 @@ class Case(token_case.Case):
     def model(self) -> sentencepiece.SentencePieceProcessor:
         return load_tokenizer(self.tokens / "tokenizer.model")
 
+    def parted(self) -> np.ndarray:
+        """Return the two characters of the first merge as tokens, which is never written."""
+        model = self.model()
+        tokens = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
+        assert len(tokens) == 2
+        return tokens
+
     def recount(self, count: Counter) -> None:
         """Count the validation bytes by a false rule."""
         self.replace("val_bytes", count(byte_table(self.model()), self.split("val")))
@@ -85,11 +92,7 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
 def test_pairs_that_the_tokenizer_never_writes_are_counted(
     case: Case, monkeypatch: pytest.MonkeyPatch, block_tokens: int
 ) -> None:
-    model, train = case.model(), case.split("train")
-    # the characters of the first merge, apart
-    parted = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
-    assert len(parted) == 2
-    case.replace("train", np.r_[train, parted])
+    case.replace("train", np.r_[case.split("train"), case.parted()])
     monkeypatch.setattr("paramgolf.data.audit.BLOCK_TOKENS", block_tokens)  # one ends in the pair
     assert case.audit()["pairs_forbidden"] == 1
 
@@ -320,6 +323,17 @@ def test_published_shards_are_counted_by_decoding(case: Case, tmp_path: Path) ->
     assert metrics["lossless"]
     case.recount(twice_the_space)
     case.refuse(r"counted twice \(pg#1545\)\n  where: validation document 0")
+
+
+def test_published_tokens_that_the_tokenizer_does_not_write_are_not_lossless(
+    case: Case, tmp_path: Path
+) -> None:
+    published(case, tmp_path)
+    case.replace("val", np.r_[case.split("val"), case.parted()])
+    case.replace("val_bytes", np.r_[case.split("val_bytes"), 1, 1])
+    metrics = case.audit()
+    assert not metrics["lossless"]
+    assert (metrics["normalization"], metrics["bytes_lost"]) == ("published", 0)
 
 
 def test_published_shards_that_leak_are_refused(case: Case, tmp_path: Path) -> None:
