@@ -75,6 +75,18 @@ def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized
         assert torch.equal(found[name], shorten(found[name], digits))
 
 
+def test_it_learns_from_every_text(quantized):
+    trained, config, tensors, texts = quantized
+    config = dataclasses.replace(config, adjust_steps=2, scale_digits=10, vector_digits=10)
+    texts = texts[:9]  # a batch of eight and one of one
+    found = adjust(trained, tensors, texts, config, ALONE)
+    for i in range(len(texts)):
+        others = texts.clone()
+        others[i] = others[i].flip(0)
+        changed = adjust(trained, tensors, others, config, ALONE)
+        assert any(not torch.equal(found[name], changed[name]) for name in found), i
+
+
 def work(rank, folder, arguments):
     trained, config, tensors, texts = arguments
     with joined(rank, folder) as runtime:
