@@ -6,6 +6,7 @@ import lzma
 import random
 import sys
 import tracemalloc
+import zlib
 
 import brotli
 import pytest
@@ -393,6 +394,13 @@ def test_what_is_off_adds_no_parameter_and_new_keys_can_be_off():
 def test_a_header_that_is_no_header_is_refused(packed, header):
     with pytest.raises(ParamGolfError, match="header"):
         decode(join(header, split(packed)[1]))
+
+
+def test_bytes_behind_the_header_are_refused(packed):
+    header, streams = split(packed)
+    compressed = zlib.compress(json.dumps(header).encode()) + b"x"
+    with pytest.raises(ParamGolfError, match="followed by something"):
+        decode(seal(len(compressed).to_bytes(4, "little") + compressed + streams))
 
 
 def test_header_bytes_that_lie_are_refused(packed):

@@ -104,6 +104,24 @@ def test_outliers_are_kept_beside():
     assert read_layout(coded(values)).outliers == 2
 
 
+@pytest.mark.parametrize("place", [256 * 32, 2**32 - 1])
+def test_an_outlier_elsewhere_is_refused(place):
+    values = gaussian(256, 32, deviation=1.0)
+    values[7, 3] = 127
+    data = bytearray(coded(values))
+    data[HEADER.size : HEADER.size + 4] = place.to_bytes(4, "little")
+    with pytest.raises(ParamGolfError, match="outlier elsewhere"):
+        decode(bytes(data), values.size)
+
+
+@pytest.mark.filterwarnings("error")  # numpy's of the logarithm of 0
+def test_rows_of_zeros_among_others_take_few_bytes():
+    values = gaussian(64, 512)
+    sparse = values.copy()
+    sparse[::2] = 0
+    assert len(coded(sparse)) < 0.6 * len(coded(values))
+
+
 def test_columns_of_unlike_size_choose_how_soon_they_tell_their_own():
     prior = {
         spread: read_layout(coded(gaussian(256, 1024, deviation=4.0, spread=spread))).scale_prior

@@ -19,6 +19,7 @@ from paramgolf.data.overlap import Part, Split, compare
 from paramgolf.data.shards import read_shard
 from paramgolf.data.tokenizer.byte_counts import ByteTable, byte_table
 from paramgolf.data.tokenizer.vocabulary_sentencepiece import load_tokenizer
+from paramgolf.errors import ParamGolfError
 from paramgolf.files import sha256_file, write_json
 
 VAL, TRAIN = token_case.make_texts(1, 12), token_case.make_texts(2, 40)
@@ -42,6 +43,13 @@ class Case(token_case.Case):
     def model(self) -> sentencepiece.SentencePieceProcessor:
         return load_tokenizer(self.tokens / "tokenizer.model")
 
+    def parted(self) -> np.ndarray:
+        """Return the two characters of the first merge as tokens, which is never written."""
+        model = self.model()
+        tokens = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
+        assert len(tokens) == 2
+        return tokens
+
     def recount(self, count: Counter) -> None:
         """Count the validation bytes by a false rule."""
         self.replace("val_bytes", count(byte_table(self.model()), self.split("val")))
@@ -54,7 +62,7 @@ def case(tmp_path: Path) -> Case:
 
 def test_a_sound_set_gives_its_figures(case: Case) -> None:
     total = sum(len(text.encode()) for text in VAL)
-    found = case.audit()
+    found = case.audit(allowed_near_copies=0.0)
     read = {Path(file["path"]): file["sha256"] for file in found.pop("read")}
     files = {path for path in case.tokens.parent.glob("*/*") if path.is_file()}
     assert read == {path: sha256_file(path) for path in files}
@@ -80,12 +88,12 @@ def test_a_sound_set_gives_its_figures(case: Case) -> None:
     }
 
 
-def test_pairs_that_the_tokenizer_never_writes_are_counted(case: Case) -> None:
-    model, train = case.model(), case.split("train")
-    # the characters of the first merge, apart
-    parted = np.array(model.piece_to_id([*model.id_to_piece(260)]), dtype=np.uint16)
-    assert len(parted) == 2
-    case.replace("train", np.r_[train, parted])
+@pytest.mark.parametrize("block_tokens", [1, 2, 1 << 22])
+def test_pairs_that_the_tokenizer_never_writes_are_counted(
+    case: Case, monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
+    case.replace("train", np.r_[case.split("train"), case.parted()])
+    monkeypatch.setattr("paramgolf.data.audit.BLOCK_TOKENS", block_tokens)  # one ends in the pair
     assert case.audit()["pairs_forbidden"] == 1
 
 
@@ -229,6 +237,8 @@ def test_a_split_that_leaks_is_refused_and_measured(tmp_path: Path) -> None:
     case = Case(tmp_path, val=texts, train=texts[10:] + TRAIN)
     case.refuse(r"the training text holds validation documents \(pg#2127\)")
     case.refuse(r"train:1 \(training\) = val:11 \(validation\)(.|\n)*found: 40 documents")
+    with pytest.raises(ParamGolfError, match=r"at most 39 \(audit.allowed_overlap\)"):
+        case.audit(allowed_overlap=39)
     metrics = case.audit(allowed_overlap=40)
     assert metrics["train_val_overlap"] == metrics["near_copies"] == 40
 
@@ -313,6 +323,17 @@ def test_published_shards_are_counted_by_decoding(case: Case, tmp_path: Path) ->
     assert metrics["lossless"]
     case.recount(twice_the_space)
     case.refuse(r"counted twice \(pg#1545\)\n  where: validation document 0")
+
+
+def test_published_tokens_that_the_tokenizer_does_not_write_are_not_lossless(
+    case: Case, tmp_path: Path
+) -> None:
+    published(case, tmp_path)
+    case.replace("val", np.r_[case.split("val"), case.parted()])
+    case.replace("val_bytes", np.r_[case.split("val_bytes"), 1, 1])
+    metrics = case.audit()
+    assert not metrics["lossless"]
+    assert (metrics["normalization"], metrics["bytes_lost"]) == ("published", 0)
 
 
 def test_published_shards_that_leak_are_refused(case: Case, tmp_path: Path) -> None:

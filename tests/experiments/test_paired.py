@@ -24,6 +24,12 @@ def test_differences_are_those_of_equal_seeds():
     assert found.mean == pytest.approx(np.mean(ours) - np.mean(theirs))
     assert found.p == pytest.approx(test.pvalue)
     assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+    assert paired(REFERENCE, CANDIDATE).p == pytest.approx(found.p)
+
+
+def test_equal_differences_give_no_p():
+    found = paired({1: [1.0], 2: [1.5]}, {1: [1.25], 2: [1.75]})
+    assert (found.low, found.high, found.p) == (-0.25, -0.25, None)
 
 
 def test_repeats_of_one_seed_give_no_interval_and_no_p():
@@ -31,6 +37,7 @@ def test_repeats_of_one_seed_give_no_interval_and_no_p():
     assert found.mean == pytest.approx(-0.09)
     assert (found.n, found.replicates) == (1, "same seed")
     assert found.low is found.high is found.p is found.deviation is None
+    assert paired({1: [1.21]}, {1: [1.10, 1.14]}).replicates == "same seed"
 
 
 def test_repeats_of_a_seed_count_once_among_others():

@@ -58,6 +58,26 @@ def test_a_margin_asks_for_more_than_being_better():
     assert verdict.seeds_for_record is None
 
 
+@pytest.mark.parametrize(
+    ("lower", "progress", "record"),
+    [
+        (0.00060, False, False),
+        (0.00062, True, False),
+        (0.00490, True, False),
+        (0.00510, True, True),
+    ],
+)
+def test_each_rule_has_its_level(lower, progress, record):
+    """Of t at 4 degrees: 0.741 standard errors for p 0.25, and 3.747 beyond the margin for 0.01.
+
+    A standard error is 0.001 sqrt(2 / 3), and the margin 0.005 / (ln 2 x 3.727) bits per byte.
+    """
+    found = difference(
+        Sample(3, 1.08 - lower, 0.001), Sample(3, 1.08, 0.001), bytes_per_token=BYTES_PER_TOKEN
+    )
+    assert (found.progress, found.record) == (progress, record)
+
+
 def test_a_record_without_seeds_is_a_test_of_one_group():
     candidate = [1.0551, 1.0556, 1.0549]
     found = welch(sample(candidate), Sample(0, 1.05651, None))

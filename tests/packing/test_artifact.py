@@ -4,6 +4,7 @@ import pytest
 from package_case import make_options, make_quantized, sections
 
 from paramgolf.codec.container import decode
+from paramgolf.codec.writer import encode
 from paramgolf.packing.artifact import Packer
 from paramgolf.packing.code import frozen_params, pack_code
 
@@ -28,7 +29,8 @@ def test_only_integers_take_it_and_auto_is_the_smallest_artifact(tiny_model, sam
 
 
 def test_auto_does_without_where_the_decoder_costs_more_than_it_saves(tiny_model, sample):
-    tensors, config = make_quantized(tiny_model())
+    tensors, config = make_quantized(tiny_model(mlp_hidden=512))
+    assert any(part.codec == "rans" for part in encode(tensors, config, "auto")[1])
     params = frozen_params(config["model"], *sections(sample))
     artifact = Packer(config, params, make_options(codec="auto")).pack(tensors)
     assert all(part.codec != "rans" for part in artifact.parts)

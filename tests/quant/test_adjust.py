@@ -25,9 +25,8 @@ from paramgolf.quant.grids import shorten
 def quantized(tiny_model):
     """A trained network, quantized coarsely, and texts."""
     trained = make_trained(tiny_model(asymmetric_softcap=True))
-    config = make_config(
-        matrix_bits=3, attention_clip=3.0, mlp_clip=3.0, scale_digits=6, adjust_steps=12
-    )
+    coarse = {"matrix_bits": 3, "attention_clip": 3.0, "mlp_clip": 3.0}
+    config = make_config(**coarse, scale_digits=6, vector_digits=5, adjust_steps=12)
     tensors, _ = quantize_model(trained, make_hessians(trained), config)
     texts = torch.randint(VOCAB, (16, 16), generator=torch.Generator().manual_seed(2))
     return trained, config, tensors, texts
@@ -72,8 +71,20 @@ def test_integers_and_the_embedding_stay_and_the_rest_keeps_its_digits(quantized
     for name in moved:
         assert found[name].dtype == torch.float16
         assert found[name].shape == tensors[name].shape
-        if name.endswith(".scales"):
-            assert torch.equal(found[name], shorten(found[name], config.scale_digits))
+        digits = config.scale_digits if name.endswith(".scales") else config.vector_digits
+        assert torch.equal(found[name], shorten(found[name], digits))
+
+
+def test_it_learns_from_every_text(quantized):
+    trained, config, tensors, texts = quantized
+    config = dataclasses.replace(config, adjust_steps=2, scale_digits=10, vector_digits=10)
+    texts = texts[:9]  # a batch of eight and one of one
+    found = adjust(trained, tensors, texts, config, ALONE)
+    for i in range(len(texts)):
+        others = texts.clone()
+        others[i] = others[i].flip(0)
+        changed = adjust(trained, tensors, others, config, ALONE)
+        assert any(not torch.equal(found[name], changed[name]) for name in found), i
 
 
 def work(rank, folder, arguments):

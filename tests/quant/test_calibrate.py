@@ -122,6 +122,15 @@ def test_the_seed_alone_chooses_the_windows(tiny_model, tokens_folder):
     assert not torch.allclose(one["down"], other["down"])
 
 
+def test_tokens_are_those_that_were_found_where_fewer_were(tiny_model, tokens_folder):
+    tokens = open_tokens(tokens_folder)
+    possible = len(tokens.train()) // LENGTH
+    found, count = collect(
+        make_trained(tiny_model()), tokens, make_config(sequences=possible + 1), ALONE
+    )
+    assert found[TEXTS].numel() == count == possible * LENGTH
+
+
 @pytest.mark.parametrize("tokens", [16, 17, 31, 32, 1000])
 @pytest.mark.parametrize("sequences", [1, 7, 100])
 def test_windows_do_not_overlap_nor_leave_the_stream(tokens, sequences, capsys):

@@ -75,6 +75,16 @@ def test_the_coarsest_that_does_not_fit_is_refused(case):
         fit(make_config(fit_bytes=30_000), solve, measure)
 
 
+def test_a_search_that_no_clip_ends_is_refused_by_its_nearest_trial():
+    sizes = iter([900, 700, *[800] * 6])
+    with pytest.raises(ParamGolfError, match="found: 200 bytes too many; model 800"):
+        fit(
+            make_config(fit_bytes=500),
+            lambda _: ({"w.integers": torch.empty(10**6, device="meta")}, []),
+            lambda _: [Part("model", "integers", next(sizes), 0, None, {})],
+        )
+
+
 def test_a_limit_beyond_the_finest_takes_the_finest(case, capsys):
     solve, measure = case
     _, record = fit(make_config(fit_bytes=10**7), solve, measure)

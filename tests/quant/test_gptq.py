@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from paramgolf.codec.dequantize import finer_factor
 from paramgolf.errors import ParamGolfError
 from paramgolf.quant.gptq import factorize, quantize_rows, row_errors, solve
-from paramgolf.quant.grids import Rows, nearest, row_scales
+from paramgolf.quant.grids import Rows, nearest, row_scales, whole_steps
 from paramgolf.quant.row_grid import RowGrid
 
 
@@ -170,6 +170,35 @@ def test_dead_columns_become_zero_and_leave_the_others_alone():
     first = Rows(rows.weight[:1, :, kept], rows.scale[:1], rows.maximum[:1])
     without = quantize_rows(first, alive, reduced, block_columns=4)
     assert torch.equal(found[:1, :, kept], without)
+
+
+def test_rows_that_rounding_suits_better_have_zeros_in_dead_columns_too():
+    rows, hessian = make_case(9, matrices=1, clip=0.5)
+    hessian[0, 4], hessian[0, :, 4] = 0.0, 0.0
+    factors = factorize(hessian, damping=0.01, act_order=True, family="down")
+    found = quantize_rows(rows, hessian, factors, block_columns=4)
+    assert (found != solve(rows, factors, block_columns=4)).any()
+    assert (found[0, :, 4] == 0).all()
+
+
+def test_no_path_of_a_trellis_costs_more_than_rounding():
+    """GPTQ alone would, under a clip as hard as this one."""
+    greedy_costs_more = False
+    for seed in range(30):
+        case, hessian = make_case(seed, matrices=1, rows=8, clip=0.5)
+        sizes = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+        rows = replace(case, paths=(4, 4), cost=(3 * sizes).exp())
+        factors = factorize(hessian, damping=0.01, act_order=True, family="up")
+
+        def costs(integers, rows=rows, hessian=hessian):
+            errors = row_errors(rows.weight - rows.dequantize(integers), hessian)
+            return (errors * rows.cost).view(2, 4).sum(1)
+
+        rounded = torch.maximum(costs(nearest(rows)), costs(whole_steps(rows)))
+        found = quantize_rows(rows, hessian, factors, block_columns=4)
+        assert (costs(found) <= rounded).all()
+        greedy_costs_more |= bool((costs(solve(rows, factors, block_columns=4)) > rounded).any())
+    assert greedy_costs_more
 
 
 def test_a_dead_column_of_one_damps_as_if_it_were_alive():

@@ -6,7 +6,7 @@ import torch
 
 from paramgolf.codec.dequantize import dequantize
 from paramgolf.quant.config import PERCENTILES
-from paramgolf.quant.grids import SMALLEST_SCALE, Rows, nearest, row_scales
+from paramgolf.quant.grids import SMALLEST_SCALE, Rows, nearest, row_scales, shorten
 from paramgolf.quant.row_grid import RowGrid
 
 
@@ -106,3 +106,16 @@ def test_dequantizing_leaves_the_integers_alone():
     np.testing.assert_array_equal(dequantize(integers, scales).numpy(), expected)
     np.testing.assert_array_equal(dequantize(integers.char(), scales).numpy(), expected)
     assert integers.tolist() == [[3.0, -31.0]]
+
+
+@pytest.mark.parametrize("digits", [1, 5, 9, 10])
+def test_shortened_numbers_are_the_nearest_of_so_many_digits(digits):
+    """All finite float16; halves go away from 0, and what would be infinite stays the largest."""
+    half = torch.arange(-(2**15), 2**15, dtype=torch.int16).view(torch.float16)
+    half = half[half.isfinite()]
+    exact = half.double()
+    octave = (torch.frexp(exact).exponent - 1).clamp_min(-14)  # below lie the subnormal ones
+    step = 2.0 ** (octave - digits)
+    nearest = (exact.abs() / step + 0.5).floor() * step
+    expected = nearest.clamp_max((2 - 2.0**-digits) * 2**15).copysign(exact)
+    assert torch.equal(shorten(half, digits).double(), expected)

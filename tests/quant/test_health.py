@@ -60,10 +60,23 @@ def test_a_text_of_a_rare_kind_is_no_fault(trained, bits, place):
     assert not faults
 
 
-def test_a_hessian_of_another_order_is_named(trained, hessians, texts, capsys):
+@pytest.fixture
+def exchanged(hessians):
+    """Hessians of which that of `down` in layer 1 has its channels in another order."""
     hidden = torch.randperm(hessians["down"].shape[1], generator=torch.Generator().manual_seed(1))
     hessians["down"][1] = hessians["down"][1][hidden][:, hidden]
-    faults, _, _ = tried(trained, hessians, texts)
+    return hessians
+
+
+def test_what_costs_next_to_nothing_is_no_fault(trained, exchanged, texts):
+    faults, reports, _ = tried(trained, exchanged, texts, matrix_bits=8, mlp_clip=6.0)
+    (report,) = (r for r in reports if (r["name"], r["layer"]) == ("down", 1))
+    assert report["checked_error"] > 3 * report["output_error"]
+    assert not faults
+
+
+def test_a_hessian_of_another_order_is_named(trained, exchanged, texts, capsys):
+    faults, _, _ = tried(trained, exchanged, texts)
     assert set(faults) == {("down", 1)}
     assert "its Hessian is of another order" in faults["down", 1]
     assert "down, layer 1: quantizing takes" in capsys.readouterr().err
