@@ -87,7 +87,7 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
             _refuse(total - limit, parts)
         doublings = _next_doublings(trials, limit - SLACK_BYTES // 2, solution[0])
     if best is None:
-        _refuse(min(trial.bytes_total for trial in trials) - limit, parts)
+        _refuse(total - limit, parts)
     total, doublings, solution = best
     record = {
         "limit_bytes": limit,
