@@ -188,9 +188,13 @@ def test_every_metric_is_explained():
 def test_every_recipe_is_explained_with_its_figures(name):
     text = (ROOT / "docs/recipes.md").read_text(encoding="utf-8").partition("<!-- diff")[0]
     params = check(compose(name, RECIPES), where=name)
-    (row,) = re.findall(rf"^\| {name} \| (.*) \| (.*) \| ([\d,]+) \|$", text, re.MULTILINE)
-    assert row[2] == f"{count(params.model, params.tokenizer.vocab_size):,}"
-    assert len(re.findall(rf"^\| {name} \|", text, re.MULTILINE)) == 2
+    parameters = f"{count(params.model, params.tokenizer.vocab_size):,}"
+    rows = re.findall(rf"^\| {name} \| (.*) \| (.*) \| ([\d,]+) \|$", text, re.MULTILINE)
+    assert len(rows) == 1, f"the first table of docs/recipes.md needs | {name} | | | {parameters} |"
+    (row,) = rows
+    assert row[2] == parameters
+    described = len(re.findall(rf"^\| {name} \|", text, re.MULTILINE))
+    assert described == 2, f"the second table of docs/recipes.md needs a row of {name}"
     record = read_yaml(RECIPES / "records.yaml").get(name)
     if record is not None:
         scores = list(record["seeds"].values()) if "seeds" in record else [record["mean"]]
@@ -210,5 +214,6 @@ def test_the_readme_shows_the_run_that_is_committed():
     }
     sizes = "{bytes_model:,} of weights + {bytes_code:,} of code = {bytes_total:,} bytes"
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert sizes.format(**metrics["package"]) in readme
-    assert f"val_bpb={metrics['train']['val_bpb']:.4f}" in readme
+    lines = sizes.format(**metrics["package"]), f"val_bpb={metrics['train']['val_bpb']:.4f}"
+    for line in lines:
+        assert line in readme, "metrics of another run? git checkout artifacts/metrics, or correct"

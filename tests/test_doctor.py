@@ -48,6 +48,12 @@ def test_an_old_python_is_a_fault_and_another_on_the_path_a_warning():
     assert "/activate" in other.remedy
 
 
+def test_another_name_of_the_same_environment_is_no_warning(tmp_path):
+    named = tmp_path / "venv"
+    named.symlink_to(Path(sys.executable).parents[1])
+    assert software.check_python((3, 12, 1), str(named / "bin/python")).state == "ok"
+
+
 @pytest.mark.parametrize(
     ("requirement", "message"),
     [

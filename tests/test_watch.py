@@ -182,6 +182,11 @@ def test_once_and_over_ssh(project, monkeypatch, capfd):
     assert "step 4, loss 5.0000, 2,000 tokens/s" in shown
 
 
+def test_without_a_terminal_it_shows_once_and_ends(project, command):
+    write_log(project, 4)
+    assert "step 4, loss 5.0000" in command("watch")
+
+
 def test_json_and_bad_input(project, command):
     assert json.loads(command("watch", "--json"))["stage"] is None
     wrong = {"nan": "must be a number above 0", "1e300": "must be at most 86,400 s, not 1e300"}

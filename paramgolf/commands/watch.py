@@ -29,7 +29,8 @@ LONGEST_SECONDS = 86_400  # between two looks; the system sleeps no more than 9e
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Declare the command's options."""
-    parser.add_argument("--once", action="store_true", help="show it once and end")
+    once = "show it once and end, as without a terminal"
+    parser.add_argument("--once", action="store_true", help=once)
     parser.add_argument("--json", action="store_true", help="print JSON, for programs; once")
     every = "between two looks; default: %(default)s"
     parser.add_argument("--every", type=interval, default=5.0, metavar="SECONDS", help=every)
@@ -86,7 +87,7 @@ def _show(options: argparse.Namespace) -> None:
     from paramgolf.terminal import Console, facts
 
     console = Console()
-    if options.once:
+    if options.once or not console.is_terminal:  # a pipe would get nothing before the end
         console.print(facts(shown(options.output)))
         return
     with Live(console=console, auto_refresh=False) as live:

@@ -17,7 +17,7 @@ from paramgolf.schema import Fault, FileName, Natural, Range, Sha256, read_recor
 
 SCHEMA = 1
 FIX_RAW = "make it again with `dvc repro -f -s download`"
-FIX_TOKENS = "make it with `dvc repro retokenize`"
+FIX_TOKENS = "make it with `dvc repro retokenize`, or name its folder: train_gpt.py takes --data"
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

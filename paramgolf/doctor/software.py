@@ -42,7 +42,8 @@ def check_python(version: tuple[int, ...], on_path: str | None) -> Check:
     if version < OLDEST_PYTHON:
         return fault("Python", text, f"install Python {oldest} or newer, then `make setup`")
     here = Path(sys.executable).parent
-    if on_path is None or Path(on_path).parent != here:
+    # not Path(on_path).resolve(): an environment's python links to the one that it was made with
+    if on_path is None or Path(on_path).parent.resolve() != here.resolve():
         text += f" in {here}, but the stages would run {on_path or 'none'}"
         return warning("Python", text, f"activate the environment: source {here}/activate")
     return ok("Python", f"{text}, {platform.system()} {platform.machine()}")

@@ -14,13 +14,14 @@ from paramgolf.recipes import ABSENT, as_text
 APART = ("runtime.", "verify.")  # sections that change no result
 LABEL_LENGTH = 60  # more only where two groups would look alike
 STEPS_TOLERANCE = 0.01
+SCORED = "texts scored (their bytes)"
 # metrics that must be the same in all runs, and what a difference is called
 ALIKE = (
     ("train.device", "machines"),
     ("train.world_size", "processes"),
     ("train.torch", "torch versions"),
-    ("eval_ttt.bytes_scored", "bytes scored"),
-    ("eval_sliding.bytes_scored", "bytes scored"),
+    ("eval_ttt.bytes_scored", SCORED),
+    ("eval_sliding.bytes_scored", SCORED),
 )
 
 

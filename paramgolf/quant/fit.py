@@ -68,6 +68,7 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
     assert limit is not None
     trials: list[Trial] = []
     best: tuple[int, float, Solution] | None = None
+    nearest: tuple[int, list[Part]] | None = None  # of those that do not fit
     doublings = 0.0
     for _ in range(MAX_TRIALS):
         solution = solve(config.scaled(doublings))
@@ -85,9 +86,12 @@ def fit(config: QuantizeConfig, solve: Solve, measure: Measure) -> tuple[Solutio
                 break
         elif doublings >= MOST_DOUBLINGS:
             _refuse(total - limit, parts)
+        elif nearest is None or total < nearest[0]:
+            nearest = total, parts
         doublings = _next_doublings(trials, limit - SLACK_BYTES // 2, solution[0])
     if best is None:
-        _refuse(total - limit, parts)
+        assert nearest is not None
+        _refuse(nearest[0] - limit, nearest[1])
     total, doublings, solution = best
     record = {
         "limit_bytes": limit,

@@ -66,12 +66,18 @@ def chain(values: Sequence[float | None], ways: Sequence[str]) -> list[Score]:
 
 def notes(params: Lookup) -> list[str]:
     """Return how each of SCORES was scored: the first two plain, then mode and order."""
-    described = [evaluation(stage, params, lambda _: None) for stage in EVALUATORS]
+    parts = {stage: _part(params(f"{stage}.max_tokens")) for stage in EVALUATORS}
+    described = {stage: evaluation(stage, params, lambda _: None) for stage in EVALUATORS}
     return [
         "averaged weights, plain",
-        "plain",
-        *(f"{each.mode}, {each.order} order" for each in described),
+        f"plain{parts['eval_sliding']}",
+        *(f"{each.mode}, {each.order} order{parts[at]}" for at, each in described.items()),
     ]
+
+
+def _part(max_tokens: int | None) -> str:
+    """Say of which part of the text a score is, unless of all: training always scores all."""
+    return "" if max_tokens is None else f", first {max_tokens:,} tokens"
 
 
 def evaluation(stage: str, params: Lookup, metrics: Lookup) -> EvaluationRow:

@@ -239,7 +239,7 @@ def test_differences_of_machine_torch_and_steps_are_flagged(project, compared):
     assert group["flags"] == [
         "processes differ: 4, 8",
         "torch versions differ: 2.11.0, 2.13.0",
-        "bytes scored differ: 151080891, 9",
+        "texts scored (their bytes) differ: 151080891, 9",
         "steps reached differ: 4,400 to 4,550",
         "seeds run more than once: 2",
     ]

@@ -72,6 +72,14 @@ def test_a_mean_of_fewer_runs_says_so(tokens, tmp_path):
     assert figure["value"] - figure["reference"] == pytest.approx(pair.mean)
 
 
+def test_a_prediction_stands_beside_the_score_that_is_judged(tokens, tmp_path):
+    first, other = PLAN["variants"]
+    plan = plan_of(tokens, goal="packed", variants=[first, other | {"predicted": -0.01}])
+    _, differences, _ = tables(summarize(work(plan, tmp_path, FakeProcesses()), "tiny"))
+    ends = [(row[1], row[-1]) for row in differences.rows]
+    assert ends == [("trained", ""), ("packed", "-0.0100")]
+
+
 def test_what_is_done_is_not_run_again(tokens, tmp_path):
     work(plan_of(tokens), tmp_path, FakeProcesses())
     again = FakeProcesses()

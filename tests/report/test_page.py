@@ -95,6 +95,13 @@ def test_scores_are_a_chain_of_changes(inputs):
         assert row.change == pytest.approx(row.value - before.value)
 
 
+def test_scores_of_a_part_of_the_text_say_so(inputs):
+    sliding = {**inputs.params["eval_sliding"], "max_tokens": 8000}
+    changed = dataclasses.replace(inputs, params={**inputs.params, "eval_sliding": sliding})
+    of_a_part = ["first 8,000 tokens" in row.note for row in views.scores(changed)]
+    assert of_a_part == [False, True, True, False]
+
+
 def test_bytes_add_up_to_the_artifact(inputs):
     parts = views.byte_parts(inputs)
     assert sum(part.bytes for part in parts) == metrics()["package"]["bytes_total"]

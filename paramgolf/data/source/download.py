@@ -45,7 +45,7 @@ def _write_splits(config: DataConfig, folder: Path) -> TextManifest:
         folder / "train.jsonl.zst", itertools.islice(stream, config.max_documents)
     )
     if errors.skipped:
-        say(f"skipped: {dict(errors.skipped)}")
+        say(f"skipped: {', '.join(f'{n} x {kind}' for kind, n in errors.skipped.items())}")
     for name, split in (("validation", val), ("training", train)):
         if not split.documents:
             raise _too_few(config, name, val.documents + train.documents)
@@ -85,5 +85,8 @@ def _too_few(config: DataConfig, split: str, found: int) -> ParamGolfError:
     expected, fix = "documents in both splits", "give more text"
     if not config.validation_files:
         expected = f"more than data.validation_documents = {config.validation_documents} documents"
-        fix = "lower data.validation_documents, or give more text (a .txt file is one document)"
+        fix = (
+            "give more text (a .txt file is one document), lower data.validation_documents, "
+            "or name data.validation_files"
+        )
     return ParamGolfError(f"no {split} text is left", expected=expected, found=found, fix=fix)

@@ -12,7 +12,7 @@ from paramgolf.experiments.show import NONE, Table, interval, markdown_table, wr
 
 # heading: figure, what is written as 1, and how
 COSTS = {
-    "M tokens": ("tokens", 1e6, "{:,.1f}"),
+    "M tokens": ("tokens", 1e6, "{:,.2f}"),
     "M tokens/s": ("tokens_per_second", 1e6, "{:.3f}"),
     "passes": ("passes", 1, "{:.2f}"),
     "bytes": ("bytes_total", 1, "{:,.0f}"),
@@ -40,7 +40,7 @@ def tables(summary: Summary) -> list[Table]:
     first, *others = summary.variants
     made = [Table("bits per byte", ("variant", "runs", *scores), scored)]
     if others:
-        rows = [row for one in others for row in _differences(one)]
+        rows = [row for one in others for row in _differences(one, summary.score)]
         headings = "variant", "score", "difference", "seeds", "p", "predicted"
         made.append(Table(f"minus {first.name}, seed by seed, ± 95 %", headings, rows))
     return [*made, _costs(summary)]
@@ -79,14 +79,17 @@ def _interval(found: Paired | Effect | None, form: str) -> str:
     return NONE if found is None else interval(found.mean, found.high, form)
 
 
-def _differences(one: VariantResult) -> Iterator[tuple[str, ...]]:
-    """Yield a row for each score of which there are pairs: their mean, and ± half its interval."""
+def _differences(one: VariantResult, judged: str) -> Iterator[tuple[str, ...]]:
+    """Yield a row for each score of which there are pairs: their mean, and ± half its interval.
+
+    What was predicted stands beside the score that is `judged`, the furthest of all variants.
+    """
     name, predicted = one.name, written(one.predicted, "{:+.4f}")
     for score, found in one.differences.items():
-        difference = _interval(found, ".4f")
-        yield name, score, difference, str(found.n), written(found.p, "{:.2g}"), predicted
-        name = predicted = ""
-    if not one.differences:
+        difference, p = _interval(found, ".4f"), written(found.p, "{:.2g}")
+        yield name, score, difference, str(found.n), p, predicted if score == judged else ""
+        name = ""
+    if judged not in one.differences:
         yield name, NONE, NONE, "0", NONE, predicted
 
 

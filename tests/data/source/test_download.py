@@ -146,7 +146,7 @@ def test_what_was_skipped_is_said_where_nothing_is_left(
     config = files_config(sample, names[1], on_error="skip", validation_files=names[:1])
     with pytest.raises(ParamGolfError, match=r"no validation text is left(.|\n)*give more text$"):
         download(config, tmp_path / "raw")
-    assert "skipped: {'bad UTF-8': 1}" in capsys.readouterr().err
+    assert "skipped: 1 x bad UTF-8\n" in capsys.readouterr().err
 
 
 def test_nothing_of_an_earlier_run_stays(sample: Params, tmp_path: Path) -> None:
