@@ -136,7 +136,8 @@ def evaluators_read(run: Evidence) -> Verdict:
         extra += [f"{stage} does not read {dep}" for dep in sorted(EVALUATOR_DATA - data)]
         if count := run.get(stage, "train_tokens_read"):
             extra.append(f"{stage} reads {count:,} training tokens")
-    return Verdict(not extra, "; ".join(extra) or "data deps: artifacts/package/model.bin, data/tokens")
+    read = f"data deps: {', '.join(sorted(EVALUATOR_DATA))}"
+    return Verdict(not extra, "; ".join(extra) or read)
 
 
 def _data_of(path: str) -> str:

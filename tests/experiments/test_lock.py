@@ -103,7 +103,8 @@ def test_a_reason_of_a_stage_and_of_what_it_read_is_told_once():
 
 def test_a_stage_that_read_another_output_is_foreign():
     """As after `dvc exp run -S quantize.bits=5 package`: the lock has the new package's hash."""
-    lock = LOCK[::-1].replace("md5: cc"[::-1], "md5: ee"[::-1], 1)[::-1]  # the output, which is last
+    before, output = LOCK.rsplit("md5: cc", 1)
+    lock = f"{before}md5: ee{output}"
     assert foreign(lock) == {"eval_ttt": "another artifacts/package/model.bin"}
 
 
