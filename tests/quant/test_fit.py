@@ -77,7 +77,7 @@ def test_the_coarsest_that_does_not_fit_is_refused(case):
 
 def test_a_search_that_no_clip_ends_is_refused_by_its_nearest_trial():
     sizes = iter([900, 700, *[800] * 6])
-    with pytest.raises(ParamGolfError, match="found: 200 bytes too many; model 800"):
+    with pytest.raises(ParamGolfError, match="found: 200 bytes too many; model 700"):
         fit(
             make_config(fit_bytes=500),
             lambda _: ({"w.integers": torch.empty(10**6, device="meta")}, []),
