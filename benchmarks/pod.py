@@ -6,7 +6,7 @@ a hub on 127.0.0.1, which takes its share of the cores, and put into data/tokens
 training that is killed together with all its processes has lost, since the checkpoint from which it
 would go on, and of its log, by an S3 server on 127.0.0.1; training is the sample's, on --tokens of
 its vocabulary, with a checkpoint every 5 steps.
-rehearse: `paramgolf rehearse` of pr1493 with nothing compiled, and the start of training after it;
+rehearse: `paramgolf rehearse` of pr1493 with nothing compiled, and the start of training after it.
 It needs a GPU, and reads --tokens, a folder of shards of the recipe's vocabulary, as data/tokens.
 """
 

@@ -64,8 +64,9 @@ def need_gpus(count: int = 1) -> None:
 
 def check_names(names: Iterable[str], known: Iterable[str]) -> None:
     """Refuse ways to score that there are not."""
-    if unknown := [*dict.fromkeys(names).keys() - {*known}]:
-        raise ParamGolfError("no such way", found=unknown, expected=f"some of {[*known]}")
+    known = [*known]
+    if unknown := [name for name in names if name not in known]:
+        raise ParamGolfError("no such way", found=unknown, expected=f"some of {known}")
 
 
 def write_results(name: str, rows: list[Row], *, show: bool = True) -> None:
@@ -88,7 +89,7 @@ def _join(path: Path, rows: list[Row]) -> str:
     content = read_json(path) if path.is_file() else {**made, "rows": []}
 
     def newest(row: dict[str, Any]) -> dict[str, Any]:
-        devices = row.get("device", content.get("device", "")).split("; ")
+        devices = row.get("device", content["device"]).split("; ")
         return fresh.pop(row["figure"], row) if made["device"] in devices else row
 
     kept = [*map(newest, content["rows"])]
